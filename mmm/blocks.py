@@ -1,0 +1,42 @@
+"""The transformer blocks that encoders and decoders share: timm's, with MAE's initialisation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from timm.models.vision_transformer import Block
+from torch import nn
+
+
+def make_blocks(
+    width: int, depth: int, heads: int, *, mlp_ratio: float = 4.0, epsilon: float = 1e-6, drop_path: float = 0.0
+) -> nn.ModuleList:
+    """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate.
+
+    Raises:
+        ValueError: where the heads do not divide the width.
+    """
+    if width % heads:
+        raise ValueError(f"a width of {width} does not divide into {heads} heads; choose heads from its divisors")
+    norm = partial(nn.LayerNorm, eps=epsilon)
+    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+    return nn.ModuleList(
+        Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """MAE's initialisation (models_mae.py), for `Module.apply`.
+
+    Linear weights are Xavier-uniform, q, k and v as one matrix; biases 0; norms 1 and 0. Convolutions (the patch embedding's
+    holder) are Xavier-uniform as the matrix they stand for, and keep torch's own bias, as there.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))

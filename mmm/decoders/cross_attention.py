@@ -1,0 +1,120 @@
+"""CrossMAE's decoder (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025, section 3): each predicted token
+reads the visible ones, and none of the others, so any part of the hidden tokens can be predicted by itself.
+
+Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (prefix among them), Q predicted tokens, D the encoder's width,
+d the decoder's, h heads, K values predicted a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from einops import rearrange
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.blocks import initialise
+from mmm.decoders.base import decoders
+from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
+from mmm.interfaces import Features, Shape
+from mmm.mask import Mask
+from mmm.tokens import Grid, position_table, positions, repeat_rows, take
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries (B, Q, d) to keys and values made from (B, M, D)."""
+
+    def __init__(self, width: int, source: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(source, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """(B, Q, d), (B, M, D) -> (B, Q, d)."""
+        q = rearrange(self.q(x), "b q (h c) -> b h q c", h=self.heads)
+        k, v = rearrange(self.kv(source), "b m (two h c) -> two b h m c", two=2, h=self.heads)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)"))
+
+
+class CrossBlock(nn.Module):
+    """x + [self-attention(norm x)], + cross-attention(norm x, source), + mlp(norm x); the source comes normed."""
+
+    def __init__(self, width: int, source: int, heads: int, *, mlp_ratio: float, epsilon: float, self_attention: bool) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=epsilon)
+        self.norm0 = norm(width) if self_attention else None
+        self.self_attn = Attention(width, heads, qkv_bias=True) if self_attention else None
+        self.norm1 = norm(width)
+        self.cross_attn = CrossAttention(width, source, heads)
+        self.norm2 = norm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """(B, Q, d), (B, M, D) -> (B, Q, d)."""
+        if self.norm0 is not None and self.self_attn is not None:
+            x = x + self.self_attn(self.norm0(x))
+        x = x + self.cross_attn(self.norm1(x), source)
+        return x + self.mlp(self.norm2(x))
+
+
+@decoders.register("cross_attention")
+class CrossAttentionDecoder(nn.Module):
+    """Cross-attention from each predicted token to the encoded ones; a predicted token costs the same whoever else is predicted."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(FusedDecoderConfig):
+        width: int = 512
+        """Width of the decoder."""
+
+        depth: int = 12
+        """Number of blocks."""
+
+        heads: int = 16
+        """Number of attention heads."""
+
+        mlp_ratio: float = 4.0
+        """Hidden width of a block's MLP over its width."""
+
+        norm_epsilon: float = 1e-6
+        """Epsilon of the layer norms."""
+
+        self_attention: bool = False
+        """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
+
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
+        """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"decoder.width {config.width} does not divide into decoder.heads {config.heads}")
+        self.config, self.home, self.prefix = config, grid, encoder.prefix
+        self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
+        self.pos_embed = position_table(grid, config.width, encoder.prefix, fixed=True)
+        self.fusion = make_fusion(config, encoder, config.depth, config.norm_epsilon)
+        self.blocks = nn.ModuleList(
+            CrossBlock(
+                config.width,
+                encoder.width,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                epsilon=config.norm_epsilon,
+                self_attention=config.self_attention,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.head = nn.Linear(config.width, outputs)
+        self.apply(initialise)
+
+    def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
+        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
+        table = positions(self.pos_embed, self.home, grid, self.prefix, fixed=True)  # (1, R + N, d)
+        x = self.mask_token + take(table[:, self.prefix :], mask.predict)  # (kmB, Q, d)
+        for block, source in zip(self.blocks, self.fusion(features), strict=True):
+            x = block(x, repeat_rows(source, len(x)))  # (mB, M, D) -> (kmB, M, D)
+        return self.head(self.norm(x))  # (kmB, Q, K)

@@ -1,0 +1,44 @@
+"""A linear prediction from each hidden token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT).
+
+Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens, N tokens of the grid, Q predicted, D width, K values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmm.blocks import initialise
+from mmm.decoders.base import DecoderConfig, decoders
+from mmm.interfaces import Features, Shape
+from mmm.mask import Mask
+from mmm.tokens import Grid, repeat_rows, take
+
+
+@decoders.register("linear")
+class LinearDecoder(nn.Module):
+    """One linear layer; needs a mask that blanks the hidden tokens, so that the encoder has a feature for each."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DecoderConfig):
+        pass
+
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
+        """Builds it for an encoder of this shape and `outputs` (K) values a token; any grid will do."""
+        super().__init__()
+        self.config = config
+        self.head = nn.Linear(encoder.width, outputs)
+        self.apply(initialise)
+
+    def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
+        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
+        if mask.blank is None:
+            raise ValueError("decoder.name linear predicts from the encoder's own hidden tokens; set masker.blank")
+        where = features.where  # (mB, M)
+        standing = torch.arange(where.shape[1], device=where.device).expand_as(where)
+        slots = where.new_zeros(len(where), math.prod(grid)).scatter(1, where, standing)  # place on the grid -> place in M
+        slots = repeat_rows(slots, len(mask.predict)).gather(1, mask.predict)  # (kmB, Q)
+        return self.head(take(features.tokens, slots))  # (kmB, Q, K)

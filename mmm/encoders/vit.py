@@ -1,0 +1,161 @@
+"""The vision transformer (Dosovitskiy et al., ICLR 2021) as MAE uses it, on timm's blocks and under timm's names.
+
+Shapes: B samples (mB rows where a mask has several a sample), N tokens, P values a token, V visible, H blank, M = V + H,
+R prefix tokens (1 with a class token, else 0), D width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.blocks import initialise, make_blocks
+from mmm.interfaces import Features, Reads, Shape
+from mmm.mask import Mask
+from mmm.registry import PartConfig, Registry
+from mmm.tokens import Grid, position_table, positions, repeat_rows, take
+
+encoders: Registry[nn.Module] = Registry("encoder")
+
+Size = Literal["tiny", "small", "base", "large", "huge"]
+# width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(PartConfig):
+    """What every encoder can say of itself before it is built."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Width, depth and number of prefix tokens."""
+
+
+class Embedding(nn.Module):
+    """The linear embedding of tokens, with its weight laid out as timm's convolution holds it: (D, C, s...).
+
+    Only the tokens that are given are embedded; on all of them it equals the strided convolution.
+    """
+
+    def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
+        self.proj = convolution(channels, width, token, token)  # holds the weights and torch's own bias; never called
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, M, P) -> (B, M, D)."""
+        weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, C, s...) -> (D, s... C), the order of `split`
+        return F.linear(patches, weight, self.proj.bias)
+
+
+@encoders.register("vit")
+class VisionTransformer(nn.Module):
+    """A plain vision transformer over the tokens that it is shown."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EncoderConfig):
+        size: Size = "base"
+        """Width, depth and heads by name: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16."""
+
+        width: int | None = None
+        """Width instead of the size's own."""
+
+        depth: int | None = None
+        """Number of blocks instead of the size's own."""
+
+        heads: int | None = None
+        """Number of attention heads instead of the size's own."""
+
+        mlp_ratio: float = 4.0
+        """Hidden width of a block's MLP over its width."""
+
+        class_token: bool = True
+        """Put a class token before the others."""
+
+        positions: Literal["sine_cosine", "learned"] = "sine_cosine"
+        """Fixed sines and cosines (MAE) or learned ones."""
+
+        drop_path: float = 0.0
+        """Rate of stochastic depth in the last block, rising linearly from the first."""
+
+        norm_epsilon: float = 1e-6
+        """Epsilon of the layer norms (MAE, timm: 1e-6; transformers: 1e-12)."""
+
+        def __post_init__(self) -> None:
+            if self.size not in SIZES:
+                raise ValueError(f"encoder.size {self.size!r} is unknown; choose from {', '.join(SIZES)}")
+
+        @property
+        def shape(self) -> Shape:
+            width, depth, _ = SIZES[self.size]
+            return Shape(self.width or width, self.depth or depth, int(self.class_token))
+
+    def __init__(
+        self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, reads: Reads, blanks: bool = False
+    ) -> None:
+        """Builds it.
+
+        Args:
+            config: the user's choices.
+            token: a token's size, in pixels (and frames).
+            channels: C.
+            grid: the home grid, for which the table of positions is stored; any other grid can be encoded too.
+            reads: what will be read of it: a final norm that nobody reads is not built.
+            blanks: whether masks will blank tokens, which needs a mask token.
+        """
+        super().__init__()
+        self.config, self.shape, self.home, self.reads = config, config.shape, grid, reads
+        width, heads = self.shape.width, config.heads or SIZES[config.size][2]
+        self.patch_embed = Embedding(token, channels, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if blanks else None
+        fixed = config.positions == "sine_cosine"
+        self.pos_embed = position_table(grid, width, self.shape.prefix, fixed)
+        self.blocks = make_blocks(
+            width, self.shape.depth, heads, mlp_ratio=config.mlp_ratio, epsilon=config.norm_epsilon, drop_path=config.drop_path
+        )
+        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
+        self.apply(initialise)
+        for special in (self.cls_token, self.mask_token):
+            if special is not None:
+                nn.init.normal_(special, std=0.02)
+
+    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] | None = None) -> Features:
+        """Features of the tokens that the mask shows; without a mask, of all in order.
+
+        Args:
+            patches: (B, N, P).
+            grid: the arrangement of the N tokens.
+            mask: with (mB, V) visible tokens and, where tokens are blanked, (mB, H) blank ones.
+            blocks: which blocks' outputs to keep; the decoder's where none are named.
+        """
+        keep = self.reads.blocks if blocks is None else blocks
+        where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where  # (mB, M)
+        tokens = self.embed(patches, grid, mask, where)  # (mB, R + M, D)
+        kept = {0: tokens} if 0 in keep else {}
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number in keep:
+                kept[number] = tokens
+        return Features(self.norm(tokens), self.shape.prefix, where, kept)
+
+    def embed(self, patches: Tensor, grid: Grid, mask: Mask | None, where: Tensor) -> Tensor:
+        """What enters the first block: gathered first, embedded after, so that hidden tokens cost nothing. (mB, R + M, D)."""
+        tokens = self.patch_embed(patches if mask is None else take(patches, mask.visible))  # (mB, V, D)
+        if mask is not None and mask.blank is not None:
+            if self.mask_token is None:
+                raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
+            tokens = torch.cat([tokens, self.mask_token.expand(*mask.blank.shape, -1)], dim=1)  # (mB, V + H, D)
+        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions == "sine_cosine")
+        tokens = tokens + take(table[:, self.shape.prefix :], where)
+        if self.cls_token is None:
+            return tokens
+        prefix = repeat_rows(self.cls_token + table[:, :1], len(tokens))
+        return torch.cat([prefix.to(tokens.dtype), tokens], dim=1)  # (mB, 1 + M, D)

@@ -1,0 +1,85 @@
+"""What the data and the parts tell each other.
+
+Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the data dictates to the parts.
+
+    Attributes:
+        size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
+        channels: of a pixel.
+        mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+
+    Raises:
+        ValueError: where mean or std do not have one value a channel.
+    """
+
+    size: tuple[int, ...]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise ValueError(f"data.{name} has {len(values)} values for {self.channels} channels; give one a channel")
+
+
+@dataclass(frozen=True)
+class Features:
+    """The encoder's output, of the tokens that it saw.
+
+    Attributes:
+        last: (B, R + M, D), after the final norm where the encoder has one.
+        prefix: R, the number of leading tokens that stand nowhere on the grid.
+        where: int64 (B, M) or, without a mask, (1, M): which token of the grid each one is.
+        blocks: of the blocks that were asked for, their outputs, (B, R + M, D) each; 0 is what enters the first block.
+    """
+
+    last: Tensor
+    prefix: int
+    where: Tensor
+    blocks: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens of the grid without the prefix, (B, M, D)."""
+        return self.last[:, self.prefix :]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a decoder must know of an encoder.
+
+    Attributes:
+        width: D.
+        depth: the number of blocks.
+        prefix: R.
+    """
+
+    width: int
+    depth: int
+    prefix: int
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a decoder reads of an encoder, so that nothing else is kept or built.
+
+    Attributes:
+        last: whether it reads the final norm's output.
+        blocks: the blocks whose outputs it reads; 0 is what enters the first.
+    """
+
+    last: bool = True
+    blocks: tuple[int, ...] = ()

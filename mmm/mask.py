@@ -1,0 +1,73 @@
+"""A mask: index sets, never a 0/1 map with a polarity.
+
+Shapes: B samples, m masks a sample, k groups a mask, V visible, Q predicted, H hidden tokens that the encoder sees as blanks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens the encoder sees and which ones the decoder predicts.
+
+    Attributes:
+        visible: int64 (mB, V), tokens whose values the encoder may see, in any order.
+        predict: int64 (kmB, Q), tokens that are predicted.
+        blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
+        weight: float (kmB, Q), how much each prediction counts in the loss (0 for padding), or None: all alike.
+
+    Raises:
+        ValueError: where shapes do not fit each other.
+    """
+
+    visible: Tensor
+    predict: Tensor
+    blank: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.visible.dim() != 2 or self.predict.dim() != 2:
+            raise ValueError(
+                f"a mask's index sets are two-dimensional (rows, tokens): visible is {tuple(self.visible.shape)}, "
+                f"predict {tuple(self.predict.shape)}"
+            )
+        if len(self.predict) % len(self.visible):
+            raise ValueError(f"predict has {len(self.predict)} rows, not a multiple of visible's {len(self.visible)}")
+        if self.blank is not None and len(self.blank) != len(self.visible):
+            raise ValueError(f"blank has {len(self.blank)} rows, visible {len(self.visible)}")
+        if self.weight is not None and self.weight.shape != self.predict.shape:
+            raise ValueError(f"weight is {tuple(self.weight.shape)}, predict {tuple(self.predict.shape)}")
+
+    @property
+    def where(self) -> Tensor:
+        """The tokens that the encoder processes, in its order: visible ones, then blanks. (mB, V + H)."""
+        return self.visible if self.blank is None else torch.cat([self.visible, self.blank], dim=1)
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+    def checked(self, samples: int, tokens: int) -> Mask:
+        """This mask, if it fits `samples` of `tokens` tokens each.
+
+        Raises:
+            ValueError: where the rows do not divide by the samples or, on a CPU (elsewhere it would wait for the device), where
+                an index is not a token.
+        """
+        if len(self.visible) % samples:
+            raise ValueError(f"the mask has {len(self.visible)} rows for {samples} samples; give each sample as many")
+        if self.visible.device.type == "cpu" and not torch.compiler.is_compiling():
+            for name in ("visible", "predict", "blank"):
+                index = getattr(self, name)
+                if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tokens:
+                    raise ValueError(
+                        f"mask.{name} holds indices from {int(index.min())} to {int(index.max())}; "
+                        f"this input has tokens 0 to {tokens - 1}"
+                    )
+        return self

@@ -1,0 +1,119 @@
+"""One forward for every method: tokenizer -> masker -> encoder -> decoder -> target.
+
+Shapes: B samples, N tokens of the grid, P values a token, V visible, Q predicted, K values predicted a token, D width.
+A mask may have more rows than there are samples: mB rows of `visible` (several masks a sample), kmB of `predict` (several
+groups a mask), both sample-major; the factors are read from the shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmm.decoders import DecoderConfig, decoders
+from mmm.encoders import EncoderConfig, encoders
+from mmm.interfaces import Features, Input
+from mmm.keys import sample_keys
+from mmm.mask import Mask
+from mmm.maskers import MaskerConfig, maskers
+from mmm.registry import PartConfig
+from mmm.targets import targets
+from mmm.tokenizers import tokenizers
+from mmm.tokens import Grid
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward gives.
+
+    Attributes:
+        loss: () fp32.
+        predicted: (kmB, Q, K), in the forward's precision.
+        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class; carries no gradient.
+        mask: the one that was used.
+    """
+
+    loss: Tensor
+    predicted: Tensor
+    wanted: Tensor
+    mask: Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The five choices that make a method, each the `Config` of a registered part."""
+
+    tokenizer: PartConfig
+    masker: MaskerConfig
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    target: PartConfig
+
+
+class MaskedModel(nn.Module):
+    """A masked autoencoder of images or clips, put together from five parts.
+
+    Example:
+        model = MaskedModel.build(config, Input(size=(224, 224)))
+        loss = model(x).loss                        # x: normalised (B, C, H, W); the masker draws a mask
+        loss = model(x, mask=Mask(visible, predict)).loss
+    """
+
+    def __init__(
+        self, tokenizer: nn.Module, masker: nn.Module, encoder: nn.Module, decoder: nn.Module | None, target: nn.Module
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+
+    @classmethod
+    def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
+        """Builds each part from its own choices and from what the others and the data dictate.
+
+        With a seed the weights depend on nothing else, and torch's generator stays as it was.
+        """
+        if seed is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return cls.build(config, data)
+        tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
+        grid = tokenizer.grid_of(data.size)
+        shape = config.encoder.shape
+        encoder = encoders.build(
+            config.encoder,
+            token=tokenizer.size,
+            channels=data.channels,
+            grid=grid,
+            reads=config.decoder.reads(shape.depth),
+            blanks=config.masker.blank,
+        )
+        target = targets.build(config.target, width=tokenizer.width, data=data, encoder=encoder)
+        decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.width)
+        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
+        """The loss of a batch.
+
+        Args:
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
+            mask: what is visible and what is predicted; drawn from torch's generator where none is given.
+        """
+        if self.decoder is None:
+            raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
+        patches = self.tokenizer.split(x)  # (B, N, P)
+        grid = self.tokenizer.grid(x)
+        mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])
+        features = self.encoder(patches, grid, mask)  # of the visible (and blank) tokens only
+        predicted = self.decoder(features, mask, grid)  # (kmB, Q, K)
+        wanted = self.target(x, patches, mask, grid)  # (kmB, Q, K) or (kmB, Q)
+        return Output(self.target.loss(predicted, wanted, mask), predicted, wanted, mask)
+
+    def encode(self, x: Tensor) -> Features:
+        """Features of every token, in the grid's order, without a mask. x: (B, C, H, W) or (B, C, T, H, W), normalised."""
+        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None)
+
+    def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
+        """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""
+        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(samples, device=device))
+        return self.masker(keys, grid)

@@ -1,0 +1,101 @@
+"""Parts by name: a part's own frozen `Config`, and one registry for each kind of part. The standard library is all it needs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Generic, TypeVar
+
+T = TypeVar("T")
+Part = TypeVar("Part", bound=type)
+
+REGISTRIES: dict[str, Registry[Any]] = {}
+"""Every registry by its kind ("masker"): how the command line finds the choices for a part that a config holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind."""
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+
+
+class Registry(Generic[T]):
+    """The parts of one kind, by name.
+
+    A part is a class with its own nested `Config` and an `__init__(self, config, *, ...)` whose keyword arguments are what the
+    other parts dictate:
+
+    >>> lamps = Registry("lamp")
+    >>> @lamps.register("desk")
+    ... class DeskLamp:
+    ...     @dataclass(frozen=True, kw_only=True)
+    ...     class Config(PartConfig):
+    ...         watts: int = 7
+    ...     def __init__(self, config, *, volts):
+    ...         self.config, self.volts = config, volts
+    >>> lamps.build(DeskLamp.Config(watts=9), volts=230).config
+    DeskLamp.Config(watts=9)
+    """
+
+    def __init__(self, kind: str) -> None:
+        """An empty registry of this kind, which is also the name of a task's field, and so of the flag, for such a part."""
+        assert kind not in REGISTRIES, f"two registries of kind {kind!r}"
+        self.kind = kind
+        self.parts: dict[str, type[T]] = {}
+        REGISTRIES[kind] = self
+
+    def register(self, name: str) -> Callable[[Part], Part]:
+        """A decorator that gives a class this name.
+
+        Raises:
+            ValueError: where the name is taken, or the class has no `Config` of its own, or that cannot stand alone.
+        """
+
+        def add(part: Part) -> Part:
+            if name in self.parts:
+                raise ValueError(f"two parts are {self.kind} {name!r}: {self.parts[name].__qualname__}, {part.__qualname__}")
+            config = _own_config(part)
+            config.name, config.kind = name, self.kind
+            self.parts[name] = part
+            return part
+
+        return add
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The part of this name.
+
+        Raises:
+            ValueError: where there is none; it names all and the nearest.
+        """
+        if name not in self.parts:
+            cure = nearest(name, self.parts) or "; one of your own: --use the file that registers it"
+            raise ValueError(f"no {self.kind} is called {name!r}; choose from {', '.join(sorted(self.parts))}{cure}")
+        return self.parts[name]
+
+    def build(self, config: PartConfig, **context: Any) -> T:
+        """The part that this config belongs to; `context` is what the other parts dictate (widths, the grid)."""
+        return self[config.name](config, **context)  # type: ignore[call-arg]
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error, "; did you mean 'block'?", or nothing where no choice is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _own_config(part: type) -> type[PartConfig]:
+    """The part's nested config; not an inherited one, which would lose its first owner's name."""
+    config = part.__dict__.get("Config")
+    if not (isinstance(config, type) and issubclass(config, PartConfig) and "__dataclass_fields__" in config.__dict__):
+        raise ValueError(f"{part.__qualname__} needs a nested `class Config(PartConfig)` of its own, a frozen kw_only dataclass")
+    for field in fields(config):
+        if field.name == "name":
+            raise ValueError(f"{config.__qualname__}.name: `name` is the part's own, call the field otherwise")
+        if field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(
+                f"{config.__qualname__}.{field.name} needs a default, so that the part can be chosen by its name alone"
+            )
+    return config

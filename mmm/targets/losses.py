@@ -1,0 +1,50 @@
+"""Losses of one token, and their mean.
+
+Shapes: B rows, Q tokens, K values (or classes) a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Literal["mse", "l1", "smooth_l1", "cosine", "cross_entropy"]
+
+
+def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """1 - cosine similarity."""
+    return 1 - F.cosine_similarity(predicted, wanted, dim=-1)
+
+
+def cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Of K logits and an int64 class."""
+    return F.cross_entropy(predicted.transpose(1, -1), wanted, reduction="none")
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda predicted, wanted: F.mse_loss(predicted, wanted, reduction="none").mean(-1),
+    "l1": lambda predicted, wanted: F.l1_loss(predicted, wanted, reduction="none").mean(-1),
+    "smooth_l1": lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none").mean(-1),
+    "cosine": cosine,
+    "cross_entropy": cross_entropy,
+}
+
+
+def mean_loss(loss: str, predicted: Tensor, wanted: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean over tokens of a token's loss, in fp32 (or better) whatever the forward's precision.
+
+    Args:
+        loss: a name in `LOSSES`.
+        predicted: (B, Q, K).
+        wanted: (B, Q, K), or int64 (B, Q) for cross_entropy.
+        weight: (B, Q) or None.
+
+    Returns:
+        ().
+    """
+    exact = predicted if predicted.dtype.itemsize >= 4 else predicted.float()
+    each = LOSSES[loss](exact, wanted)  # (B, Q)
+    return each.mean() if weight is None else (each * weight).sum() / weight.sum()

@@ -1,0 +1,116 @@
+"""Cutting images and clips into tokens: one n-D implementation, of which patches and tubes are two forms.
+
+Shapes: B samples, C channels, s... the sample's axes (H, W or T, H, W), N tokens, P = C * token volume values a token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmm.registry import PartConfig, Registry
+from mmm.tokens import Grid
+
+tokenizers: Registry[GridTokenizer] = Registry("tokenizer")
+
+AXES = {2: ("height", "width"), 3: ("frames", "height", "width")}
+
+
+class GridTokenizer(nn.Module):
+    """Cuts (B, C, s...) into a grid of equal boxes; without weights.
+
+    Attributes:
+        size: of a token along each axis, in pixels or frames.
+        channels: C.
+        width: P, values a token.
+    """
+
+    def __init__(self, size: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.size, self.channels = size, channels
+        self.width = channels * math.prod(size)
+        inner = [f"i{axis}" for axis in range(len(size))]  # position inside a token
+        outer = [f"o{axis}" for axis in range(len(size))]  # token's place on the grid
+        boxes = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
+        self._image = f"b c {boxes}"
+        self._patches = f"b ({' '.join(outer)}) ({' '.join(inner)} c)"  # the channel is the fastest, as MAE's targets have it
+        self._sizes = dict(zip(inner, size, strict=True))
+
+    def grid(self, x: Tensor) -> Grid:
+        """The tokens' arrangement for an input (B, C, s...)."""
+        if x.dim() < 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"the input is {tuple(x.shape)}; expected (samples, {self.channels} channels, {', '.join(AXES[len(self.size)])})"
+            )
+        return self.grid_of(tuple(x.shape[2:]))
+
+    def grid_of(self, size: tuple[int, ...]) -> Grid:
+        """The tokens' arrangement for a sample of this size (s...).
+
+        Raises:
+            ValueError: where a token's size does not divide the sample's.
+        """
+        size = self._lifted(size)
+        if len(size) != len(self.size):
+            raise ValueError(f"a sample of {len(size)} axes {size} does not fit tokens of {len(self.size)} {self.size}")
+        for axis, pixels, token in zip(AXES[len(size)], size, self.size, strict=True):
+            if pixels % token or not pixels:
+                below = pixels // token * token
+                use = f"{below} or {below + token}" if below else f"{token}"
+                raise ValueError(f"the input's {axis} {pixels} is not a multiple of the token's {token}; use {use}")
+        return tuple(pixels // token for pixels, token in zip(size, self.size, strict=True))
+
+    def split(self, x: Tensor) -> Tensor:
+        """The raw values of every token, (B, C, s...) -> (B, N, P), channel fastest."""
+        self.grid(x)  # refuses what does not fit, in words
+        return rearrange(self._lift(x), f"{self._image} -> {self._patches}", **self._sizes)
+
+    def join(self, patches: Tensor, grid: Grid) -> Tensor:
+        """The inverse of `split`: (B, N, P) -> (B, C, s...)."""
+        places = {f"o{axis}": size for axis, size in enumerate(grid)}
+        return rearrange(patches, f"{self._patches} -> {self._image}", **self._sizes, **places)
+
+    def _lifted(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The size that a sample of `size` is treated as: an image, among tubes, is one tube long."""
+        return self.size[: len(self.size) - len(size)] + size
+
+    def _lift(self, x: Tensor) -> Tensor:
+        """Repeats an image (B, C, H, W) along the leading axes of a token: among tubes, it is one tube that stands still."""
+        missing = len(self.size) + 2 - x.dim()
+        for length in reversed(self.size[:missing]) if missing > 0 else ():
+            x = x.unsqueeze(2).expand(-1, -1, length, *x.shape[2:])
+        return x
+
+
+@tokenizers.register("patches")
+class Patches(GridTokenizer):
+    """Square patches of an image."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        size: int = 16
+        """Side of a patch, in pixels."""
+
+    def __init__(self, config: Config, *, channels: int) -> None:
+        super().__init__((config.size, config.size), channels)
+        self.config = config
+
+
+@tokenizers.register("tubes")
+class Tubes(GridTokenizer):
+    """Boxes of a clip, some frames deep; an image is one tube that stands still."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        size: int = 16
+        """Side of a tube, in pixels."""
+
+        frames: int = 2
+        """Depth of a tube, in frames."""
+
+    def __init__(self, config: Config, *, channels: int) -> None:
+        super().__init__((config.frames, config.size, config.size), channels)
+        self.config = config

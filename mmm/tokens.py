@@ -1,0 +1,116 @@
+"""What every part needs to know about tokens: gathering them, where they stand, and how many a ratio leaves.
+
+Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axes of the grid, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Grid = tuple[int, ...]  # (H', W') of an image, (T', H', W') of a clip
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """The one gather: the tokens of `values` that `index` names.
+
+    Args:
+        values: (B, N, ...).
+        index: int64 (kB, K). Rows are sample-major: rows ik .. ik + k - 1 belong to sample i.
+
+    Returns:
+        (kB, K, ...).
+    """
+    rows, many = len(index), len(values)
+    assert rows % many == 0, f"{rows} rows of indices for {many} samples"
+    flat = index.reshape(many, -1)  # (kB, K) -> (B, kK)
+    trailing = values.shape[2:]
+    wide = flat.reshape(*flat.shape, *(1 for _ in trailing)).expand(*flat.shape, *trailing)  # a view: no index per element
+    return values.gather(1, wide).reshape(*index.shape, *trailing)  # (B, kK, ...) -> (kB, K, ...)
+
+
+def repeat_rows(values: Tensor, rows: int) -> Tensor:
+    """(B, ...) -> (rows, ...), each sample's row repeated in place, sample-major; no copy where there is nothing to do."""
+    return values if len(values) == rows else values.repeat_interleave(rows // len(values), dim=0)
+
+
+def keep_count(ratio: float, tokens: int) -> int:
+    """How many of `tokens` stay visible when the fraction `ratio` is hidden: the nearest whole number.
+
+    (MAE truncates instead: 100 tokens at 0.9 leave it 9, because 1 - 0.9 is a little under 0.1. At every size that its papers
+    use, both rules agree.)
+    """
+    return tokens - round(ratio * tokens)
+
+
+def coordinates(grid: Grid) -> Tensor:
+    """Where each token stands, in tokens: float64 (N, n), the last axis fastest."""
+    axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    return torch.stack(axes, dim=-1).flatten(0, -2)  # (N, n)
+
+
+def sine_cosine(coords: Tensor, width: int) -> Tensor:
+    """Fixed n-D positions: each axis gets an equal share of the width, half sines, half cosines.
+
+    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), which this equals for
+    two axes; where the axes do not divide the width, each gets the next even share and the end is cut, as in V-JEPA's table.
+
+    Args:
+        coords: (N, n), in tokens.
+        width: D, even.
+
+    Returns:
+        float64 (N, D). Frequencies 10000^(-i / (d / 2)) for i < d / 2, d the axis' share.
+    """
+    if width % 2:
+        raise ValueError(f"sine-cosine positions need an even width, not {width}")
+    share = 2 * math.ceil(width / (2 * coords.shape[1]))
+    frequencies = 10000.0 ** -(torch.arange(share // 2, dtype=torch.float64, device=coords.device) / (share / 2))
+    angles = coords.double().flip(1)[..., None] * frequencies  # (N, n, d/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # (N, D)
+
+
+def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """A table of learned positions for another grid, (1, N_old, D) -> (1, N_new, D).
+
+    Bicubic without corner alignment for two axes, as MAE's fine-tuning does; trilinear for three. The same grid gives the
+    same values.
+    """
+    if old == new:
+        return table
+    if len(old) != len(new):
+        raise ValueError(f"positions learned on a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
+    image = table.transpose(1, 2).unflatten(2, old)  # (1, D, *old)
+    return F.interpolate(image, size=new, mode=mode, align_corners=False).flatten(2).transpose(1, 2)  # (1, N_new, D)
+
+
+def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, fixed: bool) -> Tensor:
+    """The positions of a grid: the stored table on its home grid; elsewhere computed anew (fixed) or resized (learned).
+
+    Args:
+        table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
+
+    Returns:
+        (1, prefix + N, D).
+    """
+    if grid == home:
+        return table
+    head, body = table[:, :prefix], table[:, prefix:]
+    if fixed:
+        body = sine_cosine(coordinates(grid), table.shape[2])[None].to(table)
+    else:
+        body = resize_positions(body, home, grid)
+    return torch.cat([head, body], dim=1)
+
+
+def position_table(grid: Grid, width: int, prefix: int, fixed: bool) -> nn.Parameter:
+    """A stored table (1, R + N, D): sines and cosines, zero for prefix tokens and not trained; or small learned ones."""
+    if fixed:
+        body = sine_cosine(coordinates(grid), width).float()
+        return nn.Parameter(torch.cat([torch.zeros(prefix, width), body])[None], requires_grad=False)
+    table = torch.empty(1, prefix + math.prod(grid), width)
+    return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
