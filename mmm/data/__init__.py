@@ -1,0 +1,20 @@
+"""Data: where samples are, how they are read, in which order they come, and how a batch is made."""
+
+from mmm.data.bad_inputs import BadInputs, Problem, Unreadable
+from mmm.data.config import ImagesConfig
+from mmm.data.images import Images, open_images
+from mmm.data.loader import Batch, eval_batches, train_batches
+from mmm.data.sampler import Order
+
+__all__ = [
+    "BadInputs",
+    "Batch",
+    "Images",
+    "ImagesConfig",
+    "Order",
+    "Problem",
+    "Unreadable",
+    "eval_batches",
+    "open_images",
+    "train_batches",
+]

@@ -1,0 +1,65 @@
+"""Inputs that cannot be read: each is named once with its reason, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+
+class Unreadable(Exception):  # noqa: N818 (it names the input, not the act)
+    """One input that cannot be read; its text is a reason of one line that does not differ from run to run."""
+
+
+class Problem(NamedTuple):
+    """An unreadable input: its index in the opened data, its name (a path, or a row of a table), and why."""
+
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls
+    name: str
+    reason: str
+
+
+class BadInputs:
+    """Collects the problems of a run, whichever process met them.
+
+    Args:
+        path: `bad_inputs.jsonl`, one line an input; what it already holds (from before a resume) counts. None writes nothing.
+        total: the number of samples in the data.
+        max_bad: the largest share of `total` that may be unreadable.
+    """
+
+    def __init__(self, path: Path | None, total: int, max_bad: float) -> None:
+        self.path, self.total, self.max_bad = path, total, max_bad
+        self.found: dict[int, Problem] = {}
+        if path is not None and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self.found = {problem.index: problem for problem in (Problem(**json.loads(line)) for line in lines)}
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Records the problems that are new.
+
+        Raises:
+            ValueError: once more than the allowed share of the data is unreadable.
+        """
+        for problem in problems:
+            if problem.index in self.found:
+                continue
+            self.found[problem.index] = problem
+            logger.warning("cannot read %s: %s; another sample takes its place", problem.name, problem.reason)
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(problem._asdict()) + "\n")
+        if len(self.found) > self.max_bad * self.total:
+            raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
+
+    def report(self) -> str:
+        """One line for the run's end."""
+        if not self.found:
+            return "every input could be read"
+        first = self.found[min(self.found)]
+        where = "" if self.path is None else f", all in {self.path}"
+        return f"{len(self.found)} of {self.total} inputs cannot be read ({first.name}: {first.reason}{where})"

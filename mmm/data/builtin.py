@@ -1,0 +1,129 @@
+"""Real images that come inside a dependency: tiles of the photographs in scikit-image's wheel. Nothing is downloaded.
+
+The task is to say from which photograph a tile was cut. The split is fixed by geometry: the left half of every photograph is
+for training, a strip in its middle for validation, its right part for test, with gaps, so that no pixel is in two of them.
+Taken are the bundled photographs whose left and right show the same kind of thing (an astronaut beside a flag would ask for
+what was never shown). Tiles that are almost of one grey are left out: they show nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmm.data.decode import MODES, Pixels
+from mmm.data.source import Table, digest, nearest
+
+PHOTOGRAPHS = (
+    *("brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
+    *("ihc.png", "moon.png", "motorcycle_left.png", "page.png", "text.png"),
+)
+TILE = 48  # side of a tile, pixels
+STRIDE = 4  # of the corners that tiles may start from, pixels
+HEIGHT = 512  # higher photographs are reduced to this
+CONTRAST = 4.0  # standard deviation of its grey values that a tile must have, of 255
+# share of the width where a split starts and ends, and its tiles of every photograph
+STRIPS = {"train": (0.0, 0.5, 240), "validation": (0.53, 0.70, 60), "test": (0.73, 1.0, 100)}
+
+
+class PixelCells:
+    """Decoded samples in memory.
+
+    Args:
+        pixels: uint8 (N, H, W, C).
+        names: of the samples.
+    """
+
+    def __init__(self, pixels: Pixels, names: list[str]) -> None:
+        self.pixels, self.names = pixels, names
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, row: int) -> Pixels:
+        tile: Pixels = self.pixels[row]
+        return tile
+
+    def name(self, row: int) -> str:
+        return self.names[row]
+
+
+class Photographs:
+    """`builtin:photographs`.
+
+    Args:
+        name: what stands behind `builtin:`.
+        channels: 1 for grey, or 3.
+
+    Raises:
+        ValueError: for another name or another number of channels.
+    """
+
+    splits = tuple(STRIPS)
+
+    def __init__(self, name: str, channels: int) -> None:
+        if name != "photographs":
+            raise ValueError(f"data.source builtin:{name}: no such built-in data; {nearest(name, ['photographs'])}")
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels {channels}: builtin:photographs has 1 (grey) or 3")
+        self.channels = channels
+
+    def table(self, split: str) -> Table:
+        """Cuts the tiles of one split; a pure function of its name."""
+        pixels, names, labels = [], [], []
+        for label, file in enumerate(PHOTOGRAPHS):
+            photograph = _photograph(file)
+            corners = _corners(np.asarray(photograph.convert("L")), split)
+            values = np.asarray(photograph.convert(MODES[self.channels])).reshape(photograph.height, photograph.width, -1)
+            pixels += [values[top : top + TILE, left : left + TILE] for top, left in corners]
+            names += [f"{file} at {top}, {left}" for top, left in corners]
+            labels += [label] * len(corners)
+        classes = tuple(file.rsplit(".", 1)[0] for file in PHOTOGRAPHS)
+        tiles = np.stack(pixels)  # (N, TILE, TILE, C)
+        return Table(PixelCells(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, *names]))
+
+
+def _photograph(file: str) -> Image.Image:
+    """RGB, at most HEIGHT high."""
+    package = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
+    folders = package.submodule_search_locations if package else None
+    path = Path(next(iter(folders or ["skimage"]))) / "data" / file
+    if not path.exists():
+        raise ValueError(f"data.source builtin:photographs needs {file} of scikit-image, which is not here; install scikit-image")
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if image.height > HEIGHT:
+        image = image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.Resampling.BICUBIC)
+    return image
+
+
+def _corners(grey: Pixels, split: str) -> list[tuple[int, int]]:
+    """(top, left) of a split's tiles, spread evenly over its strip of a photograph (H, W)."""
+    start, end, count = STRIPS[split]
+    height, width = grey.shape
+    contrast = _contrast(grey)  # (H - TILE + 1, W - TILE + 1)
+    corners = [
+        (top, left)
+        for top in range(0, height - TILE + 1, STRIDE)
+        for left in range(round(start * width), round(end * width) - TILE + 1, STRIDE)
+        if contrast[top, left] >= CONTRAST
+    ]
+    assert len(corners) >= count
+    return [corners[i * len(corners) // count] for i in range(count)]
+
+
+def _contrast(grey: Pixels) -> NDArray[np.float64]:
+    """The standard deviation of every tile, by its top left corner: (H, W) -> (H - TILE + 1, W - TILE + 1)."""
+    first, second = (_tile_sums(grey.astype(np.int64) ** power) / TILE**2 for power in (1, 2))
+    return np.sqrt(second - first**2)
+
+
+def _tile_sums(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sum over every tile, from sums over the rectangles that start at the image's corner."""
+    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # (H + 1, W + 1)
+    return sums[TILE:, TILE:] - sums[:-TILE, TILE:] - sums[TILE:, :-TILE] + sums[:-TILE, :-TILE]

@@ -1,0 +1,127 @@
+"""A folder of images. Listed by us: the hub library's own lister takes a class called `train` for a split and loses the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mmm.data.source import EVALUATION, Table, digest
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".npy"}
+)
+SIZES = 1000  # files whose size enters the fingerprint; to ask for all of a million takes minutes on a network
+
+
+class FolderCells:
+    """Paths relative to a root. Kept in one Arrow array: a list of a million strings is copied into every worker that reads it."""
+
+    def __init__(self, root: Path, paths: list[str]) -> None:
+        import pyarrow
+
+        self.root = root
+        self.paths = pyarrow.array([os.fsencode(path) for path in paths], pyarrow.binary())  # a name need not be UTF-8
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Path:
+        return self.root / self.name(row)
+
+    def name(self, row: int) -> str:
+        return os.fsdecode(self.paths[row].as_py())
+
+
+class Folder:
+    """A tree whose first sub-folders are the classes; without sub-folders the images have no labels.
+
+    Sub-folders `train` and `validation`, `val`, `test` ... (EVALUATION) are splits, if no other sub-folder holds images; then the
+    classes are those of all splits together, so that their numbers agree. Links are followed. Hidden files are left out.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        ValueError: if it is empty.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        folders = _folders(root)
+        known = [name for name in folders if name in ("train", *EVALUATION)]
+        others = [name for name in folders if name not in known] if known else []
+        others = [name for name in others if any(_is_image(path) for path in _files(root / name))]
+        self.split_folders = "train" in known and (len(known) > 1 or len(folders) == 1) and not others
+        if known and others:
+            logger.warning("%s: %s taken as classes, not as splits, because %s is beside", root, ", ".join(known), others[0])
+        self.splits: tuple[str, ...] = tuple(known) if self.split_folders else ("train",)
+
+    def table(self, split: str) -> Table:
+        """Lists a split.
+
+        Raises:
+            ValueError: where there is no image in it.
+        """
+        top = self.root / split if self.split_folders else self.root
+        parents = [self.root / name for name in self.splits] if self.split_folders else [self.root]
+        classes = tuple(sorted({name for parent in parents for name in _folders(parent)}))
+        taken = self._take(top, with_classes=bool(_folders(top)))
+        labels = None
+        if _folders(top):  # a test split often has none, where the others have classes
+            number = {name: i for i, name in enumerate(classes)}
+            labels = torch.tensor([number[path.split("/", 1)[0]] for path in taken], dtype=torch.int64)
+        every = max(1, len(taken) // SIZES)
+        sizes = [(top / path).stat().st_size for path in taken[::every]]
+        return Table(
+            FolderCells(top, taken), labels, classes if labels is not None else None, digest([split, len(taken), *taken, *sizes])
+        )
+
+    def _take(self, top: Path, with_classes: bool) -> list[str]:
+        """The images' paths below `top`, sorted; logs what was left out, and why."""
+        taken, left = [], Counter[str]()
+        for path in _files(top):
+            if not _is_image(path):
+                left[os.path.splitext(path)[1].lower() or "no extension"] += 1
+            elif with_classes and "/" not in path:
+                left["images beside the class folders"] += 1
+            else:
+                taken.append(path)
+        listed = ", ".join(f"{count} x {what}" for what, count in left.most_common())
+        if not taken:
+            raise ValueError(f"data.source {top} holds no images" + (f", only {listed}" if left else "; it is empty"))
+        if left:
+            logger.warning("%s: %d images taken; left out: %s", top, len(taken), listed)
+        return sorted(taken)
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def _folders(root: Path) -> list[str]:
+    """Names of the sub-folders that are not hidden, sorted."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+
+
+def _files(root: Path, below: str = "", seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Regular files below a root as relative paths with `/`; links are followed, circles of them are not."""
+    here = root / below
+    real = os.path.realpath(here)
+    if real in seen:
+        return
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                yield from _files(root, f"{below}{entry.name}/", seen | {real})
+            elif entry.is_file():  # neither a pipe, which would wait for ever, nor a dangling link
+                yield below + entry.name

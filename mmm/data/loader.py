@@ -1,0 +1,233 @@
+"""Batches: which samples a process gets at which step, made in worker processes, the same whatever their number.
+
+Nothing here knows images from clips: a set of samples is whatever has `Samples`' methods.
+Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmm.data.bad_inputs import Problem
+from mmm.data.sampler import Order
+from mmm.keys import Stream, integers, sample_keys, stream
+
+SUBSTITUTES = 10  # samples that are tried in the place of an unreadable one
+TIMEOUT = 600  # seconds without a batch from the workers after which the run ends instead of waiting for ever
+
+
+class Samples(Protocol):
+    """What can be loaded; `mmm.data.images.Images` documents the methods."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int, /) -> str: ...
+
+    def labels(self) -> Tensor | None: ...
+
+    def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]: ...
+
+    def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]: ...
+
+
+class LoaderConfig(Protocol):
+    """What of the data's configuration concerns the loader."""
+
+    @property
+    def workers(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process.
+
+    Attributes:
+        pixels: uint8 (B, C, ..., h, w).
+        keys: from which all else that is drawn for a sample comes, int64 (B,).
+        index: of the samples in the data, int64 (B,); of the substitute where one was needed.
+        epoch: int64 (B,).
+        labels: int64 (B,), or None.
+        problems: the inputs of this batch that could not be read.
+    """
+
+    pixels: Tensor
+    keys: Tensor
+    index: Tensor
+    epoch: Tensor
+    labels: Tensor | None
+    problems: list[Problem]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory; torch's loader calls this where there is a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """On a device, without waiting for the copy."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Any) -> Batch:
+        names = ("pixels", "keys", "index", "epoch") + (() if self.labels is None else ("labels",))
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
+
+
+Request = tuple[list[int], list[int]]  # epochs and indices; lists, because tensors would take two file handles each in the queue
+
+
+class _Views(Dataset[Batch]):
+    """What the worker processes hold. An error that ends the run is returned: raised here, it would arrive as a traceback."""
+
+    def __init__(self, samples: Samples, seed: int, train: bool) -> None:
+        self.samples, self.seed, self.train = samples, seed, train
+        self.labels = samples.labels()
+
+    def __getitems__(self, request: Request) -> Batch | ValueError:
+        epoch, index = (torch.tensor(numbers, dtype=torch.int64) for numbers in request)
+        keys = sample_keys(self.seed, epoch, index)
+        try:
+            return self._train(keys, index, epoch) if self.train else self._eval(keys, index, epoch)
+        except ValueError as error:
+            return error
+
+    def _problems(self, index: Tensor, failed: dict[int, str]) -> list[Problem]:
+        places = {row: int(index[row]) for row in failed}
+        return [Problem(place, self.samples.name(place), failed[row]) for row, place in places.items()]
+
+    def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
+        """Each unreadable sample is replaced by the next readable of a row that its key names; the key stays."""
+        pixels, failed = self.samples.train_views(index, keys)
+        problems = self._problems(index, failed)
+        for attempt in range(SUBSTITUTES):
+            if not failed:
+                break
+            rows = torch.tensor(sorted(failed))
+            index[rows] = integers(stream(keys[rows], Stream.SUBSTITUTE), len(self.samples), SUBSTITUTES)[:, attempt]
+            pixels[rows], again = self.samples.train_views(index[rows], keys[rows])
+            failed = {int(rows[row]): reason for row, reason in again.items()}
+            problems += self._problems(index, failed)
+        if failed:
+            last = problems[-1]
+            raise ValueError(f"{SUBSTITUTES + 1} samples in a row cannot be read, the last {last.name}: {last.reason}")
+        return Batch(pixels, keys, index, epoch, None if self.labels is None else self.labels[index], problems)
+
+    def _eval(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
+        """Unreadable samples are left out."""
+        pixels, failed = self.samples.eval_views(index)
+        kept = torch.tensor([row for row in range(len(index)) if row not in failed], dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[index[kept]]
+        return Batch(pixels[kept], keys[kept], index[kept], epoch[kept], labels, self._problems(index, failed))
+
+
+def train_batches(
+    samples: Samples,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: int,
+    start_step: int = 0,
+    accumulation: int = 1,
+    world: int = 1,
+    rank: int = 0,
+) -> Iterator[Batch]:
+    """The micro-batches of one process, from step `start_step` to the end of the run.
+
+    Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. The process takes the
+    contiguous `rank`-th part of them, cut into `accumulation` micro-batches. To start in the middle costs nothing.
+
+    Args:
+        samples: the data.
+        config: of the data; only the number of workers is read, the rest is the samples' own.
+        seed: of the run.
+        batch_size: of a micro-batch of a process, samples.
+        steps: of the whole run; steps - start_step are given out.
+        start_step: the first.
+        accumulation: micro-batches a step and process.
+        world, rank: number of processes, and which one this is.
+
+    Raises:
+        ValueError: where too many samples in a row cannot be read.
+    """
+    order = Order(len(samples), seed)
+    part = batch_size * accumulation
+
+    def requests() -> Iterator[Request]:
+        for step in range(start_step, steps):
+            for micro in range(accumulation):
+                epoch, index = order.at((step * world + rank) * part + micro * batch_size, batch_size)
+                yield epoch.tolist(), index.tolist()
+
+    return _load(_Views(samples, seed, train=True), requests, config.workers)
+
+
+def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
+    """Every sample once, in order: rank r takes the contiguous r-th part, so that the parts one after the other are the whole.
+
+    The keys are the same in every run and at every step (seed 0, epoch 0), so that masks drawn from them are too. What cannot be
+    read is left out of its batch, which may be empty, and named in its problems.
+
+    Args:
+        samples: the data.
+        config: of the data; only the number of workers is read.
+        batch_size: of this process, samples; the last batch is smaller.
+        world, rank: number of processes, and which one this is.
+    """
+    first, end = (len(samples) * r // world for r in (rank, rank + 1))
+
+    def requests() -> Iterator[Request]:
+        for start in range(first, end, batch_size):
+            index = list(range(start, min(start + batch_size, end)))
+            yield [0] * len(index), index
+
+    return _load(_Views(samples, 0, train=False), requests, config.workers)
+
+
+class _Requests(Iterable[Request]):
+    """Starts anew each time that it is iterated, as torch wants of a batch sampler."""
+
+    def __init__(self, start: Any) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.start())
+
+
+def _load(views: _Views, requests: Any, workers: int) -> Iterator[Batch]:
+    parallel: dict[str, Any] = {}
+    if workers > 0:
+        fork = sys.platform == "linux"  # no import anew in a worker, and what is cached in memory is shared
+        parallel = {"timeout": TIMEOUT, "multiprocessing_context": "fork" if fork else None}
+    loader: DataLoader[Any] = DataLoader(
+        views,
+        batch_sampler=_Requests(requests),  # type: ignore[arg-type]
+        collate_fn=_same,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else torch's loader draws from the global one, and changes what follows
+        **parallel,
+    )
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker; an interrupt from the keyboard is the main process's to handle."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

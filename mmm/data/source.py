@@ -1,0 +1,68 @@
+"""What a source of samples offers, whatever it is: splits, and for each a table of encoded samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from torch import Tensor
+
+# where evaluation looks, in this order, when no split is named
+EVALUATION = ("validation", "valid", "val", "eval", "dev", "test")
+
+
+class Cells(Protocol):
+    """A column of samples: encoded bytes, the path of a file, or decoded pixels (H, W, C)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+    def name(self, row: int, /) -> str:
+        """What a person would call the sample: a path, or a row of a table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split.
+
+    Attributes:
+        cells: the samples.
+        labels: int64 (N,), or None.
+        classes: the names that the labels count, or None.
+        fingerprint: changes with the data, not with where it lies.
+    """
+
+    cells: Cells
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    fingerprint: str
+
+
+class Source(Protocol):
+    """Data that `data.source` names."""
+
+    splits: tuple[str, ...]
+
+    def table(self, split: str) -> Table:
+        """One of the splits."""
+        ...
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error message: the nearest choice, if one is near, and all of them."""
+    choices = list(choices)
+    near = get_close_matches(name, choices, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(choices) or 'none'}"
+
+
+def digest(parts: Iterable[object]) -> str:
+    """A hash of the texts of the parts, 16 hexadecimal digits."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(f"{part}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()[:16]

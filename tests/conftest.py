@@ -1,0 +1,71 @@
+"""What the tests share: small models of both modalities, and the real files that lie beside the repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmm import Input, MaskedModel, ModelConfig
+from mmm.decoders import SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import RandomMasker
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches, Tubes
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same global generator, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def build() -> Callable[..., MaskedModel]:
+    """Makes a small model: MAE on 3 x 4 patches of 4 pixels unless other parts, sizes or channels are given.
+
+    Trainable weights get noise, so that nothing hides behind a bias of 0 or a norm of 1.
+    """
+
+    def make(size: tuple[int, ...] = (12, 16), channels: int = 3, **parts: object) -> MaskedModel:
+        chosen: dict[str, object] = {
+            "tokenizer": Patches.Config(size=4) if len(size) == 2 else Tubes.Config(size=4, frames=2),
+            "masker": RandomMasker.Config(),
+            "encoder": VisionTransformer.Config(width=24, depth=2, heads=2),
+            "decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2),
+            "target": PixelTarget.Config(),
+        }
+        mean, std = tuple(0.1 * (i + 3) for i in range(channels)), tuple(0.05 * (i + 3) for i in range(channels))
+        data = Input(size=size, channels=channels, mean=mean, std=std)
+        return disturb(MaskedModel.build(ModelConfig(**(chosen | parts)), data))  # type: ignore
+
+    return make
+
+
+def disturb(model: nn.Module, scale: float = 0.05) -> nn.Module:
+    """Adds noise to every trainable weight."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=scale)
+    return model
+
+
+@pytest.fixture(name="disturb")
+def _disturb() -> Callable[..., nn.Module]:
+    return disturb
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real files for tests: MMM_TEST_DATA, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("MMM_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data here: set MMM_TEST_DATA to a folder with images/train/<class>/*.JPEG")
+    return folder
