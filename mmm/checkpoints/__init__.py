@@ -1,0 +1,1 @@
+"""Weights in and out: our own run folders, and other people's layouts."""
