@@ -1,0 +1,52 @@
+"""The masked loss on a held-out part, with the same masks every time it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mmm.data.loader import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmm.data.bad_inputs import BadInputs
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss_of: Callable[[nn.Module, Batch, int], torch.Tensor],
+    *,
+    accelerator: Accelerator,
+    bad_inputs: BadInputs | None = None,
+) -> float:
+    """The mean loss of a sample, over all processes.
+
+    Args:
+        model: to be evaluated; left in the mode that it was in.
+        batches: of this process, from `eval_batches`, whose keys, and so whose masks, are the same in every run.
+        loss_of: the training's own, (model, batch, step) -> () mean over the batch.
+        bad_inputs: where samples that cannot be read are named; they are left out.
+
+    Raises:
+        ValueError: where not one sample could be read.
+    """
+    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # sum of losses, samples
+    training = model.training
+    model.eval()
+    for batch in batches:
+        if bad_inputs is not None:
+            bad_inputs.add(batch.problems)
+        if len(batch):
+            loss = loss_of(model, batch, 0)
+            total += torch.stack([loss.double() * len(batch), loss.new_tensor(len(batch), dtype=torch.float64)])
+    model.train(training)
+    losses, samples = accelerator.reduce(total, reduction="sum").tolist()
+    if not samples:
+        raise ValueError("no sample of the evaluation part could be read; see bad_inputs.jsonl in the run folder")
+    return losses / samples
