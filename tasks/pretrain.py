@@ -148,9 +148,9 @@ def train(
     if config.resume and training.restore(folder.checkpoints) is not None:
         folder.cut_metrics(training.step)
     start_tracker(accelerator, config.train.tracker, folder.path, identity(to_dict(config)))
-    bad = BadInputs(folder.path / "bad_inputs.jsonl" if main else None, len(images), config.data.max_bad)
-    met: list[Problem] = []  # by this process since the last line of metrics
     watched = watched_part(config)
+    bad = BadInputs(folder.path / "bad_inputs.jsonl", len(images) + len(watched), config.data.max_bad, write=main)
+    met: list[Problem] = []  # by this process since the last line of metrics
     announce(config, images, plan, folder)
     order = Order(len(images), config.seed)
     updates = fit(
@@ -166,12 +166,11 @@ def train(
     for update in show_progress(updates, plan, start=training.step, main=main):
         training.bare.target.update(training.bare, update.step)
         line = dict(update.metrics or {})
-        if line:  # all processes name what any of them met, so that all stop where it is too much
-            bad.add(gather_object(met))
-            met.clear()
         if due(update.step, config.train.evaluate_every, plan.steps):
-            line["held_out_loss"] = watch(training.model, watched, config, loss_of, accelerator)
+            line["held_out_loss"] = watch(training.model, watched, config, loss_of, accelerator, met)
         if line:
+            bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
+            met.clear()
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
             metrics |= line
@@ -212,14 +211,14 @@ def watched_part(config: Config) -> Images:
 
 
 def watch(
-    model: nn.Module, images: Images, config: Config, loss_of: Callable[[nn.Module, Any, int], Tensor], accelerator: Accelerator
+    model: nn.Module, images: Images, config: Config, loss_of: LossOf, accelerator: Accelerator, problems: list[Problem]
 ) -> float:
     """The masked loss of the watched part."""
     share = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
     batches = eval_batches(
         images, config.data, batch_size=share, world=accelerator.num_processes, rank=accelerator.process_index
     )
-    return held_out_loss(model, batches, loss_of, accelerator=accelerator)
+    return held_out_loss(model, batches, loss_of, accelerator=accelerator, problems=problems)
 
 
 def announce(config: Config, images: Images, plan: Plan, folder: RunFolder) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from mmm import Input, MaskedModel, ModelConfig
+from mmm.config import main
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
@@ -69,3 +73,33 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data here: set MMM_TEST_DATA to a folder with images/train/<class>/*.JPEG")
     return folder
+
+
+@pytest.fixture
+def run_recipe() -> Callable[..., dict[str, object]]:
+    """Runs a recipe in this process as its command would: two steps of eight images, and no evaluation, unless flags say more."""
+
+    def run(name: str, *flags: str) -> dict[str, object]:
+        recipe = load_recipe(name)
+        start = [] if "--config" in flags else ["--preset", "demo"]
+        short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1", "--evaluate"]
+        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, "--held_out", "16", *flags])
+
+    yield run
+    reset_accelerate()
+
+
+def load_recipe(name: str) -> ModuleType:
+    """A recipe as a module, with its folder on the path, as Python itself puts it there."""
+    folder = str(REPOSITORY / "recipes")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def reset_accelerate() -> None:
+    """Accelerate keeps one state a process; the next start may want another."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -28,16 +28,17 @@ class BadInputs:
 
     Args:
         path: `bad_inputs.jsonl`, one line an input; what it already holds (from before a resume) counts. None writes nothing.
+        write: whether this process writes it; of several that share a run, one does.
         total: the number of samples in the data.
         max_bad: the largest share of `total` that may be unreadable.
     """
 
-    def __init__(self, path: Path | None, total: int, max_bad: float) -> None:
-        self.path, self.total, self.max_bad = path, total, max_bad
-        self.found: dict[int, Problem] = {}
+    def __init__(self, path: Path | None, total: int, max_bad: float, *, write: bool = True) -> None:
+        self.path, self.total, self.max_bad, self.write = path, total, max_bad, write
+        self.found: dict[str, Problem] = {}  # by name
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            self.found = {problem.index: problem for problem in (Problem(**json.loads(line)) for line in lines)}
+            self.found = {problem.name: problem for problem in (Problem(**json.loads(line)) for line in lines)}
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Records the problems that are new.
@@ -46,11 +47,11 @@ class BadInputs:
             ValueError: once more than the allowed share of the data is unreadable.
         """
         for problem in problems:
-            if problem.index in self.found:
+            if problem.name in self.found:
                 continue
-            self.found[problem.index] = problem
-            logger.warning("cannot read %s: %s; another sample takes its place", problem.name, problem.reason)
-            if self.path is not None:
+            self.found[problem.name] = problem
+            logger.warning("cannot read %s: %s", problem.name, problem.reason)
+            if self.path is not None and self.write:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(problem._asdict()) + "\n")
         if len(self.found) > self.max_bad * self.total:

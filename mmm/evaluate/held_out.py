@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from mmm.data.bad_inputs import Problem
 from mmm.data.loader import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from mmm.data.bad_inputs import BadInputs
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def held_out_loss(
     loss_of: Callable[[nn.Module, Batch, int], torch.Tensor],
     *,
     accelerator: Accelerator,
-    bad_inputs: BadInputs | None = None,
+    problems: list[Problem],
 ) -> float:
     """The mean loss of a sample, over all processes.
 
@@ -31,7 +30,7 @@ def held_out_loss(
         model: to be evaluated; left in the mode that it was in.
         batches: of this process, from `eval_batches`, whose keys, and so whose masks, are the same in every run.
         loss_of: the training's own, (model, batch, step) -> () mean over the batch.
-        bad_inputs: where samples that cannot be read are named; they are left out.
+        problems: samples of this process that cannot be read are added here; they are left out.
 
     Raises:
         ValueError: where not one sample could be read.
@@ -40,8 +39,7 @@ def held_out_loss(
     training = model.training
     model.eval()
     for batch in batches:
-        if bad_inputs is not None:
-            bad_inputs.add(batch.problems)
+        problems += batch.problems
         if len(batch):
             loss = loss_of(model, batch, 0)
             total += torch.stack([loss.double() * len(batch), loss.new_tensor(len(batch), dtype=torch.float64)])
