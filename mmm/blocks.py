@@ -11,18 +11,10 @@ from torch import nn
 def make_blocks(
     width: int, depth: int, heads: int, *, mlp_ratio: float = 4.0, epsilon: float = 1e-6, drop_path: float = 0.0
 ) -> nn.ModuleList:
-    """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate.
-
-    Raises:
-        ValueError: where the heads do not divide the width.
-    """
-    if width % heads:
-        raise ValueError(f"a width of {width} does not divide into {heads} heads; choose heads from its divisors")
+    """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate."""
     norm = partial(nn.LayerNorm, eps=epsilon)
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-    return nn.ModuleList(
-        Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates
-    )
+    return nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
 
 
 def initialise(module: nn.Module) -> None:

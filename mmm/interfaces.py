@@ -33,6 +33,8 @@ class Input:
             values = getattr(self, name)
             if len(values) != self.channels:
                 raise ValueError(f"data.{name} has {len(values)} values for {self.channels} channels; give one a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std {self.std} must be above 0 in every channel: pixels are divided by it")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Reads:
     Attributes:
         last: whether it reads the final norm's output.
         blocks: the blocks whose outputs it reads; 0 is what enters the first.
+        hidden: whether it reads features of the hidden tokens, so that masks must blank them rather than drop them.
     """
 
     last: bool = True
     blocks: tuple[int, ...] = ()
+    hidden: bool = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
 class Mask:
     """Which tokens the encoder sees and which ones the decoder predicts.
 
@@ -31,10 +31,19 @@ class Mask:
     weight: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("visible", "predict", "blank"):
+            index = getattr(self, name)
+            if index is not None and index.dtype != torch.int64:
+                raise ValueError(f"mask.{name} holds the indices of tokens, int64, and not {index.dtype}")
         if self.visible.dim() != 2 or self.predict.dim() != 2:
             raise ValueError(
                 f"a mask's index sets are two-dimensional (rows, tokens): visible is {tuple(self.visible.shape)}, "
                 f"predict {tuple(self.predict.shape)}"
+            )
+        if not self.visible.numel() or not self.predict.numel():
+            empty = "predict" if self.visible.numel() else "visible"
+            raise ValueError(
+                f"mask.{empty} is empty, {tuple(getattr(self, empty).shape)}; there must be something to see and to predict"
             )
         if len(self.predict) % len(self.visible):
             raise ValueError(f"predict has {len(self.predict)} rows, not a multiple of visible's {len(self.visible)}")

@@ -80,12 +80,15 @@ class MaskedModel(nn.Module):
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
+        reads = config.decoder.reads(shape.depth)
+        if reads.hidden and not config.masker.blank:
+            raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(
             config.encoder,
             token=tokenizer.size,
             channels=data.channels,
             grid=grid,
-            reads=config.decoder.reads(shape.depth),
+            reads=reads,
             blanks=config.masker.blank,
         )
         target = targets.build(config.target, width=tokenizer.width, data=data, encoder=encoder)
@@ -101,6 +104,8 @@ class MaskedModel(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
+        if not len(x):
+            raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
         mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])

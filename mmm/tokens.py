@@ -6,6 +6,7 @@ Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axe
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ def repeat_rows(values: Tensor, rows: int) -> Tensor:
 def keep_count(ratio: float, tokens: int) -> int:
     """How many of `tokens` stay visible when the fraction `ratio` is hidden: the nearest whole number.
 
-    (MAE truncates instead: 100 tokens at 0.9 leave it 9, because 1 - 0.9 is a little under 0.1. At every size that its papers
-    use, both rules agree.)
+    (MAE truncates instead. At a ratio of 0.75 both agree on every grid that its papers use; at 0.9 they may differ by one token:
+    of 196, 20 stay here and 19 there, of 1,568, 157 and 156.)
     """
     return tokens - round(ratio * tokens)
 
@@ -88,6 +89,11 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return F.interpolate(image, size=new, mode=mode, align_corners=False).flatten(2).transpose(1, 2)  # (1, N_new, D)
 
 
+@lru_cache(maxsize=8)  # 10 ms for a grid of 28 x 28 at a width of 768, in every forward, twice
+def _fixed_positions(grid: Grid, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return sine_cosine(coordinates(grid), width)[None].to(device, dtype)  # (1, N, D)
+
+
 def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, fixed: bool) -> Tensor:
     """The positions of a grid: the stored table on its home grid; elsewhere computed anew (fixed) or resized (learned).
 
@@ -101,7 +107,7 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, fixed: bool) -
         return table
     head, body = table[:, :prefix], table[:, prefix:]
     if fixed:
-        body = sine_cosine(coordinates(grid), table.shape[2])[None].to(table)
+        body = _fixed_positions(grid, table.shape[2], table.device, table.dtype)
     else:
         body = resize_positions(body, home, grid)
     return torch.cat([head, body], dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.blocks import initialise
+from mmm.checks import check_positive, check_width
 from mmm.decoders.base import decoders
 from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
 from mmm.interfaces import Features, Shape
@@ -30,15 +31,15 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, source: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads  # timm's name, by which weights to start from are checked
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(source, 2 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(B, Q, d), (B, M, D) -> (B, Q, d)."""
-        q = rearrange(self.q(x), "b q (h c) -> b h q c", h=self.heads)
-        k, v = rearrange(self.kv(source), "b m (two h c) -> two b h m c", two=2, h=self.heads)
+        q = rearrange(self.q(x), "b q (h c) -> b h q c", h=self.num_heads)
+        k, v = rearrange(self.kv(source), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)
         return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)"))
 
 
@@ -87,11 +88,13 @@ class CrossAttentionDecoder(nn.Module):
         self_attention: bool = False
         """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
 
+        def __post_init__(self) -> None:
+            check_positive(self, "width", "depth", "heads")
+            check_width("decoder", self.width, self.heads)
+
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"decoder.width {config.width} does not divide into decoder.heads {config.heads}")
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
         self.pos_embed = position_table(grid, config.width, encoder.prefix, fixed=True)

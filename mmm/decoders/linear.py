@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmm.blocks import initialise
 from mmm.decoders.base import DecoderConfig, decoders
-from mmm.interfaces import Features, Shape
+from mmm.interfaces import Features, Reads, Shape
 from mmm.mask import Mask
 from mmm.tokens import Grid, repeat_rows, take
 
@@ -24,7 +24,8 @@ class LinearDecoder(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
-        pass
+        def reads(self, depth: int) -> Reads:
+            return Reads(last=True, hidden=True)
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
         """Builds it for an encoder of this shape and `outputs` (K) values a token; any grid will do."""
@@ -35,10 +36,12 @@ class LinearDecoder(nn.Module):
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        if mask.blank is None:
-            raise ValueError("decoder.name linear predicts from the encoder's own hidden tokens; set masker.blank")
         where = features.where  # (mB, M)
         standing = torch.arange(where.shape[1], device=where.device).expand_as(where)
-        slots = where.new_zeros(len(where), math.prod(grid)).scatter(1, where, standing)  # place on the grid -> place in M
+        nowhere = where.new_full((len(where), math.prod(grid)), -1)
+        slots = nowhere.scatter(1, where, standing)  # place on the grid -> place in M
         slots = repeat_rows(slots, len(mask.predict)).gather(1, mask.predict)  # (kmB, Q)
+        # elsewhere than on a CPU this look would wait for the device, whose own gather refuses -1
+        if slots.device.type == "cpu" and not torch.compiler.is_compiling() and slots.min() < 0:
+            raise ValueError("a token is to be predicted that the encoder did not see, not even as a blank; add it to mask.blank")
         return self.head(take(features.tokens, slots))  # (kmB, Q, K)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.blocks import initialise, make_blocks
+from mmm.checks import check_positive, check_width
 from mmm.decoders.base import decoders
 from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
 from mmm.interfaces import Features, Shape
@@ -44,6 +45,10 @@ class SelfAttentionDecoder(nn.Module):
         norm_epsilon: float = 1e-6
         """Epsilon of the layer norms (MAE: 1e-6; transformers: 1e-12)."""
 
+        def __post_init__(self) -> None:
+            check_positive(self, "width", "depth", "heads")
+            check_width("decoder", self.width, self.heads)
+
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
         super().__init__()
@@ -52,9 +57,7 @@ class SelfAttentionDecoder(nn.Module):
         self.embed = nn.Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = position_table(grid, config.width, encoder.prefix, fixed=True)
-        self.blocks = make_blocks(
-            config.width, config.depth, config.heads, mlp_ratio=config.mlp_ratio, epsilon=config.norm_epsilon
-        )
+        self.blocks = make_blocks(config.width, config.depth, config.heads, mlp_ratio=config.mlp_ratio, epsilon=config.norm_epsilon)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head = nn.Linear(config.width, outputs)
         self.apply(initialise)

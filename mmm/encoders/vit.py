@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.blocks import initialise, make_blocks
+from mmm.checks import check_positive, check_width
 from mmm.interfaces import Features, Reads, Shape
 from mmm.mask import Mask
 from mmm.registry import PartConfig, Registry
@@ -91,11 +92,20 @@ class VisionTransformer(nn.Module):
         def __post_init__(self) -> None:
             if self.size not in SIZES:
                 raise ValueError(f"encoder.size {self.size!r} is unknown; choose from {', '.join(SIZES)}")
+            check_positive(self, "width", "depth", "heads")
+            check_width("encoder", self.shape.width, self.head_count)
+            if not 0 <= self.drop_path < 1:
+                raise ValueError(f"encoder.drop_path {self.drop_path} is not a rate from 0 to below 1")
 
         @property
         def shape(self) -> Shape:
             width, depth, _ = SIZES[self.size]
             return Shape(self.width or width, self.depth or depth, int(self.class_token))
+
+        @property
+        def head_count(self) -> int:
+            """The heads that were chosen, or the size's own."""
+            return self.heads or SIZES[self.size][2]
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, reads: Reads, blanks: bool = False
@@ -112,14 +122,19 @@ class VisionTransformer(nn.Module):
         """
         super().__init__()
         self.config, self.shape, self.home, self.reads = config, config.shape, grid, reads
-        width, heads = self.shape.width, config.heads or SIZES[config.size][2]
+        width = self.shape.width
         self.patch_embed = Embedding(token, channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if blanks else None
         fixed = config.positions == "sine_cosine"
         self.pos_embed = position_table(grid, width, self.shape.prefix, fixed)
         self.blocks = make_blocks(
-            width, self.shape.depth, heads, mlp_ratio=config.mlp_ratio, epsilon=config.norm_epsilon, drop_path=config.drop_path
+            width,
+            self.shape.depth,
+            config.head_count,
+            mlp_ratio=config.mlp_ratio,
+            epsilon=config.norm_epsilon,
+            drop_path=config.drop_path,
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
         self.apply(initialise)

@@ -15,7 +15,9 @@ from mmm.keys import permutation, uniform
 from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
 from mmm.tokens import Grid
 
-RECTANGLES = 32  # at BEiT's sizes, over 99.9 % of masks at a ratio of 0.75 are full after half as many
+# of 100,000 masks of 14 x 14 at a ratio of 0.75, 99.69 % are full after 16 rectangles and all after 32; at 0.9, 99.3 % after 32
+RECTANGLES = 32
+ASPECTS = 1024  # steps from `aspect` to its inverse: a table, because exp differs by a bit from device to device
 
 
 @maskers.register("block")
@@ -51,6 +53,12 @@ class BlockMasker(Masker):
                 raise ValueError(f"masker.aspect {self.aspect:g} is not in (0, 1]")
 
     config: Config
+    aspects: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        steps = [(2 * step + 1) / ASPECTS - 1 for step in range(ASPECTS)]  # -1 to 1
+        self.register_buffer("aspects", torch.tensor([config.aspect**step for step in steps]), persistent=False)
 
     def members(self, grid: Grid) -> Tensor:
         return columns(grid)
@@ -73,7 +81,7 @@ class BlockMasker(Masker):
         """Top, bottom, left and right of R rectangles a sample, in tokens, each int64 (B, R)."""
         area, aspect, y, x = uniform(keys, 4 * RECTANGLES).unflatten(1, (4, RECTANGLES)).unbind(1)
         area = (self.config.smallest + area * (self.config.largest - self.config.smallest)) * height * width
-        ratio = torch.exp((2 * aspect - 1) * math.log(1 / self.config.aspect))  # log-uniform, height over width
+        ratio = self.aspects[(aspect * ASPECTS).long()]  # log-uniform, height over width
         tall = (area * ratio).sqrt().round().clamp(1, height)
         wide = (area / ratio).sqrt().round().clamp(1, width)
         top, left = (y * (height - tall + 1)).floor(), (x * (width - wide + 1)).floor()

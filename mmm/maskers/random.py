@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmm.checks import check_positive
 from mmm.keys import permutation
 from mmm.maskers.base import Masker, MaskerConfig, maskers
 from mmm.tokens import Grid
@@ -21,6 +22,10 @@ class RandomMasker(Masker):
     class Config(MaskerConfig):
         unit: int = 1
         """Side of the squares of tokens that are hidden together (SimMIM: 2, for squares of 32 pixels)."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_positive(self, "unit")
 
     config: Config
 

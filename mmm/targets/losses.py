@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,4 +48,6 @@ def mean_loss(loss: str, predicted: Tensor, wanted: Tensor, weight: Tensor | Non
     """
     exact = predicted if predicted.dtype.itemsize >= 4 else predicted.float()
     each = LOSSES[loss](exact, wanted)  # (B, Q)
-    return each.mean() if weight is None else (each * weight).sum() / weight.sum()
+    if weight is None:
+        return each.mean()
+    return (each * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # nothing counts: 0, not 0 / 0

@@ -56,6 +56,11 @@ class PixelTarget(Target):
     def __init__(self, config: Config, *, width: int, data: Input, encoder: nn.Module) -> None:
         """Builds it for tokens of `width` (P) values; pixels need no teacher, so the encoder is not kept."""
         super().__init__()
+        values = width if config.standardise == "patch" else width // data.channels
+        if config.standardise != "none" and values <= int(config.unbiased):
+            raise ValueError(
+                f"target.standardise {config.standardise} needs more than one value a token; use none, or larger tokens"
+            )
         self.config, self.width = config, width
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmm.checks import check_positive
 from mmm.registry import PartConfig, Registry
 from mmm.tokens import Grid
 
@@ -75,7 +76,7 @@ class GridTokenizer(nn.Module):
 
     def _lifted(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The size that a sample of `size` is treated as: an image, among tubes, is one tube long."""
-        return self.size[: len(self.size) - len(size)] + size
+        return self.size[: max(0, len(self.size) - len(size))] + size if len(size) > 1 else size
 
     def _lift(self, x: Tensor) -> Tensor:
         """Repeats an image (B, C, H, W) along the leading axes of a token: among tubes, it is one tube that stands still."""
@@ -94,6 +95,9 @@ class Patches(GridTokenizer):
         size: int = 16
         """Side of a patch, in pixels."""
 
+        def __post_init__(self) -> None:
+            check_positive(self, "size")
+
     def __init__(self, config: Config, *, channels: int) -> None:
         super().__init__((config.size, config.size), channels)
         self.config = config
@@ -110,6 +114,9 @@ class Tubes(GridTokenizer):
 
         frames: int = 2
         """Depth of a tube, in frames."""
+
+        def __post_init__(self) -> None:
+            check_positive(self, "size", "frames")
 
     def __init__(self, config: Config, *, channels: int) -> None:
         super().__init__((config.frames, config.size, config.size), channels)
