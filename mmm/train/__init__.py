@@ -1,0 +1,1 @@
+"""Training: one loop through which every task goes."""

@@ -1,0 +1,112 @@
+"""What a user chooses about training. Numbers from papers stand in recipes, not here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    steps: int | None = None
+    """Updates to make; none: as many as `epochs` takes."""
+    epochs: float | None = None
+    """Passes over the data, where `steps` is none."""
+    batch_size: int
+    """Samples for one update, over all processes together."""
+    micro_batch_size: int | None = None
+    """Samples that one process computes at once; the gradients of several are accumulated. none: batch_size / processes."""
+    learning_rate: float
+    """The peak, for `scale_learning_rate` samples an update."""
+    scale_learning_rate: int | None = 256
+    """Samples an update that `learning_rate` is stated for: the peak is learning_rate * batch_size / this. none: unscaled."""
+    warmup: float = 0.05
+    """Part of the run, 0 to 1, over which the learning rate rises from 0 to its peak."""
+    final_learning_rate: float = 0.0
+    """Where the half-cosine after the peak ends; not scaled."""
+    weight_decay: float = 0.05
+    """Of matrices; biases, norms and other vectors are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two decays."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; none: not clipped, nor measured."""
+    ema: float | None = None
+    """Decay per update of an exponential moving average of the weights, kept beside them; none: no average."""
+    precision: Precision = "auto"
+    """auto: what Accelerate's configuration names unless that is `no`; else bf16 on a GPU with bf16 units; else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile; the first step takes long."""
+    threads: int | None = None
+    """CPU threads of each process; none: on a CPU the cores that it may use, shared by the processes."""
+    log_every: int = 20
+    """Updates between two lines of metrics, and so between two host-device synchronisations."""
+    save_every: int = 1000
+    """Updates between two checkpoints; the last update is always saved."""
+    keep_last: int | None = 2
+    """Checkpoints to keep; none: all."""
+    evaluate_every: int | None = None
+    """Updates between two evaluations while training; none: only at the end."""
+    tracker: str | None = None
+    """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, mlflow; none: metrics.jsonl only."""
+
+    def __post_init__(self) -> None:
+        whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
+        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"train.{name} {value} must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"train.warmup {self.warmup} is a part of the run: give 0 or more, and less than 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"train.ema {self.ema} is a decay: give a number between 0 and 1, or none")
+
+
+# These change how and how often, not what is computed (beyond rounding): a resumed run may choose them anew.
+RUNTIME = frozenset(
+    f"train.{name}"
+    for name in (
+        "micro_batch_size",
+        "compile",
+        "threads",
+        "log_every",
+        "save_every",
+        "keep_last",
+        "evaluate_every",
+        "tracker",
+    )
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted names, as trackers and messages want it: {"train.batch_size": 64}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dict[str, Any]:
+    """What makes a run the same run: the whole config, flat, but for what may change between a stop and its resume.
+
+    Args:
+        config: nested, of a task.
+        runtime: the task's own names, dotted, that may change, beside those in `RUNTIME`.
+    """
+    flat = json.loads(json.dumps(flatten(config)))  # as JSON will give it back: tuples become lists
+    return {name: value for name, value in flat.items() if name not in RUNTIME and name not in runtime}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each name whose value differs: "train.batch_size was 64, is 128"."""
+    absent = "not set"
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
+    return [f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names]

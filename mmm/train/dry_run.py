@@ -1,0 +1,148 @@
+"""What a run will take, before it takes it: counts from the model, and memory from one real micro-step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmm.train.loop import LossOf
+from mmm.train.schedule import Plan
+from mmm.train.training import Training
+
+# on a CPU a whole micro-batch of a large setting takes minutes and all the memory: a few samples tell what one costs
+CPU_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One forward and backward of a micro-batch.
+
+    Attributes:
+        samples: in it; fewer than were planned where more did not fit, or on a CPU.
+        memory: peak in bytes, on a GPU all that torch holds, on a CPU what the process grew by.
+        seconds: of a second such step, after the first has warmed up.
+    """
+
+    samples: int
+    memory: int
+    seconds: float
+
+
+def dry_run(training: Training, make_batch: Callable[[int], Any], loss_of: LossOf, *, plan: Plan, tokens: Mapping[str, int]) -> str:
+    """Counts and measures, and gives a table to print; nothing is trained.
+
+    Args:
+        make_batch: a real micro-batch of so many samples.
+        tokens: of one sample, by what becomes of them: {"seen by the encoder": 49, ...}.
+    """
+    forward, both = count_flops(training.bare, make_batch(1), loss_of)
+    total, trainable = count_parameters(training.bare)
+    step = measure_micro_step(training, make_batch, loss_of, plan.micro_batch_size)
+    rows = {
+        "parameters": f"{total:,}" + ("" if total == trainable else f" ({trainable:,} trainable)"),
+        **{f"tokens {name}": f"{number:,}" for name, number in tokens.items()},
+        "FLOPs a sample, forward": f"{forward:.3e}",
+        "FLOPs a sample, forward and backward": f"{both:.3e}",
+        "steps": f"{plan.steps:,}",
+        "batch": f"{plan.batch_size:,} samples = {plan.processes} x {plan.micro_batch_size} x {plan.accumulation} "
+        "(processes x micro-batch x accumulated)",
+        "epochs": f"{plan.epoch(plan.steps):.4g} of {plan.samples:,} samples",
+        "FLOPs of the run": f"{both * plan.steps * plan.batch_size:.3e}",
+        "peak learning rate": f"{plan.peak:.4g}",
+        f"micro-step on this {training.accelerator.device.type}": _describe(step, plan),
+    }
+    return table(rows)
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Two columns of text."""
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """All, and those that train."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
+    """FLOPs of one sample by torch's counter, a multiplication and an addition being two: forward, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        loss = loss_of(model, one, 0)
+        forward = counter.get_total_flops()
+        loss.backward()
+        both = counter.get_total_flops()
+    model.zero_grad(set_to_none=True)
+    return forward, both
+
+
+def measure_micro_step(training: Training, make_batch: Callable[[int], Any], loss_of: LossOf, samples: int) -> MicroStep:
+    """Runs a micro-step on the device; where it runs out of memory, one of half the samples, and so on.
+
+    Raises:
+        torch.OutOfMemoryError: not even one sample fits.
+    """
+    samples = min(samples, CPU_SAMPLES) if training.accelerator.device.type == "cpu" else samples
+    while True:
+        try:
+            return _measure(training, make_batch(samples), loss_of, samples)
+        except torch.OutOfMemoryError:
+            if samples == 1:
+                raise
+            training.optimizer.zero_grad(set_to_none=True)
+            samples //= 2
+
+
+def _measure(training: Training, batch: Any, loss_of: LossOf, samples: int) -> MicroStep:
+    def run() -> None:
+        loss = loss_of(training.model, batch, 0)
+        training.accelerator.backward(loss)
+        loss.item()  # wait for the device
+
+    if training.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = _growth(run)
+    began = perf_counter()
+    run()
+    seconds = perf_counter() - began
+    training.optimizer.zero_grad(set_to_none=True)
+    return MicroStep(samples, memory, seconds)
+
+
+def _growth(run: Callable[[], None]) -> int:
+    """How far the process's memory rises above where it stood, in bytes, looked at every 2 ms."""
+    process, done = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def _describe(step: MicroStep, plan: Plan) -> str:
+    text = f"{step.samples} samples: {step.memory / 2**30:.2f} GiB, {step.seconds:.3g} s"
+    if step.samples == plan.micro_batch_size:
+        return text
+    return f"{text}; not the {plan.micro_batch_size} that one micro-batch has: see train.micro_batch_size"

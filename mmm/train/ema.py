@@ -1,0 +1,44 @@
+"""Exponential moving averages, of the trained weights and of teachers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """An average of a model's tensors over the updates, `average = decay * average + (1 - decay) * live`.
+
+    For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
+    teacher's own tensors: state dicts refer, they do not copy.
+    """
+
+    def __init__(self, averages: Mapping[str, Tensor]) -> None:
+        self.averages = {name: value.detach() for name, value in averages.items()}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> EMA:
+        """Starts from the model as it is now, on its device."""
+        return cls({name: value.detach().clone() for name, value in model.state_dict().items()})
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, decay: float) -> None:
+        """Moves each average towards the model's tensor of the same name; integers (counters) are copied."""
+        live = model.state_dict()
+        floats = [name for name, value in self.averages.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.averages[n] for n in floats], [live[n] for n in floats], 1 - decay)
+        for name in self.averages.keys() - set(floats):
+            self.averages[name].copy_(live[name])
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model holds the averages, for an evaluation; after, its own tensors again."""
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.averages)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)

@@ -1,0 +1,63 @@
+"""One run folder, one process: a second training in the same folder would mix its checkpoints into the first's."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+
+class RunLock:
+    """Holds a folder until `release` or the death of this process.
+
+    The file `lock` says who holds it: host, process and when that process began (process numbers are used again). A lock whose
+    process is dead is taken over; of another host that cannot be known, so there the user decides.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the lock.
+
+        Raises:
+            ValueError: another living process holds it.
+        """
+        self.path = folder / "lock"
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+        # looking and taking are one act: of several starts that find the same dead lock, one gets it
+        with FileLock(folder / ".lock"):
+            self._refuse_if_held(folder)
+            self.path.write_text(json.dumps(self.owner))
+
+    def release(self) -> None:
+        """Gives the folder free, where it is still ours."""
+        if self._read() == self.owner:
+            self.path.unlink()
+
+    def _refuse_if_held(self, folder: Path) -> None:
+        owner = self._read()
+        if owner is None:
+            return
+        here = owner["host"] == self.owner["host"]
+        if here and not _alive(owner["pid"], owner["began"]):
+            return
+        raise ValueError(
+            f"run folder {folder} is in use by process {owner['pid']} on {owner['host']}; "
+            f"give another --folder, or delete {self.path} if that process is dead"
+        )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text())
+        except (FileNotFoundError, ValueError):  # a lock that was cut off while it was written is nobody's
+            return None
+
+
+def _alive(pid: int, began: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - began) < 2  # seconds; a clock that is set moves what the system reports
+    except psutil.Error:
+        return False

@@ -1,0 +1,48 @@
+"""AdamW (Loshchilov and Hutter, ICLR 2019), its groups, and any optimizer's state under the parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from mmm.train.config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Fused AdamW over the parameters that train; vectors and biases are not decayed.
+
+    Class and mask tokens are decayed, as MAE does: they have three dimensions, and its rule (timm's) spares only one.
+    """
+    groups = param_groups_weight_decay(model, config.weight_decay)
+    # the rate is set before every step; fused is one kernel on every device, the CPU's too
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Splits the state into what safetensors and what JSON can hold, under "parameter/entry".
+
+    The groups' settings are not in it: they follow from the config, which a resume compares.
+
+    Args:
+        names: of the parameters.
+    """
+    entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in entries.items() if name not in tensors}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+) -> None:
+    """The inverse of `optimizer_state`; torch's own loading then places each entry on its parameter's device."""
+    position = {names[p]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    state: dict[int, dict[str, Any]] = {}
+    for entry, value in {**tensors, **rest}.items():
+        name, key = entry.rsplit("/", 1)
+        # cloned, for safetensors maps the file: it could not be freed while the run lives
+        state.setdefault(position[name], {})[key] = value.clone() if isinstance(value, Tensor) else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

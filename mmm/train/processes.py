@@ -1,0 +1,77 @@
+"""Several processes that act as one: what they were asked to be, and deciding things once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Result = TypeVar("Result")
+
+CURES = (
+    "for 2 processes on a CPU: torchrun --nproc_per_node 2 SCRIPT, "
+    "or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 SCRIPT"
+)
+
+
+def on_main(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
+    """Runs something on the main process only, and gives its result to all.
+
+    A ValueError or an OSError (a full disk) is raised on all processes alike: one that dies alone leaves the others waiting for
+    it, for half an hour.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Result | Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[0] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def check_processes(environment: Mapping[str, str], running: int) -> None:
+    """Refuses a start where fewer processes run together than were asked for; each would train alone.
+
+    Raises:
+        ValueError: with the cure.
+    """
+    asked = int(environment.get("WORLD_SIZE", "1"))
+    if asked > running:
+        raise ValueError(f"{asked} processes were started but {running} run together; {CURES}")
+    # `accelerate launch --cpu --num_processes 2`, a MULTI_CPU configuration, and more processes than there are GPUs all start one
+    # process without a word (accelerate 1.15). What such a launch leaves is an address to meet at and nobody to meet.
+    launched, meeting = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment
+    if launched and meeting and "WORLD_SIZE" not in environment and running == 1:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one (MASTER_ADDR is set, WORLD_SIZE is not); "
+            f"{CURES}; where one is meant: --num_processes 1, with MASTER_ADDR unset"
+        )
+
+
+def is_set(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a yes-or-no variable says yes, in any of the ways that Accelerate reads."""
+    return environment.get(name, "false").lower() in ("true", "1", "yes", "y", "t", "on")
+
+
+def check_strategy(environment: Mapping[str, str]) -> None:
+    """Refuses what Accelerate may have been configured for and these checkpoints cannot hold.
+
+    On a CPU Accelerate 1.15 falls back from FSDP to DDP in silence, so the request is looked at and not what came of it.
+
+    Raises:
+        ValueError: FSDP, DeepSpeed or Megatron were asked for.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if is_set(environment, f"ACCELERATE_USE_{name}"):
+            raise ValueError(
+                f"Accelerate's configuration asks for {name}, which mmm does not train with yet; "
+                "run `accelerate config` again, or give another --config_file, and choose plain multi-GPU (DDP)"
+            )

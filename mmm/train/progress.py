@@ -1,0 +1,50 @@
+"""What a person sees while a model trains: a bar on a terminal, lines in a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from mmm.train.loop import Update
+from mmm.train.schedule import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bool) -> Iterator[Update]:
+    """Passes updates on, and shows samples per second, the loss of the last line of metrics, and the time left.
+
+    Args:
+        start: updates made before.
+        main: whether this is the process that shows.
+    """
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=plan.steps * plan.batch_size,
+        initial=start * plan.batch_size,
+        unit=" samples",
+        unit_scale=True,
+        disable=not (main and terminal),
+        dynamic_ncols=True,
+    )
+    with bar:
+        for update in updates:
+            bar.update(plan.batch_size)
+            if update.metrics is not None:
+                bar.set_postfix(loss=f"{update.metrics['loss']:.4f}", step=update.step, refresh=False)
+                if main and not terminal:
+                    logger.info(describe(update, plan))
+            yield update
+
+
+def describe(update: Update, plan: Plan) -> str:
+    """One line for a log file. The update has metrics."""
+    metrics = update.metrics or {}
+    left = (plan.steps - update.step) * plan.batch_size / metrics["samples_per_second"]
+    return (
+        f"step {update.step}/{plan.steps}  loss {metrics['loss']:.4f}  learning rate {metrics['learning_rate']:.2e}  "
+        f"{metrics['samples_per_second']:.0f} samples/s  {tqdm.format_interval(left)} left"
+    )

@@ -1,0 +1,124 @@
+"""The numbers of a run that follow from its config, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmm.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a `TrainConfig` comes to with these data on these processes.
+
+    Attributes:
+        steps: updates in the whole run.
+        samples: in the data, that is in one epoch.
+        batch_size: samples an update, over all processes.
+        processes: how many run.
+        micro_batch_size: samples that one process computes at once.
+        accumulation: micro-batches that one process computes for one update.
+        peak: the learning rate's peak, after scaling.
+    """
+
+    steps: int
+    samples: int
+    batch_size: int
+    processes: int
+    micro_batch_size: int
+    accumulation: int
+    peak: float
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data after so many updates."""
+        return step * self.batch_size / self.samples
+
+
+def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
+    """Works out a run before anything starts.
+
+    Raises:
+        ValueError: neither steps nor epochs are given, or the batch size does not divide.
+    """
+    micro_batch_size, accumulation = split_batch(config, processes)
+    scale = 1.0 if config.scale_learning_rate is None else config.batch_size / config.scale_learning_rate
+    return Plan(
+        steps=count_steps(config, samples),
+        samples=samples,
+        batch_size=config.batch_size,
+        processes=processes,
+        micro_batch_size=micro_batch_size,
+        accumulation=accumulation,
+        peak=config.learning_rate * scale,
+    )
+
+
+def count_steps(config: TrainConfig, samples: int) -> int:
+    """Updates in the whole run; part of an update that `epochs` leaves is one more."""
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is None:
+        raise ValueError("the length of the run is not given: set train.steps or train.epochs")
+    return math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is a hair above 3
+
+
+def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
+    """Samples of a micro-batch, and how many micro-batches a process computes for one update.
+
+    Raises:
+        ValueError: batch_size is not processes x micro_batch_size x a whole number.
+    """
+    batch, micro = config.batch_size, config.micro_batch_size
+    if batch % processes:
+        raise ValueError(
+            f"train.batch_size {batch} does not divide over {processes} processes; "
+            f"use {_near(batch, processes)}, or another number of processes"
+        )
+    share = batch // processes
+    if micro is None:
+        return share, 1
+    if share % micro:
+        raise ValueError(
+            f"train.batch_size {batch} on {processes} process{'es' * (processes > 1)} is {share} samples each, not a multiple of "
+            f"train.micro_batch_size {micro}; use batch_size {_near(batch, processes * micro)}, or another micro_batch_size"
+        )
+    return micro, share // micro
+
+
+def _near(value: int, unit: int) -> str:
+    """The multiples of unit on both sides of value, for a message."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float) -> float:
+    """Linear from 0 to the peak, then half a cosine down to the final value.
+
+    Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). A function of the step alone:
+    there is no scheduler whose state could be stepped twice, or lost.
+
+    Args:
+        step: updates made so far, 0 to steps - 1.
+        steps: of the whole run.
+        warmup: part of the run, 0 to 1.
+    """
+    progress = step / steps
+    if progress < warmup:
+        return peak * progress / warmup
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group the rate, times the group's own `lr_scale` where layer decay set one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def due(step: int, every: int | None, steps: int) -> bool:
+    """Whether something that happens every so many updates, and after the last, happens after this one."""
+    return step == steps or (every is not None and step % every == 0)
