@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # of the config, what may differ between a stop and its resume: where things are, not what is computed (the data's content is
 # compared by its fingerprint)
 RUNTIME = (
-    *("run", "resume", "dry_run", "init", "evaluate", "held_out", "data.source", "data.workers", "data.cache", "data.max_bad"),
+    *("folder", "resume", "dry_run", "init", "evaluate", "held_out", "data.source", "data.workers", "data.cache", "data.max_bad"),
     *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
 )
@@ -67,7 +67,7 @@ class Config:
     train: TrainConfig
     seed: int = 0
     """Of everything that is drawn: weights, order, crops, masks."""
-    run: str | None = None
+    folder: str | None = None
     """Folder of the run; none: runs/pretrain-N."""
     resume: bool = False
     """Go on from the newest whole checkpoint in the run's folder."""
@@ -114,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
     loss_of = masked_loss(training.bare, config.data, accelerator.device, plan.steps)
     if config.dry_run:
         return describe(config, training, images, plan, loss_of)
-    with RunFolder.open(config.run, "pretrain", config, accelerator=accelerator, resume=config.resume) as folder:
+    with RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume) as folder:
         return train(config, training, images, plan, loss_of, folder)
 
 
@@ -138,15 +138,14 @@ def masked_loss(model: MaskedModel, data: ImagesConfig, device: torch.device, st
     return loss_of
 
 
-def train(
-    config: Config, training: Training, images: Images, plan: Plan, loss_of: LossOf, folder: RunFolder
-) -> dict[str, Any]:
+def train(config: Config, training: Training, images: Images, plan: Plan, loss_of: LossOf, folder: RunFolder) -> dict[str, Any]:
     """Trains from where the run stands to its end, and evaluates."""
     from accelerate.utils import gather_object
 
     accelerator, main = training.accelerator, training.accelerator.is_main_process
-    if config.resume and training.restore(folder.checkpoints) is not None:
-        folder.cut_metrics(training.step)
+    if config.resume:
+        training.restore(folder.checkpoints)
+        folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, identity(to_dict(config)))
     watched = watched_part(config)
     bad = BadInputs(folder.path / "bad_inputs.jsonl", len(images) + len(watched), config.data.max_bad, write=main)
@@ -215,9 +214,7 @@ def watch(
 ) -> float:
     """The masked loss of the watched part."""
     share = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
-    batches = eval_batches(
-        images, config.data, batch_size=share, world=accelerator.num_processes, rank=accelerator.process_index
-    )
+    batches = eval_batches(images, config.data, batch_size=share, world=accelerator.num_processes, rank=accelerator.process_index)
     return held_out_loss(model, batches, loss_of, accelerator=accelerator, problems=problems)
 
 

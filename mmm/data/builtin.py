@@ -3,7 +3,10 @@
 The task is to say from which photograph a tile was cut. The split is fixed by geometry: the left half of every photograph is
 for training, a strip in its middle for validation, its right part for test, with gaps, so that no pixel is in two of them.
 Taken are the bundled photographs whose left and right show the same kind of thing (an astronaut beside a flag would ask for
-what was never shown). Tiles that are almost of one grey are left out: they show nothing.
+what was never shown). Tiles that are almost of one grey are left out: they show nothing. Every tile is shown in a light of its own,
+drawn anew, for otherwise its brightness alone would say where it was cut: then an untrained encoder classifies two of three tiles.
+
+Shapes: N tiles, (H, W) of a tile, C channels.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from PIL import Image
 
 from mmm.data.decode import MODES, Pixels
 from mmm.data.source import Table, digest, nearest
+from mmm.keys import Stream, sample_keys, stream, uniform
 
 PHOTOGRAPHS = (
     *("brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
@@ -27,6 +31,8 @@ TILE = 48  # side of a tile, pixels
 STRIDE = 4  # of the corners that tiles may start from, pixels
 HEIGHT = 512  # higher photographs are reduced to this
 CONTRAST = 4.0  # standard deviation of its grey values that a tile must have, of 255
+BRIGHTNESS = (90.0, 165.0)  # mean grey value of a tile, drawn evenly
+DEVIATION = (30.0, 60.0)  # standard deviation of a tile's grey values, its logarithm drawn evenly
 # share of the width where a split starts and ends, and its tiles of every photograph
 STRIPS = {"train": (0.0, 0.5, 240), "validation": (0.53, 0.70, 60), "test": (0.73, 1.0, 100)}
 
@@ -84,8 +90,27 @@ class Photographs:
             names += [f"{file} at {top}, {left}" for top, left in corners]
             labels += [label] * len(corners)
         classes = tuple(file.rsplit(".", 1)[0] for file in PHOTOGRAPHS)
-        tiles = np.stack(pixels)  # (N, TILE, TILE, C)
-        return Table(PixelCells(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, *names]))
+        tiles = relit(np.stack(pixels), list(STRIPS).index(split))  # (N, TILE, TILE, C)
+        return Table(
+            PixelCells(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, BRIGHTNESS, DEVIATION, *names])
+        )
+
+
+def relit(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+    """Gives each tile the brightness and contrast that its place in the split draws; colours keep their proportions.
+
+    Args:
+        tiles: uint8 (N, H, W, C), none of one grey.
+        epoch: sets the draws of one split apart from another's.
+    """
+    values = tiles.astype(np.float64)
+    grey = values.mean(axis=3)  # (N, H, W)
+    centre, spread = grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))  # (N,)
+    draws = uniform(stream(sample_keys(0, epoch, torch.arange(len(tiles))), Stream.AUGMENT), 2).double().numpy()  # (N, 2)
+    brightness = BRIGHTNESS[0] + draws[:, 0] * (BRIGHTNESS[1] - BRIGHTNESS[0])
+    deviation = DEVIATION[0] * (DEVIATION[1] / DEVIATION[0]) ** draws[:, 1]
+    gain, centre, brightness = (value[:, None, None, None] for value in (deviation / spread, centre, brightness))
+    return ((values - centre) * gain + brightness).round().clip(0, 255).astype(np.uint8)
 
 
 def _photograph(file: str) -> Image.Image:

@@ -1,0 +1,64 @@
+"""Weighted nearest neighbours on frozen features: what an encoder knows without training anything on top.
+
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4: each of the k
+nearest training samples by cosine similarity s votes for its class with exp(s / 0.07).
+
+Shapes: n training samples, m test samples, b of them in one block, D values a feature, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TEMPERATURE = 0.07  # of the votes; Wu et al., section 3.4
+BLOCK = 2**26  # similarities held at once: 256 MiB in fp32
+
+
+def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20) -> Tensor:
+    """How much the k nearest training samples speak for each class.
+
+    Args:
+        train: features (n, D), fp32, on the device that computes.
+        labels: int64 (n,).
+        test: features (m, D).
+        classes: C.
+        k: neighbours that vote; all n where there are fewer.
+
+    Returns:
+        (m, C), 0 where no neighbour is of the class.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; at least one neighbour must vote")
+    bank, k = F.normalize(train, dim=1), min(k, len(train))
+    votes = test.new_zeros(len(test), classes)
+    rows = max(1, BLOCK // len(train))
+    for first in range(0, len(test), rows):
+        nearest = (F.normalize(test[first : first + rows], dim=1) @ bank.T).topk(k, dim=1)  # (b, k)
+        weights = ((nearest.values - 1) / TEMPERATURE).exp()  # a common factor of exp(-1 / 0.07) changes no order
+        votes[first : first + rows].scatter_add_(1, labels[nearest.indices], weights)
+    return votes
+
+
+def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
+    """The share of samples whose class is among the `top` with the most votes; without a vote it is not.
+
+    Of equal votes, the lower class wins, so that the answer never depends on a sort.
+
+    Args:
+        votes: (m, C).
+        labels: int64 (m,).
+        top: how many classes may be named.
+    """
+    own = votes.gather(1, labels[:, None])  # (m, 1)
+    earlier = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]  # (m, C)
+    ahead = ((votes > own) | ((votes == own) & earlier)).sum(1)  # (m,)
+    return ((ahead < top) & (own[:, 0] > 0)).double().mean().item()
+
+
+def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> dict[str, float]:
+    """Top-1 and top-5 accuracy, in [0, 1], of test features (m, D) among training features (n, D)."""
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    votes = neighbour_votes(train, train_labels, test, classes, k)
+    return {"top1": accuracy(votes, test_labels), "top5": accuracy(votes, test_labels, 5)}

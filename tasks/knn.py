@@ -1,0 +1,60 @@
+"""Classify with frozen features: nearest neighbours and a linear classifier from few labels, trained against untrained.
+
+mmm knn runs/pretrain-1
+mmm knn runs/pretrain-1/checkpoints/step_00000500 --labels_per_class 10
+mmm knn mae_pretrain_vit_base.pth --source /data/imagenet --train_samples 100000
+mmm knn runs/pretrain-1/config.yaml                                           the same model, untrained
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmm.evaluate.record import record
+from mmm.evaluate.representation import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.subject import Subject, SubjectConfig, open_subject, open_test, open_train
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RepresentationConfig, SubjectConfig):
+    """Judge frozen features."""
+
+    untrained: bool = True
+    """Judge the same model with its random initialisation too."""
+
+    out: str | None = None
+    """JSON file for the scores; none: a line of the run's evaluations.jsonl, where the model is a run's."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Judges the features, prints a table and writes the scores."""
+    subject = open_subject(config)
+    train, test = open_train(subject.data), open_test(subject.data, config.test_split)
+    models = {} if subject.trained is None else {"trained": subject.trained}
+    if config.untrained or not models:
+        models["untrained"] = subject.untrained
+    logger.info("%s on %s: %s to know, %s to ask", subject.name, subject.data.source, train.where, test.where)
+    device = next(subject.untrained.parameters()).device
+    found = judge_representation(models, train, test, config, device=device, dtype=config.dtype, batch_size=config.batch_size)
+    found |= {"model": config.model, "source": subject.data.source, "split": test.where}
+    print(describe_representation(found))
+    _write(config, subject, found)
+    return found
+
+
+def _write(config: Config, subject: Subject, found: dict[str, Any]) -> None:
+    """To the file that was asked for, or beside the run's other results."""
+    if config.out is not None:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(f"scores: {config.out}")
+    elif subject.run is not None and subject.trained is not None and subject.step is not None:
+        print(f"scores: {record(subject.run, 'features', subject.step, found)}")

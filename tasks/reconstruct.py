@@ -1,0 +1,78 @@
+"""Draw what a model makes of the tokens that it does not see, and measure it: a PNG grid and the PSNR of hidden tokens.
+
+mmm reconstruct runs/pretrain-1
+mmm reconstruct runs/pretrain-1 --source my_photographs --ratio 0.9 --samples 4
+mmm reconstruct mae_visualize_vit_base.pth --source /data/imagenet --norm_pix false
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.record import record
+from mmm.evaluate.subject import Subject, SubjectConfig, open_shown, open_subject
+from mmm.maskers import maskers
+from mmm.model import MaskedModel
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(GalleryConfig, SubjectConfig):
+    """Show reconstructions."""
+
+    batch_size: int = 64
+    """Images that the model gets at once."""
+
+    ratio: float | None = None
+    """Fraction of tokens to hide; none: as in training."""
+
+    norm_pix: bool | None = None
+    """For published weights, whether they predict standardised patches, which their file does not say."""
+
+    out: str | None = None
+    """PNG file to draw; none: in the run's pictures, or reconstruction.png where the model is no run's."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Draws the grid, prints the figures and records them."""
+    subject = open_subject(config, norm_pix=config.norm_pix)
+    model = _remasked(subject.trained or subject.untrained, config.ratio)
+    shown = open_shown(config, subject.data)
+    logger.info("%s on %s (%s)", subject.name, subject.data.source, shown.where)
+    found = make_gallery(
+        model,
+        shown,
+        config,
+        path=_path(config, subject),
+        title=f"{subject.name}: hidden tokens, predicted",
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+    )
+    print(describe_gallery(found))
+    if subject.run and subject.trained and subject.step is not None and config.ratio is None and config.source is None:
+        record(subject.run, "reconstruct", subject.step, found)
+    return found
+
+
+def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
+    """The model with another share of its tokens hidden, and all of these predicted."""
+    if model.decoder is None:
+        raise ValueError("--model holds an encoder without a decoder, so nothing can be reconstructed; give a whole model")
+    if ratio is not None:
+        model.masker = maskers.build(replace(model.masker.config, ratio=ratio, predict=None))
+    return model
+
+
+def _path(config: Config, subject: Subject) -> Path:
+    """Of the picture."""
+    if config.out is not None:
+        return Path(config.out)
+    name = "reconstruction.png" if subject.step is None else f"reconstruction_{subject.step:08d}.png"
+    return Path(name) if subject.run is None else subject.run / "pictures" / name

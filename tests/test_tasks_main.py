@@ -1,0 +1,89 @@
+"""The console script: what it lists, what it imports, and what it says to a user who is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from tasks.__main__ import main, tasks
+
+
+def test_help_lists_every_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    files = {path.stem for path in (REPOSITORY / "tasks").glob("*.py") if not path.stem.startswith("_")}
+    assert set(tasks()) == files
+    for name, summary in tasks().items():
+        assert len(summary) > 20, name
+        assert f"  {name} " in shown
+        assert summary in shown
+
+
+def test_without_a_task_it_lists_them_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "pretrain" in capsys.readouterr().out
+
+
+def test_a_wrong_task_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstrukt", "runs/a"]) == 2
+    said = capsys.readouterr().err
+    assert "'reconstruct'" in said
+    assert said.count("\n") == 1
+
+
+def test_listing_imports_no_task_and_choosing_imports_one() -> None:
+    script = """
+import sys
+from tasks.__main__ import main
+main(["--help"])
+assert "torch" not in sys.modules and "yaml" not in sys.modules
+try:
+    main(["compare", "--help"])
+except SystemExit:
+    pass
+print([name for name in sys.modules if name.startswith("tasks.")])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "['tasks.__main__', 'tasks.compare']"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["knn"], "--model is not set"),
+        (["knn", "no/such/run"], "no/such/run does not exist"),
+        (["knn", "--modle", "a"], "did you mean '--model'"),
+        (["knn", "--pool", "class_token"], "mean, class or both"),
+        (["reconstruct", "--samples", "0"], "samples 0"),
+        (["compare", "one"], "two or more runs"),
+        (["compare", "no", "runs"], "no is no run"),
+        (["compare", "a", "b", "--swap", "masker.name=block"], "name it with --recipe"),
+        (["compare", "--recipe", "recipes/none.py", "--swap", "a=b"], "recipes/none.py does not exist"),
+        (["compare", "--recipe", "recipes/image_mae.py"], "--swap"),
+        (["compare", "--recipe", "recipes/image_mae.py", "--swap", "block"], "'block' is no change"),
+        (["compare", "--recipe", "recipes/image_mae.py", "--swap", "seed=1"], "seed is the comparison's own"),
+        (["pretrain"], "--config runs/x/config.yaml"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY if "--recipe" in argv else tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_comparison_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b"])
+    assert not list(tmp_path.iterdir())
