@@ -23,7 +23,7 @@ def part(tmp_path: Path) -> Path:
 
 def test_the_pages_masker_trains_by_its_name(part: Path, tmp_path: Path, run_recipe) -> None:
     flags = ["--use", str(part), "--masker.name", "checkerboard", "--masker.shift", "1"]
-    result = run_recipe("image_mae", *flags, "--run", str(tmp_path / "run"))
+    result = run_recipe("image_mae", *flags, "--folder", str(tmp_path / "run"))
     assert result["step"] == 2
 
     masker = maskers.build(maskers["checkerboard"].Config(shift=1))

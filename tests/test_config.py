@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import mmm.config
+import mmm.flags
 from mmm.config import from_dict, load, main, parse, save, to_dict
 from mmm.registry import REGISTRIES, PartConfig, Registry
 
@@ -340,7 +341,7 @@ def test_each_flag_in_the_help_is_read_and_each_that_is_read_is_in_the_help(caps
     for flag in shown:
         error = refused(capsys, f"--{flag}", "x", "y", "z")
         assert f"--{flag}:" in error or (".no_" in flag and "no flag" in error) or flag == "data.mean"
-    read = {path for path, _, value in mmm.config._walk(DEFAULT) if not hasattr(value, "__dataclass_fields__")}
+    read = {path for path, _, value in mmm.flags.walk(DEFAULT) if not hasattr(value, "__dataclass_fields__")}
     assert read == {flag for flag in shown if ".no_" not in flag}
 
 
