@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -12,7 +13,7 @@ def make_blocks(
     width: int, depth: int, heads: int, *, mlp_ratio: float = 4.0, epsilon: float = 1e-6, drop_path: float = 0.0
 ) -> nn.ModuleList:
     """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate."""
-    norm = partial(nn.LayerNorm, eps=epsilon)
+    norm: Any = partial(nn.LayerNorm, eps=epsilon)
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
 

@@ -67,10 +67,10 @@ def sample_keys(
     Returns:
         int64 (B,), on the device of `index`.
     """
-    index = torch.atleast_1d(_int64(index))
-    keys = _mix(_int64(seed, index.device) + INCREMENT)
-    for part in (source, epoch, index, repeat):
-        keys = _mix(keys + _int64(part, index.device) * INCREMENT)
+    where = torch.atleast_1d(_int64(index))
+    keys = _mix(_int64(seed, where.device) + INCREMENT)
+    for part in (source, epoch, where, repeat):
+        keys = _mix(keys + _int64(part, where.device) * INCREMENT)
     return keys
 
 

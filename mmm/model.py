@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.decoders import DecoderConfig, decoders
-from mmm.encoders import EncoderConfig, encoders
+from mmm.decoders import Decoder, DecoderConfig, decoders
+from mmm.encoders import Encoder, EncoderConfig, encoders
 from mmm.interfaces import Features, Input
 from mmm.keys import sample_keys
 from mmm.mask import Mask
-from mmm.maskers import MaskerConfig, maskers
+from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.registry import PartConfig
-from mmm.targets import targets
-from mmm.tokenizers import tokenizers
+from mmm.targets import Target, targets
+from mmm.tokenizers import GridTokenizer, tokenizers
 from mmm.tokens import Grid
 
 
@@ -61,9 +61,16 @@ class MaskedModel(nn.Module):
         loss = model(x, mask=Mask(visible, predict)).loss
     """
 
+    tokenizer: GridTokenizer
+    masker: Masker
+    encoder: Encoder
+    decoder: Decoder | None
+    target: Target
+
     def __init__(
-        self, tokenizer: nn.Module, masker: nn.Module, encoder: nn.Module, decoder: nn.Module | None, target: nn.Module
+        self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target
     ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +111,16 @@ def run(config: Config) -> dict[str, Any]:
         identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": images.fingerprint},
         ema=config.train.ema is not None,
     )
-    loss_of = masked_loss(training.bare, config.data, accelerator.device, plan.steps)
+    loss_of = masked_loss(bare(training), config.data, accelerator.device, plan.steps)
     if config.dry_run:
         return describe(config, training, images, plan, loss_of)
     with RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume) as folder:
         return train(config, training, images, plan, loss_of, folder)
+
+
+def bare(training: Training) -> MaskedModel:
+    """The model inside what DDP, precision and compilation put around it."""
+    return cast(MaskedModel, training.bare)
 
 
 def scaled(config: Config) -> TrainConfig:
@@ -142,7 +147,7 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
     """Trains from where the run stands to its end, and evaluates."""
     from accelerate.utils import gather_object
 
-    accelerator, main = training.accelerator, training.accelerator.is_main_process
+    accelerator, main, model = training.accelerator, training.accelerator.is_main_process, bare(training)
     if config.resume:
         training.restore(folder.checkpoints)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
@@ -163,7 +168,7 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
     )
     metrics: dict[str, float] = {}
     for update in show_progress(updates, plan, start=training.step, main=main):
-        training.bare.target.update(training.bare, update.step)
+        model.target.update(model, update.step)
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             line["held_out_loss"] = watch(training.model, watched, config, loss_of, accelerator, met)
@@ -233,7 +238,7 @@ def announce(config: Config, images: Images, plan: Plan, folder: RunFolder) -> N
 
 def describe(config: Config, training: Training, images: Images, plan: Plan, loss_of: LossOf) -> dict[str, Any]:
     """The dry run: what the run would take, on real samples of the data."""
-    model: MaskedModel = training.bare
+    model = bare(training)
 
     def make_batch(samples: int) -> Batch:
         return next(train_batches(images, replace(config.data, workers=0), seed=config.seed, batch_size=samples, steps=1))
@@ -254,7 +259,7 @@ def describe(config: Config, training: Training, images: Images, plan: Plan, los
 def finish(config: Config, training: Training, folder: RunFolder, bad: BadInputs, metrics: dict[str, float]) -> dict[str, Any]:
     """Ends the run with the evaluations that its config names, and the loss curve."""
     logger.info("%s", bad.report())
-    model, main = training.bare, training.accelerator.is_main_process
+    model, main = bare(training), training.accelerator.is_main_process
     average = nullcontext() if training.ema is None else training.ema.applied(model)
     results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **metrics}
     with average:

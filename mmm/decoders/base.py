@@ -1,15 +1,18 @@
-"""What every decoder says of itself before it is built."""
+"""What every decoder is, and what it says of itself before it is built."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from mmm.interfaces import Reads
+from mmm.interfaces import Features, Reads
+from mmm.mask import Mask
 from mmm.registry import PartConfig, Registry
+from mmm.tokens import Grid
 
-decoders: Registry[nn.Module] = Registry("decoder")
+decoders: Registry[Decoder] = Registry("decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +22,17 @@ class DecoderConfig(PartConfig):
     def reads(self, depth: int) -> Reads:
         """What it reads of an encoder of `depth` blocks. Here: the final norm's output."""
         return Reads(last=True)
+
+
+class Decoder(nn.Module):
+    """Turns features into predictions. Built with the `encoder`'s shape, the home `grid`, and the number of `outputs` a token.
+
+    Attributes:
+        config: the user's choices.
+    """
+
+    config: DecoderConfig
+
+    @abstractmethod
+    def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
+        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""

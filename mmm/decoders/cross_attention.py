@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mmm.blocks import initialise
 from mmm.checks import check_positive, check_width
-from mmm.decoders.base import decoders
+from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
 from mmm.interfaces import Features, Shape
 from mmm.mask import Mask
@@ -65,7 +65,7 @@ class CrossBlock(nn.Module):
 
 
 @decoders.register("cross_attention")
-class CrossAttentionDecoder(nn.Module):
+class CrossAttentionDecoder(Decoder):
     """Cross-attention from each predicted token to the encoded ones; a predicted token costs the same whoever else is predicted."""
 
     @dataclass(frozen=True, kw_only=True)

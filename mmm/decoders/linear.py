@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mmm.blocks import initialise
-from mmm.decoders.base import DecoderConfig, decoders
+from mmm.decoders.base import Decoder, DecoderConfig, decoders
 from mmm.interfaces import Features, Reads, Shape
 from mmm.mask import Mask
 from mmm.tokens import Grid, repeat_rows, take
 
 
 @decoders.register("linear")
-class LinearDecoder(nn.Module):
+class LinearDecoder(Decoder):
     """One linear layer; needs a mask that blanks the hidden tokens, so that the encoder has a feature for each."""
 
     @dataclass(frozen=True, kw_only=True)

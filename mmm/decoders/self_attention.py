@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmm.blocks import initialise, make_blocks
 from mmm.checks import check_positive, check_width
-from mmm.decoders.base import decoders
+from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
 from mmm.interfaces import Features, Shape
 from mmm.mask import Mask
@@ -21,7 +21,7 @@ from mmm.tokens import Grid, position_table, positions, repeat_rows, take
 
 
 @decoders.register("self_attention")
-class SelfAttentionDecoder(nn.Module):
+class SelfAttentionDecoder(Decoder):
     """Self-attention over the encoded tokens and a mask token for each predicted one.
 
     Attention has no order, so nothing is unshuffled: each token carries its position. Hidden tokens that are not predicted are

@@ -1,5 +1,6 @@
 """Encoders: what turns patches into features."""
 
-from mmm.encoders.vit import EncoderConfig, VisionTransformer, encoders
+from mmm.encoders.base import Encoder, EncoderConfig, encoders
+from mmm.encoders.vit import VisionTransformer
 
-__all__ = ["EncoderConfig", "VisionTransformer", "encoders"]
+__all__ = ["Encoder", "EncoderConfig", "VisionTransformer", "encoders"]

@@ -7,9 +7,8 @@ R prefix tokens (1 with a class token, else 0), D width.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +16,14 @@ from torch.nn import functional as F
 
 from mmm.blocks import initialise, make_blocks
 from mmm.checks import check_positive, check_width
+from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.interfaces import Features, Reads, Shape
 from mmm.mask import Mask
-from mmm.registry import PartConfig, Registry
 from mmm.tokens import Grid, position_table, positions, repeat_rows, take
-
-encoders: Registry[nn.Module] = Registry("encoder")
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig(PartConfig):
-    """What every encoder can say of itself before it is built."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> Shape:
-        """Width, depth and number of prefix tokens."""
 
 
 class Embedding(nn.Module):
@@ -47,7 +34,7 @@ class Embedding(nn.Module):
 
     def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
         super().__init__()
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
         self.proj = convolution(channels, width, token, token)  # holds the weights and torch's own bias; never called
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -57,7 +44,7 @@ class Embedding(nn.Module):
 
 
 @encoders.register("vit")
-class VisionTransformer(nn.Module):
+class VisionTransformer(Encoder):
     """A plain vision transformer over the tokens that it is shown."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -106,6 +93,8 @@ class VisionTransformer(nn.Module):
         def head_count(self) -> int:
             """The heads that were chosen, or the size's own."""
             return self.heads or SIZES[self.size][2]
+
+    config: Config
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, reads: Reads, blanks: bool = False

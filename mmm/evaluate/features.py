@@ -70,15 +70,14 @@ def inference(model: MaskedModel, dtype: torch.dtype | None = None) -> Iterator[
 def encoded(model: MaskedModel, pool: Pool, dtype: torch.dtype | None = None) -> Extract:
     """A model's features: the mean of its tokens, its class token, or one behind the other.
 
-    Raises:
-        ValueError: a class token is wanted of an encoder that has none.
+    It raises a ValueError where a class token is wanted of an encoder that has none.
     """
-    if pool != "mean" and not model.encoder.shape.prefix:
-        raise ValueError(f"pool {pool!r} needs a class token, and this encoder has none; use mean")
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
             features = model.encode(x)
+        if pool != "mean" and not features.prefix:
+            raise ValueError(f"pool {pool!r} needs a class token, and this encoder has none; use mean")
         mean, first = features.tokens.float().mean(1), features.last[:, 0].float()  # (B, D)
         return {"mean": mean, "class": first}[pool] if pool != "both" else torch.cat([first, mean], dim=1)
 

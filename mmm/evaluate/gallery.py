@@ -14,8 +14,9 @@ from mmm.data.images import Images
 from mmm.data.loader import eval_batches
 from mmm.data.transforms import normalise
 from mmm.evaluate.features import choose, inference
+from mmm.evaluate.guess import GUESSES
 from mmm.evaluate.picture import draw_grid
-from mmm.evaluate.reconstruct import GUESSES, HiddenError, Reconstruction, reconstruct
+from mmm.evaluate.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.keys import sample_keys
 from mmm.model import MaskedModel
 

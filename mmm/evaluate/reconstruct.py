@@ -3,11 +3,6 @@
 The measure is the peak signal-to-noise ratio of hidden tokens, in dB, on pixels in [0, 1] (predictions are clipped to it), from
 the mean squared error over all of them: a mean of the samples' own ratios would be infinite with one flat sample.
 
-A target that is standardised per token holds no brightness and no contrast. Putting back the original's makes good pictures and
-flatters the number, so two numbers are given: one with them, beside what they alone would score; and one that knows nothing
-hidden: contrast of the nearest visible token, brightness of all, blended by inverse distance (Shepard, "A two-dimensional
-interpolation function for irregularly-spaced data", 1968; a power of 3 scored best of five rules on photographs).
-
 Shapes: B samples, C channels, s... the sample's axes, N tokens, V visible, Q hidden, P values a token.
 """
 
@@ -20,20 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmm.evaluate.guess import guess_hidden, to_unit
 from mmm.interfaces import Input
 from mmm.mask import Mask
 from mmm.model import MaskedModel
-from mmm.tokens import Grid, coordinates, take
-
-# in the order in which they are told; the words are for a target that `uses_original`
-GUESSES = {
-    "model": "the model, with brightness and contrast guessed from visible tokens",
-    "visible_blend": "no model: brightness of the visible tokens, blended by distance",
-    "visible_mean": "no model: the mean of the visible pixels",
-    "model_given_original": "the model, given each hidden token's own brightness and contrast",
-    "original_alone": "no model: each hidden token's own brightness",
-}
-PICTURES = ("original", "visible", "predicted", "pasted")
+from mmm.tokens import take
 
 
 @dataclass(frozen=True)
@@ -45,30 +31,36 @@ class Reconstruction:
         visible: what the encoder saw.
         predicted: what the decoder made of the rest.
         pasted: what was seen, and the prediction around it.
+        errors: the mean squared error over all hidden pixels of each of `guess.GUESSES`, (B,).
         uses_original: whether each prediction was given brightness and contrast of the original.
-        errors: the mean squared error over all hidden pixels of each guess in `GUESSES`, (B,).
     """
 
     original: Tensor
     visible: Tensor
     predicted: Tensor
     pasted: Tensor
-    uses_original: bool
     errors: dict[str, Tensor]
+    uses_original: bool
 
     def take(self, row: int) -> Reconstruction:
         """One sample, on the CPU."""
-        pictures = (getattr(self, name)[row : row + 1].cpu() for name in PICTURES)
-        return Reconstruction(
-            *pictures, self.uses_original, {name: error[row : row + 1].cpu() for name, error in self.errors.items()}
-        )
+        original, visible, predicted, pasted = (values[row : row + 1].cpu() for values in self.pictures)
+        errors = {name: error[row : row + 1].cpu() for name, error in self.errors.items()}
+        return Reconstruction(original, visible, predicted, pasted, errors, self.uses_original)
 
     @classmethod
     def cat(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
         """Several as one."""
-        pictures = (torch.cat([getattr(part, name) for part in parts]) for name in PICTURES)
+        original, visible, predicted, pasted = (
+            torch.cat(values) for values in zip(*(part.pictures for part in parts), strict=True)
+        )
         errors = {name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors}
-        return cls(*pictures, parts[0].uses_original, errors)
+        return cls(original, visible, predicted, pasted, errors, parts[0].uses_original)
+
+    @property
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four, in the order of the fields."""
+        return self.original, self.visible, self.predicted, self.pasted
 
 
 @torch.no_grad()
@@ -112,49 +104,6 @@ def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
     seen = torch.zeros(samples, tokens, dtype=torch.int8, device=visible.device).scatter(1, visible, 1)
     hidden = seen.argsort(dim=1, stable=True)[:, : tokens - visible.shape[1]]  # in the grid's order, (B, Q)
     return Mask(visible, hidden, None if mask.blank is None else hidden)
-
-
-def guess_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
-    """Every guess at the hidden tokens, (B, Q, P) each, in [0, 1]."""
-    target, (stand_in, blend) = model.target, from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
-    shown = target.show(predicted, stand_in, mask)  # may look at the tokens that it is given, which here hold nothing hidden
-    if shown is None:
-        raise ValueError(f"target.name {target.config.name} does not predict pixels, so there is no reconstruction to show")
-    guesses = {"model": shown, "visible_blend": take(blend, mask.predict)}
-    seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
-    guesses["visible_mean"] = seen[:, None, None].expand(-1, *shown.unflatten(2, (-1, data.channels)).shape[1:]).flatten(2)
-    if target.uses_original:
-        guesses["model_given_original"] = target.show(predicted, patches, mask)
-        guesses["original_alone"] = target.show(torch.zeros_like(predicted), patches, mask)
-    return {name: to_unit(guess, data).clamp(0, 1) for name, guess in guesses.items()}
-
-
-def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) -> tuple[Tensor, Tensor]:
-    """What visible tokens say of every place: contrast of the nearest, brightness of all, blended by inverse distance.
-
-    Args:
-        patches: (B, N, P), of which the visible ones are looked at.
-        visible: int64 (B, V).
-        grid: the arrangement of the N tokens.
-        channels: C, each blended by itself.
-
-    Returns:
-        (B, N, P) with both, and with the brightness alone.
-    """
-    places = coordinates(grid).to(patches)  # (N, n)
-    apart = torch.cdist(places, places)[visible].transpose(1, 2)  # (N, N) -> (B, V, N) -> (B, N, V)
-    pixels = take(patches, visible).unflatten(2, (-1, channels))  # (B, V, n, C)
-    means = pixels.mean(2)  # (B, V, C)
-    weights = apart.clamp(min=1e-3) ** -3  # at a visible token's own place, it counts alone
-    blend = (weights / weights.sum(2, keepdim=True) @ means)[:, :, None]  # (B, N, 1, C)
-    contrast = take(pixels - means[:, :, None], apart.argmin(2))  # (B, N, n, C)
-    return (blend + contrast).flatten(2), blend.expand_as(contrast).flatten(2)
-
-
-def to_unit(patches: Tensor, data: Input) -> Tensor:
-    """Takes the normalisation back: tokens (B, M, P), the channel fastest, to pixels in [0, 1]."""
-    mean, std = (torch.tensor(values, device=patches.device) for values in (data.mean, data.std))
-    return (patches.float().unflatten(2, (-1, data.channels)) * std + mean).flatten(2)
 
 
 def psnr(error: float) -> float:

@@ -143,7 +143,8 @@ def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) 
         data = from_dict(ImagesConfig, yaml.safe_load(saved.read_text(encoding="utf-8"))["data"], "data.")
     else:
         assert model is not None
-        home = tuple(tokens * token for tokens, token in zip(model.encoder.home, model.tokenizer.size, strict=True))
+        encoder: Any = model.encoder
+        home = tuple(tokens * token for tokens, token in zip(encoder.home, model.tokenizer.size, strict=True))
         data = ImagesConfig(image_size=(home[-2], home[-1]))
     names = ("source", "holdout", "image_size", "image_column", "label_column", "workers")
     data = replace(data, **{name: value for name in names if (value := getattr(config, name)) is not None})

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from mmm.mask import Mask
-from mmm.registry import Registry
+from mmm.registry import PartConfig, Registry
 from mmm.tokens import Grid
 
 targets: Registry[Target] = Registry("target")
@@ -20,9 +20,11 @@ class Target(nn.Module):
     """What is predicted. Built with `width` (P), `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
+        config: the user's choices.
         width: K, values predicted a token.
     """
 
+    config: PartConfig
     width: int
 
     @abstractmethod

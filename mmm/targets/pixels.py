@@ -50,6 +50,7 @@ class PixelTarget(Target):
             if self.loss not in LOSSES or self.loss == "cross_entropy":
                 raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from mse, l1, smooth_l1, cosine")
 
+    config: Config
     mean: Tensor
     std: Tensor
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmm.train.config import TrainConfig
+from mmm.train.config import Precision, TrainConfig
 from mmm.train.processes import check_processes, check_strategy, is_set
 from mmm.train.tracking import check_tracker
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+ACCELERATE_NAMES: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def start(config: TrainConfig) -> Accelerator:
@@ -52,12 +52,12 @@ def start(config: TrainConfig) -> Accelerator:
     )
 
 
-def precision_of(accelerator: Accelerator) -> str:
+def precision_of(accelerator: Accelerator) -> Precision:
     """The precision that was chosen, in the words of `train.precision`; save it in place of `auto`."""
     return {name: ours for ours, name in ACCELERATE_NAMES.items()}[str(accelerator.mixed_precision)]
 
 
-def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[str, str]:
+def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:
     """The precision to compute in, and why.
 
     Raises:
@@ -65,17 +65,16 @@ def choose_precision(asked: str, environment: Mapping[str, str], device: torch.d
     """
     configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` where none was chosen
     if asked != "auto":
-        precision, reason = asked, "train.precision names it"
+        named, reason = asked, "train.precision names it"
     elif configured != "no":
-        precision, reason = configured, "Accelerate's configuration names it"
+        named, reason = configured, "Accelerate's configuration names it"
     elif computes_bf16(device):
-        precision, reason = "bf16", f"auto: this {device.type} computes it natively"
+        named, reason = "bf16", f"auto: this {device.type} computes it natively"
     else:
-        precision, reason = "fp32", f"auto: this {device.type} does not compute bf16 natively"
-    if precision not in ACCELERATE_NAMES:
-        raise ValueError(
-            f"Accelerate's configuration names precision {precision}; mmm takes bf16, fp16 or fp32: set train.precision"
-        )
+        named, reason = "fp32", f"auto: this {device.type} does not compute bf16 natively"
+    precision = next((known for known in ACCELERATE_NAMES if known == named), None)
+    if precision is None:
+        raise ValueError(f"Accelerate's configuration names precision {named}; mmm takes bf16, fp16 or fp32: set train.precision")
     if precision == "fp16" and device.type == "cpu":
         # Accelerate 1.15 would compute in fp32 and say nothing
         raise ValueError("train.precision fp16 is not computed on a CPU; use bf16 or fp32")
@@ -87,7 +86,7 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot say
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot say
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
 
