@@ -64,6 +64,7 @@ def is_demonstration(presets: Any, flags: Container[str]) -> bool:
 
 
 def about_demonstration(presets: Any, prog: str) -> str:
+    """One line: that this is the demonstration, and the command for the real thing."""
     command = f"accelerate launch {prog}" if prog.endswith(".py") else prog
     return (
         f"No --data.source was given: this is the demonstration, on {presets['demo'].data.source}, which comes with a dependency. "

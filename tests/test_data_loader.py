@@ -185,7 +185,7 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     resumed = BadInputs(path, total=100, max_bad=0.02)
     resumed.add([one, two, two])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [one._asdict(), two._asdict()]
-    assert resumed.report() == f"2 of 100 inputs cannot be read (b.jpg: not an image, all in {path})"
+    assert resumed.report() == f"2 of 100 inputs cannot be read (a.jpg: the file is empty, all in {path})"
     with pytest.raises(ValueError, match=r"^3 of 100 inputs cannot be read .* more than data\.max_bad 0\.02 allows"):
         resumed.add([Problem(9, "c.jpg", "not an image")])
 

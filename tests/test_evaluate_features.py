@@ -67,7 +67,7 @@ def test_pools_are_what_they_say(build: Build) -> None:
     assert encoded(model, "mean", torch.bfloat16)(x).dtype == torch.float32
     bare = build(encoder=VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False))
     with pytest.raises(ValueError, match="pool 'class' needs a class token"):
-        encoded(bare, "class")
+        encoded(bare, "class")(x)
 
 
 def test_raw_pixels_are_the_pixels_until_there_are_too_many() -> None:
@@ -132,7 +132,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
 def test_two_processes_share_the_work_and_both_get_it_all(tiles: tuple[Images, Images], tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=300)
     alone = extract_features(choose(tiles[1], 37), {"raw": raw_pixels}, device="cpu")["raw"]
     for rank in range(2):
         values, labels, index = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

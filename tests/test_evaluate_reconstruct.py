@@ -17,8 +17,9 @@ from mmm import Input, MaskedModel
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import LinearDecoder
 from mmm.evaluate.gallery import GIVEN, OWN, GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.guess import guess_hidden
 from mmm.evaluate.picture import CELL, GAP, MARGIN, NOTHING, draw_grid, resize_cells, to_rgb
-from mmm.evaluate.reconstruct import Reconstruction, every_hidden, guess_hidden, psnr, reconstruct
+from mmm.evaluate.reconstruct import Reconstruction, every_hidden, psnr, reconstruct
 from mmm.keys import sample_keys
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget

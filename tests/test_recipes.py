@@ -190,7 +190,7 @@ def expect_one_line(act: Callable[[], object], says: str, capsys: pytest.Capture
 
 def launch(processes: int, run: Path, *flags: str) -> list[dict[str, float]]:
     """Metrics of a recipe run by torchrun, under a watchdog."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     recipe = str(REPOSITORY / "recipes" / "image_mae.py")
     fixed = ["--preset", "demo", "--evaluate", "--train.precision", "fp32", "--train.log_every", "1", "--held_out", "17"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -47,7 +47,7 @@ except SystemExit:
     pass
 print([name for name in sys.modules if name.startswith("tasks.")])
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.splitlines()[-1] == "['tasks.__main__', 'tasks.compare']"
 
 

@@ -5,7 +5,6 @@ Shapes: B samples, R rectangles drawn for each, U = H' W' places.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
