@@ -67,9 +67,7 @@ class MaskedModel(nn.Module):
     decoder: Decoder | None
     target: Target
 
-    def __init__(
-        self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target
-    ) -> None:
+    def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
         """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target

@@ -30,6 +30,8 @@ class Mutant(NamedTuple):
     test: str
 
 
+PARITY_CROSSMAE = "test_parity_crossmae.py -k second_statement"
+
 MUTANTS = [
     # what is hidden
     Mutant(
@@ -120,6 +122,26 @@ MUTANTS = [
         "take(table, mask.predict)",
         "test_flow.py -k stands_where",
     ),
+    # CrossMAE
+    Mutant("mmm/decoders/cross_attention.py", "b m (two h c) -> two b h m c", "b m (h two c) -> two b h m c", PARITY_CROSSMAE),
+    Mutant(
+        "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
+    ),
+    Mutant(
+        "mmm/decoders/fusion.py",
+        "(0, *blocks) if self.fusion_input else blocks",
+        "blocks",
+        "test_parity_crossmae.py -k released",
+    ),
+    Mutant("mmm/decoders/fusion.py", "weight.T @ gradient", "weight.flip(0).T @ gradient", PARITY_CROSSMAE),
+    Mutant("mmm/decoders/fusion.py", ".transpose(0, 1) @ rows).sum(0)", ".transpose(0, 1) @ rows)[0]", PARITY_CROSSMAE),
+    Mutant(
+        "mmm/checkpoints/crossmae.py",
+        "return None, maps == depth + 1",
+        "return None, maps == depth",
+        "test_load_crossmae.py -k loss",
+    ),
+    Mutant("mmm/evaluate/attention.py", "q[:, :, -queries:].float()", "q[:, :, :queries].float()", "test_evaluate_attention.py"),
     # targets
     Mutant("mmm/targets/pixels.py", "correction=int(self.config.unbiased)", "correction=0", "test_targets.py -k published"),
     Mutant(

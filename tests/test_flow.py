@@ -21,12 +21,16 @@ from mmm.maskers import BlockMasker, RandomMasker, TubeMasker
 from mmm.tokens import repeat_rows, take
 
 SMALL = VisionTransformer.Config(width=24, depth=2, heads=2)
+CROSS = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")
 METHODS: dict[str, dict[str, object]] = {
     "mae": {},
     "subset": {"masker": RandomMasker.Config(ratio=0.75, predict=0.25)},
     "no_class_token": {"encoder": replace(SMALL, class_token=False)},
     "simmim": {"masker": RandomMasker.Config(ratio=0.5, blank=True), "decoder": LinearDecoder.Config()},
     "blank_block": {"masker": BlockMasker.Config(blank=True)},
+    "crossmae": {"masker": RandomMasker.Config(ratio=0.75, predict=0.25), "decoder": CROSS},
+    "crossmae_blocks": {"masker": BlockMasker.Config(), "decoder": CROSS},
+    "crossmae_tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75, predict=0.25), "decoder": CROSS},
     "tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75)},
     "tubes_random_learned": {"size": (4, 12, 16), "encoder": replace(SMALL, positions="learned")},
 }

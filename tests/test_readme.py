@@ -11,9 +11,8 @@ from conftest import REPOSITORY, load_recipe
 from mmm.config import parse
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = sorted(
-    {line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") for line in README.splitlines() if "recipes/" in line and ".py" in line}
-)
+SHOWN = [line for line in README.splitlines() if "recipes/" in line and ".py" in line]
+COMMANDS = sorted({line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") for line in SHOWN})
 
 
 def test_the_python_runs() -> None:

@@ -139,11 +139,11 @@ def _ticks(layers: Sequence[dict[str, Any]]) -> list[str]:
 def draw_fusion(fusion: dict[str, Any], path: Path, title: str) -> Path:
     """Two heat maps, decoder block by encoder block: the weights as they are, and what each map contributes."""
     rows, columns = len(fusion["weights"]), len(fusion["maps"])
-    figure = new_figure(2.2 + 0.84 * columns, 1.9 + 0.36 * rows)
+    figure = new_figure(max(7.6, 1.6 + (0.84 if columns <= WRITTEN else 0.5) * columns), max(3.2, 1.7 + 0.34 * rows))
     left, right = figure.subplots(1, 2)
     largest = max(abs(value) for row in fusion["weights"] for value in row) or 1.0
-    _heat(left, fusion, "weights", "weights", {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})
-    _heat(right, fusion, "shares", "share of each map, |weight| x its size", {"cmap": "Blues", "vmin": 0.0})
+    _heat(left, fusion, "weights", "weights, hundredths", {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})
+    _heat(right, fusion, "shares", "share of each map (|weight| x its size), %", {"cmap": "Blues", "vmin": 0.0})
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=INK)
     return save_figure(figure, path)
 
@@ -152,7 +152,7 @@ def _heat(axes: Axes, fusion: dict[str, Any], name: str, title: str, style: dict
     """One heat map, its numbers in hundredths where they fit."""
     values = torch.tensor(fusion[name])
     axes.imshow(values.numpy(), aspect="auto", **style)
-    plain(axes, "map: the encoder's input, then its blocks" if fusion["maps"][0] == 0 else "block of the encoder", "decoder block")
+    plain(axes, "encoder block (in: the input of the first)" if fusion["maps"][0] == 0 else "encoder block", "decoder block")
     axes.grid(visible=False)
     axes.set_xticks(range(values.shape[1]), ["in" if number == 0 else str(number) for number in fusion["maps"]])
     axes.set_yticks(range(len(values)), [str(row + 1) for row in range(len(values))])
