@@ -100,6 +100,10 @@ def run(config: Config) -> dict[str, Any]:
     model = build_model(config)  # first: what does not fit together is said before anything is opened
     accelerator = start(config.train)
     images = open_images(config.data, "train")
+    if "features" in config.evaluate and images.labels() is None:
+        raise ValueError(
+            f"--evaluate features needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
+        )
     plan = make_plan(scaled(config), samples=len(images), processes=accelerator.num_processes)
     if config.init is not None:
         initialise_from(model, config.init)
@@ -171,7 +175,7 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
         model.target.update(model, update.step)
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
-            line["held_out_loss"] = watch(training.model, watched, config, loss_of, accelerator, met)
+            line["held_out_loss"] = watch(model, watched, config, loss_of, accelerator, met)
         if line:
             bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
             met.clear()

@@ -129,6 +129,18 @@ def test_an_unreadable_image_is_replaced_and_named(run_recipe: Run, tmp_path: Pa
     assert named[0]["name"].endswith("broken.png")
 
 
+def test_features_of_unlabelled_images_are_refused_before_training(
+    run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number * 40, 9, 200)).save(flat / f"{number}.png")
+    flags = ("--data.source", str(flat), "--data.eval_split", "none", "--data.holdout", "0.3", "--evaluate", "features")
+    expect_one_line(lambda: run_recipe("image_mae", *SMALL, *flags, "--folder", str(tmp_path / "run")), "needs labels", capsys)
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = {
     "part": (["--masker.name", "blok"], "block"),
     "flag": (["--train.step", "3"], "train.steps"),
