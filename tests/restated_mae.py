@@ -90,9 +90,7 @@ def one(
     return ((predicted - wanted) ** 2).mean(1), hidden
 
 
-def loss(
-    images: Tensor, w: Weights, keeps: list[list[int]], p: int, heads: int, decoder_heads: int, norm_pix: bool
-) -> Tensor:
+def loss(images: Tensor, w: Weights, keeps: list[list[int]], p: int, heads: int, decoder_heads: int, norm_pix: bool) -> Tensor:
     """MAE's loss of a batch (B, C, H, W), whose samples keep the tokens `keeps`."""
     each = [one(image, w, keep, p, heads, decoder_heads, norm_pix, 1e-6) for image, keep in zip(images, keeps, strict=True)]
     error, hidden = torch.stack([e for e, _ in each]), torch.stack([h for _, h in each])

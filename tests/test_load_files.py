@@ -150,7 +150,6 @@ def test_other_things_are_refused_in_words(tmp_path: Path) -> None:
     ("names", "seen"),
     [
         (["a.weight", "b.weight"], "no known layout"),
-        (["blocks.0.attn.qkv.weight", "wfm.linear.weight", "dec_norms.0.weight"], "CrossMAE"),
         (["encoder.patch_embed.proj.weight", "encoder_to_decoder.weight"], "VideoMAE"),
         (["vit.embeddings.cls_token"], "transformers"),
         (["encoder.patch_embed.proj.weight", "decoder.embed.weight"], "a run without its config.yaml"),

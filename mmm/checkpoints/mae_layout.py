@@ -31,8 +31,6 @@ DECODER = tuple(theirs for ours, theirs in NAMES if ours.startswith("decoder."))
 CLASSIFIER = ("fc_norm.", "head.")  # what fine-tuning and linear probing add
 MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")  # either makes a file one of this layout
 OTHERS = {  # how the names of what is not read begin; the first that is found counts
-    "dec_norms.": "CrossMAE's layout",
-    "wfm.": "CrossMAE's layout",
     "encoder_to_decoder.": "VideoMAE's layout",
     "vit.embeddings.": "transformers' ViTMAE",
     "encoder.patch_embed.": "weights of a run without its config.yaml",
@@ -70,21 +68,15 @@ class Layout:
     @property
     def shapes(self) -> Shapes:
         """The shape of every weight, by MAE's names."""
-        width, rows = self.encoder.width, self.tokens + 1  # a class token first
-        shapes: dict[str, tuple[int, ...]] = {
-            "cls_token": (1, 1, width),
-            "pos_embed": (1, rows, width),
-            "patch_embed.proj.weight": (width, self.channels, self.patch, self.patch),
-            "patch_embed.proj.bias": (width,),
-            **_block_shapes("blocks", self.encoder),
-        }
+        shapes = encoder_shapes(self.encoder, self.patch, self.channels, self.tokens)
         if self.normed:
-            shapes |= _norm("norm", width)
+            shapes |= norm_shapes("norm", self.encoder.width)
         if self.decoder is not None:
             inner = self.decoder.width
-            shapes |= _linear("decoder_embed", width, inner) | {"mask_token": (1, 1, inner), "decoder_pos_embed": (1, rows, inner)}
-            shapes |= _block_shapes("decoder_blocks", self.decoder) | _norm("decoder_norm", inner)
-            shapes |= _linear("decoder_pred", inner, self.channels * self.patch**2)
+            shapes |= linear_shapes("decoder_embed", self.encoder.width, inner) | block_shapes("decoder_blocks", self.decoder)
+            shapes |= {"mask_token": (1, 1, inner), "decoder_pos_embed": (1, self.tokens + 1, inner)}
+            shapes |= norm_shapes("decoder_norm", inner)
+            shapes |= linear_shapes("decoder_pred", inner, self.channels * self.patch**2)
         return shapes
 
     def __str__(self) -> str:
@@ -96,12 +88,12 @@ class Layout:
 
 def their_name(name: str) -> str | None:
     """MAE's name of one of our weights, or none."""
-    return _renamed(name, NAMES)
+    return renamed(name, NAMES)
 
 
 def our_name(name: str) -> str | None:
     """Our name of one of MAE's weights, or none."""
-    return _renamed(name, tuple((theirs, ours) for ours, theirs in NAMES))
+    return renamed(name, tuple((theirs, ours) for ours, theirs in NAMES))
 
 
 def read_layout(weights: Mapping[str, Tensor], source: str) -> Layout:
@@ -110,30 +102,46 @@ def read_layout(weights: Mapping[str, Tensor], source: str) -> Layout:
     Raises:
         ValueError: where a tensor that alone says something is missing or misshapen; `refuse_mismatch` names all others.
     """
-    embedding, table = _wanted(weights, "patch_embed.proj.weight", 4, source), _wanted(weights, "pos_embed", 3, source)
-    _, channels, patch, across = embedding.shape
-    if patch != across or not channels or not patch:
-        raise ValueError(f"{source} has patch_embed.proj.weight as {tuple(embedding.shape)}; patches must be square")
+    patch, channels, tokens = read_embedding(weights, source)
     decoder = any(name.startswith(DECODER) for name in weights)
     normed = any(name.startswith("norm.") for name in weights) or not any(name.startswith("fc_norm.") for name in weights)
     return Layout(
-        encoder=_stack(weights, "blocks", source),
-        decoder=_stack(weights, "decoder_blocks", source) if decoder else None,
+        encoder=stack_of(weights, "blocks", source),
+        decoder=stack_of(weights, "decoder_blocks", source) if decoder else None,
         patch=patch,
         channels=channels,
-        tokens=table.shape[1] - 1,
+        tokens=tokens,
         normed=normed,
     )
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+def read_embedding(weights: Mapping[str, Tensor], source: str) -> tuple[int, int, int]:
+    """Side of a patch, channels of a pixel, tokens of the grid.
+
+    Raises:
+        ValueError: where they cannot be told, or patches are not square.
+    """
+    embedding, table = needed(weights, "patch_embed.proj.weight", 4, source), needed(weights, "pos_embed", 3, source)
+    _, channels, patch, across = embedding.shape
+    if patch != across or not channels or not patch:
+        raise ValueError(f"{source} has patch_embed.proj.weight as {tuple(embedding.shape)}; patches must be square")
+    return patch, channels, table.shape[1] - 1
+
+
+def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    """The other name of a weight in a table of (old, new) names and beginnings, or none."""
     for old, new in table:
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name.removeprefix(old)
     return None
 
 
-def _wanted(weights: Mapping[str, Tensor], name: str, dimensions: int, source: str) -> Tensor:
+def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: str) -> Tensor:
+    """A tensor that alone says something of the model.
+
+    Raises:
+        ValueError: where it is missing, or has another number of dimensions.
+    """
     if name not in weights:
         raise ValueError(f"{source} does not fit: it lacks {name}")
     if weights[name].dim() != dimensions:
@@ -141,8 +149,12 @@ def _wanted(weights: Mapping[str, Tensor], name: str, dimensions: int, source: s
     return weights[name]
 
 
-def _stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
-    """Width, depth and hidden width of the blocks under a prefix; a block that is missing as a whole is named."""
+def stack_of(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
+    """Width, depth and hidden width of the blocks under a prefix.
+
+    Raises:
+        ValueError: naming a block that is missing as a whole.
+    """
     parts = {name: name.split(".", 2) for name in weights if name.startswith(f"{prefix}.")}
     numbers = {int(part[1]) for part in parts.values() if len(part) == 3 and part[1].isdecimal()}
     absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
@@ -160,19 +172,39 @@ def _stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
     return Stack(width, len(numbers), usual({"mlp.fc1.weight": 0, "mlp.fc1.bias": 0, "mlp.fc2.weight": 1}))
 
 
-def _block_shapes(prefix: str, stack: Stack) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(stack: Stack, patch: int, channels: int, tokens: int) -> dict[str, tuple[int, ...]]:
+    """Of an encoder without its final norm; a class token comes first."""
+    return {
+        "cls_token": (1, 1, stack.width),
+        "pos_embed": (1, tokens + 1, stack.width),
+        "patch_embed.proj.weight": (stack.width, channels, patch, patch),
+        "patch_embed.proj.bias": (stack.width,),
+        **block_shapes("blocks", stack),
+    }
+
+
+def block_shapes(prefix: str, stack: Stack) -> dict[str, tuple[int, ...]]:
+    """Of a stack of self-attention blocks."""
     shapes: dict[str, tuple[int, ...]] = {}
     for number in range(stack.depth):
         block = f"{prefix}.{number}"
-        shapes |= _norm(f"{block}.norm1", stack.width) | _linear(f"{block}.attn.qkv", stack.width, 3 * stack.width)
-        shapes |= _linear(f"{block}.attn.proj", stack.width, stack.width) | _norm(f"{block}.norm2", stack.width)
-        shapes |= _linear(f"{block}.mlp.fc1", stack.width, stack.hidden) | _linear(f"{block}.mlp.fc2", stack.hidden, stack.width)
+        shapes |= norm_shapes(f"{block}.norm1", stack.width) | linear_shapes(f"{block}.attn.qkv", stack.width, 3 * stack.width)
+        shapes |= linear_shapes(f"{block}.attn.proj", stack.width, stack.width) | norm_shapes(f"{block}.norm2", stack.width)
+        shapes |= mlp_shapes(block, stack)
     return shapes
 
 
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+def mlp_shapes(block: str, stack: Stack) -> dict[str, tuple[int, ...]]:
+    """Of a block's MLP."""
+    width, hidden = stack.width, stack.hidden
+    return linear_shapes(f"{block}.mlp.fc1", width, hidden) | linear_shapes(f"{block}.mlp.fc2", hidden, width)
+
+
+def linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """Of a linear layer."""
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Of a layer norm."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}

@@ -1,0 +1,120 @@
+"""What benchmarks share: steps timed side by side in one process, the memory that one takes, and what they ran on.
+
+Memory is what torch allocates, not what the process holds: on a CPU the sum of allocations and releases that the profiler sees, on
+a GPU the allocator's own count. It is the same from run to run.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Step = Callable[[], None]
+HOUSE = Path(__file__).resolve().parents[1]
+
+
+def interleaved(steps: Mapping[str, Step], *, repeats: int, warmup: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step, all steps once in every round, so that a machine that slows down slows all of them.
+
+    Args:
+        steps: by name.
+        repeats: rounds that are timed.
+        warmup: rounds before that are not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warmup + repeats):
+        for name, step in steps.items():
+            gc.collect()  # outside the time of whoever would have to do it
+            wait(device)
+            start = time.perf_counter()
+            step()
+            wait(device)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """The most that a step holds at any time, above what was held before it."""
+    gc.collect()
+    if device.type == "cuda":
+        wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    return max(_running(seen), default=0)
+
+
+def _running(seen: profile) -> Iterator[int]:
+    """What is held after each allocation and release."""
+    events = seen.profiler.kineto_results.events()
+    held = 0
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        yield held
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return {"median": median(seconds), "lower_quartile": low, "upper_quartile": high}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on: the kind of machine, versions, commit, day; no names."""
+    import timm
+
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": kind,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_paths(sys.argv[1:])]),
+    }
+
+
+def _without_paths(words: list[str]) -> list[str]:
+    """A command's flags but for --out, which says where and not what."""
+    return [word for word, before in zip(words, ["", *words[:-1]], strict=True) if "--out" not in (word, before)]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine() or "CPU")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=HOUSE, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column flush left."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

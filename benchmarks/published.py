@@ -1,0 +1,82 @@
+"""The published ways of doing what `mmm` does otherwise, restated from facts for comparison, on the same blocks and weights.
+
+MAE (models_mae.py) embeds every patch by a strided convolution and gathers after, and puts mask tokens back in the raster order
+before it decodes all tokens; its loss is computed on all of them. CrossMAE (models_cross.py) stacks the encoder's maps along a new
+innermost axis and multiplies there.
+
+Shapes: B samples, N tokens, V visible, D and d widths of encoder and decoder, k maps, p side of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm import MaskedModel
+from mmm.decoders.fusion import LinearFusion
+from mmm.interfaces import Features
+
+
+class PublishedMAE(nn.Module):
+    """MAE's published step on the weights of one of our models; noise is drawn and sorted inside, as there."""
+
+    def __init__(self, model: MaskedModel, visible: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.visible = model.encoder, model.decoder, visible
+        assert model.decoder is not None
+        self.patch = model.tokenizer.size[0]
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> the loss, ()."""
+        proj = self.encoder.patch_embed.proj
+        tokens = F.conv2d(x, proj.weight, proj.bias, stride=proj.stride).flatten(2).transpose(1, 2)  # (B, N, D)
+        tokens = tokens + self.encoder.pos_embed[:, 1:]
+        many, number, width = tokens.shape
+        order = (torch.rand(many, number, device=x.device) if noise is None else noise).argsort(dim=1)
+        back = order.argsort(dim=1)
+        kept = tokens.gather(1, order[:, : self.visible, None].expand(-1, -1, width))
+        first = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
+        kept = torch.cat([first.expand(many, -1, -1), kept], dim=1)  # (B, 1 + V, D)
+        for block in self.encoder.blocks:
+            kept = block(kept)
+        predicted = self.decode(self.encoder.norm(kept), back)
+        hidden = torch.ones(many, number, device=x.device)
+        hidden[:, : self.visible] = 0
+        hidden = hidden.gather(1, back)
+        return self.loss(x, predicted, hidden)
+
+    def decode(self, kept: Tensor, back: Tensor) -> Tensor:
+        """(B, 1 + V, D) -> predictions of every token, (B, N, p p C)."""
+        decoder = self.decoder
+        kept = decoder.embed(kept)
+        many, number, width = len(kept), back.shape[1], kept.shape[2]
+        absent = decoder.mask_token.expand(many, number - self.visible, -1).to(kept.dtype)
+        whole = torch.cat([kept[:, 1:], absent], dim=1).gather(1, back[..., None].expand(-1, -1, width))
+        whole = torch.cat([kept[:, :1], whole], dim=1) + decoder.pos_embed  # (B, 1 + N, d)
+        for block in decoder.blocks:
+            whole = block(whole)
+        return decoder.head(decoder.norm(whole))[:, 1:]
+
+    def loss(self, x: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
+        """The mean squared error of standardised patches, of all tokens, counted where they are hidden."""
+        many, channels, height, wide = x.shape
+        p = self.patch
+        boxes = x.reshape(many, channels, height // p, p, wide // p, p)
+        wanted = torch.einsum("nchpwq->nhwpqc", boxes).reshape(many, -1, p * p * channels)
+        wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5
+        each = ((predicted - wanted) ** 2).mean(-1)  # (B, N)
+        return (each * hidden).sum() / hidden.sum()
+
+
+class StackedFusion(nn.Module):
+    """CrossMAE's published fusion on the weights of ours: the maps stacked innermost, (B, M, D, k), and multiplied there."""
+
+    def __init__(self, ours: LinearFusion) -> None:
+        super().__init__()
+        self.blocks, self.mix, self.norms = ours.blocks, ours.mix, ours.norms
+
+    def forward(self, features: Features) -> list[Tensor]:
+        """d mixtures, (B, M, D) each."""
+        mixed = self.mix(torch.stack([features.blocks[block] for block in self.blocks], dim=-1))  # (B, M, D, d)
+        return [norm(mixed[..., number]) for number, norm in enumerate(self.norms)]
