@@ -1,15 +1,17 @@
-"""What a user says about images: where they are, how they are read, what shape the model gets."""
+"""What a user says about data: where it is, how it is read, what shape the model gets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from mmm.data.source import IMAGES, Medium
 from mmm.interfaces import Input
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesConfig:
-    """Images, their labels where there are any, and how a sample is cut from one.
+class DataConfig:
+    """What images and videos have in common: their labels where there are any, and how a sample is cut from one.
 
     Splits. A source has named splits (folders, file names or the hub say which); one without has the single split `train`.
     Training takes `split`. Evaluation takes `eval_split`, or else the first of validation, valid, val, eval, dev and test
@@ -17,17 +19,16 @@ class ImagesConfig:
     for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed.
     """
 
+    medium: ClassVar[Medium]
+
     source: str | None = None
-    """a folder of images (its sub-folders are the classes), parquet (file, folder or glob), a name on the hub, or
-    builtin:photographs; a hub name may end in `:subset`"""
+    """where the data is"""
     split: str = "train"
     """the split to train on"""
     eval_split: str | None = None
     """the split to evaluate on; none takes the source's own, or holds samples out"""
     holdout: float = 0.02
     """share of the training split that is held out when the source has no split for evaluation"""
-    image_column: str | None = None
-    """the table's column of images; none finds it"""
     label_column: str | None = None
     """the table's column of labels; none finds it, and does without where there is none"""
     image_size: int | tuple[int, int] = 224
@@ -39,25 +40,42 @@ class ImagesConfig:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """of each channel, in units of [0, 1]: what the pixels are divided by"""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """smallest and largest share of the image's area that a training crop covers"""
+    """smallest and largest share of the picture's area that a training crop covers"""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """smallest and largest width over height of a training crop, before it is resized"""
     flip: float = 0.5
     """probability that a training crop is mirrored left to right"""
     lighting: float = 0.0
     """largest relative change of a training crop's contrast, and of its brightness, drawn evenly; 0 changes nothing"""
-    cache: bool = False
-    """decode each image once, when the data is opened, and keep the pixels in memory (for small images: whole ones, where
-    a large JPEG would else be decoded at a half, a quarter or an eighth, whatever a sample needs)"""
+    repeats: int = 1
+    """samples that are cut, each in its own way, from an input that is decoded once; an epoch decodes each input once"""
     workers: int = 2
     """processes a rank that decode and crop; 0 does it in the training process, which is best for cached small images"""
+    deadline: float = 60.0
+    """seconds after which a worker that has not read an input is killed, and the input counts as unreadable; without
+    workers there is no deadline"""
     max_bad: float = 0.01
     """largest share of the samples that may be unreadable before the run stops"""
 
     @property
-    def size(self) -> tuple[int, int]:
+    def frame_size(self) -> tuple[int, int]:
         """Height and width of a sample, pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of a sample: (h, w), or (T, h, w)."""
+        return self.frame_size
+
+    @property
+    def views(self) -> int:
+        """Samples that an input gives in evaluation."""
+        return 1
+
+    @property
+    def column(self) -> str | None:
+        """The table's column of samples, where it is named."""
+        return None
 
     def input(self) -> Input:
         """What the parts must know of the data.
@@ -75,7 +93,7 @@ class ImagesConfig:
             if len(values) != self.channels:
                 raise ValueError(f"data.{name} has {len(values)} values for data.channels {self.channels}; give one a channel")
         rules = {
-            "image_size": min(self.size) >= 1,
+            "image_size": min(self.frame_size) >= 1,
             "std": min(self.std, default=1.0) > 0,
             "crop_scale": 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio[0] <= self.crop_ratio[1],
@@ -84,11 +102,38 @@ class ImagesConfig:
             "holdout": 0 <= self.holdout < 1,
             "max_bad": 0 <= self.max_bad <= 1,
             "channels": self.channels >= 1,
+            "repeats": self.repeats >= 1,
             "workers": self.workers >= 0,
+            "deadline": self.deadline > 0,
         }
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"data.{name} cannot be {getattr(self, name)}: {RANGES[name]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(DataConfig):
+    """Images."""
+
+    medium: ClassVar[Medium] = IMAGES
+
+    source: str | None = None
+    """a folder of images (its sub-folders are the classes), parquet (file, folder or glob), a name on the hub, or
+    builtin:photographs; a hub name may end in `:subset`"""
+    image_column: str | None = None
+    """the table's column of images; none finds it"""
+    cache: bool = False
+    """decode each image once, when the data is opened, and keep the pixels in memory (for small images: whole ones, where
+    a large JPEG would else be decoded at a half, a quarter or an eighth, whatever a sample needs)"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a sample, pixels."""
+        return self.frame_size
+
+    @property
+    def column(self) -> str | None:
+        return self.image_column
 
 
 RANGES = {
@@ -101,5 +146,7 @@ RANGES = {
     "holdout": "give a share of at least 0, below 1",
     "max_bad": "give a share from 0 to 1",
     "channels": "give at least 1",
+    "repeats": "give at least 1",
     "workers": "give at least 0",
+    "deadline": "give a number of seconds above 0",
 }

@@ -1,4 +1,7 @@
-"""A folder of images. Listed by us: the hub library's own lister takes a class called `train` for a split and loses the rest."""
+"""A folder of images or of videos.
+
+Listed by us: the hub library's own lister takes a class called `train` for a split and loses the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,10 @@ from pathlib import Path
 
 import torch
 
-from mmm.data.source import EVALUATION, Table, digest
+from mmm.data.source import EVALUATION, IMAGES, Medium, Table, digest
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".npy"}
-)
 SIZES = 1000  # files whose size enters the fingerprint; to ask for all of a million takes minutes on a network
 
 
@@ -40,24 +40,25 @@ class FolderCells:
 
 
 class Folder:
-    """A tree whose first sub-folders are the classes; without sub-folders the images have no labels.
+    """A tree whose first sub-folders are the classes; without sub-folders the samples have no labels.
 
-    Sub-folders `train` and `validation`, `val`, `test` ... (EVALUATION) are splits, if no other sub-folder holds images; then the
+    Sub-folders `train` and `validation`, `val`, `test` ... (EVALUATION) are splits, if no other sub-folder holds samples; then the
     classes are those of all splits together, so that their numbers agree. Links are followed. Hidden files are left out.
 
     Args:
         root: the folder.
+        medium: what a sample is: a file of some kind, or a whole folder of such files, as of a video's frames.
 
     Raises:
         ValueError: if it is empty.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, medium: Medium = IMAGES) -> None:
+        self.root, self.medium = root, medium
         folders = _folders(root)
         known = [name for name in folders if name in ("train", *EVALUATION)]
         others = [name for name in folders if name not in known] if known else []
-        others = [name for name in others if any(_is_image(path) for path in _files(root / name))]
+        others = [name for name in others if any(self._is_one(path) for path in files_below(root / name))]
         self.split_folders = "train" in known and (len(known) > 1 or len(folders) == 1) and not others
         if known and others:
             logger.warning("%s: %s taken as classes, not as splits, because %s is beside", root, ", ".join(known), others[0])
@@ -67,14 +68,15 @@ class Folder:
         """Lists a split.
 
         Raises:
-            ValueError: where there is no image in it.
+            ValueError: where there is no sample in it.
         """
         top = self.root / split if self.split_folders else self.root
         parents = [self.root / name for name in self.splits] if self.split_folders else [self.root]
         classes = tuple(sorted({name for parent in parents for name in _folders(parent)}))
-        taken = self._take(top, with_classes=bool(_folders(top)))
+        labelled = self._has_classes(top)  # a test split often has none, where the others have
+        taken = self._take(top, labelled)
         labels = None
-        if _folders(top):  # a test split often has none, where the others have classes
+        if labelled:
             number = {name: i for i, name in enumerate(classes)}
             labels = torch.tensor([number[path.split("/", 1)[0]] for path in taken], dtype=torch.int64)
         every = max(1, len(taken) // SIZES)
@@ -83,26 +85,32 @@ class Folder:
             FolderCells(top, taken), labels, classes if labels is not None else None, digest([split, len(taken), *taken, *sizes])
         )
 
+    def _has_classes(self, top: Path) -> bool:
+        """Whether there are sub-folders and, where each is a sample itself, sub-folders of those."""
+        folders = _folders(top)
+        return any(_folders(top / name) for name in folders) if self.medium.whole else bool(folders)
+
     def _take(self, top: Path, with_classes: bool) -> list[str]:
-        """The images' paths below `top`, sorted; logs what was left out, and why."""
-        taken, left = [], Counter[str]()
-        for path in _files(top):
-            if not _is_image(path):
+        """The samples' paths below `top`, sorted; logs what was left out, and why."""
+        noun, whole = self.medium.noun, self.medium.whole
+        taken, left = set(), Counter[str]()
+        for path in files_below(top):
+            sample = path.rpartition("/")[0] if whole else path
+            if not self._is_one(path):
                 left[os.path.splitext(path)[1].lower() or "no extension"] += 1
-            elif with_classes and "/" not in path:
-                left["images beside the class folders"] += 1
+            elif not sample or (with_classes and "/" not in sample):
+                left[f"{noun} beside the class folders"] += 1
             else:
-                taken.append(path)
+                taken.add(sample)
         listed = ", ".join(f"{count} x {what}" for what, count in left.most_common())
         if not taken:
-            raise ValueError(f"data.source {top} holds no images" + (f", only {listed}" if left else "; it is empty"))
+            raise ValueError(f"data.source {top} holds no {noun}" + (f", only {listed}" if left else "; it is empty"))
         if left:
-            logger.warning("%s: %d images taken; left out: %s", top, len(taken), listed)
+            logger.warning("%s: %d %s taken; left out: %s", top, len(taken), noun, listed)
         return sorted(taken)
 
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in SUFFIXES
+    def _is_one(self, path: str) -> bool:
+        return os.path.splitext(path)[1].lower() in self.medium.suffixes
 
 
 def _folders(root: Path) -> list[str]:
@@ -111,7 +119,7 @@ def _folders(root: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _files(root: Path, below: str = "", seen: frozenset[str] = frozenset()) -> Iterator[str]:
+def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset()) -> Iterator[str]:
     """Regular files below a root as relative paths with `/`; links are followed, circles of them are not."""
     here = root / below
     real = os.path.realpath(here)
@@ -122,6 +130,6 @@ def _files(root: Path, below: str = "", seen: frozenset[str] = frozenset()) -> I
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             if entry.is_dir():
-                yield from _files(root, f"{below}{entry.name}/", seen | {real})
+                yield from files_below(root, f"{below}{entry.name}/", seen | {real})
             elif entry.is_file():  # neither a pipe, which would wait for ever, nor a dangling link
                 yield below + entry.name

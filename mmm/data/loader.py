@@ -1,27 +1,26 @@
 """Batches: which samples a process gets at which step, made in worker processes, the same whatever their number.
 
-Nothing here knows images from clips: a set of samples is whatever has `Samples`' methods.
-Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
+Nothing here knows images from clips: a set of inputs is whatever has `Samples`' methods. One decoded input may give several
+views, each of which is a sample to the model: R of them in training (`data.repeats`), V in evaluation. They follow each other.
+Shapes: b inputs, B = b R or b V samples of a micro-batch, C channels, (..., h, w) of a sample.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mmm.data.bad_inputs import Problem
 from mmm.data.sampler import Order
+from mmm.data.workers import load
 from mmm.keys import Stream, integers, sample_keys, stream
 
 SUBSTITUTES = 10  # samples that are tried in the place of an unreadable one
-TIMEOUT = 600  # seconds without a batch from the workers after which the run ends instead of waiting for ever
 
 
 class Samples(Protocol):
@@ -33,9 +32,13 @@ class Samples(Protocol):
 
     def labels(self) -> Tensor | None: ...
 
-    def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]: ...
+    def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
+        """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and why inputs could not be read, by row."""
+        ...
 
-    def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]: ...
+    def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]:
+        """Inputs (b,) to uint8 (b V, C, ..., h, w), and the same."""
+        ...
 
 
 class LoaderConfig(Protocol):
@@ -43,6 +46,12 @@ class LoaderConfig(Protocol):
 
     @property
     def workers(self) -> int: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    @property
+    def views(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,13 @@ Request = tuple[list[int], list[int]]  # epochs and indices; lists, because tens
 class _Views(Dataset[Batch]):
     """What the worker processes hold. An error that ends the run is returned: raised here, it would arrive as a traceback."""
 
-    def __init__(self, samples: Samples, seed: int, train: bool) -> None:
-        self.samples, self.seed, self.train = samples, seed, train
+    def __init__(self, samples: Samples, seed: int, train: bool, repeats: int) -> None:
+        self.samples, self.seed, self.train, self.repeats = samples, seed, train, repeats
         self.labels = samples.labels()
 
     def __getitems__(self, request: Request) -> Batch | ValueError:
         epoch, index = (torch.tensor(numbers, dtype=torch.int64) for numbers in request)
-        keys = sample_keys(self.seed, epoch, index)
+        keys = sample_keys(self.seed, epoch[:, None], index[:, None], repeat=torch.arange(self.repeats))  # (b, R)
         try:
             return self._train(keys, index, epoch) if self.train else self._eval(keys, index, epoch)
         except ValueError as error:
@@ -105,27 +114,38 @@ class _Views(Dataset[Batch]):
 
     def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
         """Each unreadable sample is replaced by the next readable of a row that its key names; the key stays."""
-        pixels, failed = self.samples.train_views(index, keys)
+        pixels, failed = self._read(index, keys)  # (b, R, ...)
         problems = self._problems(index, failed)
         for attempt in range(SUBSTITUTES):
             if not failed:
                 break
             rows = torch.tensor(sorted(failed))
-            index[rows] = integers(stream(keys[rows], Stream.SUBSTITUTE), len(self.samples), SUBSTITUTES)[:, attempt]
-            pixels[rows], again = self.samples.train_views(index[rows], keys[rows])
+            index[rows] = integers(stream(keys[rows, 0], Stream.SUBSTITUTE), len(self.samples), SUBSTITUTES)[:, attempt]
+            pixels[rows], again = self._read(index[rows], keys[rows])
             failed = {int(rows[row]): reason for row, reason in again.items()}
             problems += self._problems(index, failed)
         if failed:
             last = problems[-1]
             raise ValueError(f"{SUBSTITUTES + 1} samples in a row cannot be read, the last {last.name}: {last.reason}")
-        return Batch(pixels, keys, index, epoch, None if self.labels is None else self.labels[index], problems)
+        return self._batch(pixels, keys, index, epoch, problems)
 
     def _eval(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
-        """Unreadable samples are left out."""
-        pixels, failed = self.samples.eval_views(index)
+        """Unreadable inputs are left out."""
+        pixels, failed = self._read(index, None)  # (b, V, ...)
         kept = torch.tensor([row for row in range(len(index)) if row not in failed], dtype=torch.int64)
-        labels = None if self.labels is None else self.labels[index[kept]]
-        return Batch(pixels[kept], keys[kept], index[kept], epoch[kept], labels, self._problems(index, failed))
+        return self._batch(pixels[kept], keys[kept], index[kept], epoch[kept], self._problems(index, failed))
+
+    def _read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, dict[int, str]]:
+        """(b, R or V, C, ..., h, w)."""
+        samples = self.samples
+        pixels, failed = samples.eval_views(index) if keys is None else samples.train_views(index, keys.flatten())
+        return pixels.unflatten(0, (-1, self.repeats)), failed
+
+    def _batch(self, pixels: Tensor, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
+        """One row a view."""
+        index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
+        labels = None if self.labels is None else self.labels[index]
+        return Batch(pixels.flatten(0, 1), keys.flatten(), index, epoch, labels, problems)
 
 
 def train_batches(
@@ -143,11 +163,12 @@ def train_batches(
     """The micro-batches of one process, from step `start_step` to the end of the run.
 
     Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. The process takes the
-    contiguous `rank`-th part of them, cut into `accumulation` micro-batches. To start in the middle costs nothing.
+    contiguous `rank`-th part of them, cut into `accumulation` micro-batches. To start in the middle costs nothing. Sample n is
+    view n mod R of input n // R of the order, so that an epoch, which reads each input once, gives R samples of each.
 
     Args:
         samples: the data.
-        config: of the data; only the number of workers is read, the rest is the samples' own.
+        config: of the data; only the numbers of workers and of views are read, the rest is the samples' own.
         seed: of the run.
         batch_size: of a micro-batch of a process, samples.
         steps: of the whole run; steps - start_step are given out.
@@ -156,78 +177,41 @@ def train_batches(
         world, rank: number of processes, and which one this is.
 
     Raises:
-        ValueError: where too many samples in a row cannot be read.
+        ValueError: where too many samples in a row cannot be read, or the views of an input would be parted.
     """
-    order = Order(len(samples), seed)
-    part = batch_size * accumulation
+    order, repeats = Order(len(samples), seed), config.repeats
+    if batch_size % repeats:
+        raise ValueError(f"data.repeats {repeats} does not divide the micro-batch of a process, {batch_size} samples; change one")
+    size = batch_size // repeats
+    part = size * accumulation
 
     def requests() -> Iterator[Request]:
         for step in range(start_step, steps):
             for micro in range(accumulation):
-                epoch, index = order.at((step * world + rank) * part + micro * batch_size, batch_size)
+                epoch, index = order.at((step * world + rank) * part + micro * size, size)
                 yield epoch.tolist(), index.tolist()
 
-    return _load(_Views(samples, seed, train=True), requests, config.workers)
+    return load(_Views(samples, seed, train=True, repeats=repeats), requests, config.workers)
 
 
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
-    """Every sample once, in order: rank r takes the contiguous r-th part, so that the parts one after the other are the whole.
+    """Every input once, in order: rank r takes the contiguous r-th part, so that the parts one after the other are the whole.
 
     The keys are the same in every run and at every step (seed 0, epoch 0), so that masks drawn from them are too. What cannot be
     read is left out of its batch, which may be empty, and named in its problems.
 
     Args:
         samples: the data.
-        config: of the data; only the number of workers is read.
-        batch_size: of this process, samples; the last batch is smaller.
+        config: of the data; only the numbers of workers and of views are read.
+        batch_size: of this process, samples, of which an input gives V; the last batch is smaller.
         world, rank: number of processes, and which one this is.
     """
     first, end = (len(samples) * r // world for r in (rank, rank + 1))
+    size = max(1, batch_size // config.views)
 
     def requests() -> Iterator[Request]:
-        for start in range(first, end, batch_size):
-            index = list(range(start, min(start + batch_size, end)))
+        for start in range(first, end, size):
+            index = list(range(start, min(start + size, end)))
             yield [0] * len(index), index
 
-    return _load(_Views(samples, 0, train=False), requests, config.workers)
-
-
-class _Requests(Iterable[Request]):
-    """Starts anew each time that it is iterated, as torch wants of a batch sampler."""
-
-    def __init__(self, start: Any) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.start())
-
-
-def _load(views: _Views, requests: Any, workers: int) -> Iterator[Batch]:
-    parallel: dict[str, Any] = {}
-    if workers > 0:
-        fork = sys.platform == "linux"  # no import anew in a worker, and what is cached in memory is shared
-        parallel = {"timeout": TIMEOUT, "multiprocessing_context": "fork" if fork else None}
-    loader: DataLoader[Any] = DataLoader(
-        views,
-        batch_sampler=_Requests(requests),  # type: ignore[arg-type]
-        collate_fn=_same,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else torch's loader draws from the global one, and changes what follows
-        **parallel,
-    )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    """One thread a worker; an interrupt from the keyboard is the main process's to handle."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return load(_Views(samples, 0, train=False, repeats=config.views), requests, config.workers)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmm.data.config import ImagesConfig
+from mmm.data.config import DataConfig
 from mmm.data.loader import Batch
 from mmm.data.transforms import flip, lighting, normalise
 
 
-def prepare(batch: Batch, config: ImagesConfig, *, train: bool) -> Tensor:
+def prepare(batch: Batch, config: DataConfig, *, train: bool) -> Tensor:
     """Mirrors and relights training samples, each as its key says, and normalises all. float32 (B, C, ..., h, w)."""
     x = batch.pixels
     if train:

@@ -14,6 +14,37 @@ from torch import Tensor
 EVALUATION = ("validation", "valid", "val", "eval", "dev", "test")
 
 
+@dataclass(frozen=True)
+class Medium:
+    """What kind of thing a sample is.
+
+    Attributes:
+        noun: for messages, in the plural.
+        suffixes: of its files.
+        feature: its type in a table of `datasets`.
+        flag: what names its column in a table.
+        whole: whether a folder of such files, not a file, is a sample.
+    """
+
+    noun: str
+    suffixes: frozenset[str]
+    feature: str
+    flag: str
+    whole: bool = False
+
+
+PICTURES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".npy"}
+)
+RECORDINGS = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".3gp"}
+    | {".ogv", ".vob", ".mxf"}
+)
+IMAGES = Medium("images", PICTURES, "Image", "data.image_column")
+VIDEOS = Medium("videos", RECORDINGS, "Video", "data.video_column")
+FRAMES = Medium("videos", PICTURES, "Video", "data.video_column", whole=True)
+
+
 class Cells(Protocol):
     """A column of samples: encoded bytes, the path of a file, or decoded pixels (H, W, C)."""
 

@@ -1,4 +1,4 @@
-"""Tables of images through Hugging Face `datasets`: parquet files here, or a name on the hub. Rows stay encoded.
+"""Tables of images or videos through Hugging Face `datasets`: parquet files here, or a name on the hub. Rows stay encoded.
 
 `datasets` writes an Arrow copy of a parquet file into its cache once (HF_HOME says where) and maps it into memory; a cell is
 then read past its decoder and its formatting (measured: 1.2 us against 140 us a row).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmm.data.bad_inputs import Unreadable
-from mmm.data.source import EVALUATION, Table, digest, nearest
+from mmm.data.source import EVALUATION, IMAGES, Medium, Table, digest, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +29,7 @@ class ArrowCells:
 
     Args:
         rows: the data set, mapped into memory.
-        column: of images.
+        column: of samples.
         title: what a row's name starts with.
         root: below which paths in the table must lie; None trusts them (the hub library wrote them itself).
     """
@@ -76,11 +76,14 @@ class Parquet:
     Args:
         files: sorted; at least one.
         root: the folder that holds them.
-        image_column, label_column: of ImagesConfig.
+        column, label_column: that were named.
+        medium: what a sample is.
     """
 
-    def __init__(self, files: list[Path], root: Path, image_column: str | None, label_column: str | None) -> None:
-        self.root, self.columns = root, (image_column, label_column)
+    def __init__(
+        self, files: list[Path], root: Path, column: str | None, label_column: str | None, medium: Medium = IMAGES
+    ) -> None:
+        self.root, self.columns, self.medium = root, (column, label_column), medium
         self.files: dict[str, list[str]] = {}
         for file in files:
             self.files.setdefault(_split_of(file), []).append(str(file))
@@ -93,16 +96,16 @@ class Parquet:
         files = self.files[split]
         rows = _load(f"{self.root} cannot be read", lambda: load_dataset("parquet", data_files={split: files}, split=split))
         contents = [(Path(file).name, Path(file).stat().st_size) for file in files]
-        return _table(rows, split, self.columns, self.root, digest([split, len(rows), *contents]))
+        return _table(rows, split, self.columns, self.medium, self.root, digest([split, len(rows), *contents]))
 
 
 class Hub:
     """A data set on the Hugging Face hub, `owner/name` or `owner/name:subset`. No code of a data set is ever run."""
 
-    def __init__(self, name: str, image_column: str | None, label_column: str | None) -> None:
+    def __init__(self, name: str, column: str | None, label_column: str | None, medium: Medium = IMAGES) -> None:
         from datasets import get_dataset_split_names
 
-        self.name, self.columns = name, (image_column, label_column)
+        self.name, self.columns, self.medium = name, (column, label_column), medium
         path, _, subset = name.partition(":")
         self.path, self.subset = path, subset or None
         names = _load(
@@ -115,7 +118,9 @@ class Hub:
         from datasets import load_dataset
 
         rows = _load(f"{self.name} cannot be read from the hub", lambda: load_dataset(self.path, self.subset, split=split))
-        return _table(rows, split, self.columns, None, digest([self.name, split, len(rows), sorted(rows.features.items())]))
+        return _table(
+            rows, split, self.columns, self.medium, None, digest([self.name, split, len(rows), sorted(rows.features.items())])
+        )
 
 
 def _split_of(file: Path) -> str:
@@ -134,28 +139,30 @@ def _load(complaint: str, read: Callable[[], Any]) -> Any:
         raise ValueError(f"data.source {complaint}: {type(error).__name__}: {text[:400]}") from error
 
 
-def _table(rows: Dataset, split: str, columns: tuple[str | None, str | None], root: Path | None, fingerprint: str) -> Table:
-    image, label = _image_column(rows, columns[0]), _label_column(rows, columns[1])
+def _table(
+    rows: Dataset, split: str, columns: tuple[str | None, str | None], medium: Medium, root: Path | None, fingerprint: str
+) -> Table:
+    column, label = _sample_column(rows, columns[0], medium), _label_column(rows, columns[1])
     labels, classes = (None, None) if label is None else _labels(rows, label)
-    return Table(ArrowCells(rows, image, split, root), labels, classes, fingerprint)
+    return Table(ArrowCells(rows, column, split, root), labels, classes, fingerprint)
 
 
-def _image_column(rows: Dataset, wanted: str | None) -> str:
-    """The column that was named, else the only one that holds images, else the only one that holds bytes."""
+def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
+    """The column that was named, else the only one that holds samples, else the only one that holds bytes."""
     import pyarrow.types as types
 
     if wanted is not None:
         if wanted not in rows.column_names:
-            raise ValueError(f"data.image_column {wanted}: no such column; {nearest(wanted, rows.column_names)}")
+            raise ValueError(f"{medium.flag} {wanted}: no such column; {nearest(wanted, rows.column_names)}")
         return wanted
     kinds = {name: rows.data.schema.field(name).type for name in rows.column_names}
-    images = [name for name, feature in rows.features.items() if type(feature).__name__ == "Image"]
-    images = images or [name for name, kind in kinds.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
-    images = images or [name for name, kind in kinds.items() if types.is_binary(kind) or types.is_large_binary(kind)]
-    if len(images) != 1:
-        several = f"holds several columns of images ({', '.join(images)})" if images else "has no column of images"
-        raise ValueError(f"data.source {several}; name one with data.image_column, there are: {', '.join(rows.column_names)}")
-    return images[0]
+    found = [name for name, feature in rows.features.items() if type(feature).__name__ == medium.feature]
+    found = found or [name for name, kind in kinds.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
+    found = found or [name for name, kind in kinds.items() if types.is_binary(kind) or types.is_large_binary(kind)]
+    if len(found) != 1:
+        several = f"holds several columns of {medium.noun} ({', '.join(found)})" if found else f"has no column of {medium.noun}"
+        raise ValueError(f"data.source {several}; name one with {medium.flag}, there are: {', '.join(rows.column_names)}")
+    return found[0]
 
 
 def _label_column(rows: Dataset, wanted: str | None) -> str | None:

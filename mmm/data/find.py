@@ -1,0 +1,72 @@
+"""What `data.source` names: built-in data, a folder, a list, parquet files, or a name on the hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from mmm.data import lists
+from mmm.data.builtin import Photographs
+from mmm.data.config import DataConfig
+from mmm.data.folder import Folder, files_below
+from mmm.data.lists import ListFile
+from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source
+from mmm.data.tables import Hub, Parquet
+
+GIVE = {
+    "images": "a folder, parquet files, a name on the hub or builtin:photographs",
+    "videos": "a folder, a list file, parquet files or a name on the hub",
+}
+
+
+def find_source(config: DataConfig) -> Source:
+    """Finds the data.
+
+    Raises:
+        ValueError: where there is nothing.
+    """
+    name, medium = config.source, config.medium
+    if not name:
+        raise ValueError(f"data.source is not set; give {GIVE[medium.noun]}")
+    if name.startswith("builtin:"):
+        if medium is not IMAGES:
+            raise ValueError(f"data.source {name}: there are no built-in {medium.noun}; give {GIVE[medium.noun]}")
+        return Photographs(name.removeprefix("builtin:"), config.channels)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+        return _parquet(files, path, config) if files else Folder(path, _kind(path, medium))
+    if medium is VIDEOS and path.is_file() and path.suffix.lower() in lists.SUFFIXES:
+        return ListFile(path, medium)
+    if path.is_file() or glob.has_magic(name):
+        files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(path), recursive=True))
+        if not files or any(file.suffix != ".parquet" for file in files):
+            read = "only parquet files are read" + ("" if medium is IMAGES else f", and lists ({', '.join(lists.SUFFIXES)})")
+            raise ValueError(f"data.source {name}: {read if files else 'no file matches'}")
+        return _parquet(files, files[0].parent, config)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix == ".parquet":
+        raise ValueError(f"data.source {name} does not exist")
+    return Hub(name, config.column, config.label_column, medium)
+
+
+def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:
+    return Parquet(files, root, config.column, config.label_column, config.medium)
+
+
+def _kind(root: Path, medium: Medium) -> Medium:
+    """Videos may be files, or folders of frames: what comes first in the tree says which."""
+    if medium is not VIDEOS:
+        return medium
+    for path in files_below(root):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in VIDEOS.suffixes:
+            return VIDEOS
+        if suffix in FRAMES.suffixes and not _holds_video(root / path):
+            return FRAMES
+    return VIDEOS
+
+
+def _holds_video(picture: Path) -> bool:
+    """Whether a picture is only the thumbnail of a video beside it."""
+    return any(path.suffix.lower() in VIDEOS.suffixes for path in picture.parent.iterdir())

@@ -1,0 +1,128 @@
+"""Small video files of every awkward kind, made when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+FRAMES, HEIGHT, WIDTH = 40, 64, 96
+
+
+def pictures(count: int = FRAMES, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Iterable[Pixels]:
+    """A texture that moves, so that no two frames are alike."""
+    texture = np.random.default_rng(seed).integers(0, 256, (height + 40, width + 80, 3), dtype=np.uint8)
+    texture = texture[::4, ::4].repeat(4, 0).repeat(4, 1)
+    for i in range(count):
+        top, left = i % 40, 2 * i % 80
+        yield np.ascontiguousarray(texture[top : top + height, left : left + width])
+
+
+def write(
+    path: Path,
+    codec: str = "libx264",
+    *,
+    group: int = 12,
+    options: dict[str, str] | None = None,
+    count: int = FRAMES,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    pixels: str = "yuv420p",
+    moments: Sequence[int] | None = None,
+    container: str | None = None,
+) -> Path:
+    """Encodes `pictures`; `moments` are when they are shown, in milliseconds."""
+    unit = Fraction(1, 30) if moments is None else Fraction(1, 1000)
+    with av.open(str(path), "w", format=container) as file:
+        stream: Any = file.add_stream(codec, rate=30, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        stream.codec_context.gop_size, stream.codec_context.time_base = group, unit
+        for i, picture in enumerate(pictures(count, *size)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (i if moments is None else moments[i]), unit
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number: False, container: str | None = None) -> Path:
+    """Copies packets, but for those with certain numbers, into another file."""
+    with av.open(str(source)) as old, av.open(str(path), "w", format=container) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
+            if not drop(number):
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+def sound(path: Path) -> Path:
+    """A file with sound and no picture."""
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def flipped(path: Path, source: Path, seed: int, bits: int = 3) -> Path:
+    """A copy with some bits of its stream flipped."""
+    data, generator = bytearray(source.read_bytes()), np.random.default_rng(seed)
+    start = data.find(b"mdat") + 1000
+    for place in generator.integers(start, len(data) - 2000, bits):
+        data[place] ^= 1 << int(generator.integers(8))
+    path.write_bytes(data)
+    return path
+
+
+def all_frames(path: Path) -> list[Pixels]:
+    """The truth: one decode from the first frame to the last, upright."""
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        stream.thread_type = "NONE"
+        return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4) for frame in file.decode(stream)]
+
+
+def make_zoo(folder: Path) -> dict[str, Path]:
+    """Readable files by kind; what this PyAV cannot encode is left out."""
+    intervals = np.random.default_rng(1).integers(10, 90, FRAMES)
+    closed = write(folder / "closed.mp4", options={"crf": "23", "preset": "veryfast"})
+    x264 = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"
+    x265 = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:log-level=none:bframes=4"
+    opened = write(folder / "open.mp4", options={"x264-params": x264})
+    zoo = {
+        "closed": closed,
+        "open": opened,
+        "long_group": write(folder / "long.mp4", group=250),
+        "short_group": write(folder / "short.mp4", group=3),
+        "variable_rate": write(folder / "variable.mp4", moments=np.cumsum(intervals).tolist()),
+        "late_start": write(folder / "late.mkv", moments=(5000 + 33 * np.arange(FRAMES)).tolist()),
+        "one_frame": write(folder / "one.mp4", count=1),
+        "odd_size": write(folder / "odd.mp4", size=(45, 71), pixels="yuv444p", count=20),
+        "ten_bit": write(folder / "ten.mp4", pixels="yuv420p10le", count=20),
+        "interlaced": write(folder / "interlaced.mp4", options={"x264-params": "tff=1"}),
+        "h264_avi": write(folder / "h264.avi"),
+        "mpeg4_avi": write(folder / "mpeg4.avi", "mpeg4"),
+        "mpeg_ts": write(folder / "closed.ts", container="mpegts"),
+        "mpeg_ps": write(folder / "two.mpg", "mpeg2video", options={"bf": "2"}, container="mpeg"),
+        "raw": remux(write(folder / "for_raw.mp4"), folder / "raw.h264", container="h264"),
+        "no_first_key": remux(closed, folder / "beheaded.mp4", lambda number: number == 0),
+        "cut_in_open_group": remux(opened, folder / "cut.mp4", lambda number: number < 12),
+    }
+    others = {
+        "hevc_open": ("hevc.mp4", "libx265", {"x265-params": x265, "preset": "ultrafast"}),
+        "vp9": ("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+        "av1": ("av1.mp4", "libsvtav1", {"preset": "13"}),
+        "wmv": ("wmv.wmv", "wmv2", {}),
+    }
+    for kind, (name, codec, options) in others.items():
+        if codec in av.codecs_available:
+            zoo[kind] = write(folder / name, codec, options=options)
+    return zoo
