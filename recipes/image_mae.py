@@ -52,7 +52,7 @@ CIFAR10 = pretrain.Config(
     masker=RandomMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(size="tiny"),
     decoder=SelfAttentionDecoder.Config(width=96, depth=4, heads=3),
-    target=PixelTarget.Config(standardise="patch"),
+    target=PixelTarget.Config(standardise="none"),  # as for the demonstration, whose patches are as small
     train=TrainConfig(
         epochs=400,
         batch_size=512,

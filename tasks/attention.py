@@ -1,8 +1,8 @@
 """Look at a decoder: how much of its attention goes to visible and to hidden tokens, and what each block reads of the encoder.
 
-mmm attention runs/pretrain-1
-mmm attention runs/pretrain-1/checkpoints/step_00000500 --samples 1000
-mmm attention crossmae_vit_base.pth --source /data/imagenet --out views
+    mmm attention runs/pretrain-1
+    mmm attention runs/pretrain-1/checkpoints/step_00000500 --samples 1000
+    mmm attention crossmae_vit_base.pth --source /data/imagenet --out views
 
 Writes pictures and numbers, attention_STEP.png and .json, and where blocks are mixed fusion_STEP.png.
 """

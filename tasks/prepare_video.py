@@ -1,7 +1,7 @@
 """Encode a set of videos once for training: small, and cheap to read clips from (8 times the clips a second of 720p).
 
-mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
-mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
+    mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
+    mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
 
 Folders keep their tree, a list file is written anew beside the videos, and a table becomes a tree of its classes. Videos that are
 done are left alone, so that a run that was stopped goes on; those that cannot be decoded whole are left out and reported.
