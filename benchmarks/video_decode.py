@@ -136,7 +136,7 @@ def one(read: Read, path: Path, number: int) -> dict[str, float]:
 def speeds(paths: list[Path], clips: int) -> dict[str, dict[str, float]]:
     """Median milliseconds and clips a second of each backend, in turn on the same clips."""
     readers, rounds = backends(), {name: list[dict[str, float]]() for name in backends()}
-    for name, read in readers.items():
+    for read in readers.values():
         for path in paths:
             one(read, path, 0)  # warm: the first import, our check of decord, the page cache
     for number in range(clips):

@@ -1,8 +1,8 @@
 """Check a data set before training: read every input to its end, in parallel, and report what cannot be read.
 
-    mmm scan /data/kinetics
-    mmm scan train.csv --workers 16 --out scan.json
-    mmm scan /data/imagenet --medium images
+mmm scan /data/kinetics
+mmm scan train.csv --workers 16 --out scan.json
+mmm scan /data/imagenet --medium images
 """
 
 from __future__ import annotations

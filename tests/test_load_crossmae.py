@@ -19,7 +19,7 @@ from mmm import Mask, MaskedModel
 from mmm.checkpoints.crossmae import to_crossmae
 from mmm.checkpoints.crossmae_layout import CrossLayout, read_layout
 from mmm.checkpoints.load import initialise_from, load
-from mmm.checkpoints.mae_layout import Stack
+from mmm.checkpoints.shapes import Stack
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 
 Weights = dict[str, Tensor]

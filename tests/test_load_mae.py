@@ -18,7 +18,8 @@ from mmm import Mask, MaskedModel
 from mmm.checkpoints import mae
 from mmm.checkpoints.load import load
 from mmm.checkpoints.mae import to_mae
-from mmm.checkpoints.mae_layout import Layout, Stack, read_layout
+from mmm.checkpoints.mae_layout import Layout, read_layout
+from mmm.checkpoints.shapes import Stack
 from mmm.decoders import LinearDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmm.checkpoints import mae_layout
 from mmm.checkpoints.account import Shapes
-from mmm.checkpoints.mae_layout import (
+from mmm.checkpoints.shapes import (
     Stack,
     encoder_shapes,
     linear_shapes,

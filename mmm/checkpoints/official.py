@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmm.checkpoints.account import listed
-from mmm.checkpoints.mae_layout import Stack
+from mmm.checkpoints.shapes import Stack
 from mmm.decoders import DecoderConfig, decoders
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
