@@ -69,7 +69,7 @@ MUTANTS = [
     # keys
     Mutant("mmm/keys.py", "return (x >> bits) & ((1 << (64 - bits)) - 1)", "return x >> bits", "test_keys.py"),
     Mutant(
-        "mmm/keys.py", "(source, epoch, index, repeat)", "(source, index, repeat)", "test_keys.py::test_no_two_names_share_a_key"
+        "mmm/keys.py", "(source, epoch, where, repeat)", "(source, where, repeat)", "test_keys.py::test_no_two_names_share_a_key"
     ),
     Mutant(
         "mmm/keys.py",
@@ -94,8 +94,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/tokens.py",
-        "if fixed:\n        body = sine_cosine(coordinates(grid), table",
-        "if grid == ():\n        body = sine_cosine(coordinates(grid), table",
+        "if fixed:\n        body = _fixed_positions(grid, table",
+        "if grid == ():\n        body = _fixed_positions(grid, table",
         "test_flow.py -k another_grid",
     ),
     Mutant("mmm/tokens.py", '2: "bicubic"', '2: "bilinear"', "test_flow.py -k resized_bicubically"),

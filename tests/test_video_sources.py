@@ -128,6 +128,12 @@ def test_lists_of_paths_and_labels(tmp_path: Path, video: bytes, lines: str) -> 
     assert_readable(clips)
 
 
+def test_separators_within_quotes_do_not_count(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, "a,b c.mp4")
+    (tmp_path / "list.txt").write_text('"a,b c.mp4" 0\n')
+    assert_readable(opened(tmp_path / "list.txt"))
+
+
 def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: bytes) -> None:
     videos = tree(tmp_path / "videos", video, "a,b.mp4", "c.mp4")
     lists = tmp_path / "lists"

@@ -31,10 +31,10 @@ def _decord(source: Source) -> Video:
 
 @backend("torchcodec")
 def _torchcodec(source: Source) -> Video:
-    """torchcodec: needs FFmpeg's libraries on the system."""
-    from mmm.data.video.torchcodec_reader import TorchcodecVideo
+    """torchcodec: needs FFmpeg's libraries on the system; PyAV reads the files for which it returns wrong frames."""
+    from mmm.data.video.torchcodec_reader import open_torchcodec
 
-    return TorchcodecVideo(source)
+    return open_torchcodec(source)
 
 
 @backend("frames")

@@ -1,32 +1,29 @@
 """Videos through torchcodec, a plug-in: it needs FFmpeg's libraries on the system, and its PyPI wheel for x86_64 needs CUDA's.
 
-It scans a file when it opens it (`exact`), which was also the faster mode for clips, and finds frames by presentation time.
+It scans a file when it opens it (`exact`), which was also the faster mode for clips. On MPEG-TS it returned other frames than a
+full decode (0.17); there, as wherever else it is not exact, PyAV reads.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from torchcodec.decoders import VideoDecoder
 
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.decode import Pixels
-from mmm.data.video.packet_reader import list_packets, open_container, open_stream
-from mmm.data.video.reader import Source
+from mmm.data.video.av_reader import AvVideo
+from mmm.data.video.reader import Source, Video
+from mmm.data.video.trust import open_checked
 
 
 class TorchcodecVideo:
-    """One open file. See `mmm.data.video.reader.Video`. PyAV lists the packets, so that both number frames alike."""
+    """One open file that torchcodec reads rightly. See `mmm.data.video.reader.Video`."""
 
-    def __init__(self, source: Source) -> None:
-        with open_container(source) as container:
-            stream = open_stream(container)
-            packets, unit = list_packets(container, stream), float(stream.time_base or 0)
-        self.times = (np.array(packets.stamps, dtype=np.float64) - packets.stamps[0]) * unit
-        self.decoder = VideoDecoder(
-            source if isinstance(source, bytes) else str(source), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
-        )
-        if len(self.decoder) != len(self.times) or not packets.ordered:
-            raise Unreadable(f"torchcodec counts {len(self.decoder)} of its {len(self.times)} frames; read it with data.backend av")
+    def __init__(self, source: Source, exact: AvVideo) -> None:
+        self.times = exact.times
+        file = source if isinstance(source, bytes) else str(source)
+        self.decoder = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        if len(self.decoder) != len(self.times):
+            raise Unreadable(f"torchcodec counts {len(self.decoder)} of its {len(self.times)} frames")
 
     def read(self, frames: list[int], channels: int) -> Pixels:
         if channels != 3:
@@ -36,3 +33,8 @@ class TorchcodecVideo:
 
     def close(self) -> None:
         del self.decoder
+
+
+def open_torchcodec(source: Source) -> Video:
+    """Opens a file with torchcodec, or with PyAV where torchcodec is not exact."""
+    return open_checked(source, "torchcodec", TorchcodecVideo)
