@@ -104,7 +104,10 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"--evaluate features needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
         )
-    plan = make_plan(scaled(config), samples=len(images), processes=accelerator.num_processes)
+    repeats = config.data.repeats  # an epoch reads each image once, and gives so many samples of it
+    plan = make_plan(scaled(config), samples=len(images) * repeats, processes=accelerator.num_processes)
+    if plan.micro_batch_size % repeats:
+        raise ValueError(f"data.repeats {repeats} does not divide the {plan.micro_batch_size} samples of a micro-batch; change one")
     if config.init is not None:
         initialise_from(model, config.init)
     config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
@@ -168,7 +171,7 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
         config=config.train,
         plan=plan,
         seed=config.seed,
-        name_samples=lambda step: order.at(step * plan.batch_size, plan.batch_size)[1].tolist(),
+        name_samples=lambda step: name_samples(order, step, plan.batch_size, config.data.repeats),
     )
     metrics: dict[str, float] = {}
     for update in show_progress(updates, plan, start=training.step, main=main):
@@ -202,6 +205,12 @@ def load(config: Config, images: Images, plan: Plan, training: Training) -> Iter
         world=accelerator.num_processes,
         rank=accelerator.process_index,
     )
+
+
+def name_samples(order: Order, step: int, batch_size: int, repeats: int) -> list[int]:
+    """The images of an update, in the order of its samples: each as often as it is repeated."""
+    _, index = order.at(step * batch_size // repeats, batch_size // repeats)
+    return index.repeat_interleave(repeats).tolist()
 
 
 def note_problems(batches: Iterator[Batch], met: list[Problem]) -> Iterator[Batch]:
@@ -245,7 +254,9 @@ def describe(config: Config, training: Training, images: Images, plan: Plan, los
     model = bare(training)
 
     def make_batch(samples: int) -> Batch:
-        return next(train_batches(images, replace(config.data, workers=0), seed=config.seed, batch_size=samples, steps=1))
+        return next(
+            train_batches(images, replace(config.data, workers=0, repeats=1), seed=config.seed, batch_size=samples, steps=1)
+        )
 
     grid = model.tokenizer.grid_of(config.data.size)
     mask = model.masker(sample_keys(config.seed, 0, 0), grid)

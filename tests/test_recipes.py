@@ -97,6 +97,12 @@ def test_init_starts_from_the_weights(run_recipe: Run, tmp_path: Path) -> None:
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
+def test_repeated_samples_count_in_epochs_and_not_in_reading(run_recipe: Run, tmp_path: Path) -> None:
+    result = run_recipe("image_mae", *SMALL, "--data.repeats", "4", "--folder", str(tmp_path / "run"))
+    assert result["epoch"] == pytest.approx(2 * 8 / (2880 * 4))
+    assert (mmm.load(tmp_path / "run").encoder.shape.width) == 24
+
+
 def test_the_dry_run_says_what_a_run_takes_and_makes_none(
     run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +157,7 @@ WRONG = {
     "no source": (["--data.source", "/no/such/folder"], "data.source"),
     "patch": (["--data.image_size", "33"], "33"),
     "batch": (["--train.micro_batch_size", "3"], "train.micro_batch_size"),
+    "repeats": (["--data.repeats", "3"], "data.repeats"),
     "init": (["--init", "/no/such/file.pth"], "/no/such/file.pth"),
     "resume": (["--resume"], "--folder"),
     "tracker": (["--train.tracker", "wanb"], "wandb"),
