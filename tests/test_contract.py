@@ -349,12 +349,7 @@ MISTAKES: dict[str, tuple[Callable[[Build], object], str]] = {
 }
 
 
-# found by trying; take a name out of here as it is refused (a fixed one fails, so that none is forgotten)
-NOT_YET: set[str] = set()
-not_yet = pytest.mark.xfail(strict=True, reason="goes through, or ends in an error without words")
-
-
-@pytest.mark.parametrize("mistake", [pytest.param(name, marks=[not_yet] if name in NOT_YET else []) for name in MISTAKES])
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_refused_in_words(mistake: str, build: Build) -> None:
     make, words = MISTAKES[mistake]
     with pytest.raises(ValueError, match=words):
