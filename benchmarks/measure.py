@@ -99,8 +99,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _without_paths(words: list[str]) -> list[str]:
-    """A command's flags but for --out, which says where and not what."""
-    return [word for word, before in zip(words, ["", *words[:-1]], strict=True) if "--out" not in (word, before)]
+    """A command's flags but for --out, which says where and not what; of other places, the last name."""
+    kept = [word for word, before in zip(words, ["", *words[:-1]], strict=True) if "--out" not in (word, before)]
+    return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
 
 def _processor() -> str:

@@ -259,7 +259,7 @@ def main() -> None:
             films = {"given": [path for path in paths if _readable(path)]}
         else:
             kinds = list(FILMS) if options.films == "all" else list(FILMS)[:1]
-            films = render(Path(name), kinds, frames=150, files=3)
+            films = render(Path(name), kinds, frames=300, files=3)  # ten seconds, as Kinetics has
         found = {
             "machine": machine(device),
             "films": {kind: speeds(paths, options.clips) for kind, paths in films.items()},

@@ -93,14 +93,21 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         if not issubclass(config, hint):
             raise ValueError(f"{where}{name}.name: the Config of {value['name']!r} must extend {hint.__qualname__}")
         return from_dict(config, {key: value[key] for key in value if key != "name"}, f"{where}{name}.")
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, f"{where}{name}.")  # type: ignore[arg-type]
+    nested = [arm for arm in arms(hint) if dataclasses.is_dataclass(arm)]
+    if nested and (value is not None or hint in nested):
+        return from_dict(_variant(nested[0], value), value, f"{where}{name}.")
     try:
         return _convert(hint, value)
     except (ValueError, TypeError):
         given = " ".join(map(str, value)) if isinstance(value, list) else value
         choices = [choice for arm in arms(hint) if get_origin(arm) is Literal for choice in map(str, get_args(arm))]
         raise ValueError(f"{where}{name}: {given!r} is not {in_words(hint)}{nearest(str(given), choices)}") from None
+
+
+def _variant(kind: Any, tree: Any) -> Any:
+    """Which type a nested config is of: a type with variants (data: of images or of clips) says which knows these names."""
+    choose = getattr(kind, "variant", None)
+    return kind if choose is None or not isinstance(tree, Mapping) else choose(set(tree))
 
 
 def _convert(hint: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pretrain a masked model on images: from files to a checkpoint, pictures and a measured representation."""
+"""Pretrain a masked model on images, clips or both: from files to a checkpoint, pictures and a measured representation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmm.checkpoints.load import initialise_from
 from mmm.config import to_dict
-from mmm.data import BadInputs, Batch, Images, ImagesConfig, Order, Problem, eval_batches, open_images, train_batches
-from mmm.data.prepare import prepare
+from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches
+from mmm.data.mixture import Mixture
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.curve import draw_loss
@@ -26,6 +26,7 @@ from mmm.evaluate.representation import RepresentationConfig, describe_represent
 from mmm.keys import sample_keys
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
+from mmm.pretraining import Feed, SecondSource
 from mmm.registry import PartConfig
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
@@ -40,15 +41,13 @@ from mmm.train.schedule import Plan, due, make_plan
 from mmm.train.tracking import start_tracker
 from mmm.train.training import Training
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 logger = logging.getLogger(__name__)
 
 # of the config, what may differ between a stop and its resume: where things are, not what is computed (the data's content is
 # compared by its fingerprint)
 RUNTIME = (
-    *("folder", "resume", "dry_run", "init", "evaluate", "held_out", "data.source", "data.workers", "data.cache", "data.max_bad"),
+    *("folder", "resume", "dry_run", "init", "evaluate", "held_out"),
+    *(f"{place}data.{name}" for place in ("", "also.") for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
 )
@@ -58,12 +57,14 @@ RUNTIME = (
 class Config:
     """Pretrain a masked model."""
 
-    data: ImagesConfig
+    data: DataConfig
     tokenizer: PartConfig = Patches.Config()
     masker: MaskerConfig = RandomMasker.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     decoder: DecoderConfig = SelfAttentionDecoder.Config()
     target: PartConfig = PixelTarget.Config()
+    also: SecondSource | None = None
+    """A second source, in the same training."""
     train: TrainConfig
     seed: int = 0
     """Of everything that is drawn: weights, order, crops, masks."""
@@ -99,15 +100,14 @@ def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: what does not fit together is said before anything is opened
     accelerator = start(config.train)
-    images = open_images(config.data, "train")
-    if "features" in config.evaluate and images.labels() is None:
-        raise ValueError(
-            f"--evaluate features needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
-        )
-    repeats = config.data.repeats  # an epoch reads each image once, and gives so many samples of it
-    plan = make_plan(scaled(config), samples=len(images) * repeats, processes=accelerator.num_processes)
-    if plan.micro_batch_size % repeats:
-        raise ValueError(f"data.repeats {repeats} does not divide the {plan.micro_batch_size} samples of a micro-batch; change one")
+    feeds = open_feeds(config)
+    mixture = Mixture([feed.samples for feed in feeds], (1,) if config.also is None else config.also.updates, config.seed)
+    plan = make_plan(scaled(config), samples=mixture.epoch, processes=accelerator.num_processes)
+    for feed in feeds:  # an epoch reads each input once, and gives so many samples of it
+        if plan.micro_batch_size % feed.data.repeats:
+            raise ValueError(
+                f"data.repeats {feed.data.repeats} does not divide the {plan.micro_batch_size} samples of a micro-batch; change one"
+            )
     if config.init is not None:
         initialise_from(model, config.init)
     config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
@@ -115,14 +115,30 @@ def run(config: Config) -> dict[str, Any]:
         accelerator,
         model,
         make_optimizer(model, config.train),
-        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": images.fingerprint},
+        identity=identity(to_dict(config), runtime=RUNTIME)
+        | {feed.called("data.fingerprint"): feed.samples.fingerprint for feed in feeds},
         ema=config.train.ema is not None,
     )
-    loss_of = masked_loss(bare(training), config.data, accelerator.device, plan.steps)
     if config.dry_run:
-        return describe(config, training, images, plan, loss_of)
+        return describe(config, training, feeds[0], plan)
     with RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume) as folder:
-        return train(config, training, images, plan, loss_of, folder)
+        return train(config, training, feeds, mixture, plan, folder)
+
+
+def open_feeds(config: Config) -> list[Feed]:
+    """The sources, opened.
+
+    Raises:
+        ValueError: where one is missing, or has no labels for an evaluation that needs them.
+    """
+    also = config.also
+    feeds = [Feed.open("", config.data, config.masker)]
+    feeds += [] if also is None else [Feed.open("also", also.data, also.masker, also.weight)]
+    if "features" in config.evaluate and feeds[0].samples.labels() is None:
+        raise ValueError(
+            f"--evaluate features needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
+        )
+    return feeds
 
 
 def bare(training: Training) -> MaskedModel:
@@ -138,19 +154,7 @@ def scaled(config: Config) -> TrainConfig:
     return replace(config.train, learning_rate=config.train.learning_rate * masker.predict / masker.ratio)
 
 
-def masked_loss(model: MaskedModel, data: ImagesConfig, device: torch.device, steps: int) -> LossOf:
-    """The loss of a batch, its masks drawn outside the graph from the samples' keys."""
-
-    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Tensor:
-        batch = batch.to(device)
-        x = prepare(batch, data, train=wrapped.training)  # (B, C, h, w)
-        mask = model.masker(batch.keys, model.tokenizer.grid(x), step=step, steps=steps)
-        return wrapped(x, mask=mask).loss
-
-    return loss_of
-
-
-def train(config: Config, training: Training, images: Images, plan: Plan, loss_of: LossOf, folder: RunFolder) -> dict[str, Any]:
+def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixture, plan: Plan, folder: RunFolder) -> dict[str, Any]:
     """Trains from where the run stands to its end, and evaluates."""
     from accelerate.utils import gather_object
 
@@ -159,26 +163,27 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
         training.restore(folder.checkpoints)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, identity(to_dict(config)))
-    watched = watched_part(config)
-    bad = BadInputs(folder.path / "bad_inputs.jsonl", len(images) + len(watched), config.data.max_bad, write=main)
+    watched = [(feed, feed.watched(config.held_out)) for feed in feeds]
+    inputs = sum(len(feed.samples) + len(part) for feed, part in watched)
+    bad = BadInputs(folder.path / "bad_inputs.jsonl", inputs, config.data.max_bad, write=main)
     met: list[Problem] = []  # by this process since the last line of metrics
-    announce(config, images, plan, folder)
-    order = Order(len(images), config.seed)
+    announce(feeds, plan, folder)
     updates = fit(
         training,
-        note_problems(load(config, images, plan, training), met),
-        loss_of,
+        note_problems(load(mixture, plan, training), met),
+        masked_loss(feeds, mixture, model, accelerator.device, plan.steps),
         config=config.train,
         plan=plan,
         seed=config.seed,
-        name_samples=lambda step: name_samples(order, step, plan.batch_size, config.data.repeats),
+        name_samples=lambda step: mixture.name_samples(step, plan.batch_size),
     )
     metrics: dict[str, float] = {}
     for update in show_progress(updates, plan, start=training.step, main=main):
         model.target.update(model, update.step)
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
-            line["held_out_loss"] = watch(model, watched, config, loss_of, accelerator, met)
+            for feed, part in watched:
+                line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
         if line:
             bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
             met.clear()
@@ -188,29 +193,30 @@ def train(config: Config, training: Training, images: Images, plan: Plan, loss_o
         if due(update.step, config.train.save_every, plan.steps):
             training.save(folder.checkpoints, config.train.keep_last)
     accelerator.end_training()
-    return finish(config, training, folder, bad, metrics)
+    return finish(config, training, feeds, folder, bad, metrics)
 
 
-def load(config: Config, images: Images, plan: Plan, training: Training) -> Iterator[Batch]:
+def masked_loss(feeds: list[Feed], mixture: Mixture, model: MaskedModel, device: torch.device, steps: int) -> LossOf:
+    """The loss of a batch of the source whose turn it is, times the source's weight."""
+    losses = [feed.loss(model, device, steps) for feed in feeds]
+
+    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Tensor:
+        source = mixture.source(step)
+        return losses[source](wrapped, batch, step) * feeds[source].weight
+
+    return loss_of
+
+
+def load(mixture: Mixture, plan: Plan, training: Training) -> Iterator[Batch]:
     """The micro-batches of this process, from the step where the run stands."""
-    accelerator = training.accelerator
-    return train_batches(
-        images,
-        config.data,
-        seed=config.seed,
+    return mixture.batches(
         batch_size=plan.micro_batch_size,
         steps=plan.steps,
         start_step=training.step,
         accumulation=plan.accumulation,
-        world=accelerator.num_processes,
-        rank=accelerator.process_index,
+        world=training.accelerator.num_processes,
+        rank=training.accelerator.process_index,
     )
-
-
-def name_samples(order: Order, step: int, batch_size: int, repeats: int) -> list[int]:
-    """The images of an update, in the order of its samples: each as often as it is repeated."""
-    _, index = order.at(step * batch_size // repeats, batch_size // repeats)
-    return index.repeat_interleave(repeats).tolist()
 
 
 def note_problems(batches: Iterator[Batch], met: list[Problem]) -> Iterator[Batch]:
@@ -220,28 +226,23 @@ def note_problems(batches: Iterator[Batch], met: list[Problem]) -> Iterator[Batc
         yield batch
 
 
-def watched_part(config: Config) -> Images:
-    """The samples whose loss is watched: evenly spread over the evaluation part."""
-    images = open_images(config.data, "eval")
-    count = min(config.held_out, len(images))
-    return images.subset(torch.arange(count) * len(images) // count)
+def watch(training: Training, feed: Feed, part: Samples, plan: Plan, problems: list[Problem]) -> float:
+    """The masked loss of a source's watched part."""
+    accelerator = training.accelerator
+    rank = accelerator.process_index
+    batches = eval_batches(part, feed.data, batch_size=plan.micro_batch_size, world=plan.processes, rank=rank)
+    loss_of = feed.loss(bare(training), accelerator.device, plan.steps)
+    return held_out_loss(training.model, batches, loss_of, accelerator=accelerator, problems=problems)
 
 
-def watch(
-    model: nn.Module, images: Images, config: Config, loss_of: LossOf, accelerator: Accelerator, problems: list[Problem]
-) -> float:
-    """The masked loss of the watched part."""
-    share = config.train.micro_batch_size or max(1, config.train.batch_size // accelerator.num_processes)
-    batches = eval_batches(images, config.data, batch_size=share, world=accelerator.num_processes, rank=accelerator.process_index)
-    return held_out_loss(model, batches, loss_of, accelerator=accelerator, problems=problems)
-
-
-def announce(config: Config, images: Images, plan: Plan, folder: RunFolder) -> None:
+def announce(feeds: list[Feed], plan: Plan, folder: RunFolder) -> None:
     """Says what is about to run."""
-    classes = "" if images.classes is None else f" of {len(images.classes)} classes"
-    logger.info("%s: %s images%s (%s); run folder %s", config.data.source, f"{len(images):,}", classes, images.where, folder.path)
+    for feed in feeds:
+        samples = feed.samples
+        what = feed.data.medium.noun + ("" if samples.classes is None else f" of {len(samples.classes)} classes")
+        logger.info("%s: %s %s (%s); run folder %s", feed.data.source, f"{len(samples):,}", what, samples.where, folder.path)
     logger.info(
-        "%s steps of %s images (%.4g epochs), peak learning rate %.3g",
+        "%s steps of %s samples (%.4g epochs), peak learning rate %.3g",
         f"{plan.steps:,}",
         f"{plan.batch_size:,}",
         plan.epoch(plan.steps),
@@ -249,51 +250,85 @@ def announce(config: Config, images: Images, plan: Plan, folder: RunFolder) -> N
     )
 
 
-def describe(config: Config, training: Training, images: Images, plan: Plan, loss_of: LossOf) -> dict[str, Any]:
-    """The dry run: what the run would take, on real samples of the data."""
-    model = bare(training)
+def describe(config: Config, training: Training, feed: Feed, plan: Plan) -> dict[str, Any]:
+    """The dry run: what the run would take, on real samples of its first source."""
+    model, data = bare(training), feed.data
 
     def make_batch(samples: int) -> Batch:
-        return next(
-            train_batches(images, replace(config.data, workers=0, repeats=1), seed=config.seed, batch_size=samples, steps=1)
-        )
+        return next(train_batches(feed.samples, replace(data, workers=0, repeats=1), seed=config.seed, batch_size=samples, steps=1))
 
-    grid = model.tokenizer.grid_of(config.data.size)
-    mask = model.masker(sample_keys(config.seed, 0, 0), grid)
+    grid = model.tokenizer.grid_of(data.size)
+    mask = feed.masker(sample_keys(config.seed, 0, 0), grid)
     tokens = {
         "of a sample": math.prod(grid),
         "seen by the encoder": mask.visible.shape[1],
         "predicted": mask.predict.shape[1],
     }
-    text = dry_run(training, make_batch, loss_of, plan=plan, tokens=tokens)
+    text = dry_run(
+        training,
+        make_batch,
+        feed.loss(model, training.accelerator.device, plan.steps),
+        plan=plan,
+        tokens=tokens,
+        notes=about_repeats(data, plan) | about_sources(config),
+    )
     if training.accelerator.is_main_process:
         print(text)
     return {"dry_run": text}
 
 
-def finish(config: Config, training: Training, folder: RunFolder, bad: BadInputs, metrics: dict[str, float]) -> dict[str, Any]:
+def about_repeats(data: DataConfig, plan: Plan) -> dict[str, str]:
+    """What decoding once and cutting several samples does to epochs, batches and the learning rate."""
+    if data.repeats == 1:
+        return {}
+    noun, epochs = data.medium.noun, plan.epoch(plan.steps)
+    return {
+        "data.repeats": f"{data.repeats} samples of each decoded input",
+        "effective epochs": f"{epochs * data.repeats:.4g} samples of each of the {noun}; each is decoded {epochs:.4g} times",
+        "inputs an update": f"{plan.batch_size // data.repeats:,}, for {plan.batch_size:,} samples",
+        "learning rate": "scaled by the samples of an update, repeats among them",
+    }
+
+
+def about_sources(config: Config) -> dict[str, str]:
+    """How often each of two sources has its turn."""
+    if config.also is None:
+        return {}
+    first, second = config.also.updates
+    return {
+        "two sources": f"of {first + second} updates {first} on {config.data.source}, which this table is of, "
+        f"and {second} on {config.also.data.source}; an epoch passes once over the first"
+    }
+
+
+def finish(
+    config: Config, training: Training, feeds: list[Feed], folder: RunFolder, bad: BadInputs, metrics: dict[str, float]
+) -> dict[str, Any]:
     """Ends the run with the evaluations that its config names, and the loss curve."""
     logger.info("%s", bad.report())
     model, main = bare(training), training.accelerator.is_main_process
     average = nullcontext() if training.ema is None else training.ema.applied(model)
     results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **metrics}
     with average:
-        if "features" in config.evaluate:
-            results["features"] = judge(config, model, training.accelerator.device)
-            conclude(folder, "features", training.step, results["features"], describe_representation, main)
-        if "reconstruct" in config.evaluate and main:  # a few hundred images: one process does it
-            picture = folder.pictures / f"reconstruction_{training.step:08d}.png"
-            results["reconstruct"] = make_gallery(model, open_images(config.data, "eval"), config.gallery, path=picture)
-            conclude(folder, "reconstruct", training.step, results["reconstruct"], describe_gallery, main)
+        for feed in feeds:
+            if "features" in config.evaluate and feed.samples.labels() is not None:
+                found = judge(config, feed, model, training.accelerator.device)
+                results[feed.called("features")] = found
+                conclude(folder, feed.called("features"), training.step, found, describe_representation, main)
+            if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
+                picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
+                found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
+                results[feed.called("reconstruct")] = found
+                conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
     if main:
         logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
     return results
 
 
-def judge(config: Config, model: MaskedModel, device: torch.device) -> dict[str, Any]:
+def judge(config: Config, feed: Feed, model: MaskedModel, device: torch.device) -> dict[str, Any]:
     """How well frozen features classify, of this model, of the same untrained, and raw pixels."""
     models = {"trained": model, "untrained": build_model(config).to(device)}
-    train, test = open_images(config.data, "train"), open_images(config.data, "eval")
+    train, test = open_data(feed.data, "train"), open_data(feed.data, "eval")
     return judge_representation(models, train, test, config.representation, device=device)
 
 

@@ -122,7 +122,7 @@ def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pyte
             main([argv[0], "--model", str(file), *argv[1:], "--device", "cpu"])
         assert said in capsys.readouterr().err
     main(["knn", str(file), "--source", str(tiles), "--holdout", "0.3", "--workers", "0", *FEW])
-    assert "4 classes, 34 training and 12 test images" in capsys.readouterr().out
+    assert "4 classes, 34 training and 12 test samples" in capsys.readouterr().out
 
 
 def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

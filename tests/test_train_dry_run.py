@@ -40,7 +40,7 @@ def test_counts(training):
 def test_table(training):
     plan = make_plan(CONFIG, samples=80, processes=1)
     before = {name: value.clone() for name, value in training.bare.state_dict().items()}
-    text = dry_run(training, lambda n: torch.randn(n, 100), loss_of, plan=plan, tokens={"seen": 49, "predicted": 147})
+    text = dry_run(training, lambda n: torch.randn(n, 100), loss_of, plan=plan, tokens={"seen": 49, "predicted": 147}, notes={})
     rows = dict(line.split("  ", 1) for line in text.splitlines())
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["parameters"] == "32,407 (32,107 trainable)"

@@ -17,7 +17,7 @@ import yaml
 from mmm.checkpoints.account import refuse_mismatch, shapes_of
 from mmm.checkpoints.files import read_weights
 from mmm.config import from_dict
-from mmm.data.config import ImagesConfig
+from mmm.data import DataConfig
 from mmm.interfaces import Input
 from mmm.model import MaskedModel, ModelConfig
 from mmm.registry import REGISTRIES
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, AVERAGE = "config.yaml", "model.safetensors", "ema.safetensors"
 SHAPE = ("image_size", "channels", "mean", "std")
+CLIP = "frames"  # what the shape of a clip has beside
 
 
 def run_of(path: Path) -> Path | None:
@@ -68,7 +69,9 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         parts = _only(tree, tuple(field.name for field in fields(ModelConfig)), "")
         _refuse_unknown(parts)
-        return from_dict(ModelConfig, parts), from_dict(ImagesConfig, _only(tree.get("data"), SHAPE, "data."), "data.").input()
+        shape = (*SHAPE, CLIP) if CLIP in (tree.get("data") or ()) else SHAPE
+        data = _only(tree.get("data"), shape, "data.")
+        return from_dict(ModelConfig, parts), from_dict(DataConfig.variant(set(data)), data, "data.").input()
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except ValueError as error:

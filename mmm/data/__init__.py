@@ -3,7 +3,7 @@
 from mmm.data.bad_inputs import BadInputs, Problem, Unreadable
 from mmm.data.config import DataConfig, ImagesConfig
 from mmm.data.images import Images, open_images
-from mmm.data.loader import Batch, eval_batches, train_batches
+from mmm.data.loader import Batch, Samples, eval_batches, train_batches
 from mmm.data.opening import open_data
 from mmm.data.sampler import Order
 from mmm.data.video.clips import Clips
@@ -19,6 +19,7 @@ __all__ = [
     "ImagesConfig",
     "Order",
     "Problem",
+    "Samples",
     "Unreadable",
     "eval_batches",
     "open_data",

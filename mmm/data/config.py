@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from mmm.data.source import IMAGES, Medium
@@ -56,6 +56,12 @@ class DataConfig:
     workers there is no deadline"""
     max_bad: float = 0.01
     """largest share of the samples that may be unreadable before the run stops"""
+
+    @classmethod
+    def variant(cls, names: set[str]) -> type[DataConfig]:
+        """Of the kinds of data, the first that has fields of all these names; images where none has."""
+        kinds = cls.__subclasses__() or [cls]
+        return next((kind for kind in kinds if names <= {field.name for field in fields(kind)}), kinds[0])
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -96,13 +96,14 @@ Request = tuple[list[int], list[int]]  # epochs and indices; lists, because tens
 class _Views(Dataset[Batch]):
     """What the worker processes hold. An error that ends the run is returned: raised here, it would arrive as a traceback."""
 
-    def __init__(self, samples: Samples, seed: int, train: bool, repeats: int) -> None:
-        self.samples, self.seed, self.train, self.repeats = samples, seed, train, repeats
+    def __init__(self, samples: Samples, seed: int, train: bool, repeats: int, source: int = 0) -> None:
+        self.samples, self.seed, self.train, self.repeats, self.source = samples, seed, train, repeats, source
         self.labels = samples.labels()
 
     def __getitems__(self, request: Request) -> Batch | ValueError:
         epoch, index = (torch.tensor(numbers, dtype=torch.int64) for numbers in request)
-        keys = sample_keys(self.seed, epoch[:, None], index[:, None], repeat=torch.arange(self.repeats))  # (b, R)
+        repeat = torch.arange(self.repeats)
+        keys = sample_keys(self.seed, epoch[:, None], index[:, None], source=self.source, repeat=repeat)  # (b, R)
         try:
             return self._train(keys, index, epoch) if self.train else self._eval(keys, index, epoch)
         except ValueError as error:
@@ -159,6 +160,7 @@ def train_batches(
     accumulation: int = 1,
     world: int = 1,
     rank: int = 0,
+    source: int = 0,
 ) -> Iterator[Batch]:
     """The micro-batches of one process, from step `start_step` to the end of the run.
 
@@ -175,6 +177,7 @@ def train_batches(
         start_step: the first.
         accumulation: micro-batches a step and process.
         world, rank: number of processes, and which one this is.
+        source: which of several sources this is: samples of two draw apart.
 
     Raises:
         ValueError: where too many samples in a row cannot be read, or the views of an input would be parted.
@@ -191,7 +194,7 @@ def train_batches(
                 epoch, index = order.at((step * world + rank) * part + micro * size, size)
                 yield epoch.tolist(), index.tolist()
 
-    return load(_Views(samples, seed, train=True, repeats=repeats), requests, config.workers)
+    return load(_Views(samples, seed, train=True, repeats=repeats, source=source), requests, config.workers)
 
 
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:

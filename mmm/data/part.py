@@ -38,6 +38,11 @@ class Part(Generic[C]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def title(self) -> str:
+        """What it is, for messages: "the images of train (held out)"."""
+        return f"the {self.config.medium.noun} of {self.where}"
+
     def labels(self) -> Tensor | None:
         """int64 (N,), without decoding anything; None where there are none."""
         return None if self.table.labels is None else self.table.labels[self.rows]

@@ -1,4 +1,4 @@
-"""Views of a decoder: where it looks and what it mixes, measured over images, as numbers, words and pictures."""
+"""Views of a decoder: where it looks and what it mixes, measured over samples, as numbers, words and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmm.data.images import Images
+from mmm.data import Clips, Images
 from mmm.data.loader import eval_batches
 from mmm.data.transforms import normalise
 from mmm.evaluate.attention import READS, SETS, DecoderAttention
@@ -29,13 +29,13 @@ WRITTEN = 16  # maps up to which numbers are written into a heat map
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """How many images a decoder's attention is measured over."""
+    """How many samples a decoder's attention is measured over."""
 
     samples: int | None = 256
-    """Images, chosen by key; none: all."""
+    """Samples, chosen by key; none: all."""
 
     mask_seed: int = 0
-    """Of the masks and of the choice of images."""
+    """Of the masks and of the choice of samples."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -43,7 +43,7 @@ class AttentionConfig:
 
 
 def measure_attention(
-    model: MaskedModel, images: Images, config: AttentionConfig, *, dtype: torch.dtype | None = None, batch_size: int = 64
+    model: MaskedModel, images: Images | Clips, config: AttentionConfig, *, dtype: torch.dtype | None = None, batch_size: int = 64
 ) -> dict[str, Any]:
     """Where a model's decoder looks, with masks as in training.
 
@@ -53,11 +53,11 @@ def measure_attention(
         dtype: of autocast; none: fp32.
 
     Returns:
-        `samples`; `attention`, of `DecoderAttention.result`; `fusion`, of `mixtures`, or None; `problems`, the images that cannot
+        `samples`; `attention`, of `DecoderAttention.result`; `fusion`, of `mixtures`, or None; `problems`, the inputs that cannot
         be read.
 
     Raises:
-        ValueError: where the model has no decoder with attention, or no image can be read.
+        ValueError: where the model has no decoder with attention, or nothing can be read.
     """
     if model.decoder is None:
         raise ValueError("this model holds an encoder without a decoder, so there is no decoder to look at; give a whole model")
@@ -74,7 +74,7 @@ def measure_attention(
                 looks.add(model.decoder, features, mask, grid)
                 sizes.add(features)
     if not looks.samples:
-        raise ValueError(f"none of the images of {images.where} can be read; first: {problems[0]['reason']}")
+        raise ValueError(f"none of {images.title} can be read; first: {problems[0]['reason']}")
     fusion = fusion_of(model.decoder)
     return {
         "samples": looks.samples,
@@ -86,7 +86,7 @@ def measure_attention(
 
 def describe_attention(found: dict[str, Any]) -> str:
     """The means as lines of text."""
-    lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} images:"]
+    lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} samples:"]
     for reads, mean in found["attention"]["mean"].items():
         lines.append(f"  to {READS[reads]}:")
         for name in ("prefix", "visible", "hidden"):

@@ -1,4 +1,6 @@
-"""Frozen features: each image once, its middle crop, what the encoder makes of all its tokens, and nothing trained on top.
+"""Frozen features: each sample once, its middle crop, what the encoder makes of all its tokens, and nothing trained on top.
+
+Of a video, the mean over its views (data.eval_clips x data.eval_crops), which are cut from one decode.
 
 Every process reads its part, and all get the whole table, in the data's order: what follows needs no further exchange.
 
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from mmm.data import Clips, Images
 from mmm.data.bad_inputs import Problem
-from mmm.data.images import Images
 from mmm.data.loader import eval_batches
 from mmm.data.transforms import normalise
 from mmm.keys import sample_keys, scores
@@ -27,9 +29,11 @@ from mmm.model import MaskedModel
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Samples = TypeVar("Samples", Images, Clips, Images | Clips)
 Pool = Literal["mean", "class", "both"]
-Extract = Callable[[Tensor], Tensor]  # normalised (B, C, H, W) -> (B, D)
-RAW_SIDE = 32  # raw pixels of larger samples are averaged down to this: at 224, a linear classifier would get 150,528 values
+Extract = Callable[[Tensor], Tensor]  # normalised (B, C, s...) -> (B, D)
+# raw pixels of larger samples are averaged down to this: at 224, a linear classifier would get 150,528 values of an image
+RAW_SIDE, RAW_FRAMES = 32, 16
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,17 @@ def encoded(model: MaskedModel, pool: Pool, dtype: torch.dtype | None = None) ->
 
 
 def raw_pixels(x: Tensor) -> Tensor:
-    """The trivial feature: the pixels themselves, of large samples averaged. (B, C, H, W) -> (B, D)."""
-    return F.adaptive_avg_pool2d(x, (min(x.shape[2], RAW_SIDE), min(x.shape[3], RAW_SIDE))).flatten(1)
+    """The trivial feature: the pixels themselves, of large samples averaged. (B, C, s...) -> (B, D)."""
+    clip = x if x.dim() == 5 else x[:, :, None]  # (B, C, T, H, W)
+    limits = (RAW_FRAMES, RAW_SIDE, RAW_SIDE)
+    frames, height, width = (min(side, limit) for side, limit in zip(clip.shape[2:], limits, strict=True))
+    return F.adaptive_avg_pool3d(clip, (frames, height, width)).flatten(1)
 
 
 def extract_features(
-    images: Images, extracts: Mapping[str, Extract], *, device: torch.device | str, batch_size: int = 256
+    images: Images | Clips, extracts: Mapping[str, Extract], *, device: torch.device | str, batch_size: int = 256
 ) -> dict[str, FeatureTable]:
-    """Several features of the same images, which are read once.
+    """Several features of the same samples, which are read once.
 
     Args:
         images: what to read; each sample once, none put in an unreadable one's place.
@@ -105,28 +112,28 @@ def extract_features(
     """
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _together() else (1, 0)
     values: dict[str, list[Tensor]] = {name: [] for name in extracts}
-    index, problems = [torch.empty(0, dtype=torch.int64)], []
+    index, problems, views = [torch.empty(0, dtype=torch.int64)], [], images.config.views
     for batch in eval_batches(images, images.config, batch_size=batch_size, world=world, rank=rank):
         problems += batch.problems
-        index.append(batch.index)
+        index.append(batch.index[::views])
         if len(batch):
             x = normalise(batch.pixels.to(device, non_blocking=True), images.config.mean, images.config.std)
             for name, extract in extracts.items():
-                values[name].append(extract(x).cpu())
+                values[name].append(extract(x).unflatten(0, (-1, views)).mean(1).cpu())  # (b V, D) -> (b, D)
     own = ({name: torch.cat(parts) for name, parts in values.items() if parts}, torch.cat(index), problems)
     tables, where, unread = zip(*_all_gather(own), strict=True)
     found, bad = torch.cat(where), [problem for part in unread for problem in part]
     for problem in bad if rank == 0 else []:
         logger.warning("cannot read %s: %s; it is left out of this evaluation", problem.name, problem.reason)
     if not len(found):
-        raise ValueError(f"not one of the {len(images)} images of {images.where} can be read; the first: {bad[0].reason}")
+        raise ValueError(f"not one of {images.title} can be read; the first: {bad[0].reason}")
     labels = images.labels()
     labels = None if labels is None else labels[found]
     return {name: FeatureTable(torch.cat([part[name] for part in tables if part]), labels, found, bad) for name in extracts}
 
 
-def choose(images: Images, count: int | None, seed: int = 0) -> Images:
-    """At most `count` of the images, chosen by key, in the data's order; none: all."""
+def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
+    """At most `count` of the samples, chosen by key, in the data's order; none: all."""
     if count is None or count >= len(images):
         return images
     chance = scores(sample_keys(seed, 0, torch.arange(len(images))), 1)[:, 0]  # (N,)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmm.data.images import Images
+from mmm.data import Clips, Images
 from mmm.data.loader import eval_batches
 from mmm.data.transforms import normalise
 from mmm.evaluate.features import choose, inference
@@ -33,13 +33,13 @@ class GalleryConfig:
     """How many reconstructions, and of what."""
 
     samples: int = 8
-    """Images in the picture, spread evenly over the part."""
+    """Samples in the picture, spread evenly over the part."""
 
     measured: int | None = 256
-    """Images, chosen by key, that the PSNR is of; none: all."""
+    """Samples, chosen by key, that the PSNR is of; none: all."""
 
     mask_seed: int = 0
-    """Of the masks and of the choice of images."""
+    """Of the masks and of the choice of samples."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "measured"):
@@ -50,7 +50,7 @@ class GalleryConfig:
 
 def make_gallery(
     model: MaskedModel,
-    images: Images,
+    images: Images | Clips,
     config: GalleryConfig,
     *,
     path: Path | None,
@@ -58,7 +58,7 @@ def make_gallery(
     dtype: torch.dtype | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Reconstructs images; each process that calls it does all the work.
+    """Reconstructs samples, of a video its first view; each process that calls it does all the work.
 
     Args:
         model: on its device.
@@ -68,10 +68,10 @@ def make_gallery(
 
     Returns:
         `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
-        `problems`, the images that could not be read; `picture`, its path or None.
+        `problems`, the inputs that could not be read; `picture`, its path or None.
 
     Raises:
-        ValueError: where the target's predictions are not pixels, or no image can be read.
+        ValueError: where the target's predictions are not pixels, or nothing can be read.
     """
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
@@ -84,7 +84,7 @@ def make_gallery(
         hidden = batch.predicted[0, :1].isfinite().double().mean().item()
         kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in wanted]
     if not kept:
-        raise ValueError(f"none of the images of {images.where} that were to be shown can be read; first: {problems[0]['reason']}")
+        raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
     found = {
         "samples": error.samples,
         "hidden": hidden,
@@ -110,7 +110,7 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
         columns,
         path,
         title=title,
-        notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} images:"],
+        notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} samples:"],
         figures=[(f"{found['psnr'][name]:.1f} dB", words) for name, words in _words(found).items()],
         groups=2 if len(shown.original) >= SIDE_BY_SIDE else 1,
     )
@@ -118,7 +118,7 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
 
 def describe_gallery(found: dict[str, Any]) -> str:
     """The figures as lines of text."""
-    lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} images, pixels in [0, 1]:"]
+    lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
     if found["picture"]:
         lines += [f"picture: {found['picture']}", GIVEN if found["uses_original"] else OWN]
@@ -132,13 +132,14 @@ def _words(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _reconstructions(
-    model: MaskedModel, part: Images, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
+    model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
     """Places in the part and reconstructions, batch by batch; what cannot be read is added to `problems`."""
-    device, data = next(model.parameters()).device, part.config.input()
+    device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
     for batch in eval_batches(part, part.config, batch_size=batch_size):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch):
-            x = normalise(batch.pixels.to(device), data.mean, data.std)
+            x = normalise(batch.pixels[::views].to(device), data.mean, data.std)
+            index = batch.index[::views]
             with inference(model, dtype):
-                yield batch.index, reconstruct(model, x, data, sample_keys(seed, 0, batch.index).to(device))
+                yield index, reconstruct(model, x, data, sample_keys(seed, 0, index).to(device))

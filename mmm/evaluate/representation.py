@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmm.data.images import Images
+from mmm.data import Clips, Images
 from mmm.evaluate.features import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
 from mmm.evaluate.linear import few_label_accuracy
 from mmm.evaluate.neighbours import nearest_neighbours
@@ -25,25 +25,25 @@ class RepresentationConfig:
     """How features are made and judged."""
 
     k: int = 20
-    """Nearest training images that vote."""
+    """Nearest training samples that vote."""
 
     labels_per_class: int = 200
     """Labels of each class that the linear classifier is given, chosen by key; it takes all where there are fewer."""
 
     pool: Pool = "mean"
-    """What of an image's tokens is its feature: their mean, the class token, or both one behind the other."""
+    """What of a sample's tokens is its feature: their mean, the class token, or both one behind the other."""
 
     train_samples: int | None = None
-    """Training images to use, chosen by key; none: all."""
+    """Training samples to use, chosen by key; none: all."""
 
     test_samples: int | None = None
-    """Test images to use, chosen by key; none: all."""
+    """Test samples to use, chosen by key; none: all."""
 
     raw_pixels: bool = True
-    """Judge the raw pixels as a feature too (of large images averaged down to 32 x 32)."""
+    """Judge the raw pixels as a feature too (of large samples averaged down to 16 frames and 32 x 32)."""
 
     label_seed: int = 0
-    """Of the choice of images and of labels."""
+    """Of the choice of samples and of labels."""
 
     def __post_init__(self) -> None:
         for name in ("k", "labels_per_class", "train_samples", "test_samples"):
@@ -54,8 +54,8 @@ class RepresentationConfig:
 
 def judge_representation(
     models: Mapping[str, MaskedModel],
-    train: Images,
-    test: Images,
+    train: Images | Clips,
+    test: Images | Clips,
     config: RepresentationConfig,
     *,
     device: torch.device | str,
@@ -66,21 +66,21 @@ def judge_representation(
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
-        train: images whose labels may be used.
-        test: images to score; nothing is chosen by them.
+        train: samples whose labels may be used.
+        test: samples to score; nothing is chosen by them.
         dtype: of autocast; none: fp32.
 
     Returns:
         `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always naming the test part's commonest;
         `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
-        `labels_per_class`, `pool`; `problems`: images that could not be read.
+        `labels_per_class`, `pool`; `problems`: inputs that could not be read.
 
     Raises:
-        ValueError: without labels, or where not one image can be read.
+        ValueError: without labels, or where nothing can be read.
     """
     for part in (train, test):
         if part.labels() is None:
-            raise ValueError(f"the images of {part.where} have no labels to judge features by; name them with data.label_column")
+            raise ValueError(f"{part.title} have no labels to judge features by; name them with data.label_column")
     extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
     extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
     chosen = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
@@ -119,11 +119,11 @@ def describe_representation(found: Mapping[str, Any]) -> str:
         (f"{found['k']} nearest neighbours", found["neighbours"]),
         (f"linear, {found['labels_per_class']} labels a class", found["linear"]),
     ]
-    head = f"Frozen features, {found['classes']} classes, {found['train']:,} training and {found['test']:,} test images"
+    head = f"Frozen features, {found['classes']} classes, {found['train']:,} training and {found['test']:,} test samples"
     wide = max(len(title) for title, _ in rows)
     lines = [f"{head} (always naming the commonest class: {found['largest_class']:.1%})"]
     lines.append(" " * wide + "".join(f"{TITLES.get(name, name):>13}" for name in names))
     lines += [f"{title:<{wide}}" + "".join(f"{scores[name]['top1']:>13.1%}" for name in names) for title, scores in rows]
     if found["problems"]:
-        lines.append(f"{len(found['problems'])} images could not be read and were left out")
+        lines.append(f"{len(found['problems'])} inputs could not be read and were left out")
     return "\n".join(lines)

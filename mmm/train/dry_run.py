@@ -39,12 +39,21 @@ class MicroStep:
     seconds: float
 
 
-def dry_run(training: Training, make_batch: Callable[[int], Any], loss_of: LossOf, *, plan: Plan, tokens: Mapping[str, int]) -> str:
+def dry_run(
+    training: Training,
+    make_batch: Callable[[int], Any],
+    loss_of: LossOf,
+    *,
+    plan: Plan,
+    tokens: Mapping[str, int],
+    notes: Mapping[str, str],
+) -> str:
     """Counts and measures, and gives a table to print; nothing is trained.
 
     Args:
         make_batch: a real micro-batch of so many samples.
         tokens: of one sample, by what becomes of them: {"seen by the encoder": 49, ...}.
+        notes: rows of the task's own.
     """
     forward, both = count_flops(training.bare, make_batch(1), loss_of)
     total, trainable = count_parameters(training.bare)
@@ -58,6 +67,7 @@ def dry_run(training: Training, make_batch: Callable[[int], Any], loss_of: LossO
         "batch": f"{plan.batch_size:,} samples = {plan.processes} x {plan.micro_batch_size} x {plan.accumulation} "
         "(processes x micro-batch x accumulated)",
         "epochs": f"{plan.epoch(plan.steps):.4g} of {plan.samples:,} samples",
+        **notes,
         "FLOPs of the run": f"{both * plan.steps * plan.batch_size:.3e}",
         "peak learning rate": f"{plan.peak:.4g}",
         f"micro-step on this {training.accelerator.device.type}": _describe(step, plan),
