@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Grid = tuple[int, ...]  # (H', W') of an image, (T', H', W') of a clip
+Fixed = Literal["sine_cosine", "flat_sine_cosine"]  # positions that are not trained
+Positions = Literal["sine_cosine", "flat_sine_cosine", "learned"]
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -42,7 +45,8 @@ def keep_count(ratio: float, tokens: int) -> int:
     """How many of `tokens` stay visible when the fraction `ratio` is hidden: the nearest whole number.
 
     (MAE truncates instead. At a ratio of 0.75 both agree on every grid that its papers use; at 0.9 they may differ by one token:
-    of 196, 20 stay here and 19 there, of 1,568, 157 and 156.)
+    of 196, 20 stay here and 19 there, of 1,568, 157 and 156. VideoMAE truncates the number of hidden places: on its own grid of
+    14 x 14 both hide 176 at 0.9 and 147 at 0.75.)
     """
     return tokens - round(ratio * tokens)
 
@@ -74,8 +78,24 @@ def sine_cosine(coords: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # (N, D)
 
 
+def flat_sine_cosine(tokens: int, width: int) -> Tensor:
+    """VideoMAE's fixed positions: of a token's index alone, time-major, sines at even places of the width and cosines at odd ones.
+
+    Args:
+        tokens: N.
+        width: D.
+
+    Returns:
+        float64 (N, D). Angles n / 10000^(2 floor(j / 2) / D) for n < N, j < D.
+    """
+    places = torch.arange(width)
+    index, exponents = torch.arange(tokens, dtype=torch.float64), (places - places % 2).double() / width
+    angles = index[:, None] / 10000.0**exponents  # (N, D)
+    return torch.where(places % 2 == 0, angles.sin(), angles.cos())
+
+
 def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """A table of learned positions for another grid, (1, N_old, D) -> (1, N_new, D).
+    """A table of positions for another grid, (1, N_old, D) -> (1, N_new, D).
 
     Bicubic without corner alignment for two axes, as MAE's fine-tuning does; trilinear for three. The same grid gives the
     same values.
@@ -83,7 +103,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     if old == new:
         return table
     if len(old) != len(new):
-        raise ValueError(f"positions learned on a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
+        raise ValueError(f"positions of a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
     image = table.transpose(1, 2).unflatten(2, old)  # (1, D, *old)
     return F.interpolate(image, size=new, mode=mode, align_corners=False).flatten(2).transpose(1, 2)  # (1, N_new, D)
@@ -94,8 +114,11 @@ def _fixed_positions(grid: Grid, width: int, device: torch.device, dtype: torch.
     return sine_cosine(coordinates(grid), width)[None].to(device, dtype)  # (1, N, D)
 
 
-def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, fixed: bool) -> Tensor:
-    """The positions of a grid: the stored table on its home grid; elsewhere computed anew (fixed) or resized (learned).
+def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions) -> Tensor:
+    """The positions of a grid: the stored table on its home grid; elsewhere n-D sines are computed anew, all others resized.
+
+    Flat ones too are resized, as the table of the home grid's places that they are: counted anew on another grid, as published
+    models of other sizes do, the same place would get another position (the same index another place).
 
     Args:
         table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
@@ -106,17 +129,17 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, fixed: bool) -
     if grid == home:
         return table
     head, body = table[:, :prefix], table[:, prefix:]
-    if fixed:
+    if kind == "sine_cosine":
         body = _fixed_positions(grid, table.shape[2], table.device, table.dtype)
     else:
         body = resize_positions(body, home, grid)
     return torch.cat([head, body], dim=1)
 
 
-def position_table(grid: Grid, width: int, prefix: int, fixed: bool) -> nn.Parameter:
+def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.Parameter:
     """A stored table (1, R + N, D): sines and cosines, zero for prefix tokens and not trained; or small learned ones."""
-    if fixed:
-        body = sine_cosine(coordinates(grid), width).float()
-        return nn.Parameter(torch.cat([torch.zeros(prefix, width), body])[None], requires_grad=False)
-    table = torch.empty(1, prefix + math.prod(grid), width)
-    return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+    if kind == "learned":
+        table = torch.empty(1, prefix + math.prod(grid), width)
+        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+    body = sine_cosine(coordinates(grid), width) if kind == "sine_cosine" else flat_sine_cosine(math.prod(grid), width)
+    return nn.Parameter(torch.cat([torch.zeros(prefix, width), body.float()])[None], requires_grad=False)

@@ -223,7 +223,7 @@ def test_a_run_may_start_from_such_a_file(write: Callable[..., Path], build: Cal
 
 def test_other_heads_of_cross_attention_are_refused(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """They show in no shape, and change what the weights mean."""
-    from mmm.checkpoints.load import _refuse_other_heads
+    from mmm.checkpoints.start import _refuse_other_heads
 
     one, other = (build(decoder=CrossAttentionDecoder.Config(width=16, depth=1, heads=heads)) for heads in (2, 4))
     with pytest.raises(ValueError, match=r"decoder\.blocks\.0\.cross_attn has 2, there 4"):

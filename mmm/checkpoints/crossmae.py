@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmm.checkpoints.account import listed, refuse_mismatch
+from mmm.checkpoints.assemble import assemble, encoder_config
 from mmm.checkpoints.crossmae_layout import CrossLayout, our_name, read_layout, their_name
-from mmm.checkpoints.official import DECODER_HEADS, HEADS, assemble, encoder_config, grid_of, heads_of, is_fixed, refuse_odd
+from mmm.checkpoints.official import DECODER_HEADS, HEADS, grid_of, heads_of, is_fixed, refuse_odd
 from mmm.decoders import CrossAttentionDecoder
 from mmm.model import MaskedModel
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,10 @@ def model_of(
         encoder_config(layout.encoder, heads, fixed),
         decoder.reads(layout.encoder.depth),
         decoder,
-        patch=layout.patch,
         channels=layout.channels,
         grid=grid,
-        standardised=norm_pix is not False,
+        tokenizer=Patches.Config(size=layout.patch),
+        target=PixelTarget.Config(standardise="none" if norm_pix is False else "patch"),
     )
     model.load_state_dict({ours: kept[theirs] for theirs in kept if (ours := our_name(theirs))})
     what = [f"{heads} heads", f"{decoder_heads} decoder heads", "fixed positions" if fixed else "learned positions"]

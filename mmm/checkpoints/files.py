@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+WRAPPINGS = ("model", "module")  # where training scripts put the weights: of DDP, of DeepSpeed
 
 
 class Inert:
@@ -38,7 +39,7 @@ HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by name, on the CPU: its tensors, or those under `model`, where training scripts put them.
+    """The weights in a file, by name, on the CPU: its tensors, or those that a training script put under `model` or `module`.
 
     Raises:
         ValueError: where the file cannot be read, would have to run code to be read, or holds no weights.
@@ -49,8 +50,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pickle(path)
     else:
         raise ValueError(f"{path} is no checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
-    if isinstance(found, dict) and isinstance(found.get("model"), dict):
-        found = found["model"]
+    for wrapping in WRAPPINGS:
+        if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
+            found = found[wrapping]
+            break
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds no weights by name, but {_kind(found)}")
     if not found:

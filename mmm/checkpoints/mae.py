@@ -1,4 +1,5 @@
-"""Models from files in MAE's official layout, and such weights from models (He et al., CVPR 2022; models_mae.py).
+"""Models from files in MAE's official layout, and such weights from models (He et al., CVPR 2022; models_mae.py). timm names the
+weights of its plain vision transformers (`vit_*`) the same way, so they are read here too, as encoders.
 
 No file says how patches were standardised: those called `mae_pretrain_*_full` were (mae#8), those called `mae_visualize_*` were
 not (mae#3).
@@ -12,11 +13,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmm.checkpoints.account import listed, refuse_mismatch
+from mmm.checkpoints.assemble import assemble, encoder_config
 from mmm.checkpoints.mae_layout import CLASSIFIER, DECODER, MARKS, OTHERS, Layout, our_name, read_layout, their_name
-from mmm.checkpoints.official import DECODER_HEADS, HEADS, assemble, encoder_config, grid_of, heads_of, is_fixed, refuse_odd
+from mmm.checkpoints.official import DECODER_HEADS, HEADS, grid_of, heads_of, is_fixed, refuse_odd
 from mmm.decoders import SelfAttentionDecoder
 from mmm.interfaces import Reads
 from mmm.model import MaskedModel
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def read_mae(weights: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tens
     other = next((layout for mark, layout in OTHERS.items() if any(name.startswith(mark) for name in weights)), None)
     if other is not None or not any(mark in weights for mark in MARKS):
         seen = f"looks like {other}" if other else "is of no known layout"
-        known = "what can be read are run folders, MAE's layout and CrossMAE's"
+        known = "what can be read are run folders, the layouts of MAE, CrossMAE, VideoMAE and timm, and transformers' folders"
         raise ValueError(f"{source} {seen}; {known}. Its first names: {listed(weights)}")
     trained = any(name.startswith(DECODER) for name in weights)
     left = [] if trained else [name for name in weights if name.startswith(CLASSIFIER)]
@@ -75,16 +79,16 @@ def model_of(
         encoder_config(layout.encoder, heads, fixed),
         Reads(last=layout.normed),
         decoder,
-        patch=layout.patch,
         channels=layout.channels,
         grid=grid,
-        standardised=norm_pix is not False,
+        tokenizer=Patches.Config(size=layout.patch),
+        target=PixelTarget.Config(standardise="none" if norm_pix is False else "patch"),
     )
     model.load_state_dict({ours: kept[theirs] for theirs in kept if (ours := our_name(theirs))})
     what = [f"{heads} heads", "fixed positions" if fixed else "learned positions"]
     if layout.decoder is not None:
         what.append(f"{decoder_heads} decoder heads, pixels {'not ' if norm_pix is False else ''}standardised per patch")
-    logger.info("%s: MAE's layout, all %d weights used; %s; %s", source, len(kept), layout, ", ".join(what))
+    logger.info("%s: MAE's layout (which is timm's), all %d weights used; %s; %s", source, len(kept), layout, ", ".join(what))
     return model
 
 

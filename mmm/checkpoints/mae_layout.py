@@ -40,8 +40,10 @@ DECODER = tuple(theirs for ours, theirs in NAMES if ours.startswith("decoder."))
 CLASSIFIER = ("fc_norm.", "head.")  # what fine-tuning and linear probing add
 MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")  # either makes a file one of this layout
 OTHERS = {  # how the names of what is not read begin; the first that is found counts
-    "encoder_to_decoder.": "VideoMAE's layout",
-    "vit.embeddings.": "transformers' ViTMAE",
+    "pos_embed_spatial": "MAE-ST's layout",
+    "vit.": "transformers' ViTMAE without its config.json",
+    "videomae.": "transformers' VideoMAE without its config.json",
+    "embeddings.": "transformers' weights without their config.json",
     "encoder.patch_embed.": "weights of a run without its config.yaml",
 }
 

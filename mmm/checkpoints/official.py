@@ -1,4 +1,4 @@
-"""What the official layouts share: what their files leave unsaid, and models put together to be filled with what they hold.
+"""What the official layouts share: what their files leave unsaid.
 
 Heads stand in no file: the published sizes say how many a width has. Positions do not say their grid, nor pixels their colours.
 
@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from mmm.checkpoints.account import listed
-from mmm.checkpoints.shapes import Stack
-from mmm.decoders import DecoderConfig, decoders
-from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
-from mmm.interfaces import Input, Reads
-from mmm.maskers import RandomMasker
-from mmm.model import MaskedModel
-from mmm.targets import PixelTarget
-from mmm.tokenizers import Patches
 from mmm.tokens import Grid, coordinates, sine_cosine
 
 HEADS = {width: heads for width, _, heads in SIZES.values()}
@@ -78,45 +70,3 @@ def is_fixed(table: Tensor, grid: Grid) -> bool:
         return False
     fixed = sine_cosine(coordinates(grid), table.shape[2])
     return torch.allclose(table[0, 1:].double(), fixed, atol=1e-3)
-
-
-def encoder_config(stack: Stack, heads: int, fixed: bool) -> VisionTransformer.Config:
-    """The choices that make an encoder of this stack."""
-    return VisionTransformer.Config(
-        width=stack.width,
-        depth=stack.depth,
-        heads=heads,
-        mlp_ratio=stack.hidden / stack.width,
-        positions="sine_cosine" if fixed else "learned",
-    )
-
-
-def assemble(
-    encoder: VisionTransformer.Config,
-    reads: Reads,
-    decoder: DecoderConfig | None,
-    *,
-    patch: int,
-    channels: int,
-    grid: Grid,
-    standardised: bool,
-) -> MaskedModel:
-    """The model of these choices, its encoder's and decoder's weights still to be filled: none keeps what memory held.
-
-    Colours are taken as MAE normalises them; of other channels a file does not say, and pixels are taken as they come.
-    """
-    tokenizer = Patches(Patches.Config(size=patch), channels=channels)
-    size, plain = tuple(patch * side for side in grid), {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    data = Input(size=size) if channels == 3 else Input(size=size, channels=channels, **plain)
-    target = PixelTarget.Config(standardise="patch" if standardised else "none")
-    with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        vit = VisionTransformer(encoder, token=tokenizer.size, channels=channels, grid=grid, reads=reads)
-        head = None
-        if decoder is not None:
-            head = decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=tokenizer.width)
-    for part in (vit, head):
-        if part is not None:
-            assert not list(part.buffers()), "not in a state dict, it would not be filled"
-            part.to_empty(device="cpu")
-    wanted = PixelTarget(target, width=tokenizer.width, data=data, encoder=vit)
-    return MaskedModel(tokenizer, RandomMasker(RandomMasker.Config()), vit, head, wanted)

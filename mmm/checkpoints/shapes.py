@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmm.blocks import QKVBias
+
+QKV_BIASES: dict[QKVBias, dict[str, int]] = {"all": {"qkv.bias": 3}, "qv": {"q_bias": 1, "v_bias": 1}, "none": {}}
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -89,12 +93,13 @@ def encoder_shapes(stack: Stack, patch: int, channels: int, tokens: int) -> dict
     }
 
 
-def block_shapes(prefix: str, stack: Stack) -> dict[str, tuple[int, ...]]:
-    """Of a stack of self-attention blocks."""
+def block_shapes(prefix: str, stack: Stack, biases: QKVBias = "all") -> dict[str, tuple[int, ...]]:
+    """Of a stack of self-attention blocks, with these biases of queries, keys and values."""
     shapes: dict[str, tuple[int, ...]] = {}
     for number in range(stack.depth):
         block = f"{prefix}.{number}"
-        shapes |= norm_shapes(f"{block}.norm1", stack.width) | linear_shapes(f"{block}.attn.qkv", stack.width, 3 * stack.width)
+        shapes |= norm_shapes(f"{block}.norm1", stack.width) | {f"{block}.attn.qkv.weight": (3 * stack.width, stack.width)}
+        shapes |= {f"{block}.attn.{name}": (share * stack.width,) for name, share in QKV_BIASES[biases].items()}
         shapes |= linear_shapes(f"{block}.attn.proj", stack.width, stack.width) | norm_shapes(f"{block}.norm2", stack.width)
         shapes |= mlp_shapes(block, stack)
     return shapes

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.blocks import initialise
-from mmm.checks import check_positive, check_width
+from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
-from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
+from mmm.decoders.fusion import make_fusion
 from mmm.interfaces import Features, Shape
 from mmm.mask import Mask
 from mmm.tokens import Grid, position_table, positions, repeat_rows, take
@@ -69,35 +69,21 @@ class CrossAttentionDecoder(Decoder):
     """Cross-attention from each predicted token to the encoded ones; a predicted token costs the same whoever else is predicted."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(FusedDecoderConfig):
-        width: int = 512
-        """Width of the decoder."""
-
+    class Config(AttentionDecoderConfig):
         depth: int = 12
         """Number of blocks."""
-
-        heads: int = 16
-        """Number of attention heads."""
-
-        mlp_ratio: float = 4.0
-        """Hidden width of a block's MLP over its width."""
-
-        norm_epsilon: float = 1e-6
-        """Epsilon of the layer norms."""
 
         self_attention: bool = False
         """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
 
-        def __post_init__(self) -> None:
-            check_positive(self, "width", "depth", "heads")
-            check_width("decoder", self.width, self.heads)
+    config: Config
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
-        self.pos_embed = position_table(grid, config.width, encoder.prefix, fixed=True)
+        self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
         self.fusion = make_fusion(config, encoder, config.depth, config.norm_epsilon)
         self.blocks = nn.ModuleList(
             CrossBlock(
@@ -116,7 +102,7 @@ class CrossAttentionDecoder(Decoder):
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        table = positions(self.pos_embed, self.home, grid, self.prefix, fixed=True)  # (1, R + N, d)
+        table = positions(self.pos_embed, self.home, grid, self.prefix, self.config.positions)  # (1, R + N, d)
         x = self.mask_token + take(table[:, self.prefix :], mask.predict)  # (kmB, Q, d)
         for block, source in zip(self.blocks, self.fusion(features), strict=True):
             x = block(x, repeat_rows(source, len(x)))  # (mB, M, D) -> (kmB, M, D)

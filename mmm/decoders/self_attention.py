@@ -1,4 +1,4 @@
-"""MAE's decoder (He et al., CVPR 2022, section 3): self-attention over visible and predicted tokens together.
+"""MAE's decoder (He et al., CVPR 2022, section 3), and VideoMAE's: self-attention over visible and predicted tokens together.
 
 Shapes: mB masks, kmB rows of predicted tokens, R prefix tokens, M encoded tokens, Q predicted tokens, D the encoder's width,
 d the decoder's, K values predicted a token.
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.blocks import initialise, make_blocks
-from mmm.checks import check_positive, check_width
+from mmm.blocks import EmbedInit, QKVBias, initialise, make_blocks
+from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
-from mmm.decoders.fusion import FusedDecoderConfig, make_fusion
+from mmm.decoders.fusion import make_fusion
 from mmm.interfaces import Features, Shape
 from mmm.mask import Mask
 from mmm.tokens import Grid, position_table, positions, repeat_rows, take
@@ -29,43 +29,47 @@ class SelfAttentionDecoder(Decoder):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(FusedDecoderConfig):
-        width: int = 512
-        """Width of the decoder."""
+    class Config(AttentionDecoderConfig):
+        qkv_bias: QKVBias = "all"
+        """Biases of queries, keys and values (MAE), of queries and values only (VideoMAE), or none."""
 
-        depth: int = 8
-        """Number of blocks."""
+        embed_bias: bool = True
+        """Give the layer that takes the encoder's width to the decoder's a bias (MAE), or none (VideoMAE)."""
 
-        heads: int = 16
-        """Number of attention heads."""
+        embed_init: EmbedInit = "xavier"
+        """Start that layer Xavier-uniform (MAE) or as torch does a linear layer (VideoMAE)."""
 
-        mlp_ratio: float = 4.0
-        """Hidden width of a block's MLP over its width."""
+        head_epsilon: float | None = None
+        """Epsilon of the norm before the head, where it differs (transformers' VideoMAE: 1e-5)."""
 
-        norm_epsilon: float = 1e-6
-        """Epsilon of the layer norms (MAE: 1e-6; transformers: 1e-12)."""
-
-        def __post_init__(self) -> None:
-            check_positive(self, "width", "depth", "heads")
-            check_width("decoder", self.width, self.heads)
+    config: Config
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.fusion = make_fusion(config, encoder, 1, config.norm_epsilon)
-        self.embed = nn.Linear(encoder.width, config.width)
+        self.embed = nn.Linear(encoder.width, config.width, bias=config.embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = position_table(grid, config.width, encoder.prefix, fixed=True)
-        self.blocks = make_blocks(config.width, config.depth, config.heads, mlp_ratio=config.mlp_ratio, epsilon=config.norm_epsilon)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
+        self.blocks = make_blocks(
+            config.width,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            epsilon=config.norm_epsilon,
+            qkv_bias=config.qkv_bias,
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
         self.head = nn.Linear(config.width, outputs)
         self.apply(initialise)
+        if config.embed_init == "torch":
+            self.embed.reset_parameters()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        table = positions(self.pos_embed, self.home, grid, self.prefix, fixed=True)  # (1, R + N, d)
+        table = positions(self.pos_embed, self.home, grid, self.prefix, self.config.positions)  # (1, R + N, d)
         prefix, body = table[:, : self.prefix], table[:, self.prefix :]
         places = torch.cat([prefix.expand(len(features.where), -1, -1), take(body, features.where)], dim=1)
         seen = repeat_rows(self.embed(self.fusion(features)[0]) + places, len(mask.predict))  # (kmB, R + M, d)

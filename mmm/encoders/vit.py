@@ -8,39 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmm.blocks import initialise, make_blocks
+from mmm.blocks import EmbedInit, QKVBias, initialise, make_blocks
 from mmm.checks import check_positive, check_width
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
+from mmm.encoders.embedding import Embedding
 from mmm.interfaces import Features, Reads, Shape
 from mmm.mask import Mask
-from mmm.tokens import Grid, position_table, positions, repeat_rows, take
+from mmm.tokens import Grid, Positions, position_table, positions, repeat_rows, take
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
-
-
-class Embedding(nn.Module):
-    """The linear embedding of tokens, with its weight laid out as timm's convolution holds it: (D, C, s...).
-
-    Only the tokens that are given are embedded; on all of them it equals the strided convolution.
-    """
-
-    def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
-        super().__init__()
-        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
-        self.proj = convolution(channels, width, token, token)  # holds the weights and torch's own bias; never called
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(B, M, P) -> (B, M, D)."""
-        weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, C, s...) -> (D, s... C), the order of `split`
-        return F.linear(patches, weight, self.proj.bias)
 
 
 @encoders.register("vit")
@@ -67,8 +50,14 @@ class VisionTransformer(Encoder):
         class_token: bool = True
         """Put a class token before the others."""
 
-        positions: Literal["sine_cosine", "learned"] = "sine_cosine"
-        """Fixed sines and cosines (MAE) or learned ones."""
+        positions: Positions = "sine_cosine"
+        """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), or learned ones."""
+
+        qkv_bias: QKVBias = "all"
+        """Biases of queries, keys and values (MAE, timm), of queries and values only (VideoMAE), or none."""
+
+        embed_init: EmbedInit = "xavier"
+        """Start the patch embedding Xavier-uniform (MAE) or as torch does a convolution (VideoMAE)."""
 
         drop_path: float = 0.0
         """Rate of stochastic depth in the last block, rising linearly from the first."""
@@ -115,8 +104,7 @@ class VisionTransformer(Encoder):
         self.patch_embed = Embedding(token, channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if blanks else None
-        fixed = config.positions == "sine_cosine"
-        self.pos_embed = position_table(grid, width, self.shape.prefix, fixed)
+        self.pos_embed = position_table(grid, width, self.shape.prefix, config.positions)
         self.blocks = make_blocks(
             width,
             self.shape.depth,
@@ -124,9 +112,12 @@ class VisionTransformer(Encoder):
             mlp_ratio=config.mlp_ratio,
             epsilon=config.norm_epsilon,
             drop_path=config.drop_path,
+            qkv_bias=config.qkv_bias,
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
         self.apply(initialise)
+        if config.embed_init == "torch":
+            self.patch_embed.proj.reset_parameters()
         for special in (self.cls_token, self.mask_token):
             if special is not None:
                 nn.init.normal_(special, std=0.02)
@@ -157,7 +148,7 @@ class VisionTransformer(Encoder):
             if self.mask_token is None:
                 raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
             tokens = torch.cat([tokens, self.mask_token.expand(*mask.blank.shape, -1)], dim=1)  # (mB, V + H, D)
-        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions == "sine_cosine")
+        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions)
         tokens = tokens + take(table[:, self.shape.prefix :], where)
         if self.cls_token is None:
             return tokens

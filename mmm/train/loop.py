@@ -76,7 +76,7 @@ def fit(
         model.train()  # the caller may have evaluated
         losses = []
         for part in range(plan.accumulation):
-            seed_noise(accelerator.device, seed, step, part, accelerator.process_index)
+            seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
             last = part == plan.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once an update
                 loss = loss_of(model, next(batches), step)
@@ -96,12 +96,14 @@ def fit(
         interval.pause(perf_counter() - away)
 
 
-def seed_noise(device: torch.device, seed: int, step: int, part: int, process: int) -> None:
+def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
     """Makes drop path and dropout a function of the step, so that a resumed run draws what the uninterrupted one drew.
+
+    `part` counts the micro-batches of the update over all processes: on two processes they draw what they draw on one.
 
     Not `torch.manual_seed`: that costs 0.1 ms and seeds every device there is.
     """
-    key = int(stream(sample_keys(seed, step, part, source=process), Stream.NOISE))
+    key = int(stream(sample_keys(seed, step, part), Stream.NOISE))
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":
         getattr(torch, device.type).manual_seed(key)
