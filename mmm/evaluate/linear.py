@@ -15,6 +15,7 @@ from mmm.keys import sample_keys, scores, stream
 
 LABELS = 101  # this file's stream of draws; those of `mmm.keys.Stream` belong to training
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, so that each fit starts from its stronger neighbour's
+BLOCK = 2**26  # logits held at once: 256 MiB in fp32
 HELD_BACK = 0.2  # fraction of the labels that choose the penalty
 
 
@@ -63,10 +64,16 @@ class Logistic:
             line_search_fn="strong_wolfe",
         )
 
+        rows = max(1, BLOCK // len(self.bias))
+
         def objective() -> Tensor:
             search.zero_grad()
-            loss = F.cross_entropy(self(x), labels) + penalty / 2 * self.weight.square().sum()
+            loss = penalty / 2 * self.weight.square().sum()
             loss.backward()
+            for some, theirs in zip(x.split(rows), labels.split(rows), strict=True):
+                part = F.cross_entropy(self(some), theirs, reduction="sum") / len(x)
+                part.backward()
+                loss = loss.detach() + part.detach()
             return loss
 
         with torch.enable_grad():
@@ -103,7 +110,7 @@ def few_label_accuracy(
     used = torch.cat([fit, choose]).sort().values
     classes = int(torch.cat([train_labels[used], test_labels]).max()) + 1
     penalty = _best_penalty(train, train_labels, fit, choose, classes)
-    centre, spread = _statistics(train[used])
+    centre, spread = statistics(train[used])
     model = Logistic(train.shape[1], classes, train.device)
     model.fit((train[used] - centre) / spread, train_labels[used], penalty)
     top1 = model.accuracy((test - centre) / spread, test_labels)
@@ -114,7 +121,7 @@ def _best_penalty(train: Tensor, labels: Tensor, fit: Tensor, choose: Tensor, cl
     """The penalty with the highest accuracy on the held-back labels, the stronger of equals; 0.01 where none were held back."""
     if not len(choose):
         return 0.01
-    centre, spread = _statistics(train[fit])
+    centre, spread = statistics(train[fit])
     inner, outer = ((train[part] - centre) / spread for part in (fit, choose))
     model, found = Logistic(train.shape[1], classes, train.device), []
     for penalty in PENALTIES:
@@ -122,7 +129,7 @@ def _best_penalty(train: Tensor, labels: Tensor, fit: Tensor, choose: Tensor, cl
     return PENALTIES[found.index(max(found))]
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each value, (D,) each; a value that never changes has 1."""
     spread, centre = torch.std_mean(x.double(), dim=0, correction=0)
     return centre.to(x), spread.where(spread > 1e-6 * (1 + centre.abs()), 1.0).to(x)

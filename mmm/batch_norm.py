@@ -1,0 +1,61 @@
+"""Batch normalisation without weights, by statistics of all processes, for frozen features.
+
+torch's SyncBatchNorm has no CPU form, and gradients that this one does not need: what it normalises comes from a frozen encoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon): in training of the batch, in evaluation the running ones, as torch's BatchNorm1d.
+
+    But for the start: the first batches are averaged evenly until one counts for no more than the momentum. torch's running
+    values still hold 12 % of the 0 and 1 that they start from after 20 batches, which is more than most features vary.
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6, momentum: float = 0.1) -> None:
+        """MAE's epsilon (main_linprobe.py), torch's momentum."""
+        super().__init__()
+        self.epsilon, self.momentum = epsilon, momentum
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """fp32 (B, D) of (B, D).
+
+        Raises:
+            ValueError: a gradient would have to pass, in training on several processes.
+        """
+        x = x.float()
+        if not self.training:
+            return (x - self.mean) * (self.var + self.epsilon).rsqrt()
+        if x.requires_grad and _together():
+            raise ValueError("head.norm batch is for a frozen encoder and a pool without weights; use --head.norm layer")
+        count = _over_all(x.new_tensor(float(len(x))))
+        mean = _over_all(x.sum(0)) / count  # (D,)
+        var = _over_all((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.batches += 1
+            weight = (1 / self.batches).clamp(min=self.momentum)
+            self.mean.lerp_(mean, weight)
+            self.var.lerp_(var * (count / (count - 1).clamp(min=1)), weight)  # unbiased, as torch's running variance
+        return (x - mean) * (var + self.epsilon).rsqrt()
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _over_all(total: Tensor) -> Tensor:
+    """The sum over the processes."""
+    if _together():
+        distributed.all_reduce(total)
+    return total

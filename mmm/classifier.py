@@ -1,0 +1,148 @@
+"""A classifier on a pretrained encoder: tokenizer -> encoder, without a mask -> pool -> norm -> dropout -> linear.
+
+Shapes: B samples, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's, K classes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from mmm.batch_norm import BatchNorm
+from mmm.encoders import Encoder
+from mmm.model import MaskedModel
+from mmm.pools import MeanPool, Pool, pools
+from mmm.registry import PartConfig
+from mmm.tokenizers import GridTokenizer
+
+Norm = Literal["none", "layer", "batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What stands between pooled tokens and class scores."""
+
+    norm: Norm = "none"
+    """Of what was pooled. layer: with weights, MAE's `fc_norm`; batch: without, by the statistics of the batch, as MAE's linear
+    probe does; none."""
+    dropout: float = 0.0
+    """Rate of dropout before the linear layer."""
+    std: float = 0.02
+    """Standard deviation of the linear layer's first weights, a normal that is cut at 2."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"head.dropout {self.dropout} is not a rate from 0 to below 1")
+        if self.std <= 0:
+            raise ValueError(f"head.std {self.std} must be above 0")
+
+
+class Head(nn.Module):
+    """norm -> dropout -> linear, on pooled tokens."""
+
+    def __init__(self, config: HeadConfig, *, width: int, classes: int) -> None:
+        """For pooled tokens of this width."""
+        super().__init__()
+        self.config, self.classes = config, classes
+        self.fc_norm = _norm(config.norm, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=config.std)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D') -> logits (B, K)."""
+        return self.linear(self.dropout(self.fc_norm(pooled)))
+
+
+def _norm(name: Norm, width: int) -> nn.Module:
+    if name == "layer":
+        return nn.LayerNorm(width, eps=1e-6)
+    return BatchNorm(width) if name == "batch" else nn.Identity()
+
+
+class Classifier(nn.Module):
+    """Scores classes of images or clips. Its encoder keeps its names: `encoder.blocks.0.attn.qkv.weight`.
+
+    Example:
+        classifier = Classifier.of(mmm.load("runs/pretrain-1"), classes=10, pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
+        logits = classifier(x)                                  # x: normalised (B, C, H, W) or (B, C, T, H, W)
+        logits = classifier.classify(classifier.encode(x))      # the same; what `encode` gives may be kept
+    """
+
+    def __init__(self, tokenizer: GridTokenizer, encoder: Encoder, pool: Pool, head: Head, *, frozen: bool = False) -> None:
+        """Puts parts together that fit each other; `build` and `of` make such parts.
+
+        Args:
+            frozen: the encoder stays in evaluation mode and gets no gradient.
+        """
+        super().__init__()
+        self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
+        if frozen:
+            encoder.requires_grad_(False).eval()
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: GridTokenizer,
+        encoder: Encoder,
+        *,
+        classes: int,
+        pool: PartConfig | None = None,
+        head: HeadConfig | None = None,
+        frozen: bool = False,
+        seed: int | None = None,
+    ) -> Self:
+        """Builds pool and head for an encoder, which is taken over as it is.
+
+        Args:
+            classes: K.
+            pool: none: the mean of the tokens.
+            head: none: `HeadConfig()`.
+            frozen: see `__init__`.
+            seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
+        """
+        with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            pooling = pools.build(pool or MeanPool.Config(), encoder=encoder.shape)
+            last = Head(head or HeadConfig(), width=pooling.width, classes=classes)
+        return cls(tokenizer, encoder, pooling, last, frozen=frozen)
+
+    @classmethod
+    def of(
+        cls,
+        model: MaskedModel,
+        *,
+        classes: int,
+        pool: PartConfig | None = None,
+        head: HeadConfig | None = None,
+        frozen: bool = False,
+        seed: int | None = None,
+    ) -> Self:
+        """As `build`, with the tokenizer and the encoder of a masked model, which `mmm.load` gives; they are shared, not copied."""
+        return cls.build(model.tokenizer, model.encoder, classes=classes, pool=pool, head=head, frozen=frozen, seed=seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of normalised pixels (B, C, H, W) or (B, C, T, H, W)."""
+        return self.classify(self.encode(x))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Every token, prefix first, (B, R + N, D): what a frozen classifier may keep instead of the pixels."""
+        with torch.no_grad() if self.frozen else nullcontext():
+            return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None).last
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Logits (B, K) of tokens (B, R + N, D)."""
+        return self.head(self.pool(tokens))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, of a frozen classifier without its encoder."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self

@@ -1,0 +1,90 @@
+"""How often a classifier is right: top-1, top-5 and per class, of several classifiers at once, over any number of processes.
+
+Shapes: S classifiers, b samples, V views of each, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOP = 5
+
+
+def mean_of_views(logits: Tensor, views: int) -> Tensor:
+    """Shares of the classes, the mean over a sample's views of their softmax, as published video results are computed.
+
+    Args:
+        logits: (..., b V, K), the views of a sample one after the other.
+        views: V.
+
+    Returns:
+        float32 (..., b, K).
+    """
+    return logits.float().softmax(-1).unflatten(-2, (-1, views)).mean(-2)
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are ahead of the right one. Of equal scores the lower class is ahead, so that no sort decides.
+
+    Args:
+        scores: (..., b, K). Where the right one's, or any of a sample, is not a number, all are ahead.
+        labels: int64 (b,).
+
+    Returns:
+        int64 (..., b), 0 where the right class is first.
+    """
+    classes = scores.shape[-1]
+    own = scores.gather(-1, labels[:, None].expand(*scores.shape[:-1], 1))  # (..., b, 1)
+    earlier = torch.arange(classes, device=scores.device) < labels[:, None]  # (b, K)
+    ahead = ((scores > own) | ((scores == own) & earlier)).sum(-1)
+    return ahead.where(~scores.isnan().any(-1), classes)
+
+
+class Tally:
+    """Counts samples, and those whose class came first or among the first five, by class.
+
+    Attributes:
+        seen: int64 (K,).
+        first, among: int64 (S, K).
+    """
+
+    def __init__(self, classifiers: int, classes: int, device: torch.device | str = "cpu") -> None:
+        """Nothing counted yet."""
+        self.seen = torch.zeros(classes, dtype=torch.int64, device=device)
+        self.first, self.among = (torch.zeros(classifiers, classes, dtype=torch.int64, device=device) for _ in range(2))
+
+    def add(self, scores: Tensor, labels: Tensor) -> None:
+        """Counts samples. scores: (S, b, K); labels: int64 (b,)."""
+        ahead = ranks(scores, labels)  # (S, b)
+        self.seen += labels.bincount(minlength=len(self.seen))
+        for count, limit in ((self.first, 1), (self.among, TOP)):
+            count.index_add_(1, labels, (ahead < limit).long())
+
+    def gathered(self, over_all: Callable[[Tensor], Tensor]) -> Tally:
+        """The sum over the processes. over_all: an all-reduce, of int64 tensors."""
+        whole = Tally(len(self.first), len(self.seen), self.seen.device)
+        counts = over_all(torch.cat([self.seen[None], self.first, self.among]))  # (1 + 2 S, K)
+        whole.seen, whole.first, whole.among = counts.split([1, len(self.first), len(self.first)])
+        whole.seen = whole.seen[0]
+        return whole
+
+    def top1(self) -> list[float]:
+        """Of each classifier."""
+        return (self.first.sum(1).double() / self.seen.sum()).tolist()
+
+    def result(self, classifier: int) -> dict[str, Any]:
+        """Of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample), `mean_per_class`, and
+        the number of `samples`."""
+        first, among, seen = (count.double().cpu() for count in (self.first[classifier], self.among[classifier], self.seen))
+        shares = (first / seen)[seen > 0]
+        return {
+            "top1": (first.sum() / seen.sum()).item(),
+            "top5": (among.sum() / seen.sum()).item(),
+            "mean_per_class": shares.mean().item(),
+            "samples": int(seen.sum()),
+            "per_class": [right / all_ if all_ else None for right, all_ in zip(first.tolist(), seen.tolist(), strict=True)],
+        }

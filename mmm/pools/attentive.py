@@ -1,0 +1,81 @@
+"""Cross-attention pooling: a learned query reads all tokens (Bardes et al., "Revisiting Feature Prediction for Learning Visual
+Representations from Video", 2024, V-JEPA's probe; Chen et al., "Context Autoencoder", IJCV 2023, section 3, its attentive probe).
+
+Shapes: B samples, R prefix tokens, M tokens of the grid, D width, Q queries, h heads, c values a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.checks import check_positive
+from mmm.interfaces import Shape
+from mmm.pools.base import Pool, pools
+from mmm.registry import PartConfig
+
+HEAD = 64  # values of a head, where their number is not given: that of every published vision transformer but the largest
+
+
+@pools.register("attentive")
+class AttentivePool(Pool):
+    """query + attention(query, norm tokens), then + mlp(norm .); prefix tokens are read like all others."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        queries: int = 1
+        """Learned queries; what they gather stands one behind the other, so that the width is so many times the encoder's."""
+
+        heads: int | None = None
+        """Attention heads; none: one for every 64 of the width."""
+
+        mlp_ratio: float | None = 4.0
+        """Hidden width of the MLP after the attention, over the width; none: no MLP, as in CAE's probe."""
+
+        def __post_init__(self) -> None:
+            check_positive(self, "queries", "heads")
+            if self.mlp_ratio is not None and self.mlp_ratio <= 0:
+                raise ValueError(f"pool.mlp_ratio {self.mlp_ratio} must be above 0, or none")
+
+    config: Config
+
+    def __init__(self, config: Config, *, encoder: Shape) -> None:
+        """For an encoder of this shape.
+
+        Raises:
+            ValueError: where the heads do not divide its width.
+        """
+        super().__init__()
+        width, heads = encoder.width, config.heads or max(1, encoder.width // HEAD)
+        if width % heads:
+            raise ValueError(f"pool.heads {heads} do not divide the encoder's width {width}; choose a divisor")
+        self.config, self.width, self.num_heads = config, width * config.queries, heads
+        self.query = nn.Parameter(torch.empty(1, config.queries, width))
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.norm2 = None if config.mlp_ratio is None else nn.LayerNorm(width, eps=1e-6)
+        self.mlp = None if config.mlp_ratio is None else Mlp(width, int(width * config.mlp_ratio))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """V-JEPA's: normal with a deviation of 0.02, cut at 2; biases 0."""
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, R + M, D) -> (B, Q D)."""
+        query = self.query.expand(len(tokens), -1, -1)
+        q = rearrange(self.q(query), "b q (h c) -> b h q c", h=self.num_heads)
+        k, v = rearrange(self.kv(self.norm1(tokens)), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)
+        pooled = query + rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)")  # (B, Q, D)
+        if self.mlp is not None and self.norm2 is not None:
+            pooled = pooled + self.mlp(self.norm2(pooled))
+        return pooled.flatten(1)

@@ -1,0 +1,60 @@
+"""Pools without weights: the mean of the tokens, or the class token.
+
+Shapes: B samples, R prefix tokens (class token), M tokens of the grid, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmm.interfaces import Shape
+from mmm.pools.base import Pool, pools
+from mmm.registry import PartConfig
+
+
+@pools.register("mean")
+class MeanPool(Pool):
+    """The mean of the grid's tokens; prefix tokens are left out."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        pass
+
+    config: Config
+
+    def __init__(self, config: Config, *, encoder: Shape) -> None:
+        """For an encoder of this shape."""
+        super().__init__()
+        self.config, self.width, self.prefix = config, encoder.width, encoder.prefix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, R + M, D) -> (B, D)."""
+        return tokens[:, self.prefix :].mean(1)
+
+
+@pools.register("class")
+class ClassPool(Pool):
+    """The class token."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        pass
+
+    config: Config
+
+    def __init__(self, config: Config, *, encoder: Shape) -> None:
+        """For an encoder of this shape.
+
+        Raises:
+            ValueError: where it has no class token.
+        """
+        super().__init__()
+        if not encoder.prefix:
+            raise ValueError("pool.name class needs a class token, and this encoder has none; use --pool.name mean")
+        self.config, self.width = config, encoder.width
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, R + M, D) -> (B, D)."""
+        return tokens[:, 0]

@@ -1,0 +1,54 @@
+"""Attentive probe: a learned query reads a frozen encoder's tokens, of images or clips, and a linear layer scores what it gathers.
+
+mmm attentive_probe runs/pretrain-1 --train.learning_rate 1e-3
+mmm attentive_probe runs/pretrain-1 --rates 0.3 1 3 --held_back 0.05    several learning rates in one pass
+accelerate launch recipes/video_linear_probe.py --help                  values for videos
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmm.config import to_dict
+from mmm.evaluate.exam import ProbeConfig, open_exam
+from mmm.evaluate.probe_result import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probes import Optimizer
+from mmm.evaluate.probing import Probing
+from mmm.evaluate.protocol import weights_fingerprint
+from mmm.pools import AttentivePool
+from mmm.registry import PartConfig
+from mmm.train.config import TrainConfig
+from mmm.train.devices import precision_of, start
+from mmm.train.run import RunFolder
+
+POSITIONAL = "model"
+TASK = "attentive_probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ProbeConfig):
+    """Probe an encoder by attentive pooling."""
+
+    pool: PartConfig = AttentivePool.Config()
+    optimizer: Optimizer = "adamw"
+    """lars, with the trust ratio on matrices only, or adamw."""
+    train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=1e-3)
+    """Of pool and head; micro_batch_size is what the encoder gets at once."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Probes, writes result.json into the run's folder, and prints the scores."""
+    accelerator = start(config.train)
+    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    exam = open_exam(config, accelerator)
+    weights = weights_fingerprint(exam.model.encoder)
+    probing = Probing.prepare(config, exam, weights=weights)
+    with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
+        protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
+        scores = probing.run(folder) | {"protocol": protocol.plain()}
+        result = conclude(folder, TASK, exam, {"trained": scores})
+    if accelerator.is_main_process:
+        print(describe_probe(result))
+        print(f"scores and protocol: {folder.path / 'result.json'}")
+    return result

@@ -1,0 +1,60 @@
+"""Linear probe: a linear classifier on a frozen encoder, trained as published, or fitted exactly to features.
+
+mmm linear_probe runs/pretrain-1                                        exact: features once, then a sweep of the penalty
+mmm linear_probe runs/pretrain-1/config.yaml                            the same model, untrained
+mmm linear_probe runs/pretrain-1 --methods trained exact --rates 0.3 1 3 --held_back 0.05
+accelerate launch recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from mmm.config import to_dict
+from mmm.evaluate.exam import ProbeConfig, open_exam
+from mmm.evaluate.linear_sweep import SweepConfig, sweep
+from mmm.evaluate.probe_result import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probing import Probing
+from mmm.evaluate.protocol import weights_fingerprint
+from mmm.train.devices import precision_of, start
+from mmm.train.run import RunFolder
+
+POSITIONAL = "model"
+TASK = "linear_probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ProbeConfig):
+    """Probe an encoder by a linear classifier."""
+
+    methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
+    """trained: by gradient, on augmented samples (train, rates, optimizer); exact: logistic regression on features."""
+    exact: SweepConfig = SweepConfig()
+    """Of the exact method."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Probes, writes result.json into the run's folder, and prints the scores."""
+    accelerator = start(config.train)
+    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    exam = open_exam(config, accelerator)
+    weights = weights_fingerprint(exam.model.encoder)
+    probing = Probing.prepare(config, exam, weights=weights) if "trained" in config.methods else None
+    found: dict[str, dict[str, Any]] = {}
+    with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
+        if probing is not None:
+            protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
+            found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
+        if "exact" in config.methods:
+            batch_size = config.train.micro_batch_size or config.train.batch_size
+            schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}
+            schedule |= asdict(config.exact)
+            protocol = protocol_of(TASK, config, exam, head={"norm": "standardised"}, schedule=schedule, weights=weights)
+            scores = sweep(exam, config.pool, config.exact, batch_size=batch_size, seed=config.seed)
+            found["exact"] = scores | {"protocol": protocol.plain()}
+        result = conclude(folder, TASK, exam, found)
+    if accelerator.is_main_process:
+        print(describe_probe(result))
+        print(f"scores and protocol: {folder.path / 'result.json'}")
+    return result
