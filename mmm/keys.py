@@ -33,6 +33,9 @@ class Stream(IntEnum):
     SUBSTITUTE = 8
     BATCH = 9
     NOISE = 10
+    POLICY = 11
+    ERASE = 12
+    MIX = 13
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

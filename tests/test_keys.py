@@ -76,6 +76,9 @@ def test_runs_of_yesterday_are_repeated() -> None:
         "SUBSTITUTE": 8,
         "BATCH": 9,
         "NOISE": 10,
+        "POLICY": 11,
+        "ERASE": 12,
+        "MIX": 13,
     }
     keys = sample_keys(0, 0, torch.arange(2))
     assert keys.tolist() == [6137703061587064917, -6446376115228621013]

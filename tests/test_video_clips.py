@@ -17,7 +17,7 @@ from video_files import all_frames, make_zoo, pictures, write
 from mmm.data import Batch, Clips, ClipsConfig, ImagesConfig, eval_batches, open_data, train_batches
 from mmm.data.prepare import prepare
 from mmm.data.video import BACKENDS
-from mmm.data.video.crops import cut, even_boxes, multi_scale_boxes, resize
+from mmm.data.video.crops import cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.video.reader import Source, Video
 from mmm.data.video.sampling import drawn_frames, even_frames
 from mmm.keys import sample_keys
@@ -125,6 +125,16 @@ def test_multi_scale_crops_lie_inside(height: int, width: int) -> None:
     assert (boxes >= torch.tensor([0, 0, 1, 1])).all()
     assert (boxes[:, 0] + boxes[:, 2] <= height).all()
     assert (boxes[:, 1] + boxes[:, 3] <= width).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("box", [[0, 0, 40, 56], [3, 5, 20, 24], [7, 1, 17, 31], [2, 2, 33, 12]])
+def test_resizing_into_place_is_resizing(channels: int, box: list[int]) -> None:
+    clip = torch.randint(0, 256, (3, 40, 56, channels), dtype=torch.uint8)
+    views = torch.zeros(2, 3, 20, 24, channels, dtype=torch.uint8)
+    resize_into(views[1], cut(clip, box))
+    assert torch.equal(views[1], resize(cut(clip, box), (20, 24)))
+    assert not views[0].any()
 
 
 def test_crops_of_evaluation_spread_over_the_long_side() -> None:

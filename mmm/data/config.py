@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from mmm.data.augment import check_policy
 from mmm.data.source import IMAGES, Medium
 from mmm.interfaces import Input
 
@@ -47,6 +48,9 @@ class DataConfig:
     """probability that a training crop is mirrored left to right"""
     lighting: float = 0.0
     """largest relative change of a training crop's contrast, and of its brightness, drawn evenly; 0 changes nothing"""
+    augment: str | None = None
+    """RandAugment of a training crop, of a clip alike on all frames, in timm's words, for instance rand-m9-mstd0.5-inc1;
+    none: not"""
     repeats: int = 1
     """samples that are cut, each in its own way, from an input that is decoded once; an epoch decodes each input once"""
     workers: int = 2
@@ -115,6 +119,8 @@ class DataConfig:
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"data.{name} cannot be {getattr(self, name)}: {RANGES[name]}")
+        if self.augment is not None:
+            check_policy(self.augment, self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)

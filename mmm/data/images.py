@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmm.data import transforms
+from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.cache import CachedCells
 from mmm.data.config import ImagesConfig
@@ -74,7 +75,11 @@ class Images(Part[ImagesConfig]):
             for repeat in range(repeats):
                 mine = keys[repeat::repeats][list(images)]
                 boxes = transforms.crop_boxes(mine, heights, widths, config.crop_scale, config.crop_ratio)
-                _crop(images, boxes, config.size, views[repeat::repeats])
+                crops = views[repeat::repeats]
+                _crop(images, boxes, config.size, crops)
+                if config.augment is not None:
+                    for row, key in zip(images, mine, strict=True):
+                        rand_augment(crops[row].permute(1, 2, 0)[None], key, config.augment, config.mean)  # (1, h, w, C)
         return views, failed
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:

@@ -6,20 +6,47 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from mmm.train.config import TrainConfig
 
+# a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
+LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
+UNDECAYED = ("encoder.cls_token", "encoder.pos_embed")  # MAE's main_finetune.py; vectors and biases are not decayed either
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+
+def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
     """Fused AdamW over the parameters that train; vectors and biases are not decayed.
 
-    Class and mask tokens are decayed, as MAE does: they have three dimensions, and its rule (timm's) spares only one.
+    Class and mask tokens are decayed, as MAE does: they have three dimensions, and its rule (timm's) spares only one. With
+    `layer_decay`, for fine-tuning a classifier, they are not: see `layer_groups`.
     """
-    groups = param_groups_weight_decay(model, config.weight_decay)
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, config.weight_decay)
+    else:
+        groups = layer_groups(model, config.weight_decay, layer_decay)
     # the rate is set before every step; fused is one kernel on every device, the CPU's too
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """The groups of a classifier, each with the `lr_scale` of its layer (Clark et al., "ELECTRA", ICLR 2020; BEiT, MAE).
+
+    Of L blocks, layer i learns at layer_decay^(L + 1 - i) of the rate: 0 is the embedding with its positions and tokens, 1 to L
+    are the blocks, and L + 1 is all the rest. The class token and the positions are not decayed.
+    """
+    return param_groups_layer_decay(_Layered(model), weight_decay, UNDECAYED, layer_decay=layer_decay)  # type: ignore[arg-type]
+
+
+class _Layered:
+    """What timm asks of a model whose parameters it groups by layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.named_parameters = model.named_parameters
+
+    def group_matcher(self, coarse: bool) -> dict[str, str]:
+        return LAYERS
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.desk import in_hand
 from mmm.data.part import Part, find_part
 from mmm.data.transforms import crop_boxes
 from mmm.data.video.backends import require
 from mmm.data.video.config import ClipsConfig
-from mmm.data.video.crops import covering_size, cut, even_boxes, multi_scale_boxes, resize
+from mmm.data.video.crops import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.video.probe import inspect
 from mmm.data.video.reader import OpenVideo, Source
 from mmm.data.video.sampling import Frames, Times, drawn_frames, even_frames
@@ -79,8 +80,14 @@ class Clips(Part[ClipsConfig]):
         else:
             boxes = crop_boxes(keys, height, width, config.crop_scale, config.crop_ratio)
         for i, box in enumerate(boxes.tolist()):
-            for view, frame in zip(views[i], place[min(i, len(place) - 1)], strict=True):
-                view.copy_(resize(cut(pixels[frame : frame + 1], box), config.frame_size)[0])  # a frame stays in the cache
+            frames, part = place[min(i, len(place) - 1)], cut(pixels, box)
+            if frames == list(range(frames[0], frames[0] + len(frames))):
+                resize_into(views[i], part[frames[0] : frames[0] + len(frames)])
+            else:  # of a video that is shorter than a clip, a frame comes again
+                for view, frame in zip(views[i], frames, strict=True):
+                    resize_into(view[None], part[frame : frame + 1])
+            if config.augment is not None:
+                rand_augment(views[i], keys[i], config.augment, config.mean)
 
     def _eval(self, index: int, views: Tensor) -> None:
         """The crops of a clip follow each other."""

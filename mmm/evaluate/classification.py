@@ -1,0 +1,85 @@
+"""How well a classifier does on a part of the data: each input once, by the mean over its views, over any number of processes.
+
+Shapes: b inputs, V views of each, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm.classifier import Classifier
+from mmm.data import Clips, Images, Problem, eval_batches
+from mmm.data.prepare import prepare
+from mmm.evaluate.metrics import Tally, mean_of_views
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@torch.no_grad()
+def classify(
+    model: Classifier, part: Images | Clips, *, batch_size: int, accelerator: Accelerator, problems: list[Problem]
+) -> dict[str, Any]:
+    """Scores a classifier; what cannot be read is left out and named, never replaced.
+
+    Args:
+        model: bare; left in the mode that it was in.
+        part: samples with labels; its own configuration says which views of an input are averaged.
+        batch_size: of a process, views.
+        problems: what this process could not read is added here.
+
+    Returns:
+        What `Tally.result` gives; `loss`, the mean cross-entropy of the mean of the views, without label smoothing; and
+        `unreadable`, how many inputs were left out.
+
+    Raises:
+        ValueError: where not one input could be read.
+    """
+    data, views, device = part.config, part.config.views, accelerator.device
+    world, rank, training = accelerator.num_processes, accelerator.process_index, model.training
+    tally, loss = Tally(1, model.head.classes, device), torch.zeros((), dtype=torch.float64, device=device)
+    unread: list[Problem] = []
+    model.eval()
+    for batch in eval_batches(part, data, batch_size=batch_size, world=world, rank=rank):
+        unread += batch.problems
+        if len(batch):
+            batch = batch.to(device)
+            assert batch.labels is not None
+            labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
+            tally.add(mean_of_views(logits, views)[None], labels)
+            loss += F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum").double()
+    model.train(training)
+    problems += unread
+    whole = tally.gathered(lambda counts: cast(Tensor, accelerator.reduce(counts, reduction="sum")))
+    losses = float(accelerator.reduce(loss, reduction="sum"))
+    if not whole.seen.sum():
+        raise ValueError(f"not one of {part.title} can be read; see bad_inputs.jsonl in the run folder")
+    result = whole.result(0)
+    return result | {"loss": losses / result["samples"], "unreadable": len(part) - result["samples"]}
+
+
+def log_mean_of_views(logits: Tensor, views: int) -> Tensor:
+    """The logarithm of `mean_of_views`, exact where a share is too small for fp32. (b V, K) -> fp32 (b, K)."""
+    shares = logits.float().log_softmax(-1).unflatten(0, (-1, views))  # (b, V, K)
+    return shares.logsumexp(1) - math.log(views)
+
+
+def describe_classification(found: Mapping[str, Any]) -> str:
+    """The scores of a fine-tuned classifier as text."""
+    protocol = found["protocol"]
+    views = f", {protocol['clips']} clips x {protocol['crops']} crops" if protocol["views"] > 1 else ""
+    how = "trained from scratch" if protocol["model"] == "scratch" else f"fine-tuned from {protocol['model']}"
+    lines = [
+        f"{how}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, "
+        f"mean over classes {found['mean_per_class']:.2%}, loss {found['loss']:.4f}",
+        f"  of {found['samples']:,} test samples ({protocol['test']['where']}{views}), weights of step {found['step']:,}",
+    ]
+    if found["unreadable"]:
+        lines.append(f"  {found['unreadable']} test inputs could not be read and are not counted")
+    return "\n".join(lines)

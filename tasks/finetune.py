@@ -1,0 +1,184 @@
+"""Fine-tune a classifier of images or clips: all its weights, from a pretrained encoder or from scratch.
+
+accelerate launch recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
+accelerate launch recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
+accelerate launch recipes/video_finetune.py --model runs/pretrain-2 --data.source kinetics_train.csv
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmm.config import to_dict
+from mmm.data import BadInputs, Batch, Problem, train_batches
+from mmm.evaluate.classification import describe_classification
+from mmm.evaluate.protocol import weights_fingerprint
+from mmm.finetuning import FineTuneConfig, build_classifier, soft_loss, with_pretrained
+from mmm.lessons import open_lessons
+from mmm.train.best import Best
+from mmm.train.config import identity
+from mmm.train.devices import precision_of, start
+from mmm.train.dry_run import dry_run
+from mmm.train.loop import fit
+from mmm.train.optimizer import make_optimizer
+from mmm.train.progress import show_progress
+from mmm.train.run import RunFolder
+from mmm.train.schedule import due, make_plan
+from mmm.train.soft_targets import SoftConfig, check_mixing
+from mmm.train.tracking import start_tracker
+from mmm.train.training import Training
+from mmm.transfer import load_pretrained
+from mmm.tuning import FineTuning
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+RESULT = "result.json"
+# of the config, what may differ between a stop and its resume; the data's content is compared by its fingerprint
+RUNTIME = (
+    *("folder", "resume", "dry_run", "model", "test_split"),
+    *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline", "eval_clips", "eval_crops")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(FineTuneConfig):
+    """Fine-tune a classifier."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Fine-tunes, writes result.json into the run's folder, and prints the scores of the test part."""
+    accelerator = start(config.train)
+    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
+    config = config if pretrained is None else with_pretrained(config, pretrained)
+    lessons = open_lessons(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
+    samples = len(lessons.train) * config.data.repeats  # an epoch reads each input once, and gives so many samples of it
+    plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
+    check_mixing(config.soft, plan.micro_batch_size)
+    model = build_classifier(config, pretrained, lessons.classes)
+    weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
+    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    training = Training.prepare(
+        accelerator,
+        model,
+        make_optimizer(model, config.train, layer_decay=config.layer_decay),
+        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": lessons.train.fingerprint},
+        ema=config.train.ema is not None,
+    )
+    tuning = FineTuning(config, lessons, plan, training, weights)
+    if config.dry_run:
+        return describe(tuning)
+    with RunFolder.open(config.folder, "finetune", config, accelerator=accelerator, resume=config.resume) as folder:
+        return train(tuning, folder)
+
+
+def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
+    """Trains from where the run stands to its end, and scores."""
+    config, lessons, plan, training = tuning.config, tuning.lessons, tuning.plan, tuning.training
+    accelerator, main = training.accelerator, training.accelerator.is_main_process
+    if config.resume:
+        training.restore(folder.checkpoints)
+        folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
+    start_tracker(accelerator, config.train.tracker, folder.path, training.identity)
+    best = None if lessons.choice is None else Best(folder, training, "held_back_top1")
+    bad = BadInputs(folder.path / "bad_inputs.jsonl", lessons.inputs, config.data.max_bad, write=main)
+    met: list[Problem] = []  # by this process since the last line of metrics
+    announce(tuning, folder)
+    updates = fit(
+        training,
+        tuning.batches(met),
+        soft_loss(config, config.soft, lessons.classes, accelerator.device),
+        config=config.train,
+        plan=plan,
+        seed=config.seed,
+        name_samples=tuning.name_samples,
+    )
+    for update in show_progress(updates, plan, start=training.step, main=main):
+        line = dict(update.metrics or {})
+        if due(update.step, config.train.evaluate_every, plan.steps):
+            line |= watch(tuning, best, met)
+        if line:
+            note(tuning, bad, met)
+            folder.log(update.step, line)
+            accelerator.log(line, step=update.step)
+        if due(update.step, config.train.save_every, plan.steps):
+            training.save(folder.checkpoints, config.train.keep_last)
+    result = finish(tuning, folder, best, bad)
+    accelerator.end_training()  # last: it takes the processes apart
+    return result
+
+
+def watch(tuning: FineTuning, best: Best | None, met: list[Problem]) -> dict[str, float]:
+    """Scores the model on one view of each of the samples that are looked at while training; those held back choose the best."""
+    with tuning.averaged():
+        found = tuning.scores(tuning.lessons.watched, met)
+        if best is not None:
+            best.offer(found["top1"])
+    part = "test" if best is None else "held_back"
+    return {f"{part}_{name}": found[name] for name in ("top1", "top5", "loss")}
+
+
+def note(tuning: FineTuning, bad: BadInputs, met: list[Problem]) -> None:
+    """All processes hear what any of them could not read, so that all stop where it is too much."""
+    from accelerate.utils import gather_object
+
+    bad.add(gather_object(met))
+    met.clear()
+
+
+def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInputs) -> dict[str, Any]:
+    """Scores the test part, by all views: the weights that did best on the samples held back, else the last."""
+    met: list[Problem] = []
+    chosen = best is not None and best.step is not None
+    with tuning.averaged():
+        if best is not None and chosen:
+            best.load(tuning.model)
+        found = tuning.scores(tuning.lessons.test, met)
+    note(tuning, bad, met)
+    logger.info("%s", bad.report())
+    step = best.step if best is not None and chosen else tuning.training.step
+    result = {"run": str(folder.path), "step": step, "classes": tuning.lessons.names, **found}
+    result["protocol"] = tuning.protocol().plain()
+    if tuning.training.accelerator.is_main_process:
+        (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(describe_classification(result))
+    return result
+
+
+def announce(tuning: FineTuning, folder: RunFolder) -> None:
+    """Says what is about to run."""
+    lessons, plan = tuning.lessons, tuning.plan
+    held = "" if lessons.choice is None else f", {len(lessons.choice):,} held back to choose the weights"
+    what = f"{len(lessons.train):,} {lessons.train.config.medium.noun} of {lessons.classes} classes"
+    logger.info(
+        "%s: %s%s, %s to score; run folder %s", lessons.train.config.source, what, held, f"{len(lessons.test):,}", folder.path
+    )
+    logger.info(
+        "from %s; %s steps of %s samples (%.4g epochs), peak learning rate %.3g, of the embedding %.3g",
+        tuning.config.model or "scratch",
+        f"{plan.steps:,}",
+        f"{plan.batch_size:,}",
+        plan.epoch(plan.steps),
+        plan.peak,
+        plan.peak * min(group.get("lr_scale", 1.0) for group in tuning.training.optimizer.param_groups),
+    )
+
+
+def describe(tuning: FineTuning) -> dict[str, Any]:
+    """The dry run: what the run would take, on real samples of the data; they are not mixed."""
+    config, lessons, training = tuning.config, tuning.lessons, tuning.training
+    data = replace(config.data, workers=0, repeats=1)
+
+    def make_batch(samples: int) -> Batch:
+        return next(train_batches(lessons.train, data, seed=config.seed, batch_size=samples, steps=1))
+
+    tokens = {"of a sample": math.prod(tuning.model.tokenizer.grid_of(data.size))}
+    loss_of = soft_loss(config, SoftConfig(), lessons.classes, training.accelerator.device)
+    text = dry_run(training, make_batch, loss_of, plan=tuning.plan, tokens=tokens, notes={})
+    if training.accelerator.is_main_process:
+        print(text)
+    return {"dry_run": text}
