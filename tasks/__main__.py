@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     known = tasks()
     if not argv or argv[0] in ("-h", "--help"):
-        print("\n".join([USAGE, *(f"  {name:<14}{summary}" for name, summary in known.items())]))
+        print("\n".join([USAGE, *(f"  {name:<17}{summary}" for name, summary in known.items())]))
         return 0 if argv else 2
     if argv[0] == "--version":
         print(import_module("mmm").__version__)

@@ -1,5 +1,7 @@
 """Draw what a model makes of the tokens that it does not see, and measure it: a PNG grid and the PSNR of hidden tokens.
 
+Of clips the grid shows frames over time, and beside it lie the same clips as an animated WebP and as an MP4.
+
 mmm reconstruct runs/pretrain-1
 mmm reconstruct runs/pretrain-1 --source my_photographs --ratio 0.9 --samples 4
 mmm reconstruct mae_visualize_vit_base.pth --source /data/imagenet --norm_pix false
@@ -37,7 +39,7 @@ class Config(GalleryConfig, SubjectConfig):
     """For published weights, whether they predict standardised patches, which their file does not say."""
 
     out: str | None = None
-    """PNG file to draw; none: in the run's pictures, or reconstruction.png where the model is no run's."""
+    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, or reconstruction.png."""
 
 
 def run(config: Config) -> dict[str, Any]:

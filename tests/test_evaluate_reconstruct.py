@@ -185,5 +185,5 @@ def test_a_gallery_of_real_photographs(build: Build, real_data: Path, tmp_path: 
     assert other["psnr"] != pytest.approx(found["psnr"], abs=1e-3)
     model.target.config = replace(model.target.config, standardise="none")
     assert set(make_gallery(model, images, GalleryConfig(measured=4), path=None)["psnr"]) == {
-        "model", "visible_blend", "visible_mean",
+        "model", "visible_blend", "visible_mean", "visible_nearest",
     }  # fmt: skip

@@ -1,5 +1,8 @@
 """Models from our own run folders: the parts that config.yaml names, with the weights of a checkpoint.
 
+A folder that `mmm export` wrote is one too, whose weights lie beside its config.yaml; they may be the encoder's alone. Of a
+fine-tuned classifier the encoder is read.
+
 What reading needs of config.yaml is the five parts and the shape of the data; the rest belongs to the task that wrote it, which
 need not be here.
 """
@@ -8,26 +11,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from mmm.checkpoints.account import refuse_mismatch, shapes_of
 from mmm.checkpoints.files import read_weights
 from mmm.config import from_dict
 from mmm.data import DataConfig
-from mmm.interfaces import Input
+from mmm.encoders import encoders
+from mmm.interfaces import Input, Reads
+from mmm.maskers import maskers
 from mmm.model import MaskedModel, ModelConfig
 from mmm.registry import REGISTRIES
+from mmm.targets import targets
+from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint import damage, newest
 
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, AVERAGE = "config.yaml", "model.safetensors", "ema.safetensors"
 SHAPE = ("image_size", "channels", "mean", "std")
+PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
 CLIP = "frames"  # what the shape of a clip has beside
+PLAIN = {"masker": {"name": "random"}, "decoder": {"name": "linear"}, "target": {"name": "pixels"}}  # where a run has none
 
 
 def run_of(path: Path) -> Path | None:
@@ -35,7 +44,7 @@ def run_of(path: Path) -> Path | None:
     place = _place(path)
     depth = 3 if place.name in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
-    if run is None or place.relative_to(run).parts[:1] not in ((), ("checkpoints",)):
+    if run is None or place.relative_to(run).parts[:1] not in ((), ("checkpoints",), (WEIGHTS,)):
         return None
     return run
 
@@ -48,8 +57,12 @@ def load_run(path: Path, run: Path) -> MaskedModel:
     """
     file = _weights(path, run)
     parts, data = read_config(run / CONFIG)
-    model = MaskedModel.build(parts, data, seed=0)  # any seed: all weights are overwritten
     weights = read_weights(file)
+    if any(name.startswith("head.") for name in weights):
+        return _load_encoder(parts, data, weights, f"{file}, beside {run / CONFIG},")
+    model = MaskedModel.build(parts, data, seed=0)  # any seed: all weights are overwritten
+    if file.parent == run and not any(name.startswith("decoder.") for name in weights):
+        model.decoder = None  # exported without it
     refuse_mismatch(weights, shapes_of(model.state_dict()), f"{file}, beside {run / CONFIG},")
     model.load_state_dict(weights)
     average = file.with_name(AVERAGE)
@@ -59,15 +72,40 @@ def load_run(path: Path, run: Path) -> MaskedModel:
     return model
 
 
+def _is_classifier(tree: Any) -> bool:
+    """Whether a config is of a run that trained an encoder and a head, and no decoder."""
+    return isinstance(tree, Mapping) and {"encoder", "head"} <= tree.keys() and "decoder" not in tree
+
+
+def _load_encoder(parts: ModelConfig, data: Input, weights: dict[str, Tensor], what: str) -> MaskedModel:
+    """The encoder of a classifier, without its head: a model that has features and no loss."""
+    own = {name: value for name, value in weights.items() if name.startswith("encoder.")}
+    tokenizer = tokenizers.build(parts.tokenizer, channels=data.channels)
+    encoder = encoders.build(
+        parts.encoder,
+        token=tokenizer.size,
+        channels=data.channels,
+        grid=tokenizer.grid_of(data.size),
+        reads=Reads(last="encoder.norm.weight" in own),
+    )
+    target = targets.build(parts.target, width=tokenizer.width, data=data, encoder=encoder)
+    model = MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target)
+    refuse_mismatch(own, shapes_of(model.state_dict()), what)
+    model.load_state_dict(own)
+    left = ", ".join(sorted(weights.keys() - own.keys()))
+    logger.info("%s the encoder of a fine-tuned classifier, all its %d weights used; left out: %s", what, len(own), left)
+    return model
+
+
 def read_config(path: Path) -> tuple[ModelConfig, Input]:
-    """The parts, and what the data dictates to them, of a run's config.yaml.
+    """The parts, and what the data dictates to them, of a run's config.yaml; what a classifier has none of is the plainest.
 
     Raises:
         ValueError: naming the file and the field.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = _only(tree, tuple(field.name for field in fields(ModelConfig)), "")
+        parts = PLAIN | _only(tree, tuple(part for part in PARTS if part not in PLAIN or not _is_classifier(tree)), "")
         _refuse_unknown(parts)
         shape = (*SHAPE, CLIP) if CLIP in (tree.get("data") or ()) else SHAPE
         data = _only(tree.get("data"), shape, "data.")
@@ -101,8 +139,10 @@ def _place(path: Path) -> Path:
 
 
 def _weights(path: Path, run: Path) -> Path:
-    """The file of weights that a path into a run means; whole, as its manifest says."""
+    """The file of weights that a path into a run means; of a checkpoint whole, as its manifest says."""
     place = _place(path)
+    if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
+        return run / WEIGHTS
     if place in (run, run / "checkpoints"):
         found = newest(run / "checkpoints")
         if found is None:

@@ -30,9 +30,26 @@ def draw_loss(run: Record, path: Path) -> Path:
     _rate(axes, run)
     plain(axes, "updates", "loss")
     _look_past_start(axes, [(steps, loss), (held, held_loss)])
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    _neighbours(axes, run)
     figure.suptitle(f"{run.path.name}: masked loss", x=0.02, ha="left", fontsize=11, color=INK)
     return save_figure(figure, path)
+
+
+def _neighbours(axes: Axes, run: Record) -> None:
+    """The accuracy of nearest neighbours, where it was asked for, on an axis of its own on the right; and the legend."""
+    handles, labels = axes.get_legend_handles_labels()
+    steps, top1 = run.series("neighbours_top1")
+    if steps:
+        beside = axes.twinx()
+        handles += beside.plot(steps, [100 * value for value in top1], color=COLOURS[2], linewidth=1.4, marker="o", markersize=3.5)
+        labels.append("nearest neighbours, accuracy")
+        beside.spines["right"].set_position(("axes", 1.14))  # outside the learning rate's
+        beside.set_ylim(0, 115 * max(top1) or 1.0)
+        beside.set_ylabel("accuracy, %", color=COLOURS[2], fontsize=9)
+        beside.tick_params(colors=COLOURS[2], labelsize=8, length=0)
+        for spine in beside.spines.values():
+            spine.set_visible(False)
+    axes.legend(handles, labels, frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _rate(axes: Axes, run: Record) -> None:

@@ -1,8 +1,8 @@
-"""Reconstructions of a part of the data: one picture of a few, and the PSNR over many."""
+"""Reconstructions of a part of the data: one picture of a few, of clips one that moves too, and the PSNR over many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mmm.data import Clips, Images
 from mmm.data.loader import eval_batches
 from mmm.data.transforms import normalise
 from mmm.evaluate.features import choose, inference
+from mmm.evaluate.film import Columns, animate, strip_of
 from mmm.evaluate.guess import GUESSES
 from mmm.evaluate.picture import draw_grid
 from mmm.evaluate.reconstruct import HiddenError, Reconstruction, reconstruct
@@ -68,7 +69,7 @@ def make_gallery(
 
     Returns:
         `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
-        `problems`, the inputs that could not be read; `picture`, its path or None.
+        `problems`, the inputs that could not be read; `picture`, its path or None; of clips `animation` and `video` too.
 
     Raises:
         ValueError: where the target's predictions are not pixels, or nothing can be read.
@@ -94,26 +95,41 @@ def make_gallery(
         "picture": None if path is None else str(path),
     }
     if path is not None:
-        draw_gallery(Reconstruction.cat(kept), found, path, title)
+        shown = Reconstruction.cat(kept)
+        draw_gallery(shown, found, path, title)
+        if shown.original.dim() == 5:
+            moving, video = animate(_columns(shown, found), path, title=title, groups=_groups(shown))
+            found |= {"animation": str(moving), "video": str(video)}
     return found
 
 
 def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title: str) -> Path:
     """The picture, with the figures of `make_gallery` below it."""
-    columns = [
-        ("original", shown.original),
-        (f"visible, {1 - found['hidden']:.0%}", shown.visible),
-        ("predicted", shown.predicted),
-        ("visible + predicted", shown.pasted),
-    ]
+    columns: Columns = _columns(shown, found)
+    captions: Sequence[Sequence[str]] = ()
+    groups = _groups(shown)
+    if shown.original.dim() == 5:
+        columns, captions = strip_of(columns)
+        groups = groups if len(shown.original) % groups == 0 else 1  # the rows of a clip stay together
     return draw_grid(
         columns,
         path,
         title=title,
         notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} samples:"],
         figures=[(f"{found['psnr'][name]:.1f} dB", words) for name, words in _words(found).items()],
-        groups=2 if len(shown.original) >= SIDE_BY_SIDE else 1,
+        groups=groups,
+        captions=captions,
     )
+
+
+def _columns(shown: Reconstruction, found: dict[str, Any]) -> Columns:
+    """The treatments, with their titles."""
+    titles = ("original", f"visible, {1 - found['hidden']:.0%}", "predicted", "visible + predicted")
+    return list(zip(titles, shown.pictures, strict=True))
+
+
+def _groups(shown: Reconstruction) -> int:
+    return 2 if len(shown.original) >= SIDE_BY_SIDE else 1
 
 
 def describe_gallery(found: dict[str, Any]) -> str:
@@ -121,7 +137,9 @@ def describe_gallery(found: dict[str, Any]) -> str:
     lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
     if found["picture"]:
-        lines += [f"picture: {found['picture']}", GIVEN if found["uses_original"] else OWN]
+        pictures = [found[name] for name in ("picture", "animation", "video") if name in found]
+        lines += [f"{'picture' if len(pictures) == 1 else 'pictures'}: {', '.join(pictures)}"]
+        lines += [GIVEN if found["uses_original"] else OWN]
     return "\n".join(lines)
 
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+from mmm.evaluate.lettering import FAINT, INK, LEADING, SMALL, TEXT, TITLE, font, shorten, wrap, write_notes
 
-PAPER, INK, FAINT, NOTHING = (255, 255, 255), (28, 30, 34), (96, 100, 110), (205, 212, 226)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAPER, NOTHING = (255, 255, 255), (205, 212, 226)
 CELL = 168  # side that a small sample is enlarged towards, and a large one left at, in pixels
 LARGEST = 320  # side that a large sample is reduced to
-GAP, MARGIN, TITLE, TEXT, LEADING = 6, 28, 16, 13, 20  # pixels
+GAP, MARGIN = 6, 28  # pixels
 
 
 def to_rgb(x: Tensor) -> Tensor:
@@ -57,12 +58,14 @@ class Layout:
     Attributes:
         cell: height and width of a sample.
         columns, rows, groups: of samples; the groups stand side by side.
+        caption: height of the line below a sample, 0 where there is none.
     """
 
     cell: tuple[int, int]
     columns: int
     rows: int
     groups: int
+    caption: int = 0
 
     @property
     def group(self) -> int:
@@ -80,14 +83,19 @@ class Layout:
         return MARGIN + 2 * TITLE + 2 * TEXT
 
     @property
+    def row(self) -> int:
+        """From the top of one row to the top of the next."""
+        return self.cell[0] + self.caption + GAP
+
+    @property
     def bottom(self) -> int:
         """Of the last row."""
-        return self.top + self.rows * (self.cell[0] + GAP) - GAP
+        return self.top + self.rows * self.row - GAP
 
     def place(self, column: int, sample: int) -> tuple[int, int]:
         """Left and top of a cell."""
         group, row = divmod(sample, self.rows)
-        return MARGIN + group * self.group + column * (self.cell[1] + GAP), self.top + row * (self.cell[0] + GAP)
+        return MARGIN + group * self.group + column * (self.cell[1] + GAP), self.top + row * self.row
 
 
 def draw_grid(
@@ -98,24 +106,38 @@ def draw_grid(
     notes: Sequence[str] = (),
     figures: Sequence[tuple[str, str]] = (),
     groups: int = 1,
+    captions: Sequence[Sequence[str]] = (),
 ) -> Path:
+    """Draws `paint_grid`'s picture into a PNG file, and gives its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paint_grid(columns, title=title, notes=notes, figures=figures, groups=groups, captions=captions).save(path, optimize=True)
+    return path
+
+
+def paint_grid(
+    columns: Sequence[tuple[str, Tensor]],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    figures: Sequence[tuple[str, str]] = (),
+    groups: int = 1,
+    captions: Sequence[Sequence[str]] = (),
+) -> Image:
     """Draws one row a sample and one column a treatment.
 
     Args:
         columns: the title and the samples (B, C, s...) of each, as `to_rgb` takes them.
-        path: of the PNG file.
         title: above all.
         notes: sentences below, broken where they are too long.
         figures: below these, a number and what it is, one a line.
         groups: side by side, each with its share of the rows.
-
-    Returns:
-        The path.
+        captions: for each column, a line below each of its samples; shortened to the sample's width.
     """
     from PIL import Image, ImageDraw
 
     cells = [resize_cells(to_rgb(samples)).numpy() for _, samples in columns]  # (B, h, w, 3) each
-    layout = Layout(cells[0].shape[1:3], len(columns), -(-len(cells[0]) // groups), groups)
+    rows = -(-len(cells[0]) // groups)
+    layout = Layout(cells[0].shape[1:3], len(columns), rows, groups, LEADING if captions else 0)
     lines = wrap(notes, layout.width)
     below = layout.bottom + 2 * TEXT
     height = below + LEADING * (len(lines) + len(figures)) + (TEXT if lines and figures else 0) + MARGIN - LEADING + TEXT
@@ -128,40 +150,9 @@ def draw_grid(
             draw.text((x + layout.cell[1] // 2, y - TEXT + 3), name, INK, font(TEXT), anchor="ms")
         for sample, cell in enumerate(cells[column]):
             canvas.paste(Image.fromarray(np.ascontiguousarray(cell)), layout.place(column, sample))
-    _write(draw, below, lines, figures)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, optimize=True)
-    return path
-
-
-def _write(draw: ImageDraw, top: int, lines: Sequence[str], figures: Sequence[tuple[str, str]]) -> None:
-    """Lines of text from `top` down, then the figures, their numbers flush right in a column of their own."""
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, top + number * LEADING + TEXT), line, FAINT, font(TEXT), anchor="ls")
-    top += len(lines) * LEADING + (TEXT if lines else 0)
-    column = MARGIN + max((round(font(TEXT).getlength(number)) for number, _ in figures), default=0)
-    for row, (figure, words) in enumerate(figures):
-        draw.text((column, top + row * LEADING + TEXT), figure, INK, font(TEXT), anchor="rs")
-        draw.text((column + TEXT, top + row * LEADING + TEXT), words, FAINT, font(TEXT), anchor="ls")
-
-
-def wrap(notes: Sequence[str], width: int) -> list[str]:
-    """Lines of at most `width` pixels."""
-    lines: list[str] = []
-    for note in notes:
-        line = ""
-        for word in note.split():
-            longer = f"{line} {word}".strip()
-            if line and font(TEXT).getlength(longer) > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    return lines
-
-
-def font(size: int) -> FreeTypeFont | ImageFont:
-    """Pillow's own typeface: there on every machine."""
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
+    for column, texts in enumerate(captions):
+        for sample, text in enumerate(texts):
+            x, y = layout.place(column, sample)
+            draw.text((x, y + layout.cell[0] + TEXT), shorten(text, layout.cell[1]), FAINT, font(SMALL), anchor="ls")
+    write_notes(draw, (MARGIN, below), lines, figures)
+    return canvas

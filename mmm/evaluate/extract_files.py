@@ -1,0 +1,144 @@
+"""Shards of features put together into one file, of which one tensor of one shard is in memory at a time.
+
+Shapes: n rows of all shards, s... a row's values of one layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+KINDS = {torch.int64: "I64", torch.float32: "F32"}  # as safetensors calls them
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What shards hold together.
+
+    Attributes:
+        paths: of the shards that hold a row, in order.
+        counts: rows of each.
+        shapes: of a row of each tensor, by name.
+        index: of each row's input, int64 (n,).
+        labels: of each row, int64 (n,), or None.
+    """
+
+    paths: list[Path]
+    counts: list[int]
+    shapes: dict[str, tuple[int, ...]]
+    index: Tensor
+    labels: Tensor | None
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], labels: Tensor | None) -> Rows:
+        """Of shards, whose inputs have these labels, (N,) by their index."""
+        kept, indices = [], [torch.empty(0, dtype=torch.int64)]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in paths:
+            with safe_open(path, "pt") as file:
+                if "index" in file.keys():  # noqa: SIM118 (it is no mapping): without it not one input could be read
+                    kept.append(path)
+                    indices.append(file.get_tensor("index"))
+                    shapes = {name: tuple(file.get_slice(name).get_shape()[1:]) for name in file.keys()}  # noqa: SIM118
+        index = torch.cat(indices)
+        return cls(kept, [len(one) for one in indices[1:]], shapes, index, None if labels is None else labels[index])
+
+    @property
+    def count(self) -> int:
+        """All rows."""
+        return len(self.index)
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers."""
+        return [name for name in self.shapes if name not in ("index", "view")]
+
+    def columns(self) -> dict[str, tuple[torch.dtype, Iterator[Tensor]]]:
+        """Every column's type, and its rows shard by shard."""
+        found: dict[str, tuple[torch.dtype, Iterator[Tensor]]] = {"index": (torch.int64, iter([self.index]))}
+        if self.labels is not None:
+            found["label"] = (torch.int64, iter([self.labels]))
+        if "view" in self.shapes:
+            found["view"] = (torch.int64, self._read("view"))
+        return found | {name: (torch.float32, self._read(name)) for name in self.layers}
+
+    def _read(self, name: str) -> Iterator[Tensor]:
+        for path in self.paths:
+            with safe_open(path, "pt") as file:
+                yield file.get_tensor(name)
+
+
+def write_safetensors(path: Path, rows: Rows, names: Sequence[str]) -> None:
+    """One tensor a column; names stay in the manifest, for the format has no texts.
+
+    Its layout: the header's length, 8 bytes, little endian; the header, JSON; the tensors' bytes one behind the other.
+    """
+    header: dict[str, Any] = {}
+    start = 0
+    columns = rows.columns()
+    for name, (dtype, _) in columns.items():
+        shape = [rows.count, *rows.shapes.get(name, ())]
+        end = start + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": KINDS[dtype], "shape": shape, "data_offsets": [start, end]}
+        start = end
+    said = json.dumps(header).encode()
+    said += b" " * (-len(said) % 8)
+    with path.open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for _, tensors in columns.values():
+            for tensor in tensors:
+                file.write(np.ascontiguousarray(tensor.numpy()).tobytes())
+
+
+def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
+    """One row an input (or a view), its layers as lists of fixed length; a group of rows a shard."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = rows.columns()
+    whole = {name: next(columns.pop(name)[1]) for name in ("index", "label") if name in columns}
+    fields = [("index", pa.int64()), ("name", pa.string())] + [(name, pa.int64()) for name in ("label", "view")]
+    fields = [field for field in fields if field[0] in {"index", "name", *whole, *columns}]
+    fields += [(name, pa.list_(pa.float32(), math.prod(rows.shapes[name]))) for name in rows.layers]
+    schema, start = pa.schema(fields), 0
+    with parquet.ParquetWriter(path, schema) as file:
+        for count in rows.counts:
+            here = slice(start, start := start + count)
+            table: dict[str, Any] = {name: value[here].numpy() for name, value in whole.items()} | {"name": list(names[here])}
+            for name, (_, tensors) in columns.items():
+                value = next(tensors).numpy()
+                table[name] = value if name == "view" else pa.FixedSizeListArray.from_arrays(value.reshape(-1), value[0].size)
+            file.write_table(pa.table({name: table[name] for name in schema.names}, schema=schema))
+
+
+def read_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """All columns."""
+    return load_file(path)
+
+
+def read_parquet(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """All columns but the names; the layers in their shapes."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    found = {}
+    for name in table.column_names:
+        if name != "name":
+            column = table[name].combine_chunks()
+            values = np.array(column.flatten() if name in shapes else column)
+            found[name] = torch.from_numpy(values).view(table.num_rows, *shapes.get(name, ()))
+    return found
+
+
+WRITERS: dict[str, Callable[[Path, Rows, Sequence[str]], None]] = {".safetensors": write_safetensors, ".parquet": write_parquet}
+READERS = {".safetensors": read_safetensors, ".parquet": read_parquet}

@@ -1,0 +1,65 @@
+"""Write the features of images or videos to a file: any layers of a model, pooled or all tokens, in shards that a stop leaves.
+
+mmm extract runs/pretrain-1 --source my_photographs --out features.parquet
+mmm extract runs/pretrain-1 --test_split train --layers last 6 12 --pool class --out train.safetensors
+mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --views all --out clips.parquet
+torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
+
+The same command goes on after a stop. Beside the file lies NAME.json: the inputs' names, those that could not be read, and what the
+features are of. A .safetensors holds index, label and a tensor for each layer (last, block_6); a .parquet has them as columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmm.evaluate.extract import ExtractConfig, extract, identity_of
+from mmm.evaluate.extract_store import Store, manifest_of
+from mmm.evaluate.subject import SubjectConfig, open_shown, open_subject
+from mmm.train.config import TrainConfig
+from mmm.train.devices import start
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ExtractConfig, SubjectConfig):
+    """Extract features."""
+
+    test_split: str | None = None
+    """What to read: train or eval, the parts as in training, or a split of the source by its name; none: all of a source that is
+    named and has no split for evaluation, else its evaluation part."""
+
+    out: str = "features.safetensors"
+    """File to write: .safetensors or .parquet."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Extracts what is missing, puts it together, and gives the manifest without the names."""
+    accelerator = start(TrainConfig(epochs=1, batch_size=config.batch_size, learning_rate=1.0, precision=config.precision))
+    subject = open_subject(replace(config, device=config.device or str(accelerator.device)))
+    part = open_shown(config, subject.data)
+    model = subject.trained or subject.untrained
+    features = {"layers": list(config.layers), "pool": config.pool, "views": config.views, "precision": config.precision}
+    identity = identity_of(model, part) | {"features": features, "shard": config.shard}
+    store = Store(Path(config.out), identity, inputs=len(part), shard=config.shard)
+    logger.info("%s on %s (%s), %s inputs", subject.name, subject.data.source, part.where, f"{len(part):,}")
+    found = extract(model, part, config, store, accelerator=accelerator, dtype=config.dtype, batch_size=config.batch_size)
+    if accelerator.is_main_process:
+        print(describe(found, store.out))
+    return {name: value for name, value in found.items() if name != "names"} | {"out": config.out}
+
+
+def describe(found: dict[str, Any], out: Path) -> str:
+    """The file in a few lines."""
+    layers = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["shapes"].items())
+    lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs: {layers}"]
+    if found["problems"]:
+        first = found["problems"][0]
+        lines.append(f"{len(found['problems'])} inputs could not be read and are not there ({first['name']}: {first['reason']})")
+    return "\n".join([*lines, f"features: {out}", f"manifest: {manifest_of(out)}"])

@@ -1,0 +1,134 @@
+"""Show the nearest images or videos of some queries, by a model's features: a PNG grid with labels and similarities, and JSON.
+
+mmm retrieve runs/pretrain-1
+mmm retrieve runs/pretrain-1 --source my_photographs --queries wanted --k 8 --out wanted.png
+mmm retrieve runs/pretrain-1 --source /data/imagenet --features imagenet.safetensors --layer 6
+
+Without --queries, some of the samples themselves are asked for. Clips are shown by their middle frames.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmm.data import Clips, Images
+from mmm.evaluate.extract import ExtractConfig, identity_of, layer_name, layered
+from mmm.evaluate.extracted import read_features, refuse_others
+from mmm.evaluate.features import FeatureTable, choose, extract_features
+from mmm.evaluate.retrieve import Shelf, describe_neighbours, draw_neighbours, retrieve
+from mmm.evaluate.subject import Subject, SubjectConfig, open_shown, open_subject
+from mmm.keys import sample_keys, scores
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+Pool = Literal["mean", "class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SubjectConfig):
+    """Retrieve samples."""
+
+    queries: str | None = None
+    """Images or videos to ask for, as --source; none: some of the samples that are searched."""
+
+    samples: int = 8
+    """Queries, chosen by key."""
+
+    k: int = 6
+    """Nearest samples of each."""
+
+    pool: Pool | None = None
+    """What of a sample's tokens is its feature: their mean, or the class token; none: the mean, or as the file has it."""
+
+    layer: str = "last"
+    """Layer whose features are compared: last, or the number of a block."""
+
+    features: str | None = None
+    """File of features of the samples that are searched, as mmm extract writes it; none computes them."""
+
+    query_seed: int = 0
+    """Of the choice of queries."""
+
+    out: str | None = None
+    """PNG file to draw, the JSON beside it; none: in the run's pictures, or retrieval.png where the model is no run's."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} leaves nothing to show; give at least 1")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Searches, draws, prints and writes."""
+    subject = open_subject(config)
+    part = open_shown(config, subject.data)
+    logger.info("%s on %s (%s)", subject.name, subject.data.source, part.where)
+    bank, pool = search_in(config, subject, part)
+    own = None if config.queries is not None else chosen(len(bank.table.index), config)
+    queries = asked(config, subject, pool) if own is None else bank.take(own)
+    found = retrieve(queries, bank, config.k, own=own)
+    path = _path(config, subject)
+    draw_neighbours(found, queries, bank, path, f"{subject.name}: nearest by {layer_name(config.layer)}")
+    found |= {"model": config.model, "source": subject.data.source, "layer": config.layer, "pool": pool, "picture": str(path)}
+    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{describe_neighbours(found)}\npicture: {path}, with {path.with_suffix('.json')}")
+    return found
+
+
+def search_in(config: Config, subject: Subject, part: Images | Clips) -> tuple[Shelf, Pool]:
+    """The samples to search, with features that are computed or read, and how their tokens were pooled.
+
+    Raises:
+        ValueError: where a file's features are of another model or other samples.
+    """
+    if config.features is None:
+        pool = config.pool or "mean"
+        return Shelf(part, features_of(config, subject, part, pool)), pool
+    file = read_features(config.features)
+    own = identity_of(subject.trained or subject.untrained, part)
+    refuse_others(file.identity, own, ("model", "data", "pixels"), f"{config.features} and this model and source")
+    name, pool = layer_name(config.layer), file.identity["features"]["pool"]
+    if name not in file.tables:
+        raise ValueError(f"--layer {config.layer}: {config.features} holds {', '.join(file.tables)}")
+    if config.pool not in (None, pool):
+        raise ValueError(f"--pool {config.pool}: {config.features} was extracted with {pool}; leave it out")
+    return Shelf(part, file.tables[name]), pool
+
+
+def asked(config: Config, subject: Subject, pool: Pool) -> Shelf:
+    """The queries of another source."""
+    names: dict[str, Any] = {"source": config.queries, "split": "train", "eval_split": None, "label_column": config.label_column}
+    names[subject.data.medium.flag.removeprefix("data.")] = config.column
+    every = open_shown(replace(config, source=config.queries, test_split=None), replace(subject.data, **names))
+    part = choose(every, config.samples, config.query_seed)
+    return Shelf(part, features_of(config, subject, part, pool))
+
+
+def chosen(count: int, config: Config) -> Tensor:
+    """Rows to ask for, of so many, int64 (q,)."""
+    chance = scores(sample_keys(config.query_seed, 0, torch.arange(count)), 1)[:, 0]  # (n,)
+    return chance.argsort()[: config.samples].sort().values
+
+
+def features_of(config: Config, subject: Subject, part: Images | Clips, pool: Pool) -> FeatureTable:
+    """Features of one layer."""
+    model = subject.trained or subject.untrained
+    make, name = layered(model, ExtractConfig(layers=(config.layer,), pool=pool), config.dtype), layer_name(config.layer)
+    device = next(model.parameters()).device
+    return extract_features(part, {name: lambda x: make(x)[name]}, device=device, batch_size=config.batch_size)[name]
+
+
+def _path(config: Config, subject: Subject) -> Path:
+    """Of the picture."""
+    if config.out is not None:
+        return Path(config.out)
+    name = "retrieval.png" if subject.step is None else f"retrieval_{subject.step:08d}.png"
+    return Path(name) if subject.run is None else subject.run / "pictures" / name
