@@ -103,6 +103,7 @@ def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
         prog=prog,
         description="\n".join(lines),
         use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands,),  # what may be none (a second source) is shown as it is now
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
     raise AssertionError("tyro ends after its help")

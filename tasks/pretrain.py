@@ -19,10 +19,13 @@ from mmm.data.mixture import Mixture
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.curve import draw_loss
+from mmm.evaluate.few_label_probe import TransferConfig
 from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
 from mmm.evaluate.held_out import held_out_loss
+from mmm.evaluate.online import OnlineConfig, OnlineNeighbours
 from mmm.evaluate.record import Record, record
 from mmm.evaluate.representation import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.transfer import describe_transfer, judge_transfer
 from mmm.keys import sample_keys
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
@@ -50,7 +53,12 @@ RUNTIME = (
     *(f"{place}data.{name}" for place in ("", "also.") for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
+    *(f"transfer.{field.name}" for field in fields(TransferConfig)),
+    *(f"neighbours.{field.name}" for field in fields(OnlineConfig)),
 )
+
+# evaluations that need labels, and how each is told
+JUDGES: dict[str, Callable[[dict[str, Any]], str]] = {"features": describe_representation, "transfer": describe_transfer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +86,15 @@ class Config:
     """Scale the learning rate by the share of hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
     held_out: int = 2048
     """Samples of the evaluation part whose masked loss is watched, with the same masks each time."""
-    evaluate: tuple[Literal["features", "reconstruct"], ...] = ("reconstruct",)
-    """What the run ends with: how well frozen features classify (needs labels), pictures of reconstructions."""
+    neighbours: OnlineConfig = OnlineConfig()
+    """Nearest neighbours in the course of the training."""
+    evaluate: tuple[Literal["features", "transfer", "reconstruct"], ...] = ("reconstruct",)
+    """What the run ends with: how well frozen features classify, how well a probe does that learns from few labels (both need
+    labels), pictures of reconstructions."""
     representation: RepresentationConfig = RepresentationConfig()
     """How features are judged at the end."""
+    transfer: TransferConfig = TransferConfig()
+    """How encoders are compared by what a probe learns from few labels."""
     gallery: GalleryConfig = GalleryConfig()
     """Which reconstructions are drawn and measured at the end."""
     dry_run: bool = False
@@ -134,10 +147,11 @@ def open_feeds(config: Config) -> list[Feed]:
     also = config.also
     feeds = [Feed.open("", config.data, config.masker)]
     feeds += [] if also is None else [Feed.open("also", also.data, also.masker, also.weight)]
-    if "features" in config.evaluate and feeds[0].samples.labels() is None:
-        raise ValueError(
-            f"--evaluate features needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
-        )
+    for name in ("features", "transfer"):
+        if name in config.evaluate and feeds[0].samples.labels() is None:
+            raise ValueError(
+                f"--evaluate {name} needs labels, and {config.data.source} has none; leave it out, or give data.label_column"
+            )
     return feeds
 
 
@@ -167,6 +181,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     inputs = sum(len(feed.samples) + len(part) for feed, part in watched)
     bad = BadInputs(folder.path / "bad_inputs.jsonl", inputs, config.data.max_bad, write=main)
     met: list[Problem] = []  # by this process since the last line of metrics
+    neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     announce(feeds, plan, folder)
     updates = fit(
         training,
@@ -184,6 +199,9 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:
                 line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
+        if neighbours is not None and due(update.step, config.neighbours.every, plan.steps):
+            line["neighbours_top1"], unread = neighbours.accuracy(model, accelerator.device, plan.micro_batch_size)
+            met += unread if main else []  # all processes know of the same
         if line:
             bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
             met.clear()
@@ -192,8 +210,9 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
             metrics |= line
         if due(update.step, config.train.save_every, plan.steps):
             training.save(folder.checkpoints, config.train.keep_last)
-    accelerator.end_training()
-    return finish(config, training, feeds, folder, bad, metrics)
+    results = finish(config, training, feeds, folder, bad, metrics)
+    accelerator.end_training()  # last: it ends the process group too, through which evaluations share their work
+    return results
 
 
 def masked_loss(feeds: list[Feed], mixture: Mixture, model: MaskedModel, device: torch.device, steps: int) -> LossOf:
@@ -311,10 +330,11 @@ def finish(
     results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **metrics}
     with average:
         for feed in feeds:
-            if "features" in config.evaluate and feed.samples.labels() is not None:
-                found = judge(config, feed, model, training.accelerator.device)
-                results[feed.called("features")] = found
-                conclude(folder, feed.called("features"), training.step, found, describe_representation, main)
+            if feed.samples.labels() is not None:
+                for name in (name for name in JUDGES if name in config.evaluate):
+                    found = judge(config, name, feed, model, training.accelerator.device)
+                    results[feed.called(name)] = found
+                    conclude(folder, feed.called(name), training.step, found, JUDGES[name], main)
             if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
                 picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
                 found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
@@ -325,10 +345,12 @@ def finish(
     return results
 
 
-def judge(config: Config, feed: Feed, model: MaskedModel, device: torch.device) -> dict[str, Any]:
-    """How well frozen features classify, of this model, of the same untrained, and raw pixels."""
+def judge(config: Config, name: str, feed: Feed, model: MaskedModel, device: torch.device) -> dict[str, Any]:
+    """How well samples are classified by what this encoder makes of them, by the same untrained, and by raw pixels."""
     models = {"trained": model, "untrained": build_model(config).to(device)}
     train, test = open_data(feed.data, "train"), open_data(feed.data, "eval")
+    if name == "transfer":
+        return judge_transfer(models, train, test, config.transfer, device=device)
     return judge_representation(models, train, test, config.representation, device=device)
 
 

@@ -94,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/tokens.py",
-        "if fixed:\n        body = _fixed_positions(grid, table",
+        'if kind == "sine_cosine":\n        body = _fixed_positions(grid, table',
         "if grid == ():\n        body = _fixed_positions(grid, table",
         "test_flow.py -k another_grid",
     ),
@@ -183,8 +183,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/train/loop.py",
-        "sample_keys(seed, step, part, source",
-        "sample_keys(seed, 0, part, source",
+        "sample_keys(seed, step, part), Stream.NOISE",
+        "sample_keys(seed, 0, part), Stream.NOISE",
         "test_train_loop.py -k noise",
     ),
     Mutant("mmm/train/checkpoint.py", "if _sha256(path) != digest:", "if False:", "test_train_checkpoint.py -k damage"),

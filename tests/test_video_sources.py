@@ -200,7 +200,7 @@ def test_a_video_column_of_datasets_is_read_without_its_decoder(tmp_path: Path, 
     ("source", "message"),
     [
         (None, "data.source is not set; give a folder, a list file"),
-        ("builtin:photographs", "there are no built-in videos"),
+        ("builtin:photographs", "no such built-in videos"),
         ("{tmp}/nowhere.txt", "does not exist"),
         ("{tmp}/text", "holds no videos, only 1 x .md"),
         ("{tmp}/text/a.md", "only parquet files are read, and lists"),

@@ -83,9 +83,9 @@ class Photographs:
         """Cuts the tiles of one split; a pure function of its name."""
         pixels, names, labels = [], [], []
         for label, file in enumerate(PHOTOGRAPHS):
-            photograph = _photograph(file)
-            corners = _corners(np.asarray(photograph.convert("L")), split)
-            values = np.asarray(photograph.convert(MODES[self.channels])).reshape(photograph.height, photograph.width, -1)
+            picture = photograph(file)
+            corners = _corners(np.asarray(picture.convert("L")), split)
+            values = np.asarray(picture.convert(MODES[self.channels])).reshape(picture.height, picture.width, -1)
             pixels += [values[top : top + TILE, left : left + TILE] for top, left in corners]
             names += [f"{file} at {top}, {left}" for top, left in corners]
             labels += [label] * len(corners)
@@ -113,13 +113,13 @@ def relit(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
     return ((values - centre) * gain + brightness).round().clip(0, 255).astype(np.uint8)
 
 
-def _photograph(file: str) -> Image.Image:
-    """RGB, at most HEIGHT high."""
+def photograph(file: str) -> Image.Image:
+    """One of the photographs in scikit-image's wheel, in RGB, at most HEIGHT high."""
     package = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
     folders = package.submodule_search_locations if package else None
     path = Path(next(iter(folders or ["skimage"]))) / "data" / file
     if not path.exists():
-        raise ValueError(f"data.source builtin:photographs needs {file} of scikit-image, which is not here; install scikit-image")
+        raise ValueError(f"built-in data needs {file} of scikit-image, which is not here; install scikit-image")
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.height > HEIGHT:

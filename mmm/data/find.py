@@ -11,12 +11,12 @@ from mmm.data.builtin import Photographs
 from mmm.data.config import DataConfig
 from mmm.data.folder import Folder, files_below
 from mmm.data.lists import ListFile
-from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source
+from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
 from mmm.data.tables import Hub, Parquet
 
 GIVE = {
     "images": "a folder, parquet files, a name on the hub or builtin:photographs",
-    "videos": "a folder, a list file, parquet files or a name on the hub",
+    "videos": "a folder, a list file, parquet files, a name on the hub or builtin:motion",
 }
 
 
@@ -30,9 +30,7 @@ def find_source(config: DataConfig) -> Source:
     if not name:
         raise ValueError(f"data.source is not set; give {GIVE[medium.noun]}")
     if name.startswith("builtin:"):
-        if medium is not IMAGES:
-            raise ValueError(f"data.source {name}: there are no built-in {medium.noun}; give {GIVE[medium.noun]}")
-        return Photographs(name.removeprefix("builtin:"), config.channels)
+        return _builtin(name.removeprefix("builtin:"), config)
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
@@ -48,6 +46,16 @@ def find_source(config: DataConfig) -> Source:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix == ".parquet":
         raise ValueError(f"data.source {name} does not exist")
     return Hub(name, config.column, config.label_column, medium)
+
+
+def _builtin(name: str, config: DataConfig) -> Source:
+    if config.medium is IMAGES:
+        return Photographs(name, config.channels)
+    if name != "motion":
+        raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}; {nearest(name, ['motion'])}")
+    from mmm.data.video.film_folder import film_folder  # here, for it imports the readers, and they what is above
+
+    return Folder(film_folder(), VIDEOS)
 
 
 def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:

@@ -23,19 +23,23 @@ SIZES = 1000  # files whose size enters the fingerprint; to ask for all of a mil
 class FolderCells:
     """Paths relative to a root. Kept in one Arrow array: a list of a million strings is copied into every worker that reads it."""
 
-    def __init__(self, root: Path, paths: list[str]) -> None:
+    def __init__(self, root: Path, paths: list[str], split: str = "") -> None:
         import pyarrow
 
-        self.root = root
+        self.root, self.split = root, split
         self.paths = pyarrow.array([os.fsencode(path) for path in paths], pyarrow.binary())  # a name need not be UTF-8
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> Path:
-        return self.root / self.name(row)
+        return self.root / self._path(row)
 
     def name(self, row: int) -> str:
+        """Below the source, so that files of two splits have two names."""
+        return self.split + self._path(row)
+
+    def _path(self, row: int) -> str:
         return os.fsdecode(self.paths[row].as_py())
 
 
@@ -82,7 +86,10 @@ class Folder:
         every = max(1, len(taken) // SIZES)
         sizes = [(top / path).stat().st_size for path in taken[::every]]
         return Table(
-            FolderCells(top, taken), labels, classes if labels is not None else None, digest([split, len(taken), *taken, *sizes])
+            FolderCells(top, taken, f"{split}/" if self.split_folders else ""),
+            labels,
+            classes if labels is not None else None,
+            digest([split, len(taken), *taken, *sizes]),
         )
 
     def _has_classes(self, top: Path) -> bool:

@@ -18,7 +18,7 @@ NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_l
 # names whose difference makes two losses answers to two questions, but for how hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
-SCORES = {"neighbours": "nearest\nneighbours", "linear": "linear,\nfew labels"}
+SCORES = {"neighbours": "nearest\nneighbours", "linear": "linear,\nfew labels", "probe": "attentive,\nfew labels"}
 
 COLUMNS = {
     "steps": ("updates", "{:,.0f}"),
@@ -27,6 +27,8 @@ COLUMNS = {
     "held_out_loss": ("held-out loss", "{:.4f}"),
     "neighbours": ("neighbours", "{:.1%}"),
     "linear": ("linear", "{:.1%}"),
+    "probe": ("attentive probe", "{:.1%}"),
+    "probe_untrained": ("untrained", "{:.1%}"),
     "psnr": ("PSNR", "{:.2f} dB"),
     "seconds": ("seconds", "{:,.0f}"),
 }
@@ -61,6 +63,7 @@ class Group:
 def figures(run: Record) -> dict[str, float | None]:
     """What a run comes to; None where it was not measured."""
     features, pictures = run.evaluations.get("features", {}), run.evaluations.get("reconstruct", {})
+    probe = run.evaluations.get("transfer", {}).get("probe", {})
     return {
         "steps": run.steps,
         "samples": run.steps * run.config["train.batch_size"],
@@ -68,6 +71,8 @@ def figures(run: Record) -> dict[str, float | None]:
         "held_out_loss": run.last("held_out_loss"),
         "neighbours": features.get("neighbours", {}).get("trained", {}).get("top1"),
         "linear": features.get("linear", {}).get("trained", {}).get("top1"),
+        "probe": probe.get("trained", {}).get("top1"),
+        "probe_untrained": probe.get("untrained", {}).get("top1"),
         "psnr": pictures.get("psnr", {}).get("model"),
         "seconds": run.seconds,
     }

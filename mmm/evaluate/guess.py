@@ -24,6 +24,7 @@ from mmm.tokens import Grid, coordinates, take
 GUESSES = {
     "model": "the model, with brightness and contrast guessed from visible tokens",
     "visible_blend": "no model: brightness of the visible tokens, blended by distance",
+    "visible_nearest": "no model: a copy of the nearest visible token",
     "visible_mean": "no model: the mean of the visible pixels",
     "model_given_original": "the model, given each hidden token's own brightness and contrast",
     "original_alone": "no model: each hidden token's own brightness",
@@ -32,9 +33,10 @@ GUESSES = {
 
 def guess_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
     """Every guess at the hidden tokens, (B, Q, P) each, in [0, 1]."""
-    stand_in, blend = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
+    stand_in, blend, copy = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
     # `show` may look at the tokens that it is given; those that stand in hold nothing hidden
-    guesses = {"model": show(model, predicted, stand_in, mask), "visible_blend": take(blend, mask.predict)}
+    guesses = {"model": show(model, predicted, stand_in, mask)}
+    guesses |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
     seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
     guesses["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(guesses["model"])
     if model.target.uses_original:
@@ -56,7 +58,7 @@ def show(model: MaskedModel, predicted: Tensor, patches: Tensor, mask: Mask) -> 
     return shown
 
 
-def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) -> tuple[Tensor, Tensor]:
+def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     """What visible tokens say of every place: contrast of the nearest, brightness of all, blended by inverse distance.
 
     Args:
@@ -66,7 +68,8 @@ def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) ->
         channels: C, each blended by itself.
 
     Returns:
-        (B, N, P) with both, and with the brightness alone.
+        (B, N, P) with both; with the brightness alone; and copies of the nearest visible token (in tokens, of a clip along time
+        too; of several that are as near, the first in the mask).
     """
     places = coordinates(grid).to(patches)  # (N, n)
     apart = torch.cdist(places, places)[visible].transpose(1, 2)  # (N, N) -> (B, V, N) -> (B, N, V)
@@ -74,8 +77,9 @@ def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) ->
     means = pixels.mean(2)  # (B, V, C)
     weights = apart.clamp(min=1e-3) ** -3  # at a visible token's own place, it counts alone
     blend = (weights / weights.sum(2, keepdim=True) @ means)[:, :, None]  # (B, N, 1, C)
-    contrast = take(pixels - means[:, :, None], apart.argmin(2))  # (B, N, n, C)
-    return (blend + contrast).flatten(2), blend.expand_as(contrast).flatten(2)
+    copy = take(pixels, apart.argmin(2))  # (B, N, n, C)
+    contrast = copy - copy.mean(2, keepdim=True)
+    return (blend + contrast).flatten(2), blend.expand_as(contrast).flatten(2), copy.flatten(2)
 
 
 def to_unit(patches: Tensor, data: Input) -> Tensor:
