@@ -170,6 +170,8 @@ def main() -> None:
     text = describe(found, options)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "equal_time.md").write_text(text, encoding="utf-8")
+    for run in found["runs"].values():
+        del run["folder"]  # gone
     (options.out / "equal_time.json").write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
     print(text)
 

@@ -36,7 +36,7 @@ from mmm.data.decode import Pixels
 from mmm.data.source import RECORDINGS
 from mmm.data.transforms import normalise
 from mmm.data.video import Clips, OpenVideo
-from mmm.data.video.crops import cut, multi_scale_boxes, resize
+from mmm.data.video.crops import cut, multi_scale_boxes, resize_into
 from mmm.data.video.encode import EncodeConfig, write_video
 from mmm.data.video.sampling import drawn_frames
 from mmm.data.workers import load
@@ -113,12 +113,11 @@ def backends() -> dict[str, Read]:
 
 
 def crop(clip: Tensor, keys: Tensor, out: Tensor) -> None:
-    """A multi-scale crop for each key, frame by frame, into uint8 (R, T, h, w, C)."""
+    """A multi-scale crop for each key, into uint8 (R, T, h, w, C)."""
     height, width = (torch.full_like(keys, side) for side in clip.shape[1:3])
     boxes = multi_scale_boxes(keys, height, width, CONFIG.frame_size, CONFIG.crop_sides).tolist()
     for views, box in zip(out, boxes, strict=True):
-        for view, frame in zip(views, clip, strict=True):
-            view.copy_(resize(cut(frame[None], box), CONFIG.frame_size)[0])
+        resize_into(views, cut(clip, box))
 
 
 def one(read: Read, path: Path, number: int) -> dict[str, float]:
