@@ -72,7 +72,8 @@ UCF101 = replace(
 )
 
 # Tubes of four frames, so that motion lies inside a token: with two, a probe finds nothing after so short a run. Masks are drawn
-# over space and time, for hidden columns are learned more slowly. Raw pixels, as for the demonstration of images.
+# over space and time: hidden columns were learned more slowly (at another learning rate). Raw pixels, as for the demonstration of
+# images.
 DEMO = pretrain.Config(
     data=ClipsConfig(
         source="builtin:motion",

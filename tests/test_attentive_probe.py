@@ -18,6 +18,7 @@ from mmm import config as configs
 from mmm.classifier import HeadConfig
 from mmm.data import ClipsConfig, open_data
 from mmm.data.transforms import normalise
+from mmm.data.video.film_folder import film_folder
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.exam import open_exam
@@ -97,6 +98,36 @@ def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
     )
 
 
+def plain_loop(config: attentive_probe.Config, exam: Any, probing: Probing) -> tuple[list[int], list[int]]:
+    """Of each class, how many test videos could be read and how many were named right: one view after the other."""
+    test, classifier = open_data(config.data, "eval"), probing.probes.eval()
+    right, counted = [0] * exam.classes, [0] * exam.classes
+    for number in range(len(test)):
+        views, failed = test.eval_views(torch.tensor([number]))  # (V, C, T, h, w)
+        if failed:
+            continue
+        label, shares = int(test.labels()[number]), torch.zeros(exam.classes)
+        for view in views:
+            x = normalise(view[None], config.data.mean, config.data.std)
+            shares += classifier(classifier.prepare(exam.model.encode(x).last))[0, 0].detach().softmax(0) / len(views)
+        right[label] += int(int(shares.argmax()) == label)
+        counted[label] += 1
+    return counted, right
+
+
+def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, real_data: Path) -> None:
+    films = film_folder(tmp_path / "films", {"train": 16, "validation": 8, "test": 24})
+    config = video_setting(tmp_path, real_data / "clips")
+    config = replace(config, data=replace(config.data, source=str(films), eval_split="test"))
+    exam = open_exam(config, start(config.train))
+    probing = Probing.prepare(config, exam, weights="")
+    tally = probing.score(exam.test, [])
+    counted, right = plain_loop(config, exam, probing)
+    assert tally.seen.tolist() == counted == [3] * 8
+    assert tally.first[0].tolist() == right
+    assert sum(right)  # of untrained heads, some by chance
+
+
 @pytest.mark.parametrize("pool", [AttentivePool.Config(), MeanPool.Config()], ids=lambda pool: pool.name)
 def test_views_of_real_videos_agree_with_a_plain_loop(pool: Any, tmp_path: Path, real_data: Path) -> None:
     """Six views of each video: their softmax is averaged; a video counts once; one that is damaged is left out."""
@@ -108,22 +139,10 @@ def test_views_of_real_videos_agree_with_a_plain_loop(pool: Any, tmp_path: Path,
     problems: list[Any] = []
     tally = probing.score(exam.test, problems)
 
-    test, classifier = open_data(config.data, "eval"), probing.probes.eval()
-    right = {0: 0, 1: 0}
-    counted = {0: 0, 1: 0}
-    for number in range(len(test)):
-        views, failed = test.eval_views(torch.tensor([number]))  # (6, C, T, h, w)
-        if failed:
-            continue
-        label, shares = int(test.labels()[number]), torch.zeros(2)
-        for view in views:
-            x = normalise(view[None], config.data.mean, config.data.std)
-            shares += classifier(classifier.prepare(exam.model.encode(x).last))[0, 0].detach().softmax(0) / len(views)
-        right[label] += int(int(shares.argmax()) == label)
-        counted[label] += 1
-    assert counted == {0: 1, 1: 1}
-    assert tally.seen.tolist() == list(counted.values())
-    assert tally.first[0].tolist() == list(right.values())
+    counted, right = plain_loop(config, exam, probing)
+    assert counted == [1, 1]
+    assert tally.seen.tolist() == counted
+    assert tally.first[0].tolist() == right
     assert [Path(problem.name).name for problem in problems] == ["corrupted.mp4"]
 
 
