@@ -267,3 +267,35 @@ def test_a_refusal_of_the_hub_never_shows_a_token(
     assert "hf auth login" in shown.err
     assert "SECRET" not in shown.out + shown.err
     assert json.dumps("SECRET") not in json.dumps([str(path) for path in tmp_path.rglob("*")])
+
+
+# --- from the hub -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_on_the_hub_is_fetched_and_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only config and weights are asked for."""
+    exported = tmp_path / "folder"
+    ask(["export", str(run), "--out", str(exported)])
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetch(repo: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repo, allow_patterns))
+        return str(exported)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    found, own = mmm.load("somebody/a-model").state_dict(), mmm.load(exported).state_dict()
+    assert asked == [("somebody/a-model", ["config.yaml", "config.json", "model.safetensors"])]
+    assert all(torch.equal(found[name], own[name]) for name in found | own)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(repo: str, *, allow_patterns: list[str]) -> str:
+        raise OSError("no route, token hf_abcdef\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="somebody/nothing does not exist here, and the hub gave nothing") as said:
+        mmm.load("somebody/nothing")
+    assert "hf_abcdef" not in str(said.value)
+    assert "\n" not in str(said.value)
+    with pytest.raises(ValueError, match="does not exist; expected a run folder"):
+        mmm.load("runs/model.pth")  # a file's name is not looked for there

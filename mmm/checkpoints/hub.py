@@ -1,4 +1,4 @@
-"""Exported folders on the Hugging Face hub, through its own library, which alone handles the token."""
+"""Folders of weights on the Hugging Face hub, up and down, through its own library, which alone handles the token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,32 @@ from mmm.checkpoints.run_folder import CONFIG, WEIGHTS
 logger = logging.getLogger(__name__)
 
 FILES = (CARD, CONFIG, "config.json", WEIGHTS)  # nothing else of a folder leaves this machine
+OLDER = "pytorch_model.bin"  # where a repository has no safetensors
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SECRETS = re.compile(r"hf_\w+")
+
+
+def pull_folder(repo: str) -> Path:
+    """Config and weights of a repository, nothing else of it, from the hub or from what was fetched before.
+
+    Args:
+        repo: `user/name`: a folder that `mmm push` uploaded, transformers' or timm's.
+
+    Raises:
+        ValueError: where there is none, it may not be read, or nothing can be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=[CONFIG, "config.json", WEIGHTS]))
+        if not (folder / WEIGHTS).is_file():
+            folder = Path(snapshot_download(repo, allow_patterns=["config.json", OLDER]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = SECRETS.sub("***", (str(error).strip().splitlines() or [type(error).__name__])[0])
+        raise ValueError(f"{repo} does not exist here, and the hub gave nothing of this name: {said}") from None
+    logger.info("%s: from the hub, in %s", repo, folder)
+    return folder
 
 
 def push_folder(folder: str | Path, repo: str, *, private: bool = True, message: str = "Upload by mmm") -> str:
@@ -54,7 +79,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
 
 def _refuse_others(folder: Path, repo: str) -> None:
     """Refuses what is no exported folder, a run's above all: it holds more than one would give away."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not NAME.fullmatch(repo):
         raise ValueError(f"--repo {repo!r} is no name on the hub; give user/name")
     if not (folder / WEIGHTS).is_file() or not ((folder / CONFIG).is_file() or (folder / "config.json").is_file()):
         cure = "mmm export RUN --out FOLDER writes one"

@@ -39,7 +39,7 @@ def load(
     are read as data; nothing in them is run.
 
     Args:
-        path: a run folder, a checkpoint in one, or a file.
+        path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
         heads: of the encoder, which no file says; none: as published for its width.
         decoder_heads: of the decoder; none: as published for its width.
         image_size: that the file's positions are for, in pixels: a side, or height and width; none: the square that fits, and 224

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmm.checkpoints import crossmae, crossmae_layout, mae, mae_layout, videomae, videomae_layout
 from mmm.checkpoints.account import listed, refuse_mismatch, shapes_of
-from mmm.checkpoints.files import read_weights
+from mmm.checkpoints.files import PICKLES, read_weights
 from mmm.checkpoints.official import HEADS
 from mmm.checkpoints.run_folder import load_run, run_of
 from mmm.checkpoints.transformers_folder import is_transformers, load_transformers
@@ -57,9 +57,13 @@ def initialise_from(model: nn.Module, path: str | Path) -> None:
 
 
 def existing(path: str | Path) -> Path:
-    """The path, if it leads anywhere."""
-    path = Path(path).expanduser()
+    """The path, if it leads anywhere; a name on the hub (`user/name`, no path and no file's name) is fetched."""
+    from mmm.checkpoints.hub import NAME, pull_folder
+
+    name, path = str(path), Path(path).expanduser()
     if not path.exists():
+        if NAME.fullmatch(name) and path.suffix not in (*PICKLES, ".safetensors") and not name.startswith("."):
+            return pull_folder(name)
         raise ValueError(f"{path} does not exist; expected a run folder or a file of weights")
     return path
 
