@@ -24,6 +24,19 @@ from mmm.tokenizers import Patches, Tubes
 REPOSITORY = Path(__file__).parents[1]
 
 
+def share_cores() -> None:
+    """Gives each of several test processes its own cores: otherwise all compute on all of them, and wait for each other."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if count > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[int(worker.removeprefix("gw")) % len(cores) :: count]
+        os.sched_setaffinity(0, mine)
+        torch.set_num_threads(len(mine))
+
+
+share_cores()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same global generator, whatever ran before it."""
