@@ -194,6 +194,192 @@ MUTANTS = [
     Mutant("mmm/checkpoints/files.py", "weights_only=True, mmap", "weights_only=False, mmap", "test_house.py -k stranger"),
     Mutant("mmm/maskers/random.py", "import math\n", "import math\nimport mmm.data\n", "test_house.py -k neither_data"),
     Mutant("mmm/model.py", "import torch\n", "import accelerate\nimport torch\n", "test_house.py -k only_the_model"),
+    # videos, and what follows pretraining
+    Mutant(
+        "mmm/data/video/av_reader.py",
+        'packet.pts in wanted else "NONREF"',
+        'packet.pts is None else "NONREF"',
+        "test_video_reader.py -k full_decode",
+    ),
+    Mutant("mmm/data/video/av_reader.py", "if frame.is_corrupt:", "if False:", "test_video_reader.py -k shows_damage"),
+    Mutant(
+        "mmm/data/video/av_reader.py",
+        "np.rot90(pixels, frame.rotation // 90 % 4) if frame.rotation else pixels",
+        "pixels",
+        "test_video_reader.py -k real_files",
+    ),
+    Mutant(
+        "mmm/data/video/packet_reader.py",
+        "packet.pts is None or packet.pts >= first",
+        "True",
+        "test_video_reader.py -k full_decode",
+    ),
+    Mutant(
+        "mmm/data/video/packet_reader.py",
+        "ordered = complete and not guessed and",
+        "ordered = complete and",
+        "test_video_reader.py -k full_decode",
+    ),
+    Mutant("mmm/data/video/packet_reader.py", '"format_whitelist": CONTAINERS, ', "", "test_video_reader.py -k cannot_be_read"),
+    Mutant("mmm/data/video/reader.py", "SLACK = 1e-3", "SLACK = 1e-1", "test_video_reader.py -k time_at_which"),
+    Mutant("mmm/data/video/sampling.py", "integers(keys, room + 1, 1)", "integers(keys, room, 1)", "test_video_clips.py -k dense"),
+    Mutant(
+        "mmm/data/video/sampling.py",
+        "config.stride * np.minimum(np.arange(config.frames), last)",
+        "config.stride * np.arange(config.frames)",
+        "test_video_clips.py -k short_video",
+    ),
+    Mutant("mmm/data/video/crops.py", "abs(pair[0] - pair[1]) <= 1", "True", "test_video_clips.py -k videomaes"),
+    Mutant("mmm/data/video/crops.py", "< SNAP) & (wanted <= short)", "< SNAP)", "test_video_clips.py -k inside"),
+    Mutant("mmm/data/video/clips.py", 'keys if config.repeat == "clip" else keys[:1]', "keys", "test_video_clips.py -k draw_new"),
+    Mutant(
+        "mmm/data/loader.py",
+        "(step * world + rank) * part + micro * size, size",
+        "(step * world + rank) * part, size",
+        "test_video_clips.py -k any_processes",
+    ),
+    Mutant("mmm/data/workers.py", "done, deaths = done + 1, 0", "done, deaths = done, 0", "test_video_workers.py -k hanging"),
+    Mutant("mmm/data/workers.py", "signal.signal(signal.SIGCHLD, handler)", "pass", "test_video_workers.py -k nobody"),
+    Mutant("mmm/data/desk.py", "signal.setitimer(signal.ITIMER_REAL, seconds)", "pass", "test_video_workers.py -k evaluation"),
+    Mutant("mmm/data/lists.py", "if i % 2 == 0", "if True", "test_video_sources.py -k separators"),
+    Mutant("mmm/data/video/frames_reader.py", "sorted(names, key=_natural)", "sorted(names)", "test_video_sources.py -k frames"),
+    Mutant(
+        "mmm/data/video/encode.py",
+        "zip(_upright(opened.frames()), moments, strict=True)",
+        "zip(_upright(opened.frames()), range(10**6))",
+        "test_video_tasks.py -k prepared",
+    ),
+    Mutant(
+        "mmm/data/video/trust.py",
+        "_sum(other.read([number], 3)) == sums[number]",
+        "_sum(other.read([number], 3)) >= 0",
+        "test_video_reader.py -k takes_over",
+    ),
+    Mutant(
+        "mmm/data/mixture.py", "place * updates[source] - total * cycle.count(source)", "-cycle.count(source)", "test_mixture.py"
+    ),
+    Mutant("mmm/data/mixture.py", "start_step=self.before(source, start_step),", "start_step=0,", "test_mixture.py -k stopped"),
+    Mutant("mmm/data/mixture.py", "source=source,", "source=0,", "test_mixture.py -k cut_differently"),
+    Mutant(
+        "mmm/pretraining.py", "self.masker(batch.keys", "model.masker(batch.keys", "test_pretrain_video.py -k second_source_matters"
+    ),
+    Mutant(
+        "tasks/pretrain.py",
+        "(wrapped, batch, step) * feeds[source].weight",
+        "(wrapped, batch, step)",
+        "test_pretrain_video.py -k second_source_matters",
+    ),
+    Mutant(
+        "mmm/evaluate/features.py",
+        "extract(x).unflatten(0, (-1, views)).mean(1)",
+        "extract(x)[::views]",
+        "test_pretrain_video.py -k mean_of_its_views",
+    ),
+    Mutant(
+        "mmm/evaluate/extract.py",
+        'rows = {"index": batch.index[::views] + first}',
+        'rows = {"index": batch.index[::views]}',
+        "test_extract.py::test_a_file_holds_every_readable_input_once",
+    ),
+    Mutant(
+        "mmm/evaluate/extract_store.py",
+        "if not self._path(number).exists()]",
+        "]",
+        "test_extract.py::test_stopped_between_shards_and_resumed_is_never_stopped",
+    ),
+    Mutant(
+        "mmm/evaluate/retrieve.py",
+        "cosines.scatter(1, own[:, None].to(cosines.device), -torch.inf)",
+        "cosines",
+        "test_retrieve.py::test_nearest_is_by_cosine_and_never_oneself",
+    ),
+    Mutant(
+        "mmm/evaluate/film.py",
+        "(2 * i + 1) * frames // (2 * count)",
+        "frames - 1 - i",
+        "test_reconstruct_video.py::test_a_strip_shows_each_clip_over_time_in_order",
+    ),
+    Mutant(
+        "mmm/checkpoints/hub.py",
+        "allow_patterns=files",
+        "allow_patterns=None",
+        "test_export.py::test_push_uploads_the_exported_files_and_no_others",
+    ),
+    Mutant(
+        "mmm/checkpoints/model_card.py",
+        'if found.get("step") == origin.step and origin.step is not None:',
+        "if True:",
+        "test_export.py::test_a_card_says_what_the_run_says_and_no_more",
+    ),
+    Mutant(
+        "mmm/tokens.py", "angles.sin(), angles.cos())", "angles.cos(), angles.sin())", "test_parity_videomae.py -k position_tables"
+    ),
+    Mutant(
+        "mmm/blocks.py",
+        "torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])",
+        "torch.cat([self.v_bias, torch.zeros_like(self.q_bias), self.q_bias])",
+        "test_parity_videomae.py -k second_statement",
+    ),
+    Mutant("mmm/decoders/self_attention.py", "bias=config.embed_bias", "bias=True", "test_parity_videomae.py -k totals"),
+    Mutant(
+        "mmm/checkpoints/assemble.py",
+        "table.shape[2]).float()",
+        "table.shape[2]).float() * 0",
+        "test_load_videomae.py -k official_one",
+    ),
+    Mutant(
+        "mmm/checkpoints/transformers_names.py",
+        'THREE = ("query", "key", "value")',
+        'THREE = ("key", "query", "value")',
+        "test_load_transformers.py -k same_loss",
+    ),
+    Mutant(
+        "mmm/evaluate/metrics.py",
+        "return ahead.where(~scores.isnan().any(-1), classes)",
+        "return ahead",
+        "test_linear_probe.py -k no_number",
+    ),
+    Mutant(
+        "mmm/evaluate/metrics.py",
+        ".softmax(-1).unflatten(-2, (-1, views)).mean(-2)",
+        ".unflatten(-2, (-1, views)).mean(-2).softmax(-1)",
+        "test_linear_probe.py -k views",
+    ),
+    Mutant("mmm/evaluate/probes.py", '"lr_scale": rate', '"lr_scale": 1.0', "test_linear_probe.py -k many_rates"),
+    Mutant("mmm/evaluate/probes.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "test_linear_probe.py -k lars"),
+    Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "test_classifier.py -k frozen"),
+    Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "test_layer_decay.py"),
+    Mutant("mmm/data/augment.py", "            seed(drawn)\n", "            pass\n", "test_augment.py"),
+    Mutant("mmm/generators.py", "np.random.set_state(numbers)", "pass", "test_augment.py"),
+    Mutant(
+        "mmm/train/soft_targets.py", "x.flatten(1, -3)", "x", "test_augment.py::test_cutmix_cuts_the_picture_and_never_the_time"
+    ),
+    Mutant(
+        "mmm/data/erasing.py",
+        "with seeded(keys[row], x.device):",
+        "with seeded(keys[0], x.device):",
+        "test_augment.py::test_a_quarter_is_erased_each_by_its_own_key",
+    ),
+    Mutant(
+        "mmm/data/video/films.py",
+        "top * plane.shape[0] - down * moved",
+        "top * plane.shape[0] + down * moved",
+        "test_video_films.py",
+    ),
+    Mutant("mmm/data/video/film_folder.py", "if not _whole(folder):", "if not folder.exists():", "test_video_films.py"),
+    Mutant(
+        "mmm/evaluate/few_label_probe.py",
+        "max(range(len(right)), key=right.__getitem__)",
+        "min(range(len(right)), key=right.__getitem__)",
+        "test_evaluate_transfer.py",
+    ),
+    Mutant("mmm/evaluate/transfer.py", "return x[:, :, x.shape[2] // 2]", "return x[:, :, 0]", "test_evaluate_transfer.py"),
+    Mutant(
+        "mmm/data/loader.py",
+        "repeat = torch.arange(self.repeats)",
+        "repeat = torch.zeros(self.repeats, dtype=torch.int64)",
+        "test_video_clips.py -k repeats",
+    ),
 ]
 
 
@@ -205,7 +391,7 @@ def run_tests(folder: Path, tests: list[str]) -> None:
     sys.path[:0] = [str(folder), str(folder / "tests")]
     import pytest
 
-    sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
+    sys.exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
 
 
 def outcome(folder: Path, tests: list[str]) -> int:

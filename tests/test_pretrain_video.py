@@ -174,8 +174,8 @@ JOINT = ("--also.data.image_size", "16", "--also.data.workers", "0", "--also.dat
 
 
 @pytest.fixture
-def joint(films: Path, real_data: Path) -> tuple[str, ...]:
-    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--also.data.source", str(real_data / "images"))
+def joint(films: Path) -> tuple[str, ...]:
+    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--also.data.source", "builtin:photographs")
     return ("--preset", "ssv2_imagenet", *sources, *SMALL, *JOINT)
 
 
