@@ -240,7 +240,6 @@ MUTANTS = [
     ),
     Mutant("mmm/data/workers.py", "done, deaths = done + 1, 0", "done, deaths = done, 0", "test_video_workers.py -k hanging"),
     Mutant("mmm/data/workers.py", "signal.signal(signal.SIGCHLD, handler)", "pass", "test_video_workers.py -k nobody"),
-    Mutant("mmm/data/desk.py", "signal.setitimer(signal.ITIMER_REAL, seconds)", "pass", "test_video_workers.py -k evaluation"),
     Mutant("mmm/data/lists.py", "if i % 2 == 0", "if True", "test_video_sources.py -k separators"),
     Mutant("mmm/data/video/frames_reader.py", "sorted(names, key=_natural)", "sorted(names)", "test_video_sources.py -k frames"),
     Mutant(
@@ -426,6 +425,7 @@ def try_one(folder: Path, mutant: Mutant) -> str:
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTANTS if not words or any(word in m.file + " " + m.test for word in words)]
     sys.dont_write_bytecode = True
+    os.environ.setdefault("MMM_TEST_DATA", str(TREE.parent / "shared" / "data"))  # a test that is skipped catches nothing
     for module in ("torch", "timm", "pytest", "einops"):  # once, before the processes part
         importlib.import_module(module)
     failed = 0
@@ -442,7 +442,7 @@ def main(words: list[str]) -> int:
             start = time.perf_counter()
             result = "NOT GREEN before any change" if mutant.test in broken else try_one(folder, mutant)
             failed += result != "red"
-            change = mutant.new.strip().splitlines()[0]
+            change = (mutant.new.strip() or "(taken out)").splitlines()[0]
             took = time.perf_counter() - start
             print(f"{number:3} {result:9} {took:5.1f} s  {mutant.file:34} {change[:60]:60}  {mutant.test}", flush=True)
     print(f"{len(chosen)} mutants, {failed} problems")
