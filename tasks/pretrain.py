@@ -184,14 +184,16 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:
                 line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
-        if line:
+        folder.note_skipped(update.skipped)
+        if line or update.last:
             bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
             met.clear()
+        if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
             metrics |= line
-        if due(update.step, config.train.save_every, plan.steps):
-            training.save(folder.checkpoints, config.train.keep_last)
+        if update.save:
+            training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
     accelerator.end_training()
     return finish(config, training, feeds, folder, bad, metrics)
 

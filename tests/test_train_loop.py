@@ -28,7 +28,7 @@ from mmm.train.optimizer import make_optimizer
 from mmm.train.processes import on_main
 from mmm.train.progress import show_progress
 from mmm.train.run import RunFolder
-from mmm.train.schedule import due, make_plan
+from mmm.train.schedule import make_plan
 from mmm.train.training import Training
 
 SAMPLES = 20  # an epoch is no multiple of the batch
@@ -100,10 +100,11 @@ def train(folder, config=CONFIG, *, until=None, resume=False, data=None, loss=lo
         batches = micro_batches(data, plan, training.step, accelerator.process_index)
         updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=ids)
         for update in show_progress(updates, plan, start=training.step, main=accelerator.is_main_process):
+            run.note_skipped(update.skipped)
             if update.metrics:
                 run.log(update.step, update.metrics)
-            if due(update.step, config.save_every, plan.steps):
-                training.save(run.checkpoints, config.keep_last)
+            if update.save:
+                training.save(run.checkpoints, config.keep_last, needed=update.last)
             if between:
                 between(training)
             if update.step == until:
@@ -240,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, micro):
     with pytest.raises(
         NonFiniteError, match=rf"loss of step {first} is not finite; its samples: {', '.join(map(str, concerned))}\."
     ) as e:
-        train(tmp_path, replace(CONFIG, micro_batch_size=micro, save_every=1000), data=data)
+        train(tmp_path, replace(CONFIG, micro_batch_size=micro, save_every=1000, max_skipped=0), data=data)
     assert (e.value.step, e.value.samples) == (first, concerned)
     assert not (tmp_path / "checkpoints").exists()
 
@@ -264,14 +265,18 @@ def loss_with_bad_gradient(model, batch, step):
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     with pytest.raises(NonFiniteError, match="gradient of step 2"):
-        train(tmp_path, loss=loss_with_bad_gradient)
+        train(tmp_path, replace(CONFIG, max_skipped=0), loss=loss_with_bad_gradient)
 
 
 def test_poisoned_weights_are_never_saved(tmp_path):
-    """Nobody measured the gradient, the losses so far are finite, and a checkpoint is due."""
-    config = replace(CONFIG, clip_norm=None)
+    """Memory fails between two updates, and a checkpoint is due."""
+
+    def poison(training):
+        if training.step == 2:
+            training.bare.layers[0].weight.data[0, 0] = float("nan")
+
     with pytest.raises(ValueError, match=r"after step 3 weights are not finite \(layers\.0\.weight"):
-        train(tmp_path, config, loss=loss_with_bad_gradient)
+        train(tmp_path, between=poison)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -344,7 +349,8 @@ def one_of_two(folder):
     with pytest.raises(OSError, match="No space left"):  # on both, or the other would wait
         on_main(two.accelerator, fill_the_disk)
     try:
-        train(folder / "bad", replace(CONFIG, micro_batch_size=2, log_every=4, save_every=4), loss=bad_on_the_second)
+        config = replace(CONFIG, micro_batch_size=2, log_every=4, save_every=4, max_skipped=0)
+        train(folder / "bad", config, loss=bad_on_the_second)
     except NonFiniteError as error:
         print(f"step {error.step} samples {error.samples}", flush=True)
 
@@ -358,18 +364,18 @@ def bad_on_the_second(model, batch, step):
     return loss / 0 if step == 1 and torch.equal(batch, table()[ids(1)[6:8]]) else loss
 
 
-def fork_two(folder):
-    """Imports once and becomes two; nothing has computed yet, so no thread is lost in the fork."""
+def fork_two(folder, work):
+    """Imports once and becomes two, which both do the work; nothing has computed yet, so no thread is lost in the fork."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     other = os.fork()
     os.environ |= {"RANK": str(int(other == 0)), "LOCAL_RANK": str(int(other == 0))}
-    one_of_two(folder)
+    work(folder)
     if other:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 
 
 if __name__ == "__main__":
-    fork_two(Path(sys.argv[1]))
+    fork_two(Path(sys.argv[1]), one_of_two)

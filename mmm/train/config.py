@@ -35,7 +35,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decays."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; none: not clipped, nor measured."""
+    """Largest norm of the whole gradient; none: not clipped."""
+    max_skipped: int = 5
+    """Updates in a row that may be left out because a loss or a gradient is not finite; one more stops the run."""
     ema: float | None = None
     """Decay per update of an exponential moving average of the weights, kept beside them; none: no average."""
     precision: Precision = "auto"
@@ -61,6 +63,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
+        if self.max_skipped < 0:
+            raise ValueError(f"train.max_skipped {self.max_skipped} must be 0 or more; 0 stops at the first such number")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"train.warmup {self.warmup} is a part of the run: give 0 or more, and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -75,6 +79,7 @@ RUNTIME = frozenset(
         "compile",
         "threads",
         "log_every",
+        "max_skipped",
         "save_every",
         "keep_last",
         "evaluate_every",

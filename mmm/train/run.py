@@ -3,6 +3,7 @@
     config.yaml         enough to repeat it
     environment.json    with what, where and by which commands, one entry a start
     metrics.jsonl       one line a log line or evaluation
+    skipped.jsonl       the updates that were left out, and their samples; only where there were any
     checkpoints/        see `checkpoint.py`
     pictures/
 
@@ -12,19 +13,24 @@ In metrics.jsonl times stand under "clock" only; the rest of a line is the same 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mmm.train.environment import describe_environment
+from mmm.train.interval import Skipped
 from mmm.train.lock import RunLock
 from mmm.train.processes import on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 # what depends on the machine's mood and not on the run; kept apart so that two runs' lines can be compared
 CLOCK = ("samples_per_second", "seconds")
@@ -36,6 +42,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: RunLock | None) -> None:
         """Use `open`. `lock`: of the main process, the one that writes; none in the others."""
         self.path, self.lock = path, lock
+        self._waiting: dict[Path, list[str]] = {}
 
     @classmethod
     def open(cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: bool = False) -> RunFolder:
@@ -79,6 +86,10 @@ class RunFolder:
     def _metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def _skipped(self) -> Path:
+        return self.path / "skipped.jsonl"
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line, from the main process. A number that is not finite becomes null, for JSON has none such."""
         if self.lock is None:
@@ -86,20 +97,39 @@ class RunFolder:
         line: dict[str, Any] = {"step": step}
         clock = {name: value for name, value in metrics.items() if name in CLOCK}
         line |= {name: value if math.isfinite(value) else None for name, value in metrics.items() if name not in CLOCK}
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line | ({"clock": clock} if clock else {})) + "\n")
+        self._append(self._metrics, line | ({"clock": clock} if clock else {}))
+
+    def note_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Appends the updates that were left out, from the main process."""
+        for one in skipped if self.lock is not None else ():
+            self._append(self._skipped, asdict(one))
+
+    def _append(self, path: Path, line: Mapping[str, Any]) -> None:
+        """What a full disk does not take waits for the next line; what it took half is cut off."""
+        waiting = self._waiting.setdefault(path, [])
+        waiting.append(json.dumps(line) + "\n")
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write("".join(waiting))
+            waiting.clear()
+        except OSError as error:
+            logger.warning("a line of %s waits for the next: %s", path, error)
+            if path.exists():
+                os.truncate(path, before)
 
     def cut_metrics(self, step: int) -> None:
         """Drops the lines after a step, before a resume from it writes them again; a line that a kill cut off goes too.
 
         For this to give the lines of an uninterrupted run, a task saves as the last thing it does in a step.
         """
-        if self.lock is None or not self._metrics.exists():
-            return
-        kept = [line for line in self._metrics.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-        aside = self._metrics.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        os.replace(aside, self._metrics)
+        # an update that was left out is named as counted from 0
+        for path, last in ((self._metrics, step), (self._skipped, step - 1)) if self.lock is not None else ():
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last]
+                aside = path.with_suffix(".tmp")
+                aside.write_text("".join(kept))
+                os.replace(aside, path)
 
     def close(self) -> None:
         """Releases the folder."""

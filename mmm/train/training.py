@@ -6,7 +6,7 @@ Nothing is kept per process, and no generator: samples, masks and noise follow f
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmm.train import checkpoint
 from mmm.train.config import differences
 from mmm.train.ema import EMA
+from mmm.train.interval import Begun
 from mmm.train.optimizer import load_optimizer, optimizer_state
 from mmm.train.processes import on_main
 
@@ -37,6 +38,7 @@ class Training:
         identity: what makes the run this run (`config.identity`); a checkpoint of another is refused.
         ema: average of the weights, where the run keeps one.
         step: updates made so far.
+        begun: what the next line of metrics holds so far.
     """
 
     accelerator: Accelerator
@@ -45,6 +47,7 @@ class Training:
     identity: dict[str, Any]
     ema: EMA | None = None
     step: int = 0
+    begun: Begun = field(default_factory=Begun)
 
     @classmethod
     def prepare(
@@ -67,15 +70,25 @@ class Training:
         """The user's module inside what DDP, precision and compilation put around it; its names have no prefix."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def save(self, checkpoints: Path, keep: int | None) -> Path:
+    def save(self, checkpoints: Path, keep: int | None, *, needed: bool = True) -> Path | None:
         """Writes a checkpoint from the main process; all processes return when it is there.
+
+        Args:
+            keep: how many to keep; none: all.
+            needed: nothing is saved after this. Else a full disk costs this checkpoint and not the run: a warning, and none.
 
         Raises:
             ValueError: a weight is not finite. A checkpoint of it would be resumed from, and push out a good one.
-            OSError: the disk is full, on all processes alike.
+            OSError: it is needed and cannot be written, on all processes alike.
         """
         self._refuse_poison()
-        return on_main(self.accelerator, lambda: checkpoint.write(checkpoints, self.step, self._tensors(), self._state(), keep))
+        try:
+            return on_main(self.accelerator, lambda: checkpoint.write(checkpoints, self.step, self._tensors(), self._state(), keep))
+        except OSError as error:
+            if needed:
+                raise
+            logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", self.step, error)
+            return None
 
     def restore(self, checkpoints: Path) -> Path | None:
         """Goes on from the newest whole checkpoint, which every process reads; gives its folder, or none where there is none.
@@ -98,7 +111,7 @@ class Training:
                 average.copy_(tensors["ema"][plain(name)])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.begun = state["step"], Begun(**state["begun"])
         return path
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -113,6 +126,7 @@ class Training:
             "identity": self.identity,
             "optimizer": optimizer_state(self.optimizer, self._names())[1],
             "scaler": None if scaler is None else scaler.state_dict(),
+            "begun": self.begun.plain(),
             "written_by": self._writer(),
         }
 
