@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 # of the config, what may differ between a stop and its resume: where things are, not what is computed (the data's content is
 # compared by its fingerprint)
 RUNTIME = (
-    *("folder", "resume", "dry_run", "init", "evaluate", "held_out"),
+    *("folder", "resume", "allow", "dry_run", "init", "evaluate", "held_out"),
     *(f"{place}data.{name}" for place in ("", "also.") for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
@@ -72,6 +72,9 @@ class Config:
     """Folder of the run; none: runs/pretrain-N."""
     resume: bool = False
     """Go on from the newest whole checkpoint in the run's folder."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps; data.fingerprint for the
+    data's content. Such a run is no longer the one that its first command describes."""
     init: str | None = None
     """Weights to start from: a run folder, or a file that mmm.load reads."""
     scale_by_predicted: bool = False
@@ -160,7 +163,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
 
     accelerator, main, model = training.accelerator, training.accelerator.is_main_process, bare(training)
     if config.resume:
-        training.restore(folder.checkpoints)
+        folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, identity(to_dict(config)))
     watched = [(feed, feed.watched(config.held_out)) for feed in feeds]

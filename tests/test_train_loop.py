@@ -85,7 +85,7 @@ def build(accelerator, config, dropout=0.3, dtype=torch.float32, **other):
     return Training.prepare(accelerator, model, make_optimizer(model, config), identity=choices, ema=config.ema is not None)
 
 
-def train(folder, config=CONFIG, *, until=None, resume=False, data=None, loss=loss_of, between=None, **choices):
+def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=None, loss=loss_of, between=None, **choices):
     """A whole task in small: its own loop around `fit`. `until`: the step after which the process is killed."""
     data = table(choices.get("dtype", torch.float32)) if data is None else data
     accelerator = start(config)
@@ -95,7 +95,7 @@ def train(folder, config=CONFIG, *, until=None, resume=False, data=None, loss=lo
     run = RunFolder(folder, RunLock(folder) if accelerator.is_main_process else None)
     with run:
         if resume:
-            training.restore(run.checkpoints)
+            training.restore(run.checkpoints, allow)
             run.cut_metrics(training.step)
         batches = micro_batches(data, plan, training.step, accelerator.process_index)
         updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=ids)
@@ -206,10 +206,34 @@ def test_what_the_caller_does_between_updates_changes_nothing(tmp_path):
     assert_same(state(train(tmp_path / "a")), state(train(tmp_path / "b", between=evaluate)))
 
 
-def test_a_run_with_other_choices_is_not_resumed(tmp_path):
+def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path, caplog):
     train(tmp_path, until=3)
-    with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.5, is 0\.1$"):
-        train(tmp_path, replace(CONFIG, learning_rate=0.1, log_every=7), resume=True)
+    other = replace(CONFIG, learning_rate=0.1, weight_decay=0.2, log_every=7)
+    said = r"train\.learning_rate was 0\.5, is 0\.1; train\.weight_decay was 0\.05, is 0\.2$"
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path, other, resume=True)
+    with pytest.raises(ValueError, match=r"unless --allow names them: train\.weight_decay was 0\.05, is 0\.2$"):
+        train(tmp_path, other, resume=True, allow=("train.learning_rate",))
+    with pytest.raises(ValueError, match=r"--allow train\.learning is no choice of this run; did you mean 'train\.learning_rate'"):
+        train(tmp_path, other, resume=True, allow=("train.learning",))
+    allow = ("train.learning_rate", "train.weight_decay", "seed")
+    assert train(tmp_path, other, resume=True, allow=allow, seed=1, until=4).step == 4
+    assert "goes on with other choices: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
+
+
+def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
+    """Versions of code and libraries, device, processes, threads: the run goes on, and the user knows."""
+    from mmm.train import environment
+
+    train(tmp_path, until=3)
+    train(tmp_path, resume=True, until=4)
+    assert "set-up" not in caplog.text
+    monkeypatch.setattr(environment, "_commit", lambda folder: "1234567+changes")
+    monkeypatch.setattr(environment, "_version", lambda package: "9.9")
+    torch.set_num_threads(2)
+    train(tmp_path, replace(CONFIG, threads=2), resume=True, until=5)
+    (said,) = [record.message for record in caplog.records if "set-up" in record.message]
+    assert all(word in said for word in ("commit was", "is 1234567+changes", "versions.timm was", "threads was 1, is 2"))
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -90,11 +90,11 @@ def test_a_signal_in_the_last_step(tmp_path):
 
 def test_a_signal_in_a_data_wait_and_one_before_the_loop_that_is_not_ours(tmp_path):
     with StopSignals() as signals:
-        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals).asked(1) is False
+        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is False
         os.kill(os.getpid(), signal.SIGINT)
         with StopSignals() as inner:  # two runs in one process: each has its own
             assert not inner.received
-        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals).asked(1) is True
+        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is True
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -147,7 +147,7 @@ def one_of_two(folder):
 def apart(rank, told):
     """The step at which two processes stop that nothing else holds together: one is slow, and one is told at its own step."""
     with StopSignals() as signals:
-        agreement = Agreement(SimpleNamespace(num_processes=2, process_index=rank), signals)
+        agreement = Agreement(SimpleNamespace(num_processes=2, process_index=rank), signals, 60)
         for step in range(1, 20):
             time.sleep(0.004 * ((step * 7 + rank * 5 + told) % 3))
             if rank == told % 2 and step == told + 1:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmm.registry import nearest
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -54,12 +56,14 @@ class TrainConfig:
     """Checkpoints to keep; none: all."""
     evaluate_every: int | None = None
     """Updates between two evaluations while training; none: only at the end."""
+    timeout: float = 600.0
+    """Seconds that a process waits for another that is alive and does not answer, before the run ends."""
     tracker: str | None = None
     """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, mlflow; none: metrics.jsonl only."""
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
-        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm"):
+        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm", "timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
@@ -83,6 +87,7 @@ RUNTIME = frozenset(
         "save_every",
         "keep_last",
         "evaluate_every",
+        "timeout",
         "tracker",
     )
 )
@@ -110,8 +115,26 @@ def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dic
     return {name: value for name, value in flat.items() if name not in RUNTIME and name not in runtime}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each name whose value differs: "train.batch_size was 64, is 128"."""
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The names whose value differs, and a line for each: "train.batch_size was 64, is 128"."""
     absent = "not set"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
-    return [f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names]
+    return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
+
+
+def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
+    """Refuses changes of a run's identity that nobody asked for by name.
+
+    Args:
+        changed: from `changes`.
+        known: all names of the identity.
+        allow: the names that were asked for; one that did not change does no harm.
+
+    Raises:
+        ValueError: naming each such change; or a name that does not exist.
+    """
+    for name in allow:
+        if name not in known:
+            raise ValueError(f"--allow {name} is no choice of this run{nearest(name, known)}")
+    if refused := [line for name, line in changed.items() if name not in allow]:
+        raise ValueError(f"a run with other choices is not resumed, unless --allow names them: {'; '.join(refused)}")

@@ -50,9 +50,9 @@ class NonFiniteError(ValueError):
 
     def __init__(self, last: Skipped, row: int) -> None:
         super().__init__(
-            f"{last}. This is the {'only update' if row == 1 else f'last of {row} updates in a row'} that train.max_skipped {row - 1} "
-            "does not let pass; none of them changed the weights. The same samples would do the same again, so nothing is tried "
-            "twice: look at them, lower train.learning_rate or set train.clip_norm, and --resume from the last checkpoint"
+            f"{last}. It was left out like {row - 1} before it, more than train.max_skipped {row - 1} in a row; the weights are "
+            "as they were before. The same samples would do the same again, so nothing is tried twice: look at them, lower "
+            "train.learning_rate or set train.clip_norm, and --resume from the last checkpoint"
         )
         self.step, self.samples = last.step, last.samples
 

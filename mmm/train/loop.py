@@ -4,7 +4,8 @@
         if update.save:
             training.save(run.checkpoints, config.train.keep_last, needed=update.last)
 
-Around it stands the task's own `for`, which evaluates, draws pictures and saves; there are no hooks to look for. A signal ends it after the update that it fell into: see `signals.py`.
+Around it stands the task's own `for`, which evaluates, draws pictures and saves; there are no hooks to look for. A signal to stop
+ends it after the update that it fell into (`signals.py`).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def fit(
     model, accelerator = training.model, training.accelerator
     interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
     with StopSignals() as signals:
-        agreement = Agreement(accelerator, signals)
+        agreement = Agreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
             rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
             set_learning_rate(training.optimizer, rate)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,11 @@ class StopSignals:
 class Agreement:
     """Whether any process was asked to stop, the same answer on all of them."""
 
-    def __init__(self, accelerator: Accelerator, signals: StopSignals) -> None:
+    def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
         self.signals, self.rank = signals, accelerator.process_index
-        self.group = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.group = (
+            distributed.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if accelerator.num_processes > 1 else None
+        )
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
 
     def asked(self, step: int, *, last: bool = False) -> bool:

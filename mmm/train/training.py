@@ -6,6 +6,7 @@ Nothing is kept per process, and no generator: samples, masks and noise follow f
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mmm.train import checkpoint
-from mmm.train.config import differences
+from mmm.train.config import changes, check_allowed
 from mmm.train.ema import EMA
+from mmm.train.environment import circumstances
 from mmm.train.interval import Begun
 from mmm.train.optimizer import load_optimizer, optimizer_state
 from mmm.train.processes import on_main
@@ -90,20 +92,29 @@ class Training:
             logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", self.step, error)
             return None
 
-    def restore(self, checkpoints: Path) -> Path | None:
-        """Goes on from the newest whole checkpoint, which every process reads; gives its folder, or none where there is none.
+    def restore(self, checkpoints: Path, allow: Collection[str] = ()) -> list[str]:
+        """Goes on from the newest whole checkpoint, which every process reads; where there is none, from the beginning.
+
+        Args:
+            allow: names of the identity that may differ.
+
+        Returns:
+            A line for each of these that does.
 
         Raises:
             ValueError: all are damaged, or the newest is of a run with other choices.
         """
         path = on_main(self.accelerator, lambda: checkpoint.newest(checkpoints))
         if path is None:
-            return None
+            return []
         tensors, state = checkpoint.read(path)
-        if changes := differences(state["identity"], self.identity):
-            raise ValueError(f"{path} is of a run with other choices, so it is not resumed: {'; '.join(changes)}")
-        if notes := differences(state["written_by"], self._writer()):
-            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
+        changed = changes(state["identity"], self.identity)
+        check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
+        if changed:
+            logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
+        if notes := changes(state["written_by"], circumstances(self.accelerator)):
+            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes.values()))
+        self._refuse_other_shapes(tensors["model"], changed)
         self.bare.load_state_dict({name: tensors["model"][plain(name)] for name in self.bare.state_dict()})
         load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
         if self.ema is not None:
@@ -112,7 +123,7 @@ class Training:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.begun = state["step"], Begun(**state["begun"])
-        return path
+        return list(changed.values())
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         files = {"model": self.bare.state_dict(), "optimizer": optimizer_state(self.optimizer, self._names())[0]}
@@ -127,15 +138,16 @@ class Training:
             "optimizer": optimizer_state(self.optimizer, self._names())[1],
             "scaler": None if scaler is None else scaler.state_dict(),
             "begun": self.begun.plain(),
-            "written_by": self._writer(),
+            "written_by": circumstances(self.accelerator),
         }
-
-    def _writer(self) -> dict[str, Any]:
-        accelerator = self.accelerator
-        return {"torch": torch.__version__, "device": accelerator.device.type, "processes": accelerator.num_processes}
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: plain(name) for name, parameter in self.bare.named_parameters()}
+
+    def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
+        for name, value in self.bare.state_dict().items():
+            if plain(name) not in found or found[plain(name)].shape != value.shape:
+                raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
 
     def _refuse_poison(self) -> None:
         weights = dict(self.bare.named_parameters())
