@@ -37,7 +37,7 @@ class EMA:
         if made is None:
             torch._foreach_lerp_(averages, values, 1 - decay)
         else:  # the weight stays on the device
-            weight = torch.where(made, torch.tensor(1 - decay, dtype=torch.float64), 0.0)
+            weight = made.double() * (1 - decay)
             weights = {dtype: weight.to(dtype) for dtype in {value.dtype for value in averages}}
             torch._foreach_lerp_(averages, values, [weights[value.dtype] for value in averages])
         for name in self.averages.keys() - set(floats):

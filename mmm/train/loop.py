@@ -106,6 +106,8 @@ def fit(
             yield Update(made, metrics, skipped, save, last=stop or made == plan.steps)
             interval.pause(perf_counter() - away)
             if stop or (made == plan.steps and agreement.asked(made, last=True)):
+                for tracker in accelerator.trackers:
+                    tracker.finish()  # what it has not written yet
                 raise Stopped
 
 
