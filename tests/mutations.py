@@ -236,6 +236,7 @@ MUTANTS = [
         "test_train_signals.py -k two_processes",
     ),
     Mutant("mmm/train/config.py", "if name not in allow]", "if not allow]", "test_train_loop.py -k other_choices"),
+    Mutant("mmm/train/signals.py", "self._launcher not in (None,", "self._launcher in (None,", "test_train_signals.py -k launcher"),
     Mutant("mmm/redact.py", "if found := [", "if found := [] and [", "test_security.py -k refused_by_name"),
     Mutant("mmm/train/environment.py", "[redact(word) for word in sys.argv]", "list(sys.argv)", "test_security.py -k no_secret"),
     Mutant("mmm/train/checkpoint.py", "past[:-keep]", "past[: -keep - 1]", "test_train_checkpoint.py -k last"),

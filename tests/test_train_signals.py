@@ -88,7 +88,7 @@ def test_a_signal_in_the_last_step(tmp_path):
     assert train(tmp_path, RARE, resume=True).step == 12
 
 
-def test_a_signal_in_a_data_wait_and_one_before_the_loop_that_is_not_ours(tmp_path):
+def test_each_run_has_its_own_and_what_was_before_comes_back():
     with StopSignals() as signals:
         assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is False
         os.kill(os.getpid(), signal.SIGINT)
@@ -97,6 +97,39 @@ def test_a_signal_in_a_data_wait_and_one_before_the_loop_that_is_not_ours(tmp_pa
         assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is True
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launcher_that_is_gone_is_a_signal(launched, monkeypatch):
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    answers, answer = os.pipe()
+    child = os.fork()
+    if child == 0:  # the launcher: it starts one process, and dies
+        began, begin = os.pipe()
+        if os.fork() == 0:
+            _outlive(answer, begin)
+        os.read(began, 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(answers, 2) == bytes([0, signal.SIGTERM if launched else 0])
+    os.close(answers)
+    os.close(answer)
+
+
+def _outlive(answer, begin):
+    """In the launched process: what is looked up while the launcher lives, and after."""
+    try:
+        with StopSignals() as signals:
+            launcher, first = os.getppid(), signals.look()
+            os.write(begin, b"x")
+            while os.getppid() == launcher:
+                time.sleep(0.001)
+            os.write(answer, bytes([first, signals.look()]))
+    finally:
+        os._exit(0)
 
 
 # --- two processes ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ signal at the same update, whichever of them received it, at most one update lat
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from datetime import timedelta
@@ -44,6 +45,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0  # the number of the first
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if launched else None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -55,6 +58,16 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def look(self) -> int:
+        """The number of the first signal, 0 where none came.
+
+        A launcher that is gone counts as SIGTERM: `accelerate launch` dies of it and does not hand it on to the one process that
+        it started (1.15), which would train on with nobody to stop it. torchrun does.
+        """
+        if not self.received and self._launcher not in (None, os.getppid()):
+            self.received = signal.SIGTERM
+        return self.received
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
@@ -87,7 +100,8 @@ class Agreement:
         return found > 0
 
     def _own(self) -> int:
-        return self.signals.received * RANKS + self.rank if self.signals.received else 0
+        number = self.signals.look()
+        return number * RANKS + self.rank if number else 0
 
     def _send(self) -> None:
         flag = torch.tensor(self._own())
