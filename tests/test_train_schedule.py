@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmm.train.config import TrainConfig, changes, flatten, identity
+from mmm.train.config import TrainConfig, differences, flatten, identity
 from mmm.train.ema import EMA
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import due, learning_rate, make_plan, set_learning_rate, split_batch
@@ -135,4 +135,4 @@ def test_identity_leaves_out_what_may_change_on_resume():
     assert flatten(tree)["data.workers"] == 2
     before = identity(tree, runtime=["data.workers"])
     assert before == {"seed": 0, "train.batch_size": 8, "train.betas": [0.9, 0.95]}
-    assert changes(before, before | {"train.batch_size": 16}) == {"train.batch_size": "train.batch_size was 8, is 16"}
+    assert differences(before, before | {"train.batch_size": 16}) == ["train.batch_size was 8, is 16"]

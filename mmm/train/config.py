@@ -122,6 +122,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
     return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The lines of `changes`."""
+    return list(changes(before, now).values())
+
+
 def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
     """Refuses changes of a run's identity that nobody asked for by name.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.train import checkpoint
-from mmm.train.config import changes, check_allowed
+from mmm.train.config import changes, check_allowed, differences
 from mmm.train.ema import EMA
 from mmm.train.environment import circumstances
 from mmm.train.interval import Begun
@@ -112,8 +112,8 @@ class Training:
         check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
         if changed:
             logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
-        if notes := changes(state["written_by"], circumstances(self.accelerator)):
-            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes.values()))
+        if notes := differences(state["written_by"], circumstances(self.accelerator)):
+            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
         self._refuse_other_shapes(tensors["model"], changed)
         self.bare.load_state_dict({name: tensors["model"][plain(name)] for name in self.bare.state_dict()})
         load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
