@@ -10,7 +10,7 @@ from typing import Any
 
 HIDDEN = "***"
 SECRETS = re.compile(
-    r"\bhf_\w+|(?<=://)[^/@\s]+(?=@)"  # Hugging Face's tokens; the user part of an address
+    r"\bhf_\w+|(?<=://)[^/@\s]+(?=@)|(?<=[a-z][a-z]:/)[^/@\s]+(?=@)"  # Hugging Face's tokens; the user part of an address
     r"|(?<=[?&])(?:[\w-]*token|sig|signature|X-Amz-[\w-]+|[\w-]*key)=[^&\s]+"  # of a signed address
     r"|(?<=Bearer )\S+|\b(?:AKIA|ghp_|github_pat_|glpat-|sk-)[\w-]{12,}",
     re.IGNORECASE,

@@ -233,7 +233,7 @@ def _write_with_error(lines, folder, number):
     return None
 
 
-@pytest.mark.parametrize("room", [0, 100, 600, 1000, 1300, 2000])
+@pytest.mark.parametrize("room", [0, 100, 400, 2000])
 def test_a_file_that_has_no_room(tmp_path, room):
     """The system refuses to write beyond so many bytes of a file, in tensors and JSON alike."""
     write(tmp_path, 1)

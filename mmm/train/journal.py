@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Journal:
             self.waiting.clear()
         except OSError as error:
             logger.warning("a line of %s waits for the next: %s", self.path, error)
-            if self.path.exists():
+            with suppress(OSError):
                 os.truncate(self.path, before)
 
     def cut(self, step: int) -> None:
