@@ -23,6 +23,7 @@ from mmm.flags import (
     swap_parts,
     use_file,
 )
+from mmm.redact import Redacting, redact
 from mmm.registry import REGISTRIES
 from mmm.values import from_dict, load, save, to_dict
 
@@ -112,6 +113,9 @@ def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
 def _show_messages(rank: int) -> None:
     """Shows what the library and the tasks log: all of rank 0, of the others warnings."""
     logging.basicConfig(format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s")
+    for handler in logging.getLogger().handlers:  # a filter of a logger would not see what its children log
+        if not any(isinstance(own, Redacting) for own in handler.filters):
+            handler.addFilter(Redacting())
     for name in ("mmm", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
@@ -132,7 +136,7 @@ def _plain_errors(rank: int, *, running: bool) -> Iterator[None]:
         said = f"{error.filename}: {error.strerror}" if of_a_file else str(error)  # type: ignore[union-attr]
         time.sleep(GRACE if rank else 0)
         if rank == 0 or running:
-            print(f"error{f' on rank {rank}' if rank else ''}: {' '.join(said.split())}", file=sys.stderr, flush=True)
+            print(f"error{f' on rank {rank}' if rank else ''}: {redact(' '.join(said.split()))}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

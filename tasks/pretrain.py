@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 # of the config, what may differ between a stop and its resume: where things are, not what is computed (the data's content is
 # compared by its fingerprint)
 RUNTIME = (
-    *("folder", "resume", "dry_run", "init", "evaluate", "held_out"),
+    *("folder", "resume", "allow", "dry_run", "init", "evaluate", "held_out"),
     *(f"{place}data.{name}" for place in ("", "also.") for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
@@ -80,6 +80,9 @@ class Config:
     """Folder of the run; none: runs/pretrain-N."""
     resume: bool = False
     """Go on from the newest whole checkpoint in the run's folder."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps; data.fingerprint for the
+    data's content. Such a run is no longer the one that its first command describes."""
     init: str | None = None
     """Weights to start from: a run folder, or a file that mmm.load reads."""
     scale_by_predicted: bool = False
@@ -174,7 +177,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
 
     accelerator, main, model = training.accelerator, training.accelerator.is_main_process, bare(training)
     if config.resume:
-        training.restore(folder.checkpoints)
+        folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, identity(to_dict(config)))
     watched = [(feed, feed.watched(config.held_out)) for feed in feeds]
@@ -202,14 +205,16 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         if neighbours is not None and due(update.step, config.neighbours.every, plan.steps):
             line["neighbours_top1"], unread = neighbours.accuracy(model, accelerator.device, plan.micro_batch_size)
             met += unread if main else []  # all processes know of the same
-        if line:
+        folder.note_skipped(update.skipped)
+        if line or update.last:
             bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
             met.clear()
+        if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
             metrics |= line
-        if due(update.step, config.train.save_every, plan.steps):
-            training.save(folder.checkpoints, config.train.keep_last)
+        if update.save:
+            training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
     results = finish(config, training, feeds, folder, bad, metrics)
     accelerator.end_training()  # last: it ends the process group too, through which evaluations share their work
     return results

@@ -179,7 +179,10 @@ MUTANTS = [
     # training
     Mutant("mmm/train/schedule.py", "return peak * progress / warmup", "return peak", "test_train_schedule.py"),
     Mutant(
-        "mmm/train/loop.py", "backward(loss / plan.accumulation)", "backward(loss)", "test_train_loop.py -k accumulation_equals"
+        "mmm/train/loop.py",
+        "backward(carry(loss) / plan.accumulation)",
+        "backward(carry(loss))",
+        "test_train_loop.py -k accumulation_equals",
     ),
     Mutant(
         "mmm/train/loop.py",
@@ -188,8 +191,56 @@ MUTANTS = [
         "test_train_loop.py -k noise",
     ),
     Mutant("mmm/train/checkpoint.py", "if _sha256(path) != digest:", "if False:", "test_train_checkpoint.py -k damage"),
+    # what a run survives
+    Mutant(
+        "mmm/train/checkpoint.py",
+        "shutil.rmtree(aside, ignore_errors=True)  # it takes room",
+        "pass  # it takes room",
+        "test_train_checkpoint.py -k no_room",
+    ),
+    Mutant(
+        "mmm/train/checkpoint.py",
+        "except SafetensorError as error:",
+        "except KeyError as error:",
+        "test_train_checkpoint.py -k no_room",
+    ),
+    Mutant("mmm/train/training.py", "            if needed:\n", "            if True:\n", "test_train_full_disk.py -k goes_on"),
+    Mutant("mmm/train/training.py", "            if needed:\n", "            if False:\n", "test_train_full_disk.py -k needed"),
+    Mutant("mmm/train/journal.py", "os.truncate(self.path, before)", "self.waiting.clear()", "test_train_full_disk.py -k lines"),
+    Mutant(
+        "mmm/train/guard.py",
+        "inner.found_inf = (~finite).float()",
+        "inner.found_inf = finite.new_zeros(()).float()",
+        "test_train_guard.py -k moves",
+    ),
+    Mutant(
+        "mmm/train/guard.py",
+        "loss.detach().isfinite(), 1.0, torch.nan)",
+        "loss.detach().isfinite(), 1.0, 1.0)",
+        "test_train_guard.py -k finite_gradient",
+    ),
+    Mutant("mmm/train/ema.py", "made.double() * (1 - decay)", "torch.tensor(1 - decay).double()", "test_train_guard.py -k moves"),
+    Mutant("mmm/train/interval.py", "self.begun.row > self.max_skipped", "self.begun.row > 99", "test_train_guard.py -k too_many"),
+    Mutant("mmm/train/training.py", 'Begun(**state["begun"])', "Begun()", "test_train_signals.py -k every_step"),
+    Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "test_train_signals.py -k every_step"),
+    Mutant(
+        "mmm/train/signals.py",
+        "self.received = self.received or number",
+        "signal.default_int_handler(number, frame)",
+        "test_train_signals.py -k second_signal",
+    ),
+    Mutant(
+        "mmm/train/signals.py",
+        "found = self._receive() if last else 0",
+        "found = self._own()",
+        "test_train_signals.py -k two_processes",
+    ),
+    Mutant("mmm/train/config.py", "if name not in allow]", "if not allow]", "test_train_loop.py -k other_choices"),
+    Mutant("mmm/train/signals.py", "self._launcher not in (None,", "self._launcher in (None,", "test_train_signals.py -k launcher"),
+    Mutant("mmm/redact.py", "if found := [", "if found := [] and [", "test_security.py -k refused_by_name"),
+    Mutant("mmm/train/environment.py", "[redact(word) for word in sys.argv]", "list(sys.argv)", "test_security.py -k no_secret"),
     Mutant("mmm/train/checkpoint.py", "past[:-keep]", "past[: -keep - 1]", "test_train_checkpoint.py -k last"),
-    Mutant("mmm/train/ema.py", "for n in floats], 1 - decay)", "for n in floats], decay)", "test_train_schedule.py -k ema"),
+    Mutant("mmm/train/ema.py", "(averages, values, 1 - decay)", "(averages, values, decay)", "test_train_schedule.py -k ema"),
     # the house
     Mutant("mmm/checkpoints/files.py", "weights_only=True, mmap", "weights_only=False, mmap", "test_house.py -k stranger"),
     Mutant("mmm/maskers/random.py", "import math\n", "import math\nimport mmm.data\n", "test_house.py -k neither_data"),

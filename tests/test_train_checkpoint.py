@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -179,3 +181,79 @@ def _write_until(lines, folder):
         os._exit(0)
     finally:
         os._exit(1)
+
+
+# --- a disk that is full, or fails ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["fails", "is full"])
+def test_an_error_at_any_line_costs_this_checkpoint_only(tmp_path, monkeypatch, what):
+    """The one before is whole, nothing half written is left, and the next is written as ever."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    write(tmp_path / "start", 1)
+    raised = line = 0
+    while True:
+        folder = tmp_path / str(line)
+        shutil.copytree(tmp_path / "start", folder)
+        error = _write_with_error(line, folder, 5 if what == "fails" else 28)
+        assert checkpoint.newest(folder).name in ("step_00000001", "step_00000002")
+        write(folder, 3, keep=1)
+        assert [path.name for path in folder.iterdir()] == ["step_00000003"]
+        shutil.rmtree(folder)
+        if error is None:
+            break
+        line, raised = line + 1, raised + 1
+    assert raised > 30
+
+
+def _write_with_error(lines, folder, number):
+    """Writes a checkpoint, and raises an OSError after so many lines of checkpoint.py; gives it, or none at the end."""
+    left = lines
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if frame.f_code.co_filename != checkpoint.__file__:
+            return None
+        if event == "line":
+            if left == 0:
+                sys.settrace(None)
+                left = -1
+                raise OSError(number, os.strerror(number))
+            left -= 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        write(folder, 2, keep=1)
+    except OSError as error:
+        return error
+    finally:
+        sys.settrace(before)
+    return None
+
+
+@pytest.mark.parametrize("room", [0, 100, 400, 2000])
+def test_a_file_that_has_no_room(tmp_path, room):
+    """The system refuses to write beyond so many bytes of a file, in tensors and JSON alike."""
+    write(tmp_path, 1)
+    child = os.fork()
+    if child == 0:
+        _write_into(tmp_path, room)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if room == 2000 else 27)  # file too large
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000001", "step_00000002"][: 1 + (room == 2000)]
+    assert checkpoint.damage(tmp_path / "step_00000001") is None
+
+
+def _write_into(folder, room):
+    """In the child: its exit code is the system's error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    code = 1
+    try:
+        write(folder, 2)
+        code = 0
+    except OSError as error:
+        code = error.errno
+    finally:
+        os._exit(code)

@@ -28,7 +28,7 @@ from mmm.train.optimizer import make_optimizer
 from mmm.train.processes import on_main
 from mmm.train.progress import show_progress
 from mmm.train.run import RunFolder
-from mmm.train.schedule import due, make_plan
+from mmm.train.schedule import make_plan
 from mmm.train.training import Training
 
 SAMPLES = 20  # an epoch is no multiple of the batch
@@ -85,7 +85,7 @@ def build(accelerator, config, dropout=0.3, dtype=torch.float32, **other):
     return Training.prepare(accelerator, model, make_optimizer(model, config), identity=choices, ema=config.ema is not None)
 
 
-def train(folder, config=CONFIG, *, until=None, resume=False, data=None, loss=loss_of, between=None, **choices):
+def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=None, loss=loss_of, between=None, **choices):
     """A whole task in small: its own loop around `fit`. `until`: the step after which the process is killed."""
     data = table(choices.get("dtype", torch.float32)) if data is None else data
     accelerator = start(config)
@@ -95,15 +95,16 @@ def train(folder, config=CONFIG, *, until=None, resume=False, data=None, loss=lo
     run = RunFolder(folder, RunLock(folder) if accelerator.is_main_process else None)
     with run:
         if resume:
-            training.restore(run.checkpoints)
+            training.restore(run.checkpoints, allow)
             run.cut_metrics(training.step)
         batches = micro_batches(data, plan, training.step, accelerator.process_index)
         updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=ids)
         for update in show_progress(updates, plan, start=training.step, main=accelerator.is_main_process):
+            run.note_skipped(update.skipped)
             if update.metrics:
                 run.log(update.step, update.metrics)
-            if due(update.step, config.save_every, plan.steps):
-                training.save(run.checkpoints, config.keep_last)
+            if update.save:
+                training.save(run.checkpoints, config.keep_last, needed=update.last)
             if between:
                 between(training)
             if update.step == until:
@@ -205,10 +206,34 @@ def test_what_the_caller_does_between_updates_changes_nothing(tmp_path):
     assert_same(state(train(tmp_path / "a")), state(train(tmp_path / "b", between=evaluate)))
 
 
-def test_a_run_with_other_choices_is_not_resumed(tmp_path):
+def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path, caplog):
     train(tmp_path, until=3)
-    with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.5, is 0\.1$"):
-        train(tmp_path, replace(CONFIG, learning_rate=0.1, log_every=7), resume=True)
+    other = replace(CONFIG, learning_rate=0.1, weight_decay=0.2, log_every=7)
+    said = r"train\.learning_rate was 0\.5, is 0\.1; train\.weight_decay was 0\.05, is 0\.2$"
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path, other, resume=True)
+    with pytest.raises(ValueError, match=r"unless --allow names them: train\.weight_decay was 0\.05, is 0\.2$"):
+        train(tmp_path, other, resume=True, allow=("train.learning_rate",))
+    with pytest.raises(ValueError, match=r"--allow train\.learning is no choice of this run; did you mean 'train\.learning_rate'"):
+        train(tmp_path, other, resume=True, allow=("train.learning",))
+    allow = ("train.learning_rate", "train.weight_decay", "seed")
+    assert train(tmp_path, other, resume=True, allow=allow, seed=1, until=4).step == 4
+    assert "goes on with other choices: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
+
+
+def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
+    """Versions of code and libraries, device, processes, threads: the run goes on, and the user knows."""
+    from mmm.train import environment
+
+    train(tmp_path, until=3)
+    train(tmp_path, resume=True, until=4)
+    assert "set-up" not in caplog.text
+    monkeypatch.setattr(environment, "_commit", lambda folder: "1234567+changes")
+    monkeypatch.setattr(environment, "_version", lambda package: "9.9")
+    torch.set_num_threads(2)
+    train(tmp_path, replace(CONFIG, threads=2), resume=True, until=5)
+    (said,) = [record.message for record in caplog.records if "set-up" in record.message]
+    assert all(word in said for word in ("commit was", "is 1234567+changes", "versions.timm was", "threads was 1, is 2"))
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -240,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, micro):
     with pytest.raises(
         NonFiniteError, match=rf"loss of step {first} is not finite; its samples: {', '.join(map(str, concerned))}\."
     ) as e:
-        train(tmp_path, replace(CONFIG, micro_batch_size=micro, save_every=1000), data=data)
+        train(tmp_path, replace(CONFIG, micro_batch_size=micro, save_every=1000, max_skipped=0), data=data)
     assert (e.value.step, e.value.samples) == (first, concerned)
     assert not (tmp_path / "checkpoints").exists()
 
@@ -264,14 +289,18 @@ def loss_with_bad_gradient(model, batch, step):
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     with pytest.raises(NonFiniteError, match="gradient of step 2"):
-        train(tmp_path, loss=loss_with_bad_gradient)
+        train(tmp_path, replace(CONFIG, max_skipped=0), loss=loss_with_bad_gradient)
 
 
 def test_poisoned_weights_are_never_saved(tmp_path):
-    """Nobody measured the gradient, the losses so far are finite, and a checkpoint is due."""
-    config = replace(CONFIG, clip_norm=None)
+    """Memory fails between two updates, and a checkpoint is due."""
+
+    def poison(training):
+        if training.step == 2:
+            training.bare.layers[0].weight.data[0, 0] = float("nan")
+
     with pytest.raises(ValueError, match=r"after step 3 weights are not finite \(layers\.0\.weight"):
-        train(tmp_path, config, loss=loss_with_bad_gradient)
+        train(tmp_path, between=poison)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -344,7 +373,8 @@ def one_of_two(folder):
     with pytest.raises(OSError, match="No space left"):  # on both, or the other would wait
         on_main(two.accelerator, fill_the_disk)
     try:
-        train(folder / "bad", replace(CONFIG, micro_batch_size=2, log_every=4, save_every=4), loss=bad_on_the_second)
+        config = replace(CONFIG, micro_batch_size=2, log_every=4, save_every=4, max_skipped=0)
+        train(folder / "bad", config, loss=bad_on_the_second)
     except NonFiniteError as error:
         print(f"step {error.step} samples {error.samples}", flush=True)
 
@@ -358,18 +388,18 @@ def bad_on_the_second(model, batch, step):
     return loss / 0 if step == 1 and torch.equal(batch, table()[ids(1)[6:8]]) else loss
 
 
-def fork_two(folder):
-    """Imports once and becomes two; nothing has computed yet, so no thread is lost in the fork."""
+def fork_two(folder, work):
+    """Imports once and becomes two, which both do the work; nothing has computed yet, so no thread is lost in the fork."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     other = os.fork()
     os.environ |= {"RANK": str(int(other == 0)), "LOCAL_RANK": str(int(other == 0))}
-    one_of_two(folder)
+    work(folder)
     if other:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 
 
 if __name__ == "__main__":
-    fork_two(Path(sys.argv[1]))
+    fork_two(Path(sys.argv[1]), one_of_two)

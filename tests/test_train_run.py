@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from mmm.config import load
 from mmm.train.config import TrainConfig
 from mmm.train.devices import start
-from mmm.train.environment import SECRETS
 from mmm.train.lock import RunLock
 from mmm.train.processes import on_main
 from mmm.train.run import RunFolder
@@ -38,11 +39,24 @@ def test_what_a_run_holds(tmp_path, open_run):
             "checkpoints", "config.yaml", "environment.json", "lock", "pictures",
         ]  # fmt: skip
         (environment,) = json.loads((run.path / "environment.json").read_text())
-        assert torch.__version__.startswith(environment["versions"]["torch"])
+        assert torch.__version__.startswith(environment["versions.torch"])
         assert environment["precision"] == "fp32"
     assert not (run.path / "lock").exists()
     with open_run(tmp_path / "a", resume=True):
         assert len(json.loads((run.path / "environment.json").read_text())) == 2
+
+
+def test_a_run_that_goes_on_with_other_choices_says_so(tmp_path, accelerator, open_run):
+    other = replace(CONFIG, learning_rate=0.3)
+    with open_run(tmp_path / "a") as run:
+        before = (run.path / "config.yaml").read_text()
+        run.adopt([], 7, other)
+        assert (run.path / "config.yaml").read_text() == before
+        run.adopt(["train.learning_rate was 0.1, is 0.3"], 7, other)
+    assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+    assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
+    (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert (start["step"], start["changed"]) == (7, ["train.learning_rate was 0.1, is 0.3"])
 
 
 def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_run):
@@ -60,6 +74,17 @@ def test_what_is_there_is_not_written_over(tmp_path, open_run):
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     with pytest.raises(ValueError, match=r"--folder .*/thesis exists and is not a run"):
         open_run(tmp_path / "thesis")
+
+
+def test_a_start_that_was_killed_early_is_made_again(tmp_path, open_run):
+    open_run(tmp_path / "a").close()
+    (tmp_path / "a" / "config.yaml").rename(tmp_path / "a" / "config.yaml.tmp")
+    (tmp_path / "a" / "checkpoints" / "mine").touch()
+    with pytest.raises(ValueError, match="exists and is not a run"):
+        open_run(tmp_path / "a")
+    (tmp_path / "a" / "checkpoints" / "mine").unlink()
+    open_run(tmp_path / "a").close()
+    assert (tmp_path / "a" / "config.yaml").exists()
 
 
 def test_nothing_to_resume(tmp_path, open_run):
@@ -154,7 +179,3 @@ def test_an_error_of_the_main_process_is_raised(accelerator):
 
     with pytest.raises(OSError, match="No space left"):
         on_main(accelerator, full)
-
-
-def test_secrets_are_not_written_down():
-    assert SECRETS.sub("***", "--token hf_abcDEF123 --source https://me:pass@host/x") == "--token *** --source https://***@host/x"

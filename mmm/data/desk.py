@@ -58,7 +58,7 @@ def _alarm(seconds: float) -> None:
 
 
 class Start:
-    """What a worker does first: one thread; an interrupt from the keyboard is the parent's to handle."""
+    """What a worker does first: one thread; signals that ask the run to stop are the parent's to handle."""
 
     def __init__(self, shows: torch.Tensor, lost: dict[int, str]) -> None:
         self.shows, self.lost = shows, lost
@@ -66,7 +66,8 @@ class Start:
     def __call__(self, worker: int) -> None:
         global _desk
         torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}:
+            signal.signal(number, signal.SIG_IGN)
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
         show = self.shows[worker].numpy()

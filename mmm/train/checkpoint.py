@@ -11,15 +11,18 @@ bit in a tensor loads without an error in safetensors and torch alike. No code i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,26 +42,48 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
 
     Returns:
         The checkpoint's folder. One of this step that is whole already stays as it is.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance. The ones before are as they were, and what was
+            written of this one is deleted.
     """
     final = folder / f"step_{step:08d}"
     if final.exists():
         if damage(final) is None:
             return final
         shutil.rmtree(final)  # found damaged, and trained again from the one before
+    for remains in folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or deleted
+        shutil.rmtree(remains, ignore_errors=True)
     aside = folder / f"{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
+    try:
+        _write_aside(aside, step, tensors, state)
+        aside.rename(final)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # it takes room that the next one may need
+        raise
+    _flush(folder)
+    prune(folder, keep, step)
+    return final
+
+
+def _write_aside(aside: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """All files of a checkpoint, in a folder that nobody reads, and durable."""
     aside.mkdir(parents=True)
     for name, values in tensors.items():
-        save_file({key: value.contiguous() for key, value in values.items()}, aside / f"{name}.safetensors", {"format": "pt"})
+        _save_tensors(aside / f"{name}.safetensors", {key: value.contiguous() for key, value in values.items()})
     _write_json(aside / STATE, {"step": step, **state})
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
     _write_json(aside / MANIFEST, {"step": step, "files": files})
     for path in (*aside.iterdir(), aside):
         _flush(path)
-    aside.rename(final)
-    _flush(folder)
-    prune(folder, keep, step)
-    return final
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:  # what the system said is in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def read(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

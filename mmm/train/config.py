@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmm.registry import nearest
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -35,7 +37,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decays."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; none: not clipped, nor measured."""
+    """Largest norm of the whole gradient; none: not clipped."""
+    max_skipped: int = 5
+    """Updates in a row that may be left out because a loss or a gradient is not finite; one more stops the run."""
     ema: float | None = None
     """Decay per update of an exponential moving average of the weights, kept beside them; none: no average."""
     precision: Precision = "auto"
@@ -52,15 +56,19 @@ class TrainConfig:
     """Checkpoints to keep; none: all."""
     evaluate_every: int | None = None
     """Updates between two evaluations while training; none: only at the end."""
+    timeout: float = 600.0
+    """Seconds that a process waits for another that is alive and does not answer, before the run ends."""
     tracker: str | None = None
     """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, mlflow; none: metrics.jsonl only."""
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
-        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm"):
+        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm", "timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
+        if self.max_skipped < 0:
+            raise ValueError(f"train.max_skipped {self.max_skipped} must be 0 or more; 0 stops at the first such number")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"train.warmup {self.warmup} is a part of the run: give 0 or more, and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -75,9 +83,11 @@ RUNTIME = frozenset(
         "compile",
         "threads",
         "log_every",
+        "max_skipped",
         "save_every",
         "keep_last",
         "evaluate_every",
+        "timeout",
         "tracker",
     )
 )
@@ -105,8 +115,31 @@ def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dic
     return {name: value for name, value in flat.items() if name not in RUNTIME and name not in runtime}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each name whose value differs: "train.batch_size was 64, is 128"."""
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The names whose value differs, and a line for each: "train.batch_size was 64, is 128"."""
     absent = "not set"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
-    return [f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names]
+    return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The lines of `changes`."""
+    return list(changes(before, now).values())
+
+
+def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
+    """Refuses changes of a run's identity that nobody asked for by name.
+
+    Args:
+        changed: from `changes`.
+        known: all names of the identity.
+        allow: the names that were asked for; one that did not change does no harm.
+
+    Raises:
+        ValueError: naming each such change; or a name that does not exist.
+    """
+    for name in allow:
+        if name not in known:
+            raise ValueError(f"--allow {name} is no choice of this run{nearest(name, known)}")
+    if refused := [line for name, line in changed.items() if name not in allow]:
+        raise ValueError(f"a run with other choices is not resumed, unless --allow names them: {'; '.join(refused)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def start(config: TrainConfig) -> Accelerator:
     check_tracker(config.tracker)
     # unless told that there is only a CPU, Accelerate 1.15 runs each of torchrun's processes there alone (measured)
     cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    processes = PartialState(cpu=cpu)
+    processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
     check_processes(os.environ, processes.num_processes)
     precision, reason = choose_precision(config.precision, os.environ, processes.device)
     if processes.is_main_process:

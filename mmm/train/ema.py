@@ -25,11 +25,21 @@ class EMA:
         return cls({name: value.detach().clone() for name, value in model.state_dict().items()})
 
     @torch.no_grad()
-    def update(self, model: nn.Module, decay: float) -> None:
-        """Moves each average towards the model's tensor of the same name; integers (counters) are copied."""
+    def update(self, model: nn.Module, decay: float, made: Tensor | None = None) -> None:
+        """Moves each average towards the model's tensor of the same name; integers (counters) are copied.
+
+        Args:
+            made: whether the update was made, a bool () on the device; else the averages of floats stay. none: it was.
+        """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.averages[n] for n in floats], [live[n] for n in floats], 1 - decay)
+        averages, values = [self.averages[n] for n in floats], [live[n] for n in floats]
+        if made is None:
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:  # the weight stays on the device
+            weight = made.double() * (1 - decay)
+            weights = {dtype: weight.to(dtype) for dtype in {value.dtype for value in averages}}
+            torch._foreach_lerp_(averages, values, [weights[value.dtype] for value in averages])
         for name in self.averages.keys() - set(floats):
             self.averages[name].copy_(live[name])
 

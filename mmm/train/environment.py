@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mmm
+from mmm.redact import redact
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors", "tyro")
-SECRETS = re.compile(r"hf_\w+|(?<=://)[^/@\s]+(?=@)")  # access tokens, and the user part of addresses
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -28,16 +28,23 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [SECRETS.sub("***", word) for word in sys.argv],
+        "command": [redact(word) for word in sys.argv],
+        **circumstances(accelerator),
+        "system": platform.platform(),
+        "precision": precision_of(accelerator),
+    }
+
+
+def circumstances(accelerator: Accelerator) -> dict[str, Any]:
+    """What may change between a stop and its resume without a word in the config, and change the bits of what follows."""
+    return {
         "mmm": mmm.__version__,
         "commit": _commit(Path(mmm.__file__).parent),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "system": platform.platform(),
+        **{f"versions.{name}": _version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": precision_of(accelerator),
     }
 
 
@@ -48,6 +55,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # of the source as it was when this process began
 def _commit(folder: Path) -> str | None:
     """The commit of the source that runs, with "+changes" where it was edited; none where it is not under git."""
     try:

@@ -1,10 +1,11 @@
 """The loop through which every task trains.
 
     for update in fit(training, batches, loss_of, config=config.train, plan=plan, seed=seed, name_samples=ids):
-        if due(update.step, config.train.save_every, plan.steps):
-            training.save(run.checkpoints, config.train.keep_last)
+        if update.save:
+            training.save(run.checkpoints, config.train.keep_last, needed=update.last)
 
-Around it stands the task's own `for`, which evaluates, draws pictures and saves; there are no hooks to look for.
+Around it stands the task's own `for`, which evaluates, draws pictures and saves; there are no hooks to look for. A signal to stop
+ends it after the update that it fell into (`signals.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from mmm.keys import Stream, sample_keys, stream
 from mmm.train.config import TrainConfig
-from mmm.train.interval import Interval, NameSamples
+from mmm.train.guard import carry, measure_gradient, step_if
+from mmm.train.interval import Interval, NameSamples, Skipped
 from mmm.train.schedule import Plan, due, learning_rate, set_learning_rate
+from mmm.train.signals import Agreement, Stopped, StopSignals
 from mmm.train.training import Training
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
@@ -36,10 +39,16 @@ class Update:
     Attributes:
         step: updates made so far.
         metrics: at log lines, of the updates since the line before: see `Interval.close`.
+        skipped: updates that were left out, of those looked at since the update before.
+        save: a checkpoint is due.
+        last: none follows, for this is the plan's last or the run was asked to stop.
     """
 
     step: int
     metrics: dict[str, float] | None
+    skipped: tuple[Skipped, ...]
+    save: bool
+    last: bool
 
 
 def fit(
@@ -54,8 +63,9 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    Lines of metrics fall on `log_every` and on `save_every`: what is saved was looked at before, and a resumed run begins its
-    first line where the uninterrupted one does.
+    An update whose loss or gradient is not finite is left out: see `guard.py`. Lines of metrics fall on `log_every` and on
+    `save_every`. What is saved was looked at before; a checkpoint between two lines, after a signal, keeps what the next line holds
+    so far.
 
     Args:
         batches: micro-batches of this process from `training.step` on, `plan.accumulation` for each update.
@@ -66,34 +76,50 @@ def fit(
         An `Update` after each.
 
     Raises:
-        NonFiniteError: on all processes alike, at the next line.
+        NonFiniteError: more than `max_skipped` updates in a row were left out; on all processes alike, at the next line.
+        Stopped: a signal asked for it, and the caller had its turn to save; on all processes alike.
     """
-    model, optimizer, accelerator = training.model, training.optimizer, training.accelerator
-    interval = Interval(accelerator, plan, name_samples)
-    for step in range(training.step, plan.steps):
-        rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
-        set_learning_rate(optimizer, rate)
-        model.train()  # the caller may have evaluated
-        losses = []
-        for part in range(plan.accumulation):
-            seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
-            last = part == plan.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once an update
-                loss = loss_of(model, next(batches), step)
-                accelerator.backward(loss / plan.accumulation)
-            losses.append(loss.detach())
-        norm = None if config.clip_norm is None else accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if training.ema is not None and config.ema is not None:
-            training.ema.update(training.bare, config.ema)
-        training.step = step + 1
-        interval.add(losses, norm)
-        line = due(training.step, config.log_every, plan.steps) or due(training.step, config.save_every, plan.steps)
-        metrics = interval.close(training.step, rate) if line else None
-        away = perf_counter()
-        yield Update(training.step, metrics)
-        interval.pause(perf_counter() - away)
+    model, accelerator = training.model, training.accelerator
+    interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
+    with StopSignals() as signals:
+        agreement = Agreement(accelerator, signals, config.timeout)
+        for step in range(training.step, plan.steps):
+            rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
+            set_learning_rate(training.optimizer, rate)
+            model.train()  # the caller may have evaluated
+            losses = []
+            for part in range(plan.accumulation):
+                seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
+                last = part == plan.accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once an update
+                    loss = loss_of(model, next(batches), step)
+                    accelerator.backward(carry(loss) / plan.accumulation)
+                losses.append(loss.detach())
+            interval.add(losses, _apply(training, config))
+            made = training.step = step + 1
+            stop = made < plan.steps and agreement.asked(made)
+            save = stop or due(made, config.save_every, plan.steps)
+            skipped = interval.look(made) if save or due(made, config.log_every, plan.steps) else ()
+            line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
+            metrics = interval.close(made, rate) if line else None
+            away = perf_counter()
+            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps)
+            interval.pause(perf_counter() - away)
+            if stop or (made == plan.steps and agreement.asked(made, last=True)):
+                for tracker in accelerator.trackers:
+                    tracker.finish()  # what it has not written yet
+                raise Stopped
+
+
+def _apply(training: Training, config: TrainConfig) -> Tensor:
+    """Makes the update that the gradients ask for, where they are finite; gives their norm, ()."""
+    optimizer = training.optimizer
+    norm = measure_gradient(training.accelerator, training.model, config.clip_norm)
+    step_if(norm.isfinite(), optimizer, training.accelerator.scaler)
+    optimizer.zero_grad(set_to_none=True)
+    if training.ema is not None and config.ema is not None:
+        training.ema.update(training.bare, config.ema, norm.isfinite())
+    return norm
 
 
 def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:

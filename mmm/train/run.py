@@ -3,6 +3,7 @@
     config.yaml         enough to repeat it
     environment.json    with what, where and by which commands, one entry a start
     metrics.jsonl       one line a log line or evaluation
+    skipped.jsonl       the updates that were left out, and their samples; only where there were any
     checkpoints/        see `checkpoint.py`
     pictures/
 
@@ -13,15 +14,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mmm.redact import refuse_secrets
+from mmm.train.config import flatten
 from mmm.train.environment import describe_environment
+from mmm.train.interval import Skipped
+from mmm.train.journal import Journal, replace_text
 from mmm.train.lock import RunLock
+from mmm.train.place import choose
 from mmm.train.processes import on_main
+from mmm.values import save, to_dict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: RunLock | None) -> None:
         """Use `open`. `lock`: of the main process, the one that writes; none in the others."""
         self.path, self.lock = path, lock
+        self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
 
     @classmethod
     def open(cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: bool = False) -> RunFolder:
@@ -53,7 +61,8 @@ class RunFolder:
         held: list[RunLock] = []
 
         def make() -> str:
-            folder = _choose(None if path is None else Path(path), name, resume)
+            refuse_secrets(flatten(to_dict(config)))
+            folder = choose(None if path is None else Path(path), name, resume)
             held.append(RunLock(folder))
             _fill(folder, config, accelerator)
             return str(folder)
@@ -75,10 +84,6 @@ class RunFolder:
         """Where tasks draw."""
         return self.path / "pictures"
 
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line, from the main process. A number that is not finite becomes null, for JSON has none such."""
         if self.lock is None:
@@ -86,20 +91,37 @@ class RunFolder:
         line: dict[str, Any] = {"step": step}
         clock = {name: value for name, value in metrics.items() if name in CLOCK}
         line |= {name: value if math.isfinite(value) else None for name, value in metrics.items() if name not in CLOCK}
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line | ({"clock": clock} if clock else {})) + "\n")
+        self._metrics.append(line | ({"clock": clock} if clock else {}))
+
+    def note_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Appends the updates that were left out, from the main process."""
+        for one in skipped if self.lock is not None else ():
+            self._skipped.append(asdict(one))
 
     def cut_metrics(self, step: int) -> None:
         """Drops the lines after a step, before a resume from it writes them again; a line that a kill cut off goes too.
 
         For this to give the lines of an uninterrupted run, a task saves as the last thing it does in a step.
         """
-        if self.lock is None or not self._metrics.exists():
+        if self.lock is not None:
+            self._metrics.cut(step)
+            self._skipped.cut(step - 1)  # an update that was left out is named as counted from 0
+
+    def adopt(self, changed: Sequence[str], step: int, config: Any) -> None:
+        """Writes down that the run goes on with other choices: beside this start, and in config.yaml; the old one stays.
+
+        Args:
+            changed: from `Training.restore`.
+            step: from which on.
+            config: of the task, as it is now.
+        """
+        if self.lock is None or not changed:
             return
-        kept = [line for line in self._metrics.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-        aside = self._metrics.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        os.replace(aside, self._metrics)
+        record, chosen = self.path / "environment.json", self.path / "config.yaml"
+        starts = json.loads(record.read_text())
+        replace_text(record, json.dumps([*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}], indent=2) + "\n")
+        replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
+        _save(config, chosen)
 
     def close(self) -> None:
         """Releases the folder."""
@@ -113,51 +135,18 @@ class RunFolder:
         self.close()
 
 
-def _choose(path: Path | None, name: str, resume: bool) -> Path:
-    """The folder, made where it is new; refuses one that holds something else."""
-    if path is None:
-        if resume:
-            raise ValueError("--resume goes on with a run; name its folder with --folder")
-        return _next_free(name)
-    holds_run = (path / "config.yaml").exists()
-    if resume and not holds_run:
-        raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there")
-    if holds_run and not resume:
-        raise ValueError(f"--folder {path} holds a run already; give another --folder, or --resume to go on with it")
-    # a start that was killed early leaves its lock and nothing else
-    if not holds_run and path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {"lock", ".lock"}):
-        raise ValueError(f"--folder {path} exists and is not a run; give another")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _next_free(name: str) -> Path:
-    number = 1
-    while True:
-        path = Path("runs") / f"{name}-{number}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
-
-
 def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
-    from mmm.config import save
-
     for name in ("checkpoints", "pictures"):
         (folder / name).mkdir(exist_ok=True)
     record = folder / "environment.json"
     starts = json.loads(record.read_text()) if record.exists() else []
-    record.write_text(json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
+    replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
     if not (folder / "config.yaml").exists():
-        save(config, folder / "config.yaml")  # last: what has it is a run
+        _save(config, folder / "config.yaml")  # last: what has it is a run
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; infinity where it cannot be read."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _save(config: Any, path: Path) -> None:
+    """As `mmm.values.save`; a kill leaves no half of it."""
+    aside = path.with_name(f"{path.name}.tmp")
+    save(config, aside)
+    aside.replace(path)

@@ -6,7 +6,8 @@ Nothing is kept per process, and no generator: samples, masks and noise follow f
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mmm.train import checkpoint
-from mmm.train.config import differences
+from mmm.train.config import changes, check_allowed, differences
 from mmm.train.ema import EMA
+from mmm.train.environment import circumstances
+from mmm.train.interval import Begun
 from mmm.train.optimizer import load_optimizer, optimizer_state
 from mmm.train.processes import on_main
 
@@ -37,6 +40,7 @@ class Training:
         identity: what makes the run this run (`config.identity`); a checkpoint of another is refused.
         ema: average of the weights, where the run keeps one.
         step: updates made so far.
+        begun: what the next line of metrics holds so far.
     """
 
     accelerator: Accelerator
@@ -45,6 +49,7 @@ class Training:
     identity: dict[str, Any]
     ema: EMA | None = None
     step: int = 0
+    begun: Begun = field(default_factory=Begun)
 
     @classmethod
     def prepare(
@@ -67,30 +72,49 @@ class Training:
         """The user's module inside what DDP, precision and compilation put around it; its names have no prefix."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def save(self, checkpoints: Path, keep: int | None) -> Path:
+    def save(self, checkpoints: Path, keep: int | None, *, needed: bool = True) -> Path | None:
         """Writes a checkpoint from the main process; all processes return when it is there.
+
+        Args:
+            keep: how many to keep; none: all.
+            needed: nothing is saved after this. Else a full disk costs this checkpoint and not the run: a warning, and none.
 
         Raises:
             ValueError: a weight is not finite. A checkpoint of it would be resumed from, and push out a good one.
-            OSError: the disk is full, on all processes alike.
+            OSError: it is needed and cannot be written, on all processes alike.
         """
         self._refuse_poison()
-        return on_main(self.accelerator, lambda: checkpoint.write(checkpoints, self.step, self._tensors(), self._state(), keep))
+        try:
+            return on_main(self.accelerator, lambda: checkpoint.write(checkpoints, self.step, self._tensors(), self._state(), keep))
+        except OSError as error:
+            if needed:
+                raise
+            logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", self.step, error)
+            return None
 
-    def restore(self, checkpoints: Path) -> Path | None:
-        """Goes on from the newest whole checkpoint, which every process reads; gives its folder, or none where there is none.
+    def restore(self, checkpoints: Path, allow: Collection[str] = ()) -> list[str]:
+        """Goes on from the newest whole checkpoint, which every process reads; where there is none, from the beginning.
+
+        Args:
+            allow: names of the identity that may differ.
+
+        Returns:
+            A line for each of these that does.
 
         Raises:
             ValueError: all are damaged, or the newest is of a run with other choices.
         """
         path = on_main(self.accelerator, lambda: checkpoint.newest(checkpoints))
         if path is None:
-            return None
+            return []
         tensors, state = checkpoint.read(path)
-        if changes := differences(state["identity"], self.identity):
-            raise ValueError(f"{path} is of a run with other choices, so it is not resumed: {'; '.join(changes)}")
-        if notes := differences(state["written_by"], self._writer()):
+        changed = changes(state["identity"], self.identity)
+        check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
+        if changed:
+            logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
+        if notes := differences(state["written_by"], circumstances(self.accelerator)):
             logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
+        self._refuse_other_shapes(tensors["model"], changed)
         self.bare.load_state_dict({name: tensors["model"][plain(name)] for name in self.bare.state_dict()})
         load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
         if self.ema is not None:
@@ -98,8 +122,8 @@ class Training:
                 average.copy_(tensors["ema"][plain(name)])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        return path
+        self.step, self.begun = state["step"], Begun(**state["begun"])
+        return list(changed.values())
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         files = {"model": self.bare.state_dict(), "optimizer": optimizer_state(self.optimizer, self._names())[0]}
@@ -113,15 +137,17 @@ class Training:
             "identity": self.identity,
             "optimizer": optimizer_state(self.optimizer, self._names())[1],
             "scaler": None if scaler is None else scaler.state_dict(),
-            "written_by": self._writer(),
+            "begun": self.begun.plain(),
+            "written_by": circumstances(self.accelerator),
         }
-
-    def _writer(self) -> dict[str, Any]:
-        accelerator = self.accelerator
-        return {"torch": torch.__version__, "device": accelerator.device.type, "processes": accelerator.num_processes}
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: plain(name) for name, parameter in self.bare.named_parameters()}
+
+    def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
+        for name, value in self.bare.state_dict().items():
+            if plain(name) not in found or found[plain(name)].shape != value.shape:
+                raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
 
     def _refuse_poison(self) -> None:
         weights = dict(self.bare.named_parameters())
