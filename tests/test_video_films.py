@@ -95,18 +95,19 @@ def test_a_frame_says_nothing_of_the_class() -> None:
 
 
 def test_no_pixel_of_a_photograph_is_in_two_splits() -> None:
-    for file in PHOTOGRAPHS:
-        grey = np.asarray(photograph(file).convert("L"), dtype=float)
-        ends = [0]
-        for split, (start, end) in films.STRIPS.items():
+    ends: dict[str, int] = {}  # of what the splits before show of a photograph
+    for split, (photographs, start, end) in films.PARTS.items():
+        for file in photographs:
+            grey = np.asarray(photograph(file).convert("L"), dtype=float)
             left, right = round(start * grey.shape[1]), round(end * grey.shape[1])
-            assert left >= ends[-1]
-            ends.append(right)
+            assert left >= ends.get(file, 0)
+            ends[file] = right
             plane = films._plane(file, split)
             assert plane.shape == (2 * len(grey), 2 * (right - left))
             np.testing.assert_array_equal(plane[: len(grey), : right - left], grey[:, left:right])
             np.testing.assert_array_equal(plane, plane[::-1])
             np.testing.assert_array_equal(plane, plane[:, ::-1])
+    assert len(ends) == len(PHOTOGRAPHS) + len(films.UNSEEN)
 
 
 def test_files_hold_the_films(cache: Path) -> None:

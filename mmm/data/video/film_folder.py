@@ -16,7 +16,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mmm.data.builtin import PHOTOGRAPHS
 from mmm.data.scan import EachOnce, each_once
 from mmm.data.source import digest
 from mmm.data.video import films
@@ -54,7 +53,7 @@ def user_cache() -> Path:
 
 def _hash(counts: Mapping[str, int]) -> str:
     looks = (films.SIDE, films.FRAMES, films.RATE, films.SPEED, films.BRIGHTNESS, films.CONTRAST, films.FLOOR)
-    return digest([VERSION, dict(counts), PHOTOGRAPHS, films.STRIPS, films.DIRECTIONS, looks, films.ENCODING])
+    return digest([VERSION, dict(counts), films.PARTS, films.DIRECTIONS, looks, films.ENCODING])
 
 
 def _whole(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Real video files that are made on the spot: a window that glides over photographs, in one of eight directions, its class.
 
-The photographs come with scikit-image; nothing is downloaded. The left half of each is for training, a strip of its middle for
-validation, its right part for test, with gaps, so that no texture is in two of them.
+The photographs come with scikit-image; nothing is downloaded. The left half of each is for training and a strip of its right for
+validation, with a gap; the test films are of photographs that no other part shows, so that no texture is in two of them.
 
 A single frame says nothing of the class, by construction: a part of a photograph is continued by its mirror images to a plane
 without end, and a film starts at a place that is drawn evenly over one period of it. So each frame of each class shows an evenly
@@ -25,8 +25,9 @@ from mmm.data.decode import Pixels
 from mmm.data.video.encode import EncodeConfig, write_video
 from mmm.keys import Stream, sample_keys, stream, uniform
 
-# share of a photograph's width where a split starts and ends
-STRIPS = {"train": (0.0, 0.5), "validation": (0.53, 0.72), "test": (0.75, 1.0)}
+UNSEEN = ("astronaut.png", "camera.png", "cell.png", "retina.jpg", "rocket.jpg")
+# of a split: the photographs, and the share of their width where it starts and ends
+PARTS = {"train": (PHOTOGRAPHS, 0.0, 0.5), "validation": (PHOTOGRAPHS, 0.53, 0.72), "test": (UNSEEN, 0.0, 1.0)}
 DIAGONAL = 0.5**0.5
 # where what is seen moves to, as (down, right)
 DIRECTIONS = {
@@ -55,10 +56,11 @@ def write_film(path: Path, split: str, index: int) -> None:
 
 def film(split: str, index: int) -> Pixels:
     """The pictures of one film, a pure function of its place in its split; the class is the place modulo eight. uint8 (T, h, w)."""
-    key = stream(sample_keys(0, list(STRIPS).index(split), index), Stream.AUGMENT)
+    key = stream(sample_keys(0, list(PARTS).index(split), index), Stream.AUGMENT)
     which, top, left, fast = uniform(key, 4)[0].double().tolist()
     down, right = list(DIRECTIONS.values())[index % len(DIRECTIONS)]
-    plane = _plane(PHOTOGRAPHS[int(which * len(PHOTOGRAPHS))], split)  # (2 H, 2 W)
+    photographs = PARTS[split][0]
+    plane = _plane(photographs[int(which * len(photographs))], split)  # (2 H, 2 W)
     # the window goes against what is seen
     moved = np.arange(FRAMES) * (SPEED[0] + fast * (SPEED[1] - SPEED[0]))
     rows = (top * plane.shape[0] - down * moved)[:, None] + np.arange(SIDE)  # (T, h)
@@ -87,7 +89,7 @@ def _look(plane: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArra
 @cache
 def _plane(file: str, split: str) -> NDArray[np.float64]:
     """One period of the plane that a split's part of a photograph is continued to, (H, W) -> (2 H, 2 W)."""
-    start, end = STRIPS[split]
+    _, start, end = PARTS[split]
     grey = np.asarray(photograph(file).convert("L"), dtype=np.float64)
     part = grey[:, round(start * grey.shape[1]) : round(end * grey.shape[1])]
     half = np.concatenate([part, part[:, ::-1]], axis=1)
