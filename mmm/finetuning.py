@@ -21,6 +21,7 @@ from mmm.registry import PartConfig
 from mmm.tokenizers import Patches, tokenizers
 from mmm.train.config import TrainConfig
 from mmm.train.loop import LossOf
+from mmm.train.place import Resume
 from mmm.train.soft_targets import SoftConfig, SoftTargets, soft_cross_entropy
 from mmm.transfer import adapt_encoder, train_positions
 
@@ -56,8 +57,11 @@ class FineTuneConfig:
     """Of everything that is drawn: new weights, order, crops, augmentations, which samples are held back."""
     folder: str | None = None
     """Folder of the run; none: runs/finetune-N."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in the run's folder."""
+    resume: Resume = False
+    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
+    same command does both."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
     dry_run: bool = False
     """Print what the run would take, and end."""
 

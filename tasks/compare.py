@@ -79,8 +79,6 @@ def make_runs(config: Config, folder: Path) -> list[Path]:
     """
     made = []
     for path, command in commands(config, folder):
-        if (path / "config.yaml").exists():
-            command = [*command, "--resume"]
         logger.info("%s", shlex.join(command))
         code = subprocess.run(command, check=False).returncode
         if code:
@@ -99,7 +97,8 @@ def commands(config: Config, folder: Path) -> list[tuple[Path, list[str]]]:
     for seed in config.seeds:
         for swap in ("", *config.swap):
             path = folder / (re.sub(r"[^\w.=+-]+", "_", swap) or "as-it-is") / f"seed-{seed}"
-            found.append((path, [*start, *flags([swap] if swap else []), "--seed", str(seed), "--folder", str(path)]))
+            run = ["--seed", str(seed), "--folder", str(path), "--resume", "auto"]
+            found.append((path, [*start, *flags([swap] if swap else []), *run]))
     return found
 
 

@@ -40,7 +40,7 @@ POSITIONAL = "model"
 RESULT = "result.json"
 # of the config, what may differ between a stop and its resume; the data's content is compared by its fingerprint
 RUNTIME = (
-    *("folder", "resume", "dry_run", "model", "test_split"),
+    *("folder", "resume", "allow", "dry_run", "model", "test_split"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline", "eval_clips", "eval_crops")),
 )
 
@@ -81,7 +81,7 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
     config, lessons, plan, training = tuning.config, tuning.lessons, tuning.plan, tuning.training
     accelerator, main = training.accelerator, training.accelerator.is_main_process
     if config.resume:
-        training.restore(folder.checkpoints)
+        folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, training.identity)
     best = None if lessons.choice is None else Best(folder, training, "held_back_top1")
@@ -101,12 +101,14 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             line |= watch(tuning, best, met)
-        if line:
+        folder.note_skipped(update.skipped)
+        if line or update.last:
             note(tuning, bad, met)
+        if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
-        if due(update.step, config.train.save_every, plan.steps):
-            training.save(folder.checkpoints, config.train.keep_last)
+        if update.save:
+            training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
     result = finish(tuning, folder, best, bad)
     accelerator.end_training()  # last: it takes the processes apart
     return result

@@ -38,6 +38,7 @@ from mmm.train.devices import precision_of, start
 from mmm.train.dry_run import dry_run
 from mmm.train.loop import LossOf, fit
 from mmm.train.optimizer import make_optimizer
+from mmm.train.place import Resume
 from mmm.train.progress import show_progress
 from mmm.train.run import RunFolder
 from mmm.train.schedule import Plan, due, make_plan
@@ -78,8 +79,9 @@ class Config:
     """Of everything that is drawn: weights, order, crops, masks."""
     folder: str | None = None
     """Folder of the run; none: runs/pretrain-N."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in the run's folder."""
+    resume: Resume = False
+    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
+    same command does both."""
     allow: tuple[str, ...] = ()
     """Choices that may differ from those of the run that is resumed, by name, for instance train.steps; data.fingerprint for the
     data's content. Such a run is no longer the one that its first command describes."""

@@ -91,8 +91,16 @@ def test_nothing_to_resume(tmp_path, open_run):
     with pytest.raises(ValueError, match=r"--resume: .*/typo holds no run"):
         open_run(tmp_path / "typo", resume=True)
     assert not (tmp_path / "typo").exists()
-    with pytest.raises(ValueError, match="name its folder with --folder"):
+    with pytest.raises(ValueError, match="name it with --folder"):
         open_run(None, resume=True)
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path, open_run):
+    for _ in range(2):
+        open_run(tmp_path / "a", resume="auto").close()
+    assert len(json.loads((tmp_path / "a" / "environment.json").read_text())) == 2
+    with pytest.raises(ValueError, match="name it with --folder"):
+        open_run(None, resume="auto")
 
 
 def test_a_folder_in_use_is_refused(tmp_path, open_run):

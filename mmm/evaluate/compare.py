@@ -13,7 +13,7 @@ from mmm.evaluate.curve import draw_runs
 from mmm.evaluate.record import Record
 
 # these say where and how often, not what
-NOT_A_CHOICE = {"folder", "resume", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
+NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
 NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_last", "evaluate_every")}
 # names whose difference makes two losses answers to two questions, but for how hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")

@@ -20,6 +20,7 @@ from mmm.pools import MeanPool
 from mmm.registry import PartConfig
 from mmm.train.config import TrainConfig
 from mmm.train.devices import precision_of
+from mmm.train.place import Resume
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,8 +56,11 @@ class ProbeConfig:
     """Of everything that is drawn: weights of the heads, order, crops, which samples are held back."""
     folder: str | None = None
     """Folder of the run; none: runs/TASK-N."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in the run's folder."""
+    resume: Resume = False
+    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
+    same command does both."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:

@@ -25,7 +25,7 @@ from mmm.train.training import Training
 
 # of the config, what may differ between a stop and its resume; data and weights are compared by their fingerprints
 RUNTIME = (
-    *("folder", "resume", "model", "test_split", "methods", "exact.penalties", "exact.iterations", "exact.tolerance"),
+    *("folder", "resume", "allow", "model", "test_split", "methods", "exact.penalties", "exact.iterations", "exact.tolerance"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),
 )
 
@@ -108,7 +108,7 @@ class Probing:
         config, training, plan = self.config, self.training, self.plan
         main, met = training.accelerator.is_main_process, list[Problem]()
         if config.resume:
-            training.restore(folder.checkpoints)
+            folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
             folder.cut_metrics(training.step)
         start_tracker(training.accelerator, config.train.tracker, folder.path, training.identity)
         total = sum(len(part) for part in (self.exam.train, self.exam.choice, self.exam.test) if part is not None)
@@ -126,12 +126,14 @@ class Probing:
             line = dict(update.metrics or {})
             if self.exam.choice is not None and due(update.step, config.train.evaluate_every, plan.steps):
                 line["held_back_top1"] = max(self.score(self.exam.choice, met).top1())
-            if line:
+            folder.note_skipped(update.skipped)
+            if line or update.last:
                 self.note(bad, met)
+            if line:
                 folder.log(update.step, line)
                 training.accelerator.log(line, step=update.step)
-            if due(update.step, config.train.save_every, plan.steps):
-                training.save(folder.checkpoints, config.train.keep_last)
+            if update.save:
+                training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
         result = self.choose(bad, met)
         training.accelerator.end_training()  # last: it takes the processes apart
         return result

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+Resume = bool | Literal["auto"]  # auto: where the folder holds a run
 
 # what a start makes before its config.yaml, with which a folder is a run
 EARLY = frozenset({"lock", ".lock", "environment.json", "environment.json.tmp", "config.yaml.tmp", "checkpoints", "pictures"})
 
 
-def choose(path: Path | None, name: str, resume: bool) -> Path:
+def choose(path: Path | None, name: str, resume: Resume) -> Path:
     """The folder, made where it is new; refuses one that holds something else."""
     if path is None:
         if resume:
-            raise ValueError("--resume goes on with a run; name its folder with --folder")
+            raise ValueError("--resume goes on with the run of a folder; name it with --folder")
         return _next_free(name)
     holds_run = (path / "config.yaml").exists()
-    if resume and not holds_run:
-        raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there")
+    if resume is True and not holds_run:
+        raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there, or give --resume auto")
     if holds_run and not resume:
         raise ValueError(f"--folder {path} holds a run already; give another --folder, or --resume to go on with it")
     if not holds_run and path.exists() and not _killed_early(path):

@@ -26,7 +26,7 @@ from mmm.train.environment import describe_environment
 from mmm.train.interval import Skipped
 from mmm.train.journal import Journal, replace_text
 from mmm.train.lock import RunLock
-from mmm.train.place import choose
+from mmm.train.place import Resume, choose
 from mmm.train.processes import on_main
 from mmm.values import save, to_dict
 
@@ -46,14 +46,16 @@ class RunFolder:
         self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
 
     @classmethod
-    def open(cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: bool = False) -> RunFolder:
+    def open(
+        cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: Resume = False
+    ) -> RunFolder:
         """Makes a folder for a new run, or opens that of a run to go on with.
 
         Args:
             path: of the folder; none: runs/NAME-N with the next free N.
             name: of the task.
             config: of the task, saved as config.yaml where there is none yet.
-            resume: go on with the run that the folder holds.
+            resume: go on with the run that the folder holds; auto: start one where it holds none.
 
         Raises:
             ValueError: the folder is in use, or holds what must not be written over, or has nothing to resume.
