@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from einops import rearrange
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmm.blocks import initialise
+from mmm.blocks import MLP, SelfAttention, initialise
 from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
 from mmm.interfaces import Features, Shape
+from mmm.kernels import LayerNorm, Linear, attend
 from mmm.mask import Mask
 from mmm.tokens import Grid, position_table, positions, repeat_rows, take
 
@@ -32,15 +29,14 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, source: int, heads: int) -> None:
         super().__init__()
         self.num_heads = heads  # timm's name, by which weights to start from are checked
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(source, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(source, 2 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(B, Q, d), (B, M, D) -> (B, Q, d)."""
-        q = rearrange(self.q(x), "b q (h c) -> b h q c", h=self.num_heads)
-        k, v = rearrange(self.kv(source), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)"))
+        k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, 2d) -> (B, M, d) each
+        return self.proj(attend(self.q(x), k, v, self.num_heads))
 
 
 class CrossBlock(nn.Module):
@@ -48,13 +44,13 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, source: int, heads: int, *, mlp_ratio: float, epsilon: float, self_attention: bool) -> None:
         super().__init__()
-        norm = partial(nn.LayerNorm, eps=epsilon)
+        norm = partial(LayerNorm, eps=epsilon)
         self.norm0 = norm(width) if self_attention else None
-        self.self_attn = Attention(width, heads, qkv_bias=True) if self_attention else None
+        self.self_attn = SelfAttention(width, heads) if self_attention else None
         self.norm1 = norm(width)
         self.cross_attn = CrossAttention(width, source, heads)
         self.norm2 = norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(B, Q, d), (B, M, D) -> (B, Q, d)."""
@@ -96,8 +92,8 @@ class CrossAttentionDecoder(Decoder):
             )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.head = nn.Linear(config.width, outputs)
+        self.norm = LayerNorm(config.width, eps=config.norm_epsilon)
+        self.head = Linear(config.width, outputs)
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmm.decoders.base import DecoderConfig
 from mmm.interfaces import Features, Reads, Shape
+from mmm.kernels import LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class LinearFusion(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.mix = nn.Linear(len(blocks), mixtures, bias=False)  # holds (d, k), and is initialised as the other matrices are
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon) for _ in range(mixtures))
+        self.norms = nn.ModuleList(LayerNorm(width, eps=epsilon) for _ in range(mixtures))
 
     def forward(self, features: Features) -> list[Tensor]:
         """d mixtures, (mB, M, D) each."""

@@ -16,6 +16,7 @@ from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
 from mmm.interfaces import Features, Shape
+from mmm.kernels import LayerNorm, Linear
 from mmm.mask import Mask
 from mmm.tokens import Grid, position_table, positions, repeat_rows, take
 
@@ -49,7 +50,7 @@ class SelfAttentionDecoder(Decoder):
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.fusion = make_fusion(config, encoder, 1, config.norm_epsilon)
-        self.embed = nn.Linear(encoder.width, config.width, bias=config.embed_bias)
+        self.embed = Linear(encoder.width, config.width, bias=config.embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
         self.blocks = make_blocks(
@@ -60,8 +61,8 @@ class SelfAttentionDecoder(Decoder):
             epsilon=config.norm_epsilon,
             qkv_bias=config.qkv_bias,
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
-        self.head = nn.Linear(config.width, outputs)
+        self.norm = LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
+        self.head = Linear(config.width, outputs)
         self.apply(initialise)
         if config.embed_init == "torch":
             self.embed.reset_parameters()

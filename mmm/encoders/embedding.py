@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mmm.kernels import linear
 
 
 class Embedding(nn.Module):
@@ -25,4 +26,4 @@ class Embedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, M, P) -> (B, M, D)."""
         weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, C, s...) -> (D, s... C), the order of `split`
-        return F.linear(patches, weight, self.proj.bias)
+        return linear(patches, weight, self.proj.bias)

@@ -1,4 +1,4 @@
-"""The vision transformer (Dosovitskiy et al., ICLR 2021) as MAE uses it, on timm's blocks and under timm's names.
+"""The vision transformer (Dosovitskiy et al., ICLR 2021) as MAE uses it, under timm's names.
 
 Shapes: B samples (mB rows where a mask has several a sample), N tokens, P values a token, V visible, H blank, M = V + H,
 R prefix tokens (1 with a class token, else 0), D width.
@@ -18,6 +18,7 @@ from mmm.checks import check_positive, check_width
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.embedding import Embedding
 from mmm.interfaces import Features, Reads, Shape
+from mmm.kernels import LayerNorm
 from mmm.mask import Mask
 from mmm.tokens import Grid, Positions, position_table, positions, repeat_rows, take
 
@@ -114,7 +115,7 @@ class VisionTransformer(Encoder):
             drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
         )
-        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
+        self.norm = LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
         self.apply(initialise)
         if config.embed_init == "torch":
             self.patch_embed.proj.reset_parameters()

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from mmm.blocks import SelfAttention
 from mmm.decoders.cross_attention import CrossAttention
 from mmm.interfaces import Features
 from mmm.mask import Mask
@@ -42,7 +42,7 @@ def watching(decoder: nn.Module, see: See) -> Iterator[None]:
     Raises:
         ValueError: where the decoder has no attention of a kind that is known here.
     """
-    layers = {name: part for name, part in decoder.named_modules() if isinstance(part, (Attention, CrossAttention))}
+    layers = {name: part for name, part in decoder.named_modules() if isinstance(part, (SelfAttention, CrossAttention))}
     if not layers:
         raise ValueError(f"a decoder of type {type(decoder).__name__} has no attention to look at; give a model whose decoder has")
     handles = [part.register_forward_pre_hook(partial(_pass_on, see, name)) for name, part in layers.items()]
@@ -64,9 +64,8 @@ def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int
         q = rearrange(layer.q(x), "b q (h c) -> b h q c", h=layer.num_heads)
         k = rearrange(layer.kv(source), "b m (two h c) -> two b h m c", two=2, h=layer.num_heads)[0]
     else:
-        assert isinstance(layer, Attention)
+        assert isinstance(layer, SelfAttention)
         q, k, _ = rearrange(layer.qkv(inputs[0]), "b n (three h c) -> three b h n c", three=3, h=layer.num_heads)
-        q, k = layer.q_norm(q), layer.k_norm(k)
     q, k = q[:, :, -queries:].float(), k.float()
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
 

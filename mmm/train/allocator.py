@@ -1,0 +1,27 @@
+"""The memory that a step frees is kept for the next one, instead of being given back to the system and asked for again."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+
+logger = logging.getLogger(__name__)
+
+# of glibc's malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+
+
+def keep_memory() -> bool:
+    """Tells glibc's allocator to keep what is freed, and whether it did.
+
+    By default it hands every large tensor's pages back when the tensor is freed, and the system clears new ones for the next: of a
+    ViT-B step on a CPU 170,000 page faults, a tenth of the time (measured, docs/performance.md). The process holds no more at its
+    peak; between steps it holds what the peak was. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    done = bool(libc.mallopt(MMAP_MAX, 0)) and bool(libc.mallopt(TRIM_THRESHOLD, -1))
+    logger.debug("freed memory is kept: %s", done)
+    return done
