@@ -94,8 +94,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "date": date.today().isoformat(),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_paths(sys.argv[1:])]),
+        "command": " ".join(["python", _script(), *_without_paths(sys.argv[1:])]),
     }
+
+
+def _script() -> str:
+    """How this was started: `benchmarks/x.py`, or `-m benchmarks.x`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"benchmarks/{Path(sys.argv[0]).name}" if spec is None else f"-m {spec.name}"
 
 
 def _without_paths(words: list[str]) -> list[str]:

@@ -1,15 +1,18 @@
-"""The published ways of doing what `mmm` does otherwise, restated from facts for comparison, on the same blocks and weights.
+"""The published ways of doing what `mmm` does otherwise, restated from facts for comparison, on the same weights.
 
 MAE (models_mae.py) embeds every patch by a strided convolution and gathers after, and puts mask tokens back in the raster order
-before it decodes all tokens; its loss is computed on all of them. CrossMAE (models_cross.py) stacks the encoder's maps along a new
-innermost axis and multiplies there.
+before it decodes all tokens; its loss is computed on all of them. Its blocks are timm's, its kernels those that torch chooses.
+CrossMAE (models_cross.py) stacks the encoder's maps along a new innermost axis and multiplies there.
 
 Shapes: B samples, N tokens, V visible, D and d widths of encoder and decoder, k maps, p side of a patch.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +28,7 @@ class PublishedMAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.visible = model.encoder, model.decoder, visible
         assert model.decoder is not None
+        self.encoder_blocks, self.decoder_blocks = plain_blocks(model.encoder.blocks), plain_blocks(model.decoder.blocks)
         self.patch = model.tokenizer.size[0]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -38,9 +42,9 @@ class PublishedMAE(nn.Module):
         kept = tokens.gather(1, order[:, : self.visible, None].expand(-1, -1, width))
         first = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
         kept = torch.cat([first.expand(many, -1, -1), kept], dim=1)  # (B, 1 + V, D)
-        for block in self.encoder.blocks:
+        for block in self.encoder_blocks:
             kept = block(kept)
-        predicted = self.decode(self.encoder.norm(kept), back)
+        predicted = self.decode(normed(kept, self.encoder.norm), back)
         hidden = torch.ones(many, number, device=x.device)
         hidden[:, : self.visible] = 0
         hidden = hidden.gather(1, back)
@@ -49,14 +53,14 @@ class PublishedMAE(nn.Module):
     def decode(self, kept: Tensor, back: Tensor) -> Tensor:
         """(B, 1 + V, D) -> predictions of every token, (B, N, p p C)."""
         decoder = self.decoder
-        kept = decoder.embed(kept)
+        kept = F.linear(kept, decoder.embed.weight, decoder.embed.bias)
         many, number, width = len(kept), back.shape[1], kept.shape[2]
         absent = decoder.mask_token.expand(many, number - self.visible, -1).to(kept.dtype)
         whole = torch.cat([kept[:, 1:], absent], dim=1).gather(1, back[..., None].expand(-1, -1, width))
         whole = torch.cat([kept[:, :1], whole], dim=1) + decoder.pos_embed  # (B, 1 + N, d)
-        for block in decoder.blocks:
+        for block in self.decoder_blocks:
             whole = block(whole)
-        return decoder.head(decoder.norm(whole))[:, 1:]
+        return F.linear(normed(whole, decoder.norm), decoder.head.weight, decoder.head.bias)[:, 1:]
 
     def loss(self, x: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
         """The mean squared error of standardised patches, of all tokens, counted where they are hidden."""
@@ -67,6 +71,23 @@ class PublishedMAE(nn.Module):
         wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5
         each = ((predicted - wanted) ** 2).mean(-1)  # (B, N)
         return (each * hidden).sum() / hidden.sum()
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """By torch's own kernel, (..., D) -> (..., D)."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def plain_blocks(ours: nn.ModuleList) -> nn.ModuleList:
+    """timm's blocks on the weights of ours."""
+    found = nn.ModuleList()
+    for block in ours:
+        heads, width = block.attn.num_heads, block.attn.proj.in_features
+        ratio = block.mlp.fc1.out_features / width
+        theirs = Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=block.norm1.eps))
+        theirs.load_state_dict(block.state_dict(keep_vars=True), assign=True)
+        found.append(theirs)
+    return found
 
 
 class StackedFusion(nn.Module):
