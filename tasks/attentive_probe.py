@@ -20,6 +20,7 @@ from mmm.pools import AttentivePool
 from mmm.registry import PartConfig
 from mmm.train.config import TrainConfig
 from mmm.train.devices import precision_of, start
+from mmm.train.ranks import Ranks
 from mmm.train.run import RunFolder
 
 POSITIONAL = "model"
@@ -44,7 +45,8 @@ def run(config: Config) -> dict[str, Any]:
     exam = open_exam(config, accelerator)
     weights = weights_fingerprint(exam.model.encoder)
     probing = Probing.prepare(config, exam, weights=weights)
-    with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
+    opened = RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume)
+    with opened as folder, Ranks(probing.training, config.train.timeout):
         protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
         scores = probing.run(folder) | {"protocol": protocol.plain()}
         result = conclude(folder, TASK, exam, {"trained": scores})

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from safetensors.torch import save_file
 
 from mmm.checkpoints.export import to_timm, write_transformers
@@ -24,6 +23,7 @@ from mmm.checkpoints.timm_arguments import timm_call
 from mmm.evaluate.record import Record
 from mmm.evaluate.subject import parts_of
 from mmm.model import MaskedModel
+from mmm.reading import read_yaml
 from mmm.train.checkpoint import newest
 
 POSITIONAL = "model"
@@ -82,7 +82,7 @@ def origin_of(path: Path) -> Origin:
     run = run_of(path)
     if run is None:
         return Origin(path.name)
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    config = read_yaml((run / CONFIG).read_text(encoding="utf-8"))
     return Origin(run.resolve().name, config, _step(path, run), Record.read(run).evaluations)
 
 
@@ -95,7 +95,7 @@ def _step(path: Path, run: Path) -> int | None:
 def _data(path: Path, model: MaskedModel) -> dict[str, Any]:
     """The data's choices."""
     run = run_of(path)
-    return data_of(model) if run is None else yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
+    return data_of(model) if run is None else read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
 
 
 def _usage(model: MaskedModel) -> list[str]:

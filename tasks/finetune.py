@@ -23,9 +23,13 @@ from mmm.train.best import Best
 from mmm.train.config import identity
 from mmm.train.devices import precision_of, start
 from mmm.train.dry_run import dry_run
+from mmm.train.fitting import Trial
 from mmm.train.loop import fit
+from mmm.train.memory import checkpoint_blocks, naming_the_cure
+from mmm.train.micro_batch import settle
 from mmm.train.optimizer import make_optimizer
 from mmm.train.progress import show_progress
+from mmm.train.ranks import Ranks
 from mmm.train.run import RunFolder
 from mmm.train.schedule import due, make_plan
 from mmm.train.soft_targets import SoftConfig, check_mixing
@@ -60,6 +64,8 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
     model = build_classifier(config, pretrained, lessons.classes)
+    if config.train.checkpoint_blocks:
+        checkpoint_blocks(model)
     weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
     config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
     training = Training.prepare(
@@ -72,8 +78,13 @@ def run(config: Config) -> dict[str, Any]:
     tuning = FineTuning(config, lessons, plan, training, weights)
     if config.dry_run:
         return describe(tuning)
-    with RunFolder.open(config.folder, "finetune", config, accelerator=accelerator, resume=config.resume) as folder:
-        return train(tuning, folder)
+    opened = RunFolder.open(config.folder, "finetune", config, accelerator=accelerator, resume=config.resume)
+    with opened as folder, Ranks(training, config.train.timeout):
+        unit = math.lcm(2, config.data.repeats)  # what is mixed, is mixed within a micro-batch, in pairs
+        trials = [Trial(tuning.some, soft_loss(config, config.soft, lessons.classes, accelerator.device))]
+        plan = settle(training, plan, trials, asked=config.train.micro_batch_size, unit=unit, folder=folder.path)
+        with naming_the_cure(plan, checkpointed=config.train.checkpoint_blocks, unit=unit):
+            return train(replace(tuning, plan=plan), folder)
 
 
 def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
@@ -108,7 +119,8 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
         if update.save:
-            training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
+            keep_last, keep_every = config.train.keep_last, config.train.keep_every
+            training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
     result = finish(tuning, folder, best, bad)
     accelerator.end_training()  # last: it takes the processes apart
     return result

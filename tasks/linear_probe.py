@@ -18,6 +18,7 @@ from mmm.evaluate.probe_result import conclude, describe_probe, protocol_of, sch
 from mmm.evaluate.probing import Probing
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.train.devices import precision_of, start
+from mmm.train.ranks import Ranks
 from mmm.train.run import RunFolder
 
 POSITIONAL = "model"
@@ -45,7 +46,8 @@ def run(config: Config) -> dict[str, Any]:
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
         if probing is not None:
             protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-            found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
+            with Ranks(probing.training, config.train.timeout):
+                found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
             schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -36,12 +37,17 @@ from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
 from mmm.train.devices import precision_of, start
 from mmm.train.dry_run import dry_run
+from mmm.train.fitting import Trial
 from mmm.train.loop import LossOf, fit
+from mmm.train.memory import checkpoint_blocks, naming_the_cure
+from mmm.train.micro_batch import settle
 from mmm.train.optimizer import make_optimizer
 from mmm.train.place import Resume
 from mmm.train.progress import show_progress
+from mmm.train.ranks import Ranks
 from mmm.train.run import RunFolder
 from mmm.train.schedule import Plan, due, make_plan
+from mmm.train.sharding import sharding_asked
 from mmm.train.tracking import start_tracker
 from mmm.train.training import Training
 
@@ -121,6 +127,8 @@ def run(config: Config) -> dict[str, Any]:
     feeds = open_feeds(config)
     mixture = Mixture([feed.samples for feed in feeds], (1,) if config.also is None else config.also.updates, config.seed)
     plan = make_plan(scaled(config), samples=mixture.epoch, processes=accelerator.num_processes)
+    if config.train.checkpoint_blocks:
+        checkpoint_blocks(model)
     for feed in feeds:  # an epoch reads each input once, and gives so many samples of it
         if plan.micro_batch_size % feed.data.repeats:
             raise ValueError(
@@ -136,11 +144,34 @@ def run(config: Config) -> dict[str, Any]:
         identity=identity(to_dict(config), runtime=RUNTIME)
         | {feed.called("data.fingerprint"): feed.samples.fingerprint for feed in feeds},
         ema=config.train.ema is not None,
+        sharded=sharding_asked(os.environ),
+    )
+    unit, asked, tried = (
+        math.lcm(*(feed.data.repeats for feed in feeds)),
+        config.train.micro_batch_size,
+        trials(config, feeds, training),
     )
     if config.dry_run:
-        return describe(config, training, feeds[0], plan)
-    with RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume) as folder:
-        return train(config, training, feeds, mixture, plan, folder)
+        return describe(config, training, feeds[0], settle(training, plan, tried, asked=asked, unit=unit))
+    opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
+    with opened as folder, Ranks(training, config.train.timeout):
+        plan = settle(training, plan, tried, asked=asked, unit=unit, folder=folder.path)
+        with naming_the_cure(plan, checkpointed=config.train.checkpoint_blocks, unit=unit):
+            return train(config, training, feeds, mixture, plan, folder)
+
+
+def trials(config: Config, feeds: list[Feed], training: Training) -> list[Trial]:
+    """The kinds of micro-batches that the run computes: one of each source."""
+
+    def trial(feed: Feed) -> Trial:
+        data = replace(feed.data, workers=0, repeats=1)
+
+        def make_batch(samples: int) -> Batch:
+            return next(train_batches(feed.samples, data, seed=config.seed, batch_size=samples, steps=1))
+
+        return Trial(make_batch, feed.loss(bare(training), training.accelerator.device, steps=1))
+
+    return [trial(feed) for feed in feeds]
 
 
 def open_feeds(config: Config) -> list[Feed]:
@@ -205,7 +236,10 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
             for feed, part in watched:
                 line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
         if neighbours is not None and due(update.step, config.neighbours.every, plan.steps):
-            line["neighbours_top1"], unread = neighbours.accuracy(model, accelerator.device, plan.micro_batch_size)
+            with training.whole() as whole:
+                line["neighbours_top1"], unread = neighbours.accuracy(
+                    cast(MaskedModel, whole), accelerator.device, plan.micro_batch_size
+                )
             met += unread if main else []  # all processes know of the same
         folder.note_skipped(update.skipped)
         if line or update.last:
@@ -216,7 +250,8 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
             accelerator.log(line, step=update.step)
             metrics |= line
         if update.save:
-            training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
+            keep_last, keep_every = config.train.keep_last, config.train.keep_every
+            training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
     results = finish(config, training, feeds, folder, bad, metrics)
     accelerator.end_training()  # last: it ends the process group too, through which evaluations share their work
     return results
@@ -258,7 +293,8 @@ def watch(training: Training, feed: Feed, part: Samples, plan: Plan, problems: l
     rank = accelerator.process_index
     batches = eval_batches(part, feed.data, batch_size=plan.micro_batch_size, world=plan.processes, rank=rank)
     loss_of = feed.loss(bare(training), accelerator.device, plan.steps)
-    return held_out_loss(training.model, batches, loss_of, accelerator=accelerator, problems=problems)
+    with training.whole() as model:
+        return held_out_loss(model, batches, loss_of, accelerator=accelerator, problems=problems)
 
 
 def announce(feeds: list[Feed], plan: Plan, folder: RunFolder) -> None:
@@ -332,10 +368,11 @@ def finish(
 ) -> dict[str, Any]:
     """Ends the run with the evaluations that its config names, and the loss curve."""
     logger.info("%s", bad.report())
-    model, main = bare(training), training.accelerator.is_main_process
-    average = nullcontext() if training.ema is None else training.ema.applied(model)
+    main = training.accelerator.is_main_process
+    average = nullcontext() if training.ema is None else training.ema.applied(training.bare)
     results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **metrics}
-    with average:
+    with average, training.whole() as whole:
+        model = cast(MaskedModel, whole)
         for feed in feeds:
             if feed.samples.labels() is not None:
                 for name in (name for name in JUDGES if name in config.evaluate):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmm.train import checkpoint
+from mmm.train.config import TrainConfig
 
 TENSORS = {"model": {"weight": torch.arange(64.0)}, "optimizer": {"weight/exp_avg": torch.ones(64)}}
 
@@ -38,6 +39,21 @@ def test_only_the_last_are_kept(tmp_path):
         write(tmp_path, step, keep=2)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step_00000010", "step_00000015"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_those_of_every_so_many_updates_stay_for_good(tmp_path):
+    for step in range(2, 14, 2):
+        checkpoint.write(tmp_path, step, TENSORS, {}, 1, 6)
+    checkpoint.write(tmp_path, 13, TENSORS, {}, 1, 6)  # after a signal
+    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [6, 12, 13]
+    with pytest.raises(ValueError, match=r"train\.keep_every 250 is no multiple of train\.save_every 100; use 200, or none"):
+        TrainConfig(batch_size=1, learning_rate=1.0, save_every=100, keep_every=250)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
+    path = checkpoint.write(tmp_path, 1, TENSORS, {}, None)
+    shutil.copy(path / "model.safetensors", path / "ema.safetensors")
+    assert checkpoint.read(path)[0].keys() == {"model", "optimizer"}
 
 
 def test_a_step_that_is_there_and_whole_stays(tmp_path):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from mmm.train.loop import fit, seed_noise
 from mmm.train.optimizer import make_optimizer
 from mmm.train.processes import on_main
 from mmm.train.progress import show_progress
+from mmm.train.ranks import Ranks
 from mmm.train.run import RunFolder
 from mmm.train.schedule import make_plan
 from mmm.train.training import Training
@@ -60,6 +62,13 @@ class Net(nn.Module):
         return self.layers(x) * self.frozen
 
 
+class Plain(Net):
+    """Counts nothing."""
+
+    def forward(self, x):
+        return self.layers(x) * self.frozen
+
+
 def table(dtype=torch.float32):
     return torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
@@ -78,9 +87,9 @@ def loss_of(model, batch, step):
     return (model(batch) - batch[:, :3]).square().mean()
 
 
-def build(accelerator, config, dropout=0.3, dtype=torch.float32, **other):
+def build(accelerator, config, dropout=0.3, dtype=torch.float32, net=Net, **other):
     torch.manual_seed(0)
-    model = Net(dropout).to(dtype)
+    model = net(dropout).to(dtype)
     choices = identity({"train": vars(config), **other})
     return Training.prepare(accelerator, model, make_optimizer(model, config), identity=choices, ema=config.ema is not None)
 
@@ -93,12 +102,13 @@ def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=Non
     training = build(accelerator, config, **choices)
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder, RunLock(folder) if accelerator.is_main_process else None)
-    with run:
+    with run, Ranks(training, config.timeout):
         if resume:
             training.restore(run.checkpoints, allow)
             run.cut_metrics(training.step)
         batches = micro_batches(data, plan, training.step, accelerator.process_index)
-        updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=ids)
+        name = partial(ids, batch_size=plan.batch_size)
+        updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=name)
         for update in show_progress(updates, plan, start=training.step, main=accelerator.is_main_process):
             run.note_skipped(update.skipped)
             if update.metrics:
@@ -109,6 +119,7 @@ def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=Non
                 between(training)
             if update.step == until:
                 break
+        training.settle()
     return training
 
 

@@ -25,10 +25,12 @@ from mmm.encoders import encoders
 from mmm.interfaces import Input, Reads
 from mmm.maskers import maskers
 from mmm.model import MaskedModel, ModelConfig
+from mmm.reading import read_yaml
 from mmm.registry import REGISTRIES
 from mmm.targets import targets
 from mmm.tokenizers import tokenizers
-from mmm.train.checkpoint import damage, newest
+from mmm.train.checkpoint import damage, newest, read
+from mmm.train.shards import stem_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ PLAIN = {"masker": {"name": "random"}, "decoder": {"name": "linear"}, "target": 
 def run_of(path: Path) -> Path | None:
     """The run folder that a path means: the folder itself, its `checkpoints`, one of these, or a file of weights in one."""
     place = _place(path)
-    depth = 3 if place.name in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
+    depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
     if run is None or place.relative_to(run).parts[:1] not in ((), ("checkpoints",), (WEIGHTS,)):
         return None
@@ -57,7 +59,7 @@ def load_run(path: Path, run: Path) -> MaskedModel:
     """
     file = _weights(path, run)
     parts, data = read_config(run / CONFIG)
-    weights = read_weights(file)
+    weights = read_weights(file) if file.is_file() else dict(read(file.parent)[0][file.stem])  # sharded over several files
     if any(name.startswith("head.") for name in weights):
         return _load_encoder(parts, data, weights, f"{file}, beside {run / CONFIG},")
     model = MaskedModel.build(parts, data, seed=0)  # any seed: all weights are overwritten
@@ -66,7 +68,7 @@ def load_run(path: Path, run: Path) -> MaskedModel:
     refuse_mismatch(weights, shapes_of(model.state_dict()), f"{file}, beside {run / CONFIG},")
     model.load_state_dict(weights)
     average = file.with_name(AVERAGE)
-    other = f"; their moving average is in {average}" if average.is_file() and file != average else ""
+    other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
     kind = "the moving average of the weights" if file == average else "the weights as they were trained"
     logger.info("%s: %s, all %d used%s", file, kind, len(weights), other)
     return model
@@ -104,7 +106,7 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
         ValueError: naming the file and the field.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
         parts = PLAIN | _only(tree, tuple(part for part in PARTS if part not in PLAIN or not _is_classifier(tree)), "")
         _refuse_unknown(parts)
         shape = (*SHAPE, CLIP) if CLIP in (tree.get("data") or ()) else SHAPE
@@ -148,7 +150,8 @@ def _weights(path: Path, run: Path) -> Path:
         if found is None:
             raise ValueError(f"{run} holds no checkpoint yet")
         return found / WEIGHTS
-    checkpoint, file = (place.parent, place) if place.is_file() else (place, place / WEIGHTS)
+    checkpoint = place.parent if place.is_file() else place
+    file = checkpoint / (f"{stem_of(place)}.safetensors" if place.is_file() else WEIGHTS)
     reason = damage(checkpoint)
     if reason is not None:
         raise ValueError(f"{checkpoint} is damaged: {reason}; give {run} for the newest whole checkpoint")

@@ -23,7 +23,10 @@ class TrainConfig:
     batch_size: int
     """Samples for one update, over all processes together."""
     micro_batch_size: int | None = None
-    """Samples that one process computes at once; the gradients of several are accumulated. none: batch_size / processes."""
+    """Samples that one process computes at once; the gradients of several are accumulated. none: the most that fits, at best
+    batch_size / processes; found when the run begins, and kept."""
+    checkpoint_blocks: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, about a third more work."""
     learning_rate: float
     """The peak, for `scale_learning_rate` samples an update."""
     scale_learning_rate: int | None = 256
@@ -46,6 +49,9 @@ class TrainConfig:
     """auto: what Accelerate's configuration names unless that is `no`; else bf16 on a GPU with bf16 units; else fp32."""
     compile: bool = False
     """Compile the model with torch.compile; the first step takes long."""
+    strict: bool = False
+    """The same bits on 1, 2 and 4 processes: gradients are summed in one fixed order over the micro-batches, which needs
+    `micro_batch_size` and `threads` and costs some speed. Else runs on another number of processes agree to rounding."""
     threads: int | None = None
     """CPU threads of each process; none: on a CPU the cores that it may use, shared by the processes."""
     log_every: int = 20
@@ -54,6 +60,8 @@ class TrainConfig:
     """Updates between two checkpoints; the last update is always saved."""
     keep_last: int | None = 2
     """Checkpoints to keep; none: all."""
+    keep_every: int | None = None
+    """Updates between two checkpoints that are kept for good, beside the last ones; a multiple of `save_every`. none: none are."""
     evaluate_every: int | None = None
     """Updates between two evaluations while training; none: only at the end."""
     timeout: float = 600.0
@@ -67,6 +75,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
+            raise ValueError(
+                f"train.keep_every {self.keep_every} is no multiple of train.save_every {self.save_every}; use "
+                f"{max(1, round(self.keep_every / self.save_every)) * self.save_every}, or none"
+            )
         if self.max_skipped < 0:
             raise ValueError(f"train.max_skipped {self.max_skipped} must be 0 or more; 0 stops at the first such number")
         if not 0 <= self.warmup < 1:
@@ -80,12 +93,15 @@ RUNTIME = frozenset(
     f"train.{name}"
     for name in (
         "micro_batch_size",
+        "checkpoint_blocks",
         "compile",
+        "strict",
         "threads",
         "log_every",
         "max_skipped",
         "save_every",
         "keep_last",
+        "keep_every",
         "evaluate_every",
         "timeout",
         "tracker",

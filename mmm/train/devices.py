@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmm.train.allocator import keep_memory
 from mmm.train.config import Precision, TrainConfig
 from mmm.train.processes import check_processes, check_strategy, is_set
+from mmm.train.sharding import check_sharding
+from mmm.train.strict import prepare_strict
 from mmm.train.tracking import check_tracker
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ def start(config: TrainConfig) -> Accelerator:
 
     Raises:
         ValueError: fewer processes run than were asked for, a precision that the device lacks, a tracker that is not
-            installed, a strategy that is not supported.
+            installed, a strategy that is not supported, what `train.strict` cannot promise.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
@@ -39,18 +43,36 @@ def start(config: TrainConfig) -> Accelerator:
     cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
     check_processes(os.environ, processes.num_processes)
+    if config.strict:
+        prepare_strict(config, processes)
     precision, reason = choose_precision(config.precision, os.environ, processes.device)
+    check_sharding(os.environ, processes, precision=precision, strict=config.strict)
     if processes.is_main_process:
         logger.info("precision %s (%s); device %s; processes %d", precision, reason, processes.device.type, processes.num_processes)
     if cpu:
         set_threads(config.threads, os.environ)
+        keep_memory()
     return Accelerator(
         mixed_precision=ACCELERATE_NAMES[precision],
         # the loop divides; a launch configuration that names an accumulation would divide again
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        # block by block: the first of equal ones is compiled, in seconds, and the others take its code
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True) if config.compile else None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=keep_order(processes.num_processes))
+        ],
     )
+
+
+def keep_order(processes: int) -> bool:
+    """Whether DDP is to keep the order in which it sums gradients, at the cost of one walk over the graph an update.
+
+    Else it puts its buckets in another order after the first update of every start: a resumed run would sum its first gradients
+    otherwise than the run that was never stopped. Of two numbers the sum is the same in any order.
+    """
+    if processes > 2:
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none; see above
+    return processes > 2
 
 
 def precision_of(accelerator: Accelerator) -> Precision:

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mmm.train.sharding import local
+
 
 class EMA:
     """An average of a model's tensors over the updates, `average = decay * average + (1 - decay) * live`.
 
     For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
-    teacher's own tensors: state dicts refer, they do not copy.
+    teacher's own tensors: state dicts refer, they do not copy. Of a sharded model each process averages its own part; a teacher's
+    dict is then taken anew for each update, or after the model was sharded.
     """
 
     def __init__(self, averages: Mapping[str, Tensor]) -> None:
@@ -33,7 +36,7 @@ class EMA:
         """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]
-        averages, values = [self.averages[n] for n in floats], [live[n] for n in floats]
+        averages, values = [local(self.averages[n]) for n in floats], [local(live[n]) for n in floats]
         if made is None:
             torch._foreach_lerp_(averages, values, 1 - decay)
         else:  # the weight stays on the device

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mmm.train.sharding import whole
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -24,9 +26,9 @@ def carry(loss: Tensor) -> Tensor:
 def measure_gradient(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
     """The norm of the whole gradient, (), after which it is clipped where that is asked for. Not finite: nor is the gradient."""
     if clip_norm is not None:
-        return accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        return whole(accelerator.clip_grad_norm_(model.parameters(), clip_norm))
     accelerator.unscale_gradients()
-    return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    return whole(nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]))
 
 
 def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:

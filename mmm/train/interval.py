@@ -114,7 +114,7 @@ class Interval:
         first, found, begun = step - len(norms), [], self.begun
         for offset in range(len(norms)):
             if losses[:, offset].isfinite().all() and norms[offset].isfinite():
-                begun.losses.append(losses[:, offset].mean().item())
+                begun.losses.append(losses[:, offset].flatten().mean().item())  # in one order, whoever computed which
                 begun.norms.append(norms[offset].item())
                 begun.row = 0
             elif bad := self._refuse(first + offset, losses[:, offset]):
@@ -122,16 +122,18 @@ class Interval:
         self.losses, self.norms = [], []
         return tuple(found)
 
-    def close(self, step: int, rate: float) -> dict[str, float]:
+    def close(self, step: int, rate: float, waited: float = 0.0) -> dict[str, float]:
         """The line of what was looked at; begins the next.
 
         Args:
             step: updates made so far.
             rate: the learning rate of the last update.
+            waited: for data, seconds.
 
         Returns:
             loss: mean over the samples of the updates that were made. learning_rate, epoch: of the last update. grad_norm: mean,
             before clipping. skipped: updates left out, where there were any. samples_per_second: over all processes.
+            data_wait: share of the time that this process waited for data.
         """
         begun, seconds = self.begun, perf_counter() - self.since
         metrics = {"loss": _mean(begun.losses), "learning_rate": rate, "epoch": self.plan.epoch(step)}
@@ -139,6 +141,7 @@ class Interval:
         if begun.skipped:
             metrics["skipped"] = begun.skipped
         metrics["samples_per_second"] = self.steps * self.plan.batch_size / seconds
+        metrics["data_wait"] = waited / seconds
         begun.losses, begun.norms, begun.skipped = [], [], 0
         self.since, self.steps = perf_counter(), 0
         return metrics

@@ -51,9 +51,10 @@ class RunLock:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.path.read_text())
-        except (FileNotFoundError, ValueError):  # a lock that was cut off while it was written is nobody's
+            owner = json.loads(self.path.read_text())
+        except (FileNotFoundError, ValueError, RecursionError):  # a lock that was cut off while it was written is nobody's
             return None
+        return owner if isinstance(owner, dict) and owner.keys() == self.owner.keys() else None
 
 
 def _alive(pid: int, began: float) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +26,9 @@ from mmm.train.guard import carry, measure_gradient, step_if
 from mmm.train.interval import Interval, NameSamples, Skipped
 from mmm.train.schedule import Plan, due, learning_rate, set_learning_rate
 from mmm.train.signals import Agreement, Stopped, StopSignals
+from mmm.train.strict import Tree
 from mmm.train.training import Training
+from mmm.train.waiting import Waited
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
 # it is given, never `forward` of it: DDP and mixed precision live in the call.
@@ -81,27 +84,27 @@ def fit(
     """
     model, accelerator = training.model, training.accelerator
     interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
+    waited = Waited(batches)
+    collect = Tree(training, plan, config).collect if config.strict else partial(_mean, training, plan)
     with StopSignals() as signals:
         agreement = Agreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
             rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
             set_learning_rate(training.optimizer, rate)
             model.train()  # the caller may have evaluated
-            losses = []
-            for part in range(plan.accumulation):
+
+            def compute(part: int, step: int = step) -> Tensor:
                 seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
-                last = part == plan.accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once an update
-                    loss = loss_of(model, next(batches), step)
-                    accelerator.backward(carry(loss) / plan.accumulation)
-                losses.append(loss.detach())
+                return loss_of(model, next(waited), step)
+
+            losses = collect(compute)
             interval.add(losses, _apply(training, config))
             made = training.step = step + 1
             stop = made < plan.steps and agreement.asked(made)
             save = stop or due(made, config.save_every, plan.steps)
             skipped = interval.look(made) if save or due(made, config.log_every, plan.steps) else ()
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
-            metrics = interval.close(made, rate) if line else None
+            metrics = interval.close(made, rate, waited.take()) if line else None
             away = perf_counter()
             yield Update(made, metrics, skipped, save, last=stop or made == plan.steps)
             interval.pause(perf_counter() - away)
@@ -109,6 +112,18 @@ def fit(
                 for tracker in accelerator.trackers:
                     tracker.finish()  # what it has not written yet
                 raise Stopped
+
+
+def _mean(training: Training, plan: Plan, compute: Callable[[int], Tensor]) -> list[Tensor]:
+    """Leaves the mean gradient of an update in the weights; gives the losses of this process's micro-batches."""
+    accelerator, losses = training.accelerator, []
+    for part in range(plan.accumulation):
+        last = part == plan.accumulation - 1
+        with nullcontext() if last else training.no_sync():  # processes exchange gradients once an update
+            loss = compute(part)
+            accelerator.backward(carry(loss) / plan.accumulation)
+        losses.append(loss.detach())
+    return losses
 
 
 def _apply(training: Training, config: TrainConfig) -> Tensor:

@@ -10,6 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from mmm.train.config import TrainConfig
+from mmm.train.sharding import placed_as
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
@@ -65,11 +66,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
 def load_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
-    """The inverse of `optimizer_state`; torch's own loading then places each entry on its parameter's device."""
+    """The inverse of `optimizer_state`; torch's own loading then places each entry on its parameter's device.
+
+    Args:
+        names: of the parameters, which may be sharded.
+        tensors: whole.
+    """
     position = {names[p]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    parameters = {name: p for p, name in names.items()}
     state: dict[int, dict[str, Any]] = {}
-    for entry, value in {**tensors, **rest}.items():
+    for entry in (*tensors, *rest):
         name, key = entry.rsplit("/", 1)
-        # cloned, for safetensors maps the file: it could not be freed while the run lives
-        state.setdefault(position[name], {})[key] = value.clone() if isinstance(value, Tensor) else value
+        # copied, for safetensors maps the file: it could not be freed while the run lives
+        value = placed_as(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
+        state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -62,16 +62,14 @@ def is_set(environment: Mapping[str, str], name: str) -> bool:
 
 
 def check_strategy(environment: Mapping[str, str]) -> None:
-    """Refuses what Accelerate may have been configured for and these checkpoints cannot hold.
-
-    On a CPU Accelerate 1.15 falls back from FSDP to DDP in silence, so the request is looked at and not what came of it.
+    """Refuses what Accelerate may have been configured for and mmm does not train with; of FSDP see `sharding.check_sharding`.
 
     Raises:
-        ValueError: FSDP, DeepSpeed or Megatron were asked for.
+        ValueError: DeepSpeed or Megatron were asked for.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
         if is_set(environment, f"ACCELERATE_USE_{name}"):
             raise ValueError(
-                f"Accelerate's configuration asks for {name}, which mmm does not train with yet; "
-                "run `accelerate config` again, or give another --config_file, and choose plain multi-GPU (DDP)"
+                f"Accelerate's configuration asks for {name}, which mmm does not train with; run `accelerate config` again, or "
+                "give another --config_file, and choose FSDP version 2, which shards a model too, or plain multi-GPU (DDP)"
             )

@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from mmm.train.loop import Update
 from mmm.train.schedule import Plan
+from mmm.train.waiting import Waits
 
 logger = logging.getLogger(__name__)
 
 
 def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bool) -> Iterator[Update]:
-    """Passes updates on, and shows samples per second, the loss of the last line of metrics, and the time left.
+    """Passes updates on, and shows samples per second, the loss of the last line of metrics, and the time left; at the end, how
+    long was waited for data.
 
     Args:
         start: updates made before.
@@ -30,14 +32,21 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
         disable=not (main and terminal),
         dynamic_ncols=True,
     )
-    with bar:
+    waits, line = Waits(), start
+    try:
         for update in updates:
             bar.update(plan.batch_size)
             if update.metrics is not None:
+                waits.add(update.metrics, (update.step - line) * plan.batch_size)
+                line = update.step
                 bar.set_postfix(loss=f"{update.metrics['loss']:.4f}", step=update.step, refresh=False)
                 if main and not terminal:
                     logger.info(describe(update, plan))
             yield update
+    finally:  # also of a run that was asked to stop
+        bar.close()
+        if main and waits.seconds:
+            logger.info("%s", waits)
 
 
 def describe(update: Update, plan: Plan) -> str:
@@ -46,5 +55,6 @@ def describe(update: Update, plan: Plan) -> str:
     left = (plan.steps - update.step) * plan.batch_size / metrics["samples_per_second"]
     return (
         f"step {update.step}/{plan.steps}  loss {metrics['loss']:.4f}  learning rate {metrics['learning_rate']:.2e}  "
-        f"{metrics['samples_per_second']:.0f} samples/s  {tqdm.format_interval(left)} left"
+        f"{metrics['samples_per_second']:.0f} samples/s, {metrics['data_wait']:.0%} of the time waiting for data  "
+        f"{tqdm.format_interval(left)} left"
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # what depends on the machine's mood and not on the run; kept apart so that two runs' lines can be compared
-CLOCK = ("samples_per_second", "seconds")
+CLOCK = ("samples_per_second", "data_wait", "seconds")
 
 
 class RunFolder:

@@ -78,7 +78,7 @@ class Agreement:
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
         self.signals, self.rank = signals, accelerator.process_index
-        self.group = (
+        self.group: Any = (
             distributed.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if accelerator.num_processes > 1 else None
         )
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before

@@ -6,25 +6,30 @@ Nothing is kept per process, and no generator: samples, masks and noise follow f
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmm.train import checkpoint
 from mmm.train.config import changes, check_allowed, differences
 from mmm.train.ema import EMA
-from mmm.train.environment import circumstances
 from mmm.train.interval import Begun
-from mmm.train.optimizer import load_optimizer, optimizer_state
 from mmm.train.processes import on_main
+from mmm.train.saving import Saver
+from mmm.train.sharding import DDP, no_sync, shard, sharding_asked, skeleton_of, whole_copy
+from mmm.train.state import plain, put_back, refuse_other_shapes, refuse_poison, state_of, tensors_of, written_by
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+__all__ = ["Training", "plain"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +46,7 @@ class Training:
         ema: average of the weights, where the run keeps one.
         step: updates made so far.
         begun: what the next line of metrics holds so far.
+        skeleton: of a sharded model, a copy without values.
     """
 
     accelerator: Accelerator
@@ -50,6 +56,10 @@ class Training:
     ema: EMA | None = None
     step: int = 0
     begun: Begun = field(default_factory=Begun)
+    skeleton: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self.saver = Saver(self.accelerator, self.skeleton is not None)
 
     @classmethod
     def prepare(
@@ -60,10 +70,26 @@ class Training:
         *,
         identity: dict[str, Any],
         ema: bool = False,
+        sharded: bool = False,
     ) -> Training:
-        """Hands model and optimizer, and only these, to Accelerate: its loaders resume wrongly, its schedules step per process."""
-        model, optimizer = accelerator.prepare(model, optimizer)
-        training = cls(accelerator, model, optimizer, identity)
+        """Hands model and optimizer, and only these, to Accelerate: its loaders resume wrongly, its schedules step per process.
+
+        Args:
+            ema: keep an average of the weights.
+            sharded: by a task whose evaluations go through `whole`, where `sharding_asked`.
+
+        Raises:
+            ValueError: Accelerate's configuration asks for FSDP, and the task cannot.
+        """
+        skeleton = skeleton_of(model) if sharded else None
+        if sharded:
+            shard(model, optimizer, accelerator)
+            optimizer = accelerator.prepare_optimizer(optimizer)
+        elif sharding_asked(os.environ):
+            raise ValueError(f"Accelerate's configuration asks for FSDP, with which only pretraining runs; {DDP}")
+        else:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        training = cls(accelerator, model, optimizer, identity, skeleton=skeleton)
         training.ema = EMA.of(training.bare) if ema else None
         return training
 
@@ -72,25 +98,48 @@ class Training:
         """The user's module inside what DDP, precision and compilation put around it; its names have no prefix."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def save(self, checkpoints: Path, keep: int | None, *, needed: bool = True) -> Path | None:
-        """Writes a checkpoint from the main process; all processes return when it is there.
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The bare model to evaluate, which needs no other process when it is called: of a sharded one a copy. By all processes."""
+        yield self.bare if self.skeleton is None else whole_copy(self.skeleton, self.bare, self.accelerator)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside, gradients are summed in each process; the next backward outside sums them over all."""
+        return self.accelerator.no_sync(self.model) if self.skeleton is None else no_sync(self.model)
+
+    def save(self, checkpoints: Path, keep: int | None, *, keep_every: int | None = None, needed: bool = True) -> None:
+        """Saves this step, by all processes; they wait for a copy in memory, and it is written while the training goes on.
 
         Args:
-            keep: how many to keep; none: all.
-            needed: nothing is saved after this. Else a full disk costs this checkpoint and not the run: a warning, and none.
+            keep, keep_every: see `checkpoint.prune`.
+            needed: nothing is saved after this: returns when it is there. Else a full disk costs this checkpoint and not the run: a
+                warning when the next is due.
 
         Raises:
             ValueError: a weight is not finite. A checkpoint of it would be resumed from, and push out a good one.
             OSError: it is needed and cannot be written, on all processes alike.
         """
-        self._refuse_poison()
+        self.settle()
+        refuse_poison(self)
         try:
-            return on_main(self.accelerator, lambda: checkpoint.write(checkpoints, self.step, self._tensors(), self._state(), keep))
+            self.saver.start(checkpoints, self.step, tensors_of(self), state_of(self), keep, keep_every)
+            if needed:
+                self.saver.settle()
         except OSError as error:
             if needed:
                 raise
-            logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", self.step, error)
-            return None
+            self._warn(self.step, error)
+
+    def settle(self) -> None:
+        """Waits for the checkpoint that is being written, if one is, by all processes; that it was not is a warning."""
+        step = self.step if self.saver.pending is None else self.saver.pending.step
+        try:
+            self.saver.settle()
+        except OSError as error:
+            self._warn(step, error)
+
+    def _warn(self, step: int, error: OSError) -> None:
+        logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", step, error)
 
     def restore(self, checkpoints: Path, allow: Collection[str] = ()) -> list[str]:
         """Goes on from the newest whole checkpoint, which every process reads; where there is none, from the beginning.
@@ -112,54 +161,9 @@ class Training:
         check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
         if changed:
             logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
-        if notes := differences(state["written_by"], circumstances(self.accelerator)):
+        if notes := differences(state["written_by"], written_by(self)):
             logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
-        self._refuse_other_shapes(tensors["model"], changed)
-        self.bare.load_state_dict({name: tensors["model"][plain(name)] for name in self.bare.state_dict()})
-        load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
-        if self.ema is not None:
-            for name, average in self.ema.averages.items():
-                average.copy_(tensors["ema"][plain(name)])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        refuse_other_shapes(self, tensors["model"], changed)
+        put_back(self, tensors, state)
         self.step, self.begun = state["step"], Begun(**state["begun"])
         return list(changed.values())
-
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        files = {"model": self.bare.state_dict(), "optimizer": optimizer_state(self.optimizer, self._names())[0]}
-        if self.ema is not None:
-            files["ema"] = self.ema.averages
-        return {file: {plain(name): value for name, value in values.items()} for file, values in files.items()}
-
-    def _state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "identity": self.identity,
-            "optimizer": optimizer_state(self.optimizer, self._names())[1],
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "begun": self.begun.plain(),
-            "written_by": circumstances(self.accelerator),
-        }
-
-    def _names(self) -> dict[Tensor, str]:
-        return {parameter: plain(name) for name, parameter in self.bare.named_parameters()}
-
-    def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
-        for name, value in self.bare.state_dict().items():
-            if plain(name) not in found or found[plain(name)].shape != value.shape:
-                raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
-
-    def _refuse_poison(self) -> None:
-        weights = dict(self.bare.named_parameters())
-        finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one synchronisation
-        bad = [name for name, good in zip(weights, finite, strict=True) if not good]
-        if bad:
-            raise ValueError(
-                f"after step {self.step} weights are not finite ({', '.join(bad[:3])}{', ...' * (len(bad) > 3)}), so no checkpoint "
-                "was written; lower train.learning_rate or set train.clip_norm, and --resume from the last one"
-            )
-
-
-def plain(name: str) -> str:
-    """A tensor's name without what compiling single blocks puts into it."""
-    return name.replace("_orig_mod.", "")

@@ -1,0 +1,67 @@
+"""Tensors in files, whole or in shards: of a sharded model each process writes its own rows.
+
+Shapes: R rows of a tensor, cut into P parts as torch cuts them: each has ceil(R / P) but for the last ones, which may have none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+
+
+def rows_of(rows: int, part: int, parts: int) -> tuple[int, int]:
+    """The rows of one part, from and up to."""
+    each = -(-rows // parts)
+    return min(rows, part * each), min(rows, (part + 1) * each)
+
+
+def file_name(name: str, part: int, parts: int) -> str:
+    """The file of one process: model.safetensors, or model-00001-of-00002.safetensors."""
+    return f"{name}.safetensors" if parts == 1 else f"{name}-{part + 1:05d}-of-{parts:05d}.safetensors"
+
+
+def stem_of(path: Path) -> str:
+    """What a file is of: "model" of both."""
+    shard = SHARD.fullmatch(path.stem)
+    return path.stem if shard is None else shard[1]
+
+
+def open_tensors(paths: Sequence[Path], shards: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of a checkpoint's files, by stem and name. Files are mapped, and read as far as they are looked at.
+
+    Args:
+        paths: in the order of their parts.
+        shards: of state.json: {"model": {"encoder.norm.weight": [384, 384], ...}, ...}, the rows of each part.
+    """
+    files: dict[str, list[dict[str, Tensor]]] = {}
+    for path in paths:
+        files.setdefault(stem_of(path), []).append(load_file(path))
+    return {stem: Joined(parts, shards.get(stem, {})) if stem in shards else parts[0] for stem, parts in files.items()}
+
+
+class Joined(Mapping[str, Tensor]):
+    """The tensors of several files that hold their rows one after the other; each is put together when it is asked for."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]], shards: Mapping[str, Sequence[int]]) -> None:
+        self.parts, self.shards = parts, shards
+        self.names = list(dict.fromkeys(name for part in parts for name in part))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shards:
+            return self.parts[0][name]
+        pieces = [part[name] for part, rows in zip(self.parts, self.shards[name], strict=True) if rows]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

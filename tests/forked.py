@@ -1,0 +1,79 @@
+"""Processes that train together, forked by a script that has imported all it needs and computed nothing yet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import accelerate
+import accelerate.utils  # noqa: F401
+import torch.distributed.optim  # noqa: F401
+
+from mmm.train.signals import EXIT_CODE, Stopped
+
+
+def fork_ranks(count: int, work: Callable[[], object], log: Path) -> list[int]:
+    """Starts so many processes, which do the work; their numbers, rank 0 first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [_fork(rank, count, port, work, log) for rank in range(count)]
+
+
+def _fork(rank: int, count: int, port: int, work: Callable[[], object], log: Path) -> int:
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    if count > 1:
+        os.environ |= {name: str(value) for name, value in (meeting | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+    logging.basicConfig(format=f"said by rank {rank}: %(message)s", force=True)
+    try:
+        work()
+    except Stopped:
+        os._exit(EXIT_CODE)
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # Python takes a forked process apart in seconds
+    os._exit(0)
+
+
+def ends(pids: Sequence[int], seconds: float) -> dict[int, int]:
+    """The exit codes of those that end within so many seconds; negative: the signal."""
+    codes: dict[int, int] = {}
+    end = time.monotonic() + seconds
+    while True:
+        for pid in set(pids) - codes.keys():
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if len(codes) == len(pids) or time.monotonic() >= end:
+            return codes
+        time.sleep(0.01)
+
+
+def watch(
+    script: list[str], *, seconds: float = 200, act: Callable[[subprocess.Popen[str]], None] | None = None
+) -> tuple[int, str]:
+    """Runs a command whose processes all end with it; gives its exit code and what it said."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    both = subprocess.Popen(script, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        output, _ = both.communicate(timeout=seconds)  # a process that waits for a dead one fails this test and does not hang it
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(both.pid, signal.SIGKILL)
+    return both.returncode, output
