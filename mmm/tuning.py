@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from mmm.classifier import Classifier
 from mmm.config import to_dict
-from mmm.data import Batch, Clips, ClipsConfig, Images, Order, Problem, train_batches
+from mmm.data import Batch, Clips, ClipsConfig, Images, Problem, train_batches
 from mmm.evaluate.classification import classify
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of
 from mmm.finetuning import FineTuneConfig
@@ -65,10 +65,15 @@ class FineTuning:
             met += batch.problems
             yield batch
 
+    def some(self, samples: int) -> Batch:
+        """A micro-batch of so many samples, to see what it takes."""
+        data = replace(self.config.data, workers=0, repeats=1)
+        return next(train_batches(self.lessons.train, data, seed=self.config.seed, batch_size=samples, steps=1))
+
     def name_samples(self, step: int) -> list[int]:
         """The inputs of an update, each as often as it is repeated."""
         repeats, size = self.config.data.repeats, self.plan.batch_size
-        _, index = Order(len(self.lessons.train), self.config.seed).at(step * size // repeats, size // repeats)
+        _, index = self.lessons.train.order(self.config.seed).at(step * size // repeats, size // repeats)
         return index.repeat_interleave(repeats).tolist()
 
     def scores(self, part: Images | Clips, met: list[Problem]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmm.data import decode
+from mmm.data import jpeg
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.decode import MAX_PIXELS, decode_image
 
@@ -91,7 +91,7 @@ def test_grey_and_colour(kind: str) -> None:
 def test_photographs_are_as_pillow_has_them(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = sorted((real_data / "images").rglob("*.JPEG"))[:12]
     fast = [decode_image(path, 3) for path in paths]
-    monkeypatch.setattr(decode, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     for path, pixels in zip(paths, fast, strict=True):
         np.testing.assert_array_equal(pixels, decode_image(path, 3), err_msg=path.name)
 
@@ -99,7 +99,7 @@ def test_photographs_are_as_pillow_has_them(real_data: Path, monkeypatch: pytest
 @pytest.mark.parametrize("library", ["fast", "pillow"])
 def test_the_hint_allows_a_smaller_jpeg(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if library == "pillow":
-        monkeypatch.setattr(decode, "simplejpeg", None)
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
     data = encoded(Image.fromarray(smooth(241, 320)), "JPEG", quality=95)
     whole = decode_image(data, 3)
     shapes = {hint: decode_image(data, 3, hint).shape[:2] for hint in (30, 31, 60, 120, 121, 1000)}
@@ -126,18 +126,18 @@ def test_many_channels_from_arrays_and_tiffs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
-    jpeg = encoded(Image.fromarray(GENERATOR.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    photograph = encoded(Image.fromarray(GENERATOR.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
     npy, pickled = io.BytesIO(), io.BytesIO()
     np.save(npy, np.zeros((4, 4, 3), np.float32))
     np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
     cases = {
         b"": "the file is empty",
         b"<html>not found</html>": "not an image of a known format",
-        jpeg[: len(jpeg) // 2]: "OSError: image file is truncated",
+        photograph[: len(photograph) // 2]: "is damaged: Premature end of JPEG file",
         npy.getvalue(): "holds float32; uint8 or uint16 is expected",
         pickled.getvalue(): "ValueError: Object arrays cannot be loaded",
         png_header(6000, 10000): f"6000 x 10000 pixels, more than the {MAX_PIXELS:,}",
-        png_header(20000, 20000): "DecompressionBombError",
+        png_header(20000, 20000): f"400,000,000 pixels, more than the {MAX_PIXELS:,}",
         encoded(Image.new("F", (4, 4)), "TIFF"): "floating point pixels",
     }
     for data, reason in cases.items():
@@ -146,7 +146,7 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
         assert str(caught.value).startswith(reason)
         assert "\n" not in str(caught.value)
         assert "0x" not in str(caught.value)
-    with pytest.raises(Unreadable, match="FileNotFoundError"):
+    with pytest.raises(Unreadable, match="there is no such file"):
         decode_image(tmp_path / "gone.jpg", 3)
 
 

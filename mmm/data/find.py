@@ -1,9 +1,10 @@
-"""What `data.source` names: built-in data, a folder, a list, parquet files, or a name on the hub."""
+"""What `data.source` names: built-in data, a folder, a list, parquet files, tars, a name on the hub, or several of these."""
 
 from __future__ import annotations
 
 import glob
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mmm.data import lists
@@ -11,12 +12,14 @@ from mmm.data.builtin import Photographs
 from mmm.data.config import DataConfig
 from mmm.data.folder import Folder, files_below
 from mmm.data.lists import ListFile
+from mmm.data.several import Several
 from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
 from mmm.data.tables import Hub, Parquet
+from mmm.data.tar_names import tars_at
 
 GIVE = {
-    "images": "a folder, parquet files, a name on the hub or builtin:photographs",
-    "videos": "a folder, a list file, parquet files, a name on the hub or builtin:motion",
+    "images": "a folder, parquet files, tars, a name on the hub or builtin:photographs",
+    "videos": "a folder, a list file, parquet files, tars, a name on the hub or builtin:motion",
 }
 
 
@@ -29,8 +32,15 @@ def find_source(config: DataConfig) -> Source:
     name, medium = config.source, config.medium
     if not name:
         raise ValueError(f"data.source is not set; give {GIVE[medium.noun]}")
+    names = [name] if Path(name).expanduser().exists() else [part.strip() for part in name.split("+")]
+    if config.weights and len(config.weights) != len(names):
+        raise ValueError(f"data.weights has {len(config.weights)} numbers for {len(names)} of data.source; give each of a+b one")
+    if len(names) > 1:
+        return Several([find_source(replace(config, source=part, weights=())) for part in names], names)
     if name.startswith("builtin:"):
         return _builtin(name.removeprefix("builtin:"), config)
+    if (tars := tars_at(name, config)) is not None:
+        return tars
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
@@ -40,8 +50,10 @@ def find_source(config: DataConfig) -> Source:
     if path.is_file() or glob.has_magic(name):
         files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(path), recursive=True))
         if not files or any(file.suffix != ".parquet" for file in files):
-            read = "only parquet files are read" + ("" if medium is IMAGES else f", and lists ({', '.join(lists.SUFFIXES)})")
-            raise ValueError(f"data.source {name}: {read if files else 'no file matches'}")
+            also = "" if medium is IMAGES else f", and lists ({', '.join(lists.SUFFIXES)})"
+            raise ValueError(
+                f"data.source {name}: " + (f"only parquet files and tars are read{also}" if files else "no file matches")
+            )
         return _parquet(files, files[0].parent, config)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix == ".parquet":
         raise ValueError(f"data.source {name} does not exist")

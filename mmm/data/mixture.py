@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mmm.data.images import Images
 from mmm.data.loader import Batch, train_batches
-from mmm.data.sampler import Order
+from mmm.data.sampler import spread
 from mmm.data.video.clips import Clips
 
 
@@ -25,7 +25,7 @@ class Mixture:
     def __init__(self, parts: Sequence[Images | Clips], updates: Sequence[int], seed: int) -> None:
         self.parts, self.updates, self.seed = list(parts), list(updates), seed
         self.cycle = spread(updates)
-        self.orders = [Order(len(part), seed) for part in parts]
+        self.orders = [part.order(seed) for part in parts]
 
     def source(self, step: int) -> int:
         """Which source an update takes."""
@@ -71,12 +71,3 @@ class Mixture:
         repeats = self.parts[source].config.repeats
         first = self.before(source, step) * batch_size // repeats
         return self.orders[source].at(first, batch_size // repeats)[1].repeat_interleave(repeats).tolist()
-
-
-def spread(updates: Sequence[int]) -> list[int]:
-    """A cycle that holds each source as often as it says, evenly: the next is always the one that lags most behind its share."""
-    total = sum(updates)
-    cycle: list[int] = []
-    for place in range(1, total + 1):
-        cycle.append(max(range(len(updates)), key=lambda source: place * updates[source] - total * cycle.count(source)))
-    return cycle

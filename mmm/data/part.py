@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmm.data.config import DataConfig
 from mmm.data.find import find_source
+from mmm.data.sampler import Order, WeightedOrder
 from mmm.data.source import EVALUATION, Table, digest, nearest
 from mmm.keys import Stream, sample_keys, scores, stream
 
@@ -54,6 +55,22 @@ class Part(Generic[C]):
     def name(self, index: int) -> str:
         """What a person would call the sample: a path, or a row of a table."""
         return self.table.cells.name(int(self.rows[index]))
+
+    def order(self, seed: int) -> Order | WeightedOrder:
+        """In which order a run of this seed trains on the samples."""
+        if not self.config.weights:
+            return Order(len(self), seed)
+        ends = torch.tensor(self.table.parts).cumsum(0)
+        source = torch.bucketize(self.rows, ends, right=True)  # (N,)
+        groups = [(source == number).nonzero().flatten() for number in range(len(ends))]
+        there = [(group, weight) for group, weight in zip(groups, self.config.weights, strict=True) if len(group)]
+        return WeightedOrder([group for group, _ in there], [weight for _, weight in there], seed)
+
+    def expect(self, index: Tensor) -> None:
+        """Says which samples are read next: what lies afar can then be asked for all at once."""
+        cells: Any = self.table.cells
+        if hasattr(cells, "expect"):
+            cells.expect(self.rows[index].tolist())
 
     def subset(self, index: Tensor) -> Self:
         """The samples at these places, int64 (K,), in that order."""

@@ -66,12 +66,14 @@ class Table:
         labels: int64 (N,), or None.
         classes: the names that the labels count, or None.
         fingerprint: changes with the data, not with where it lies.
+        parts: where it joins several sources, how many samples each has, one source after the other.
     """
 
     cells: Cells
     labels: Tensor | None
     classes: tuple[str, ...] | None
     fingerprint: str
+    parts: tuple[int, ...] = ()
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from mmm.config import to_dict
-from mmm.data import BadInputs, Batch, Clips, Images, Order, Problem, train_batches
+from mmm.data import BadInputs, Batch, Clips, Images, Problem, train_batches
 from mmm.evaluate.exam import Exam, ProbeConfig
 from mmm.evaluate.metrics import Tally
 from mmm.evaluate.probe_score import score_probes
@@ -100,7 +100,7 @@ class Probing:
     def name_samples(self, step: int) -> list[int]:
         """The samples of an update."""
         repeats, size = self.exam.data.repeats, self.plan.batch_size
-        _, index = Order(len(self.exam.train), self.config.seed).at(step * size // repeats, size // repeats)
+        _, index = self.exam.train.order(self.config.seed).at(step * size // repeats, size // repeats)
         return index.repeat_interleave(repeats).tolist()
 
     def run(self, folder: RunFolder) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class Probing:
                 folder.log(update.step, line)
                 training.accelerator.log(line, step=update.step)
             if update.save:
-                training.save(folder.checkpoints, config.train.keep_last, needed=update.last)
+                keep_last, keep_every = config.train.keep_last, config.train.keep_every
+                training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
         result = self.choose(bad, met)
         training.accelerator.end_training()  # last: it takes the processes apart
         return result

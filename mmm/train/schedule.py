@@ -90,6 +90,11 @@ def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
     return micro, share // micro
 
 
+def sizes(share: int, unit: int = 1) -> list[int]:
+    """What a process's share of a batch can be cut into: its divisors that are multiples of `unit`, in falling order."""
+    return [share // parts for parts in range(1, share // unit + 1) if share % parts == 0 and share // parts % unit == 0]
+
+
 def _near(value: int, unit: int) -> str:
     """The multiples of unit on both sides of value, for a message."""
     below = value // unit * unit

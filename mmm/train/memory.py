@@ -1,0 +1,148 @@
+"""Memory: how much there is, how much a backward pass keeps, keeping less of it, and an error that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from mmm.train.schedule import Plan, sizes
+
+# what torch, its libraries and the system say, where no type tells
+WORDS = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "bad_alloc")
+
+
+def checkpoint_blocks(model: nn.Module) -> int:
+    """Makes every transformer block keep only its input for the backward pass, which computes the rest again.
+
+    Gradients are the same, bit for bit: drop path and dropout draw the same again. Chen et al., "Training deep nets with sublinear
+    memory cost", arXiv 1604.06174.
+
+    Args:
+        model: whose lists of modules called `blocks` hold them.
+
+    Returns:
+        how many blocks there are.
+
+    Raises:
+        ValueError: there is none.
+    """
+    blocks = [
+        block
+        for name, stack in model.named_modules()
+        if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] == "blocks"
+        for block in stack
+    ]
+    if not blocks:
+        raise ValueError("train.checkpoint_blocks: this model has no blocks to compute again; leave it out")
+    for block in blocks:
+        block.forward = _Again(block.forward)
+    return len(blocks)
+
+
+class _Again:
+    """A forward whose inside is computed again in the backward pass; without gradients it is the forward itself."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, *inputs: Any) -> Any:
+        return checkpoint(self.forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else self.forward(*inputs)
+
+
+class Kept:
+    """While it is entered, counts what is kept for a backward pass.
+
+    Args:
+        model: whose weights do not count: they are there anyway.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._known = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        self._found: dict[int, int] = {}
+        self._hooks = saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    @property
+    def bytes(self) -> int:
+        """Of all storages, each once."""
+        return sum(self._found.values())
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the machine's, a container's or its own limit, whichever is least."""
+    found = [psutil.virtual_memory().available]
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        found += [int(limit) - int(used)] if limit.strip() != "max" else []
+    except (OSError, ValueError):
+        pass
+    if sys.platform != "win32":
+        import resource
+
+        own = resource.getrlimit(resource.RLIMIT_AS)[0]
+        found += [own - psutil.Process().memory_info().vms] if own != resource.RLIM_INFINITY else []
+    return max(0, min(found)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
+
+
+@contextmanager
+def naming_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
+    """Turns a lack of memory into one line that says what to set.
+
+    Args:
+        plan: of the run.
+        checkpointed: whether its blocks are computed again.
+        unit: samples that a micro-batch holds multiples of.
+
+    Raises:
+        ValueError: instead of what torch, NumPy or the system raised.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise ValueError(f"out of memory: {cure(plan, error, checkpointed=checkpointed, unit=unit)}") from error
+
+
+def cure(plan: Plan, error: BaseException, *, checkpointed: bool, unit: int = 1) -> str:
+    """What to do about a lack of memory."""
+    if "DataLoader worker" in str(error):
+        return "a process that reads data has none left; lower data.workers"
+    micro = plan.micro_batch_size
+    smaller = next((size for size in sizes(micro * plan.accumulation, unit) if size <= micro // 2), None)
+    cures = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which gives the same updates"]
+    cures += [] if checkpointed else ["set train.checkpoint_blocks true, which computes each block twice"]
+    cures += [] if cures else ["choose a smaller model or smaller samples, or share the run out over more GPUs"]
+    return f"micro-batches of {micro} samples a process do not fit; {', or '.join(cures)}"
