@@ -46,7 +46,7 @@ class BadInputs:
         Raises:
             ValueError: once more than the allowed share of the data is unreadable.
         """
-        for problem in problems:
+        for problem in sorted(problems):  # so that the report is the same, whichever process met them
             if problem.name in self.found:
                 continue
             self.found[problem.name] = problem

@@ -24,6 +24,9 @@ class DataConfig:
 
     source: str | None = None
     """where the data is"""
+    weights: tuple[int, ...] = ()
+    """of several sources (source a+b): how many of every so many training samples come from each, for instance 3 1; without it
+    one order passes over all samples alike"""
     split: str = "train"
     """the split to train on"""
     eval_split: str | None = None
@@ -115,6 +118,7 @@ class DataConfig:
             "repeats": self.repeats >= 1,
             "workers": self.workers >= 0,
             "deadline": self.deadline > 0,
+            "weights": min(self.weights, default=1) >= 1 and sum(self.weights) <= 1000,
         }
         for name, fine in rules.items():
             if not fine:
@@ -130,8 +134,8 @@ class ImagesConfig(DataConfig):
     medium: ClassVar[Medium] = IMAGES
 
     source: str | None = None
-    """a folder of images (its sub-folders are the classes), parquet (file, folder or glob), a name on the hub, or
-    builtin:photographs; a hub name may end in `:subset`"""
+    """a folder of images (its sub-folders are the classes), parquet or WebDataset tars (file, folder, glob, {000..146}, for
+    tars https addresses too), a name on the hub, or builtin:photographs; a hub name may end in `:subset`; a+b takes several"""
     image_column: str | None = None
     """the table's column of images; none finds it"""
     cache: bool = False
@@ -161,4 +165,5 @@ RANGES = {
     "repeats": "give at least 1",
     "workers": "give at least 0",
     "deadline": "give a number of seconds above 0",
+    "weights": "give whole numbers of at least 1, of at most 1000 together",
 }

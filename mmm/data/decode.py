@@ -1,37 +1,41 @@
 """One function from a file's bytes to pixels: uint8, (H, W, C), upright, with the channels that were asked for.
 
-JPEGs take simplejpeg where it is installed (measured 1.9 times the usual Pillow pipeline, the same pixels); what it does not
-do (CMYK, EXIF rotation, damaged but readable files) and every other format take Pillow; channels that are neither grey, RGB
-nor RGBA come from .npy arrays and multi-channel TIFFs. Which decoder is meant is read from the bytes, not from the name.
+JPEGs take simplejpeg where it is installed (measured 1.9 times the usual Pillow pipeline, the same pixels; mmm/data/jpeg.py); what
+it does not do and every other format take Pillow; channels that are neither grey, RGB nor RGBA come from .npy arrays and
+multi-channel TIFFs. Which decoder is meant is read from the bytes, not from the name.
 
 The contract: 16-bit values are divided by 257, so that 65535 is 255 (Pillow divides those of RGB PNGs by 256); CMYK becomes RGB;
-palettes are looked up; transparency is laid on white, unless 4 channels are wanted; EXIF rotation is applied; only the first
-frame of an animation is read; floats are refused, for no range is agreed; nothing above MAX_PIXELS is decoded.
+palettes are looked up; transparency is laid on white, unless 4 channels are wanted; EXIF rotation is applied; colour profiles
+are not; only the first frame of an animation is read; floats are refused, for no range is agreed; nothing above MAX_PIXELS is
+decoded; what a decoder calls damaged is refused, though a part of it could be shown. A PNG that lacks only what stands behind its
+last pixel is whole.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from mmm.data import png
 from mmm.data.bad_inputs import Unreadable
-
-try:
-    import simplejpeg
-except ImportError:  # the extra `fast`
-    simplejpeg = None
+from mmm.data.jpeg import decode_jpeg, orientation, scale_down, upright
+from mmm.data.limits import MAX_PIXELS as MAX_PIXELS
+from mmm.data.limits import refuse_bomb
+from mmm.data.read_file import read_file
 
 Pixels = NDArray[np.uint8]
 
-# from the header, before any pixel: a PNG of 100 KB can unfold to 1.6 GB (measured, 12 s in Pillow)
-MAX_PIXELS = 50_000_000
-JPEG, NUMPY, TIFF = b"\xff\xd8\xff", b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NUMPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# of Pillow's formats these, for it starts another program to read some of the rest (EPS: Ghostscript)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -50,16 +54,24 @@ def decode_image(source: bytes | str | Path, channels: int, size_hint: int | Non
         Unreadable: whatever is wrong with the input.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
         if not data:
             raise Unreadable("the file is empty")
         return np.ascontiguousarray(_decode(data, channels, size_hint))
     except Unreadable:
         raise
-    except UnidentifiedImageError as error:  # its own text holds an address in memory
-        raise Unreadable("not an image of a known format") from error
     except Exception as error:  # other people's decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
+        raise Unreadable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """One line, the same in every run: Pillow's own may hold an address in memory."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit is higher, and stands before ours
+        return f"{int(re.findall(r'[0-9]+', text)[0]):,} pixels, more than the {MAX_PIXELS:,} that are decoded"
+    return f"{type(error).__name__}: {text}"[:200]
 
 
 def _decode(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
@@ -68,11 +80,11 @@ def _decode(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
         return _from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data.startswith(TIFF) and channels not in MODES:
         return _from_tiff(data, channels)
-    if simplejpeg is not None and channels in (1, 3) and data.startswith(JPEG):
-        try:
-            return _from_jpeg(data, channels, size_hint)
-        except ValueError:
-            pass  # CMYK, a rotation, or damage: Pillow has the last word
+    if data.startswith(png.MARK):
+        png.check_sums(data)
+    photograph = decode_jpeg(data, channels, size_hint)
+    if photograph is not None:
+        return photograph
     try:
         return _from_pillow(data, channels, size_hint)
     except UnidentifiedImageError:
@@ -81,43 +93,27 @@ def _decode(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
         raise
 
 
-def _from_jpeg(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
-    """By simplejpeg. Raises ValueError where it cannot; then nothing is lost but a millisecond."""
-    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    _refuse_bomb(height, width)
-    if space in ("CMYK", "YCCK") or (data.find(b"Exif\0\0", 0, 1 << 16) >= 0 and _rotated(data)):
-        raise ValueError("left to Pillow")
-    factor = _factor(height, width, size_hint)
-    least = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
-    pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB", **least)
-    return pixels
-
-
-def _rotated(data: bytes) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return int(image.getexif().get(0x0112, 1)) != 1
-
-
-def _factor(height: int, width: int, size_hint: int | None) -> int:
-    """The largest of 8, 4, 2, 1 that leaves both sides at or above the hint; libjpeg's fast scales."""
-    if size_hint is None:
-        return 1
-    return next((f for f in (8, 4, 2) if min(height, width) // f >= size_hint), 1)
-
-
-def _refuse_bomb(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise Unreadable(f"{height} x {width} pixels, more than the {MAX_PIXELS:,} that are decoded")
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
-    with Image.open(io.BytesIO(data)) as file:
-        width, height = file.size
-        _refuse_bomb(height, width)
-        factor = _factor(height, width, size_hint)
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        width, height = image.size
+        refuse_bomb(height, width)
+        factor = scale_down(height, width, size_hint)
         if factor > 1:
-            file.draft(None, (width // factor, height // factor))  # only JPEGs heed it
-        image = ImageOps.exif_transpose(file)
+            image.draft(None, (width // factor, height // factor))  # only JPEGs heed it
+        image.load()
+        lies = orientation(image)  # after the pixels: a PNG's may stand behind them, and TIFFs are turned as they are loaded
+    return upright(_converted(image, channels), lies)
+
+
+def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
+    """(H, W, C) as Pillow's image lies."""
     if image.mode.startswith("I"):  # I;16 and its kin, and I, as which older Pillows open a 16-bit PNG
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -143,7 +139,7 @@ def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
         rows, columns = series.axes.find("Y"), series.axes.find("X")
         if min(rows, columns) < 0 or len(series.shape) > 3:
             raise Unreadable(f"a TIFF with axes {series.axes}; rows, columns and channels are expected")
-        _refuse_bomb(series.shape[rows], series.shape[columns])
+        refuse_bomb(series.shape[rows], series.shape[columns])
         planes = math.prod(series.shape) // (series.shape[rows] * series.shape[columns])
         if planes not in (1, channels):
             raise Unreadable(f"has {planes} channels, data.channels is {channels}")
@@ -162,7 +158,7 @@ def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
         values = values.repeat(3, axis=2)
     if values.shape[2] != channels:
         raise Unreadable(f"has {values.shape[2]} channels, data.channels is {channels}")
-    _refuse_bomb(values.shape[0], values.shape[1])
+    refuse_bomb(values.shape[0], values.shape[1])
     if values.dtype == np.uint16:
         values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
     return values

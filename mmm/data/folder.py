@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from mmm.data.listing import files_below as files_below
+from mmm.data.listing import folders_in, printable, size_of
 from mmm.data.source import EVALUATION, IMAGES, Medium, Table, digest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class FolderCells:
 
     def name(self, row: int) -> str:
         """Below the source, so that files of two splits have two names."""
-        return self.split + self._path(row)
+        return printable(self.split + self._path(row))
 
     def _path(self, row: int) -> str:
         return os.fsdecode(self.paths[row].as_py())
@@ -59,7 +60,7 @@ class Folder:
 
     def __init__(self, root: Path, medium: Medium = IMAGES) -> None:
         self.root, self.medium = root, medium
-        folders = _folders(root)
+        folders = folders_in(root)
         known = [name for name in folders if name in ("train", *EVALUATION)]
         others = [name for name in folders if name not in known] if known else []
         others = [name for name in others if any(self._is_one(path) for path in files_below(root / name))]
@@ -76,7 +77,7 @@ class Folder:
         """
         top = self.root / split if self.split_folders else self.root
         parents = [self.root / name for name in self.splits] if self.split_folders else [self.root]
-        classes = tuple(sorted({name for parent in parents for name in _folders(parent)}))
+        classes = tuple(sorted({name for parent in parents for name in folders_in(parent)}))
         labelled = self._has_classes(top)  # a test split often has none, where the others have
         taken = self._take(top, labelled)
         labels = None
@@ -84,7 +85,7 @@ class Folder:
             number = {name: i for i, name in enumerate(classes)}
             labels = torch.tensor([number[path.split("/", 1)[0]] for path in taken], dtype=torch.int64)
         every = max(1, len(taken) // SIZES)
-        sizes = [(top / path).stat().st_size for path in taken[::every]]
+        sizes = [size_of(top / path) for path in taken[::every]]
         return Table(
             FolderCells(top, taken, f"{split}/" if self.split_folders else ""),
             labels,
@@ -94,14 +95,14 @@ class Folder:
 
     def _has_classes(self, top: Path) -> bool:
         """Whether there are sub-folders and, where each is a sample itself, sub-folders of those."""
-        folders = _folders(top)
-        return any(_folders(top / name) for name in folders) if self.medium.whole else bool(folders)
+        folders = folders_in(top)
+        return any(folders_in(top / name) for name in folders) if self.medium.whole else bool(folders)
 
     def _take(self, top: Path, with_classes: bool) -> list[str]:
         """The samples' paths below `top`, sorted; logs what was left out, and why."""
         noun, whole = self.medium.noun, self.medium.whole
         taken, left = set(), Counter[str]()
-        for path in files_below(top):
+        for path in files_below(top, every=True):
             sample = path.rpartition("/")[0] if whole else path
             if not self._is_one(path):
                 left[os.path.splitext(path)[1].lower() or "no extension"] += 1
@@ -118,25 +119,3 @@ class Folder:
 
     def _is_one(self, path: str) -> bool:
         return os.path.splitext(path)[1].lower() in self.medium.suffixes
-
-
-def _folders(root: Path) -> list[str]:
-    """Names of the sub-folders that are not hidden, sorted."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
-
-
-def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Regular files below a root as relative paths with `/`; links are followed, circles of them are not."""
-    here = root / below
-    real = os.path.realpath(here)
-    if real in seen:
-        return
-    with os.scandir(here) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            if entry.is_dir():
-                yield from files_below(root, f"{below}{entry.name}/", seen | {real})
-            elif entry.is_file():  # neither a pipe, which would wait for ever, nor a dangling link
-                yield below + entry.name

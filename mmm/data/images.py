@@ -6,6 +6,7 @@ Shapes: b images, R crops of each, C channels, (h, w) of a sample.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from mmm.data.desk import in_hand
 from mmm.data.find import find_source as find_source
 from mmm.data.part import Part, find_part
 from mmm.data.small import crop_small, is_small
-from mmm.data.source import Table
 
 TOGETHER = 64  # small images that are cropped at once: more leave the processor's cache (32 x 32: 12 us each, 17 with 256)
 HELD = 2**26  # bytes of decoded images that a process holds at once; their boxes are drawn together
@@ -97,6 +97,7 @@ class Images(Part[ImagesConfig]):
         """The images that can be read, by row, as many at a time as HELD allows; why the others cannot goes into `failed`."""
         images: dict[int, Pixels] = {}
         held = 0
+        self.expect(index)
         for row, place in enumerate(index.tolist()):
             try:
                 images[row] = image = self.read(place, hint)
@@ -140,5 +141,5 @@ def open_images(config: ImagesConfig, split: str) -> Images:
     """
     table, rows, where = find_part(config, split)
     if config.cache:
-        table = Table(CachedCells(table.cells, config.channels), table.labels, table.classes, table.fingerprint)
+        table = replace(table, cells=CachedCells(table.cells, config.channels))
     return Images(table, config, rows, where)

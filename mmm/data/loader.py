@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmm.data.bad_inputs import Problem
-from mmm.data.sampler import Order
+from mmm.data.sampler import Order, WeightedOrder
 from mmm.data.workers import load
 from mmm.keys import Stream, integers, sample_keys, stream
 
@@ -31,6 +31,8 @@ class Samples(Protocol):
     def name(self, index: int, /) -> str: ...
 
     def labels(self) -> Tensor | None: ...
+
+    def order(self, seed: int, /) -> Order | WeightedOrder: ...
 
     def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
         """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and why inputs could not be read, by row."""
@@ -182,7 +184,7 @@ def train_batches(
     Raises:
         ValueError: where too many samples in a row cannot be read, or the views of an input would be parted.
     """
-    order, repeats = Order(len(samples), seed), config.repeats
+    order, repeats = samples.order(seed), config.repeats
     if batch_size % repeats:
         raise ValueError(f"data.repeats {repeats} does not divide the micro-batch of a process, {batch_size} samples; change one")
     size = batch_size // repeats

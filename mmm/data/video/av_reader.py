@@ -56,21 +56,29 @@ class AvVideo:
         self.container.close()
 
     def read(self, frames: list[int], channels: int) -> Pixels:
-        if channels not in FORMATS:
-            raise Unreadable(f"data.channels is {channels}; videos have 1 (grey) or 3")
         clip: Pixels | None = None
         place = {number: i for i, number in enumerate(frames)}
-        found = self._by_stamp(frames) if self.packets.ordered else self._by_count(frames)
-        for number, frame in found:
-            pixels = self.convert(frame, channels)  # (H, W, C)
+        for number, pixels in self.each(frames, channels):
             if clip is None:
                 clip = np.empty((len(frames), *pixels.shape), np.uint8)
-            elif pixels.shape != clip.shape[1:]:
-                raise Unreadable(f"the size of its frames changes, from {clip.shape[1:3]} to {pixels.shape[:2]}")
-            clip[place.pop(number)] = pixels
-        if clip is None or place:
-            raise Unreadable(f"frame {min(place)} of {len(self.times)} cannot be decoded")
+            clip[place[number]] = pixels
+        assert clip is not None
         return clip
+
+    def each(self, frames: list[int], channels: int) -> Iterator[tuple[int, Pixels]]:
+        """The frames as they are decoded, each once: its number, and (H, W, C), which holds it until the next is asked for."""
+        if channels not in FORMATS:
+            raise Unreadable(f"data.channels is {channels}; videos have 1 (grey) or 3")
+        missing, shape = set(frames), None
+        for number, frame in self._by_stamp(frames) if self.packets.ordered else self._by_count(frames):
+            pixels = self.convert(frame, channels)  # (H, W, C)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise Unreadable(f"the size of its frames changes, from {shape[:2]} to {pixels.shape[:2]}")
+            missing.remove(number)
+            yield number, pixels
+        if missing:
+            raise Unreadable(f"frame {min(missing)} of {len(self.times)} cannot be decoded")
 
     def frames(self) -> Iterator[VideoFrame]:
         """All frames, decoded from the first to the last.

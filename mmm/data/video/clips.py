@@ -21,11 +21,12 @@ from mmm.data.desk import in_hand
 from mmm.data.part import Part, find_part
 from mmm.data.transforms import crop_boxes
 from mmm.data.video.backends import require
+from mmm.data.video.blocks import blocks
 from mmm.data.video.config import ClipsConfig
 from mmm.data.video.crops import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.video.probe import inspect
 from mmm.data.video.reader import OpenVideo, Source
-from mmm.data.video.sampling import Frames, Times, drawn_frames, even_frames
+from mmm.data.video.sampling import drawn_frames, even_frames
 
 
 class Clips(Part[ClipsConfig]):
@@ -62,6 +63,7 @@ class Clips(Part[ClipsConfig]):
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
+        self.expect(index)
         for row in range(len(index)):
             try:
                 fill(row, views[row])
@@ -73,55 +75,64 @@ class Clips(Part[ClipsConfig]):
     def _train(self, index: int, keys: Tensor, views: Tensor) -> None:
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
-        pixels, place = self._decode(index, lambda times: drawn_frames(times, drawn, config))
-        height, width = (torch.full_like(keys, side) for side in pixels.shape[1:3])
+        boxes: list[list[int]] = []
+        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            chosen = drawn_frames(video.times, drawn, config)  # (V, T)
+            clips: list[list[int]] = chosen.tolist()
+            for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
+                boxes = boxes or self._boxes(keys, pixels.shape[1], pixels.shape[2])
+                frames = torch.from_numpy(pixels)
+                places = [_places(clip, numbers) for clip in clips]
+                for i, box in enumerate(boxes):
+                    _fill(views[i], cut(frames, box), places[min(i, len(places) - 1)])
+        if config.augment is not None:
+            for view, key in zip(views, keys, strict=True):
+                rand_augment(view, key, config.augment, config.mean)
+
+    def _boxes(self, keys: Tensor, height: int, width: int) -> list[list[int]]:
+        """A crop for each key."""
+        config = self.config
+        heights, widths = torch.full_like(keys, height), torch.full_like(keys, width)
         if config.crop == "multi_scale":
-            boxes = multi_scale_boxes(keys, height, width, config.frame_size, config.crop_sides)
-        else:
-            boxes = crop_boxes(keys, height, width, config.crop_scale, config.crop_ratio)
-        for i, box in enumerate(boxes.tolist()):
-            frames, part = place[min(i, len(place) - 1)], cut(pixels, box)
-            if frames == list(range(frames[0], frames[0] + len(frames))):
-                resize_into(views[i], part[frames[0] : frames[0] + len(frames)])
-            else:  # of a video that is shorter than a clip, a frame comes again
-                for view, frame in zip(views[i], frames, strict=True):
-                    resize_into(view[None], part[frame : frame + 1])
-            if config.augment is not None:
-                rand_augment(views[i], keys[i], config.augment, config.mean)
+            return multi_scale_boxes(keys, heights, widths, config.frame_size, config.crop_sides).tolist()
+        return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
 
     def _eval(self, index: int, views: Tensor) -> None:
         """The crops of a clip follow each other."""
         config = self.config
-        pixels, place = self._decode(index, lambda times: even_frames(times, config))
+        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            wanted, place = np.unique(even_frames(video.times, config), return_inverse=True)
+            pixels = torch.from_numpy(video.read(wanted, config.channels))
         size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
         pixels = resize(pixels, size)
         boxes = even_boxes(*size, config.frame_size, config.eval_crops)
-        for i, (frames, box) in enumerate(product(place, boxes)):
+        clips: Any = place.reshape(-1, config.frames).tolist()  # (V, T)
+        for i, (frames, box) in enumerate(product(clips, boxes)):
             views[i] = cut(pixels, box)[frames]
-
-    def _decode(self, index: int, choose: Callable[[Times], Frames]) -> tuple[Tensor, list[list[int]]]:
-        """The frames of one or several clips, each decoded once.
-
-        Args:
-            index: which video.
-            choose: from the times of its frames to the frames of the clips, (V, T).
-
-        Returns:
-            uint8 (U, H, W, C), and for each of the V clips which T of them it takes.
-        """
-        source = self._source(index)
-        with in_hand(index, self.config.deadline), OpenVideo(source, self.config.backend) as video:
-            chosen = choose(video.times)  # (V, T)
-            wanted, place = np.unique(chosen, return_inverse=True)
-            pixels = torch.from_numpy(video.read(wanted, self.config.channels))
-        clips: Any = place.reshape(chosen.shape).tolist()
-        return pixels, clips
 
     def _source(self, index: int) -> Source:
         source: Source = self.cell(index)
         if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
+
+
+def _places(clip: list[int], numbers: list[int]) -> list[tuple[int, int]]:
+    """Where frames of a block stand in a clip: the clip's place, and the block's."""
+    found = {number: place for place, number in enumerate(numbers)}
+    return [(t, found[number]) for t, number in enumerate(clip) if number in found]
+
+
+def _fill(view: Tensor, part: Tensor, places: list[tuple[int, int]]) -> None:
+    """Resizes what a sample, (T, h, w, C), takes of a block, (n, H, W, C)."""
+    if not places:
+        return
+    count, (t, k) = len(places), places[0]
+    if places == list(zip(range(t, t + count), range(k, k + count), strict=True)):
+        resize_into(view[t : t + count], part[k : k + count])
+        return
+    for t, k in places:  # of a video that is shorter than a clip, a frame comes again
+        resize_into(view[t : t + 1], part[k : k + 1])
 
 
 def open_clips(config: ClipsConfig, split: str) -> Clips:

@@ -24,8 +24,8 @@ class ClipsConfig(DataConfig):
 
     source: str | None = None
     """a folder of videos, or of folders of frames (its sub-folders are the classes), a list file of `path label` lines,
-    parquet (file, folder or glob), a name on the hub, or builtin:motion (short films, rendered once); a hub name may end in
-    `:subset`"""
+    parquet or WebDataset tars (file, folder, glob, {000..146}, for tars https addresses too), a name on the hub, or
+    builtin:motion (short films, rendered once); a hub name may end in `:subset`; a+b takes several"""
     video_column: str | None = None
     """the table's column of videos; none finds it"""
     frames: int = 16

@@ -16,7 +16,7 @@ from mmm.keys import Stream, integers, stream
 SNAP = 3  # pixels: a side as near as this to the sample's is made equal to it, and not resized
 # top and left of the 13 places of a crop, in quarters of the room that it leaves: corners, middles of the sides, the middle, and
 # the middles of the quarters
-PLACES = torch.tensor([(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)])
+PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))
 
 
 def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int], sides: tuple[float, ...]) -> Tensor:
@@ -33,15 +33,20 @@ def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple
     Returns:
         int64 (B, 4): top, left, height, width.
     """
-    pairs = torch.tensor([pair for pair in product(range(len(sides)), repeat=2) if abs(pair[0] - pair[1]) <= 1])  # (P, 2)
-    draws = integers(stream(keys, Stream.CROP), torch.tensor([len(pairs), len(PLACES)]), 2)  # (B, 2)
-    short = torch.minimum(heights, widths)[:, None]  # (B, 1)
-    lengths = (short.double() * torch.tensor(sides, dtype=torch.float64)).long().clamp(min=1)  # (B, S)
-    chosen = lengths.gather(1, pairs[draws[:, 0]])  # height and width, (B, 2)
-    wanted = torch.tensor(size)  # (2,)
-    chosen = torch.where(((chosen - wanted).abs() < SNAP) & (wanted <= short), wanted, chosen)
-    step = (torch.stack([heights, widths], 1) - chosen) // 4  # (B, 2)
-    return torch.cat([step * PLACES[draws[:, 1]], chosen], 1)
+    pairs = [pair for pair in product(range(len(sides)), repeat=2) if abs(pair[0] - pair[1]) <= 1]
+    draws = integers(stream(keys, Stream.CROP), torch.tensor([len(pairs), len(PLACES)]), 2).tolist()  # (B, 2)
+    boxes = []
+    for (pair, place), *whole in zip(draws, heights.tolist(), widths.tolist(), strict=True):
+        cuts = [_cut_side(min(whole), sides[i], wanted) for i, wanted in zip(pairs[pair], size, strict=True)]
+        steps = [(side - cut) // 4 for side, cut in zip(whole, cuts, strict=True)]
+        boxes.append([*(step * quarters for step, quarters in zip(steps, PLACES[place], strict=True)), *cuts])
+    return torch.tensor(boxes)
+
+
+def _cut_side(short: int, share: float, wanted: int) -> int:
+    """A side of a crop: a share of the video's short side, pixels."""
+    side = max(1, int(short * share))
+    return wanted if abs(side - wanted) < SNAP and wanted <= short else side
 
 
 def even_boxes(height: int, width: int, size: tuple[int, int], count: int) -> list[list[int]]:

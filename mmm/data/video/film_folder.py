@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from mmm.data.scan import EachOnce, each_once
 from mmm.data.source import digest
+from mmm.data.user_cache import user_cache
 from mmm.data.video import films
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,6 @@ def film_folder(cache: Path | None = None, counts: Mapping[str, int] | None = No
         if not _whole(folder):
             _make(folder, counts)
     return folder
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmm"
 
 
 def _hash(counts: Mapping[str, int]) -> str:

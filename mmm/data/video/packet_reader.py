@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import av
 
 from mmm.data.bad_inputs import Unreadable
+from mmm.data.limits import MAX_PIXELS
+from mmm.data.video.mp4_boxes import check_boxes
 from mmm.data.video.reader import Source
 from mmm.data.video.refusal import check_size
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 # what holds a video; the rest of FFmpeg's list are devices and playlists, which would open other files (measured: a text file
 # called .mp4 that names another file is played)
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,rm,ivf,gif,h264,hevc,m4v,mjpeg,dv,nut,live_flv"
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+# max_pixels: to open a file is to decode some of it, and a frame may be larger than the file's header says
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 SKIPPING = ("h264", "hevc")  # where frames that nothing refers to can be left out; AV1 lost wanted ones
 
 
@@ -44,10 +47,14 @@ class Packets:
 
 
 def open_container(source: Source) -> InputContainer:
-    """Opens a file for reading; playlists and other protocols are refused."""
-    if isinstance(source, bytes):
-        return av.open(io.BytesIO(source), "r", options=OPTIONS)
-    return av.open("file:" + os.path.abspath(source), "r", options=OPTIONS)
+    """Opens a file for reading; playlists, other protocols, and headers that promise too much are refused."""
+    check_boxes(source)
+    try:
+        if isinstance(source, bytes):
+            return av.open(io.BytesIO(source), "r", options=OPTIONS)
+        return av.open("file:" + os.path.abspath(source), "r", options=OPTIONS)
+    except av.error.ArgumentError as error:  # so it refuses what is not in its list
+        raise Unreadable("is no video of a known format") from error
 
 
 def open_stream(container: InputContainer) -> VideoStream:
@@ -60,7 +67,13 @@ def open_stream(container: InputContainer) -> VideoStream:
     if not pictures:
         raise Unreadable("has no video stream")
     stream = pictures[0]
-    check_size(stream.codec_context.height, stream.codec_context.width)
+    if stream.codec_context is None:
+        raise Unreadable("nothing here decodes its codec")
+    height, width = stream.codec_context.height, stream.codec_context.width
+    if not height * width:  # so FFmpeg leaves them where a decoder refused them
+        raise Unreadable(f"its frames have no size, or more pixels than the {MAX_PIXELS:,} that are decoded")
+    check_size(height, width)
+    stream.codec_context.options = {"max_pixels": OPTIONS["max_pixels"]}
     stream.thread_type = "NONE"  # measured faster on one core, and a decoder's own threads can wait for each other for ever
     return stream
 

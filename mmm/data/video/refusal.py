@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmm.data.bad_inputs import Unreadable
-from mmm.data.decode import MAX_PIXELS
+from mmm.data.limits import MAX_PIXELS
+from mmm.data.read_file import refuse_odd, why
 
 
 def check_size(height: int, width: int) -> None:
@@ -22,11 +24,13 @@ def check_file(source: Path | bytes) -> None:
     if isinstance(source, bytes):
         if not source:
             raise Unreadable("the file is empty")
-    elif source.is_file():
-        if source.stat().st_size == 0:
-            raise Unreadable("the file is empty")
-    elif not source.is_dir():  # a pipe would be waited for, for ever
-        raise Unreadable("is not a regular file" if source.exists() else "there is no such file")
+        return
+    try:
+        status = source.stat()
+    except (OSError, ValueError) as error:
+        raise Unreadable(why(error)) from error
+    if not stat.S_ISDIR(status.st_mode):
+        refuse_odd(status)  # a pipe would be waited for, for ever
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""Frames that come a few at a time are those of one reading, whatever the size of a block, and so are the crops cut of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from video_files import make_zoo
+
+from mmm.data import Clips, ClipsConfig, Unreadable, open_data
+from mmm.data.video import BACKENDS, OpenVideo, blocks
+from mmm.data.video.reader import Source, Video
+from mmm.keys import sample_keys
+
+CONFIG = ClipsConfig(image_size=32, frames=4, stride=2, workers=0, holdout=0.0)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = make_zoo(tmp_path_factory.mktemp("zoo"))
+    return {kind: made[kind] for kind in ("closed", "open", "variable_rate", "odd_size", "mpeg_ts", "h264_avi")}
+
+
+class Whole:
+    """A backend that reads all at once, as most do."""
+
+    def __init__(self, video: Video) -> None:
+        self.times, self.read, self.close = video.times, video.read, video.close
+
+
+@pytest.mark.parametrize("size", [1, 20_000, 2**40])
+def test_blocks_hold_what_reading_gives(zoo: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", size)
+    for kind, path in zoo.items():
+        with OpenVideo(path) as video:
+            wanted = [0, 3, 3, len(video) - 1, 1]
+            got = {}
+            for numbers, pixels in blocks.blocks(video, wanted, 3):
+                assert len(pixels) == len(numbers) <= max(1, size // pixels[0].size)
+                got |= {number: frame.copy() for number, frame in zip(numbers, pixels, strict=True)}
+            assert sorted(got) == sorted(set(wanted)), kind
+            assert np.array_equal(np.stack([got[number] for number in wanted]), video.read(wanted)), kind
+
+
+def test_other_backends_give_one_block(zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = BACKENDS["av"]
+
+    def whole(source: Source) -> Video:
+        return Whole(plain(source))
+
+    with OpenVideo(zoo["closed"]) as video:
+        expected = video.read([1, 5])
+    monkeypatch.setitem(BACKENDS, "av", whole)
+    with OpenVideo(zoo["closed"]) as video:
+        ((numbers, pixels),) = blocks.blocks(video, [5, 1], 3)
+    assert numbers == [1, 5]
+    assert np.array_equal(pixels, expected)
+
+
+def test_a_frame_that_is_not_there_or_has_other_channels(zoo: dict[str, Path]) -> None:
+    with OpenVideo(zoo["closed"]) as video:
+        with pytest.raises(IndexError, match=r"frames \[-1\] of a video of"):
+            next(blocks.blocks(video, [-1], 3))
+        with pytest.raises(IndexError):
+            next(blocks.blocks(video, [len(video)], 3))
+        with pytest.raises(Unreadable, match=r"data\.channels is 2"):
+            next(blocks.blocks(video, [0], 2))
+
+
+@pytest.mark.parametrize("repeat", ["crop", "clip"])
+def test_samples_do_not_depend_on_the_size_of_a_block(zoo: dict[str, Path], repeat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = open_data(replace(CONFIG, source=str(zoo["closed"].parent), repeat=repeat, frames=8), "train")
+    assert isinstance(clips, Clips)
+    index = torch.arange(len(clips))
+    keys = sample_keys(0, 0, index[:, None], repeat=torch.arange(3)).flatten()
+    views, failed = clips.train_views(index, keys)
+    monkeypatch.setattr(blocks, "BLOCK", 1)
+    again, failed_too = clips.train_views(index, keys)
+    assert failed == failed_too
+    assert len(failed) < len(clips)
+    assert torch.equal(views, again)
