@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from mmm.reading import read_yaml
 from mmm.registry import REGISTRIES, PartConfig, nearest
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def load(kind: type[T], path: str | Path) -> T:
         OSError: where the file cannot be read.
     """
     try:
-        return from_dict(kind, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        return from_dict(kind, read_yaml(Path(path).read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     except ValueError as error:

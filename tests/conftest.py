@@ -38,6 +38,12 @@ share_cores()
 
 
 @pytest.fixture(autouse=True)
+def _memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training keeps freed memory for its next step; here hundreds of them share a process, which then could not fork."""
+    monkeypatch.setattr("mmm.train.devices.keep_memory", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same global generator, whatever ran before it."""
     torch.manual_seed(0)

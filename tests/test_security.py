@@ -32,6 +32,8 @@ HOSTS = (
 )
 CODE = ("runpy", "code", "codeop", "pty", "cffi", "torch.hub", "torch.utils.cpp_extension", "pickletools")
 PROCESSES = ("os.exec", "os.spawn", "os.posix_spawn", "subprocess.getoutput", "subprocess.getstatusoutput")
+WRITING = {"dump", "safe_dump", "YAMLError", "AliasEvent"}  # of yaml: what brings nothing in
+NUMPY = {"load"}
 CALLS = {"extractall", "unpack_archive", "hub.load", "load_state_dict_from_url", "urlopen", "urlretrieve", "create_connection"}
 
 
@@ -47,6 +49,10 @@ def banned(tree: ast.AST) -> Iterator[str]:
         last = name.split(".")[-1]
         if name.startswith(PROCESSES) or last in CALLS or ".".join(name.split(".")[-2:]) in CALLS:
             yield f"{name} in line {call.lineno}"
+        if name.startswith("yaml.") and name.split(".")[1] not in WRITING:
+            yield f"{name} in line {call.lineno}: mmm.reading reads YAML"
+        if last in NUMPY and name.split(".")[0] in ("np", "numpy") and "allow_pickle=False" not in ast.unparse(call):
+            yield f"{name} in line {call.lineno} without allow_pickle=False"
         if last == "extract" and "tar" in name.lower():
             yield f"{name} in line {call.lineno}"
         if name.startswith("socket.") and name != "socket.gethostname":
@@ -55,8 +61,12 @@ def banned(tree: ast.AST) -> Iterator[str]:
             yield f"{name} of a text in line {call.lineno}"
 
 
+NETWORK = {"mmm/data/tar_addresses.py": {"import http.client"}}  # tars at an address that the user gives, asked for by ranges
+
+
 def test_our_own_source() -> None:
-    found = {str(path): list(banned(ast.parse((HOUSE / path).read_text(encoding="utf-8")))) for path in OURS}
+    found = {str(path): set(banned(ast.parse((HOUSE / path).read_text(encoding="utf-8")))) for path in OURS}
+    found = {path: names - NETWORK.get(path, set()) for path, names in found.items()}
     assert not {path: names for path, names in found.items() if names}
 
 
@@ -78,6 +88,10 @@ def test_our_own_source() -> None:
         "subprocess.run(f'ls {name}')",
         "socket.create_connection(('host', 80))",
         "socket.socket()",
+        "yaml.safe_load(text)",
+        "yaml.unsafe_load(text)",
+        "np.load(file)",
+        "np.load(file, allow_pickle=True)",
     ],
 )
 def test_each_of_these_would_be_found(line: str) -> None:

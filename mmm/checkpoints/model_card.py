@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def _head(model: MaskedModel, origin: Origin) -> str:
     front = yaml.safe_dump({"library_name": "mmm", "tags": tags}, sort_keys=False)
     what = "An encoder" if model.decoder is None else "An encoder and its decoder"
     medium = "video clips" if clips else "images"
-    return f"---\n{front}---\n\n# {origin.name}\n\n{what}, of a masked model of {medium}, written by mmm {mmm.__version__}."
+    return f"---\n{front}---\n\n# {_plain(origin.name)}\n\n{what}, of a masked model of {medium}, written by mmm {mmm.__version__}."
 
 
 def _what(model: MaskedModel, parts: ModelConfig, data: Mapping[str, Any]) -> str:
@@ -88,14 +89,19 @@ def _training(origin: Origin) -> str:
     data, train = origin.config.get("data") or {}, origin.config.get("train") or {}
     lines = [f"- data: {_public(data.get('source'))}"]
     lines += [f"- updates: {origin.step:,}"] if origin.step is not None else []
-    lines += [f"- {name.replace('_', ' ')}: {train[name]}" for name in TRAINING if train.get(name) is not None]
+    lines += [f"- {name.replace('_', ' ')}: {_plain(train[name])}" for name in TRAINING if train.get(name) is not None]
     return "## How it was trained\n\n" + "\n".join(lines)
 
 
 def _public(source: Any) -> str:
     """A source's name; of a place on a disk only the last part."""
     local = source is not None and (str(source).startswith(("/", "~", ".")) or Path(str(source)).exists())
-    return f"`{Path(str(source)).name}`" if local else f"`{source}`"
+    return f"`{_plain(Path(str(source)).name if local else source)}`"
+
+
+def _plain(value: Any) -> str:
+    """On a page, a text and no more: what a run's folder says may be anybody's."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'").replace("|", "&#124;")
 
 
 def _results(origin: Origin) -> str:
@@ -105,7 +111,8 @@ def _results(origin: Origin) -> str:
         values = flatten({name: value for name, value in found.items() if name not in ("kind", "step")})
         kept = {name: value for name, value in values.items() if name.endswith(MEASURES) or name.startswith("psnr.")}
         if found.get("step") == origin.step and origin.step is not None:
-            rows += [f"| {kind} | {name} | {value:.4g} |" for name, value in kept.items() if isinstance(value, (int, float))]
+            numbers = {_plain(name): value for name, value in kept.items() if isinstance(value, (int, float))}
+            rows += [f"| {_plain(kind)} | {name} | {value:.4g} |" for name, value in numbers.items()]
     if not rows:
         return ""
     table = ["| evaluation | measure | value |", "| --- | --- | --- |", *rows]

@@ -90,7 +90,7 @@ def _hub_names(weights: dict[str, Tensor], kind: Kind, file: Path) -> dict[str, 
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} holds no names and values")

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mmm.reading import read_yaml
 from mmm.train.config import flatten
 
 EVALUATIONS = "evaluations.jsonl"
@@ -60,7 +61,7 @@ class Record:
         if not (path / "config.yaml").is_file():
             raise ValueError(f"{path} is no run: it has no config.yaml")
         try:
-            config = flatten(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+            config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
         found = {line["kind"]: line for line in _lines(path / EVALUATIONS)}
@@ -104,7 +105,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             found.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if line.endswith("\n"):
                 raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
     return found

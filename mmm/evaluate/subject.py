@@ -8,7 +8,6 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from mmm.checkpoints.load import load
 from mmm.checkpoints.run_folder import CONFIG, read_config, run_of
@@ -18,6 +17,7 @@ from mmm.data.find import find_source
 from mmm.data.source import EVALUATION
 from mmm.decoders import SelfAttentionDecoder
 from mmm.model import MaskedModel, ModelConfig
+from mmm.reading import read_yaml
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
 
@@ -170,7 +170,7 @@ def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) 
 
 def _saved_data(saved: Path) -> DataConfig:
     """Of a run's config.yaml."""
-    tree = yaml.safe_load(saved.read_text(encoding="utf-8"))["data"]
+    tree = read_yaml(saved.read_text(encoding="utf-8"))["data"]
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
@@ -185,7 +185,7 @@ def _data_of_weights(model: MaskedModel | None) -> DataConfig:
 
 def _seed(run: Path | None) -> int:
     """Of the run."""
-    return 0 if run is None else int(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
+    return 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
 
 
 def _step(path: Path, run: Path) -> int | None:

@@ -1,0 +1,202 @@
+"""Hostile configs and run folders: given to --config, to `mmm.load`, to `mmm export` and to a start that goes on with a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import mmm
+from benchmarks.reliability.corpus import Act, Place, hostile
+from benchmarks.reliability.runs import config_of
+from mmm.config import parse
+from mmm.train import checkpoint
+from mmm.train.place import choose
+from mmm.values import to_dict
+from tasks import export, pretrain
+
+DEEP = 100_000
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+def _config(place: Place, text: str) -> Act:
+    path = place.put("config.yaml", text)
+    return partial(parse, pretrain.Config, ["--config", str(path)])
+
+
+def _run(place: Place, change: Callable[[dict[str, Any]], Any] | None = None, name: str = "run") -> Path:
+    """A run folder, its config changed: nothing trained it, so that it costs nothing."""
+    tree = to_dict(config_of(place.root))
+    if change is not None:
+        change(tree)
+    folder = place.put(f"{name}/config.yaml", yaml.safe_dump(tree)).parent
+    parts = pretrain.build_model(config_of(place.root)).state_dict()
+    checkpoint.write(folder / "checkpoints", 1, {"model": parts}, {}, None)
+    return folder
+
+
+@hostile
+def yaml_that_calls(place: Place) -> Act:
+    """As PyYAML's unsafe loaders would."""
+    return _config(place, f"seed: !!python/object/apply:os.system ['{place.command}']\n")
+
+
+@hostile
+def yaml_that_makes_an_object(place: Place) -> Act:
+    """By another tag."""
+    return _config(place, f"data: !!python/object/new:subprocess.Popen [['touch', '{place.canary}']]\n")
+
+
+@hostile
+def yaml_that_imports(place: Place) -> Act:
+    """A module beside it."""
+    place.put("hostile_module.py", place.code)
+    return _config(place, "seed: !!python/module:hostile_module ''\n")
+
+
+@hostile
+def yaml_of_a_billion_aliases(place: Place) -> Act:
+    """Small in memory until somebody writes it out."""
+    return _config(place, BOMB + "seed: *a11\n")
+
+
+@hostile
+def yaml_of_aliases_where_a_value_stands(place: Place) -> Act:
+    """Inside a field that exists."""
+    inside = BOMB.replace("\n", "\n  ")
+    return _config(place, f"data:\n  {inside}source: *a11\ntrain: {{}}\n")
+
+
+@hostile
+def yaml_nested_for_ever(place: Place) -> Act:
+    """Lists in lists."""
+    return _config(place, "seed: " + "[" * DEEP + "]" * DEEP)
+
+
+@hostile
+def yaml_that_names_code_to_use(place: Place) -> Act:
+    """--use runs a file; only a person may say so."""
+    module = place.put("hostile_module.py", place.code)
+    return _config(place, f"use: {module}\ndata: {{source: x}}\ntrain: {{batch_size: 1, learning_rate: 1}}\n")
+
+
+@hostile
+def yaml_whose_part_is_a_function(place: Place) -> Act:
+    """A part's name is looked up among the registered ones, and nowhere else."""
+    return _config(place, "encoder: {name: os.system}\ndata: {}\ntrain: {batch_size: 1, learning_rate: 1}\n")
+
+
+@hostile
+def yaml_with_a_tracker_that_is_a_module(place: Place) -> Act:
+    """Trackers are looked up too."""
+    place.put("hostile_module.py", place.code)
+    text = yaml.safe_dump(to_dict(config_of(place.root, steps=1)) | {"folder": str(place.root / "run")})
+    return lambda: pretrain.run(_config(place, text.replace("tracker: null", "tracker: hostile_module"))())
+
+
+@hostile
+def run_named_like_a_format(place: Place) -> Act:
+    """Braces and percents, in a name that is logged and written."""
+    return lambda: choose(place.root / "{0.__class__.__init__.__globals__} %s%n %(name)s", "pretrain", "auto")
+
+
+@hostile
+def run_that_climbs_into_what_is_there(place: Place) -> Act:
+    """A folder of somebody else's: refused, nothing in it is touched."""
+    place.put("mine/precious.txt", "x")
+    inner = place.root / "runs"
+    inner.mkdir()
+    return lambda: choose(inner / ".." / "mine", "pretrain", "auto")
+
+
+@hostile
+def manifest_that_names_files_outside(place: Place) -> Act:
+    """A checkpoint's own list of files, which are opened to be hashed."""
+    run = _run(place)
+    path = run / "checkpoints" / "step_00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in (str(place.bait / "text.txt"), f"../../../{os.path.relpath(place.bait, place.root)}/text.txt"):
+        manifest["files"][name] = {"bytes": (place.bait / "text.txt").stat().st_size, "sha256": "0" * 64}
+    path.write_text(json.dumps(manifest))
+    return partial(mmm.load, run)
+
+
+@hostile
+def manifest_nested_for_ever(place: Place) -> Act:
+    """Lists in lists."""
+    run = _run(place)
+    (run / "checkpoints" / "step_00000001" / "manifest.json").write_text("[" * DEEP + "]" * DEEP)
+    return partial(mmm.load, run)
+
+
+@hostile
+def weights_that_are_a_pipe(place: Place) -> Act:
+    """Which would be waited for."""
+    run = _run(place)
+    path = run / "checkpoints" / "step_00000001" / "model.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    return partial(mmm.load, run)
+
+
+@hostile
+def run_whose_config_calls(place: Place) -> Act:
+    """The config of a run that is loaded."""
+    run = _run(place)
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"evil: !!python/object/apply:os.system ['{place.command}']\n")
+    return partial(mmm.load, run)
+
+
+@hostile
+def run_whose_config_is_a_bomb(place: Place) -> Act:
+    """Aliases in the config of a run that is loaded."""
+    run = _run(place)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(BOMB + text.replace("seed: 0", "seed: *a11").replace("ratio: 0.75", "ratio: *a11"))
+    return partial(mmm.load, run)
+
+
+@hostile
+def run_with_evaluations_nested_for_ever(place: Place) -> Act:
+    """What a card would show."""
+    run = _run(place)
+    (run / "evaluations.jsonl").write_text('{"step": 1, "kind": ' + "[" * DEEP + "]" * DEEP + "}\n")
+    return lambda: export.run(export.Config(model=str(run), out=str(place.root / "out")))
+
+
+@hostile
+def card_with_a_script(place: Place) -> Act:
+    """HTML in what a model card shows: the run's name, its data's, its results'."""
+    script = "<script>alert(1)</script>"
+
+    def spoil(tree: dict[str, Any]) -> None:
+        tree["data"]["source"] = f"x` {script} <img src=x onerror=y>\n\n# heading"
+        tree["train"]["batch_size"] = script
+
+    run = _run(place, spoil, name="run-<b onclick=x>")
+    result = {"step": 1, "kind": f"features {script}", f"{script}.top1": 0.5}
+    (run / "evaluations.jsonl").write_text(json.dumps(result) + "\n")
+
+    def act() -> None:
+        out = place.root / "out"
+        export.run(export.Config(model=str(run), out=str(out)))
+        card = (out / "README.md").read_text()
+        assert not [tag for tag in ("<script", "<img", "<b ", "\n# heading") if tag in card], card
+
+    return act
+
+
+@hostile
+def lock_that_is_no_lock(place: Place) -> Act:
+    """A run folder from elsewhere, its lock a list."""
+    run = _run(place)
+    (run / "lock").write_text('[{"pid": {}}]')
+    return lambda: pretrain.run(pretrain.Config(**{**vars(config_of(place.root)), "folder": str(run), "resume": True}))

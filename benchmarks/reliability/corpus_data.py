@@ -1,0 +1,269 @@
+"""Hostile data: given to --data.source, opened, and read to the last sample."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.reliability.corpus import Act, Place, hostile, system
+from benchmarks.reliability.corpus_weights import object_array
+from mmm.data import ClipsConfig, DataConfig, ImagesConfig, open_data
+
+
+def read_all(config: DataConfig) -> Act:
+    """Opens a source, and reads what can be read of it."""
+
+    def act() -> list[str]:
+        samples = open_data(config, "train")
+        _, failed = samples.eval_views(torch.arange(len(samples)))
+        names = [samples.name(index) for index in range(len(samples))]
+        return [f"{names[row]}: {reason}" for row, reason in failed.items()]
+
+    return act
+
+
+def _images(source: Path | str, **choices: Any) -> Act:
+    return read_all(ImagesConfig(source=str(source), holdout=0.0, image_size=8, workers=0, **choices))
+
+
+def _clips(source: Path | str) -> Act:
+    return read_all(ClipsConfig(source=str(source), holdout=0.0, image_size=8, frames=2, stride=1, workers=0))
+
+
+@hostile
+def image_that_is_an_array_of_objects(place: Place) -> Act:
+    """numpy keeps objects as a pickle."""
+    place.picture("good.png")
+    place.put("bad.npy", object_array(place))
+    place.put("bad.png", object_array(place))
+    return _images(place.root)
+
+
+@hostile
+def image_that_is_a_pickle(place: Place) -> Act:
+    """Under an image's name."""
+    place.picture("good.png")
+    place.put("bad.jpg", system(place))
+    return _images(place.root)
+
+
+@hostile
+def image_that_is_a_program_for_a_printer(place: Place) -> Act:
+    """EPS, for which Pillow starts Ghostscript."""
+    place.picture("good.png")
+    text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(%pipe%{place.command}) (w) file\nshowpage\n%%EOF\n"
+    place.put("bad.jpg", text)
+    return _images(place.root)
+
+
+@hostile
+def image_that_includes_another(place: Place) -> Act:
+    """SVG with an external entity, and a picture that lies elsewhere."""
+    place.picture("good.png")
+    bait = place.bait / "picture.png"
+    head = f'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file://{place.bait}/text.txt">]>'
+    place.put("bad.png", f'{head}<svg><image href="file://{bait}"/>&x;</svg>')
+    return _images(place.root)
+
+
+@hostile
+def image_whose_planes_lie_elsewhere(place: Place) -> Act:
+    """A microscope's TIFF names the files of its planes."""
+    place.picture("good.png")
+    import tifffile
+
+    name = f"../{place.bait.name}/picture.png"
+    data = f'<TiffData FirstC="1" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:1</UUID></TiffData>'
+    pixels = f'<Pixels ID="P" DimensionOrder="XYCZT" Type="uint8" SizeX="8" SizeY="8" SizeC="5" SizeZ="1" SizeT="1">{data}</Pixels>'
+    text = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:2"><Image ID="I">{pixels}</Image></OME>'
+    tifffile.imwrite(place.root / "bad.ome.tif", np.zeros((8, 8), np.uint8), description=text, metadata=None)
+    return _images(place.root, channels=5, mean=(0.5,) * 5, std=(0.2,) * 5)
+
+
+@hostile
+def image_that_unfolds_without_end(place: Place) -> Act:
+    """A bomb: a hundred thousand pixels square, in a few bytes."""
+    place.picture("good.png")
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b""))
+    )
+    place.put("bad.png", b"\x89PNG\r\n\x1a\n" + chunks)
+    return _images(place.root)
+
+
+@hostile
+def names_that_are_formats_and_commands(place: Place) -> Act:
+    """Lines, escapes, shells and formats in the names of files; each bad one is still named in one line."""
+    for name in (
+        "a\nb.png",
+        "$(touch x).png",
+        "`x`.png",
+        "%s%n.png",
+        "{0.__class__}.png",
+        "\x1b[2J.png",
+        "<script>.png",
+        "'; --.png",
+    ):
+        place.put(f"class/{name}", b"x")
+    place.picture("class/good.png")
+    return _images(place.root)
+
+
+@hostile
+def folder_with_a_loading_script(place: Place) -> Act:
+    """A data set's own code, as the hub once ran it."""
+    place.picture("good.png")
+    place.put(f"{place.root.name}.py", place.code)
+    place.put("hostile_loader.py", place.code)
+    place.put("README.md", "---\nconfigs:\n- config_name: default\n  script: hostile_loader.py\n---\n")
+    place.put("dataset_infos.json", json.dumps({"default": {"builder_name": "hostile_loader"}}))
+    return _images(place.root)
+
+
+@hostile
+def source_that_is_a_command(place: Place) -> Act:
+    """As WebDataset takes it."""
+    return _images(f"pipe:touch {place.canary}")
+
+
+@hostile
+def source_that_is_an_address_of_a_file(place: Place) -> Act:
+    """By its scheme."""
+    return _images(f"file://{place.bait}/picture.png")
+
+
+@hostile
+def source_that_chains_schemes(place: Place) -> Act:
+    """As fsspec takes it."""
+    return _images(f"zip://x.parquet::file://{place.bait}/text.txt")
+
+
+@hostile
+def source_with_a_pattern_that_climbs(place: Place) -> Act:
+    """Only parquet files are taken."""
+    place.picture("good.png")
+    return _images(f"{place.root}/../{place.bait.name}/*")
+
+
+@hostile
+def list_of_commands_and_addresses(place: Place) -> Act:
+    """Paths that a reader of videos could take for more than paths."""
+    film = place.bait / "film.mp4"
+    lines = (
+        "pipe:0",
+        "http://127.0.0.1:9/x.mp4",
+        f"concat:{film}",
+        f"file:{film}",
+        f"subfile,,start,0,end,9,,:{film}",
+        "$(id).mp4",
+    )
+    return _clips(place.put("train.txt", "".join(f'"{line}" 0\n' for line in (*lines, "crypto://x", "/dev/zero", "/dev/stdin"))))
+
+
+@hostile
+def list_of_a_pipe_and_a_folder(place: Place) -> Act:
+    """Which would be waited for."""
+    os.mkfifo(place.root / "pipe.mp4")
+    return _clips(place.put("train.csv", "pipe.mp4,0\n.,0\n../,1\n\x00.mp4,1\n"))
+
+
+@hostile
+def video_that_is_a_playlist(place: Place) -> Act:
+    """Text under a video's name, that names other files and addresses."""
+    film = place.bait / "film.mp4"
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
+    place.put("class/one.mp4", f"{head}{film}\n#EXT-X-ENDLIST\n")
+    place.put("class/two.mp4", f"{head}http://127.0.0.1:9/x.ts\n")
+    place.put("class/three.mp4", f"ffconcat version 1.0\nfile '{film}'\n")
+    place.put("class/four.mp4", f'<?xml version="1.0"?><MPD><BaseURL>file://{film}</BaseURL></MPD>')
+    place.put("class/five.mp4", "v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n")
+    return _clips(place.root)
+
+
+@hostile
+def video_whose_data_lie_elsewhere(place: Place) -> Act:
+    """A movie atom with a reference to another file."""
+    alias = b"\0" * 150 + str(place.bait / "film.mp4").encode()
+    reference = struct.pack(">I", 12 + len(alias)) + b"alis" + bytes(4) + alias
+    place.put("class/one.mov", struct.pack(">I", 16 + len(reference)) + b"dref" + bytes(4) + struct.pack(">I", 1) + reference)
+    return _clips(place.root)
+
+
+def _parquet(place: Place, column: Any, metadata: dict[bytes, bytes] | None = None) -> Act:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    table = arrow.table({"image": column})
+    field = table.schema.field("image").with_metadata(metadata) if metadata else table.schema.field("image")
+    path = place.root / "train.parquet"
+    parquet.write_table(table.cast(arrow.schema([field])), path)
+    return _images(path, image_column="image")
+
+
+@hostile
+def table_that_names_files_outside(place: Place) -> Act:
+    """By an absolute path, and by a relative one."""
+    place.picture("good.png")
+    names = [str(place.bait / "picture.png"), f"../{place.bait.name}/picture.png", "good.png"]
+    return _parquet(place, [{"bytes": None, "path": name} for name in names])
+
+
+@hostile
+def table_with_a_type_that_is_a_pickle(place: Place) -> Act:
+    """Arrow's extension types of Python's (CVE-2023-47248)."""
+    metadata = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": system(place)}
+    return _parquet(place, [b"x", b"y"], metadata)
+
+
+@hostile
+def table_that_is_a_pickle(place: Place) -> Act:
+    """Under a table's name."""
+    return _images(place.put("train.parquet", system(place)))
+
+
+def _tar(place: Place, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return place.put("train.tar", whole.getvalue())
+
+
+@hostile
+def tar_that_climbs(place: Place) -> Act:
+    """Members above and elsewhere: never extracted."""
+    good = place.picture("good.png").read_bytes()
+    names = ("../../escaped.png", f"{place.bait}/picture2.png", "./../escaped.png", "good.png")
+    return _images(_tar(place, [(tarfile.TarInfo(name), good) for name in names]))
+
+
+@hostile
+def tar_of_links(place: Place) -> Act:
+    """To files outside, and through a folder that is one."""
+    good = place.picture("good.png").read_bytes()
+    members = [(tarfile.TarInfo("good.png"), good)]
+    for name, kind in (("soft.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("pipe.png", tarfile.FIFOTYPE)):
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, str(place.bait / "picture.png")
+        members.append((member, b""))
+    return _images(_tar(place, members))
+
+
+@hostile
+def tar_of_pickles(place: Place) -> Act:
+    """Members that WebDataset unpickles by their names."""
+    good = place.picture("good.png").read_bytes()
+    bad = [f"good.{ending}" for ending in ("pyd", "pickle", "pkl", "pth", "npz", "cls", "json", "txt")]
+    return _images(_tar(place, [(tarfile.TarInfo("good.png"), good), *((tarfile.TarInfo(name), system(place)) for name in bad)]))

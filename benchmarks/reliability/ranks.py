@@ -1,0 +1,130 @@
+"""R11: one process is killed, stopped, raises, or computes NaN, at a random step: the others end too, say which and when, and the
+same command goes on to the same bits. No process is left.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.reliability.harness import Sabotage, Started, side_by_side, start
+from benchmarks.reliability.runs import STEPS, Variant, config_of, finish, make_data, whole
+from tasks import pretrain
+
+COUNT, QUICK = 2, 1  # times that each kind is tried on each rank
+PROCESSES = 2
+KINDS = ("killed", "stopped", "raising", "poisoned")
+TIMEOUT = 8.0  # seconds, of train.timeout
+ALLOWED = {"killed": 10.0, "raising": 10.0, "poisoned": 10.0, "stopped": TIMEOUT + 5.0}  # seconds until all others are gone
+
+
+def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+    """Each kind on each rank."""
+    make_data(work)
+    config = config_of(work, workers=1, timeout=TIMEOUT, max_skipped=2, log_every=1)
+    variant = Variant("pair", config, PROCESSES)
+    expected = whole(variant, work / "whole")
+    tried = [
+        (kind, rank, 1 + EVERY_SAVE * draw.randrange(1, STEPS // EVERY_SAVE - 1))
+        for kind in KINDS
+        for rank in range(PROCESSES)
+        for _ in range(count)
+    ]
+    jobs = {
+        f"{kind}_{rank}_{place}": partial(_fall, work / f"{kind}_{rank}_{place}", variant, expected, kind, rank, step)
+        for place, (kind, rank, step) in enumerate(tried)
+    }
+    found = side_by_side(work, jobs)
+    wrong = [line for one in found.values() for line in one.pop("wrong")]
+    longest = {
+        kind: max((one["seconds"] for name, one in found.items() if name.startswith(kind) and "seconds" in one), default=None)
+        for kind in KINDS
+    }
+    return {"tried": len(tried), "longest seconds until all others are gone": longest, "runs": found, "wrong": wrong}
+
+
+EVERY_SAVE = 4  # a fall follows a save by one update, so that none is skipped before the next
+
+
+def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, rank: int, step: int) -> dict[str, Any]:
+    at = folder.with_suffix(".at")
+    started = start(variant.config, folder, variant.processes, _saboteur(kind, rank, step, at))
+    started.until(at.exists)
+    began, family = time.monotonic(), _family(started)
+    others = Started([pid for place, pid in enumerate(started.pids) if place != rank], started.log)
+    codes = others.wait(ALLOWED[kind] + 20)
+    seconds = round(time.monotonic() - began, 2)
+    gone = kind != "killed" and kind != "stopped"
+    said = started.said(10**6)
+    wrong = [f"{folder.name}: the others ended with {codes} after {seconds} s"] * (
+        seconds > ALLOWED[kind] or any(code in (0, -signal.SIGKILL) for code in codes)
+    )
+    started.kill(started.pids[rank])  # what a launcher does with one that is stopped
+    own = Started([started.pids[rank]], started.log).wait()
+    wrong += [f"{folder.name}: the one that fell ended with {own}"] * (gone and own[0] in (0, -signal.SIGKILL))
+    wrong += [f"{folder.name}: {what} is not named: {said[-600:]}" for what in _unnamed(kind, rank, step, said)]
+    wrong += [f"{folder.name}: process {pid} is left" for pid in _left(family)]
+    wrong += finish(variant, folder, expected)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"seconds": seconds, "codes": codes, "wrong": wrong}
+
+
+def _unnamed(kind: str, rank: int, step: int, said: str) -> list[str]:
+    """What the messages should name and do not: the rank (of a poisoned one the samples stand for it), and the step."""
+    found = [] if f"rank {rank}" in said or kind == "poisoned" else [f"rank {rank}"]
+    near = [f"step {one}" for one in (step - 1, step, step + 1, step + 2)]
+    return found + ([] if any(one in said for one in near) else [f"step {step}"])
+
+
+def _family(started: Started) -> list[psutil.Process]:
+    """All processes of a training, data workers too."""
+    found = []
+    for pid in started.pids:
+        if psutil.pid_exists(pid):
+            process = psutil.Process(pid)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _left(family: list[psutil.Process], seconds: float = 8.0) -> list[int]:
+    """Those that still run: data workers look every five seconds whether their trainer lives."""
+    _, alive = psutil.wait_procs(family, seconds)
+    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _saboteur(kind: str, rank: int, step: int, mark: Path) -> Sabotage:
+    """Makes a process harm itself when it computes a certain step."""
+
+    def sabotage(here: int) -> None:
+        if here != rank:
+            return
+        made = pretrain.masked_loss
+
+        def harmful(*parts: Any, **named: Any) -> Any:
+            loss_of = made(*parts, **named)
+
+            def loss(model: Any, batch: Any, now: int) -> Any:
+                if now < step:
+                    return loss_of(model, batch, now)
+                mark.touch()
+                if kind == "poisoned":
+                    return loss_of(model, batch, now) * torch.nan
+                if kind == "raising":
+                    raise RuntimeError(f"rank {rank} raises in step {step}")
+                os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
+                return loss_of(model, batch, now)
+
+            return loss
+
+        pretrain.masked_loss = harmful
+
+    return sabotage

@@ -1,0 +1,150 @@
+"""R20: random faults, one after another, for as long as asked: kills, signals, dead data workers, a damaged newest checkpoint, a
+full disk, another number of data workers. Every run ends with the bits of the undisturbed one. Beside them one training lives
+through the deaths of its data workers: its memory and its file handles stay flat.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.reliability.damage import harms
+from benchmarks.reliability.disk_full import LIMITS, no_room
+from benchmarks.reliability.harness import Started, side_by_side, start
+from benchmarks.reliability.moments import at_random, inside_a_save, lines, saved, trains
+from benchmarks.reliability.runs import STEPS, Variant, finish, make_data, quicker, variants, whole
+from benchmarks.reliability.worker_death import kill_a_worker
+
+COUNT, QUICK = 30, 1  # minutes
+SLOPE = 1.0  # MiB a thousand updates
+SETTLED = 0.3  # of the witness's life, after which its memory is looked at
+LIVES = 6  # faults of one run at most
+
+Fault = Callable[[Variant, Path, random.Random], None]
+
+
+def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+    """For `count` minutes."""
+    make_data(work)
+    end = time.monotonic() + 60 * count
+    jobs = {
+        "faults": partial(_faults, work, draw.getrandbits(32), end),
+        "witness": partial(_witness, work, draw.getrandbits(32), end),
+    }
+    found = side_by_side(work, jobs)
+    return {**found, "wrong": [line for one in found.values() for line in one.pop("wrong")]}
+
+
+def _faults(work: Path, seed: int, end: float) -> dict[str, Any]:
+    draw, tally, wrong, exact = random.Random(seed), Counter[str](), list[str](), 0
+    chosen = variants(work)
+    expected: dict[str, Any] = {}
+    while time.monotonic() < end:
+        variant = draw.choice(chosen)
+        if variant.name not in expected:
+            expected[variant.name] = whole(variant, work / f"{variant.name}_whole")
+        folder = work / f"run_{tally.total()}"
+        for _ in range(draw.randint(1, LIVES)):
+            name = draw.choice(list(FAULTS))
+            FAULTS[name](variant, folder, draw)
+            tally[name] += 1
+        amiss = finish(variant, folder, expected[variant.name])
+        wrong, exact = wrong + amiss, exact + (not amiss)
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"faults": tally, "bit-identical runs": exact, "wrong": wrong}
+
+
+def _kill(variant: Variant, folder: Path, draw: random.Random) -> None:
+    started = start(variant.config, folder, variant.processes)
+    inside_a_save(started, folder, draw) if draw.random() < 0.5 else at_random(started, draw, 2.0)
+    started.kill()
+    started.wait()
+
+
+def _signal(variant: Variant, folder: Path, draw: random.Random) -> None:
+    started = start(variant.config, folder, variant.processes)
+    if trains(started, folder):
+        started.kill(draw.choice(started.pids), number=draw.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)))
+    started.wait()
+
+
+def _kill_worker(variant: Variant, folder: Path, draw: random.Random) -> None:
+    workers = replace(variant.config, data=replace(variant.config.data, workers=2))
+    started = start(workers, folder, variant.processes)
+    if trains(started, folder):
+        kill_a_worker(draw.choice(started.pids), draw)
+        at_random(started, draw, 0.3)
+    started.kill(number=signal.SIGTERM)
+    started.wait()
+
+
+def _damage(variant: Variant, folder: Path, draw: random.Random) -> None:
+    """Where there is another to fall back to."""
+    steps = saved(folder)
+    if len(steps) > 1:
+        file = draw.choice(sorted((folder / "checkpoints" / f"step_{steps[-1]:08d}").glob("*.safetensors")))
+        harmed = draw.choice(list(harms(file.read_bytes(), [b"", b"x"], draw).values()))
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+
+
+def _full_disk(variant: Variant, folder: Path, draw: random.Random) -> None:
+    first = draw.randrange(1, STEPS)
+    started = start(variant.config, folder, variant.processes, no_room(draw.choice(LIMITS), first, draw.randint(first, STEPS)))
+    at_random(started, draw, 3.0)
+    started.kill()
+    started.wait()
+
+
+FAULTS: dict[str, Fault] = {
+    "kill": _kill,
+    "signal": _signal,
+    "worker killed": _kill_worker,
+    "newest checkpoint damaged": _damage,
+    "full disk": _full_disk,
+}
+
+
+def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
+    """One process that lives through all of it."""
+    draw, seen, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
+    config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, warmup=0.0, final_learning_rate=1e-4)
+    folder = work / "witness_run"
+    started = start(config, folder)
+    if not trains(started, folder):
+        return {"wrong": [f"the witness ended: {started.said()}"]}
+    process = psutil.Process(started.pids[0])
+    while time.monotonic() < end and not started.poll():
+        at_random(started, draw, 4.0)
+        deaths += kill_a_worker(process.pid, draw)
+        trains(started, folder)  # so that the workers are there again
+        if not started.poll():
+            seen.append((lines(folder) * 10, process.memory_info().rss, process.num_fds()))
+    return _judge(started, seen, deaths)
+
+
+def _judge(started: Started, seen: list[tuple[int, int, int]], deaths: int) -> dict[str, Any]:
+    if started.poll():
+        return {"wrong": [f"the witness ended with {started.codes}: {started.said()}"]}
+    started.kill(number=signal.SIGTERM)
+    codes = started.wait()
+    wrong = [f"the witness ended with {codes}"] * (codes != [143])
+    steps, memory, handles = np.array(seen[int(SETTLED * len(seen)) :], dtype=float).reshape(-1, 3).T
+    if len(steps) < 3:
+        return {"worker deaths": deaths, "wrong": [*wrong, "too short to say anything of memory"]}
+    slope = float(np.polyfit(steps / 1000, memory / 2**20, 1)[0])
+    figures = {"updates": int(steps[-1]), "worker deaths": deaths, "MiB a thousand updates": round(slope, 3)}
+    figures |= {"MiB": round(memory[-1] / 2**20), "file handles": sorted(set(handles.astype(int).tolist()))}
+    wrong += [f"memory grows by {slope:.2f} MiB a thousand updates"] * (slope > SLOPE and memory[-1] - memory[0] > 16 * 2**20)
+    wrong += [f"file handles grow from {handles[0]} to {handles[-1]}"] * (handles[-1] > handles[0] + 4)
+    return {**figures, "wrong": wrong}

@@ -1,0 +1,111 @@
+"""What a training sees and computes, noted by each of its processes: samples, masks, pixels, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.reliability.harness import Sabotage
+from tasks import pretrain
+
+
+def spy(notes: Path) -> Sabotage:
+    """Notes every micro-batch of every process: a line of step, sample ids, and a hash of each sample's mask and pixels."""
+
+    def sabotage(rank: int) -> None:
+        notes.mkdir(parents=True, exist_ok=True)
+        made, file = pretrain.masked_loss, (notes / f"rank_{rank}.jsonl").open("a", buffering=1)
+
+        def watched(*parts: Any, **named: Any) -> Any:
+            loss_of = made(*parts, **named)
+
+            def loss(model: Any, batch: Any, step: int) -> Any:
+                seen = _Seen(model)
+                value = loss_of(seen, batch, step)
+                file.write(
+                    json.dumps({"step": step, "samples": batch.index.tolist(), "epochs": batch.epoch.tolist()} | seen.hashes) + "\n"
+                )
+                return value
+
+            return loss
+
+        pretrain.masked_loss = watched
+
+    return sabotage
+
+
+class _Seen:
+    """Stands before a model, and keeps hashes of what it is given."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.training = model, model.training
+        self.hashes: dict[str, list[str]] = {}
+
+    def __call__(self, x: Tensor, *, mask: Any) -> Any:
+        masks = torch.cat([mask.visible, mask.predict], dim=1)
+        self.hashes = {"masks": [digest(row) for row in masks], "pixels": [digest(row) for row in x]}
+        return self.model(x, mask=mask)
+
+
+def digest(*values: Tensor) -> str:
+    """Twelve digits of the values' bytes."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def told(notes: Path) -> dict[int, list[list[Any]]]:
+    """By step, in the global order: sample, epoch, mask, pixels of each; of a step that was made twice, the last time."""
+    steps: dict[int, dict[int, list[list[Any]]]] = {}
+    for rank, path in enumerate(sorted(notes.glob("rank_*.jsonl"))):
+        last = -1
+        for line in _lines(path):
+            here = steps.setdefault(line["step"], {})
+            if line["step"] != last:
+                here[rank] = []
+            last = line["step"]
+            here[rank] += [
+                list(row) for row in zip(*(line[name] for name in ("samples", "epochs", "masks", "pixels")), strict=True)
+            ]
+    return {step: [row for rank in sorted(parts) for row in parts[rank]] for step, parts in sorted(steps.items())}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        yield json.loads(line)
+
+
+def watch_weights(notes: Path) -> Sabotage:
+    """Notes after every update a hash of the weights and of the optimizer's state, by each process."""
+
+    def sabotage(rank: int) -> None:
+        notes.mkdir(parents=True, exist_ok=True)
+        made, file = pretrain.fit, (notes / f"weights_{rank}.jsonl").open("a", buffering=1)
+
+        def watched(training: Any, *parts: Any, **named: Any) -> Iterator[Any]:
+            for update in made(training, *parts, **named):
+                states = [value for state in training.optimizer.state.values() for value in state.values()]
+                held = [*training.bare.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
+                file.write(json.dumps([update.step, digest(*held)]) + "\n")
+                yield update
+
+        pretrain.fit = watched
+
+    return sabotage
+
+
+def both(*sabotages: Sabotage) -> Sabotage:
+    """One after the other."""
+
+    def sabotage(rank: int) -> None:
+        for one in sabotages:
+            one(rank)
+
+    return sabotage

@@ -1,0 +1,150 @@
+"""What a process does that it should not, seen from two sides: Python's audit hook, and the kernel's watch on a bait.
+
+The hook sees files opened, programs started, connections, code compiled and run, and classes that a pickle names; but not what a
+library in C opens. That the kernel tells of the files beside the bait.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORBIDDEN = (
+    *(
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "os.startfile",
+        "pty.spawn",
+        "subprocess.Popen",
+    ),
+    *("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"),
+    *("pickle.find_class", "ftplib.connect", "smtplib.connect", "webbrowser.open"),
+)
+WRITES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree")
+SYSTEM = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/usr/lib",
+    "/usr/share",
+    "/lib",
+    "/etc/mime.types",
+    "/etc/ssl",
+    "/etc/localtime",
+    "/etc/ld.so.cache",
+)
+PLANTED = "hostile_"  # what planted modules are called
+IN_OPEN = 0x20
+
+
+class Audit:
+    """Notes what is forbidden while it is entered. A hook cannot be taken out again: there is one a process."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.root: Path | None = None
+        self.readable: tuple[str, ...] = ()
+        self.writable: tuple[str, ...] = ()
+
+    @classmethod
+    def installed(cls) -> Audit:
+        """The one of this process."""
+        if not _INSTALLED:
+            _INSTALLED.append(cls())
+            sys.addaudithook(_INSTALLED[0]._hear)
+        return _INSTALLED[0]
+
+    @contextmanager
+    def over(self, root: Path, *also: Path) -> Iterator[list[str]]:
+        """Gives what is seen.
+
+        Args:
+            root: below which files may be read and written; elsewhere only Python's own may be read.
+            also: folders of caches.
+        """
+        house = Path(__file__).resolve().parents[2]
+        packages = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+        self.readable = (*map(str, also), str(house), sys.prefix, sys.base_prefix, *packages, *SYSTEM)
+        self.seen, self.root, self.writable = [], root, (str(root), *map(str, also), "/dev", "/proc")
+        try:
+            yield self.seen
+        finally:
+            self.root = None
+
+    def _hear(self, event: str, values: tuple[Any, ...]) -> None:
+        if self.root is None:
+            return
+        root, self.root = self.root, None  # what it does itself is not heard
+        try:
+            if said := self._judge(event, values, str(root)):
+                self.seen.append(said[:300])
+        finally:
+            self.root = root
+
+    def _judge(self, event: str, values: tuple[Any, ...], root: str) -> str:
+        """What is wrong with an event, if anything."""
+        if event in FORBIDDEN:
+            return f"{event} {values!r}"
+        first = values[0] if values else None
+        if event == "open":
+            return self._judge_open(first, values, root)
+        if event in WRITES and isinstance(first, (str, bytes, os.PathLike)):
+            return "" if _below(first, self.writable) else f"{event} {first!r}"
+        if event == "import" and str(first).startswith(PLANTED):
+            return f"import {first}"
+        if event == "exec" and str(getattr(first, "co_filename", "")).startswith(root):
+            return f"exec of {first.co_filename}"
+        if event == "compile" and len(values) > 1 and str(values[1]).startswith(root):
+            return f"compile of {values[1]}"
+        if event == "ctypes.dlopen" and str(first).startswith(root):
+            return f"dlopen of {first}"
+        return ""
+
+    def _judge_open(self, path: Any, values: tuple[Any, ...], root: str) -> str:
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return ""  # a descriptor that was opened before
+        mode, flags = values[1], values[2]
+        writing = any(letter in str(mode or "") for letter in "wax+") or bool(
+            int(flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        allowed = self.writable if writing else (root, *self.readable)
+        return "" if _below(path, allowed) else f"open {path!r} {mode!r}"
+
+
+_INSTALLED: list[Audit] = []
+
+
+def _below(path: Any, places: tuple[str, ...]) -> bool:
+    real = os.path.realpath(os.fsdecode(path))
+    return any(real == place or real.startswith(place.rstrip("/") + "/") for place in map(os.path.realpath, places))
+
+
+class Bait:
+    """Files that nobody has a reason to open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._kernel = folder, ctypes.CDLL(None, use_errno=True)
+        self._descriptor = self._kernel.inotify_init1(os.O_NONBLOCK)
+        if self._descriptor < 0 or self._kernel.inotify_add_watch(self._descriptor, os.fsencode(folder), IN_OPEN) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+
+    def touched(self) -> bool:
+        """Whether one was opened since the last question."""
+        try:
+            return bool(os.read(self._descriptor, 1 << 16))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        """Ends the watch."""
+        os.close(self._descriptor)
