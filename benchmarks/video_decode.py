@@ -1,41 +1,34 @@
-"""How fast clips are read, by each backend on one core: opening and decoding, cropping and resizing, and handing over, apart.
-
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/video_decode.py                      on films that it renders; some minutes
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/video_decode.py --source /data/clips   on your own files
-    python benchmarks/video_decode.py --clips 8 --growth 50 --films small                    does it run at all?
+"""The video half of `benchmarks.data`: clips by each backend on one core: opening and decoding, cropping and resizing, apart.
 
 The pattern is VideoMAE's: open a file, take 16 frames of stride 4 from a random start, one multi-scale crop, 224 pixels. Times are
-CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; `decord`
-is our backend, which lists the packets too and has checked the files before. Four crops a decode is data.repeats 4. Growth is that
-of memory and of open files over many clips. Writes a table (.md) and all numbers (.json).
+CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; the others
+are what a worker does (`train_views`); `decord` lists the packets too and has checked the files before. Four crops a decode is
+data.repeats 4. Growth is that of memory and of open files over many clips.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib.util
-import json
 import os
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmm.data import ClipsConfig, Unreadable, open_data
+from mmm.data import ClipsConfig, open_data
 from mmm.data.decode import Pixels
-from mmm.data.source import RECORDINGS
 from mmm.data.transforms import normalise
 from mmm.data.video import Clips, OpenVideo
+from mmm.data.video.blocks import blocks
 from mmm.data.video.crops import cut, multi_scale_boxes, resize_into
 from mmm.data.video.encode import EncodeConfig, write_video
 from mmm.data.video.sampling import drawn_frames
@@ -51,7 +44,9 @@ FILMS = {
     "640x480 g12": (480, 640, 12, False),
     "1280x720 g12": (720, 1280, 12, False),
 }
-Read = Callable[[Path, Tensor], Tensor]
+NOTHING = 0  # a key that stands for no crop
+Way = Callable[[int, Tensor], None]
+TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
 
 
 def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
@@ -69,87 +64,116 @@ def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
         yield (view + generator.normal(0, 2, view.shape).astype(np.int16)).clip(0, 255).astype(np.uint8)
 
 
-def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[str, list[Path]]:
-    """The films, H.264 of quality 23, by kind."""
-    found: dict[str, list[Path]] = {}
+def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[str, Path]:
+    """The films, H.264 of quality 23: a folder for each kind."""
+    found: dict[str, Path] = {}
     for kind in kinds:
         height, width, group, fast = FILMS[kind]
         config = EncodeConfig(short_side=None, group=group, fast_decode=fast)
-        paths = [folder / f"{kind} {seed}.mp4" for seed in range(files)]
-        for seed, path in enumerate(paths):
-            write_video(path, film(height, width, frames, seed), fps=30, config=config)
-        found[kind] = paths
+        found[kind] = folder / kind
+        found[kind].mkdir()
+        for seed in range(files):
+            write_video(found[kind] / f"{seed}.mp4", film(height, width, frames, seed), fps=30, config=config)
     return found
 
 
-def ours(backend: str) -> Read:
-    """Opens and decodes as training does. (T, H, W, C)."""
+def ours(clips: Clips) -> Way:
+    """What a worker does; without keys it decodes only."""
 
-    def read(path: Path, key: Tensor) -> Tensor:
-        with OpenVideo(path, backend) as video:
-            (frames,) = drawn_frames(video.times, key, CONFIG)
-            return torch.from_numpy(video.read(frames))
+    def read(number: int, keys: Tensor) -> None:
+        if len(keys) > 1 or keys[0] != NOTHING:
+            _, failed = clips.train_views(torch.tensor([number]), keys)
+            assert not failed, failed
+            return
+        with OpenVideo(clips.cell(number), clips.config.backend) as video:
+            for _ in blocks(video, drawn_frames(video.times, keys, CONFIG).ravel(), 3):
+                pass
 
     return read
 
 
-def bare_decord(path: Path, key: Tensor) -> Tensor:
+def bare_decord(clips: Clips) -> Way:
     """As VideoMAE's loader."""
     import decord
 
-    reader = decord.VideoReader(str(path), num_threads=1)
-    (frames,) = drawn_frames(np.arange(len(reader)) / 30, key, CONFIG)
-    return torch.from_numpy(reader.get_batch(frames).asnumpy())
+    def read(number: int, keys: Tensor) -> None:
+        reader = decord.VideoReader(str(clips.cell(number)), num_threads=1)
+        (frames,) = drawn_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
+        clip = torch.from_numpy(reader.get_batch(frames).asnumpy())
+        if len(keys) > 1 or keys[0] != NOTHING:
+            crop(clip, keys)
+
+    return read
 
 
-def backends() -> dict[str, Read]:
-    """What is installed here."""
-    found: dict[str, Read] = {"av": ours("av")}
+def ways(source: Path) -> dict[str, Way]:
+    """What is installed here, each with the folder open."""
+
+    def opened(backend: str) -> Clips:
+        clips = open_data(replace(CONFIG, source=str(source), backend=backend), "train")
+        assert isinstance(clips, Clips)
+        return clips
+
+    found = {"av": ours(opened("av"))}
     if importlib.util.find_spec("decord") is not None:
-        found |= {"decord (bare)": bare_decord, "decord": ours("decord")}
+        found |= {"decord (bare)": bare_decord(opened("av")), "decord": ours(opened("decord"))}
     if importlib.util.find_spec("torchcodec") is not None:
-        found["torchcodec"] = ours("torchcodec")
+        found["torchcodec"] = ours(opened("torchcodec"))
     return found
 
 
-def crop(clip: Tensor, keys: Tensor, out: Tensor) -> None:
+def crop(clip: Tensor, keys: Tensor) -> None:
     """A multi-scale crop for each key, into uint8 (R, T, h, w, C)."""
     height, width = (torch.full_like(keys, side) for side in clip.shape[1:3])
     boxes = multi_scale_boxes(keys, height, width, CONFIG.frame_size, CONFIG.crop_sides).tolist()
-    for views, box in zip(out, boxes, strict=True):
+    for views, box in zip(torch.empty(len(keys), *CONFIG.size, 3, dtype=torch.uint8), boxes, strict=True):
         resize_into(views, cut(clip, box))
 
 
-def one(read: Read, path: Path, number: int) -> dict[str, float]:
-    """CPU milliseconds of one clip: its decode, one crop, and four crops."""
-    keys = sample_keys(0, number, torch.tensor([[0]]), repeat=torch.arange(4)).flatten()
-    moments = [time.process_time()]
-    clip = read(path, keys[:1])
-    moments.append(time.process_time())
-    for count in (1, 4):
-        crop(clip, keys[:count], torch.empty(count, *CONFIG.size, 3, dtype=torch.uint8))
-        moments.append(time.process_time())
-    return dict(zip(("decode", "crop", "four"), (1e3 * float(step) for step in np.diff(moments)), strict=True))
+def one(way: Way, number: int, turn: int) -> dict[str, float]:
+    """CPU milliseconds of one clip, each from opening on: the decode alone, with one crop, with four."""
+    keys = sample_keys(0, turn, torch.tensor([[number]]), repeat=torch.arange(4)).flatten()
+    costs = {}
+    for name, drawn in (("decode", torch.tensor([NOTHING])), ("one", keys[:1]), ("four", keys)):
+        start = time.process_time()
+        way(number, drawn)
+        costs[name] = 1e3 * (time.process_time() - start)
+    return costs
 
 
-def speeds(paths: list[Path], clips: int) -> dict[str, dict[str, float]]:
+def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
     """Median milliseconds and clips a second of each backend, in turn on the same clips."""
-    readers, rounds = backends(), {name: list[dict[str, float]]() for name in backends()}
-    for read in readers.values():
-        for path in paths:
-            one(read, path, 0)  # warm: the first import, our check of decord, the page cache
-    for number in range(clips):
-        for name, read in readers.items():
-            rounds[name].append(one(read, paths[number % len(paths)], number + 1))
+    readers = ways(source)
+    numbers = readable(source)
+    rounds = {name: list[dict[str, float]]() for name in readers}
+    for way in readers.values():
+        for number in numbers:
+            one(way, number, 0)  # warm: the first import, our check of decord, the page cache
+    for turn in range(clips):
+        for name, way in readers.items():
+            rounds[name].append(one(way, numbers[turn % len(numbers)], turn + 1))
     found = {}
     for name, seen in rounds.items():
         cost = {part: median(row[part] for row in seen) for part in seen[0]}
-        mean = {part: sum(row[part] for row in seen) / len(seen) for part in seen[0]}
         found[name] = cost | {
-            "clips_per_second": 1e3 / (mean["decode"] + mean["crop"]),
-            "clips_per_second_of_four": 4e3 / (mean["decode"] + mean["four"]),
+            "crop": median(row["one"] - row["decode"] for row in seen),
+            "clips_per_second": 1e3 / cost["one"],
+            "clips_per_second_of_four": 4e3 / cost["four"],
+            "times_one_crop": median(4 * row["one"] / row["four"] for row in seen),
         }
+    for name, seen in rounds.items():
+        for base in (base for base in rounds if base == "decord (bare)"):
+            pairs = list(zip(rounds[base], seen, strict=True))
+            found[name]["times_decord"] = median(theirs["one"] / mine["one"] for theirs, mine in pairs)
+            found[name]["times_decord_of_four"] = median(4 * theirs["one"] / mine["four"] for theirs, mine in pairs)
     return found
+
+
+def readable(source: Path) -> list[int]:
+    """The videos of a folder that can be read."""
+    clips = open_data(replace(CONFIG, source=str(source)), "train")
+    assert isinstance(clips, Clips)
+    return [n for n in range(len(clips)) if not clips.train_views(torch.tensor([n]), sample_keys(0, 0, torch.tensor([n])))[1]]
 
 
 class Ready(Dataset[Any]):
@@ -162,9 +186,9 @@ class Ready(Dataset[Any]):
         return self.batch.clone()
 
 
-def handing_over(device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
-    """Milliseconds a clip: from a worker process to this one (wall time), and to the device and normalised."""
-    batch = torch.zeros(samples, *CONFIG.size, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
+def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
+    """Milliseconds a uint8 sample of this size: from a worker to this process (wall time), and to the device and normalised."""
+    batch = torch.zeros(samples, *size, 3, dtype=torch.uint8).movedim(-1, 1)  # (B, C, ...)
     moments, costs = [], []
     for got in load(Ready(batch), lambda: iter(range(batches)), 1):
         start = time.perf_counter()
@@ -177,19 +201,16 @@ def handing_over(device: torch.device, samples: int = 8, batches: int = 12) -> d
     return {"worker_to_process": 1e3 * float(np.median(gaps)) / samples, "device_and_normalise": 1e3 * median(costs) / samples}
 
 
-def growth(paths: list[Path], clips: int) -> dict[str, float]:
+def growth(source: Path, clips: int) -> dict[str, float]:
     """Memory (KiB) and open files that reading many clips leaves behind, after a fifth of them as a warm-up."""
-    with tempfile.TemporaryDirectory() as name:
-        for number, path in enumerate(paths):
-            (Path(name) / f"{number}{path.suffix}").symlink_to(path.resolve())
-        samples = open_data(ClipsConfig(source=name, workers=0, holdout=0.0), "train")
-        assert isinstance(samples, Clips)
-        before = (0.0, 0)
-        for number in range(clips):
-            samples.train_views(torch.tensor([number % len(samples)]), sample_keys(0, number, 0))
-            if number == clips // 5:
-                before = _held()
-        after = _held()
+    samples = open_data(replace(CONFIG, source=str(source)), "train")
+    assert isinstance(samples, Clips)
+    before = (0.0, 0)
+    for number in range(clips):
+        samples.train_views(torch.tensor([number % len(samples)]), sample_keys(0, number, 0))
+        if number == clips // 5:
+            before = _held()
+    after = _held()
     return {
         "clips": clips - clips // 5,
         "memory_kib": after[0] - before[0],
@@ -205,80 +226,27 @@ def _held() -> tuple[float, int]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024, len(list(Path("/proc/self/fd").iterdir()))
 
 
-def describe(found: dict[str, Any]) -> str:
-    """The tables."""
-    head = [
-        "films and backend",
-        "open, decode (ms)",
-        "crop (ms)",
-        "clips/s",
-        "clips/s, four a decode",
-        "times decord",
-        "four times",
-    ]
-    rows = []
-    for kind, by_backend in found["films"].items():
-        bare = by_backend.get("decord (bare)", {}).get("clips_per_second")
+def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+    """Of the table, without its head."""
+    lines = []
+    for kind, by_backend in found.items():
         for name, cost in by_backend.items():
-            single, four = cost["clips_per_second"], cost["clips_per_second_of_four"]
-            times = "" if bare is None else f"{single / bare:.2f}"
-            parts = [f"{cost['decode']:.1f}", f"{cost['crop']:.1f}", f"{single:.1f}", f"{four:.1f}", times, f"{four / single:.2f}"]
-            rows.append([f"{kind}: {name}", *parts])
-    hand, grown = found["handing_over"], found["growth"]
-    return "\n".join(
-        [
-            f"# Reading clips, {found['machine']['date']}",
-            "",
-            *(f"- {name}: {value}" for name, value in found["machine"].items()),
-            "",
-            table(head, rows),
-            "",
-            f"Handing over, ms a clip: {hand['worker_to_process']:.2f} from a worker, {hand['device_and_normalise']:.2f} to the "
-            f"device and normalised. After {grown['clips']} clips: {grown['memory_kib']:+.0f} KiB, {grown['files']:+d} open files.",
-            "",
-        ]
-    )
+            times = [
+                f"{cost[key]:.2f}" if key in cost else "" for key in ("times_decord", "times_decord_of_four", "times_one_crop")
+            ]
+            parts = [f"{cost['decode']:.1f}", f"{cost['crop']:.1f}"]
+            rates = [f"{cost['clips_per_second']:.1f}", f"{cost['clips_per_second_of_four']:.1f}"]
+            lines.append([f"{kind}: {name}", *parts, *rates, *times])
+    return lines
 
 
-def main() -> None:
-    """Measures and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="a folder of videos; none renders films")
-    parser.add_argument("--films", choices=["all", "small"], default="all", help="which are rendered")
-    parser.add_argument("--clips", type=int, default=40, help="clips a backend and kind of film")
-    parser.add_argument("--growth", type=int, default=2000, help="clips over which growth is measured")
-    parser.add_argument("--device", default="cpu", help="where batches go")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    device = torch.device(options.device)
-    with tempfile.TemporaryDirectory() as name:
-        if options.source is not None:
-            paths = [path for path in sorted(options.source.rglob("*")) if path.suffix.lower() in RECORDINGS]
-            films = {"given": [path for path in paths if _readable(path)]}
-        else:
-            kinds = list(FILMS) if options.films == "all" else list(FILMS)[:1]
-            films = render(Path(name), kinds, frames=300, files=3)  # ten seconds, as Kinetics has
-        found = {
-            "machine": machine(device),
-            "films": {kind: speeds(paths, options.clips) for kind, paths in films.items()},
-            "handing_over": handing_over(device),
-            "growth": growth(next(iter(films.values())), options.growth),
-        }
-    text = describe(found)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "video_decode.md").write_text(text, encoding="utf-8")
-    (options.out / "video_decode.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(text)
-
-
-def _readable(path: Path) -> bool:
-    try:
-        ours("av")(path, sample_keys(0, 0, 0))
-    except Unreadable:
-        return False
-    return True
-
-
-if __name__ == "__main__":
-    main()
+HEAD = [
+    "films and backend",
+    "open, decode (ms)",
+    "crop (ms)",
+    "clips/s",
+    "four crops a decode",
+    "times decord",
+    "four, times decord",
+    "four, times its own one",
+]

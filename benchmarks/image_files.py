@@ -1,0 +1,176 @@
+"""The image half of `benchmarks.data`: JPEGs to samples, ours beside the published pipeline, which is MAE's.
+
+Published: Pillow decodes, torchvision cuts a random resized crop (bicubic), flips, makes it float and normalises, in the worker.
+Ours: `train_views`, what a worker does: uint8, decoded at 1/2, 1/4 or 1/8 where no crop is enlarged by it; flip and normalisation
+follow on the device (`transfer`). The files are parts of scikit-image's photographs with the noise of a sensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmm.data import ImagesConfig, open_data
+from mmm.data.decode import decode_image
+from mmm.data.images import Images
+from mmm.data.transforms import crop_boxes, decode_hint, resized_crop
+from mmm.keys import sample_keys
+
+SIZES = {"500x375": (375, 500), "1600x1200": (1200, 1600)}  # ImageNet's usual file, a photograph: height, width
+QUALITY = 90
+NAMES = ("astronaut", "coffee", "chelsea", "rocket")
+CONFIG = ImagesConfig(workers=0, holdout=0.0)
+
+
+def make_files(folder: Path, count: int, height: int, width: int) -> None:
+    """Writes JPEGs into two sub-folders."""
+    from skimage import data
+
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        view = Image.fromarray(getattr(data, NAMES[number % len(NAMES)])())
+        share = generator.uniform(0.6, 1.0)
+        sides = [int(side * share) for side in view.size]
+        left, top = (int(generator.integers(0, whole - side + 1)) for whole, side in zip(view.size, sides, strict=True))
+        part = view.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + sides[0], top + sides[1]))
+        pixels = np.asarray(part).astype(np.int16) + generator.normal(0, 3, (height, width, 1)).astype(np.int16)
+        path = folder / str(number % 2) / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
+
+
+def published(size: tuple[int, int]) -> Callable[[Path], Tensor]:
+    """A path to a float sample, (C, h, w)."""
+    from torchvision import transforms
+
+    change = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, CONFIG.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(CONFIG.mean, CONFIG.std),
+        ]
+    )
+
+    def load(path: Path) -> Tensor:
+        with Image.open(path) as image:
+            sample: Tensor = change(image.convert("RGB"))
+        return sample
+
+    return load
+
+
+def speeds(folder: Path, rounds: int) -> dict[str, Any]:
+    """CPU milliseconds of a sample, by way and by stage, medians over rounds in which each way reads the same files in turn."""
+    images = open_data(ImagesConfig(source=str(folder), workers=0, holdout=0.0), "train")
+    assert isinstance(images, Images)
+    paths = sorted(folder.rglob("*.jpg"))
+    index, theirs = torch.arange(len(images)), published(CONFIG.frame_size)
+
+    def ours(repeats: int, turn: int) -> None:
+        keys = sample_keys(0, turn, index[:, None], repeat=torch.arange(repeats)).flatten()
+        _, failed = images.train_views(index, keys)
+        assert not failed
+
+    def read_by(path_of: Callable[[Path], Any]) -> None:
+        for path in paths:
+            path_of(path)
+
+    hint = decode_hint(CONFIG.size, CONFIG.crop_scale, CONFIG.crop_ratio)
+    encoded = [path.read_bytes() for path in paths]
+    ways: dict[str, Callable[[int], None]] = {
+        "published": lambda turn: read_by(theirs),
+        "ours": lambda turn: ours(1, turn),
+        "ours, four crops a decode": lambda turn: ours(4, turn),
+        "read": lambda turn: read_by(Path.read_bytes),
+        "decode": lambda turn: [decode_image(data, 3, hint) for data in encoded] and None,
+        "published: decode": lambda turn: read_by(_pillow),
+    }
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            way(turn)
+            if turn:  # the first is a warm-up
+                seen[name].append(1e3 * (time.process_time() - start) / len(paths))
+    cost = {name: median(values) for name, values in seen.items()}
+    ratios = [a / b for a, b in zip(seen["published"], seen["ours"], strict=True)]
+    ratios_four = [4 * a / b for a, b in zip(seen["published"], seen["ours, four crops a decode"], strict=True)]
+    return {
+        "milliseconds": cost | {"crop": cost["ours"] - cost["read"] - cost["decode"]},
+        "published_per_second": 1e3 / cost["published"],
+        "ours_per_second": 1e3 / cost["ours"],
+        "four_per_second": 4e3 / cost["ours, four crops a decode"],
+        "times_published": median(ratios),
+        "times_published_four": median(ratios_four),
+        "kib_a_file": sum(map(len, encoded)) / len(encoded) / 1024,
+        "difference": difference(images, min(len(images), 32)),
+    }
+
+
+def _pillow(path: Path) -> None:
+    with Image.open(path) as image:
+        image.convert("RGB").load()
+
+
+def difference(images: Images, count: int) -> dict[str, float]:
+    """Our samples less those of Pillow and torchvision of the same boxes of the whole picture, in levels of 255."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import pil_to_tensor
+    from torchvision.transforms.functional import resized_crop as by_pillow
+
+    hint, off = decode_hint(CONFIG.size, CONFIG.crop_scale, CONFIG.crop_ratio), []
+    scaled = 1.0
+    for number in range(count):
+        key = sample_keys(0, 0, torch.tensor([number]))
+        mine = images.read(number, hint)
+        whole = Image.fromarray(images.read(number))
+        scaled = whole.height / mine.shape[0]
+        heights, widths = (torch.tensor([side]) for side in mine.shape[:2])
+        (box,) = crop_boxes(key, heights, widths, CONFIG.crop_scale, CONFIG.crop_ratio).tolist()
+        sample = resized_crop(mine, box, CONFIG.size)
+        places = [round(side * scaled) for side in box]
+        truth = by_pillow(whole, *places, list(CONFIG.size), InterpolationMode.BICUBIC)
+        off.append(sample.double() - pil_to_tensor(truth).double())
+    every = torch.stack(off)
+    return {"mean": every.mean().item(), "mean_absolute": every.abs().mean().item(), "decoded_at_one_in": scaled}
+
+
+def rows(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Of the table, without its head."""
+    lines = []
+    for size, one in found.items():
+        cost, off = one["milliseconds"], one["difference"]
+        lines.append(
+            [
+                f"{size}, {one['kib_a_file']:.0f} KiB",
+                *(f"{cost[stage]:.2f}" for stage in ("read", "decode", "crop")),
+                *(f"{one[name]:.0f}" for name in ("published_per_second", "ours_per_second", "four_per_second")),
+                f"{one['times_published']:.2f}",
+                f"{one['times_published_four']:.2f}",
+                f"{off['mean']:+.3f}, {off['mean_absolute']:.2f} at 1/{off['decoded_at_one_in']:.0f}",
+            ]
+        )
+    return lines
+
+
+HEAD = [
+    "JPEGs",
+    "read (ms)",
+    "decode",
+    "crop",
+    "published, samples/s",
+    "ours",
+    "four crops a decode",
+    "times published",
+    "four",
+    "pixels, ours less theirs of 255: mean, mean absolute",
+]
