@@ -237,11 +237,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = {name: GOALS[name](chosen.seeds) for name in chosen.goals or GOALS}
-    text = json.dumps(found, indent=2)
-    print(text)
+    found = {}
+    for name in chosen.goals or GOALS:
+        found[name] = GOALS[name](chosen.seeds)
+        print(json.dumps({name: found[name]}, indent=2), flush=True)
     if chosen.out is not None:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
+        chosen.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return int(any(one["wrong"] for one in found.values()))
 
 

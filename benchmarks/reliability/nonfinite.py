@@ -113,7 +113,7 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
                     return found * value
                 if bad["now"] and kind.startswith("gradient"):
                     weight = next(iter(model.parameters()))
-                    return found + _Spoil.apply(weight, value) * 0.0
+                    return found + _Spoil.apply(weight, value)
                 return found
 
             return loss

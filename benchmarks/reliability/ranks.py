@@ -68,8 +68,9 @@ def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, r
     wrong = [f"{folder.name}: the others ended with {codes} after {seconds} s"] * (
         seconds > ALLOWED[kind] or any(code in (0, -signal.SIGKILL) for code in codes)
     )
-    started.kill(started.pids[rank])  # what a launcher does with one that is stopped
-    own = Started([started.pids[rank]], started.log).wait()
+    if not gone:
+        started.kill(started.pids[rank])  # what a launcher does with one that is stopped
+    own = Started([started.pids[rank]], started.log).wait(max(0.1, ALLOWED[kind] - seconds))
     wrong += [f"{folder.name}: the one that fell ended with {own}"] * (gone and own[0] in (0, -signal.SIGKILL))
     wrong += [f"{folder.name}: {what} is not named: {said[-600:]}" for what in _unnamed(kind, rank, step, said)]
     wrong += [f"{folder.name}: process {pid} is left" for pid in _left(family)]

@@ -46,6 +46,7 @@ class _Seen:
     def __init__(self, model: Any) -> None:
         self.model, self.training = model, model.training
         self.hashes: dict[str, list[str]] = {}
+        self.parameters = model.parameters
 
     def __call__(self, x: Tensor, *, mask: Any) -> Any:
         masks = torch.cat([mask.visible, mask.predict], dim=1)

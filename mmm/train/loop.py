@@ -82,6 +82,8 @@ def fit(
         NonFiniteError: more than `max_skipped` updates in a row were left out; on all processes alike, at the next line.
         Stopped: a signal asked for it, and the caller had its turn to save; on all processes alike.
     """
+    if training.step >= plan.steps:
+        return  # a finished run, gone on with: one process could be gone before another has met it in the agreement's group
     model, accelerator = training.model, training.accelerator
     interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
     waited = Waited(batches)
