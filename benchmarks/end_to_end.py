@@ -30,17 +30,18 @@ from benchmarks.image_files import SIZES, make_files
 from benchmarks.measure import machine, table
 from benchmarks.video_decode import render
 from mmm.data import open_data, train_batches
+from mmm.encoders import VisionTransformer
 from recipes import image_mae, video_mae
 from tasks import pretrain
 
 
 def config_of(recipe: pretrain.Config, source: Path, folder: Path, options: argparse.Namespace, workers: int) -> pretrain.Config:
     """A recipe's run on these files."""
-    size = options.size or ("base" if torch.cuda.is_available() else "tiny")
+    assert isinstance(recipe.encoder, VisionTransformer.Config)
     return replace(
         recipe,
         data=replace(recipe.data, source=str(source), workers=workers, repeats=options.repeats, holdout=0.01),
-        encoder=replace(recipe.encoder, size=size),
+        encoder=replace(recipe.encoder, size=options.size),
         train=replace(
             recipe.train,
             steps=options.steps,
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     for name, recipe, source in (("image_mae", image_mae.IMAGENET, folder / "jpegs"), ("video_mae", video_mae.KINETICS, films)):
         for workers in options.workers if name in options.recipes else []:
             config = config_of(recipe, source, folder / f"{name}-{workers}", options, workers)
-            found.append({"recipe": name, "workers": workers, "size": config.encoder.size} | trained(config))
+            found.append({"recipe": name, "workers": workers, "size": options.size} | trained(config))
             found[-1]["files_alone"] = alone(config)
     return found
 
@@ -112,7 +113,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=["image_mae", "video_mae"], default=["image_mae", "video_mae"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--size", help="of the encoder; none: tiny on a CPU, base on a GPU")
+    size = "base" if torch.cuda.is_available() else "tiny"
+    parser.add_argument("--size", default=size, help="of the encoder; else tiny on a CPU, base on a GPU")
     parser.add_argument("--batch", type=int, default=16, help="samples an update")
     parser.add_argument("--repeats", type=int, default=1, help="samples of a decoded input")
     parser.add_argument("--steps", type=int, default=12, help="updates")
@@ -127,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
-        found = {"found": measure(options, Path(name)), "machine": machine(device)}
+        found: dict[str, Any] = {"found": measure(options, Path(name)), "machine": machine(device)}
     text = describe(found)
     print(text)
     if options.save:

@@ -8,7 +8,7 @@ follow on the device (`transfer`). The files are parts of scikit-image's photogr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,19 +80,19 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
         _, failed = images.train_views(index, keys)
         assert not failed
 
-    def read_by(path_of: Callable[[Path], Any]) -> None:
-        for path in paths:
-            path_of(path)
+    def each(reads: Callable[[Any], Any], sources: Sequence[Any] = paths) -> None:
+        for source in sources:
+            reads(source)
 
     hint = decode_hint(CONFIG.size, CONFIG.crop_scale, CONFIG.crop_ratio)
     encoded = [path.read_bytes() for path in paths]
     ways: dict[str, Callable[[int], None]] = {
-        "published": lambda turn: read_by(theirs),
+        "published": lambda turn: each(theirs),
         "ours": lambda turn: ours(1, turn),
         "ours, four crops a decode": lambda turn: ours(4, turn),
-        "read": lambda turn: read_by(Path.read_bytes),
-        "decode": lambda turn: [decode_image(data, 3, hint) for data in encoded] and None,
-        "published: decode": lambda turn: read_by(_pillow),
+        "read": lambda turn: each(Path.read_bytes),
+        "decode": lambda turn: each(lambda data: decode_image(data, 3, hint), encoded),
+        "published: decode": lambda turn: each(_pillow),
     }
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
