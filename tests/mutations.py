@@ -467,7 +467,7 @@ MUTANTS = [
     # a step on a CPU in bf16
     Mutant("mmm/kernels.py", "q * q.shape[-1] ** -0.5 @", "q @", "test_kernels.py"),
     Mutant("mmm/kernels.py", "gradient.sum(0).to", "gradient.mean(0).to", "test_kernels.py"),
-    Mutant("mmm/train/allocator.py", "libc.mallopt(MMAP_MAX, 0)", "libc.mallopt(MMAP_MAX, 65536)", "test_kernels.py"),
+    Mutant("mmm/train/allocator.py", "libc.mallopt(TRIM_THRESHOLD, -1)", "libc.mallopt(TRIM_THRESHOLD, 131072)", "test_kernels.py"),
     Mutant("benchmarks/flops.py", "return 3 * forward + 2 * embed", "return 3 * (forward + embed)", "test_benchmark_step.py"),
 ]
 

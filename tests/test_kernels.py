@@ -158,10 +158,10 @@ def test_freed_memory_is_kept() -> None:
     if not keep_memory():
         pytest.skip("not glibc")
     for _ in range(3):  # until the heap is large enough
-        torch.ones(2**23)  # 32 MiB, 8,192 pages
+        torch.ones(2**22)  # 16 MiB, 4,096 pages
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
-        torch.ones(2**23)
+        torch.ones(2**22)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 

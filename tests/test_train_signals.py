@@ -88,7 +88,9 @@ def test_a_signal_in_the_last_step(tmp_path):
     assert train(tmp_path, RARE, resume=True).step == 12
 
 
-def test_each_run_has_its_own_and_what_was_before_comes_back():
+def test_each_run_has_its_own_and_what_was_before_comes_back(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopSignals() as signals:
         assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is False
         os.kill(os.getpid(), signal.SIGINT)

@@ -77,6 +77,13 @@ class Ranks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Says how this process ends. Raises RankLost: another is the cause."""
+        try:
+            self._leave(error)
+        finally:
+            if error is not None:
+                self.training.saver.wait()  # after this the run's folder is let go, and another start may write there
+
+    def _leave(self, error: BaseException | None) -> None:
         beats = self.beats
         if beats is None:
             return

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -121,6 +122,14 @@ class Saver:
                 raise failed
         whole = pending.whole
         on_main(self.accelerator, lambda: None if whole is None else whole.result())
+
+    def wait(self) -> None:
+        """Waits for what this process writes, after an error, without a word to the others; their parts may not come any more."""
+        pending = self.pending
+        for future in () if pending is None else (pending.written, pending.whole):
+            if future is not None:
+                with suppress(TimeoutError):
+                    future.exception(None if self.parts == 1 else SHORT)
 
     def _collect(self, pending: Pending, aside: Path) -> checkpoint.Files:
         """What all processes wrote."""
