@@ -469,6 +469,33 @@ MUTANTS = [
     Mutant("mmm/kernels.py", "gradient.sum(0).to", "gradient.mean(0).to", "test_kernels.py"),
     Mutant("mmm/train/allocator.py", "libc.mallopt(TRIM_THRESHOLD, -1)", "libc.mallopt(TRIM_THRESHOLD, 131072)", "test_kernels.py"),
     Mutant("benchmarks/flops.py", "return 3 * forward + 2 * embed", "return 3 * (forward + embed)", "test_benchmark_step.py"),
+    # malformed files
+    Mutant("mmm/data/png.py", "if kind in CHECKED and zlib", "if kind not in CHECKED and zlib", "test_malformed.py -k png_flipped"),
+    Mutant("mmm/data/jpeg.py", "if str(error).startswith(DAMAGE):", "if not str(error):", "test_malformed.py -k hole"),
+    Mutant("mmm/data/jpeg.py", "if lies in (3, 4, 7, 8):", "if lies in (3, 4, 7):", "test_malformed.py -k exif_8"),
+    Mutant(
+        "mmm/data/read_file.py",
+        "if not stat.S_ISREG(status.st_mode):",
+        "if stat.S_ISDIR(status.st_mode):",
+        "test_malformed.py -k pipe",
+    ),
+    Mutant("mmm/data/video/mp4_boxes.py", "if promised > total:", "if promised < 0:", "test_malformed.py -k bomb_frames"),
+    Mutant("mmm/data/bad_inputs.py", "in sorted(problems):", "in problems:", "test_malformed.py -k each_bad_file"),
+    Mutant("mmm/data/folder.py", "files_below(top, every=True)", "files_below(top)", "test_malformed.py -k each_bad_file"),
+    Mutant("mmm/data/workers.py", "found = crew.blame()", "found: dict[int, str] = {}", "test_malformed.py -k decoder_that_hangs"),
+    # tars, several sources, memory, waiting
+    Mutant(
+        "mmm/data/tar_files.py",
+        "if _stamp(os.fstat(self._open[number])) != self._stamps[number]:",
+        "if False:",
+        "test_data_tars.py",
+    ),
+    Mutant("mmm/data/tar_headers.py", "if place + member.size > self.total:", "if False:", "test_data_tars.py"),
+    Mutant("mmm/data/tar_addresses.py", "if stamp != self._stamps[number]:", "if False:", "test_data_tars_remote.py"),
+    Mutant("mmm/train/micro_batch.py", "value.copy_(before[name])", "pass", "test_train_micro_batch.py"),
+    Mutant("mmm/train/memory.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", "test_train_memory.py"),
+    Mutant("mmm/data/video/blocks.py", "yield numbers, block[: len(numbers)]", "yield numbers, block", "test_video_blocks.py"),
+    Mutant("mmm/train/waiting.py", "share > MUCH", "share > 0", "test_train_waiting.py"),
 ]
 
 

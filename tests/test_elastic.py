@@ -68,6 +68,7 @@ def clips(folder: Path) -> ClipsConfig:
     return ClipsConfig(source=str(folder), image_size=16, frames=4, stride=2, workers=0, holdout=0.3, repeats=1)
 
 
+@pytest.mark.slow
 def test_images_on_one_and_two_processes(tmp_path: Path) -> None:
     try_and_check(tmp_path, "images", WHOLE, REST)
 
