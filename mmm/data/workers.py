@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from mmm.data.desk import NOTHING, Start
 
 TIMEOUT = 600  # seconds without a batch from the workers after which the run ends instead of waiting for ever
 GLANCE = 1.0  # seconds after which the parent looks whether its workers live
+FAREWELL = 20.0  # seconds that a worker may take to end after its connections did: it gives its memory back first
 DEATHS = 3  # times that workers may be killed by others, with no batch in between, before the run ends
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
 
@@ -103,9 +103,7 @@ class _Crew:
                 return
             except (RuntimeError, EOFError, OSError) as error:  # the latter two where a worker dies as it hands a batch over
                 slept = isinstance(error, RuntimeError) and "timed out" in str(error)
-                if not slept:
-                    connection.wait([process.sentinel for process in self.processes], GLANCE)
-                self.fallen = ", ".join(_ending(process.exitcode) for process in self.processes if process.exitcode)
+                self.fallen = self._fallen(0 if slept else GLANCE if isinstance(error, RuntimeError) else FAREWELL)
                 if self.fallen:
                     return
                 if not slept or time.monotonic() - waiting > TIMEOUT:
@@ -113,6 +111,15 @@ class _Crew:
                 continue  # GLANCE is over, and all are well
             yield batch
             waiting = time.monotonic()
+
+    def _fallen(self, seconds: float) -> str:
+        """How workers ended that should not have; waits so long for one that is about to."""
+        end = time.monotonic() + seconds
+        while not (found := [_ending(process.exitcode) for process in self.processes if process.exitcode]):
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.01)
+        return ", ".join(found)
 
     def _start(self) -> Iterator[Any]:
         """Starts the processes. torch's handler of their deaths, which would raise anywhere in this thread, is taken out again."""
