@@ -260,18 +260,20 @@ def test_workers_that_are_killed_again_and_again_change_nothing_and_leave_nothin
     expected = list(train_batches(samples, CONFIG, seed=1, batch_size=3, steps=12))
     handles = set(os.listdir("/proc/self/fd"))
     shared = set(os.listdir("/dev/shm"))
-    found = []
+    found, pids = [], set[int]()
     for step, batch in enumerate(train_batches(samples, config, seed=1, batch_size=3, steps=12)):
         found.append(batch)
+        pids |= {child.pid or 0 for child in multiprocessing.active_children()}
         if step % 4 == 1:
             os.kill(multiprocessing.active_children()[step // 4 % 2].pid or 0, signal.SIGKILL)
     assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(expected, found, strict=True))
     assert problems(found) == {}
     del found, batch
     assert not multiprocessing.active_children()
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= len(handles) + 2 * 3  # two a death: what a worker was about to hand over
-    assert set(os.listdir("/dev/shm")) <= shared
+    gc.collect()  # torch's loader holds itself in a circle
+    assert len(os.listdir("/proc/self/fd")) <= len(handles) + 2
+    ours = {str(pid) for pid in (os.getpid(), *pids)}  # other tests run beside this one
+    assert not {name for name in set(os.listdir("/dev/shm")) - shared if ours & set(name.split("_"))}
 
 
 def test_pngs_by_hand_are_as_pillow_has_them() -> None:
