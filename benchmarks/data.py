@@ -16,6 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 
 from benchmarks import image_files, video_decode
 from benchmarks.measure import machine, table
+from mmm.data import DataConfig, open_data
 
 PEERS = ("pillow", "torchvision", "simplejpeg", "av", "decord", "torchcodec", "numpy")
 
@@ -34,6 +36,7 @@ def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, (height, width) in image_files.SIZES.items():
         image_files.make_files(folder / name, options.files, height, width)
         found[name] = image_files.speeds(folder / name, options.rounds)
+        found[name]["resized_there"] = resized_there(image_files.CONFIG, folder / name, options)
     return found
 
 
@@ -45,7 +48,15 @@ def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], di
         kinds = list(video_decode.FILMS)[: 1 if options.small else None]
         films = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as Kinetics has
     found = {kind: video_decode.speeds(source, options.clips) for kind, source in films.items()}
+    for kind, source in films.items():
+        found[kind][video_decode.LATER]["resized_there"] = resized_there(video_decode.CONFIG, source, options)
     return found, video_decode.growth(next(iter(films.values())), options.growth)
+
+
+def resized_there(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
+    """Milliseconds of a sample that data.resize device leaves to the device."""
+    samples = open_data(replace(config, source=str(source), resize="device"), "train")
+    return video_decode.device_milliseconds(samples, torch.device(options.device))
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -76,10 +87,11 @@ def describe(found: dict[str, Any]) -> str:
     """The tables."""
     lines = ["# From files to samples", "", *(f"- {name}: {value}" for name, value in found["machine"].items()), ""]
     if "images" in found:
-        lines += [table(image_files.HEAD, image_files.rows(found["images"])), ""]
+        lines += [table(image_files.HEAD, image_files.rows(found["images"])), "", left_over(found["images"]), ""]
     if "clips" in found:
         grown = found["growth"]
         lines += [table(video_decode.HEAD, video_decode.rows(found["clips"])), ""]
+        lines += [left_over({kind: ways[video_decode.LATER] for kind, ways in found["clips"].items()}), ""]
         lines += [f"After {grown['clips']:.0f} clips: {grown['memory_kib']:+.0f} KiB, {grown['files']:+.0f} open files.", ""]
     for name, cost in found.items():
         if name.startswith("transfer"):
@@ -88,6 +100,12 @@ def describe(found: dict[str, Any]) -> str:
                 "to the device and normalised."
             )
     return "\n".join([*lines, "", *(__doc__ or "").split("\n\n")[2:]])
+
+
+def left_over(found: dict[str, dict[str, Any]]) -> str:
+    """What data.resize device moves to the device."""
+    costs = ", ".join(f"{name} {one['resized_there']:.2f} ms" for name, one in found.items())
+    return f"What data.resize device leaves to the device, transfer included, a sample: {costs}."
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,13 +2,15 @@
 
 Published: Pillow decodes, torchvision cuts a random resized crop (bicubic), flips, makes it float and normalises, in the worker.
 Ours: `train_views`, what a worker does: uint8, decoded at 1/2, 1/4 or 1/8 where no crop is enlarged by it; flip and normalisation
-follow on the device (`transfer`). The files are parts of scikit-image's photographs with the noise of a sensor.
+follow on the device (`transfer`). `device` is data.resize device: what a worker does where the device resizes, too. The files are
+parts of scikit-image's photographs with the noise of a sensor.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,6 +82,15 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
         _, failed = images.train_views(index, keys)
         assert not failed
 
+    later = open_data(replace(CONFIG, source=str(folder), resize="device"), "train")
+    assert isinstance(later, Images)
+
+    def cuts(repeats: int, turn: int) -> None:
+        keys = sample_keys(0, turn, index[:, None], repeat=torch.arange(repeats)).flatten()
+        found, failed = later.train_cuts(index, keys)
+        assert not failed
+        found.pack()
+
     def each(reads: Callable[[Any], Any], sources: Sequence[Any] = paths) -> None:
         for source in sources:
             reads(source)
@@ -90,6 +101,8 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
         "published": lambda turn: each(theirs),
         "ours": lambda turn: ours(1, turn),
         "ours, four crops a decode": lambda turn: ours(4, turn),
+        "device": lambda turn: cuts(1, turn),
+        "device, four crops a decode": lambda turn: cuts(4, turn),
         "read": lambda turn: each(Path.read_bytes),
         "decode": lambda turn: each(lambda data: decode_image(data, 3, hint), encoded),
         "published: decode": lambda turn: each(_pillow),
@@ -102,15 +115,20 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
             if turn:  # the first is a warm-up
                 seen[name].append(1e3 * (time.process_time() - start) / len(paths))
     cost = {name: median(values) for name, values in seen.items()}
-    ratios = [a / b for a, b in zip(seen["published"], seen["ours"], strict=True)]
-    ratios_four = [4 * a / b for a, b in zip(seen["published"], seen["ours, four crops a decode"], strict=True)]
+
+    def times(way: str, crops: int = 1) -> float:
+        return median(crops * theirs / mine for theirs, mine in zip(seen["published"], seen[way], strict=True))
+
     return {
         "milliseconds": cost | {"crop": cost["ours"] - cost["read"] - cost["decode"]},
         "published_per_second": 1e3 / cost["published"],
         "ours_per_second": 1e3 / cost["ours"],
         "four_per_second": 4e3 / cost["ours, four crops a decode"],
-        "times_published": median(ratios),
-        "times_published_four": median(ratios_four),
+        "device_per_second": 1e3 / cost["device"],
+        "times_published": times("ours"),
+        "times_published_four": times("ours, four crops a decode", 4),
+        "times_published_device": times("device"),
+        "times_published_device_four": times("device, four crops a decode", 4),
         "kib_a_file": sum(map(len, encoded)) / len(encoded) / 1024,
         "difference": difference(images, min(len(images), 32)),
     }
@@ -153,15 +171,16 @@ def rows(found: dict[str, dict[str, Any]]) -> list[list[str]]:
             [
                 f"{size}, {one['kib_a_file']:.0f} KiB",
                 *(f"{cost[stage]:.2f}" for stage in ("read", "decode", "crop")),
-                *(f"{one[name]:.0f}" for name in ("published_per_second", "ours_per_second", "four_per_second")),
-                f"{one['times_published']:.2f}",
-                f"{one['times_published_four']:.2f}",
+                *(f"{one[name]:.0f}" for name in RATES),
+                *(f"{one[name]:.2f}" for name in TIMES),
                 f"{off['mean']:+.3f}, {off['mean_absolute']:.2f} at 1/{off['decoded_at_one_in']:.0f}",
             ]
         )
     return lines
 
 
+RATES = ("published_per_second", "ours_per_second", "four_per_second", "device_per_second")
+TIMES = ("times_published", "times_published_four", "times_published_device", "times_published_device_four")
 HEAD = [
     "JPEGs",
     "read (ms)",
@@ -170,7 +189,10 @@ HEAD = [
     "published, samples/s",
     "ours",
     "four crops a decode",
+    "resized on the device",
     "times published",
     "four",
+    "device",
+    "device, four",
     "pixels, ours less theirs of 255: mean, mean absolute",
 ]

@@ -3,7 +3,8 @@
 The pattern is VideoMAE's: open a file, take 16 frames of stride 4 from a random start, one multi-scale crop, 224 pixels. Times are
 CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; the others
 are what a worker does (`train_views`); `decord` lists the packets too and has checked the files before. Four crops a decode is
-data.repeats 4. Growth is that of memory and of open files over many clips.
+data.repeats 4. `av, device` is data.resize device: what a worker does where the device resizes; it stands beside decord's decoding
+alone, as if that were all that decord's worker had to do. Growth is that of memory and of open files over many clips.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmm.data import ClipsConfig, open_data
+from mmm.data import ClipsConfig, Images, open_data
 from mmm.data.decode import Pixels
 from mmm.data.transforms import normalise
 from mmm.data.video import Clips, OpenVideo
@@ -45,6 +46,7 @@ FILMS = {
     "1280x720 g12": (720, 1280, 12, False),
 }
 NOTHING = 0  # a key that stands for no crop
+LATER = "av, device"
 Way = Callable[[int, Tensor], None]
 TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
 
@@ -81,6 +83,11 @@ def ours(clips: Clips) -> Way:
     """What a worker does; without keys it decodes only."""
 
     def read(number: int, keys: Tensor) -> None:
+        if (len(keys) > 1 or keys[0] != NOTHING) and clips.resized_later:
+            cuts, failed = clips.train_cuts(torch.tensor([number]), keys)
+            assert not failed, failed
+            cuts.pack()
+            return
         if len(keys) > 1 or keys[0] != NOTHING:
             _, failed = clips.train_views(torch.tensor([number]), keys)
             assert not failed, failed
@@ -109,12 +116,12 @@ def bare_decord(clips: Clips) -> Way:
 def ways(source: Path) -> dict[str, Way]:
     """What is installed here, each with the folder open."""
 
-    def opened(backend: str) -> Clips:
-        clips = open_data(replace(CONFIG, source=str(source), backend=backend), "train")
+    def opened(backend: str, **choices: Any) -> Clips:
+        clips = open_data(replace(CONFIG, source=str(source), backend=backend, **choices), "train")
         assert isinstance(clips, Clips)
         return clips
 
-    found = {"av": ours(opened("av"))}
+    found = {"av": ours(opened("av")), LATER: ours(opened("av", resize="device"))}
     if importlib.util.find_spec("decord") is not None:
         found |= {"decord (bare)": bare_decord(opened("av")), "decord": ours(opened("decord"))}
     if importlib.util.find_spec("torchcodec") is not None:
@@ -164,8 +171,9 @@ def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
     for name, seen in rounds.items():
         for base in (base for base in rounds if base == "decord (bare)"):
             pairs = list(zip(rounds[base], seen, strict=True))
-            found[name]["times_decord"] = median(theirs["one"] / mine["one"] for theirs, mine in pairs)
-            found[name]["times_decord_of_four"] = median(4 * theirs["one"] / mine["four"] for theirs, mine in pairs)
+            alike = "decode" if name == LATER else "one"  # nobody's worker resizes
+            found[name]["times_decord"] = median(theirs[alike] / mine["one"] for theirs, mine in pairs)
+            found[name]["times_decord_of_four"] = median(4 * theirs[alike] / mine["four"] for theirs, mine in pairs)
     return found
 
 
@@ -184,6 +192,21 @@ class Ready(Dataset[Any]):
 
     def __getitems__(self, request: Any) -> Tensor:
         return self.batch.clone()
+
+
+def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: int = 12) -> float:
+    """Of a sample, wall time: what data.resize device leaves to the device, the transfer included."""
+    costs = []
+    for turn in range(rounds):
+        cuts, failed = samples.train_cuts(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
+        assert not failed, failed
+        packed = cuts.pack()
+        start = time.perf_counter()
+        packed.resize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        costs.append(1e3 * (time.perf_counter() - start))
+    return median(costs)
 
 
 def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:

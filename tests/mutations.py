@@ -292,6 +292,11 @@ MUTANTS = [
     ),
     Mutant("mmm/data/video/crops.py", "abs(pair[0] - pair[1]) <= 1", "True", "test_video_clips.py -k videomaes"),
     Mutant("mmm/data/video/crops.py", "< SNAP and wanted <= short", "< SNAP", "test_video_clips.py -k inside"),
+    Mutant("mmm/data/cuts.py", "[box[0] - top, box[1] - left, *box[2:]]", "[box[0] - top, box[1], *box[2:]]", "test_data_cuts.py"),
+    Mutant("mmm/data/cuts.py", "                row += 1", "                row += len(boxes) == 1", "test_data_cuts.py -k worker"),
+    Mutant("mmm/data/cuts.py", "self.inputs[row] = cuts", "self.inputs[row] = self.inputs[0]", "test_data_cuts.py -k worker"),
+    Mutant("mmm/data/cuts.py", ".round_().clamp_(0, 255)", ".round_()", "test_data_cuts.py -k level"),
+    Mutant("mmm/data/video/clips.py", "if len(places) == 1 else", "if len(places) <= 3 else", "test_data_cuts.py -k worker"),
     Mutant("mmm/data/video/clips.py", 'keys if config.repeat == "clip" else keys[:1]', "keys", "test_video_clips.py -k draw_new"),
     Mutant(
         "mmm/data/loader.py",

@@ -18,11 +18,12 @@ from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.cache import CachedCells
 from mmm.data.config import ImagesConfig
+from mmm.data.cuts import Cut, Cuts, bounds
 from mmm.data.decode import Pixels, decode_image
 from mmm.data.desk import in_hand
 from mmm.data.find import find_source as find_source
 from mmm.data.part import Part, find_part
-from mmm.data.small import crop_small, is_small
+from mmm.data.small import LARGEST, crop_small, is_small
 
 TOGETHER = 64  # small images that are cropped at once: more leave the processor's cache (32 x 32: 12 us each, 17 with 256)
 HELD = 2**26  # bytes of decoded images that a process holds at once; their boxes are drawn together
@@ -81,6 +82,27 @@ class Images(Part[ImagesConfig]):
                     for row, key in zip(images, mine, strict=True):
                         rand_augment(crops[row].permute(1, 2, 0)[None], key, config.augment, config.mean)  # (1, h, w, C)
         return views, failed
+
+    @property
+    def resized_later(self) -> bool:
+        return self.config.resize == "device" and max(self.config.size) > LARGEST
+
+    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+        """The parts of images from which a device makes what `train_views` gives; the arguments are the same."""
+        config, groups = self.config, keys.view(len(index), -1)  # (b, R)
+        hint = transforms.decode_hint(config.size, config.crop_scale, config.crop_ratio)
+        inputs: list[list[Cut]] = [[] for _ in index]
+        failed: dict[int, str] = {}
+        for images in self._readable(index, hint, failed):
+            mine = groups[list(images)]  # (n, R)
+            sides = [[image.shape[side] for image in images.values()] for side in (0, 1)]
+            heights, widths = (torch.tensor(lengths).repeat_interleave(mine.shape[1]) for lengths in sides)
+            boxes = transforms.crop_boxes(mine.flatten(), heights, widths, config.crop_scale, config.crop_ratio)
+            for (row, image), group in zip(images.items(), boxes.unflatten(0, mine.shape).tolist(), strict=True):
+                (top, left, height, width), inside = bounds(group)
+                part = image[top : top + height, left : left + width].copy()  # not a view, which would hold all of the image
+                inputs[row] = [Cut(torch.from_numpy(part), inside)]
+        return Cuts(inputs, (config.channels, *config.size), "bicubic"), failed
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
         """The middles of the images, as `train_views` returns them."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmm.data.bad_inputs import Problem
+from mmm.data.cuts import Cuts, Packed
 from mmm.data.sampler import Order, WeightedOrder
 from mmm.data.workers import load
 from mmm.keys import Stream, integers, sample_keys, stream
@@ -34,8 +35,17 @@ class Samples(Protocol):
 
     def order(self, seed: int, /) -> Order | WeightedOrder: ...
 
+    @property
+    def resized_later(self) -> bool:
+        """Whether training takes `train_cuts`, which the device resizes, and not `train_views`."""
+        ...
+
     def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
         """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and why inputs could not be read, by row."""
+        ...
+
+    def train_cuts(self, index: Tensor, keys: Tensor, /) -> tuple[Cuts, dict[int, str]]:
+        """The same to what the views are cut from."""
         ...
 
     def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]:
@@ -61,12 +71,13 @@ class Batch:
     """One micro-batch of one process.
 
     Attributes:
-        pixels: uint8 (B, C, ..., h, w).
+        pixels: uint8 (B, C, ..., h, w); none until `to` with cuts.
         keys: from which all else that is drawn for a sample comes, int64 (B,).
         index: of the samples in the data, int64 (B,); of the substitute where one was needed.
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
+        cuts: what the samples are made of on the device (`data.resize device`); none where workers made them.
     """
 
     pixels: Tensor
@@ -75,17 +86,20 @@ class Batch:
     epoch: Tensor
     labels: Tensor | None
     problems: list[Problem]
+    cuts: Packed | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def pin_memory(self) -> Batch:
         """In page-locked memory; torch's loader calls this where there is a GPU."""
-        return self._each(Tensor.pin_memory)
+        batch = self._each(Tensor.pin_memory)
+        return batch if self.cuts is None else replace(batch, cuts=self.cuts.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
-        """On a device, without waiting for the copy."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """On a device, without waiting for the copy; cuts are resized there."""
+        batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return batch if self.cuts is None else replace(batch, pixels=self.cuts.resize(device), cuts=None)
 
     def _each(self, change: Any) -> Batch:
         names = ("pixels", "keys", "index", "epoch") + (() if self.labels is None else ("labels",))
@@ -117,38 +131,54 @@ class _Views(Dataset[Batch]):
 
     def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
         """Each unreadable sample is replaced by the next readable of a row that its key names; the key stays."""
-        pixels, failed = self._read(index, keys)  # (b, R, ...)
+        views, failed = self._read(index, keys)
         problems = self._problems(index, failed)
         for attempt in range(SUBSTITUTES):
             if not failed:
                 break
             rows = torch.tensor(sorted(failed))
             index[rows] = integers(stream(keys[rows, 0], Stream.SUBSTITUTE), len(self.samples), SUBSTITUTES)[:, attempt]
-            pixels[rows], again = self._read(index[rows], keys[rows])
+            others, again = self._read(index[rows], keys[rows])
+            _put(views, rows, others)
             failed = {int(rows[row]): reason for row, reason in again.items()}
             problems += self._problems(index, failed)
         if failed:
             last = problems[-1]
             raise ValueError(f"{SUBSTITUTES + 1} samples in a row cannot be read, the last {last.name}: {last.reason}")
-        return self._batch(pixels, keys, index, epoch, problems)
+        return self._batch(views, keys, index, epoch, problems)
 
     def _eval(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
         """Unreadable inputs are left out."""
-        pixels, failed = self._read(index, None)  # (b, V, ...)
+        pixels, failed = self.samples.eval_views(index)
+        pixels = pixels.unflatten(0, (-1, self.repeats))  # (b, V, ...)
         kept = torch.tensor([row for row in range(len(index)) if row not in failed], dtype=torch.int64)
         return self._batch(pixels[kept], keys[kept], index[kept], epoch[kept], self._problems(index, failed))
 
-    def _read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, dict[int, str]]:
-        """(b, R or V, C, ..., h, w)."""
-        samples = self.samples
-        pixels, failed = samples.eval_views(index) if keys is None else samples.train_views(index, keys.flatten())
+    def _read(self, index: Tensor, keys: Tensor) -> tuple[Tensor | Cuts, dict[int, str]]:
+        """(b, R, C, ..., h, w), or what it is cut from."""
+        if self.samples.resized_later:
+            return self.samples.train_cuts(index, keys.flatten())
+        pixels, failed = self.samples.train_views(index, keys.flatten())
         return pixels.unflatten(0, (-1, self.repeats)), failed
 
-    def _batch(self, pixels: Tensor, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
+    def _batch(self, views: Tensor | Cuts, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
         """One row a view."""
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
-        return Batch(pixels.flatten(0, 1), keys.flatten(), index, epoch, labels, problems)
+        if isinstance(views, Tensor):
+            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems)
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return Batch(nothing, keys.flatten(), index, epoch, labels, problems, cuts=views.pack())
+
+
+def _put(views: Tensor | Cuts, rows: Tensor, others: Tensor | Cuts) -> None:
+    """Views of other inputs take the places of some."""
+    if isinstance(views, Tensor):
+        assert isinstance(others, Tensor)
+        views[rows] = others
+    else:
+        assert isinstance(others, Cuts)
+        views.put(rows, others)
 
 
 def train_batches(

@@ -6,7 +6,7 @@ gives them, channels last; the device turns them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
+from mmm.data.cuts import Box, Cut, Cuts, bounds
 from mmm.data.desk import in_hand
 from mmm.data.part import Part, find_part
 from mmm.data.transforms import crop_boxes
@@ -74,22 +75,60 @@ class Clips(Part[ClipsConfig]):
 
     def _train(self, index: int, keys: Tensor, views: Tensor) -> None:
         config = self.config
-        drawn = keys if config.repeat == "clip" else keys[:1]
-        boxes: list[list[int]] = []
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
-            chosen = drawn_frames(video.times, drawn, config)  # (V, T)
-            clips: list[list[int]] = chosen.tolist()
-            for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
-                boxes = boxes or self._boxes(keys, pixels.shape[1], pixels.shape[2])
-                frames = torch.from_numpy(pixels)
-                places = [_places(clip, numbers) for clip in clips]
-                for i, box in enumerate(boxes):
-                    _fill(views[i], cut(frames, box), places[min(i, len(places) - 1)])
+        boxes: list[Box] = []
+        for frames, places in self._blocks(index, keys):
+            boxes = boxes or self._boxes(keys, frames.shape[1], frames.shape[2])
+            for i, box in enumerate(boxes):
+                _fill(views[i], cut(frames, box), places[min(i, len(places) - 1)])
         if config.augment is not None:
             for view, key in zip(views, keys, strict=True):
                 rand_augment(view, key, config.augment, config.mean)
 
-    def _boxes(self, keys: Tensor, height: int, width: int) -> list[list[int]]:
+    @property
+    def resized_later(self) -> bool:
+        return self.config.resize == "device"
+
+    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+        """The parts of videos from which a device makes what `train_views` gives: one where samples share their frames, else one
+        for each; the arguments are the same."""
+        config = self.config
+        inputs: list[list[Cut]] = []
+        failed: dict[int, str] = {}
+        self.expect(index)
+        for row, (number, mine) in enumerate(zip(index.tolist(), keys.view(len(index), -1), strict=True)):
+            inputs.append([])
+            try:
+                for frames, places in self._blocks(number, mine):
+                    if not inputs[row]:
+                        boxes = self._boxes(mine, frames.shape[1], frames.shape[2])
+                        shared = [boxes] if len(places) == 1 else [[box] for box in boxes]
+                        around = [bounds(group) for group in shared]
+                        size = [(config.frames, height, width, config.channels) for (_, _, height, width), _ in around]
+                        inputs[row] = [
+                            Cut(torch.empty(shape, dtype=torch.uint8), inside)
+                            for shape, (_, inside) in zip(size, around, strict=True)
+                        ]
+                    for part, (whole, _), where in zip(inputs[row], around, places, strict=True):
+                        seen = cut(frames, whole)
+                        for t, k in where:
+                            part.pixels[t] = seen[k]
+            except Unreadable as error:
+                failed[row] = str(error)
+                inputs[row] = []
+        return Cuts(inputs, (config.channels, *config.size), "bilinear"), failed
+
+    def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
+        """The frames of a video that samples need, (n, H, W, C) at a time, and where they stand in each clip; samples that differ
+        in the crop only have one clip."""
+        config = self.config
+        drawn = keys if config.repeat == "clip" else keys[:1]
+        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            chosen = drawn_frames(video.times, drawn, config)  # (V, T)
+            clips: list[list[int]] = chosen.tolist()
+            for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
+                yield torch.from_numpy(pixels), [_places(clip, numbers) for clip in clips]
+
+    def _boxes(self, keys: Tensor, height: int, width: int) -> list[Box]:
         """A crop for each key."""
         config = self.config
         heights, widths = torch.full_like(keys, height), torch.full_like(keys, width)

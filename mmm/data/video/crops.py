@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmm.data import cuts
 from mmm.keys import Stream, integers, stream
 
 SNAP = 3  # pixels: a side as near as this to the sample's is made equal to it, and not resized
@@ -76,12 +77,8 @@ def resize(clip: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_into(view: Tensor, clip: Tensor) -> None:
-    """`resize`, written where it belongs: measured, a sixth less time than through copies. (T, h, w, C) <- (T, H, W, C)."""
-    frames, wanted = clip.permute(0, 3, 1, 2), view.permute(0, 3, 1, 2)
-    if frames.shape == wanted.shape:
-        wanted.copy_(frames)
-    else:
-        torch.ops.aten._upsample_bilinear2d_aa.out(frames, wanted.shape[2:], False, None, None, out=wanted)
+    """`resize`, written where it belongs. (T, h, w, C) <- (T, H, W, C)."""
+    cuts.resize_into(view.permute(0, 3, 1, 2), clip.permute(0, 3, 1, 2), "bilinear")
 
 
 def cut(clip: Tensor, box: list[int]) -> Tensor:
