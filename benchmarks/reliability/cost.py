@@ -22,6 +22,7 @@ import mmm.train.loop as loop
 from benchmarks.reliability.harness import side_by_side, start
 from benchmarks.reliability.runs import config_of, make_data
 from mmm.data.loader import train_batches
+from mmm.data.sampler import Order
 from mmm.encoders import VisionTransformer
 from mmm.train.config import TrainConfig
 from mmm.train.training import Training
@@ -127,6 +128,7 @@ class _Many:
     workers: int = 0
     repeats: int = 1
     views: int = 1
+    resized_later: bool = False
 
     def __len__(self) -> int:
         return LARGE
@@ -136,6 +138,9 @@ class _Many:
 
     def labels(self) -> Tensor | None:
         return None
+
+    def order(self, seed: int) -> Order:
+        return Order(LARGE, seed)
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         return torch.zeros(len(keys), 1, 4, 4, dtype=torch.uint8), {}

@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,7 @@ def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
         at_random(started, draw, 4.0)
         deaths += kill_a_worker(process.pid, draw)
         trains(started, folder)  # so that the workers are there again
-        if not started.poll():
+        with suppress(psutil.Error):  # it may end meanwhile, which `_judge` says
             seen.append((lines(folder) * 10, process.memory_info().rss, process.num_fds()))
     return _judge(started, seen, deaths)
 
