@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, load_recipe
+from conftest import REPOSITORY, load_recipe, reset_accelerate
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -209,14 +209,19 @@ def expect_one_line(act: Callable[[], object], says: str, capsys: pytest.Capture
 
 
 def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") -> list[dict[str, float]]:
-    """Metrics of a recipe run by torchrun, under a watchdog."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    file = str(REPOSITORY / "recipes" / f"{recipe}.py")
+    """Metrics of a recipe: run here by one process, or by torchrun under a watchdog."""
     fixed = ["--preset", "demo", "--evaluate", "--train.precision", "fp32", "--train.log_every", "1", "--held_out", "17"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*starter, file, *SMALL, *fixed, *flags, "--folder", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    argv = [*SMALL, *fixed, *flags, "--folder", str(run)]
+    if processes == 1:
+        module = load_recipe(recipe)
+        config.main(module.pretrain.run, presets=module.PRESETS, doc=module.__doc__, argv=argv)
+        reset_accelerate()
+    else:
+        starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [*starter, str(REPOSITORY / "recipes" / f"{recipe}.py"), *argv]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

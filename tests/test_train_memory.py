@@ -147,6 +147,7 @@ def train_in_little_memory(argv: list[str]) -> None:
     main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on a process's memory")
 def test_in_little_memory_a_run_says_what_to_do_or_does_it(tmp_path: Path):
     (tmp_path / "pictures").mkdir()
