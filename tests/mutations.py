@@ -292,6 +292,7 @@ MUTANTS = [
     ),
     Mutant("mmm/data/video/crops.py", "abs(pair[0] - pair[1]) <= 1", "True", "test_video_clips.py -k videomaes"),
     Mutant("mmm/data/video/crops.py", "< SNAP and wanted <= short", "< SNAP", "test_video_clips.py -k inside"),
+    Mutant("mmm/data/loader.py", "batches * r // world", "(batches * r + r) // world", "test_data_loader.py -k each_sample"),
     Mutant("mmm/data/cuts.py", "[box[0] - top, box[1] - left, *box[2:]]", "[box[0] - top, box[1], *box[2:]]", "test_data_cuts.py"),
     Mutant("mmm/data/cuts.py", "                row += 1", "                row += len(boxes) == 1", "test_data_cuts.py -k worker"),
     Mutant("mmm/data/cuts.py", "self.inputs[row] = cuts", "self.inputs[row] = self.inputs[0]", "test_data_cuts.py -k worker"),

@@ -230,7 +230,8 @@ def train_batches(
 
 
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
-    """Every input once, in order: rank r takes the contiguous r-th part, so that the parts one after the other are the whole.
+    """Every input once, in order, in batches that are the same on any number of processes: rank r takes the contiguous r-th part
+    of them, which may be none, so that the parts one after the other are the whole.
 
     The keys are the same in every run and at every step (seed 0, epoch 0), so that masks drawn from them are too. What cannot be
     read is left out of its batch, which may be empty, and named in its problems.
@@ -238,15 +239,16 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
     Args:
         samples: the data.
         config: of the data; only the numbers of workers and of views are read.
-        batch_size: of this process, samples, of which an input gives V; the last batch is smaller.
+        batch_size: samples, of which an input gives V; the last batch is smaller.
         world, rank: number of processes, and which one this is.
     """
-    first, end = (len(samples) * r // world for r in (rank, rank + 1))
     size = max(1, batch_size // config.views)
+    batches = -(-len(samples) // size)
+    first, end = (batches * r // world for r in (rank, rank + 1))
 
     def requests() -> Iterator[Request]:
-        for start in range(first, end, size):
-            index = list(range(start, min(start + size, end)))
+        for number in range(first, end):
+            index = list(range(number * size, min((number + 1) * size, len(samples))))
             yield [0] * len(index), index
 
     return load(_Views(samples, 0, train=False, repeats=config.views), requests, config.workers)

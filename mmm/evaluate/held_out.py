@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ def held_out_loss(
     accelerator: Accelerator,
     problems: list[Problem],
 ) -> float:
-    """The mean loss of a sample, over all processes.
+    """The mean loss of a sample, over all processes; summed exactly, so that for one size of batches it is the same bits on any
+    number of them.
 
     Args:
         model: to be evaluated; left in the mode that it was in.
@@ -35,16 +37,19 @@ def held_out_loss(
     Raises:
         ValueError: where not one sample could be read.
     """
-    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # sum of losses, samples
+    from accelerate.utils import gather_object as gather
+
+    found: list[torch.Tensor] = []  # of each batch its loss and its samples
     training = model.training
     model.eval()
     for batch in batches:
         problems += batch.problems
         if len(batch):
             loss = loss_of(model, batch, 0)
-            total += torch.stack([loss.double() * len(batch), loss.new_tensor(len(batch), dtype=torch.float64)])
+            found.append(torch.stack([loss.double(), loss.new_tensor(len(batch), dtype=torch.float64)]))
     model.train(training)
-    losses, samples = accelerator.reduce(total, reduction="sum").tolist()
-    if not samples:
+    mine = torch.stack(found).tolist() if found else []
+    every: list[list[float]] = gather(mine) if accelerator.num_processes > 1 else mine
+    if not every:
         raise ValueError("no sample of the evaluation part could be read; see bad_inputs.jsonl in the run folder")
-    return losses / samples
+    return math.fsum(loss * samples for loss, samples in every) / math.fsum(samples for _, samples in every)
