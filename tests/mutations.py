@@ -216,7 +216,10 @@ MUTANTS = [
         "            if False:\n                raise",
         "test_train_full_disk.py -k needed",
     ),
-    Mutant("mmm/train/journal.py", "os.truncate(self.path, before)", "self.waiting.clear()", "test_train_full_disk.py -k lines"),
+    Mutant(
+        "mmm/data/bad_inputs.py", "                self.journal.cut()", "                pass", "test_data_loader.py -k survive"
+    ),
+    Mutant("mmm/journal.py", "os.truncate(self.path, before)", "self.waiting.clear()", "test_train_full_disk.py -k lines"),
     Mutant(
         "mmm/train/guard.py",
         "inner.found_inf = (~finite).float()",

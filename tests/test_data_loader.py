@@ -182,12 +182,27 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     first = BadInputs(path, total=100, max_bad=0.02)
     assert first.report() == "every input could be read"
     first.add([one, one])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"index": 2, "na')  # a kill in the middle of a line
+    assert BadInputs(path, total=100, max_bad=0.02, write=False).found == {"a.jpg": one}
     resumed = BadInputs(path, total=100, max_bad=0.02)
     resumed.add([one, two, two])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [one._asdict(), two._asdict()]
     assert resumed.report() == f"2 of 100 inputs cannot be read (a.jpg: the file is empty, all in {path})"
     with pytest.raises(ValueError, match=r"^3 of 100 inputs cannot be read .* more than data\.max_bad 0\.02 allows"):
         resumed.add([Problem(9, "c.jpg", "not an image")])
+
+
+def test_a_full_disk_loses_no_bad_input(tmp_path: Path) -> None:
+    """Its line waits for the next, and the run goes on."""
+    bad = BadInputs(tmp_path / "bad_inputs.jsonl", total=100, max_bad=0.5)
+    assert bad.journal is not None
+    (tmp_path / "full").symlink_to("/dev/full")
+    path, bad.journal.path = bad.journal.path, tmp_path / "full"
+    bad.add([Problem(7, "a.jpg", "the file is empty")])
+    bad.journal.path = path
+    bad.add([Problem(2, "b.jpg", "not an image")])
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a.jpg", "b.jpg"]
 
 
 def test_a_batch_moves_whole(images: Images) -> None:

@@ -7,8 +7,8 @@ import os
 import pytest
 from test_train_loop import assert_same, lines, state, train
 
+from mmm.journal import Journal
 from mmm.train import checkpoint
-from mmm.train.journal import Journal
 
 
 def full(path):

@@ -29,7 +29,7 @@ from tasks import pretrain
 
 COUNT, QUICK = 100_000, 12  # points; there are some hundreds
 STEPS, EVERY = 6, 2
-SAVING = ("checkpoint", "shard", "sav", "stored", "journal", "run", "place", "lock")  # starts of the names of files in mmm/train
+SAVING = ("checkpoint", "shard", "sav", "stored", "run", "place", "lock")  # starts of the names of files in mmm/train
 CUT = 1 << 16  # bytes
 EXITED = 77
 
@@ -89,7 +89,8 @@ def _trace(exit_at: Point | None) -> Counter[tuple[str, int]]:
     def calls(frame: FrameType, event: str, value: Any) -> Any:
         file = frame.f_code.co_filename
         name = os.path.basename(file)
-        return line if name.startswith(SAVING) and os.path.dirname(file).endswith(os.path.join("mmm", "train")) else None
+        folder = os.path.basename(os.path.dirname(file))
+        return line if (folder == "train" and name.startswith(SAVING)) or (folder, name) == ("mmm", "journal.py") else None
 
     threading.settrace(calls)
     sys.settrace(calls)

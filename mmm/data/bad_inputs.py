@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from mmm.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,11 @@ class BadInputs:
     def __init__(self, path: Path | None, total: int, max_bad: float, *, write: bool = True) -> None:
         self.path, self.total, self.max_bad, self.write = path, total, max_bad, write
         self.found: dict[str, Problem] = {}  # by name
-        if path is not None and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            self.found = {problem.name: problem for problem in (Problem(**json.loads(line)) for line in lines)}
+        self.journal = None if path is None else Journal(path)
+        if self.journal is not None:
+            self.found = {problem.name: problem for problem in (Problem(**line) for line in self.journal.lines())}
+            if write:
+                self.journal.cut()
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Records the problems that are new.
@@ -51,9 +54,8 @@ class BadInputs:
                 continue
             self.found[problem.name] = problem
             logger.warning("cannot read %s: %s", problem.name, problem.reason)
-            if self.path is not None and self.write:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(problem._asdict()) + "\n")
+            if self.journal is not None and self.write:
+                self.journal.append(problem._asdict())
         if len(self.found) > self.max_bad * self.total:
             raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
 

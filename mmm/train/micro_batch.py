@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from mmm.journal import replace_text
 from mmm.train.fitting import Trial, cpu_rule, gpu_rule
-from mmm.train.journal import replace_text
 from mmm.train.processes import on_main
 from mmm.train.schedule import Plan, sizes
 from mmm.train.training import Training

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mmm.journal import Journal, replace_text
 from mmm.redact import refuse_secrets
 from mmm.train.config import flatten
 from mmm.train.environment import describe_environment
 from mmm.train.interval import Skipped
-from mmm.train.journal import Journal, replace_text
 from mmm.train.lock import RunLock
 from mmm.train.place import Resume, choose
 from mmm.train.processes import on_main
