@@ -148,7 +148,8 @@ def in_words(hint: Any) -> str:
     if len(arms(hint)) > 1:
         return " or ".join(map(in_words, arms(hint)))
     if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)[:-1])) + f" or {get_args(hint)[-1]}"
+        *others, last = map(str, get_args(hint))
+        return f"{', '.join(others)} or {last}" if others else last
     if get_origin(hint) is tuple:
         args = get_args(hint)
         return (

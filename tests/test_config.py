@@ -16,6 +16,7 @@ import mmm.config
 import mmm.flags
 from mmm.config import from_dict, load, main, parse, save, to_dict
 from mmm.registry import REGISTRIES, PartConfig, Registry
+from mmm.values import in_words
 
 lamps: Registry[Any] = Registry("lamp")
 stands: Registry[Any] = Registry("stand")
@@ -289,6 +290,11 @@ class Room:
 )
 def test_what_is_wrong_is_one_line_with_the_nearest_choice(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(capsys, *flags.split())
+
+
+def test_alternatives_in_words() -> None:
+    assert in_words(bool | Literal["auto"]) == "true or false or auto"
+    assert in_words(Literal["worker", "device"] | None) == "worker or device or none"
 
 
 def test_a_single_default_has_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
