@@ -219,6 +219,7 @@ MUTANTS = [
     Mutant(
         "mmm/data/bad_inputs.py", "                self.journal.cut()", "                pass", "test_data_loader.py -k survive"
     ),
+    Mutant("mmm/train/signals.py", "signal.SIG_IGN if warns else", "", "test_train_signals.py -k exact"),
     Mutant("mmm/journal.py", "os.truncate(self.path, before)", "self.waiting.clear()", "test_train_full_disk.py -k lines"),
     Mutant(
         "mmm/train/guard.py",
@@ -239,7 +240,7 @@ MUTANTS = [
     Mutant(
         "mmm/train/signals.py",
         "self.received = self.received or number",
-        "signal.default_int_handler(number, frame)",
+        "os._exit(3)",
         "test_train_signals.py -k second_signal",
     ),
     Mutant(
@@ -474,9 +475,11 @@ MUTANTS = [
         "test_hostile.py -k config_json_nested",
     ),
     # a step on a CPU in bf16
-    Mutant("mmm/kernels.py", "q * q.shape[-1] ** -0.5 @", "q @", "test_kernels.py"),
+    Mutant("mmm/kernels.py", "q.shape, q.shape[-1] ** -0.5", "q.shape, 1.0", "test_kernels.py -k attention"),
+    Mutant("mmm/kernels.py", "to_q.mul_(ctx.scale).view", "to_q.view", "test_kernels.py -k attention"),
+    Mutant("mmm/kernels.py", "torch.bmm(scores.transpose(1, 2), mine,", "torch.bmm(scores, mine,", "test_kernels.py -k attention"),
     Mutant("mmm/kernels.py", "gradient.sum(0).to", "gradient.mean(0).to", "test_kernels.py"),
-    Mutant("mmm/train/allocator.py", "libc.mallopt(TRIM_THRESHOLD, -1)", "libc.mallopt(TRIM_THRESHOLD, 131072)", "test_kernels.py"),
+    Mutant("mmm/train/allocator.py", "bool(libc.mallopt(TRIM_THRESHOLD, -1))", "True", "test_kernels.py"),
     Mutant("benchmarks/flops.py", "return 3 * forward + 2 * embed", "return 3 * (forward + embed)", "test_benchmark_step.py"),
     # malformed files
     Mutant("mmm/data/png.py", "if kind in CHECKED and zlib", "if kind not in CHECKED and zlib", "test_malformed.py -k png_flipped"),

@@ -76,6 +76,8 @@ def _stop(variant: Variant, folder: Path, draw: random.Random) -> tuple[float | 
     if not any(codes):
         return None, []
     stopped = re.findall(r"stopping after step (\d+)", started.said(10**6)[said:])
+    if not stopped and saved(folder)[-1:] == [STEPS]:
+        return None, []  # it came when the training had ended
     fine = codes == [143] * variant.processes and took < IN_TIME
     if fine and (not stopped or saved(folder)[-1:] == [int(stopped[-1])]):
         return took, []

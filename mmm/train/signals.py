@@ -37,7 +37,8 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Notes the signals while it is entered; then the handlers from before are back.
+    """Notes the signals while it is entered; then the handlers from before are back. But SIGUSR1, which would end the process in
+    the evaluations that follow a training, is ignored from then on where nobody handled it: it is a warning, and weights are safe.
 
     A second signal changes nothing: what is being saved is saved. Where handlers cannot be set (not the main thread, or Windows'
     lack of SIGUSR1), those signals keep what they do.
@@ -57,7 +58,8 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            warns = handler in (None, signal.SIG_DFL) and number == getattr(signal, "SIGUSR1", None)
+            signal.signal(number, signal.SIG_IGN if warns else signal.SIG_DFL if handler is None else handler)
 
     def look(self) -> int:
         """The number of the first signal, 0 where none came.
