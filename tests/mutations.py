@@ -240,7 +240,7 @@ MUTANTS = [
     Mutant(
         "mmm/train/signals.py",
         "self.received = self.received or number",
-        "os._exit(3)",
+        "raise RuntimeError(number)",
         "test_train_signals.py -k second_signal",
     ),
     Mutant(
