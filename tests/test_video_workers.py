@@ -120,6 +120,23 @@ def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
     assert reasons(found) == {}
 
 
+def test_a_worker_that_dies_before_it_is_known_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its start and our look at who was started, once."""
+    plain, looks = multiprocessing.active_children, []
+
+    def look() -> list[Any]:
+        looks.append(plain())
+        if len(looks) == 2:  # the first is before the start
+            died = looks[1][0]
+            os.kill(died.pid, signal.SIGKILL)
+            died.join()
+        return plain()
+
+    monkeypatch.setattr(crew.multiprocessing, "active_children", look)
+    assert list(crew.load(Slow(), numbers(4), 2)) == [[0], [1], [2], [3]]
+    assert len(looks) == 4  # both once more, of the crew that took over
+
+
 class Deadly(Dataset[Any]):
     def __getitems__(self, request: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)

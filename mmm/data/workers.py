@@ -115,14 +115,16 @@ class _Crew:
     def _fallen(self, seconds: float) -> str:
         """How workers ended that should not have; waits so long for one that is about to."""
         end = time.monotonic() + seconds
-        while not (found := [_ending(process.exitcode) for process in self.processes if process.exitcode]):
+        early = ["killed before its first batch"] * (self.loader.num_workers - len(self.processes))
+        while not (found := early + [_ending(process.exitcode) for process in self.processes if process.exitcode]):
             if time.monotonic() >= end:
                 break
             time.sleep(0.01)
         return ", ".join(found)
 
     def _start(self) -> Iterator[Any]:
-        """Starts the processes. torch's handler of their deaths, which would raise anywhere in this thread, is taken out again."""
+        """Starts the processes. torch's handler of their deaths, which would raise anywhere in this thread, is taken out again.
+        One that is dead already is not among the `active_children`."""
         others = set(multiprocessing.active_children())
         main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
         handler = signal.getsignal(signal.SIGCHLD) if main else None
