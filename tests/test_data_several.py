@@ -107,6 +107,11 @@ def test_a_subset_without_one_source_leaves_its_turns_out(folders: Path) -> None
     assert sorted(alone.order(0).at(0, 3)[1].tolist()) == [0, 1, 2]
 
 
+def test_a_weight_of_the_only_source_changes_nothing(folders: Path) -> None:
+    plain, weighted = (open_images(replace(CONFIG, source=str(folders / "a"), weights=weights), "train") for weights in ((), (2,)))
+    assert weighted.order(3).at(5, 20)[1].tolist() == plain.order(3).at(5, 20)[1].tolist()
+
+
 def test_a_broken_sample_is_named_with_its_source(folders: Path, tmp_path: Path) -> None:
     broken = write_tar(tmp_path / "c.tar", {"x.jpg": b"no picture"})
     part = open_images(replace(CONFIG, source=f"{folders / 'a'} + {broken}", weights=(1, 1)), "train")

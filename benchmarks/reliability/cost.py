@@ -1,5 +1,6 @@
 """R19: what it costs. The guard against bad numbers at most 1 % of a step; saving at most 5 % of the time at the default interval;
-the first batch of a start at 95 % of a large epoch at most 1.1 times a fresh start's. Of a write, the share of hashes and flushes.
+the first batch of a start at 95 % of a large epoch at most 1.1 times a fresh start's. Published beside them: the share of hashes
+and flushes in a write; and what train.strict adds to an update, on one process and on two.
 """
 
 from __future__ import annotations
@@ -32,22 +33,47 @@ COUNT, QUICK = 240, 60  # updates that are timed
 GUARD, SAVING, FIRST = 0.01, 0.05, 1.1
 LARGE = 1_281_167  # samples of ImageNet-1k
 STARTS = 9
+TURNS = 3  # of whole runs
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
     """Each in a process of its own, one after another."""
     make_data(work)
-    jobs = {"training": lambda: _training(work, count), "first batch": _first_batch}
+    jobs = {"training": lambda: _training(work, count), "first batch": _first_batch, "strict": lambda: _strict(work, count)}
     found = side_by_side(work, jobs, lanes=1)
     wrong = [line for one in found.values() for line in one.pop("wrong", [])]
-    return {**found["training"], **found["first batch"], "wrong": wrong}
+    return {name: figure for one in found.values() for name, figure in one.items()} | {"wrong": wrong}
+
+
+def _larger(work: Path, count: int, **train: Any) -> pretrain.Config:
+    """Of a model whose step is like a real one's."""
+    encoder = VisionTransformer.Config(width=192, depth=12, heads=3)
+    config = config_of(work, steps=count, batch_size=16, ema=None, **train)
+    return replace(config, encoder=encoder, data=replace(config.data, image_size=64))
+
+
+def _strict(work: Path, count: int) -> dict[str, Any]:
+    """Rates of whole runs with four micro-batches of 4 an update, in turn."""
+    figures: dict[str, Any] = {}
+    for processes in (1, 2):
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(TURNS):
+            for strict, seen in rates.items():
+                config = _larger(work, max(12, count // 8), micro_batch_size=4, save_every=10_000, log_every=1, strict=strict)
+                folder = work / f"strict_{processes}_{strict}_{turn}"
+                started = start(config, folder, processes)
+                if any(codes := started.wait(3000)):
+                    return {"wrong": [f"ended with {codes}: {started.said()}"]}
+                lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                seen.append(median(line["clock"]["samples_per_second"] for line in lines[2:]))
+        added = median(plain / strict - 1 for plain, strict in zip(rates[False], rates[True], strict=True))
+        figures[f"strict, added to an update on {processes} process{'es' * (processes > 1)}"] = round(added, 4)
+    return figures
 
 
 def _training(work: Path, count: int) -> dict[str, Any]:
-    """A larger model, so that a step is like a real one; every second step without the guard."""
-    encoder = VisionTransformer.Config(width=192, depth=12, heads=3)
-    config = config_of(work, steps=count, save_every=max(1, count // 4), batch_size=16, micro_batch_size=16, ema=None)
-    config = replace(config, encoder=encoder, data=replace(config.data, image_size=64))
+    """Every second step without the guard."""
+    config = _larger(work, count, save_every=max(1, count // 4), micro_batch_size=16)
     told = work / "times.json"
     started = start(config, work / "timed", 1, lambda rank: _time(told))
     if any(codes := started.wait(3000)):

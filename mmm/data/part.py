@@ -58,7 +58,7 @@ class Part(Generic[C]):
 
     def order(self, seed: int) -> Order | WeightedOrder:
         """In which order a run of this seed trains on the samples."""
-        if not self.config.weights:
+        if len(self.config.weights) < 2:  # one source is all there is
             return Order(len(self), seed)
         ends = torch.tensor(self.table.parts).cumsum(0)
         source = torch.bucketize(self.rows, ends, right=True)  # (N,)
