@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import yaml
 from conftest import load_recipe, reset_accelerate
 from PIL import Image
 from test_extract import ask
+from test_load_files import Hostile
+from test_load_mae import encoder_file
 from torch import Tensor
 
 import mmm
@@ -94,6 +97,28 @@ def test_a_folder_loads_to_the_same_model(run: Path, tmp_path: Path) -> None:
     assert encoder.decoder is None
     assert torch.equal(encoder.eval().encode(x).last, model.encode(x).last)
     assert (alone / "model.safetensors").stat().st_size < (out / "model.safetensors").stat().st_size
+
+
+def test_from_here_to_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    ask(["export", "run", "--out", "given"])
+    ask(["export", "run"])
+    assert same(mmm.load("given"), mmm.load("run-export"))
+
+
+def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = encoder_file(width=192, depth=1, grid=(14, 14))
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "published.pth")
+    ask(["export", str(tmp_path / "published.pth"), "--out", str(tmp_path / "given")])
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {"README.md", "config.yaml", "model.safetensors"}
+    assert same(mmm.load(tmp_path / "given"), mmm.load(tmp_path / "published.pth"))
+    canary = tmp_path / "canary"
+    torch.save({"model": weights, "args": Hostile(os.system, f"touch {canary}")}, tmp_path / "program.pth")
+    with pytest.raises(SystemExit):
+        ask(["export", str(tmp_path / "program.pth"), "--out", str(tmp_path / "other")])
+    assert "could rebuild; refused" in capsys.readouterr().err
+    assert not canary.exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib
 import json
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +24,8 @@ from benchmarks.reliability.runs import config_of, picture
 from mmm.data.listing import printable
 
 COUNT, QUICK = 25, 2  # files of each kind
-GOOD = 4  # good files for each kind
+GOOD = 4  # good files for each bad one, or eleven bad ones in a row would end a run by chance
+ORIGINALS = 64  # good files that are made; the others are copies
 BATCH = 16
 
 
@@ -85,7 +87,7 @@ def _plant(source: Path, manifest: Path, medium: str, count: int) -> None:
             if case.reason is not None:
                 bad[printable(case.name)] = case.reason
     manifest.write_text(json.dumps(bad))
-    for number in range(GOOD * len(kinds)):
+    for number in range(GOOD * len(bad)):
         _put_good(source, medium, number)
 
 
@@ -94,7 +96,11 @@ def _put_good(source: Path, medium: str, number: int) -> None:
 
     from mmm.data.video.films import write_film
 
-    if medium == "image":
-        Image.fromarray(picture(number)).save(source / f"good_{number}.png")
+    suffix = "png" if medium == "image" else "mp4"
+    path = source / f"good_{number}.{suffix}"
+    if number >= ORIGINALS:
+        shutil.copyfile(source / f"good_{number % ORIGINALS}.{suffix}", path)
+    elif medium == "image":
+        Image.fromarray(picture(number)).save(path)
     else:
-        write_film(source / f"good_{number}.mp4", "train", number)
+        write_film(path, "train", number)

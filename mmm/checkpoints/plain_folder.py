@@ -74,6 +74,7 @@ def _write(model: MaskedModel, parts: ModelConfig, data: Mapping[str, Any], card
 
 def _check(model: MaskedModel, folder: Path) -> None:
     """Refuses a folder that gives another model."""
+    folder = folder.resolve()  # as `run_of` finds it
     try:
         again = load_run(folder, folder).state_dict()
     except ValueError as error:
