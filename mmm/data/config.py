@@ -57,9 +57,9 @@ class DataConfig:
     repeats: int = 1
     """samples that are cut, each in its own way, from an input that is decoded once; an epoch decodes each input once"""
     resize: Literal["worker", "device"] = "worker"
-    """where training crops are resized: worker, in the process that decoded them; device, where the model trains, so that on a
-    GPU each core has more time to decode (measured: 1.1 to 2 times the samples a second). The same bits on a CPU, at most 1 of
-    255 off elsewhere; samples of up to 48 pixels a side are always resized by workers"""
+    """where training crops are resized: worker, in the process that decoded them; device, where the model trains, so that with a
+    GPU each core has more time to decode, above all with several crops of a decode. The same bits on a CPU, at most 1 of 255 off
+    elsewhere; samples of up to 48 pixels a side are always resized by workers"""
     workers: int = 2
     """processes a rank that decode and crop; 0 does it in the training process, which is best for cached small images"""
     deadline: float = 60.0

@@ -67,9 +67,11 @@ class Cuts:
             raise AssertionError("an input without a part")
         parts = [cut for cuts in self.inputs for cut in cuts]
         size = sum(cut.pixels.numel() for cut in parts)
-        buffer = torch.empty(size, dtype=torch.uint8)
-        if get_worker_info() is not None:
-            buffer.share_memory_()
+        buffer = torch.empty(0, dtype=torch.uint8)
+        if get_worker_info() is None:
+            buffer.resize_(size)
+        else:  # as torch's own collate_fn does; share_memory_ would copy
+            buffer = buffer.new(buffer.untyped_storage()._new_shared(size)).resize_(size)
         start = 0
         for cut in parts:
             end = start + cut.pixels.numel()

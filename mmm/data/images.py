@@ -100,7 +100,9 @@ class Images(Part[ImagesConfig]):
             boxes = transforms.crop_boxes(mine.flatten(), heights, widths, config.crop_scale, config.crop_ratio)
             for (row, image), group in zip(images.items(), boxes.unflatten(0, mine.shape).tolist(), strict=True):
                 (top, left, height, width), inside = bounds(group)
-                part = image[top : top + height, left : left + width].copy()  # not a view, which would hold all of the image
+                part = image[top : top + height, left : left + width]
+                if 2 * part.size < image.size:
+                    part = part.copy()  # a view would hold all of the image
                 inputs[row] = [Cut(torch.from_numpy(part), inside)]
         return Cuts(inputs, (config.channels, *config.size), "bicubic"), failed
 
