@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale --processes 1 2 4 --repeats 3 [--out benchmarks/results]
 
-Every figure is the recipe itself, `accelerate launch recipes/image_mae.py`, on its built-in photographs: one thread a process, each
+Every figure is the recipe itself, `torchrun recipes/image_mae.py`, on its built-in photographs: one thread a process, each
 with its own micro-batch, so the global batch grows with the processes. Turns are interleaved. With more processes than cores the
 cores are shared: `per core in use` then counts cores. Efficiency is samples a second and core in use over those of one process.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,10 +40,10 @@ def samples_per_second(folder: Path, processes: int, args: argparse.Namespace) -
         "folder": folder,
     }
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    command = [*("-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1")]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(HOUSE / "recipes" / "image_mae.py"), "--preset", "demo", "--evaluate", *flags]
-    done = subprocess.run([sys.executable, *command], cwd=HOUSE, capture_output=True, text=True, check=False)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=HOUSE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the run on {processes} processes ended with {done.returncode}:\n{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -219,6 +219,7 @@ MUTANTS = [
     Mutant(
         "mmm/data/bad_inputs.py", "                self.journal.cut()", "                pass", "test_data_loader.py -k survive"
     ),
+    Mutant("mmm/train/beats.py", "self._thread.join(SILENCE)", "pass", "test_train_ranks.py -k outlives"),
     Mutant("mmm/checkpoints/plain_folder.py", "folder = folder.resolve()", "pass", "test_export.py -k from_here"),
     Mutant("mmm/data/workers.py", "found := early +", "found :=", "test_video_workers.py -k before_it_is_known"),
     Mutant("mmm/train/signals.py", "signal.SIG_IGN if warns else", "", "test_train_signals.py -k exact"),

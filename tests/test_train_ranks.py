@@ -11,10 +11,12 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ import torch
 from forked import ends, fork_ranks, watch
 from test_train_loop import CONFIG, Plain, lines, loss_of, train
 
+from mmm.train.beats import Beats
 from mmm.train.verdict import Beat, about_answers, about_lives
 
 TIMEOUT = 4.0
@@ -63,6 +66,23 @@ def test_who_is_to_blame() -> None:
     nobody = about_answers([cut, cut], 5.0, 60.0)
     assert nobody is not None
     assert (nobody.rank, nobody.said) == (None, "the processes lost each other, rank 0 at step 18: RuntimeError: closed")
+
+
+def test_nothing_of_it_outlives_the_training() -> None:
+    """A thread that Python ends with itself, inside torch's C++, would abort the process."""
+    alone = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1), step=0)
+
+    class Slow(Beats):
+        def _meet(self) -> bool:
+            self._thread.start()
+            return True
+
+        def _exchange(self, own: Beat) -> None:
+            time.sleep(0.2)
+
+    beats = Slow(alone, 1.0)  # type: ignore[arg-type]
+    beats.close()
+    assert not any(thread.name == "mmm beats" for thread in threading.enumerate())
 
 
 def test_one_rank_goes(tmp_path: Path) -> None:

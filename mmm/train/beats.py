@@ -43,6 +43,7 @@ class Beats:
         self._cut: float | None = None  # when the first process lost a collective
         self._over, self._wake = threading.Event(), threading.Event()
         self._store: distributed.TCPStore | None = None
+        self._thread = threading.Thread(target=self._talk, daemon=True, name="mmm beats")
         self.watching = self._meet()
 
     def _meet(self) -> bool:
@@ -53,7 +54,7 @@ class Beats:
         except (OSError, RuntimeError) as error:
             logger.warning("rank %d is not watched: %s", self.rank, first_line(error))
             return False
-        threading.Thread(target=self._talk, daemon=True, name="mmm beats").start()
+        self._thread.start()
         return True
 
     def _host(self) -> int:
@@ -85,9 +86,10 @@ class Beats:
         return self.rank > 0 or all(beat.state not in ("runs", "begins") or monotonic() - heard > SILENCE for beat, heard in others)
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and waits for it: what Python ends with itself inside torch's C++ aborts the process (SIGABRT)."""
         self._over.set()
         self._wake.set()
+        self._thread.join(SILENCE)
 
     def _talk(self) -> None:
         number, over = 0, False

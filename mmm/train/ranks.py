@@ -65,6 +65,7 @@ class Ranks:
         self.beats: Beats | None = None
         self.lost = False
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Ranks:
         if self.training.accelerator.num_processes > 1:
@@ -72,7 +73,8 @@ class Ranks:
             if beats.watching:
                 self.beats = beats
                 atexit.register(self._end_if_lost)
-                threading.Thread(target=self._guard, args=(beats,), daemon=True, name="mmm guard").start()
+                self._thread = threading.Thread(target=self._guard, args=(beats,), daemon=True, name="mmm guard")
+                self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -96,6 +98,8 @@ class Ranks:
             raise RankLost(found.said) from error
         beats.until(lambda: beats.said == state and beats.all_know(), SILENCE)
         self._over.set()
+        if self._thread is not None:
+            self._thread.join(SILENCE)
         beats.close()
 
     def _state(self, beats: Beats, error: BaseException | None) -> State:
