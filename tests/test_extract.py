@@ -286,6 +286,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(run: Path, tiles: Path, tmp_path: Path) -> None:
     import socket
 
