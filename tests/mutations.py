@@ -190,6 +190,9 @@ MUTANTS = [
         "sample_keys(seed, 0, part), Stream.NOISE",
         "test_train_loop.py -k noise",
     ),
+    Mutant("mmm/train/checkpoint.py", "        os.fsync(descriptor)", "        pass", "test_train_checkpoint.py"),
+    Mutant("mmm/train/checkpoint.py", 'aside.rename(aside.with_suffix(""))', "aside", "test_train_checkpoint.py"),
+    Mutant("mmm/train/checkpoint.py", 'path.rename(path.with_name(f"{path.name}.tmp"))', "path", "test_train_checkpoint.py"),
     Mutant("mmm/train/stored.py", "if sha256(path) != digest:", "if False:", "test_train_checkpoint.py -k damage"),
     # what a run survives
     Mutant(
@@ -455,7 +458,9 @@ MUTANTS = [
     ),
     # strict runs, lost ranks, shards
     Mutant("mmm/train/strict.py", "half = count // 2", "half = 1", "test_train_strict.py -k any_processes"),
-    Mutant("mmm/train/strict.py", "carry(loss) / self.all", "carry(loss) / self.accumulation", "test_train_strict.py -k rounding"),
+    Mutant(
+        "mmm/train/strict.py", "carry(loss) / self.all", "carry(loss) / self.accumulation", "test_train_strict.py -k any_processes"
+    ),
     Mutant("mmm/train/strict.py", "if changed := [", "if changed := [] and [", "test_train_strict.py -k running_values"),
     Mutant("mmm/train/verdict.py", 'if beat.state == "failed":', "if False:", "test_train_ranks.py -k blame"),
     Mutant("mmm/train/verdict.py", "silent[rank] > limit]", "silent[rank] > 9e9]", "test_train_ranks.py -k blame"),
