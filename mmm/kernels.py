@@ -39,7 +39,7 @@ class Attention(torch.autograd.Function):
     """softmax(q k^T / sqrt c) v by plain products, a few heads at a time.
 
     Probabilities that leave the cache are written and read again five times in a step; and a block of 32 MiB or more comes from the
-    system page by page, which costs as much as a product (1,568 keys, 2 samples of 6 heads alone: 152 ms at once, 101 ms in blocks).
+    system page by page, which costs as much as a product (1,568 keys, 2 samples of 6 heads: alone 152 ms at once, 101 in blocks).
     """
 
     @staticmethod
