@@ -58,8 +58,8 @@ class DataConfig:
     """samples that are cut, each in its own way, from an input that is decoded once; an epoch decodes each input once"""
     resize: Literal["worker", "device"] = "worker"
     """where training crops are resized: worker, in the process that decoded them; device, where the model trains, so that with a
-    GPU each core has more time to decode, above all with several crops of a decode. The same bits on a CPU, at most 1 of 255 off
-    elsewhere; samples of up to 48 pixels a side are always resized by workers"""
+    GPU each core has more time to decode, above all with several crops of a decode. The same bits on a CPU; elsewhere at most 1
+    of 255 off on photographs, 2 at hard edges; samples of up to 48 pixels a side are always resized by workers"""
     workers: int = 2
     """processes a rank that decode and crop; 0 does it in the training process, which is best for cached small images"""
     deadline: float = 60.0
