@@ -26,6 +26,7 @@ import torch
 from benchmarks import image_files, video_decode
 from benchmarks.measure import machine, table
 from mmm.data import DataConfig, open_data
+from mmm.data.resize import kernel_in_use
 
 PEERS = ("pillow", "torchvision", "simplejpeg", "av", "decord", "torchcodec", "numpy")
 
@@ -73,8 +74,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 
 def installed() -> dict[str, str]:
-    """Versions of what takes part."""
-    found = {}
+    """What takes part: the kernel that resizes, versions."""
+    found = {"resizing": kernel_in_use()}
     for name in PEERS:
         try:
             found[name] = version(name)

@@ -154,7 +154,8 @@ def difference(images: Images, count: int) -> dict[str, float]:
         scaled = whole.height / mine.shape[0]
         heights, widths = (torch.tensor([side]) for side in mine.shape[:2])
         (box,) = crop_boxes(key, heights, widths, CONFIG.crop_scale, CONFIG.crop_ratio).tolist()
-        sample = resized_crop(mine, box, CONFIG.size)
+        sample = torch.empty(3, *CONFIG.size, dtype=torch.uint8)
+        resized_crop(mine, box, sample)
         places = [round(side * scaled) for side in box]
         truth = by_pillow(whole, *places, list(CONFIG.size), InterpolationMode.BICUBIC)
         off.append(sample.double() - pil_to_tensor(truth).double())

@@ -17,6 +17,7 @@ from mmm.checkpoints.load import initialise_from
 from mmm.config import to_dict
 from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches
 from mmm.data.mixture import Mixture
+from mmm.data.resize import kernel_in_use
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.curve import draw_loss
@@ -332,7 +333,7 @@ def describe(config: Config, training: Training, feed: Feed, plan: Plan) -> dict
         feed.loss(model, training.accelerator.device, plan.steps),
         plan=plan,
         tokens=tokens,
-        notes=about_repeats(data, plan) | about_sources(config),
+        notes={"resizing": kernel_in_use()} | about_repeats(data, plan) | about_sources(config),
     )
     if training.accelerator.is_main_process:
         print(text)

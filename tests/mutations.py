@@ -306,7 +306,30 @@ MUTANTS = [
     Mutant("mmm/data/cuts.py", "[box[0] - top, box[1] - left, *box[2:]]", "[box[0] - top, box[1], *box[2:]]", "test_data_cuts.py"),
     Mutant("mmm/data/cuts.py", "                row += 1", "                row += len(boxes) == 1", "test_data_cuts.py -k worker"),
     Mutant("mmm/data/cuts.py", "self.inputs[row] = cuts", "self.inputs[row] = self.inputs[0]", "test_data_cuts.py -k worker"),
-    Mutant("mmm/data/cuts.py", ".round_().clamp_(0, 255)", ".round_()", "test_data_cuts.py -k level"),
+    Mutant("mmm/data/resize.py", ".round_().clamp_(0, 255)", ".round_()", "test_data_cuts.py -k level"),
+    Mutant("mmm/data/_resize.c", "first_bytes(width - start),", "~(__mmask64)0,", "test_data_resize.py -k outside"),
+    Mutant(
+        "mmm/data/_resize.c", "__mmask64 kept = first_bytes(width - x);", "__mmask64 kept = -1;", "test_data_resize.py -k outside"
+    ),
+    Mutant("mmm/data/_resize.c", "plan->wide |= last >= 64", "plan->wide |= last > 64", "test_data_resize.py"),
+    Mutant("mmm/data/_resize.c", "last >= WINDOW", "last > WINDOW", "test_data_resize.py"),
+    Mutant("mmm/data/_resize.c", "k + 1 < count ?", "k + 2 < count ?", "test_data_resize.py -k torchs"),
+    Mutant("mmm/data/_resize.c", "weight < 0 ? weight - 0.5", "weight < 0 ? weight + 0.5", "test_data_resize.py -k torchs"),
+    Mutant(
+        "mmm/data/_resize.c",
+        "_mm512_max_epi32(_mm512_sra_epi32(sum[r], shift), zero)",
+        "_mm512_sra_epi32(sum[r], shift)",
+        "test_data_resize.py -k torchs",
+    ),
+    Mutant(
+        "mmm/data/_resize.c",
+        "rows - row < ROWS ? rows - row",
+        "rows - row < ROWS ? rows - row - 1",
+        "test_data_resize.py -k torchs",
+    ),
+    Mutant("mmm/data/resize.py", "pictures.stride(1) == 1", "True", "test_data_resize.py -k memory"),
+    Mutant("mmm/data/resize.py", "elif not _by_pixel(result):", "elif False:", "test_data_resize.py -k memory"),
+    Mutant("mmm/data/video/clips.py", "found[-1][1] + found[-1][2]):", "k):", "test_video_clips.py"),
     Mutant("mmm/data/video/clips.py", "if len(places) == 1 else", "if len(places) <= 3 else", "test_data_cuts.py -k worker"),
     Mutant("mmm/data/video/clips.py", 'keys if config.repeat == "clip" else keys[:1]', "keys", "test_video_clips.py -k draw_new"),
     Mutant(

@@ -12,7 +12,8 @@ from torch import Tensor
 from video_files import pictures
 
 from mmm.data import Batch, Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data, train_batches
-from mmm.data.cuts import Cut, Cuts, bounds, resize_float, resize_into
+from mmm.data.cuts import Cut, Cuts, bounds
+from mmm.data.resize import resize_float, resize_into
 from mmm.data.video.encode import EncodeConfig, write_video
 
 IMAGES = ImagesConfig(image_size=64, workers=0, holdout=0.0, max_bad=1.0, resize="device")

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import get_worker_info
 
-Kernel = Literal["bilinear", "bicubic"]
+from mmm.data.resize import Kernel, resize_into
+
 Box = list[int]  # top, left, height, width
 
 
@@ -119,22 +118,3 @@ class Packed:
                 row += 1
             start = end
         return samples.movedim(-1, 1)
-
-
-def resize_into(sample: Tensor, part: Tensor, kernel: Kernel) -> None:
-    """Antialiased, written where it belongs: measured, a sixth less time than through copies. (T, C, h, w) <- (T, C, H, W)."""
-    if part.shape == sample.shape:
-        sample.copy_(part)
-    elif part.is_cpu:
-        resizes[kernel](part, sample.shape[2:], False, None, None, out=sample)
-    else:
-        sample.copy_(resize_float(part, (sample.shape[2], sample.shape[3]), kernel))
-
-
-def resize_float(part: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
-    """The same in floating point, rounded at the end: torch resizes integers on CPUs only. uint8 (T, C, H, W) -> (T, C, h, w)."""
-    resized = functional.interpolate(part.float(), size, mode=kernel, antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
-
-
-resizes = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}

@@ -69,7 +69,7 @@ class Images(Part[ImagesConfig]):
         """
         config, repeats = self.config, len(keys) // len(index)
         hint = transforms.decode_hint(config.size, config.crop_scale, config.crop_ratio)
-        views = torch.zeros(len(keys), config.channels, *config.size, dtype=torch.uint8)
+        views = _nothing(len(keys), config)
         failed: dict[int, str] = {}
         for images in self._readable(index, hint, failed):
             heights, widths = (torch.tensor([image.shape[side] for image in images.values()]) for side in (0, 1))
@@ -110,7 +110,7 @@ class Images(Part[ImagesConfig]):
         """The middles of the images, as `train_views` returns them."""
         config = self.config
         hint = max(transforms.covering_size(1, 1, config.size))
-        views = torch.zeros(len(index), config.channels, *config.size, dtype=torch.uint8)
+        views = _nothing(len(index), config)
         failed: dict[int, str] = {}
         for images in self._readable(index, hint, failed):
             for row, image in images.items():
@@ -136,6 +136,13 @@ class Images(Part[ImagesConfig]):
             yield images
 
 
+def _nothing(count: int, config: ImagesConfig) -> Tensor:
+    """Samples of zeros, (B, C, h, w), in memory as they are made: by pixel, or small ones by channel."""
+    if max(config.size) <= LARGEST:
+        return torch.zeros(count, config.channels, *config.size, dtype=torch.uint8)
+    return torch.zeros(count, *config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
 def _crop(images: dict[int, Pixels], boxes: Tensor, size: tuple[int, int], views: Tensor) -> None:
     """Crops each image and puts it into its row. Which way it goes depends on its own size, never on its neighbours."""
     together: dict[tuple[int, ...], list[int]] = {}
@@ -143,7 +150,7 @@ def _crop(images: dict[int, Pixels], boxes: Tensor, size: tuple[int, int], views
         if is_small(image.shape[0], image.shape[1], size):
             together.setdefault(image.shape, []).append(place)
         else:
-            views[row] = transforms.resized_crop(image, boxes[place].tolist(), size)
+            transforms.resized_crop(image, boxes[place].tolist(), views[row])
     rows = list(images)
     for places in together.values():
         for start in range(0, len(places), TOGETHER):

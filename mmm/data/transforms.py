@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from mmm.data.resize import resize, resize_into
 from mmm.keys import Stream, stream, uniform
 
 TRIES = 10  # as torchvision's RandomResizedCrop
@@ -57,17 +57,11 @@ def _middle_boxes(heights: Tensor, widths: Tensor, ratio: tuple[float, float]) -
     return torch.stack([(heights - height) // 2, (widths - width) // 2, height, width], 1)
 
 
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (C, H, W) -> (C, h, w), bicubic, antialiased; torch computes it in integers, so the bits are the same on any core."""
-    if image.shape[1:] == size:
-        return image  # what the kernel would give, too
-    return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-
-
-def resized_crop(image: NDArray[np.uint8], box: list[int], size: tuple[int, int]) -> Tensor:
-    """The part of an image in a box (top, left, height, width), resized. uint8 (H, W, C) -> (C, h, w)."""
+def resized_crop(image: NDArray[np.uint8], box: list[int], sample: Tensor) -> None:
+    """The part of an image in a box (top, left, height, width), resized into a sample. uint8 (H, W, C) -> (C, h, w)."""
     top, left, height, width = box
-    return _resize(torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1), size)
+    part = torch.from_numpy(image[top : top + height, left : left + width])
+    resize_into(sample[None], part.permute(2, 0, 1)[None], "bicubic")
 
 
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -84,7 +78,7 @@ def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
 def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     """The sample that evaluation sees: resized to `covering_size`, then the middle. uint8 (H, W, C) -> (C, h, w)."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)  # (C, H, W)
-    resized = _resize(pixels, covering_size(image.shape[0], image.shape[1], size))
+    resized = resize(pixels[None], covering_size(image.shape[0], image.shape[1], size), "bicubic")[0]
     top, left = (round((have - want) / 2) for have, want in zip(resized.shape[1:], size, strict=True))
     return resized[:, top : top + size[0], left : left + size[1]]
 

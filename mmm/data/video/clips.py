@@ -78,8 +78,11 @@ class Clips(Part[ClipsConfig]):
         boxes: list[Box] = []
         for frames, places in self._blocks(index, keys):
             boxes = boxes or self._boxes(keys, frames.shape[1], frames.shape[2])
+            runs = [_runs(where) for where in places]
             for i, box in enumerate(boxes):
-                _fill(views[i], cut(frames, box), places[min(i, len(places) - 1)])
+                part = cut(frames, box)
+                for t, k, count in runs[min(i, len(runs) - 1)]:
+                    resize_into(views[i, t : t + count], part[k : k + count])
         if config.augment is not None:
             for view, key in zip(views, keys, strict=True):
                 rand_augment(view, key, config.augment, config.mean)
@@ -162,16 +165,16 @@ def _places(clip: list[int], numbers: list[int]) -> list[tuple[int, int]]:
     return [(t, found[number]) for t, number in enumerate(clip) if number in found]
 
 
-def _fill(view: Tensor, part: Tensor, places: list[tuple[int, int]]) -> None:
-    """Resizes what a sample, (T, h, w, C), takes of a block, (n, H, W, C)."""
-    if not places:
-        return
-    count, (t, k) = len(places), places[0]
-    if places == list(zip(range(t, t + count), range(k, k + count), strict=True)):
-        resize_into(view[t : t + count], part[k : k + count])
-        return
-    for t, k in places:  # of a video that is shorter than a clip, a frame comes again
-        resize_into(view[t : t + 1], part[k : k + 1])
+def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Places that follow each other in the clip and in the block, as one: the first in each, and how many. Of a video that is
+    shorter than a clip a frame comes again, and starts another."""
+    found: list[tuple[int, int, int]] = []
+    for t, k in places:
+        if found and (t, k) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((t, k, 1))
+    return found
 
 
 def open_clips(config: ClipsConfig, split: str) -> Clips:

@@ -9,9 +9,8 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mmm.data import cuts
+from mmm.data import resize as resizing
 from mmm.keys import Stream, integers, stream
 
 SNAP = 3  # pixels: a side as near as this to the sample's is made equal to it, and not resized
@@ -66,19 +65,13 @@ def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
 
 
 def resize(clip: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear and antialiased; torch computes it in integers, so the bits are the same on any core.
-
-    uint8 (T, H, W, C) -> (T, h, w, C), the layout in which frames come from a decoder.
-    """
-    if clip.shape[1:3] == size:
-        return clip
-    frames = clip.contiguous().permute(0, 3, 1, 2)  # (T, C, H, W); measured, the kernel is slower on a part of a picture
-    return functional.interpolate(frames, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    """Bilinear and antialiased. uint8 (T, H, W, C) -> (T, h, w, C), the layout in which frames come from a decoder."""
+    return resizing.resize(clip.permute(0, 3, 1, 2), size, "bilinear").permute(0, 2, 3, 1)
 
 
 def resize_into(view: Tensor, clip: Tensor) -> None:
     """`resize`, written where it belongs. (T, h, w, C) <- (T, H, W, C)."""
-    cuts.resize_into(view.permute(0, 3, 1, 2), clip.permute(0, 3, 1, 2), "bilinear")
+    resizing.resize_into(view.permute(0, 3, 1, 2), clip.permute(0, 3, 1, 2), "bilinear")
 
 
 def cut(clip: Tensor, box: list[int]) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from mmm.data import resize as resizing
 from mmm.data.decode import Pixels
 from mmm.data.source import nearest
 from mmm.data.video.refusal import check_file, reasons
@@ -154,7 +154,7 @@ def resize(clip: Pixels, size: int | tuple[int, int]) -> Pixels:
         short = min(height, width)
         size = (max(1, round(height * size / short)), max(1, round(width * size / short)))
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)  # (T, C, H, W)
-    small = functional.interpolate(pixels, size, mode="bilinear", antialias=True)  # (T, C, h, w)
+    small = resizing.resize(pixels, size, "bilinear")  # (T, C, h, w)
     return np.ascontiguousarray(small.permute(0, 2, 3, 1).numpy())  # (T, h, w, C)
 
 
