@@ -18,7 +18,7 @@ from benchmarks.methods import METHODS, Setting, ours
 from mmm.train.config import TrainConfig
 from mmm.train.devices import start
 
-WARMUP = 3  # steps, of which the first compiles and allocates
+WARMUP = 5  # steps, of which the first compiles and all but the last allocate
 
 
 def top_kernels(step: Step, device: torch.device, top: int) -> str:

@@ -114,8 +114,8 @@ class Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
         x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)  # (T, I), (T, O)
-        # oneDNN's product is up to twice as fast where the transposed matrix lies transposed: the narrower one is copied
-        if gradient.shape[1] > x.shape[1]:
+        # oneDNN's product is up to twice as fast where the transposed matrix lies transposed: copied is what is less to copy
+        if gradient.numel() > x.numel() + weight.numel():
             to_weight = (x.T.contiguous() @ gradient).T.contiguous()  # (O, I)
         else:
             to_weight = gradient.T.contiguous() @ x
