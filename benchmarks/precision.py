@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,10 +92,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains, prints, and writes where asked to."""
     options = parse(argv)
     runs = {}
-    with tempfile.TemporaryDirectory() as name:
+    # each in a process of its own: Accelerate takes one precision for a process's whole life
+    fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as name, fresh:
         for seed in options.seeds:
             for precision in PRECISIONS:
-                runs[f"{precision}, seed {seed}"] = train(precision, seed, options, Path(name) / f"{precision}-{seed}")
+                folder = Path(name) / f"{precision}-{seed}"
+                runs[f"{precision}, seed {seed}"] = fresh.submit(train, precision, seed, options, folder).result()
     found = {"machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")), "runs": runs}
     text = describe(found)
     print(text)
