@@ -173,7 +173,7 @@ LIMITS = {torch.float32: (1e-6, 5e-5), torch.float64: (1e-9, 1e-9)}
     [
         pytest.param(TINY, torch.float32, id="tiny-fp32"),
         pytest.param(TINY, torch.float64, id="tiny-fp64"),
-        pytest.param(BASE, torch.float32, id="base-fp32"),
+        pytest.param(BASE, torch.float32, id="base-fp32", marks=pytest.mark.slow),
         pytest.param(BASE, torch.float64, id="base-fp64", marks=pytest.mark.slow),
     ],
 )
