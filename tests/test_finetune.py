@@ -493,6 +493,7 @@ def test_presets_are_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> 
 # --- two processes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # ten seconds of both cores; the loop that it trains by is held to the same in test_train_loop and test_recipes
 def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
     """The same micro-batches, mixed and augmented alike, drop path and all; and every test sample counted once."""
     path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1))

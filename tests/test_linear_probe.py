@@ -332,7 +332,6 @@ def fork_two(folder: Path) -> None:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 
 
-@pytest.mark.slow  # eleven seconds of both cores; fine-tuning, which shares its code, is held to the same in every run
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
 def test_two_processes_equal_one(setting: linear_probe.Config, tmp_path: Path) -> None:
     """At equal micro_batch_size; the batch norm's statistics, the counts and the features are those of both."""
