@@ -225,7 +225,7 @@ def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") ->
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow  # 19 seconds; in every run the video recipe is held to the same (test_pretrain_video), and the loop (test_train_loop)
+@pytest.mark.slow  # 19 seconds; test_pretrain_video holds a recipe to the same in every run, test_train_loop the loop
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
     """Losses agree to 1e-6 at the first step, held-out ones too; then rounding may drift (DESIGN 5: 3e-4 in 200 steps)."""
     one = launch(1, tmp_path / "one", "--train.batch_size", "16", "--train.steps", "3")
