@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import image_files, video_decode
 from benchmarks.measure import machine, table
+from mmm.allocator import keep_memory
 from mmm.data import DataConfig, open_data
 from mmm.data.resize import kernel_in_use
 
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures, prints, and writes where asked to."""
     options = parse(argv)
     torch.set_num_threads(1)
+    keep_memory()  # as a worker does
     found = measure(options, torch.device(options.device))
     text = describe(found)
     print(text)

@@ -510,7 +510,7 @@ MUTANTS = [
     Mutant("mmm/kernels.py", "to_q.mul_(ctx.scale).view", "to_q.view", "test_kernels.py -k attention"),
     Mutant("mmm/kernels.py", "torch.bmm(scores.transpose(1, 2), mine,", "torch.bmm(scores, mine,", "test_kernels.py -k attention"),
     Mutant("mmm/kernels.py", "gradient.sum(0).to", "gradient.mean(0).to", "test_kernels.py"),
-    Mutant("mmm/train/allocator.py", "bool(libc.mallopt(TRIM_THRESHOLD, -1))", "True", "test_kernels.py"),
+    Mutant("mmm/allocator.py", "bool(libc.mallopt(TRIM_THRESHOLD, -1))", "True", "test_kernels.py"),
     Mutant("benchmarks/flops.py", "return 3 * forward + 2 * embed", "return 3 * (forward + embed)", "test_benchmark_step.py"),
     # malformed files
     Mutant("mmm/data/png.py", "if kind in CHECKED and zlib", "if kind not in CHECKED and zlib", "test_malformed.py -k png_flipped"),

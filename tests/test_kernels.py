@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmm import MaskedModel, kernels
+from mmm import MaskedModel, allocator, kernels
 from mmm.keys import sample_keys
-from mmm.train import allocator
 from mmm.train.config import TrainConfig
 from mmm.train.devices import start
 from mmm.train.guard import carry

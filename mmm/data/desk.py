@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmm.allocator import keep_memory
 from mmm.data.bad_inputs import Unreadable
 
 NOTHING = -1  # in hand
@@ -58,7 +59,7 @@ def _alarm(seconds: float) -> None:
 
 
 class Start:
-    """What a worker does first: one thread; signals that ask the run to stop are the parent's to handle."""
+    """What a worker does first: one thread, whose memory is kept for the next picture; signals that ask the run to stop are the parent's to handle."""
 
     def __init__(self, shows: torch.Tensor, lost: dict[int, str]) -> None:
         self.shows, self.lost = shows, lost
@@ -66,6 +67,7 @@ class Start:
     def __call__(self, worker: int) -> None:
         global _desk
         torch.set_num_threads(1)
+        keep_memory()
         for number in {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}:
             signal.signal(number, signal.SIG_IGN)
         if hasattr(signal, "SIGALRM"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmm.train.allocator import keep_memory
+from mmm.allocator import keep_memory
 from mmm.train.config import Precision, TrainConfig
 from mmm.train.processes import check_processes, check_strategy, is_set
 from mmm.train.sharding import check_sharding
