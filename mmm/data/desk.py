@@ -59,7 +59,7 @@ def _alarm(seconds: float) -> None:
 
 
 class Start:
-    """What a worker does first: one thread, whose memory is kept for the next picture; signals that ask the run to stop are the parent's to handle."""
+    """What a worker does first: one thread; freed memory is kept for the next picture; the parent handles signals to stop."""
 
     def __init__(self, shows: torch.Tensor, lost: dict[int, str]) -> None:
         self.shows, self.lost = shows, lost
