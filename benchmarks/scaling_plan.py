@@ -1,6 +1,6 @@
 """A plan for 8, 64 and 512 GPUs, reckoned and not measured: what is sent a step against what is computed, and what data must come.
 
-    python -m benchmarks.scaling_plan --images_per_core 820 --clips_per_core 44 [--out benchmarks/results]
+    python -m benchmarks.scaling_plan --images_per_core 995 --clips_per_core 48 [--out benchmarks/results]
 
 Counted: parameters and FLOPs of the recipes' own models, by torch's counter. Given, each by a flag: a GPU's rate and the share of
 it that a step reaches, what one GPU sends a second to others of its machine of eight, what a machine's network cards send together
