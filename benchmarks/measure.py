@@ -106,7 +106,7 @@ def _script() -> str:
 
 def _without_paths(words: list[str]) -> list[str]:
     """A command's flags but for --out, which says where and not what; of other places, the last name."""
-    kept = [word for word, before in zip(words, ["", *words[:-1]], strict=True) if "--out" not in (word, before)]
+    kept = [word for word, before in zip(words, ["", *words], strict=False) if "--out" not in (word, before)]
     return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
 

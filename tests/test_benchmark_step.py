@@ -21,6 +21,19 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [([], "python"), (["--save", "--out", "/tmp/x"], "python --save"), (["--videos", "/data/clips"], "python --videos clips")],
+)
+def test_the_command_is_said_without_places(monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    from benchmarks.measure import machine
+
+    monkeypatch.setattr("sys.argv", ["benchmarks/step.py", *words])
+    first, *rest = machine(torch.device("cpu"))["command"].split()
+    flags = rest[2:] if rest[0] == "-m" else rest[1:]
+    assert " ".join([first, *flags]) == said
+
+
+@pytest.mark.parametrize(
     "decoder",
     [
         SelfAttentionDecoder.Config(width=16, depth=2, heads=2),
