@@ -17,7 +17,7 @@ def keep_memory() -> bool:
     """Tells glibc's allocator to keep what is freed, and whether it did.
 
     By default it hands every large tensor's pages back when the tensor is freed, and the system clears new ones for the next: of a
-    ViT-B step on a CPU 170,000 page faults, a tenth of the time; an eighth of what it takes to read a photograph of 1600 x 1200 at
+    ViT-B step on a CPU 170,000 page faults, a tenth of the time; as much of what it takes to read a photograph of 1600 x 1200 at
     half its size (measured, docs/performance.md). The process holds no more at its peak; between steps it holds what the peak was.
     Blocks of 32 MiB and more are given back still: kept, one that a lying file asked for would stay for good, and the process could
     not fork any more (seen: 47 GB, never touched).

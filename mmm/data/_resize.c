@@ -1,4 +1,4 @@
-/* Resizing of uint8 pictures, antialiased: the bits of torch's own kernel, in about a third of its time.
+/* Resizing of uint8 pictures, antialiased: the bits of torch's own kernel, in a third to a half of its time.
 
 A picture shrinks or grows along its rows first, then along its columns; between the two it is rounded to uint8. Each sample is a
 weighted sum of neighbours, with weights of 16 bits and sums of 32: as torch and Pillow do, so the results are equal and not merely
