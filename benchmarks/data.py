@@ -13,7 +13,6 @@ ratios within a round. What is compared with stands in image_files.py and video_
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import image_files, video_decode
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine, save, table
 from mmm.allocator import keep_memory
 from mmm.data import DataConfig, open_data
 from mmm.data.resize import kernel_in_use
@@ -135,10 +134,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     text = describe(found)
     print(text)
     if options.save:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"{found['machine']['date']}-data"
-        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(options.out, "data", text, found)
     return found
 
 

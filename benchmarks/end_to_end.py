@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.image_files import SIZES, make_files
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine, save, table
 from benchmarks.video_decode import render
 from mmm.data import open_data, train_batches
 from mmm.encoders import VisionTransformer
@@ -133,10 +133,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     text = describe(found)
     print(text)
     if options.save:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"{found['machine']['date']}-end_to_end"
-        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(options.out, "end_to_end", text, found)
     return found
 
 

@@ -7,6 +7,7 @@ a GPU the allocator's own count. It is the same from run to run.
 from __future__ import annotations
 
 import gc
+import json
 import platform
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "command": " ".join(["python", _script(), *_without_paths(sys.argv[1:])]),
     }
+
+
+def save(out: Path, name: str, text: str, numbers: Mapping[str, Any]) -> None:
+    """Writes a table and all numbers, `name` behind the day on which they were measured."""
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{numbers['machine']['date']}-{name}"
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def _script() -> str:

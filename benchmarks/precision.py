@@ -11,7 +11,6 @@ seed changes in fp32 is the measure of what the precision changes.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine, save, table
 from mmm.evaluate.record import Record
 from recipes.image_mae import DEMO
 from tasks import pretrain
@@ -103,10 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     text = describe(found)
     print(text)
     if options.save:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"{found['machine']['date']}-precision"
-        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(options.out, "precision", text, found)
     return found
 
 

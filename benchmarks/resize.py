@@ -11,7 +11,6 @@ crop; wall time, medians over rounds in which both take turns.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine, save, table
 from mmm.data import ClipsConfig
 from mmm.data.resize import compiled, resize_into, torchs
 from mmm.data.video.blocks import BLOCK
@@ -83,10 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     text = "\n".join([*lines, *(__doc__ or "").split("\n\n")[2:]])
     print(text)
     if options.save:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{where['date']}-resize.md").write_text(text, encoding="utf-8")
-        numbers = json.dumps({"machine": where, "found": found}, indent=1)
-        (options.out / f"{where['date']}-resize.json").write_text(f"{numbers}\n", encoding="utf-8")
+        save(options.out, "resize", text, {"machine": where, "found": found})
     return found
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, machine, peak_bytes, spread, table
+from benchmarks.measure import interleaved, machine, peak_bytes, save, spread, table
 from benchmarks.methods import METHODS, Setting, Way, ours
 from benchmarks.peers import DTYPES, peers
 from mmm.train.config import TrainConfig
@@ -164,10 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(text)
     numbers = {"machine": where, "setting": asdict(setting), "repeats": options.repeats, "notes": notes, "found": found}
     if options.save:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"{where['date']}-step{'-growth' * options.grow}"
-        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
-        (options.out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        save(options.out, "step-growth" if options.grow else "step", text, numbers)
     return numbers
 
 
