@@ -59,7 +59,7 @@ class AttentivePool(Pool):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.norm2 = None if config.mlp_ratio is None else nn.LayerNorm(width, eps=1e-6)
-        self.mlp = None if config.mlp_ratio is None else Mlp(width, int(width * config.mlp_ratio))
+        self.mlp = None if config.mlp_ratio is None else Mlp(width, round(width * config.mlp_ratio))
         self._initialise()
 
     def _initialise(self) -> None:
