@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
+from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
@@ -52,7 +53,7 @@ class ModelConfig:
     target: PartConfig
 
 
-class MaskedModel(nn.Module):
+class MaskedModel(Pretrained, nn.Module):
     """A masked autoencoder of images or clips, put together from five parts.
 
     Example:
@@ -67,10 +68,24 @@ class MaskedModel(nn.Module):
     decoder: Decoder | None
     target: Target
 
-    def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
-        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        masker: Masker,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        target: Target,
+        *,
+        data: Input | None = None,
+    ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do.
+
+        Args:
+            data: what the data dictated to the parts; needed to save the model.
+        """
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+        self.data = data
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
@@ -98,7 +113,7 @@ class MaskedModel(nn.Module):
         )
         target = targets.build(config.target, width=tokenizer.width, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.width)
-        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
+        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
         """The loss of a batch.

@@ -91,4 +91,4 @@ class Feed:
 
     def masking(self, model: MaskedModel) -> MaskedModel:
         """The same parts behind this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target)
+        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)

@@ -24,7 +24,8 @@ from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.weights.formats.mae import to_mae
-from mmm.weights.load import initialise_from, load
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def test_without_checkpoints(tmp_path: Path) -> None:
 
 def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"config.yaml already says what heads, norm_pix would"):
+    with pytest.raises(ValueError, match=r"heads=2 was given, but .* a folder of mmm's, which takes no argument; leave it out"):
         load(tmp_path / "run", heads=2, norm_pix=False)
 
 
@@ -155,7 +156,7 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1, 0.1]}, "data.std is missing"),
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1], "std": [0.1, 0.1]}, "data.mean has 1 values"),
         ("data", {"image_size": "big", "channels": 2, "mean": [0.1] * 2, "std": [0.1] * 2}, "data.image_size"),
-        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; a part of your own must be imported first"),
+        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; name the file of a part of your own with --use"),
         ("encoder", {"name": "vit", "widht": 16}, "encoder.widht is not known"),
         ("encoder", {"name": "vit", "width": 16, "depth": 3, "heads": 2}, r"lacks encoder\.blocks\.2"),
         (
