@@ -6,15 +6,17 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, write
+from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, trimmed, write
 
 from mmm.data import Unreadable
 from mmm.data.video import OpenVideo, probe, read_clip, require
+from mmm.data.video.probe import inspect
 
 KINDS = [
     *("closed", "open", "long_group", "short_group", "variable_rate", "late_start", "one_frame", "odd_size", "ten_bit"),
@@ -160,6 +162,67 @@ def test_a_frame_that_is_not_there_is_an_error(zoo: dict[str, Path]) -> None:
         read_clip(zoo["closed"], backend="decrod")
     with pytest.raises(ValueError, match="not installed"):
         require("torchcodec") if importlib.util.find_spec("torchcodec") is None else pytest.skip("torchcodec is installed")
+
+
+def assert_single_frames_and_clips_are_exact(path: Path) -> None:
+    truth = all_frames(path)
+    with OpenVideo(path) as video:
+        assert len(video) == len(truth), path.name
+        for frames in [[number] for number in range(len(truth))] + draws(len(truth), 2):
+            found = video.read(frames)
+            wrong = [number for number, frame in zip(frames, found, strict=True) if not np.array_equal(frame, truth[number])]
+            assert not wrong, f"{path.name}: frames {wrong} of {frames}"
+
+
+@pytest.mark.parametrize("start", [5, 12, 17, 31])
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: Path, start: int, suffix: str) -> None:
+    for kind in ("closed", "open"):
+        path = trimmed(zoo[kind], tmp_path / f"{kind}.{suffix}", start)
+        assert_single_frames_and_clips_are_exact(path)
+        assert len(all_frames(path)) == FRAMES - start
+        assert inspect(path)["frames"] == FRAMES - start
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: int, container: str) -> None:
+    """Intra refresh: after the first frame there is no other that is whole by itself."""
+    path = tmp_path / f"refresh.{container}"
+    write(
+        path,
+        group=24,
+        options={"x264-params": f"intra-refresh=1:bframes={bframes}"},
+        size=(128, 160),
+        count=90,
+        container="mpegts" if container == "ts" else None,
+    )
+    with av.open(str(path)) as file:
+        assert sum(packet.is_keyframe for packet in file.demux(video=0)) > 2
+    assert_single_frames_and_clips_are_exact(path)
+
+
+@pytest.mark.parametrize("parameters", ["", "ref=4:b-pyramid=normal:bframes=3:b-adapt=0"])
+@pytest.mark.parametrize("container", ["mp4", "ts"])
+def test_lost_packets_are_named_and_no_frame_has_two_faces(tmp_path: Path, parameters: str, container: str) -> None:
+    whole = write(tmp_path / f"whole.{container}", group=24, options={"x264-params": parameters}, count=96)
+    truth = {frame.tobytes() for frame in all_frames(whole)}
+    generator, named = np.random.default_rng(0), 0
+    for _ in range(6):
+        lost = set(generator.choice(np.arange(1, 95), 3, replace=False).tolist())
+        path = remux(whole, tmp_path / f"lost.{container}", lambda number, lost=lost: number in lost)
+        for start in generator.integers(0, 70, 12).tolist():
+            try:
+                found = read_clip(path, range(start, start + 20, int(generator.integers(1, 5))))
+            except Unreadable as error:
+                named += 1
+                assert re.search("packets are missing|cannot be decoded|damaged", str(error))
+            else:
+                assert {frame.tobytes() for frame in found} <= truth
+        with pytest.raises(Unreadable):
+            if inspect(path)["frames"] == len(truth) - 3 and {frame.tobytes() for frame in read_clip(path)} <= truth:
+                raise Unreadable("only frames to which none refers were lost")
+    assert named > 10
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------------

@@ -60,16 +60,16 @@ def test_a_scan_reads_to_the_end(tmp_path: Path, real_data: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the trap reaches the workers by a fork")
 def test_a_scan_gives_up_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmm.data.video import av_reader
+    from mmm.data.video import packet_reader
 
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         write(tmp_path / name, count=3)
-    plain = av_reader.list_packets
+    plain = packet_reader.list_packets
 
     def trap(container: object, stream: object) -> object:
         return ctypes.PyDLL(None).sleep(1000) if str(container.name).endswith("1.mp4") else plain(container, stream)  # type: ignore
 
-    monkeypatch.setattr(av_reader, "list_packets", trap)
+    monkeypatch.setattr(packet_reader, "list_packets", trap)
     found = scan.check(scan.Config(source=str(tmp_path), workers=1, deadline=0.7, out=str(tmp_path / "scan.json")))["splits"][
         "train"
     ]
