@@ -8,6 +8,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, trimmed, write
 
 from mmm.data import Unreadable
-from mmm.data.video import OpenVideo, probe, read_clip, require
+from mmm.data.video import OpenVideo, packet_reader, probe, read_clip, require
 from mmm.data.video.probe import inspect
 
 KINDS = [
@@ -207,22 +208,73 @@ def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: in
 def test_lost_packets_are_named_and_no_frame_has_two_faces(tmp_path: Path, parameters: str, container: str) -> None:
     whole = write(tmp_path / f"whole.{container}", group=24, options={"x264-params": parameters}, count=96)
     truth = {frame.tobytes() for frame in all_frames(whole)}
-    generator, named = np.random.default_rng(0), 0
+    generator, reasons = np.random.default_rng(0), []
     for _ in range(6):
         lost = set(generator.choice(np.arange(1, 95), 3, replace=False).tolist())
         path = remux(whole, tmp_path / f"lost.{container}", lambda number, lost=lost: number in lost)
-        for start in generator.integers(0, 70, 12).tolist():
+        clips = [range(start, start + 20, stride) for start, stride in generator.integers((0, 1), (70, 5), (12, 2)).tolist()]
+        for frames in [*clips, None]:
             try:
-                found = read_clip(path, range(start, start + 20, int(generator.integers(1, 5))))
+                found = {frame.tobytes() for frame in read_clip(path, frames)}
             except Unreadable as error:
-                named += 1
-                assert re.search("packets are missing|cannot be decoded|damaged", str(error))
+                reasons.append(str(error))
             else:
-                assert {frame.tobytes() for frame in found} <= truth
-        with pytest.raises(Unreadable):
-            if inspect(path)["frames"] == len(truth) - 3 and {frame.tobytes() for frame in read_clip(path)} <= truth:
-                raise Unreadable("only frames to which none refers were lost")
-    assert named > 10
+                assert found <= truth
+    assert len(reasons) > 10
+    assert all(re.search("packets are missing|cannot be decoded|damaged", reason) for reason in reasons)
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The videos whose packets were listed, with a cache of their own in which every list is kept."""
+    listed: list[str] = []
+    plain = packet_reader.list_packets
+
+    def record(container: Any, stream: Any) -> packet_reader.Packets:
+        listed.append(Path(container.name).name)
+        return plain(container, stream)
+
+    monkeypatch.setattr(packet_reader, "list_packets", record)
+    monkeypatch.setattr(packet_reader, "LONG", 1)
+    monkeypatch.setattr(packet_reader, "_memory", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return listed
+
+
+@pytest.mark.parametrize("kind", ["closed", "open", "variable_rate", "late_start", "mpeg_ts", "raw", "h264_avi", "hevc_open"])
+def test_the_packets_of_a_long_video_are_listed_once(
+    zoo: dict[str, Path], tmp_path: Path, lists: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / zoo[kind].name
+    path.write_bytes(zoo[kind].read_bytes())
+    truth = all_frames(path)
+    for again in range(3):
+        if again == 2:
+            monkeypatch.setattr(packet_reader, "_memory", {})  # as in another process
+        for frames in draws(len(truth), again):
+            assert np.array_equal(read_clip(path, frames), np.stack([truth[number] for number in frames]))
+    assert lists == [path.name]
+    path.write_bytes(zoo["short_group"].read_bytes())  # another film under its name
+    assert np.array_equal(read_clip(path, [7]), [all_frames(zoo["short_group"])[7]])
+    assert len(lists) == 2
+
+
+def test_a_damaged_or_a_missing_cache_costs_time_only(
+    zoo: dict[str, Path], tmp_path: Path, lists: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = all_frames(zoo["closed"])
+    read_clip(zoo["closed"], [3])
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    for content in (b"", b"PK" + bytes(50), kept.read_bytes()[:-40]):
+        kept.write_bytes(content)
+        monkeypatch.setattr(packet_reader, "_memory", {})
+        assert np.array_equal(read_clip(zoo["closed"], [3]), [truth[3]])
+    assert len(lists) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", str(zoo["closed"]))  # no folder can be made there
+    for number in (3, 30):
+        monkeypatch.setattr(packet_reader, "_memory", {} if number == 3 else packet_reader._memory)
+        assert np.array_equal(read_clip(zoo["closed"], [number]), [truth[number]])
+    assert len(lists) == 5
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class AvVideo:
             group = int(np.searchsorted(keys, first, side="right")) - 1
             packets = self._seek(group)
             landed = next(packets, None)
-            if landed is None:
+            if landed is None or landed.pts is None:
                 return None
             frames = _decode(self.stream, chain([landed], packets), wanted)
             place = int(np.searchsorted(keys, landed.pts))

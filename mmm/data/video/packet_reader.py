@@ -146,7 +146,7 @@ def _read(identity: tuple[object, ...]) -> Packets | None:
         with np.load(_path(identity), allow_pickle=False) as file:
             open_group, ordered = file["flags"].tolist()
             return Packets(file["steps"].cumsum(), file["keys"], open_group, ordered)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
 
 
