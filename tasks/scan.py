@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmm.data import ClipsConfig, DataConfig, ImagesConfig, Unreadable, open_data
-from mmm.data.decode import decode_image
-from mmm.data.find import find_source
-from mmm.data.folder import Folder
-from mmm.data.lists import ListFile
-from mmm.data.scan import scan
-from mmm.data.several import Several
-from mmm.data.source import FRAMES, PICTURES, RECORDINGS
-from mmm.data.video import OpenVideo
+from mmm.data.decode.image import decode_image
+from mmm.data.decode.video import OpenVideo
+from mmm.data.loading.scan import scan
+from mmm.data.sources.base import FRAMES, PICTURES, RECORDINGS
+from mmm.data.sources.concat import Several
+from mmm.data.sources.file_list import ListFile
+from mmm.data.sources.folder import Folder
+from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
 
