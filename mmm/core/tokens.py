@@ -28,7 +28,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     Returns:
         (kB, K, ...).
     """
-    rows, many = len(index), len(values)
+    rows, many = index.shape[0], values.shape[0]  # `len` would fix the batch size of an exported graph
     assert rows % many == 0, f"{rows} rows of indices for {many} samples"
     flat = index.reshape(many, -1)  # (kB, K) -> (B, kK)
     trailing = values.shape[2:]
@@ -38,7 +38,8 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 def repeat_rows(values: Tensor, rows: int) -> Tensor:
     """(B, ...) -> (rows, ...), each sample's row repeated in place, sample-major; no copy where there is nothing to do."""
-    return values if len(values) == rows else values.repeat_interleave(rows // len(values), dim=0)
+    samples = values.shape[0]
+    return values if samples == rows else values.repeat_interleave(rows // samples, dim=0)
 
 
 def keep_count(ratio: float, tokens: int) -> int:
@@ -130,7 +131,9 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Position
         return table
     head, body = table[:, :prefix], table[:, prefix:]
     if kind == "sine_cosine":
-        body = _fixed_positions(grid, table.shape[2], table.device, table.dtype)
+        real = type(table) in (Tensor, nn.Parameter)  # a tracer's fake tensor must not enter the cache
+        make = _fixed_positions if real else _fixed_positions.__wrapped__
+        body = make(grid, table.shape[2], table.device, table.dtype)
     else:
         body = resize_positions(body, home, grid)
     return torch.cat([head, body], dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmm.core.checks import check_positive, check_width
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, Positions, position_table, positions, repeat_rows, take
+from mmm.core.tokens import Grid, Positions, position_table, positions, take
 from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.embedding import Embedding
@@ -153,5 +153,5 @@ class VisionTransformer(Encoder):
         tokens = tokens + take(table[:, self.shape.prefix :], where)
         if self.cls_token is None:
             return tokens
-        prefix = repeat_rows(self.cls_token + table[:, :1], len(tokens))
+        prefix = (self.cls_token + table[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([prefix.to(tokens.dtype), tokens], dim=1)  # (mB, 1 + M, D)

@@ -92,6 +92,14 @@ def test_run_gives_the_model_that_was_trained(tmp_path: Path, config: Config) ->
     assert loaded.target.config == config.target  # type: ignore
 
 
+def test_a_model_that_is_loaded_is_in_evaluation_mode(tmp_path: Path) -> None:
+    [model] = write(tmp_path / "run", replace(BASE, encoder=replace(BASE.encoder, drop_path=0.9)))
+    save_file(to_mae(model), tmp_path / "mae.safetensors")
+    for path, heads in (("run", {}), ("mae.safetensors", {"heads": 2, "decoder_heads": 2, "image_size": (8, 12)})):
+        loaded = load(tmp_path / path, **heads)
+        assert not any(module.training for module in loaded.modules())
+
+
 def test_path_says_which_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     first, last = write(run, steps=(10, 20), average=True)
