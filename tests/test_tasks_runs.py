@@ -162,7 +162,7 @@ def test_too_many_unreadable_inputs_stop_a_short_run_at_once(
     tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = shutil.copytree(tiles, tmp_path / "damaged")
-    for path in sorted(damaged.rglob("*.png")):
+    for path in sorted(damaged.rglob("*.png"))[::2]:
         path.write_bytes(path.read_bytes()[:100])
     recipe, argv = load_recipe("image_mae"), [*SHORT, *SMALL, "--data.source", str(damaged), "--data.eval_split", "none"]
     argv += ["--train.steps", "50", "--train.log_every", "50", "--data.no_cache", "--data.holdout", "0.1", "--evaluate"]
@@ -170,7 +170,7 @@ def test_too_many_unreadable_inputs_stop_a_short_run_at_once(
         run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
     assert "inputs cannot be read" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert len((tmp_path / "run" / "bad_inputs.jsonl").read_text().splitlines()) < 12  # of 24: the run did not see all
 
 
 def test_a_second_source_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
