@@ -27,7 +27,7 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
         start: updates made before.
         main: whether this is the process that shows.
     """
-    terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # tqdm shows nothing on 0 columns
+    terminal = _shows_bar()
     bar = tqdm(
         total=plan.steps * plan.batch_size,
         initial=start * plan.batch_size,
@@ -57,6 +57,16 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
         bar.close()
         if main and waits.seconds:
             logger.info("%s", waits)
+
+
+def _shows_bar() -> bool:
+    """Whether a person sees a bar; tqdm shows nothing on a terminal of 0 columns."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return True  # it has no size
 
 
 def describe(update: Update, plan: Plan) -> str:

@@ -81,16 +81,17 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pipe is None or self._thread is None or threading.current_thread() is not threading.main_thread():
+            return  # no handlers were set; or an abandoned loop is cleared away by another thread, which cannot set any
         for number, handler in self._before.items():
             warns = handler in (None, signal.SIG_DFL) and number == getattr(signal, "SIGUSR1", None)
             signal.signal(number, signal.SIG_IGN if warns else signal.SIG_DFL if handler is None else handler)
-        if self._pipe is not None and self._thread is not None:
-            signal.set_wakeup_fd(self._wakeup)
-            reader, writer = self._pipe
-            writer.send(bytes([0]))  # not by closing it: data workers hold copies
-            self._thread.join()
-            writer.close()
-            reader.close()
+        signal.set_wakeup_fd(self._wakeup)
+        reader, writer = self._pipe
+        writer.send(bytes([0]))  # not by closing it: data workers hold copies
+        self._thread.join()
+        writer.close()
+        reader.close()
 
     def begin_update(self) -> None:
         """Starts the clock of an update, from which the time to its end is estimated."""
