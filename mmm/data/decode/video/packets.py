@@ -12,6 +12,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +163,8 @@ def _write(identity: tuple[object, ...], packets: Packets) -> None:
         aside.replace(path)
     except OSError as error:
         logger.debug("%s: %s", path, error)
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def decodable(packets: Iterable[Packet]) -> Iterator[Packet]:
