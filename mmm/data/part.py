@@ -57,15 +57,14 @@ class Part(Generic[C]):
         """What a person would call the sample: a path, or a row of a table."""
         return self.table.cells.name(int(self.rows[index]))
 
-    def order(self, seed: int) -> Order | WeightedOrder:
-        """In which order a run of this seed trains on the samples."""
+    def order(self, seed: int, source: int = 0) -> Order | WeightedOrder:
+        """The order in which a run of this seed trains on the samples, as source number `source` of those that it mixes."""
         if len(self.config.weights) < 2:  # one source is all there is
-            return Order(len(self), seed)
+            return Order(len(self), seed, source)
         ends = torch.tensor(self.table.parts).cumsum(0)
-        source = torch.bucketize(self.rows, ends, right=True)  # (N,)
-        groups = [(source == number).nonzero().flatten() for number in range(len(ends))]
-        there = [(group, weight) for group, weight in zip(groups, self.config.weights, strict=True) if len(group)]
-        return WeightedOrder([group for group, _ in there], [weight for _, weight in there], seed)
+        joined = torch.bucketize(self.rows, ends, right=True)  # (N,)
+        groups = [(joined == number).nonzero().flatten() for number in range(len(ends))]
+        return WeightedOrder(groups, self.config.weights, seed, source)
 
     def expect(self, index: Tensor) -> None:
         """Says which samples are read next: what lies afar can then be asked for all at once."""
