@@ -128,9 +128,13 @@ def test_a_single_train_folder_is_a_split(real_data: Path) -> None:
     assert not batch.problems
 
 
-def test_held_out_samples_are_fixed_exact_and_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_samples_are_fixed_exact_and_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path, *(f"{i:02d}.png" for i in range(40)))
-    train, held = opened(tmp_path, holdout=0.25), opened(tmp_path, "eval", holdout=0.25)
+    caplog.set_level("INFO")
+    train, held, _ = (opened(tmp_path, part, holdout=0.25) for part in ("train", "eval", "eval"))
+    assert caplog.messages == [
+        f"data.source {tmp_path} has no split for evaluation: 10 of its 40 samples are held out for it (data.holdout 0.25)"
+    ]
     assert (len(train), len(held)) == (30, 10)
     assert sorted(reds(train) + reds(held)) == list(range(40))
     assert reds(held) == reds(opened(tmp_path, "eval", holdout=0.25)) != list(range(30, 40))

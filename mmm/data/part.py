@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -13,6 +15,8 @@ from mmm.data.find import find_source
 from mmm.data.sampler import Order, WeightedOrder
 from mmm.data.source import EVALUATION, Table, digest, nearest
 from mmm.keys import Stream, sample_keys, scores, stream
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=DataConfig)
 
@@ -111,7 +115,21 @@ def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
     table = source.table(name)
     if len(table.cells) == 0:
         raise ValueError(f"data.source {config.source}: the split {name} is empty")
-    return table, _rows(len(table.cells), config.holdout, part), name if part == "all" else f"{name} ({part})"
+    rows = _rows(len(table.cells), config.holdout, part)
+    if part == "held out":
+        _announce_held_out(str(config.source), len(rows), len(table.cells), config.holdout)
+    return table, rows, name if part == "all" else f"{name} ({part})"
+
+
+@cache  # once, however often a run opens its data
+def _announce_held_out(source: str, held: int, total: int, holdout: float) -> None:
+    logger.info(
+        "data.source %s has no split for evaluation: %d of its %d samples are held out for it (data.holdout %g)",
+        source,
+        held,
+        total,
+        holdout,
+    )
 
 
 def _choose(splits: tuple[str, ...], config: DataConfig, wanted: str) -> tuple[str, str]:
