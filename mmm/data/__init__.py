@@ -3,6 +3,7 @@
 from mmm.data.bad_inputs import BadInputs, Problem, Unreadable
 from mmm.data.config import DataConfig, ImagesConfig
 from mmm.data.images import Images, open_images
+from mmm.data.in_memory import register_source
 from mmm.data.loader import Batch, Samples, eval_batches, train_batches
 from mmm.data.opening import open_data
 from mmm.data.sampler import Order
@@ -24,5 +25,6 @@ __all__ = [
     "eval_batches",
     "open_data",
     "open_images",
+    "register_source",
     "train_batches",
 ]

@@ -10,16 +10,17 @@ from pathlib import Path
 from mmm.data import lists
 from mmm.data.builtin import Photographs
 from mmm.data.config import DataConfig
-from mmm.data.folder import Folder, files_below
+from mmm.data.folder import FileSource, Folder, files_below
+from mmm.data.in_memory import ArrayFile, RegisteredSource
 from mmm.data.lists import ListFile
 from mmm.data.several import Several
 from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
-from mmm.data.tables import Hub, Parquet
+from mmm.data.tables import Hub, Parquet, SavedDataset
 from mmm.data.tar_names import tars_at
 
 GIVE = {
-    "images": "a folder, parquet files, tars, a name on the hub or builtin:photographs",
-    "videos": "a folder, a list file, parquet files, tars, a name on the hub or builtin:motion",
+    "images": "a folder, files, a list file, parquet files, tars, an array (.npy), a name on the hub or builtin:photographs",
+    "videos": "a folder, files, a list file, parquet files, tars, a name on the hub or builtin:motion",
 }
 
 
@@ -39,25 +40,41 @@ def find_source(config: DataConfig) -> Source:
         return Several([find_source(replace(config, source=part, weights=())) for part in names], names)
     if name.startswith("builtin:"):
         return _builtin(name.removeprefix("builtin:"), config)
+    if name.startswith("registered:"):
+        return RegisteredSource(name.removeprefix("registered:"), config)
     if (tars := tars_at(name, config)) is not None:
         return tars
     path = Path(name).expanduser()
+    if path.is_dir() and SavedDataset.is_at(path):
+        return SavedDataset(path, config.column, config.label_column, medium)
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
         return _parquet(files, path, config) if files else Folder(path, _kind(path, medium))
-    if medium is VIDEOS and path.is_file() and path.suffix.lower() in lists.SUFFIXES:
-        return ListFile(path, medium)
     if path.is_file() or glob.has_magic(name):
         files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(path), recursive=True))
-        if not files or any(file.suffix != ".parquet" for file in files):
-            also = "" if medium is IMAGES else f", and lists ({', '.join(lists.SUFFIXES)})"
-            raise ValueError(
-                f"data.source {name}: " + (f"only parquet files and tars are read{also}" if files else "no file matches")
-            )
-        return _parquet(files, files[0].parent, config)
+        return _files(name, files, config)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix == ".parquet":
         raise ValueError(f"data.source {name} does not exist")
     return Hub(name, config.column, config.label_column, medium)
+
+
+def _files(name: str, files: list[Path], config: DataConfig) -> Source:
+    """A single file, or those that a glob matches."""
+    medium, suffixes = config.medium, {file.suffix.lower() for file in files}
+    if not files:
+        raise ValueError(f"data.source {name}: no file matches")
+    if suffixes == {".parquet"}:
+        return _parquet(files, files[0].parent, config)
+    if len(files) == 1 and suffixes == {".npy"} and medium is IMAGES:
+        return ArrayFile(files[0], config)
+    if len(files) == 1 and suffixes <= set(lists.SUFFIXES):
+        return ListFile(files[0], medium)
+    if suffixes <= medium.suffixes:
+        return FileSource(files, medium)
+    other = ", ".join(sorted(suffix or "no extension" for suffix in suffixes - medium.suffixes))
+    raise ValueError(
+        f"data.source {name}: {other}: of files, {medium.noun}, lists ({', '.join(lists.SUFFIXES)}), parquet and tars are read"
+    )
 
 
 def _builtin(name: str, config: DataConfig) -> Source:
