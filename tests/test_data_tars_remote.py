@@ -12,7 +12,7 @@ import pytest
 import torch
 from tar_files import TarServer, photographs, serving, shards, write_tar
 
-from mmm.data import Images, ImagesConfig, Unreadable, open_images, tar_addresses, tar_cache, tars, train_batches
+from mmm.data import Images, ImagesConfig, Unreadable, addresses, open_images, tar_cache, tars, train_batches
 from mmm.data.tar_cache import FAR, LONG, SHORT, Stretches
 
 CONFIG = ImagesConfig(image_size=16, workers=0, holdout=0.0)
@@ -27,7 +27,7 @@ def pictures() -> list[bytes]:
 def _own_cache_and_short_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(tar_addresses, "PAUSES", (0, 0, 0.01, 0.01))
+    monkeypatch.setattr(addresses, "PAUSES", (0, 0, 0.01, 0.01))
     monkeypatch.setattr(tar_cache, "WORKERS", 1)  # in this process
     tars._announce.cache_clear()
 

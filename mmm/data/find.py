@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mmm.data import lists
+from mmm.data.addresses import FsspecFiles, RemoteTree, list_files, opens
 from mmm.data.builtin import Photographs
 from mmm.data.config import DataConfig
 from mmm.data.folder import FileSource, Folder, files_below
@@ -16,7 +17,8 @@ from mmm.data.lists import ListFile
 from mmm.data.several import Several
 from mmm.data.source import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
 from mmm.data.tables import Hub, Parquet, SavedDataset
-from mmm.data.tar_names import tars_at
+from mmm.data.tar_names import ENDINGS, expand, tars_at
+from mmm.data.tars import Tars
 
 GIVE = {
     "images": "a folder, files, a list file, parquet files, tars, an array (.npy), a name on the hub or builtin:photographs",
@@ -42,6 +44,8 @@ def find_source(config: DataConfig) -> Source:
         return _builtin(name.removeprefix("builtin:"), config)
     if name.startswith("registered:"):
         return RegisteredSource(name.removeprefix("registered:"), config)
+    if opens(name):
+        return _remote(name, config)
     if (tars := tars_at(name, config)) is not None:
         return tars
     path = Path(name).expanduser()
@@ -88,7 +92,31 @@ def _builtin(name: str, config: DataConfig) -> Source:
 
 
 def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:
-    return Parquet(files, root, config.column, config.label_column, config.medium)
+    sizes = {str(file): file.stat().st_size for file in files}
+    return Parquet(sizes, root, config.column, config.label_column, config.medium)
+
+
+def _remote(name: str, config: DataConfig) -> Source:
+    """Data at an address that fsspec opens: tars, parquet files, or a folder of files.
+
+    Raises:
+        ValueError: where there is none of them.
+    """
+    sizes, folders = dict[str, int](), list[str]()
+    for address in expand(name):
+        found, folder = list_files(address)
+        sizes |= found
+        folders += [] if folder is None else [folder]
+    noun, suffixes = config.medium.noun, config.medium.suffixes
+    if not folders or not any(PurePath(address).suffix.lower() in suffixes for address in sizes):
+        if tars := [address for address in sizes if address.endswith(ENDINGS)]:
+            return Tars(FsspecFiles(tars), config, name)
+        if tables := {address: size for address, size in sizes.items() if address.endswith(".parquet")}:
+            return Parquet(tables, name, config.column, config.label_column, config.medium)
+        raise ValueError(f"data.source {name}: at an address, tars, parquet files and folders of {noun} are read")
+    if len(folders) > 1:
+        raise ValueError(f"data.source {name} names {len(folders)} folders; give one, or a+b")
+    return Folder(RemoteTree(folders[0], sizes), config.medium)
 
 
 def _kind(root: Path, medium: Medium) -> Medium:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mmm.data.bad_inputs import Unreadable
@@ -29,10 +29,11 @@ class ArrowCells:
         rows: the data set, mapped into memory.
         column: of samples.
         title: what a row's name starts with.
-        root: below which paths in the table must lie; None trusts them (the hub library wrote them itself).
+        root: the folder below which paths in the table must lie; None trusts them (the hub library wrote them itself); for a
+            table at an address that address, and paths are refused.
     """
 
-    def __init__(self, rows: Dataset, column: str, title: str, root: Path | None) -> None:
+    def __init__(self, rows: Dataset, column: str, title: str, root: Path | str | None) -> None:
         self.rows, self.column, self.title, self.root = rows, column, title, root
         self._cells = rows.data.column(column)
 
@@ -57,6 +58,8 @@ class ArrowCells:
     def _path(self, name: str) -> Path:
         if self.root is None:
             return Path(name)
+        if isinstance(self.root, str):
+            raise Unreadable(f"the table names the file {name}; a table at an address must hold the bytes")
         path = (self.root / name).resolve()
         if not path.is_relative_to(self.root.resolve()):
             raise Unreadable(f"the table names {name}, which is not below its folder")
@@ -72,19 +75,19 @@ class Parquet:
     """Parquet files; a file's split is the start of its name (train-00000-of-00005.parquet), its folder's name, or `train`.
 
     Args:
-        files: sorted; at least one.
-        root: the folder that holds them.
+        files: their paths or addresses, sorted, and their sizes in bytes.
+        root: the folder that holds them, or the address that was given.
         column, label_column: that were named.
         medium: what a sample is.
     """
 
     def __init__(
-        self, files: list[Path], root: Path, column: str | None, label_column: str | None, medium: Medium = IMAGES
+        self, files: Mapping[str, int], root: Path | str, column: str | None, label_column: str | None, medium: Medium = IMAGES
     ) -> None:
-        self.root, self.columns, self.medium = root, (column, label_column), medium
+        self.sizes, self.root, self.columns, self.medium = files, root, (column, label_column), medium
         self.files: dict[str, list[str]] = {}
         for file in files:
-            self.files.setdefault(_split_of(file), []).append(str(file))
+            self.files.setdefault(_split_of(PurePath(file)), []).append(file)
         self.splits = tuple(self.files)
 
     def table(self, split: str) -> Table:
@@ -93,8 +96,7 @@ class Parquet:
 
         files = self.files[split]
         rows = _load(f"{self.root} cannot be read", lambda: load_dataset("parquet", data_files={split: files}, split=split))
-        contents = [(Path(file).name, Path(file).stat().st_size) for file in files]
-        fingerprint = digest([split, len(rows), *contents])
+        fingerprint = digest([split, len(rows), *((PurePath(file).name, self.sizes[file]) for file in files)])
         return dataset_table(rows, split, self.columns, self.medium, root=self.root, fingerprint=fingerprint)
 
 
@@ -143,7 +145,7 @@ class SavedDataset:
         return dataset_table(rows, split, self.columns, self.medium, root=self.root)
 
 
-def _split_of(file: Path) -> str:
+def _split_of(file: PurePath) -> str:
     shard = SHARD.fullmatch(file.stem)
     words = [shard[1]] if shard else [re.split(r"[-_.]", file.stem)[0], file.parent.name]
     known = [word for word in words if shard or word in ("train", *EVALUATION)]
@@ -165,7 +167,7 @@ def dataset_table(
     columns: tuple[str | None, str | None],
     medium: Medium,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     fingerprint: str | None = None,
 ) -> Table:
     """One split of a data set of `datasets`.
