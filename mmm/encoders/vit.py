@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.blocks import EmbedInit, QKVBias, initialise, make_blocks
-from mmm.checks import check_positive, check_width
+from mmm.core.checks import check_positive, check_width
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid, Positions, position_table, positions, take
+from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.embedding import Embedding
-from mmm.interfaces import Features, Reads, Shape
-from mmm.kernels import LayerNorm
-from mmm.mask import Mask
-from mmm.tokens import Grid, Positions, position_table, positions, repeat_rows, take
+from mmm.layers.cpu_bf16 import LayerNorm
+from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
@@ -153,5 +153,5 @@ class VisionTransformer(Encoder):
         tokens = tokens + take(table[:, self.shape.prefix :], where)
         if self.cls_token is None:
             return tokens
-        prefix = repeat_rows(self.cls_token + table[:, :1], len(tokens))
+        prefix = (self.cls_token + table[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([prefix.to(tokens.dtype), tokens], dim=1)  # (mB, 1 + M, D)

@@ -14,10 +14,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.checks import check_positive
-from mmm.interfaces import Shape
+from mmm.core.checks import check_positive
+from mmm.core.registry import PartConfig
+from mmm.core.types import Shape
 from mmm.pools.base import Pool, pools
-from mmm.registry import PartConfig
 
 HEAD = 64  # values of a head, where their number is not given: that of every published vision transformer but the largest
 
@@ -59,7 +59,7 @@ class AttentivePool(Pool):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.norm2 = None if config.mlp_ratio is None else nn.LayerNorm(width, eps=1e-6)
-        self.mlp = None if config.mlp_ratio is None else Mlp(width, int(width * config.mlp_ratio))
+        self.mlp = None if config.mlp_ratio is None else Mlp(width, round(width * config.mlp_ratio))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -72,7 +72,7 @@ class AttentivePool(Pool):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, R + M, D) -> (B, Q D)."""
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)
         q = rearrange(self.q(query), "b q (h c) -> b h q c", h=self.num_heads)
         k, v = rearrange(self.kv(self.norm1(tokens)), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)
         pooled = query + rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)")  # (B, Q, D)

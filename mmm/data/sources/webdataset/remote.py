@@ -1,0 +1,67 @@
+"""Tars at http and https addresses, read in place by byte ranges: a sample is one request on a connection that stays open."""
+
+from __future__ import annotations
+
+import http.client
+from urllib.parse import urljoin, urlsplit
+
+from mmm.data.errors import Unreadable
+from mmm.data.sources.addresses import RemoteFiles, Stamp
+
+TIMEOUT, REDIRECTS = 30.0, 5  # seconds without a byte; how often an address may lead on
+SCHEMES = ("http", "https")
+CURE = "download the tars, or serve them with what does: nginx, Apache, object stores"
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class HttpFiles(RemoteFiles):
+    """Files at http and https addresses."""
+
+    def fetch_once(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
+        """See `RemoteFiles.fetch_once`; follows redirections."""
+        address = self.addresses[number]
+        for _ in range(REDIRECTS):
+            where = urlsplit(address)
+            if where.scheme not in SCHEMES:
+                raise Unreadable(f"its address leads on to one of {where.scheme}")
+            connection = self._connection(where.scheme, where.netloc)
+            try:
+                headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
+                connection.request("GET", f"{where.path}?{where.query}" if where.query else where.path, headers=headers)
+                answer = connection.getresponse()
+                if answer.status not in (301, 302, 303, 307, 308):
+                    return _take(answer, size)
+                address = urljoin(address, answer.headers.get("Location", ""))
+                answer.read(1 << 16)
+                whole = answer.isclosed()
+            except BaseException as error:
+                connection.close()  # what is left of this answer would be taken for the next
+                if isinstance(error, http.client.HTTPException):
+                    raise OSError(f"{type(error).__name__}: {error}") from error
+                raise
+            if not whole:
+                connection.close()
+        raise Unreadable(f"its address leads on to another, more than {REDIRECTS} times")
+
+    def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
+        """This thread's connection, which opens itself, also anew."""
+        known: dict[tuple[str, str], http.client.HTTPConnection] = self.local.thread.__dict__.setdefault("known", {})
+        if (scheme, host) not in known:
+            kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+            known[scheme, host] = kind(host, timeout=TIMEOUT)
+        return known[scheme, host]
+
+
+def _take(answer: http.client.HTTPResponse, size: int) -> tuple[bytes, Stamp]:
+    """The bytes that were asked for."""
+    if answer.status in AGAIN:
+        raise OSError(f"HTTP {answer.status} {answer.reason}")
+    if answer.status == 200:
+        raise Unreadable(f"its server does not answer byte ranges; {CURE}")
+    total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    if answer.status != 206 or not total.isdecimal():
+        raise Unreadable(f"HTTP {answer.status} {answer.reason}")
+    content = answer.read(size)
+    if len(content) < size:
+        raise http.client.IncompleteRead(content, size - len(content))
+    return content, (int(total), answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
