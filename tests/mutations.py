@@ -201,7 +201,7 @@ MUTANTS = [
         "data/test_transforms.py -k boxes",
     ),
     # training
-    Mutant("mmm/train/schedule.py", "return peak * progress / warmup", "return peak", "train/test_schedule.py"),
+    Mutant("mmm/train/schedule.py", "return peak * progress / rise", "return peak", "train/test_schedule.py"),
     Mutant(
         "mmm/train/loop.py",
         "backward(carry(loss) / plan.accumulation)",
