@@ -94,8 +94,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/tokens.py",
-        'if kind == "sine_cosine":\n        body = _fixed_positions(grid, table',
-        "if grid == ():\n        body = _fixed_positions(grid, table",
+        'if resize == "recompute"',
+        'if resize == "anew"',
         "test_flow.py -k another_grid",
     ),
     Mutant("mmm/tokens.py", '2: "bicubic"', '2: "bilinear"', "test_flow.py -k resized_bicubically"),
