@@ -8,7 +8,7 @@ with the values, and raise where tensors of two devices meet. The device has no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -88,16 +88,20 @@ def other_device() -> Iterator[torch.device]:
     """Inside, `DEVICE` may be computed on."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device=...) moves by an operation
-    asked = torch.is_autocast_enabled
-    known = mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind))  # torch raises there
+    asked, cast = torch.is_autocast_enabled, torch.autocast
+    enabled = mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind))  # torch raises there
+    autocast = mock.patch("torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more))
     module = SimpleNamespace(  # torch.cuda's part in seeding
         manual_seed=torch.manual_seed,
+        is_available=lambda: True,
         device_count=lambda: 1,
         get_rng_state=lambda device=None: torch.get_rng_state(),
         set_rng_state=lambda state, device=None: torch.set_rng_state(state),
     )
+    wait = mock.patch("torch.accelerator.synchronize", lambda device=None: None)
+    fused = mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE.type])
     try:
-        with known, mock.patch(f"torch.{DEVICE.type}", module, create=True), Pretending():
+        with enabled, autocast, wait, fused, mock.patch(f"torch.{DEVICE.type}", module, create=True), Pretending():
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(before)  # type: ignore[attr-defined]
