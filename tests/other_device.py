@@ -90,7 +90,9 @@ def other_device() -> Iterator[torch.device]:
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device=...) moves by an operation
     asked, cast = torch.is_autocast_enabled, torch.autocast
     enabled = mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind))  # torch raises there
-    autocast = mock.patch("torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more))
+    autocast = mock.patch(
+        "torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more)
+    )
     module = SimpleNamespace(  # torch.cuda's part in seeding
         manual_seed=torch.manual_seed,
         is_available=lambda: True,
