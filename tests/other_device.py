@@ -8,7 +8,7 @@ with the values, and raise where tensors of two devices meet. The device has no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -16,7 +16,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("lazy", 0)  # a name that autograd knows without a driver
 MOVES = {"aten::_to_copy", "aten::copy_", "aten::_local_scalar_dense"}
@@ -56,31 +55,38 @@ class Pretending(TorchDispatchMode):
         return dispatch(func, args, kwargs or {})
 
 
-def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs one operation on the CPU, and says on which device its results lie."""
-    given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
-    there = [value for value in given if isinstance(value, Elsewhere)]
-    here = [value for value in given if not isinstance(value, Elsewhere)]
-    if there and [value for value in here if value.dim()] and func._schema.name not in MOVES:
+    given = [value for value in (*args, *kwargs.values()) for value in (value if isinstance(value, (list, tuple)) else (value,))]
+    there = any(isinstance(value, Elsewhere) for value in given)
+    here = [value for value in given if isinstance(value, Tensor) and not isinstance(value, Elsewhere)]
+    if there and func._schema.name not in MOVES and any(value.dim() for value in here):
         raise RuntimeError(f"{func}: tensors lie on two devices, {[tuple(value.shape) for value in here]} on the CPU")
     asked = kwargs.get("device")
-    result_there = bool(there) if asked is None else torch.device(asked).type == DEVICE.type
-    if func._schema.name == "aten::copy_":
-        result_there = isinstance(args[0], Elsewhere)
     if asked is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    plain_args, plain = tree_map(unwrapped, args), tree_map(unwrapped, kwargs)
-    found = func(*plain_args, **plain)
+        kwargs, there = {**kwargs, "device": torch.device("cpu")}, torch.device(asked).type == DEVICE.type
+    elif func._schema.name == "aten::copy_":
+        there = isinstance(args[0], Elsewhere)
+    found = func(*map(unwrapped, args), **{name: unwrapped(value) for name, value in kwargs.items()})
     written = [value for value, of in zip(args, func._schema.arguments, strict=False) if of.alias_info and of.alias_info.is_write]
-    written += [kwargs[of.name] for of in func._schema.arguments if of.kwarg_only and of.name in kwargs and of.is_out]
+    written += [kwargs[of.name] for of in func._schema.arguments if of.is_out and of.name in kwargs]
     if written and len(func._schema.returns) == len(written):
         return written[0] if len(written) == 1 else tuple(written)
-    return tree_map(lambda value: Elsewhere(value) if isinstance(value, Tensor) and result_there else value, found)
+    return wrapped(found) if there else found
 
 
 def unwrapped(value: Any) -> Any:
-    """The values of a tensor on the other device; anything else as it is."""
+    """The values of what lies on the other device; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [unwrapped(one) for one in value]
     return value.values if isinstance(value, Elsewhere) else value
+
+
+def wrapped(value: Any) -> Any:
+    """A result, its tensors on the other device."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(wrapped, value))
+    return Elsewhere(value) if isinstance(value, Tensor) else value
 
 
 @contextmanager
@@ -89,21 +95,30 @@ def other_device() -> Iterator[torch.device]:
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device=...) moves by an operation
     asked, cast = torch.is_autocast_enabled, torch.autocast
-    enabled = mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind))  # torch raises there
-    autocast = mock.patch(
-        "torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more)
-    )
-    module = SimpleNamespace(  # torch.cuda's part in seeding
-        manual_seed=torch.manual_seed,
-        is_available=lambda: True,
-        device_count=lambda: 1,
-        get_rng_state=lambda device=None: torch.get_rng_state(),
-        set_rng_state=lambda state, device=None: torch.set_rng_state(state),
-    )
-    wait = mock.patch("torch.accelerator.synchronize", lambda device=None: None)
-    fused = mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE.type])
+    patches = [  # where torch wants to know the device's name
+        mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind)),
+        mock.patch(
+            "torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more)
+        ),
+        mock.patch("torch.accelerator.synchronize"),
+        mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", return_value=["cpu", DEVICE.type]),
+        mock.patch(f"torch.{DEVICE.type}", _module(), create=True),
+    ]
     try:
-        with enabled, autocast, wait, fused, mock.patch(f"torch.{DEVICE.type}", module, create=True), Pretending():
+        with ExitStack() as stack:
+            for patch in (*patches, Pretending()):
+                stack.enter_context(patch)
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(before)  # type: ignore[attr-defined]
+
+
+def _module() -> SimpleNamespace:
+    """The part that torch.cuda plays in seeding."""
+    return SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        manual_seed=torch.manual_seed,
+        get_rng_state=lambda device=None: torch.get_rng_state(),
+        set_rng_state=lambda state, device=None: torch.set_rng_state(state),
+    )
