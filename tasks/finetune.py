@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmm.data import BadInputs, Batch, Problem, train_batches
 from mmm.data.datasets.labelled import open_lessons
 from mmm.evaluate.classification import describe_classification
 from mmm.evaluate.protocol import weights_fingerprint
-from mmm.objectives.adapt_encoder import load_pretrained
+from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, build_classifier, soft_loss, with_pretrained
 from mmm.objectives.finetune_run import FineTuning
 from mmm.train.best_weights import Best
@@ -52,6 +53,19 @@ RUNTIME = (
 @dataclass(frozen=True, kw_only=True)
 class Config(FineTuneConfig):
     """Fine-tune a classifier."""
+
+
+def defaults(flags: Mapping[str, list[str]]) -> Config:
+    """The config that flags change: the data of the run that they name as the model; of another source, its pixels alone."""
+    model = flags.get("model")
+    data = run_data(model[-1]) if model else None
+    if data is None:
+        return Config()
+    if "data.source" in flags:  # which has names of its own
+        column = data.medium.flag.removeprefix("data.")
+        names: dict[str, Any] = {"split": "train", "eval_split": None, "label_column": None, column: None}
+        data = replace(data, **names)
+    return Config(data=data)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -113,7 +127,7 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
         if due(update.step, config.train.evaluate_every, plan.steps):
             line |= watch(tuning, best, met)
         folder.note_skipped(update.skipped)
-        if line or update.last:
+        if line or update.last or (met and accelerator.num_processes == 1):
             note(tuning, bad, met)
         if line:
             folder.log(update.step, line)

@@ -28,7 +28,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     Returns:
         (kB, K, ...).
     """
-    rows, many = index.shape[0], values.shape[0]
+    rows, many = index.shape[0], values.shape[0]  # `len` would fix the batch size of an exported graph
     assert rows % many == 0, f"{rows} rows of indices for {many} samples"
     flat = index.reshape(many, -1)  # (kB, K) -> (B, kK)
     trailing = values.shape[2:]
@@ -38,7 +38,8 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 def repeat_rows(values: Tensor, rows: int) -> Tensor:
     """(B, ...) -> (rows, ...), each sample's row repeated in place, sample-major; no copy where there is nothing to do."""
-    return values if values.shape[0] == rows else values.repeat_interleave(rows // values.shape[0], dim=0)
+    samples = values.shape[0]
+    return values if samples == rows else values.repeat_interleave(rows // samples, dim=0)
 
 
 def keep_count(ratio: float, tokens: int) -> int:

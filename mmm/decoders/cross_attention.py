@@ -50,7 +50,7 @@ class CrossBlock(nn.Module):
         self.norm1 = norm(width)
         self.cross_attn = CrossAttention(width, source, heads)
         self.norm2 = norm(width)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, round(width * mlp_ratio))
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(B, Q, d), (B, M, D) -> (B, Q, d)."""

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict
 from mmm.core.tokens import positions
 from mmm.core.types import Input, Reads
+from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
 from mmm.model import MaskedModel
 from mmm.weights.formats.run import CONFIG, read_config, run_of
@@ -43,6 +46,20 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     if model.tokenizer.channels != data.channels:
         raise ValueError(f"data.channels {data.channels}: {path} is a model of {model.tokenizer.channels} channels")
     return model
+
+
+def run_data(path: str | Path) -> DataConfig | None:
+    """The data of the run that a path means: its source, sizes and normalisation; None where it means no run.
+
+    Raises:
+        ValueError: the run's config.yaml cannot be read.
+    """
+    run = run_of(Path(path).expanduser())
+    if run is None:
+        return None
+    read_config(run / CONFIG)  # refuses what is not a run's
+    tree = read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
+    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
