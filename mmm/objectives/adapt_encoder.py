@@ -65,9 +65,8 @@ def run_data(path: str | Path) -> DataConfig | None:
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
     """An encoder with the weights of a model's own.
 
-    Its home grid is that of the samples: positions are computed anew or resized once (see `mmm.core.tokens.positions`), so that
-    they
-    can be trained.
+    Its home grid is that of the samples: positions are resized once, as `encoder.resize_positions` says, so that they can be
+    trained.
 
     Args:
         model: pretrained.
@@ -84,7 +83,8 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     token, channels = model.tokenizer.size, model.tokenizer.channels
     encoder = encoders.build(config, token=token, channels=channels, grid=grid, reads=Reads(last=last_norm))
     found: dict[str, Tensor] = source.state_dict()
-    found["pos_embed"] = positions(source.pos_embed.detach(), source.home, grid, source.shape.prefix, source.config.positions)
+    table, prefix = source.pos_embed.detach(), source.shape.prefix
+    found["pos_embed"] = positions(table, source.home, grid, prefix, config.positions, config.resize_positions)
     own = encoder.state_dict()
     assert own.keys() ^ found.keys() <= UNUSED, f"{own.keys() ^ found.keys()}"
     encoder.load_state_dict(own | {name: found[name] for name in own.keys() & found.keys()})
