@@ -17,7 +17,8 @@ from mmm.train.config import flatten
 from mmm.weights.formats.base import Model
 
 CARD = "README.md"
-TRAINING = ("batch_size", "learning_rate", "warmup", "weight_decay", "precision")  # of a run's `train`, what a card says
+# what a card says of a run's `train`
+TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")
 LICENCE = """## Licence
 
 Not stated. Whoever publishes this model replaces `license: unknown` at the top, within what the licences of its data and of the

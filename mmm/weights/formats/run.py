@@ -228,7 +228,7 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
         if kind in REGISTRIES and isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
             known = ", ".join(sorted(REGISTRIES[kind].parts))
             raise ValueError(
-                f"{kind}.name {part.get('name')!r} is none of {known}; name the file of a part of your own with --use, or import it"
+                f"{kind}.name {part.get('name')!r} is none of {known}; one of your own: --use FILE (in Python, import it)"
             )
 
 

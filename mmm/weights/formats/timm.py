@@ -168,7 +168,9 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
     given |= {"mlp_ratio": ratio, "qkv_bias": config.qkv_bias == "all", "class_token": config.class_token}
     normed = isinstance(model, Classifier) and model.head.config.norm == "layer"
     if normed and encoder.reads.last:
-        raise ValueError("timm's classifiers norm their tokens before the pool or after it; this one has head.norm layer beside its own")
+        raise ValueError(
+            "timm's classifiers norm their tokens before the pool or after it; this one has head.norm layer beside its own"
+        )
     given |= {"final_norm": encoder.reads.last or normed, "fc_norm": normed}
     changed = {name: value for name, value in given.items() if value != usual[name]}
     averaged = isinstance(model.pool, MeanPool) if isinstance(model, Classifier) else not config.class_token
