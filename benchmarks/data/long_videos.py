@@ -77,6 +77,7 @@ def ours(path: Path, frames: list[int], *, memory: bool, disk: bool) -> None:
 
 
 def milliseconds(read: Callable[[], None]) -> float:
+    """Returns the CPU time of one reading."""
     start = time.process_time()
     read()
     return 1e3 * (time.process_time() - start)
@@ -99,6 +100,7 @@ def measure(path: Path, clips: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    """Measures all lengths and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, nargs="+", default=[10, 120, 600, 3600], help="lengths of the videos")
     parser.add_argument("--clips", type=int, default=30, help="clips of each video")
