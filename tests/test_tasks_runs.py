@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmm.config import main as run_main
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate import gallery
 from mmm.evaluate.compare import describe_comparison, differing
 from mmm.evaluate.curve import draw_loss
 from mmm.evaluate.record import Record, record
@@ -255,3 +257,36 @@ def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
         main(argv)
     assert ran[1] == ran[0]
     assert "a run failed with exit code 3" in capsys.readouterr().err
+
+
+def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 13, point 21: one folder's picture took the place of the run's own; and no picture named run and data."""
+    drawn: list[str] = []
+    own = gallery.draw_grid
+    monkeypatch.setattr(
+        gallery, "draw_grid", lambda *a, title, notes, **k: drawn.append(" ".join([title, *notes])) or own(*a, title=title, notes=notes, **k)
+    )
+    few = ["--samples", "2", "--measured", "4", "--device", "cpu"]
+    main(["reconstruct", str(trained), *few])
+    picture = trained / "pictures" / "reconstruction_00000002.png"
+    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruct"]
+    for flags, end in (
+        (["--source", str(tiles), "--workers", "0"], "_source-" + re.sub(r"\W+", "-", str(tiles)).strip("-")[-40:]),
+        (["--ratio", "0.5"], "_ratio-0.5"),
+        (["--test_split", "train"], "_test_split-train"),
+    ):
+        main(["reconstruct", str(trained), *few, *flags])
+        assert (trained / "pictures" / f"{picture.stem}{end}.png").exists()
+    assert picture.read_bytes() == before
+    assert Record.read(trained).evaluations["reconstruct"] == found
+    assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the others are kept too
+    assert all("trained, step 2" in text and tiles.name in text for text in drawn)
+    assert "held out" in drawn[0]
+    assert "train (rest)" in drawn[3]
+
+
+def test_scores_of_other_data_are_not_the_runs_own(trained: Path, tiles: Path) -> None:
+    main(["knn", str(trained), *FEW])
+    own = Record.read(trained).evaluations["features"]
+    main(["knn", str(trained), *FEW, "--source", str(tiles), "--holdout", "0.5", "--workers", "0"])
+    assert Record.read(trained).evaluations["features"] == own

@@ -18,6 +18,7 @@ from mmm.evaluate.film import Columns, animate, strip_of
 from mmm.evaluate.guess import GUESSES
 from mmm.evaluate.picture import draw_grid
 from mmm.evaluate.reconstruct import HiddenError, Reconstruction, reconstruct
+from mmm.evaluate.subject import describe_data
 from mmm.keys import sample_keys
 from mmm.model import MaskedModel
 
@@ -68,7 +69,7 @@ def make_gallery(
         dtype: of autocast; none: fp32.
 
     Returns:
-        `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
+        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
         `problems`, the inputs that could not be read; `picture`, its path or None; of clips `animation` and `video` too.
 
     Raises:
@@ -87,6 +88,7 @@ def make_gallery(
     if not kept:
         raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
     found = {
+        "data": describe_data(images),
         "samples": error.samples,
         "hidden": hidden,
         "uses_original": model.target.uses_original,
@@ -115,7 +117,11 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
         columns,
         path,
         title=title,
-        notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} samples:"],
+        notes=[
+            f"Data: {found['data']}.",
+            GIVEN if found["uses_original"] else OWN,
+            f"PSNR of the hidden tokens of {found['samples']:,} samples:",
+        ],
         figures=[(f"{found['psnr'][name]:.1f} dB", words) for name, words in _words(found).items()],
         groups=groups,
         captions=captions,
