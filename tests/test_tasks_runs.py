@@ -20,7 +20,7 @@ from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.evaluate import gallery
 from mmm.evaluate.compare import describe_comparison, differing
-from mmm.evaluate.curve import draw_loss
+from mmm.evaluate.curve import draw_loss, draw_runs
 from mmm.evaluate.record import Record, record
 from mmm.evaluate.subject import SubjectConfig, open_subject, parts_of
 from mmm.maskers import RandomMasker
@@ -290,3 +290,40 @@ def test_scores_of_other_data_are_not_the_runs_own(trained: Path, tiles: Path) -
     own = Record.read(trained).evaluations["features"]
     main(["knn", str(trained), *FEW, "--source", str(tiles), "--holdout", "0.5", "--workers", "0"])
     assert Record.read(trained).evaluations["features"] == own
+
+
+def test_a_variant_that_equals_the_base_counts_once(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 13, point 21: its runs were counted twice in the standard error."""
+    twin = shutil.copytree(runs["75-3"], tmp_path / "twin" / "75-3")
+    records = [Record.read(path) for path in (runs["75-3"], twin, runs["75-4"], runs["50-3"])]
+    groups = compare.group_runs(records)
+    assert [[run.path for run in group.runs] for group in groups] == [[runs["75-3"], runs["75-4"]], [runs["50-3"]]]
+    assert f"{twin} has the choices and the seed of {runs['75-3']}" in caplog.text
+    alone = [group.label for group in compare.group_runs(records[:2])]  # nothing differs: two rows, told apart by their folders
+    assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
+
+
+def test_unlike_runs_fit_into_table_and_plot(trained: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 13, point 21: labels of 400 characters, and a legend off the plot."""
+    saved = (trained / "config.yaml").read_text()
+    (trained / "config.yaml").write_text(
+        saved.replace("depth: 2", "depth: 20").replace("width: 24", "width: 240").replace("learning_rate: ", "learning_rate: 1")
+    )
+    groups = compare.group_runs([Record.read(trained), Record.read(runs["50-4"])])
+    assert [group.label for group in groups] == ["trained", "50-4"]
+    text = describe_comparison(compare.compare(groups, None))
+    assert "encoder.width: 240 | 24" in text
+    assert max(map(len, text.splitlines())) < 160
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
+    scores = [("nearest\nneighbours", [0.5, 0.4])]
+    draw_runs([("encoder.width=240 " * 12, groups[0].runs), ("short", groups[1].runs)], scores, tmp_path / "a.png")
+    figure = figures[0]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0
+    assert box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
