@@ -51,8 +51,9 @@ def _draw(found: dict[str, Any], config: Config, subject: Subject, title: str) -
     """Draws the pictures, names them in what was found, and writes the numbers beside them."""
 
     def path(kind: str, suffix: str = ".png") -> Path:
-        own = subject.output(kind, config.changes, suffix)
-        return own if config.out is None else Path(config.out) / own.name
+        if config.out is None:
+            return subject.output(kind, config.changes, suffix)
+        return Path(config.out) / subject.output(kind, {}, suffix).name
 
     pictures = [draw_attention(found, path("attention"), f"{title}: attention of the decoder")]
     if found["fusion"] is not None:

@@ -22,7 +22,7 @@ from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.curve import draw_loss
 from mmm.evaluate.few_label_probe import TransferConfig
-from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery, why_not
 from mmm.evaluate.held_out import held_out_loss
 from mmm.evaluate.online import OnlineConfig, OnlineNeighbours
 from mmm.evaluate.record import Record, record
@@ -380,7 +380,9 @@ def finish(
                     found = judge(config, name, feed, model, training.accelerator.device)
                     results[feed.called(name)] = found
                     conclude(folder, feed.called(name), training.step, found, JUDGES[name], main)
-            if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
+            if "reconstruct" in config.evaluate and main and (reason := why_not(model)) is not None:
+                logger.warning("--evaluate reconstruct is left out: %s", reason)
+            elif "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
                 picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
                 title = f"{folder.path.name}, step {training.step:,}: hidden tokens, predicted"
                 shown = open_data(feed.data, "eval")

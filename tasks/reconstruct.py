@@ -38,8 +38,8 @@ class Config(GalleryConfig, SubjectConfig):
     """For published weights, whether they predict standardised patches, which their file does not say."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, under a name that says what of the data
-    or the ratio is not the run's own; in this folder where the model is no run's."""
+    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, named by what of the data or
+    the ratio is not the run's own; in this folder where the model is no run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -64,8 +64,6 @@ def run(config: Config) -> dict[str, Any]:
 
 def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
     """The model with another share of its tokens hidden, and all of these predicted."""
-    if model.decoder is None:
-        raise ValueError("--model holds an encoder without a decoder, so nothing can be reconstructed; give a whole model")
     if ratio is not None:
         model.masker = maskers.build(replace(model.masker.config, ratio=ratio, predict=None))
     return model

@@ -24,7 +24,7 @@ from mmm.evaluate.curve import draw_loss, draw_runs
 from mmm.evaluate.record import Record, record
 from mmm.evaluate.subject import SubjectConfig, open_subject, parts_of
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget
+from mmm.targets import PixelTarget, Target
 from mmm.tokenizers import Patches
 from tasks import compare
 from tasks.__main__ import main
@@ -264,7 +264,9 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
     drawn: list[str] = []
     own = gallery.draw_grid
     monkeypatch.setattr(
-        gallery, "draw_grid", lambda *a, title, notes, **k: drawn.append(" ".join([title, *notes])) or own(*a, title=title, notes=notes, **k)
+        gallery,
+        "draw_grid",
+        lambda *a, title, notes, **k: drawn.append(" ".join([title, *notes])) or own(*a, title=title, notes=notes, **k),
     )
     few = ["--samples", "2", "--measured", "4", "--device", "cpu"]
     main(["reconstruct", str(trained), *few])
@@ -305,7 +307,9 @@ def test_a_variant_that_equals_the_base_counts_once(
     assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
 
 
-def test_unlike_runs_fit_into_table_and_plot(trained: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlike_runs_fit_into_table_and_plot(
+    trained: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Issue 13, point 21: labels of 400 characters, and a legend off the plot."""
     saved = (trained / "config.yaml").read_text()
     (trained / "config.yaml").write_text(
@@ -325,5 +329,43 @@ def test_unlike_runs_fit_into_table_and_plot(trained: Path, runs: dict[str, Path
     (legend,) = figure.legends
     box = legend.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
-    assert 0 <= box.y0
+    assert box.y0 >= 0
     assert box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
+def test_classes_that_are_never_trained_on_are_refused(
+    trained: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 13, point 21: with one sample a class, the accuracy was 0.0 % and the exit code 0."""
+    for number, file in enumerate(sorted(tiles.rglob("*.png"))[:12]):
+        (tmp_path / "own" / f"class{number}").mkdir(parents=True)
+        shutil.copy(file, tmp_path / "own" / f"class{number}")
+    saved = Record.read(trained).config
+    source = ["--source", str(tmp_path / "own"), "--holdout", "0.3", "--workers", "0", "--device", "cpu"]
+    for argv in (
+        ["knn", str(trained), *source],
+        ["linear_probe", str(trained), "--data.source", str(tmp_path / "own"), "--data.holdout", "0.3", "--data.channels", "1",
+         "--data.mean", f"{saved['data.mean'][0]}", "--data.std", f"{saved['data.std'][0]}", "--folder", str(tmp_path / "probe")],
+    ):  # fmt: skip
+        reset_accelerate()
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
+        assert "no class of theirs is trained on" in capsys.readouterr().err
+    reset_accelerate()
+    assert Record.read(trained).evaluations == {}
+
+
+def test_an_evaluation_that_cannot_serve_a_run_says_so(
+    tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 13, point 7: with a target that is no pixels, the default evaluation ended a whole run with an error."""
+    monkeypatch.setattr(PixelTarget, "show", Target.show)
+    folder, recipe = tmp_path / "run", load_recipe("image_mae")
+    data = ("--data.source", str(tiles), "--data.holdout", "0.3", "--data.eval_split", "none", "--evaluate", "reconstruct")
+    argv = [*SHORT, *SMALL, *data, "--folder", str(folder)]
+    with caplog.at_level("WARNING"):
+        run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv)
+    reset_accelerate()
+    assert "target.name pixels does not predict pixels" in caplog.text
+    assert (folder / "pictures" / "loss.png").exists()

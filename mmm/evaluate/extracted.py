@@ -15,6 +15,7 @@ from mmm.evaluate.extract_files import READERS
 from mmm.evaluate.extract_store import read_manifest
 from mmm.evaluate.features import FeatureTable
 from mmm.evaluate.linear import few_label_accuracy
+from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.neighbours import nearest_neighbours
 from mmm.evaluate.representation import RepresentationConfig
 from mmm.train.config import differences, flatten
@@ -85,7 +86,7 @@ def judge_extracted(known: Extracted, asked: Extracted, config: RepresentationCo
         asked: features to score.
 
     Raises:
-        ValueError: where they are of different models, of the same samples, or without labels.
+        ValueError: where they are of different models, of the same samples, without labels, or without a class in common.
     """
     where = f"{known.path} and {asked.path}"
     refuse_others(known.identity, asked.identity, ("model", "pixels", "features"), where)
@@ -94,6 +95,7 @@ def judge_extracted(known: Extracted, asked: Extracted, config: RepresentationCo
     for one in (known, asked):
         if one.first.labels is None or not (one.first.labels >= 0).any():
             raise ValueError(f"{one.path} holds no labels to judge features by; extract with --label_column")
+    check_classes(known.first.labelled("cpu")[1], asked.first.labelled("cpu")[1], str(asked.path))
     tables = {name: (*known.tables[name].labelled("cpu"), *asked.tables[name].labelled("cpu")) for name in known.tables}
     labels = asked.first.labelled("cpu")[1]
     return {

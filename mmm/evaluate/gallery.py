@@ -17,10 +17,12 @@ from mmm.evaluate.features import choose, inference
 from mmm.evaluate.film import Columns, animate, strip_of
 from mmm.evaluate.guess import GUESSES
 from mmm.evaluate.picture import draw_grid
+from mmm.evaluate.progress import progress
 from mmm.evaluate.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.subject import describe_data
 from mmm.keys import sample_keys
 from mmm.model import MaskedModel
+from mmm.targets import Target
 
 GIVEN = (
     "Brightness and contrast of each predicted token were put back from the ORIGINAL: "
@@ -50,6 +52,16 @@ class GalleryConfig:
                 raise ValueError(f"{name} {value} leaves nothing to show; give at least 1")
 
 
+def why_not(model: MaskedModel) -> str | None:
+    """Why a model's predictions cannot be drawn, or None where they can."""
+    if model.decoder is None:
+        return "the model is an encoder without a decoder, so there is no reconstruction to show; give a whole model"
+    if type(model.target).show is Target.show:
+        config: Any = model.target.config
+        return f"target.name {config.name} does not predict pixels, so there is no reconstruction to show"
+    return None
+
+
 def make_gallery(
     model: MaskedModel,
     images: Images | Clips,
@@ -69,12 +81,15 @@ def make_gallery(
         dtype: of autocast; none: fp32.
 
     Returns:
-        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
-        `problems`, the inputs that could not be read; `picture`, its path or None; of clips `animation` and `video` too.
+        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens;
+        `uses_original`; `psnr` by guess, in dB; `problems`, the inputs that could not be read; `picture`, its path or None; of
+        clips `animation` and `video` too.
 
     Raises:
         ValueError: where the target's predictions are not pixels, or nothing can be read.
     """
+    if reason := why_not(model):
+        raise ValueError(reason)
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
     wanted = (torch.arange(count) * len(part) // count).tolist()
@@ -160,7 +175,8 @@ def _reconstructions(
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
     """Places in the part and reconstructions, batch by batch; what cannot be read is added to `problems`."""
     device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
-    for batch in eval_batches(part, part.config, batch_size=batch_size):
+    batches = eval_batches(part, part.config, batch_size=batch_size)
+    for batch in progress(batches, len(part), f"reconstructions of {part.title}", lambda batch: len(batch.index) // views):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch):
             x = normalise(batch.pixels[::views].to(device), data.mean, data.std)
