@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
-from mmm.evaluate.subject import SubjectConfig, open_shown, open_subject
+from mmm.evaluate.loaded_model import SubjectConfig, open_shown, open_subject
+from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
