@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mmm.classifier import Head, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
-from mmm.data import Batch, Problem
+from mmm.data import Batch
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
@@ -100,15 +100,12 @@ def make_probe_optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def grouped(batches: Iterator[Batch], together: int, problems: list[Problem]) -> Iterator[list[Batch]]:
+def grouped(batches: Iterator[Batch], together: int) -> Iterator[list[Batch]]:
     """Groups micro-batches that the encoder gets one by one and the heads as one batch.
 
     Args:
         batches: of this process.
         together: micro-batches of a group: all of an update, where its statistics are to be of the whole.
-        problems: inputs that could not be read are added here.
     """
     while group := list(islice(batches, together)):
-        for batch in group:
-            problems += batch.problems
         yield group

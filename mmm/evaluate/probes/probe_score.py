@@ -5,8 +5,6 @@ Shapes: b inputs, V views of each, S heads, K classes.
 
 from __future__ import annotations
 
-from mmm.evaluate.probes.setup import Exam
-
 from typing import cast
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.evaluate.metrics import Tally, mean_of_views
 from mmm.evaluate.probes.heads import Probes
+from mmm.evaluate.probes.setup import Exam
 from mmm.evaluate.progress import progress
 
 
