@@ -207,7 +207,7 @@ def _tree(model: Model) -> dict[str, Any]:
 def _check(model: Model, folder: Path) -> None:
     """Refuses a folder that holds another model than the one it was written from."""
     try:
-        again = RunFolder().read(Stored(folder.resolve()), Options()).state_dict()
+        again = RunFolder().read(Stored(folder), Options()).state_dict()
     except ValueError as error:
         raise ValueError(f"config.yaml cannot say what this model is: {str(error).replace(str(folder), 'the folder')}") from error
     assert all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
