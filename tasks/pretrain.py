@@ -31,8 +31,8 @@ from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery,
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import Feed, SecondSource
-from mmm.targets import PixelTarget
+from mmm.objectives.masked import Feed, SecondSource, connect
+from mmm.targets import PixelTarget, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
 from mmm.train.distributed.fsdp import sharding_asked
@@ -78,7 +78,7 @@ class Config:
     masker: MaskerConfig = RandomMasker.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     decoder: DecoderConfig = SelfAttentionDecoder.Config()
-    target: PartConfig = PixelTarget.Config()
+    target: TargetConfig = PixelTarget.Config()
     also: SecondSource | None = None
     """A second source, in the same training."""
     train: TrainConfig
@@ -220,6 +220,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     met: list[Problem] = []  # by this process since the last line of metrics
     neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     announce(feeds, plan, folder)
+    connect(model, accelerator)
     updates = fit(
         training,
         note_problems(load(mixture, plan, training), met),
@@ -231,7 +232,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     )
     metrics: dict[str, float] = {}
     for update in show_progress(updates, plan, start=training.step, main=main):
-        model.target.update(model, update.step)
+        model.target.update(model, update.step, plan.steps, update.made)
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:
