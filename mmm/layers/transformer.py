@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width, eps=epsilon)
         self.attn = SelfAttention(width, heads, qkv_bias)
         self.norm2 = LayerNorm(width, eps=epsilon)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, round(width * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from mmm.train.deterministic import Tree
 from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
 from mmm.train.metrics import Interval, NameSamples, Skipped
 from mmm.train.nonfinite import carry, measure_gradient, step_if
-from mmm.train.schedule import Plan, due, learning_rate, set_learning_rate
+from mmm.train.schedule import Plan, due, set_learning_rate
 from mmm.train.training import Training
 from mmm.train.waiting import Waited
 
@@ -90,11 +90,12 @@ def fit(
     interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
     waited = Waited(batches)
     collect = Tree(training, plan, config).collect if config.strict else partial(_mean, training, plan)
-    with StopSignals() as signals:
+    with StopSignals(answers=accelerator.is_main_process) as signals:
         agreement = Agreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
-            rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
+            rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
+            signals.begin_update()
             model.train()  # the caller may have evaluated
 
             def compute(part: int, step: int = step) -> Tensor:
@@ -104,16 +105,17 @@ def fit(
             losses = collect(compute)
             norm = _apply(training, config)
             interval.add(losses, norm)
-            after = training.step = step + 1
-            stop = after < plan.steps and agreement.asked(after)
-            save = stop or due(after, config.save_every, plan.steps)
-            skipped = interval.look(after) if save or due(after, config.log_every, plan.steps) else ()
-            line = due(after, config.log_every, plan.steps) or due(after, config.save_every, plan.steps)
-            metrics = interval.close(after, rate, waited.take()) if line else None
+            made = training.step = step + 1
+            signals.end_update()
+            stop = made < plan.steps and agreement.asked(made)
+            save = stop or due(made, config.save_every, plan.steps)
+            skipped = interval.look(made) if save or due(made, config.log_every, plan.steps) else ()
+            line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
+            metrics = interval.close(made, rate, waited.take()) if line else None
             away = perf_counter()
-            yield Update(after, metrics, skipped, save, last=stop or after == plan.steps, made=norm.isfinite())
+            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps, made=norm.isfinite())
             interval.pause(perf_counter() - away)
-            if stop or (after == plan.steps and agreement.asked(after, last=True)):
+            if stop or (made == plan.steps and agreement.asked(made, last=True)):
                 for tracker in accelerator.trackers:
                     tracker.finish()  # what it has not written yet
                 raise Stopped
