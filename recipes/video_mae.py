@@ -3,14 +3,12 @@ Pre-Training", NeurIPS 2022).
 
     accelerate launch recipes/video_mae.py                                          the demonstration: minutes on a CPU, no download
     accelerate launch recipes/video_mae.py --data.source /data/kinetics400/train    the paper's setting, ViT-B
+    accelerate launch recipes/video_mae.py --preset kinetics_large --data.source /data/kinetics400/train
     accelerate launch recipes/video_mae.py --preset ssv2 --data.source ssv2_train.csv       a list file of `path label` lines
     accelerate launch recipes/video_mae.py --preset ucf101 --data.source /data/ucf101
 
-The other published sizes, in any of these presets:
-
-    --encoder.size small --decoder.width 192 --decoder.heads 3
-    --encoder.size large --decoder.width 512 --decoder.depth 12 --decoder.heads 8
-    --encoder.size huge --decoder.width 640 --decoder.depth 12 --decoder.heads 8
+Each preset has the batch size of the authors' script for this size and data set, from which the learning rate follows: 2,048 clips
+for ViT-B, 1,024 for ViT-S and ViT-H, 512 for ViT-L. The paper says 1,024 for all.
 
 `mmm prepare_video` re-encodes a data set once, so that it reads several times faster; `--data.repeats 4` cuts four samples from
 each decoded clip (VideoMAE V2). An update is then as large as before, and an epoch gives four times the samples: divide
@@ -50,7 +48,7 @@ KINETICS = pretrain.Config(
     target=PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit"),
     train=TrainConfig(
         epochs=1600,
-        batch_size=2048,  # as the authors' script has it; the paper says 1024
+        batch_size=2048,
         learning_rate=1.5e-4,  # for 256 clips
         final_learning_rate=8e-5,  # 1e-5 for 256 clips: their code scales it too
         warmup=40 / 1600,
@@ -59,10 +57,38 @@ KINETICS = pretrain.Config(
     ),
 )
 
+KINETICS_SMALL = replace(
+    KINETICS,
+    encoder=replace(KINETICS.encoder, size="small"),
+    decoder=replace(KINETICS.decoder, width=192, heads=3),
+    train=replace(KINETICS.train, batch_size=1024, final_learning_rate=4e-5),
+)
+
+KINETICS_LARGE = replace(
+    KINETICS,
+    encoder=replace(KINETICS.encoder, size="large"),
+    decoder=replace(KINETICS.decoder, width=512, depth=12, heads=8),
+    train=replace(KINETICS.train, batch_size=512, final_learning_rate=2e-5),
+)
+
+KINETICS_HUGE = replace(
+    KINETICS,
+    encoder=replace(KINETICS.encoder, size="huge"),
+    decoder=replace(KINETICS.decoder, width=640, depth=12, heads=8),
+    train=replace(KINETICS.train, batch_size=1024, final_learning_rate=4e-5, checkpoint_blocks=True),
+)
+
 SSV2 = replace(
     KINETICS,
     data=replace(CLIPS, stride=2),
     train=replace(KINETICS.train, epochs=2400, warmup=40 / 2400),
+)
+
+SSV2_SMALL = replace(
+    SSV2,
+    encoder=KINETICS_SMALL.encoder,
+    decoder=KINETICS_SMALL.decoder,
+    train=replace(SSV2.train, batch_size=1024, final_learning_rate=4e-5),
 )
 
 UCF101 = replace(
@@ -109,7 +135,16 @@ DEMO = pretrain.Config(
     gallery=GalleryConfig(measured=None),
 )
 
-PRESETS = {"kinetics": KINETICS, "ssv2": SSV2, "ucf101": UCF101, "demo": DEMO}
+PRESETS = {
+    "kinetics": KINETICS,
+    "kinetics_small": KINETICS_SMALL,
+    "kinetics_large": KINETICS_LARGE,
+    "kinetics_huge": KINETICS_HUGE,
+    "ssv2": SSV2,
+    "ssv2_small": SSV2_SMALL,
+    "ucf101": UCF101,
+    "demo": DEMO,
+}
 
 if __name__ == "__main__":
     main(pretrain.run, presets=PRESETS, doc=__doc__)
