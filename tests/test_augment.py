@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 from torch import Tensor
 from video_files import write
 
 from mmm.data import Clips, ClipsConfig, Images, ImagesConfig, open_data, train_batches
-from mmm.data.augment import check_policy, rand_augment
+from mmm.data.augment import _policy, check_policy, rand_augment
 from mmm.data.erasing import erase
 from mmm.generators import seeded
 from mmm.keys import sample_keys
@@ -112,6 +114,24 @@ def test_grey_pictures_are_augmented_too() -> None:
     assert len({result.numpy().tobytes() for result in results}) > 15
 
 
+@pytest.mark.parametrize("operations", ["inc0", "inc1", "tweights", "t3a", "t3aw"])
+def test_every_operation_runs_at_every_magnitude(operations: str) -> None:
+    """Pillow 13 posterizes to 1 to 8 bits; timm asks for 0 at one end of the range, and for fewer than 0 above magnitude 10."""
+    for magnitude, channels in product(range(21), (1, 3)):
+        image = Image.fromarray(picture(channels=channels)[0].numpy().squeeze())
+        policy: Any = _policy(f"rand-m{magnitude}-mmax20-p1.0-{operations}", MEAN[:channels])
+        assert all((op(image).mode, op(image).size) == (image.mode, image.size) for op in policy.ops)
+
+
+def test_posterizing_keeps_the_highest_bits_down_to_none() -> None:
+    pixels = picture()[0].numpy()
+    for magnitude in range(21):
+        policy: Any = _policy(f"rand-m{magnitude}-mmax20-p1.0-inc1", MEAN)
+        posterize = next(op for op in policy.ops if op.name == "PosterizeIncreasing")
+        step = 2 ** (8 - max(0, 4 - int(magnitude / 10 * 4)))
+        assert np.array_equal(np.asarray(posterize(Image.fromarray(pixels))), pixels.astype(int) // step * step)
+
+
 @pytest.mark.parametrize(
     ("policy", "channels", "said"),
     [
@@ -181,6 +201,21 @@ def test_views_of_one_input_are_augmented_apart(kind: str, request: pytest.Fixtu
     same_crops = type(part)(part.table, whole, part.rows, part.where)
     pairs = seen(same_crops, repeats=2).unflatten(1, (-1, 2))
     assert (pairs[:, :, 0] != pairs[:, :, 1]).flatten(2).any(2).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_an_operation_that_fails_names_the_sample_and_itself(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setitem(NAME_TO_OP, "Sharpness", fail)
+    part = request.getfixturevalue(kind)
+    with pytest.raises(
+        ValueError, match=r"\d\.(png|mp4): the operation Sharpness\(1\.72\) of data.augment failed: OSError: no room"
+    ):
+        seen(type(part)(part.table, replace(part.config, augment="rand-m9-n40-p1"), part.rows, part.where), workers=2)
 
 
 # --- erasing ----------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ def rand_augment(frames: Tensor, key: Tensor, policy: str, mean: tuple[float, ..
         key: of the sample, int64 ().
         policy: in timm's words.
         mean: of each channel, in units of [0, 1].
+
+    Raises:
+        ValueError: naming the operation that failed.
     """
     change = _policy(policy, mean)
     drawn = stream(key[None], Stream.POLICY)[0]
@@ -65,4 +68,20 @@ def _policy(policy: str, mean: tuple[float, ...]) -> Callable[[Any], Any]:
 
     fill = tuple(min(255, round(255 * value)) for value in mean)
     change: Callable[[Any], Any] = rand_augment_transform(policy, {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC})
+    for operation in change.ops:  # type: ignore[attr-defined]
+        operation.aug_fn = partial(_apply, operation.name, operation.aug_fn)
     return change
+
+
+def _apply(name: str, function: Callable[..., Any], image: Image.Image, *arguments: Any, **options: Any) -> Any:
+    """Runs one of timm's operations.
+
+    Posterizing to 0 bits returns a black image. Pillow did so before version 13, which raises an error below 1 bit.
+    """
+    if name.startswith("Posterize") and arguments[0] < 1:
+        return Image.new(image.mode, image.size)
+    try:
+        return function(image, *arguments, **options)
+    except Exception as error:  # whatever Pillow raises
+        listed = ", ".join(f"{value:g}" for value in arguments)
+        raise ValueError(f"the operation {name}({listed}) of data.augment failed: {type(error).__name__}: {error}") from error

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mmm.data import transforms
-from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.cache import CachedCells
 from mmm.data.config import ImagesConfig
@@ -78,9 +77,8 @@ class Images(Part[ImagesConfig]):
                 boxes = transforms.crop_boxes(mine, heights, widths, config.crop_scale, config.crop_ratio)
                 crops = views[repeat::repeats]
                 _crop(images, boxes, config.size, crops)
-                if config.augment is not None:
-                    for row, key in zip(images, mine, strict=True):
-                        rand_augment(crops[row].permute(1, 2, 0)[None], key, config.augment, config.mean)  # (1, h, w, C)
+                for row, key in zip(images, mine, strict=True):
+                    self.augment(int(index[row]), crops[row].permute(1, 2, 0)[None], key)  # (1, h, w, C)
         return views, failed
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mmm.data.augment import rand_augment
 from mmm.data.config import DataConfig
 from mmm.data.find import find_source
 from mmm.data.sampler import Order, WeightedOrder
@@ -71,6 +72,24 @@ class Part(Generic[C]):
         cells: Any = self.table.cells
         if hasattr(cells, "expect"):
             cells.expect(self.rows[index].tolist())
+
+    def augment(self, index: int, frames: Tensor, key: Tensor) -> None:
+        """Applies `data.augment`, where it is set, to one training sample in place.
+
+        Args:
+            index: of the input that the sample was cut from.
+            frames: uint8 (T, h, w, C).
+            key: of the sample, int64 ().
+
+        Raises:
+            ValueError: naming the input and the operation that failed.
+        """
+        if self.config.augment is None:
+            return
+        try:
+            rand_augment(frames, key, self.config.augment, self.config.mean)
+        except ValueError as error:
+            raise ValueError(f"{self.name(index)}: {error}") from error
 
     def subset(self, index: Tensor) -> Self:
         """The samples at these places, int64 (K,), in that order."""

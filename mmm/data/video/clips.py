@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmm.data.augment import rand_augment
 from mmm.data.bad_inputs import Unreadable
 from mmm.data.cuts import Box, Cut, Cuts, bounds
 from mmm.data.desk import in_hand
@@ -74,7 +73,6 @@ class Clips(Part[ClipsConfig]):
         return views.flatten(0, 1).permute(0, 4, 1, 2, 3), failed  # (b V, C, T, h, w)
 
     def _train(self, index: int, keys: Tensor, views: Tensor) -> None:
-        config = self.config
         boxes: list[Box] = []
         for frames, places in self._blocks(index, keys):
             boxes = boxes or self._boxes(keys, frames.shape[1], frames.shape[2])
@@ -83,9 +81,8 @@ class Clips(Part[ClipsConfig]):
                 part = cut(frames, box)
                 for t, k, count in runs[min(i, len(runs) - 1)]:
                     resize_into(views[i, t : t + count], part[k : k + count])
-        if config.augment is not None:
-            for view, key in zip(views, keys, strict=True):
-                rand_augment(view, key, config.augment, config.mean)
+        for view, key in zip(views, keys, strict=True):
+            self.augment(index, view, key)
 
     @property
     def resized_later(self) -> bool:
