@@ -60,7 +60,7 @@ def training(epochs: float, rate: float) -> TrainConfig:
         batch_size=BATCH,
         learning_rate=rate,
         scale_learning_rate=None,
-        warmup=0.1,
+        warmup_epochs=0.1 * epochs,
         precision="fp32",
         threads=1,
         save_every=10**6,

@@ -39,8 +39,8 @@ IMAGENET = finetune.Config(
         epochs=100,
         batch_size=1024,
         learning_rate=5e-4,  # for 256 images
-        final_learning_rate=1e-6,
-        warmup=5 / 100,
+        final_learning_rate=1e-6 / 2e-3,  # their code does not scale its 1e-6 with the batch
+        warmup_epochs=5,
         weight_decay=0.05,
         betas=(0.9, 0.999),
         evaluate_every=6255,  # five epochs
@@ -51,7 +51,7 @@ IMAGENET_LARGE = replace(
     IMAGENET,
     encoder=VisionTransformer.Config(size="large", drop_path=0.2),
     layer_decay=0.75,
-    train=replace(IMAGENET.train, epochs=50, learning_rate=1e-3, warmup=5 / 50),
+    train=replace(IMAGENET.train, epochs=50, learning_rate=1e-3, final_learning_rate=1e-6 / 4e-3),
 )
 
 IMAGENET_HUGE = replace(
@@ -78,6 +78,7 @@ CIFAR10 = replace(
         IMAGENET.train,
         batch_size=256,
         learning_rate=1e-3,  # for 256 images
+        final_learning_rate=1e-3,
         log_every=50,
         evaluate_every=980,  # five epochs
     ),
@@ -104,6 +105,7 @@ DEMO = finetune.Config(
         batch_size=64,
         learning_rate=1e-3,
         scale_learning_rate=None,
+        warmup_steps=30,
         precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
         log_every=50,
         evaluate_every=200,

@@ -30,7 +30,7 @@ IMAGENET = linear_probe.Config(
         epochs=90,
         batch_size=16384,
         learning_rate=0.1,  # for 256 images
-        warmup=10 / 90,
+        warmup_epochs=10,
         weight_decay=0.0,
     ),
     optimizer="lars",
@@ -53,7 +53,7 @@ CIFAR10 = linear_probe.Config(
         epochs=20,
         batch_size=1024,
         learning_rate=0.8,  # for 256 images
-        warmup=0.1,
+        warmup_epochs=2,
         weight_decay=0.0,
         log_every=50,
     ),
@@ -81,7 +81,7 @@ DEMO = linear_probe.Config(
         batch_size=128,
         learning_rate=4.0,
         scale_learning_rate=None,
-        warmup=0.1,
+        warmup_steps=40,
         weight_decay=0.0,
         precision="fp32",
         log_every=100,

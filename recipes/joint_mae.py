@@ -60,7 +60,7 @@ SSV2_IMAGENET = pretrain.Config(
         batch_size=2048,
         learning_rate=1.6e-3,
         scale_learning_rate=None,
-        warmup=40 / 800,
+        warmup_epochs=40,
         weight_decay=0.05,
         betas=(0.9, 0.95),
     ),

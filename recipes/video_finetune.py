@@ -61,8 +61,8 @@ KINETICS = finetune.Config(
         epochs=75,
         batch_size=768,
         learning_rate=2.5e-4,  # for 256 samples; 5e-4 for 256 videos
-        final_learning_rate=1.5e-6,
-        warmup=5 / 75,
+        final_learning_rate=1e-6 / 5e-4,  # their code scales both with the batch
+        warmup_epochs=5,
         weight_decay=0.05,
         betas=(0.9, 0.999),
     ),
@@ -71,37 +71,33 @@ KINETICS = finetune.Config(
 KINETICS_SMALL = replace(
     KINETICS,
     encoder=replace(ENCODER, size="small"),
-    train=replace(KINETICS.train, epochs=150, warmup=5 / 150),
+    train=replace(KINETICS.train, epochs=150),
 )
 
 KINETICS_LARGE = replace(
     KINETICS,
     encoder=replace(ENCODER, size="large"),
-    train=replace(
-        KINETICS.train, epochs=35, batch_size=256, learning_rate=1e-3, final_learning_rate=5e-7, warmup=5 / 35
-    ),  # 2e-3 for 256 videos
+    train=replace(KINETICS.train, epochs=35, batch_size=256, learning_rate=1e-3, final_learning_rate=1e-6 / 2e-3),  # 2e-3 for 256 videos
 )
 
 KINETICS_HUGE = replace(
     KINETICS,
     encoder=replace(ENCODER, size="huge", drop_path=0.2),
     head=replace(KINETICS.head, dropout=0.5),
-    train=replace(
-        KINETICS.train, epochs=50, batch_size=1024, learning_rate=5e-4, final_learning_rate=2e-5, warmup=5 / 50
-    ),  # 1e-3 for 256 videos
+    train=replace(KINETICS.train, epochs=50, batch_size=1024, learning_rate=5e-4, final_learning_rate=1e-5 / 1e-3),  # 1e-3 for 256 videos
 )
 
 SSV2 = replace(
     KINETICS,
     data=replace(DATA, sampling="segments", flip=0.0, eval_clips=2),
-    train=replace(KINETICS.train, epochs=30, warmup=5 / 30),
+    train=replace(KINETICS.train, epochs=30),
 )
 
 SSV2_SMALL = replace(
     SSV2,
     encoder=replace(ENCODER, size="small"),
     layer_decay=0.7,
-    train=replace(KINETICS.train, epochs=40, learning_rate=5e-4, warmup=5 / 40),  # 1e-3 for 256 videos
+    train=replace(KINETICS.train, epochs=40, learning_rate=5e-4, final_learning_rate=1e-6 / 1e-3),  # 1e-3 for 256 videos
 )
 
 UCF101 = replace(
@@ -109,9 +105,7 @@ UCF101 = replace(
     encoder=replace(ENCODER, drop_path=0.2),
     head=replace(KINETICS.head, dropout=0.5),
     layer_decay=0.7,
-    train=replace(
-        KINETICS.train, epochs=100, batch_size=256, learning_rate=2.5e-4, final_learning_rate=5e-6, warmup=5 / 100
-    ),  # 5e-4 for 256 videos
+    train=replace(KINETICS.train, epochs=100, batch_size=256, learning_rate=2.5e-4, final_learning_rate=1e-5 / 5e-4),  # 5e-4 for 256 videos
 )
 
 # of video_mae.py's demonstration: --model its run, or none to compare
@@ -126,7 +120,7 @@ DEMO = finetune.Config(
         batch_size=64,
         learning_rate=1e-3,
         scale_learning_rate=None,
-        warmup=0.1,
+        warmup_steps=30,
         precision="fp32",
         log_every=50,
         evaluate_every=100,

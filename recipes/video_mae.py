@@ -50,8 +50,8 @@ KINETICS = pretrain.Config(
         epochs=1600,
         batch_size=2048,
         learning_rate=1.5e-4,  # for 256 clips
-        final_learning_rate=8e-5,  # 1e-5 for 256 clips: their code scales it too
-        warmup=40 / 1600,
+        final_learning_rate=1e-5 / 1.5e-4,  # their code scales both with the batch
+        warmup_epochs=40,
         weight_decay=0.05,
         betas=(0.9, 0.95),
     ),
@@ -81,7 +81,7 @@ KINETICS_HUGE = replace(
 SSV2 = replace(
     KINETICS,
     data=replace(CLIPS, stride=2),
-    train=replace(KINETICS.train, epochs=2400, warmup=40 / 2400),
+    train=replace(KINETICS.train, epochs=2400),
 )
 
 SSV2_SMALL = replace(
@@ -94,7 +94,7 @@ SSV2_SMALL = replace(
 UCF101 = replace(
     KINETICS,
     masker=TubeMasker.Config(ratio=0.75),
-    train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=7.5e-6, warmup=40 / 3200),
+    train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
 # Tubes of four frames, so that motion lies inside a token: with two, a probe finds nothing after so short a run. Masks are drawn
@@ -123,7 +123,7 @@ DEMO = pretrain.Config(
         batch_size=64,
         learning_rate=2e-3,
         scale_learning_rate=None,
-        warmup=0.05,
+        warmup_steps=80,
         betas=(0.9, 0.95),
         clip_norm=1.0,
         precision="fp32",  # a model this small is slower in bf16, on a CPU that has it

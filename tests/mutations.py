@@ -177,7 +177,7 @@ MUTANTS = [
         "mmm/data/transforms.py", "(draws[:, 2:] * (room + 1))", "(draws[:, 2:] * (room + 2))", "test_data_transforms.py -k boxes"
     ),
     # training
-    Mutant("mmm/train/schedule.py", "return peak * progress / warmup", "return peak", "test_train_schedule.py"),
+    Mutant("mmm/train/schedule.py", "return peak * progress / rise", "return peak", "test_train_schedule.py"),
     Mutant(
         "mmm/train/loop.py",
         "backward(carry(loss) / plan.accumulation)",

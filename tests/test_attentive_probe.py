@@ -185,7 +185,7 @@ def test_the_paper_s_values() -> None:
     recipe = load_recipe("image_linear_probe").IMAGENET
     train = recipe.train
     assert train.learning_rate * train.batch_size / train.scale_learning_rate == pytest.approx(6.4)
-    assert (train.epochs, train.warmup * train.epochs, train.weight_decay) == (90, pytest.approx(10), 0.0)
+    assert (train.epochs, train.warmup_epochs, train.weight_decay) == (90, 10, 0.0)
     assert (recipe.pool.name, recipe.head.norm, recipe.head.std, recipe.data.crop_scale) == ("class", "batch", 0.01, (0.08, 1.0))
 
 

@@ -30,7 +30,7 @@ from mmm.evaluate.subject import SubjectConfig, open_subject
 from tasks.__main__ import _run
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
-STEPS = ("--train.steps", "2", "--train.warmup", "0", "--train.batch_size", "4", "--train.precision", "fp32")
+STEPS = ("--train.steps", "2", "--train.warmup_steps", "0", "--train.batch_size", "4", "--train.precision", "fp32")
 SHORT = (*STEPS, "--decoder.depth", "1", "--data.workers", "0", "--evaluate")
 CLIPS = ("--data.image_size", "16", "--data.frames", "4", "--data.stride", "2", "--tokenizer.size", "4")
 CPU = ("--device", "cpu", "--batch_size", "4")

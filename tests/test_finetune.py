@@ -54,7 +54,7 @@ CLIPS = ClipsConfig(
 )
 ENCODER = VisionTransformer.Config(width=16, depth=2, heads=2)
 TRAIN = TrainConfig(
-    steps=30, batch_size=12, learning_rate=2e-2, scale_learning_rate=None, warmup=0.1, precision="fp32", threads=1, log_every=5
+    steps=30, batch_size=12, learning_rate=2e-2, scale_learning_rate=None, warmup_steps=3, precision="fp32", threads=1, log_every=5
 )
 # everything that draws, or that a resume could lose
 ALL = SoftConfig(smoothing=0.1, mixup=0.8, cutmix=1.0, erase=0.5)
@@ -344,7 +344,7 @@ def test_stopped_and_resumed_is_never_stopped(whole: Path, tmp_path: Path, until
 
 def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(images: Path, tmp_path: Path) -> None:
     """A rate that first learns and then destroys: the best weights lie in the middle."""
-    train = {"steps": 16, "evaluate_every": 2, "learning_rate": 0.05, "warmup": 0.9, "keep_last": 1}
+    train = {"steps": 16, "evaluate_every": 2, "learning_rate": 0.05, "warmup_steps": 14, "keep_last": 1}
     result = finetune.run(image_config(images, tmp_path / "run", held_back=0.3, train=train))
     scores = {line["step"]: line["held_back_top1"] for line in lines(tmp_path / "run") if "held_back_top1" in line}
     assert list(scores) == list(range(2, 17, 2))
@@ -475,7 +475,7 @@ def test_published_values_of_every_preset() -> None:
         preset: finetune.Config = presets[name]
         plan = make_plan(preset.train, samples=10**6, processes=1)
         assert plan.peak == pytest.approx(rate), name
-        assert preset.train.warmup * epochs == pytest.approx(5)
+        assert preset.train.warmup_epochs == 5
         assert (preset.train.epochs, preset.layer_decay, preset.encoder.drop_path) == (epochs, decay, drop_path)  # type: ignore
         assert preset.train.batch_size == inputs * preset.data.repeats
     assert presets["ssv2"].data.flip == 0.0

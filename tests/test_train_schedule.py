@@ -30,12 +30,12 @@ def config(**changes) -> TrainConfig:
     ],
 )
 def test_learning_rate_follows_the_table(step, expected):
-    assert learning_rate(step, 800, 2.4e-3, 0.05, 0.0) == pytest.approx(expected, abs=1e-15)
+    assert learning_rate(step, 800, 2.4e-3, 40.0, 0.0) == pytest.approx(expected, abs=1e-15)
 
 
 def test_learning_rate_ends_at_its_final_value_and_may_start_at_the_peak():
     assert learning_rate(0, 10, 1.0, 0.0, 0.1) == 1.0
-    assert learning_rate(10, 10, 1.0, 0.2, 0.1) == pytest.approx(0.1)
+    assert learning_rate(10, 10, 1.0, 2.0, 0.1) == pytest.approx(0.1)
 
 
 def test_learning_rate_of_a_group_is_scaled():
@@ -50,6 +50,28 @@ def test_plan_of_the_paper():
     plan = make_plan(paper, samples=1_281_167, processes=8)
     assert (plan.steps, plan.accumulation, plan.peak) == (250_228, 8, pytest.approx(2.4e-3))
     assert plan.epoch(plan.steps) == pytest.approx(800, abs=0.004)
+
+
+@pytest.mark.parametrize("epochs", [800, 1600])
+def test_warm_up_of_forty_epochs_is_forty_epochs_at_any_length(epochs):
+    paper = config(batch_size=4096, learning_rate=1.5e-4, steps=None, epochs=epochs, warmup_epochs=40)
+    plan = make_plan(paper, samples=1_281_167, processes=1)
+    assert plan.epoch(plan.warmup) == pytest.approx(40)
+    highest = max(range(plan.steps), key=plan.learning_rate)
+    assert plan.epoch(highest) == pytest.approx(40, abs=0.01)
+    assert make_plan(config(warmup_epochs=40, warmup_steps=3), samples=8, processes=1).warmup == 3
+
+
+def test_a_final_learning_rate_is_scaled_like_the_peak():
+    small, large = (make_plan(config(batch_size=size, final_learning_rate=0.1), samples=8, processes=1) for size in (8, 64))
+    assert (large.peak / small.peak, large.final / small.final) == (8, 8)
+    assert large.learning_rate(large.steps) == pytest.approx(0.1 * large.peak)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(caplog):
+    plan = make_plan(config(warmup_steps=20), samples=8, processes=1)
+    assert "rises over 20 updates and the run has 10" in caplog.text
+    assert plan.learning_rate(5) == pytest.approx(plan.peak / 4)
 
 
 @pytest.mark.parametrize(("epochs", "samples", "steps"), [(1, 8, 1), (1, 9, 2), (0.1, 240, 3), (3, 4, 2)])
@@ -85,7 +107,11 @@ def test_a_run_without_an_end_is_refused():
         make_plan(config(steps=None), samples=100, processes=1)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": -1}, {"warmup": 1.0}, {"ema": 1.0}, {"clip_norm": 0.0}])
+OUTSIDE = {"steps": 0, "batch_size": -1, "ema": 1.0, "clip_norm": 0.0, "learning_rate": -1.0, "weight_decay": -1.0}
+OUTSIDE |= {"betas": (0.9, 1.0), "final_learning_rate": 1.1, "warmup_epochs": -1.0}
+
+
+@pytest.mark.parametrize("changes", [{name: value} for name, value in OUTSIDE.items()])
 def test_values_outside_their_range_are_refused(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=rf"train\.{name}"):

@@ -221,7 +221,7 @@ def in_bf16(folder):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
-    config = replace(SETTINGS, precision="bf16", steps=2, warmup=0.0)
+    config = replace(SETTINGS, precision="bf16", steps=2, warmup_steps=0)
     training = train(folder / "bf16", config, sharded=True, dtype=torch.float32)
     assert training.bare.blocks[0].seen == {(torch.float32, torch.float32, torch.bfloat16)}
     assert all(value.dtype == torch.float32 for value in tensors_of(training)["optimizer"].values())

@@ -121,7 +121,7 @@ FAULTS: dict[str, Fault] = {
 def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
     """One process that lives through all of it."""
     draw, seen, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
-    config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, warmup=0.0, final_learning_rate=1e-4)
+    config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, final_learning_rate=0.1)
     folder = work / "witness_run"
     started = start(config, folder)
     if not trains(started, folder):

@@ -95,7 +95,7 @@ def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape,
     optimizer = make_probe_optimizer(probes, rates, schedule, "adamw", momentum=0.0)
     draws = integers(stream(sample_keys(seed, 0, torch.arange(config.steps)), BATCHES), len(labels), config.batch_size)
     for step, rows in enumerate(draws.to(tokens.device)):
-        set_learning_rate(optimizer, learning_rate(step, config.steps, 1.0, WARMUP, 0.0))
+        set_learning_rate(optimizer, learning_rate(step, config.steps, 1.0, WARMUP * config.steps, 0.0))
         probes_loss(probes, (tokens[rows], labels[rows]), step).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

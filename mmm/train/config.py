@@ -31,10 +31,12 @@ class TrainConfig:
     """The peak, for `scale_learning_rate` samples an update."""
     scale_learning_rate: int | None = 256
     """Samples an update that `learning_rate` is stated for: the peak is learning_rate * batch_size / this. none: unscaled."""
-    warmup: float = 0.05
-    """Part of the run, 0 to 1, over which the learning rate rises from 0 to its peak."""
+    warmup_epochs: float | None = None
+    """Epochs over which the learning rate rises from 0 to its peak, where `warmup_steps` is none; with neither it starts there."""
+    warmup_steps: int | None = None
+    """Updates over which the learning rate rises from 0 to its peak."""
     final_learning_rate: float = 0.0
-    """Where the half-cosine after the peak ends; not scaled."""
+    """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
     weight_decay: float = 0.05
     """Of matrices; biases, norms and other vectors are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -71,10 +73,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
-        for name in (*whole, "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "clip_norm", "timeout"):
+        every = ("log_every", "save_every", "keep_last", "evaluate_every")
+        for name in (*whole, *every, "epochs", "learning_rate", "clip_norm", "timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
+        for name in ("warmup_epochs", "warmup_steps", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"train.{name} {value} must be 0 or more")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"train.final_learning_rate {self.final_learning_rate} is a fraction of the peak: give 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas {self.betas[0]} {self.betas[1]} are decays: give numbers of at least 0, below 1")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
             raise ValueError(
                 f"train.keep_every {self.keep_every} is no multiple of train.save_every {self.save_every}; use "
@@ -82,8 +93,6 @@ class TrainConfig:
             )
         if self.max_skipped < 0:
             raise ValueError(f"train.max_skipped {self.max_skipped} must be 0 or more; 0 stops at the first such number")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"train.warmup {self.warmup} is a part of the run: give 0 or more, and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema {self.ema} is a decay: give a number between 0 and 1, or none")
 

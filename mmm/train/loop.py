@@ -24,7 +24,7 @@ from mmm.keys import Stream, sample_keys, stream
 from mmm.train.config import TrainConfig
 from mmm.train.guard import carry, measure_gradient, step_if
 from mmm.train.interval import Interval, NameSamples, Skipped
-from mmm.train.schedule import Plan, due, learning_rate, set_learning_rate
+from mmm.train.schedule import Plan, due, set_learning_rate
 from mmm.train.signals import Agreement, Stopped, StopSignals
 from mmm.train.strict import Tree
 from mmm.train.training import Training
@@ -91,7 +91,7 @@ def fit(
     with StopSignals() as signals:
         agreement = Agreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
-            rate = learning_rate(step, plan.steps, plan.peak, config.warmup, config.final_learning_rate)
+            rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
             model.train()  # the caller may have evaluated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from mmm.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Plan:
         micro_batch_size: samples that one process computes at once.
         accumulation: micro-batches that one process computes for one update.
         peak: the learning rate's peak, after scaling.
+        warmup: updates over which the learning rate rises to the peak; may be a fraction of one, or more than `steps`.
+        final: the learning rate at which the half-cosine ends.
     """
 
     steps: int
@@ -33,10 +38,16 @@ class Plan:
     micro_batch_size: int
     accumulation: int
     peak: float
+    warmup: float
+    final: float
 
     def epoch(self, step: int) -> float:
         """Passes over the data after so many updates."""
         return step * self.batch_size / self.samples
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of an update, counted from 0; see `learning_rate`."""
+        return learning_rate(step, self.steps, self.peak, self.warmup, self.final)
 
 
 def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
@@ -47,14 +58,17 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
     """
     micro_batch_size, accumulation = split_batch(config, processes)
     scale = 1.0 if config.scale_learning_rate is None else config.batch_size / config.scale_learning_rate
+    peak, steps = config.learning_rate * scale, count_steps(config, samples)
     return Plan(
-        steps=count_steps(config, samples),
+        steps=steps,
         samples=samples,
         batch_size=config.batch_size,
         processes=processes,
         micro_batch_size=micro_batch_size,
         accumulation=accumulation,
-        peak=config.learning_rate * scale,
+        peak=peak,
+        warmup=count_warmup(config, samples, steps),
+        final=config.final_learning_rate * peak,
     )
 
 
@@ -65,6 +79,20 @@ def count_steps(config: TrainConfig, samples: int) -> int:
     if config.epochs is None:
         raise ValueError("the length of the run is not given: set train.steps or train.epochs")
     return math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is a hair above 3
+
+
+def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:
+    """Updates over which the learning rate rises; a warning where the run ends before it reaches its peak."""
+    warmup: float = (config.warmup_epochs or 0) * samples / config.batch_size
+    if config.warmup_steps is not None:
+        warmup = config.warmup_steps
+    if warmup >= steps > 1:
+        logger.warning(
+            "the learning rate rises over %.4g updates and the run has %d, so it never reaches its peak; set train.warmup_steps",
+            warmup,
+            steps,
+        )
+    return warmup
 
 
 def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
@@ -110,12 +138,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
     Args:
         step: updates made so far, 0 to steps - 1.
         steps: of the whole run.
-        warmup: part of the run, 0 to 1.
+        warmup: updates over which it rises.
+        final: the value at which it ends.
     """
-    progress = step / steps
-    if progress < warmup:
-        return peak * progress / warmup
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    progress, rise = step / steps, warmup / steps
+    if step < warmup:
+        return peak * progress / rise
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
