@@ -42,7 +42,7 @@ IMAGENET = pretrain.Config(
     ),
 )
 
-IMAGENET_1600 = replace(IMAGENET, train=replace(IMAGENET.train, epochs=1600, warmup=40 / 1600))
+IMAGENET_1600 = replace(IMAGENET, train=replace(IMAGENET.train, epochs=1600))
 
 CIFAR10 = pretrain.Config(
     data=ImagesConfig(

@@ -7,13 +7,13 @@ CVPR 2023): an image is a clip of one tube that stands still, and each update is
 
 Flags of the images begin with --also; all others are of the videos or of both. An epoch passes once over the videos.
 
-`ssv2_imagenet` follows the authors' published configuration (omnimae_vitbase_ssv2_in1k.yaml: 800 epochs; the paper trains for
-1,600). They count an epoch as one pass over the images, in which a quarter of the videos is decoded and four crops of each are taken,
-so that each video gives one sample; 800 of these epochs are 200 passes over the videos. In 43 updates 38 are on images and 5 on
-clips, which is their proportion (626 to 82 updates an epoch on 64 GPUs). The decoder's attention has no biases, as in the released
-weights; the configuration asks for them. Two things differ from the authors' code. Positions are sines and cosines of (time, row,
-column), in which an image stands at time 0; the authors take them from a table over the flattened index. The mask token and the
-decoder's positions have the decoder's width; theirs have the encoder's, and are projected together with the features.
+`ssv2_imagenet` follows the authors' published configuration, omnimae_vitbase_ssv2_in1k.yaml, of 800 epochs; the paper trains for
+1,600. They count an epoch as one pass over the images, in which a quarter of the videos is decoded and four crops of each are
+taken, so that each video gives one sample; 800 of these epochs are 200 passes over the videos. Of 43 updates 38 are on images and 5
+on clips, which is their proportion (626 to 82 updates an epoch on 64 GPUs). The decoder's attention has no biases, as in the
+released weights; the configuration asks for them. Two things differ from the authors' code. Positions are sines and cosines of
+(time, row, column), in which an image stands at time 0; the authors take them from a table over the flattened index. The mask token
+and the decoder's positions have the decoder's width; theirs have the encoder's, and are projected together with the features.
 
 What to expect. The authors report, for 1,600 epochs and fine-tuning, 69.5 (B), 74.2 (L), 75.3 (H) % top-1 on Something-Something v2
 and 83.0, 85.1, 86.5 % on ImageNet; nobody has measured this recipe's own there yet. `demo`: docs/results.md.
@@ -60,7 +60,7 @@ SSV2_IMAGENET = pretrain.Config(
         batch_size=2048,
         learning_rate=1.6e-3,
         scale_learning_rate=None,
-        warmup_epochs=40,
+        warmup_epochs=10,
         weight_decay=0.05,
         betas=(0.9, 0.95),
     ),

@@ -35,16 +35,17 @@ from tasks import pretrain
 
 CLIPS = ClipsConfig(frames=16, stride=4, image_size=224, crop="multi_scale", workers=10)
 
+ENCODER = VisionTransformer.Config(size="base", class_token=False, positions="flat_sine_cosine", qkv_bias="qv", embed_init="torch")
+DECODER = SelfAttentionDecoder.Config(
+    width=384, depth=4, heads=6, positions="flat_sine_cosine", qkv_bias="qv", embed_bias=False, embed_init="torch"
+)
+
 KINETICS = pretrain.Config(
     data=CLIPS,
     tokenizer=Tubes.Config(size=16, frames=2),
     masker=TubeMasker.Config(ratio=0.9),
-    encoder=VisionTransformer.Config(
-        size="base", class_token=False, positions="flat_sine_cosine", qkv_bias="qv", embed_init="torch"
-    ),
-    decoder=SelfAttentionDecoder.Config(
-        width=384, depth=4, heads=6, positions="flat_sine_cosine", qkv_bias="qv", embed_bias=False, embed_init="torch"
-    ),
+    encoder=ENCODER,
+    decoder=DECODER,
     target=PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit"),
     train=TrainConfig(
         epochs=1600,
@@ -59,23 +60,23 @@ KINETICS = pretrain.Config(
 
 KINETICS_SMALL = replace(
     KINETICS,
-    encoder=replace(KINETICS.encoder, size="small"),
-    decoder=replace(KINETICS.decoder, width=192, heads=3),
-    train=replace(KINETICS.train, batch_size=1024, final_learning_rate=4e-5),
+    encoder=replace(ENCODER, size="small"),
+    decoder=replace(DECODER, width=192, heads=3),
+    train=replace(KINETICS.train, batch_size=1024),
 )
 
 KINETICS_LARGE = replace(
     KINETICS,
-    encoder=replace(KINETICS.encoder, size="large"),
-    decoder=replace(KINETICS.decoder, width=512, depth=12, heads=8),
-    train=replace(KINETICS.train, batch_size=512, final_learning_rate=2e-5),
+    encoder=replace(ENCODER, size="large"),
+    decoder=replace(DECODER, width=512, depth=12, heads=8),
+    train=replace(KINETICS.train, batch_size=512),
 )
 
 KINETICS_HUGE = replace(
     KINETICS,
-    encoder=replace(KINETICS.encoder, size="huge"),
-    decoder=replace(KINETICS.decoder, width=640, depth=12, heads=8),
-    train=replace(KINETICS.train, batch_size=1024, final_learning_rate=4e-5, checkpoint_blocks=True),
+    encoder=replace(ENCODER, size="huge"),
+    decoder=replace(DECODER, width=640, depth=12, heads=8),
+    train=replace(KINETICS.train, batch_size=1024, checkpoint_blocks=True),
 )
 
 SSV2 = replace(
@@ -88,7 +89,7 @@ SSV2_SMALL = replace(
     SSV2,
     encoder=KINETICS_SMALL.encoder,
     decoder=KINETICS_SMALL.decoder,
-    train=replace(SSV2.train, batch_size=1024, final_learning_rate=4e-5),
+    train=replace(SSV2.train, batch_size=1024),
 )
 
 UCF101 = replace(

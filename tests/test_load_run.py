@@ -147,7 +147,7 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1, 0.1]}, "data.std is missing"),
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1], "std": [0.1, 0.1]}, "data.mean has 1 values"),
         ("data", {"image_size": "big", "channels": 2, "mean": [0.1] * 2, "std": [0.1] * 2}, "data.image_size"),
-        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; a part of your own must be imported first"),
+        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; for a part of your own, --use FILE imports its file"),
         ("encoder", {"name": "vit", "widht": 16}, "encoder.widht is not known"),
         ("encoder", {"name": "vit", "width": 16, "depth": 3, "heads": 2}, r"lacks encoder\.blocks\.2"),
         (

@@ -6,6 +6,7 @@ rates for 256 samples, epochs of warm-up. Nothing in them is read from a recipe.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,9 +24,9 @@ def schedule(train: TrainConfig) -> dict[str, float]:
     return {
         "epochs": plan.epoch(plan.steps),
         "batch": plan.batch_size,
-        "warmup": train.warmup * plan.epoch(plan.steps),
+        "warmup": plan.warmup * plan.batch_size / SAMPLES,
         "peak": plan.peak,
-        "final": train.final_learning_rate,
+        "final": plan.final,
         "decay": train.weight_decay,
         "beta1": train.betas[0],
         "beta2": train.betas[1],
@@ -83,6 +84,14 @@ def test_video_pretraining_is_videomaes(name: str) -> None:
     assert config.train.clip_norm is None
 
 
+@pytest.mark.parametrize("name", VIDEO_PRETRAINING)
+def test_the_learning_rate_follows_the_batch_and_the_warm_up_does_not_follow_the_length(name: str) -> None:
+    train = load_recipe("video_mae").PRESETS[name].train
+    smaller = schedule(replace(train, batch_size=64, epochs=100))
+    assert smaller["peak"] / smaller["final"] == pytest.approx(schedule(train)["peak"] / schedule(train)["final"])
+    assert smaller["warmup"] == 40
+
+
 def test_every_preset_for_videos_is_in_the_table_or_the_demonstration() -> None:
     assert set(load_recipe("video_mae").PRESETS) == {*VIDEO_PRETRAINING, "demo"}
 
@@ -121,8 +130,8 @@ def test_joint_pretraining_is_omnimaes() -> None:
     passes = plan.steps * plan.batch_size * images_turn / (clips_turn + images_turn) / images
     assert passes == pytest.approx(epochs, rel=0.005)
     assert plan.epoch(plan.steps) * config.data.repeats == pytest.approx(epochs, rel=0.005)  # samples of each video
-    assert config.train.warmup == pytest.approx(0.05)
-    assert (plan.peak, config.train.final_learning_rate) == (1.6e-3, 0.0)
+    assert plan.warmup == pytest.approx(0.05 * plan.steps, rel=0.005)
+    assert (plan.peak, plan.final) == (1.6e-3, 0.0)
     assert (config.train.weight_decay, config.train.betas, config.train.clip_norm) == (0.05, (0.9, 0.95), None)
     assert (config.data.frames, config.data.fps, config.data.flip) == (16, pytest.approx(16 / 2.7), 0.0)
     assert (config.data.crop, config.data.crop_scale) == ("random_resized", (0.08, 1.0))

@@ -15,7 +15,8 @@ from mmm.config import to_dict
 from mmm.model import MaskedModel, ModelConfig
 from mmm.train.config import flatten
 
-TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")  # of a run's `train`, what a card says
+# of a run's `train`, what a card says
+TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")
 LICENCE = """## Licence
 
 Not stated. Whoever publishes this model adds one here and as `license:` at the top, within what the licences of its data and of the

@@ -132,7 +132,8 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
     for kind, part in parts.items():
         if isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
             known = ", ".join(sorted(REGISTRIES[kind].parts))
-            raise ValueError(f"{kind}.name {part.get('name')!r} is none of {known}; a part of your own must be imported first")
+            hint = "for a part of your own, --use FILE imports its file"
+            raise ValueError(f"{kind}.name {part.get('name')!r} is none of {known}; {hint}")
 
 
 def _place(path: Path) -> Path:
