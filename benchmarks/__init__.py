@@ -1,1 +1,1 @@
-"""Scripts that measure, run from the repository's root: `python -m benchmarks.step`. Results lie in `results/`, dated."""
+"""Scripts that measure, run from the repository's root: `python -m benchmarks.train.step`. Results lie in `results/`, dated."""

@@ -34,12 +34,12 @@ print("torch", torch.__version__, "timm", timm.__version__, "accelerate", accele
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
 PYTHON
 
-step=(python -m benchmarks.step --save)
-profile=(python -m benchmarks.profile_step)
+step=(python -m benchmarks.train.step --save)
+profile=(python -m benchmarks.train.profile_step)
 if [ "${DRY:-}" ]; then
     part 300 step-eager "${step[@]}" --size tiny --image 64 --batch 2 --clips 1 --frames 4 --repeats 2 --methods mae crossmae_25 --out "$out/eager"
     part 300 profile "${profile[@]}" --methods mae --size tiny --batch 2 --top 8
-    part 300 cifar10 python -m benchmarks.in_memory --steps 10 --workers 0 --out "$out/cifar10.json"
+    part 300 cifar10 python -m benchmarks.data.in_memory --steps 10 --workers 0 --out "$out/cifar10.json"
     exit $failed
 fi
 
@@ -51,5 +51,5 @@ part 60 step-huge "${step[@]}" --size huge --batch 128 --clips 16 --repeats 5 --
 for batch in 64 512 1024; do
     part 25 "step-large-$batch" "${step[@]}" --size large --batch $batch --methods mae crossmae_25 --repeats 3 --alone --out "$out/large-$batch"
 done
-part 60 cifar10 python -m benchmarks.in_memory --steps 1000 --workers 8 --out "$out/cifar10.json"
+part 60 cifar10 python -m benchmarks.data.in_memory --steps 1000 --workers 8 --out "$out/cifar10.json"
 exit $failed

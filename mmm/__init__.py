@@ -1,9 +1,9 @@
 """mmm: masked modelling of images and videos. One code path: tokenizer, masker, encoder, decoder, target."""
 
-from mmm.checkpoints.load import load
-from mmm.interfaces import Features, Input
-from mmm.mask import Mask
+from mmm.core.mask import Mask
+from mmm.core.types import Features, Input
 from mmm.model import MaskedModel, ModelConfig, Output
+from mmm.weights.load import load
 
 __version__ = "0.1.0"
 

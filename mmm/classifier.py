@@ -12,11 +12,11 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from mmm.batch_norm import BatchNorm
+from mmm.core.registry import PartConfig
 from mmm.encoders import Encoder
+from mmm.layers.batch_norm import BatchNorm
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool, Pool, pools
-from mmm.registry import PartConfig
 from mmm.tokenizers import GridTokenizer
 
 Norm = Literal["none", "layer", "batch"]

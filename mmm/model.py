@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig
+from mmm.core.rng import sample_keys
+from mmm.core.tokens import Grid
+from mmm.core.types import Features, Input
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
-from mmm.interfaces import Features, Input
-from mmm.keys import sample_keys
-from mmm.mask import Mask
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.registry import PartConfig
 from mmm.targets import Target, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
-from mmm.tokens import Grid
 
 
 @dataclass(frozen=True)

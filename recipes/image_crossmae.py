@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from image_mae import CIFAR10, DEMO, IMAGENET
 
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.decoders import CrossAttentionDecoder
 from mmm.maskers import RandomMasker
 from tasks import pretrain

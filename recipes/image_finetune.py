@@ -17,13 +17,13 @@ measured this recipe's own on ImageNet yet. `cifar10` and `demo`: docs/results.m
 from dataclasses import replace
 
 from mmm.classifier import HeadConfig
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ImagesConfig
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig
-from mmm.train.soft_targets import SoftConfig
+from mmm.train.mixup import SoftConfig
 from tasks import finetune
 
 IMAGENET = finetune.Config(

@@ -14,7 +14,7 @@ yet. Their statistics of the batch norm are of the 512 images of one GPU, these 
 """
 
 from mmm.classifier import HeadConfig
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ImagesConfig
 from mmm.pools import ClassPool, MeanPool
 from mmm.train.config import TrainConfig

@@ -13,12 +13,12 @@ epochs; nobody has measured this recipe's own on ImageNet yet. `cifar10` and `de
 
 from dataclasses import replace
 
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.gallery import GalleryConfig
-from mmm.evaluate.representation import RepresentationConfig
+from mmm.evaluate.features.frozen_eval import RepresentationConfig
+from mmm.evaluate.reconstruction.gallery import GalleryConfig
 from mmm.maskers import RandomMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches

@@ -24,12 +24,12 @@ from dataclasses import replace
 from image_mae import DEMO as PHOTOGRAPHS
 from video_mae import DEMO as MOTION
 
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
-from mmm.pretraining import SecondSource
+from mmm.objectives.masked import SecondSource
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from video_mae import PRESETS as MAE
 
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.decoders import CrossAttentionDecoder
 from tasks import pretrain
 

@@ -22,13 +22,13 @@ from dataclasses import replace
 from video_mae import DEMO as MOTION
 
 from mmm.classifier import HeadConfig
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
-from mmm.train.soft_targets import SoftConfig
+from mmm.train.mixup import SoftConfig
 from tasks import finetune
 
 DATA = ClipsConfig(

@@ -19,7 +19,7 @@ from dataclasses import replace
 from video_mae import DEMO as MOTION
 
 from mmm.classifier import HeadConfig
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.pools import AttentivePool, MeanPool
 from mmm.train.config import TrainConfig

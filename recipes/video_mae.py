@@ -21,12 +21,12 @@ Kinetics-400; `ssv2`: 70.8 (B, 2,400 epochs); `ucf101`: 91.3 (B, 3,200 epochs). 
 
 from dataclasses import replace
 
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.few_label_probe import TransferConfig
-from mmm.evaluate.gallery import GalleryConfig
+from mmm.evaluate.probes.few_shot import TransferConfig
+from mmm.evaluate.reconstruction.gallery import GalleryConfig
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in known:
-        from mmm.registry import nearest
+        from mmm.core.registry import nearest
 
         print(f"error: no task is called {name!r}{nearest(name, known)} There are: {', '.join(known)}.", file=sys.stderr)
         return 2
@@ -46,7 +46,7 @@ def tasks() -> dict[str, str]:
 
 def _run(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
     """Reads the task's flags and runs it."""
-    from mmm import config
+    from mmm.config import cli as config
 
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     if first and hasattr(task, "POSITIONAL"):  # `mmm knn runs/a` is `mmm knn --model runs/a`
@@ -59,7 +59,7 @@ def _default(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
     needed = [field.name for field in fields(task.Config) if field.default is field.default_factory is MISSING]
     if not needed:
         return task.Config()
-    from mmm import config
+    from mmm.config import cli as config
 
     if "--config" in argv[:-1]:
         return config.load(task.Config, argv[argv.index("--config") + 1])

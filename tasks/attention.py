@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.attention_view import AttentionConfig, describe_attention, draw_attention, draw_fusion, measure_attention
-from mmm.evaluate.record import record
-from mmm.evaluate.subject import Subject, SubjectConfig, open_subject, open_test
+from mmm.evaluate.attention.plot import AttentionConfig, describe_attention, draw_attention, draw_fusion, measure_attention
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
+from mmm.evaluate.run_results import record
 
 logger = logging.getLogger(__name__)
 

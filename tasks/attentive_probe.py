@@ -10,18 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmm.config import to_dict
-from mmm.evaluate.exam import ProbeConfig, open_exam
-from mmm.evaluate.probe_result import conclude, describe_probe, protocol_of, schedule_of
-from mmm.evaluate.probes import Optimizer
-from mmm.evaluate.probing import Probing
+from mmm.config.cli import to_dict
+from mmm.core.registry import PartConfig
+from mmm.evaluate.probes.heads import Optimizer
+from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probes.setup import ProbeConfig, open_exam
+from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import AttentivePool
-from mmm.registry import PartConfig
 from mmm.train.config import TrainConfig
-from mmm.train.devices import precision_of, start
-from mmm.train.ranks import Ranks
-from mmm.train.run import RunFolder
+from mmm.train.distributed.setup import precision_of, start
+from mmm.train.run.folder import RunFolder
+from mmm.train.watchdog.watchdog import Ranks
 
 POSITIONAL = "model"
 TASK = "attentive_probe"

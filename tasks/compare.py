@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.compare import compare, describe_comparison, group_runs
-from mmm.evaluate.record import Record
+from mmm.evaluate.compare_runs import compare, describe_comparison, group_runs
+from mmm.evaluate.run_results import Record
 
 logger = logging.getLogger(__name__)
 

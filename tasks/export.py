@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 from safetensors.torch import save_file
 
-from mmm.checkpoints.export import to_timm, write_transformers
-from mmm.checkpoints.load import load
-from mmm.checkpoints.model_card import Origin, model_card
-from mmm.checkpoints.plain_folder import CARD, data_of, refuse_full, write_folder
-from mmm.checkpoints.run_folder import CONFIG, run_of
-from mmm.checkpoints.timm_arguments import timm_call
-from mmm.evaluate.record import Record
-from mmm.evaluate.subject import parts_of
+from mmm.config.reading import read_yaml
+from mmm.evaluate.loaded_model import parts_of
+from mmm.evaluate.run_results import Record
 from mmm.model import MaskedModel
-from mmm.reading import read_yaml
-from mmm.train.checkpoint import newest
+from mmm.train.checkpoint.writer import newest
+from mmm.weights.export import to_timm, write_transformers
+from mmm.weights.formats.bundle import CARD, data_of, refuse_full, write_folder
+from mmm.weights.formats.run import CONFIG, run_of
+from mmm.weights.formats.timm_arguments import timm_call
+from mmm.weights.load import load
+from mmm.weights.model_card import Origin, model_card
 
 POSITIONAL = "model"
 ENDS = {"folder": "-export", "timm": "-timm.safetensors", "transformers": "-transformers"}

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.extract import ExtractConfig, extract, identity_of
-from mmm.evaluate.extract_store import Store, manifest_of
-from mmm.evaluate.subject import SubjectConfig, open_shown, open_subject
+from mmm.evaluate.features.extract import ExtractConfig, extract, identity_of
+from mmm.evaluate.features.store import Store, manifest_of
+from mmm.evaluate.loaded_model import SubjectConfig, open_shown, open_subject
 from mmm.train.config import TrainConfig
-from mmm.train.devices import start
+from mmm.train.distributed.setup import start
 
 logger = logging.getLogger(__name__)
 

@@ -13,30 +13,30 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmm.config import to_dict
+from mmm.config.cli import to_dict
 from mmm.data import BadInputs, Batch, Problem, train_batches
+from mmm.data.datasets.labelled import open_lessons
 from mmm.evaluate.classification import describe_classification
 from mmm.evaluate.protocol import weights_fingerprint
-from mmm.finetuning import FineTuneConfig, build_classifier, soft_loss, with_pretrained
-from mmm.lessons import open_lessons
-from mmm.train.best import Best
+from mmm.objectives.adapt_encoder import load_pretrained
+from mmm.objectives.finetune import FineTuneConfig, build_classifier, soft_loss, with_pretrained
+from mmm.objectives.finetune_run import FineTuning
+from mmm.train.best_weights import Best
 from mmm.train.config import identity
-from mmm.train.devices import precision_of, start
-from mmm.train.dry_run import dry_run
-from mmm.train.fitting import Trial
+from mmm.train.distributed.setup import precision_of, start
 from mmm.train.loop import fit
-from mmm.train.memory import checkpoint_blocks, naming_the_cure
-from mmm.train.micro_batch import settle
+from mmm.train.memory.batch_size_finder import settle
+from mmm.train.memory.dry_run import dry_run
+from mmm.train.memory.fitting import Trial
+from mmm.train.memory.usage import checkpoint_blocks, naming_the_cure
+from mmm.train.mixup import SoftConfig, check_mixing
 from mmm.train.optimizer import make_optimizer
 from mmm.train.progress import show_progress
-from mmm.train.ranks import Ranks
-from mmm.train.run import RunFolder
+from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import due, make_plan
-from mmm.train.soft_targets import SoftConfig, check_mixing
-from mmm.train.tracking import start_tracker
+from mmm.train.trackers import start_tracker
 from mmm.train.training import Training
-from mmm.transfer import load_pretrained
-from mmm.tuning import FineTuning
+from mmm.train.watchdog.watchdog import Ranks
 
 logger = logging.getLogger(__name__)
 

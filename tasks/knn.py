@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.extracted import judge_extracted, read_features
-from mmm.evaluate.record import record
-from mmm.evaluate.representation import RepresentationConfig, describe_representation, judge_representation
-from mmm.evaluate.subject import Subject, SubjectConfig, open_subject, open_test, open_train
+from mmm.evaluate.features.extracted import judge_extracted, read_features
+from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test, open_train
+from mmm.evaluate.run_results import record
 
 logger = logging.getLogger(__name__)
 

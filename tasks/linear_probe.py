@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from mmm.config import to_dict
-from mmm.evaluate.exam import ProbeConfig, open_exam
-from mmm.evaluate.linear_sweep import SweepConfig, sweep
-from mmm.evaluate.probe_result import conclude, describe_probe, protocol_of, schedule_of
-from mmm.evaluate.probing import Probing
+from mmm.config.cli import to_dict
+from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
+from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probes.setup import ProbeConfig, open_exam
+from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
-from mmm.train.devices import precision_of, start
-from mmm.train.ranks import Ranks
-from mmm.train.run import RunFolder
+from mmm.train.distributed.setup import precision_of, start
+from mmm.train.run.folder import RunFolder
+from mmm.train.watchdog.watchdog import Ranks
 
 POSITIONAL = "model"
 TASK = "linear_probe"

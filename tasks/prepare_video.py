@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from mmm.data import Clips, ClipsConfig, open_data
-from mmm.data.desk import in_hand
-from mmm.data.find import find_source
-from mmm.data.folder import FolderCells
-from mmm.data.lists import ListFile
-from mmm.data.scan import EachOnce, Finding, each_once
-from mmm.data.source import Source
-from mmm.data.video import require
-from mmm.data.video.encode import EncodeConfig, reencode
+from mmm.data.decode.video import require
+from mmm.data.decode.video.encode import EncodeConfig, reencode
+from mmm.data.loading.scan import EachOnce, Finding, each_once
+from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.sources.base import Source
+from mmm.data.sources.file_list import ListFile
+from mmm.data.sources.folder import FolderCells
+from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
 

@@ -13,44 +13,44 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmm.checkpoints.load import initialise_from
-from mmm.config import to_dict
+from mmm.config.cli import to_dict
+from mmm.core.registry import PartConfig
+from mmm.core.rng import sample_keys
 from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches
-from mmm.data.mixture import Mixture
-from mmm.data.resize import kernel_in_use
+from mmm.data.datasets.mixture import Mixture
+from mmm.data.transforms.resize import kernel_in_use
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
-from mmm.evaluate.curve import draw_loss
-from mmm.evaluate.few_label_probe import TransferConfig
-from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
-from mmm.evaluate.held_out import held_out_loss
-from mmm.evaluate.online import OnlineConfig, OnlineNeighbours
-from mmm.evaluate.record import Record, record
-from mmm.evaluate.representation import RepresentationConfig, describe_representation, judge_representation
-from mmm.evaluate.transfer import describe_transfer, judge_transfer
-from mmm.keys import sample_keys
+from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.features.online_knn import OnlineConfig, OnlineNeighbours
+from mmm.evaluate.masked_loss import held_out_loss
+from mmm.evaluate.plots.curves import draw_loss
+from mmm.evaluate.probes.few_shot import TransferConfig
+from mmm.evaluate.probes.few_shot_eval import describe_transfer, judge_transfer
+from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.pretraining import Feed, SecondSource
-from mmm.registry import PartConfig
+from mmm.objectives.masked import Feed, SecondSource
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
-from mmm.train.devices import precision_of, start
-from mmm.train.dry_run import dry_run
-from mmm.train.fitting import Trial
+from mmm.train.distributed.fsdp import sharding_asked
+from mmm.train.distributed.setup import precision_of, start
 from mmm.train.loop import LossOf, fit
-from mmm.train.memory import checkpoint_blocks, naming_the_cure
-from mmm.train.micro_batch import settle
+from mmm.train.memory.batch_size_finder import settle
+from mmm.train.memory.dry_run import dry_run
+from mmm.train.memory.fitting import Trial
+from mmm.train.memory.usage import checkpoint_blocks, naming_the_cure
 from mmm.train.optimizer import make_optimizer
-from mmm.train.place import Resume
 from mmm.train.progress import show_progress
-from mmm.train.ranks import Ranks
-from mmm.train.run import RunFolder
+from mmm.train.run.folder import RunFolder
+from mmm.train.run.place import Resume
 from mmm.train.schedule import Plan, due, make_plan
-from mmm.train.sharding import sharding_asked
-from mmm.train.tracking import start_tracker
+from mmm.train.trackers import start_tracker
 from mmm.train.training import Training
+from mmm.train.watchdog.watchdog import Ranks
+from mmm.weights.load import initialise_from
 
 logger = logging.getLogger(__name__)
 

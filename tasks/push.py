@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mmm.checkpoints.hub import push_folder
+from mmm.weights.hub import push_folder
 
 POSITIONAL = "folder"
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.gallery import GalleryConfig, describe_gallery, make_gallery
-from mmm.evaluate.record import record
-from mmm.evaluate.subject import Subject, SubjectConfig, open_shown, open_subject
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_shown, open_subject
+from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.run_results import record
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 

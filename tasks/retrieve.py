@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
-from mmm.evaluate.extract import ExtractConfig, identity_of, layer_name, layered
-from mmm.evaluate.extracted import read_features, refuse_others
-from mmm.evaluate.features import FeatureTable, choose, extract_features
-from mmm.evaluate.retrieve import Shelf, describe_neighbours, draw_neighbours, retrieve
-from mmm.evaluate.subject import Subject, SubjectConfig, open_shown, open_subject
-from mmm.keys import sample_keys, scores
+from mmm.evaluate.features.extract import ExtractConfig, identity_of, layer_name, layered
+from mmm.evaluate.features.extracted import read_features, refuse_others
+from mmm.evaluate.features.retrieval import Shelf, describe_neighbours, draw_neighbours, retrieve
+from mmm.evaluate.features.table import FeatureTable, choose, extract_features
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_shown, open_subject
 
 logger = logging.getLogger(__name__)
 

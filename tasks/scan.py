@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmm.data import ClipsConfig, DataConfig, ImagesConfig, open_data
-from mmm.data.find import find_source
-from mmm.data.scan import scan
+from mmm.data.loading.scan import scan
+from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
 

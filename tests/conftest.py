@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmm import Input, MaskedModel, ModelConfig
-from mmm.config import main
+from mmm.config.cli import main
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
@@ -40,7 +40,7 @@ share_cores()
 @pytest.fixture(autouse=True)
 def _memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training keeps freed memory for its next step; here hundreds of them share a process, which then could not fork."""
-    monkeypatch.setattr("mmm.train.devices.keep_memory", lambda: False)
+    monkeypatch.setattr("mmm.train.distributed.setup.keep_memory", lambda: False)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,11 @@ import accelerate
 import accelerate.utils  # noqa: F401
 import torch.distributed.optim  # noqa: F401
 
-from mmm.train.signals import EXIT_CODE, Stopped
+from mmm.train.distributed.preemption import EXIT_CODE, Stopped
+
+TESTS = Path(__file__).parent
+# of a process that runs a test file as a script: the repository, and the folders of tests, which share code
+PYTHONPATH = os.pathsep.join(str(folder) for folder in (TESTS.parent, TESTS, *sorted(TESTS.glob("[a-z]*/"))))
 
 
 def fork_ranks(count: int, work: Callable[[], object], log: Path) -> list[int]:
@@ -68,7 +72,7 @@ def watch(
     script: list[str], *, seconds: float = 200, act: Callable[[subprocess.Popen[str]], None] | None = None
 ) -> tuple[int, str]:
     """Runs a command whose processes all end with it; gives its exit code and what it said."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     both = subprocess.Popen(script, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:

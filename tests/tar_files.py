@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from mmm.data.builtin import PHOTOGRAPHS, photograph
+from mmm.data.sources.builtin_images import PHOTOGRAPHS, photograph
 
 
 def photographs(count: int) -> list[bytes]:

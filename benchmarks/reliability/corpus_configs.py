@@ -14,10 +14,10 @@ import yaml
 import mmm
 from benchmarks.reliability.corpus import Act, Place, hostile
 from benchmarks.reliability.runs import config_of
-from mmm.config import parse
-from mmm.train import checkpoint
-from mmm.train.place import choose
-from mmm.values import to_dict
+from mmm.config.cli import parse
+from mmm.config.serialize import to_dict
+from mmm.train.checkpoint import writer as checkpoint
+from mmm.train.run.place import choose
 from tasks import export, pretrain
 
 DEEP = 100_000

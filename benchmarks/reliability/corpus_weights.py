@@ -103,7 +103,7 @@ def pickle_of_numpy(place: Place) -> Act:
 def pickle_names_our_own(place: Place) -> Act:
     """A function of this library that imports a file."""
     module = place.put("hostile_module.py", place.code)
-    return _load(place, "weights.pth", reduction("mmm.flags", "use_file", str(module)))
+    return _load(place, "weights.pth", reduction("mmm.config.overrides", "use_file", str(module)))
 
 
 @hostile

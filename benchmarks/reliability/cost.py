@@ -22,8 +22,8 @@ from torch import Tensor
 import mmm.train.loop as loop
 from benchmarks.reliability.harness import side_by_side, start
 from benchmarks.reliability.runs import config_of, make_data
-from mmm.data.loader import train_batches
-from mmm.data.sampler import Order
+from mmm.data.loading.loader import train_batches
+from mmm.data.loading.sampler import Order
 from mmm.encoders import VisionTransformer
 from mmm.train.config import TrainConfig
 from mmm.train.training import Training

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.reliability.harness import start
 from benchmarks.reliability.runs import EVERY, STEPS, Variant, config_of, finish, make_data, quicker, whole
-from mmm.train import checkpoint
+from mmm.train.checkpoint import writer as checkpoint
 
 COUNT, QUICK = 100, 5
 FEWEST = 20  # damages that are tried on a whole run

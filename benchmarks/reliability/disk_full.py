@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.reliability.harness import Sabotage, side_by_side, start
 from benchmarks.reliability.moments import saved
 from benchmarks.reliability.runs import STEPS, Variant, config_of, differs, finish, make_data, whole
-from mmm.train import checkpoint
+from mmm.train.checkpoint import writer as checkpoint
 from tasks import pretrain
 
 COUNT, QUICK = 20, 4

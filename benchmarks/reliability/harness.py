@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from mmm.config import main
+from mmm.config.cli import main
 from tasks import pretrain
 
 Sabotage = Callable[[int], None]  # what a process does to itself before it trains, given its rank
@@ -36,7 +36,7 @@ LAZY = (
     "datasets",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
-    "mmm.data.video.av_reader",
+    "mmm.data.decode.video.pyav",
     "timm.optim",
 )
 PARENT_GONE = 1  # prctl's PR_SET_PDEATHSIG: whoever ends the harness ends its trainings

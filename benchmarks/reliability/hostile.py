@@ -21,9 +21,9 @@ from benchmarks.reliability.corpus import CASES, Place
 from benchmarks.reliability.harness import call
 from benchmarks.reliability.runs import picture
 from benchmarks.reliability.watch import Audit, Bait
-from mmm.data.bad_inputs import Unreadable
-from mmm.data.user_cache import user_cache
-from mmm.data.video.films import write_film
+from mmm.data.errors import Unreadable
+from mmm.data.sources.films import write_film
+from mmm.system.user_cache import user_cache
 
 COUNT, QUICK = 1, 1  # times that each is tried
 FEWEST = 30

@@ -17,11 +17,11 @@ from PIL import Image
 
 from benchmarks.reliability.harness import LANES, side_by_side, start
 from benchmarks.reliability.runs import IMAGES, config_of, make_data, picture, quicker
+from mmm.config.overrides import apply_flags, walk
+from mmm.config.serialize import arms
+from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.data import ClipsConfig
-from mmm.flags import apply_flags, walk
-from mmm.registry import REGISTRIES, PartConfig
 from mmm.tokenizers import Tubes
-from mmm.values import arms
 from tasks import pretrain
 
 COUNT, QUICK = 1000, 16  # choices that are changed; there are about a hundred

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import mmm.pretraining
+import mmm.objectives.masked
 from benchmarks.reliability.harness import Sabotage, side_by_side, start
 from benchmarks.reliability.runs import EVERY, STEPS, Variant, config_of, finish, make_data, whole
 from benchmarks.reliability.spies import both, spy, told, watch_weights
@@ -96,7 +96,7 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
     def sabotage(here: int) -> None:
         if kind == KINDS[-1] and here != rank:
             return
-        made, prepared, bad = pretrain.masked_loss, mmm.pretraining.prepare, {"now": False}
+        made, prepared, bad = pretrain.masked_loss, mmm.objectives.masked.prepare, {"now": False}
 
         def spoiled(*parts: Any, **named: Any) -> Any:
             x = prepared(*parts, **named)
@@ -119,7 +119,7 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
             return loss
 
         pretrain.masked_loss = harmful
-        mmm.pretraining.prepare = spoiled
+        mmm.objectives.masked.prepare = spoiled
 
     return sabotage
 

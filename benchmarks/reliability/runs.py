@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.reliability.harness import Sabotage, call, start
 from mmm.data import ClipsConfig, DataConfig, ImagesConfig
-from mmm.data.video.films import DIRECTIONS, write_film
+from mmm.data.sources.films import DIRECTIONS, write_film
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import TubeMasker

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.reliability.harness import Sabotage, side_by_side, start
 from benchmarks.reliability.moments import inside_a_save, saved, trains
 from benchmarks.reliability.runs import Variant, config_of, finish, make_data, whole
-from mmm.data.images import Images
+from mmm.data.datasets.images import Images
 
 COUNT, QUICK = 100, 8
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -26,7 +26,7 @@ from benchmarks.reliability.harness import Started, side_by_side, start
 from benchmarks.reliability.moments import at_random, inside_a_save, lines, saved, trains
 from benchmarks.reliability.runs import STEPS, Variant, finish, make_data, quicker, variants, whole
 from benchmarks.reliability.worker_death import kill_a_worker
-from mmm.train.checkpoint import damage
+from mmm.train.checkpoint.writer import damage
 
 COUNT, QUICK = 30, 1  # minutes
 SLOPE = 1.0  # MiB a thousand updates

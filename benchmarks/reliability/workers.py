@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.reliability.harness import side_by_side, start
 from benchmarks.reliability.runs import STEPS, Variant, config_of, differs, make_data, result
 from benchmarks.reliability.spies import both, spy, told
-from mmm.data.images import Images
+from mmm.data.datasets.images import Images
 
 COUNT, QUICK = 12, 3  # runs with a number of workers above 0
 LATE = 0.004  # seconds at most, of a worker's image

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.reliability.circumstances import HOUSE
 from benchmarks.reliability.harness import call, side_by_side, start
 from benchmarks.reliability.runs import config_of, picture
-from mmm.data.listing import printable
+from mmm.data.sources.listing import printable
 
 COUNT, QUICK = 25, 2  # files of each kind
 GOOD = 4  # good files for each bad one, or eleven bad ones in a row would end a run by chance
@@ -94,7 +94,7 @@ def _plant(source: Path, manifest: Path, medium: str, count: int) -> None:
 def _put_good(source: Path, medium: str, number: int) -> None:
     from PIL import Image
 
-    from mmm.data.video.films import write_film
+    from mmm.data.sources.films import write_film
 
     suffix = "png" if medium == "image" else "mp4"
     path = source / f"good_{number}.{suffix}"

@@ -1,13 +1,13 @@
 """Data: where samples are, how they are read, in which order they come, and how a batch is made."""
 
-from mmm.data.bad_inputs import BadInputs, Problem, Unreadable
+from mmm.data.clip_config import ClipsConfig
 from mmm.data.config import DataConfig, ImagesConfig
-from mmm.data.images import Images, open_images
-from mmm.data.loader import Batch, Samples, eval_batches, train_batches
-from mmm.data.opening import open_data
-from mmm.data.sampler import Order
-from mmm.data.video.clips import Clips
-from mmm.data.video.config import ClipsConfig
+from mmm.data.datasets.clips import Clips
+from mmm.data.datasets.images import Images, open_images
+from mmm.data.datasets.open import open_data
+from mmm.data.errors import BadInputs, Problem, Unreadable
+from mmm.data.loading.loader import Batch, Samples, eval_batches, train_batches
+from mmm.data.loading.sampler import Order
 
 __all__ = [
     "BadInputs",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from mmm.data.augment import check_policy
-from mmm.data.source import IMAGES, Medium
-from mmm.interfaces import Input
+from mmm.core.types import Input
+from mmm.data.sources.base import IMAGES, Medium
+from mmm.data.transforms.augment import check_policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmm.checks import check_positive, check_width
+from mmm.core.checks import check_positive, check_width
+from mmm.core.tokens import Fixed
 from mmm.decoders.fusion import FusedDecoderConfig
-from mmm.tokens import Fixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmm.core.types import Features, Reads, Shape
 from mmm.decoders.base import DecoderConfig
-from mmm.interfaces import Features, Reads, Shape
-from mmm.kernels import LayerNorm
+from mmm.layers.cpu_bf16 import LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.blocks import initialise
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid, repeat_rows, take
+from mmm.core.types import Features, Reads, Shape
 from mmm.decoders.base import Decoder, DecoderConfig, decoders
-from mmm.interfaces import Features, Reads, Shape
-from mmm.mask import Mask
-from mmm.tokens import Grid, repeat_rows, take
+from mmm.layers.transformer import initialise
 
 
 @decoders.register("linear")

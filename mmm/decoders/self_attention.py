@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.blocks import EmbedInit, QKVBias, initialise, make_blocks
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid, position_table, positions, repeat_rows, take
+from mmm.core.types import Features, Shape
 from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.interfaces import Features, Shape
-from mmm.kernels import LayerNorm, Linear
-from mmm.mask import Mask
-from mmm.tokens import Grid, position_table, positions, repeat_rows, take
+from mmm.layers.cpu_bf16 import LayerNorm, Linear
+from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
 
 
 @decoders.register("self_attention")

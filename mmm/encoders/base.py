@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mmm.interfaces import Features, Shape
-from mmm.mask import Mask
-from mmm.registry import PartConfig, Registry
-from mmm.tokens import Grid
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig, Registry
+from mmm.core.tokens import Grid
+from mmm.core.types import Features, Shape
 
 encoders: Registry[Encoder] = Registry("encoder")
 

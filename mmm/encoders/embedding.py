@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmm.kernels import linear
+from mmm.layers.cpu_bf16 import linear
 
 
 class Embedding(nn.Module):

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.blocks import EmbedInit, QKVBias, initialise, make_blocks
-from mmm.checks import check_positive, check_width
+from mmm.core.checks import check_positive, check_width
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid, Positions, position_table, positions, repeat_rows, take
+from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.embedding import Embedding
-from mmm.interfaces import Features, Reads, Shape
-from mmm.kernels import LayerNorm
-from mmm.mask import Mask
-from mmm.tokens import Grid, Positions, position_table, positions, repeat_rows, take
+from mmm.layers.cpu_bf16 import LayerNorm
+from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)

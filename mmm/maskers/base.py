@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.keys import Stream, stream
-from mmm.mask import Mask
-from mmm.registry import PartConfig, Registry
-from mmm.tokens import Grid, keep_count
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig, Registry
+from mmm.core.rng import Stream, stream
+from mmm.core.tokens import Grid, keep_count
 
 maskers: Registry[Masker] = Registry("masker")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmm.keys import permutation, uniform
+from mmm.core.rng import permutation, uniform
+from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
-from mmm.tokens import Grid
 
 # of 100,000 masks of 14 x 14 at a ratio of 0.75, 99.69 % are full after 16 rectangles and all after 32; at 0.9, 99.3 % after 32
 RECTANGLES = 32

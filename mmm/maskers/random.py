@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmm.checks import check_positive
-from mmm.keys import permutation
+from mmm.core.checks import check_positive
+from mmm.core.rng import permutation
+from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, maskers
-from mmm.tokens import Grid
 
 
 @maskers.register("random")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmm.keys import permutation
+from mmm.core.rng import permutation
+from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
-from mmm.tokens import Grid
 
 
 @maskers.register("tube")

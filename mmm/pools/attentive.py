@@ -13,11 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.blocks import MLP
-from mmm.checks import check_positive
-from mmm.interfaces import Shape
+from mmm.core.checks import check_positive
+from mmm.core.registry import PartConfig
+from mmm.core.types import Shape
+from mmm.layers.transformer import MLP
 from mmm.pools.base import Pool, pools
-from mmm.registry import PartConfig
 
 HEAD = 64  # values of a head, where their number is not given: that of every published vision transformer but the largest
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from mmm.registry import PartConfig, Registry
+from mmm.core.registry import PartConfig, Registry
 
 pools: Registry[Pool] = Registry("pool")
 

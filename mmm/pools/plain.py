@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmm.interfaces import Shape
+from mmm.core.registry import PartConfig
+from mmm.core.types import Shape
 from mmm.pools.base import Pool, pools
-from mmm.registry import PartConfig
 
 
 @pools.register("mean")

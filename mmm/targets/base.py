@@ -9,9 +9,9 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from mmm.mask import Mask
-from mmm.registry import PartConfig, Registry
-from mmm.tokens import Grid
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig, Registry
+from mmm.core.tokens import Grid
 
 targets: Registry[Target] = Registry("target")
 

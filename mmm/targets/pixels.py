@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.interfaces import Input
-from mmm.mask import Mask
-from mmm.registry import PartConfig
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig
+from mmm.core.tokens import Grid, take
+from mmm.core.types import Input
 from mmm.targets.base import Target, targets
 from mmm.targets.losses import LOSSES, Loss, mean_loss
-from mmm.tokens import Grid, take
 
 
 @targets.register("pixels")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmm.checks import check_positive
-from mmm.registry import PartConfig, Registry
-from mmm.tokens import Grid
+from mmm.core.checks import check_positive
+from mmm.core.registry import PartConfig, Registry
+from mmm.core.tokens import Grid
 
 tokenizers: Registry[GridTokenizer] = Registry("tokenizer")
 

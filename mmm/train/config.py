@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmm.registry import nearest
+from mmm.core.registry import nearest
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

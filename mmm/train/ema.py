@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmm.train.sharding import local
+from mmm.train.distributed.fsdp import local
 
 
 class EMA:

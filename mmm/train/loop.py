@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmm.keys import Stream, sample_keys, stream
+from mmm.core.rng import Stream, sample_keys, stream
 from mmm.train.config import TrainConfig
-from mmm.train.guard import carry, measure_gradient, step_if
-from mmm.train.interval import Interval, NameSamples, Skipped
+from mmm.train.deterministic import Tree
+from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
+from mmm.train.metrics import Interval, NameSamples, Skipped
+from mmm.train.nonfinite import carry, measure_gradient, step_if
 from mmm.train.schedule import Plan, due, set_learning_rate
-from mmm.train.signals import Agreement, Stopped, StopSignals
-from mmm.train.strict import Tree
 from mmm.train.training import Training
 from mmm.train.waiting import Waited
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.train.config import TrainConfig
-from mmm.train.sharding import placed_as
+from mmm.train.distributed.fsdp import placed_as
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}

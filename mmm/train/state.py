@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmm.train.environment import circumstances
+from mmm.train.distributed.fsdp import local, place
 from mmm.train.optimizer import load_optimizer, optimizer_state
-from mmm.train.sharding import local, place
+from mmm.train.run.environment import circumstances
 
 if TYPE_CHECKING:
     from mmm.train.training import Training

@@ -1,6 +1,6 @@
 """`Training` is what a checkpoint holds and a resume restores: model, optimizer, average of the weights, step.
 
-Nothing is kept per process, and no generator: samples, masks and noise follow from the step (see `mmm/keys.py`).
+Nothing is kept per process, and no generator: samples, masks and noise follow from the step (see `mmm/core/rng.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mmm.train import checkpoint
+from mmm.train.checkpoint import writer as checkpoint
+from mmm.train.checkpoint.async_writer import Saver
 from mmm.train.config import changes, check_allowed, differences
+from mmm.train.distributed.fsdp import DDP, no_sync, shard, sharding_asked, skeleton_of, whole_copy
+from mmm.train.distributed.processes import on_main
 from mmm.train.ema import EMA
-from mmm.train.interval import Begun
-from mmm.train.processes import on_main
-from mmm.train.saving import Saver
-from mmm.train.sharding import DDP, no_sync, shard, sharding_asked, skeleton_of, whole_copy
+from mmm.train.metrics import Begun
 from mmm.train.state import plain, put_back, refuse_other_shapes, refuse_poison, state_of, tensors_of, written_by
 
 if TYPE_CHECKING:

@@ -1,0 +1,103 @@
+"""The recipe's CIFAR-10 training, end to end, from memory: the loader, crops, masks, the step and the loop, on any device.
+
+    python -m benchmarks.data.in_memory --steps 300 [--workers 4] [--threads 1] [--out FILE.json]
+
+It needs no file: the images are as many and as large as CIFAR-10's and hold waves drawn from their places. They cost what
+photographs cost and teach little; what is measured is samples a second in the middle of the run, after the first two log lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.measure import machine
+from mmm.data.datasets.images import Images
+from mmm.data.datasets.mixture import Mixture
+from mmm.data.sources.base import Table
+from mmm.data.sources.builtin_images import PixelCells
+from mmm.objectives.masked import Feed
+from mmm.train.config import TrainConfig
+from mmm.train.distributed.setup import start
+from mmm.train.loop import fit
+from mmm.train.optimizer import make_optimizer
+from mmm.train.schedule import make_plan
+from mmm.train.training import Training
+from recipes.image_mae import CIFAR10
+from tasks import pretrain
+
+IMAGES, SIDE = 50_000, 32
+WARMUP = 2  # log lines
+
+
+def waves(count: int, side: int) -> NDArray[np.uint8]:
+    """Images of two crossing waves each, whose lengths follow from their place. uint8 (N, H, W, 3)."""
+    place = np.arange(count, dtype=np.float32)[:, None]
+    at = np.arange(side, dtype=np.float32)[None] / side
+    down, across = (np.sin(2 * np.pi * (1 + place * share % 7) * at) for share in (0.618, 0.414))  # (N, H), (N, W)
+    grey = down[:, :, None] + across[:, None, :]  # (N, H, W)
+    return (np.repeat(grey[..., None], 3, axis=3) * 60 + 128).astype(np.uint8)
+
+
+def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
+    """Trains, and gives what was measured at each log line."""
+    data = replace(CIFAR10.data, workers=workers, cache=False)
+    pixels = waves(IMAGES, SIDE)
+    cells = PixelCells(pixels, [str(place) for place in range(IMAGES)])
+    samples = Images(Table(cells, None, None, "waves"), data, torch.arange(IMAGES), "waves")
+    config = replace(CIFAR10, data=data, train=train)
+    model, accelerator = pretrain.build_model(config), start(train)
+    feed = Feed("", data, model.masker, 1.0, samples)
+    plan = make_plan(train, samples=IMAGES, processes=accelerator.num_processes)
+    training = Training.prepare(accelerator, model, make_optimizer(model, train), identity={})
+    mixture = Mixture([samples], (1,), config.seed)
+    updates = fit(
+        training,
+        pretrain.load(mixture, plan, training),
+        feed.loss(model, accelerator.device, plan.steps),
+        config=train,
+        plan=plan,
+        seed=config.seed,
+        name_samples=lambda step: mixture.name_samples(step, plan.batch_size),
+    )
+    lines = [update.metrics for update in updates if update.metrics]
+    rates = [line["samples_per_second"] for line in lines[WARMUP:]]
+    return {
+        "machine": machine(accelerator.device),
+        "samples_per_second": median(rates),
+        "loss": [line["loss"] for line in lines],
+        "lines": lines,
+        "batch_size": plan.batch_size,
+        "workers": workers,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_every = max(1, args.steps // 10)
+    train = replace(CIFAR10.train, epochs=None, steps=args.steps, log_every=log_every, threads=args.threads, compile=args.compile)
+    found = measure(train, args.workers)
+    print(f"{found['samples_per_second']:,.0f} samples/s, loss {found['loss'][0]:.4f} to {found['loss'][-1]:.4f}")
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""How fast files become samples: images and clips a second and core, by stage, ours beside what people would otherwise run.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 JPEGs and films that it makes; some minutes
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only images
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only clips --videos /data/clips      on your own files
+    python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   does it run at all?
+    python -m benchmarks.data.pipeline --save  also writes a dated table and all numbers into results/
+
+Times are CPU seconds of one process, all its threads, files in the page cache, everything in turn; rates and ratios are medians,
+ratios within a round. What is compared with stands in image_files.py and video_decode.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.data import image_files, video_decode
+from benchmarks.measure import machine, save, table
+from mmm.data import DataConfig, open_data
+from mmm.data.transforms.resize import kernel_in_use
+from mmm.system.malloc import keep_memory
+
+PEERS = ("pillow", "torchvision", "simplejpeg", "av", "decord", "torchcodec", "numpy")
+
+
+def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """JPEGs, by size."""
+    found = {}
+    for name, (height, width) in image_files.SIZES.items():
+        image_files.make_files(folder / name, options.files, height, width)
+        found[name] = image_files.speeds(folder / name, options.rounds)
+        found[name]["resized_there"] = resized_there(image_files.CONFIG, folder / name, options)
+    return found
+
+
+def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Films, by kind; and what reading many of them leaves behind."""
+    if options.videos is not None:
+        films = {"given": options.videos}
+    else:
+        kinds = list(video_decode.FILMS)[: 1 if options.small else None]
+        films = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as Kinetics has
+    found = {kind: video_decode.speeds(source, options.clips) for kind, source in films.items()}
+    for kind, source in films.items():
+        found[kind][video_decode.LATER]["resized_there"] = resized_there(video_decode.CONFIG, source, options)
+    return found, video_decode.growth(next(iter(films.values())), options.growth)
+
+
+def resized_there(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
+    """Milliseconds of a sample that data.resize device leaves to the device."""
+    samples = open_data(replace(config, source=str(source), resize="device"), "train")
+    return video_decode.device_milliseconds(samples, torch.device(options.device))
+
+
+def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All numbers."""
+    found: dict[str, Any] = {"machine": machine(device) | installed()}
+    with tempfile.TemporaryDirectory() as name:
+        if options.only != "clips":
+            found["images"] = images(options, Path(name))
+            found["transfer of an image"] = video_decode.handing_over(image_files.CONFIG.size, device, samples=64)
+        if options.only != "images":
+            found["clips"], found["growth"] = clips(options, Path(name))
+            found["transfer of a clip"] = video_decode.handing_over(video_decode.CONFIG.size, device)
+    return found
+
+
+def installed() -> dict[str, str]:
+    """What takes part: the kernel that resizes, versions."""
+    found = {"resizing": kernel_in_use()}
+    for name in PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The tables."""
+    lines = ["# From files to samples", "", *(f"- {name}: {value}" for name, value in found["machine"].items()), ""]
+    if "images" in found:
+        lines += [table(image_files.HEAD, image_files.rows(found["images"])), "", left_over(found["images"]), ""]
+    if "clips" in found:
+        grown = found["growth"]
+        lines += [table(video_decode.HEAD, video_decode.rows(found["clips"])), ""]
+        lines += [left_over({kind: ways[video_decode.LATER] for kind, ways in found["clips"].items()}), ""]
+        lines += [f"After {grown['clips']:.0f} clips: {grown['memory_kib']:+.0f} KiB, {grown['files']:+.0f} open files.", ""]
+    for name, cost in found.items():
+        if name.startswith("transfer"):
+            lines.append(
+                f"The {name}: {cost['worker_to_process']:.2f} ms from a worker (wall time), {cost['device_and_normalise']:.2f} ms "
+                "to the device and normalised."
+            )
+    return "\n".join([*lines, "", *(__doc__ or "").split("\n\n")[2:]])
+
+
+def left_over(found: dict[str, dict[str, Any]]) -> str:
+    """What data.resize device moves to the device."""
+    costs = ", ".join(f"{name} {one['resized_there']:.2f} ms" for name, one in found.items())
+    return f"What data.resize device leaves to the device, transfer included, a sample: {costs}."
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["images", "clips"], help="one half; none: both")
+    parser.add_argument("--files", type=int, default=64, help="JPEGs of a size")
+    parser.add_argument("--rounds", type=int, default=9, help="times that each way reads them")
+    parser.add_argument("--clips", type=int, default=40, help="clips a backend and kind of film")
+    parser.add_argument("--videos", type=Path, help="a folder of videos; none renders films")
+    parser.add_argument("--small", action="store_true", help="one kind of short film")
+    parser.add_argument("--growth", type=int, default=2000, help="clips over which growth is measured")
+    parser.add_argument("--device", default="cpu", help="where batches go")
+    parser.add_argument("--save", action="store_true", help="write the table and all numbers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measures, prints, and writes where asked to."""
+    options = parse(argv)
+    torch.set_num_threads(1)
+    keep_memory()  # as a worker does
+    found = measure(options, torch.device(options.device))
+    text = describe(found)
+    print(text)
+    if options.save:
+        save(options.out, "data", text, found)
+    return found
+
+
+if __name__ == "__main__":
+    main()

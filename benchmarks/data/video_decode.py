@@ -1,0 +1,277 @@
+"""The video half of `benchmarks.data.pipeline`: clips by each backend on one core: opening and decoding, cropping and resizing,
+apart.
+
+The pattern is VideoMAE's: open a file, take 16 frames of stride 4 from a random start, one multi-scale crop, 224 pixels. Times are
+CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; the others
+are what a worker does (`train_views`); `decord` lists the packets too and has checked the files before. Four crops a decode is
+data.repeats 4. `av, device` is data.resize device: what a worker does where the device resizes; it stands beside decord's decoding
+alone, as if that were all that decord's worker had to do. Growth is that of memory and of open files over many clips.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmm.core.rng import sample_keys
+from mmm.data import ClipsConfig, Images, open_data
+from mmm.data.datasets.clip_sampling import drawn_frames
+from mmm.data.datasets.clips import Clips
+from mmm.data.decode.image import Pixels
+from mmm.data.decode.video import OpenVideo
+from mmm.data.decode.video.encode import EncodeConfig, write_video
+from mmm.data.decode.video.frame_blocks import blocks
+from mmm.data.loading.worker_pool import load
+from mmm.data.transforms.clip_crop import cut, multi_scale_boxes, resize_into
+from mmm.data.transforms.crop import normalise
+
+CONFIG = ClipsConfig(workers=0, holdout=0.0)
+# name: height, width, group, fast_decode
+FILMS = {
+    "340x256 g12": (256, 340, 12, False),
+    "340x256 g12 fastdecode": (256, 340, 12, True),
+    "340x256 g250": (256, 340, 250, False),
+    "640x480 g12": (480, 640, 12, False),
+    "1280x720 g12": (720, 1280, 12, False),
+}
+NOTHING = 0  # a key that stands for no crop
+LATER = "av, device"
+Way = Callable[[int, Tensor], None]
+TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
+
+
+def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
+    """A slow flight over photographs, with the noise of a sensor."""
+    from skimage import data
+
+    generator = np.random.default_rng(seed)
+    names = ("astronaut", "coffee", "chelsea", "rocket")
+    views = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] for name in names]
+    size = (height + 160, width + 160)
+    ground = torch.nn.functional.interpolate(views[seed % len(views)], size, mode="bilinear")[0].permute(1, 2, 0).numpy()
+    for i in range(frames):
+        top, left = int(80 + 78 * np.sin(i / 37 + seed)), int(80 + 78 * np.cos(i / 29))
+        view = ground[top : top + height, left : left + width].astype(np.int16)
+        yield (view + generator.normal(0, 2, view.shape).astype(np.int16)).clip(0, 255).astype(np.uint8)
+
+
+def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[str, Path]:
+    """The films, H.264 of quality 23: a folder for each kind."""
+    found: dict[str, Path] = {}
+    for kind in kinds:
+        height, width, group, fast = FILMS[kind]
+        config = EncodeConfig(short_side=None, group=group, fast_decode=fast)
+        found[kind] = folder / kind
+        found[kind].mkdir()
+        for seed in range(files):
+            write_video(found[kind] / f"{seed}.mp4", film(height, width, frames, seed), fps=30, config=config)
+    return found
+
+
+def ours(clips: Clips) -> Way:
+    """What a worker does; without keys it decodes only."""
+
+    def read(number: int, keys: Tensor) -> None:
+        if (len(keys) > 1 or keys[0] != NOTHING) and clips.resized_later:
+            cuts, failed = clips.train_cuts(torch.tensor([number]), keys)
+            assert not failed, failed
+            cuts.pack()
+            return
+        if len(keys) > 1 or keys[0] != NOTHING:
+            _, failed = clips.train_views(torch.tensor([number]), keys)
+            assert not failed, failed
+            return
+        with OpenVideo(clips.cell(number), clips.config.backend) as video:
+            for _ in blocks(video, drawn_frames(video.times, keys, CONFIG).ravel(), 3):
+                pass
+
+    return read
+
+
+def bare_decord(clips: Clips) -> Way:
+    """As VideoMAE's loader."""
+    import decord
+
+    def read(number: int, keys: Tensor) -> None:
+        reader = decord.VideoReader(str(clips.cell(number)), num_threads=1)
+        (frames,) = drawn_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
+        clip = torch.from_numpy(reader.get_batch(frames).asnumpy())
+        if len(keys) > 1 or keys[0] != NOTHING:
+            crop(clip, keys)
+
+    return read
+
+
+def ways(source: Path) -> dict[str, Way]:
+    """What is installed here, each with the folder open."""
+
+    def opened(backend: str, **choices: Any) -> Clips:
+        clips = open_data(replace(CONFIG, source=str(source), backend=backend, **choices), "train")
+        assert isinstance(clips, Clips)
+        return clips
+
+    found = {"av": ours(opened("av")), LATER: ours(opened("av", resize="device"))}
+    if importlib.util.find_spec("decord") is not None:
+        found |= {"decord (bare)": bare_decord(opened("av")), "decord": ours(opened("decord"))}
+    if importlib.util.find_spec("torchcodec") is not None:
+        found["torchcodec"] = ours(opened("torchcodec"))
+    return found
+
+
+def crop(clip: Tensor, keys: Tensor) -> None:
+    """A multi-scale crop for each key, into uint8 (R, T, h, w, C)."""
+    height, width = (torch.full_like(keys, side) for side in clip.shape[1:3])
+    boxes = multi_scale_boxes(keys, height, width, CONFIG.frame_size, CONFIG.crop_sides).tolist()
+    for views, box in zip(torch.empty(len(keys), *CONFIG.size, 3, dtype=torch.uint8), boxes, strict=True):
+        resize_into(views, cut(clip, box))
+
+
+def one(way: Way, number: int, turn: int) -> dict[str, float]:
+    """CPU milliseconds of one clip, each from opening on: the decode alone, with one crop, with four."""
+    keys = sample_keys(0, turn, torch.tensor([[number]]), repeat=torch.arange(4)).flatten()
+    costs = {}
+    for name, drawn in (("decode", torch.tensor([NOTHING])), ("one", keys[:1]), ("four", keys)):
+        start = time.process_time()
+        way(number, drawn)
+        costs[name] = 1e3 * (time.process_time() - start)
+    return costs
+
+
+def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds and clips a second of each backend, in turn on the same clips."""
+    readers = ways(source)
+    numbers = readable(source)
+    rounds = {name: list[dict[str, float]]() for name in readers}
+    for way in readers.values():
+        for number in numbers:
+            one(way, number, 0)  # warm: the first import, our check of decord, the page cache
+    for turn in range(clips):
+        for name, way in readers.items():
+            rounds[name].append(one(way, numbers[turn % len(numbers)], turn + 1))
+    found = {}
+    for name, seen in rounds.items():
+        cost = {part: median(row[part] for row in seen) for part in seen[0]}
+        found[name] = cost | {
+            "crop": median(row["one"] - row["decode"] for row in seen),
+            "clips_per_second": 1e3 / cost["one"],
+            "clips_per_second_of_four": 4e3 / cost["four"],
+            "times_one_crop": median(4 * row["one"] / row["four"] for row in seen),
+        }
+    for name, seen in rounds.items():
+        for base in (base for base in rounds if base == "decord (bare)"):
+            pairs = list(zip(rounds[base], seen, strict=True))
+            alike = "decode" if name == LATER else "one"  # nobody's worker resizes
+            found[name]["times_decord"] = median(theirs[alike] / mine["one"] for theirs, mine in pairs)
+            found[name]["times_decord_of_four"] = median(4 * theirs[alike] / mine["four"] for theirs, mine in pairs)
+    return found
+
+
+def readable(source: Path) -> list[int]:
+    """The videos of a folder that can be read."""
+    clips = open_data(replace(CONFIG, source=str(source)), "train")
+    assert isinstance(clips, Clips)
+    return [n for n in range(len(clips)) if not clips.train_views(torch.tensor([n]), sample_keys(0, 0, torch.tensor([n])))[1]]
+
+
+class Ready(Dataset[Any]):
+    """A batch that costs nothing to make."""
+
+    def __init__(self, batch: Tensor) -> None:
+        self.batch = batch
+
+    def __getitems__(self, request: Any) -> Tensor:
+        return self.batch.clone()
+
+
+def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: int = 12) -> float:
+    """Of a sample, wall time: what data.resize device leaves to the device, the transfer included."""
+    costs = []
+    for turn in range(rounds):
+        cuts, failed = samples.train_cuts(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
+        assert not failed, failed
+        packed = cuts.pack()
+        start = time.perf_counter()
+        packed.resize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        costs.append(1e3 * (time.perf_counter() - start))
+    return median(costs)
+
+
+def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
+    """Milliseconds a uint8 sample of this size: from a worker to this process (wall time), and to the device and normalised."""
+    batch = torch.zeros(samples, *size, 3, dtype=torch.uint8).movedim(-1, 1)  # (B, C, ...)
+    moments, costs = [], []
+    for got in load(Ready(batch), lambda: iter(range(batches)), 1):
+        start = time.perf_counter()
+        normalise(got.to(device), CONFIG.mean, CONFIG.std)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        moments.append(time.perf_counter())
+        costs.append(moments[-1] - start)
+    gaps = np.diff(moments) - np.array(costs[1:])
+    return {"worker_to_process": 1e3 * float(np.median(gaps)) / samples, "device_and_normalise": 1e3 * median(costs) / samples}
+
+
+def growth(source: Path, clips: int) -> dict[str, float]:
+    """Memory (KiB) and open files that reading many clips leaves behind, after a fifth of them as a warm-up."""
+    samples = open_data(replace(CONFIG, source=str(source)), "train")
+    assert isinstance(samples, Clips)
+    before = (0.0, 0)
+    for number in range(clips):
+        samples.train_views(torch.tensor([number % len(samples)]), sample_keys(0, number, 0))
+        if number == clips // 5:
+            before = _held()
+    after = _held()
+    return {
+        "clips": clips - clips // 5,
+        "memory_kib": after[0] - before[0],
+        "files": after[1] - before[1],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _held() -> tuple[float, int]:
+    """Resident memory in KiB, and open files."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024, len(list(Path("/proc/self/fd").iterdir()))
+
+
+def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+    """Of the table, without its head."""
+    lines = []
+    for kind, by_backend in found.items():
+        for name, cost in by_backend.items():
+            times = [
+                f"{cost[key]:.2f}" if key in cost else "" for key in ("times_decord", "times_decord_of_four", "times_one_crop")
+            ]
+            parts = [f"{cost['decode']:.1f}", f"{cost['crop']:.1f}"]
+            rates = [f"{cost['clips_per_second']:.1f}", f"{cost['clips_per_second_of_four']:.1f}"]
+            lines.append([f"{kind}: {name}", *parts, *rates, *times])
+    return lines
+
+
+HEAD = [
+    "films and backend",
+    "open, decode (ms)",
+    "crop (ms)",
+    "clips/s",
+    "four crops a decode",
+    "times decord",
+    "four, times decord",
+    "four, times its own one",
+]

@@ -1,0 +1,121 @@
+"""The ways of making a step that `crossmae_cost.py` measures: MAE's, CrossMAE's, and the published ways of both.
+
+Shapes: B samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import interleaved
+from benchmarks.train.published import PublishedMAE, StackedFusion
+from mmm import Input, Mask, MaskedModel, ModelConfig
+from mmm.core.rng import sample_keys
+from mmm.core.types import Features
+from mmm.decoders import CrossAttentionDecoder, DecoderConfig, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import RandomMasker
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of making a step.
+
+    Attributes:
+        name: in the table.
+        loss: of the batch, with its graph.
+        model: whose weights are updated.
+    """
+
+    name: str
+    loss: Callable[[Tensor], Tensor]
+    model: MaskedModel
+
+
+def variants(options: argparse.Namespace, x: Tensor) -> list[Variant]:
+    """All variants; of three sets of weights, one with MAE's decoder, two with CrossMAE's."""
+    inner = {"width": 256, "heads": 8} if options.size in ("tiny", "small") else {"width": 512, "heads": 16}
+    cross = CrossAttentionDecoder.Config(depth=12, **inner)
+    mae = build(options, SelfAttentionDecoder.Config(depth=8, **inner))
+    fused, plain = build(options, replace(cross, fusion="linear")), build(options, cross)
+    whole = masks(mae, x, None)
+    published = PublishedMAE(mae, whole.visible.shape[1])
+    found = [Variant("MAE, published step", compiled(published, options), mae), with_mask("MAE", mae, whole, options)]
+    for share in (0.75, 0.25):
+        mask, name = masks(mae, x, share), f"CrossMAE {share:.0%}".replace("%", " %")
+        found.append(with_mask(name, fused, mask, options))
+        found.append(with_mask(f"{name}, no fusion", plain, mask, options))
+        found.append(with_mask(f"{name}, published fusion", stacked(fused), mask, options, fused))
+    return found
+
+
+def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
+    """A model at its published setting but for the decoder, on the device, its weights the same every time."""
+    config = ModelConfig(
+        tokenizer=Patches.Config(size=16),
+        masker=RandomMasker.Config(ratio=0.75),
+        encoder=VisionTransformer.Config(size=options.size),
+        decoder=decoder,
+        target=PixelTarget.Config(),
+    )
+    return MaskedModel.build(config, Input(size=(options.image, options.image)), seed=0).to(options.device)
+
+
+def masks(model: MaskedModel, x: Tensor, predict: float | None) -> Mask:
+    """Drawn once: drawing takes 0.2 ms, and is no part of the graph."""
+    masker = RandomMasker(RandomMasker.Config(ratio=0.75, predict=predict))
+    return masker(sample_keys(0, 0, torch.arange(len(x), device=x.device)), model.tokenizer.grid(x))
+
+
+def stacked(model: MaskedModel) -> MaskedModel:
+    """The same weights, fused the published way."""
+    other = copy.copy(model.decoder)
+    other._modules = dict(model.decoder._modules)  # a shallow copy shares even this
+    other.fusion = StackedFusion(model.decoder.fusion)
+    return MaskedModel(model.tokenizer, model.masker, model.encoder, other, model.target)
+
+
+def with_mask(name: str, model: MaskedModel, mask: Mask, options: argparse.Namespace, owner: MaskedModel | None = None) -> Variant:
+    """A variant of ours, with its own compiled graph where that is asked for."""
+    run = compiled(model, options)
+    return Variant(name, lambda x: run(x, mask=mask).loss, owner or model)
+
+
+def compiled(module: nn.Module, options: argparse.Namespace) -> Callable[..., Any]:
+    """The module, or a compiled one of its own, for its shapes alone: variants differ in how many tokens are predicted."""
+    return torch.compile(module, fullgraph=True, dynamic=False) if options.compile else module
+
+
+def fusion_alone(options: argparse.Namespace, precision: str) -> dict[str, float]:
+    """Seconds of fusion by itself, forward and backward, ours and published, and of the one norm that is there without it."""
+    device = torch.device(options.device)
+    model = build(options, CrossAttentionDecoder.Config(depth=12, fusion="linear"))
+    fusion, shape = model.decoder.fusion, (options.batch, 1 + (options.image // 16) ** 2 // 4, model.encoder.shape.width)
+    maps = {block: torch.randn(shape, device=device, requires_grad=True) for block in fusion.blocks}
+    features = Features(maps[0], 1, torch.empty(0, device=device), maps)
+    wanted = torch.randn(shape, device=device)
+    ways = {"ours": fusion, "published": StackedFusion(fusion), "norm": lambda given: [fusion.norms[0](given.last)]}
+
+    def run(way: Callable[[Features], list[Tensor]]) -> None:
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            mixed = way(features)
+        torch.autograd.backward(mixed, [wanted] * len(mixed))
+        for one in (*maps.values(), *fusion.parameters()):
+            one.grad = None
+
+    steps = {name: partial(run, way) for name, way in ways.items()}
+    seconds = interleaved(steps, repeats=3 * options.repeats, warmup=options.warmup, device=device)
+    return {name: median(found) for name, found in seconds.items()}

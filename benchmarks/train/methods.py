@@ -1,0 +1,132 @@
+"""Our training steps as they ship: a recipe's published setting, trained by the parts that the loop is made of.
+
+Shapes: B samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from benchmarks.measure import Step
+from benchmarks.train.flops import step_flops
+from mmm import MaskedModel
+from mmm.core.rng import sample_keys
+from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.train.distributed.setup import precision_of, start
+from mmm.train.nonfinite import carry, measure_gradient, step_if
+from mmm.train.optimizer import make_optimizer
+from mmm.train.training import Training
+from recipes.image_mae import IMAGENET
+from recipes.video_mae import KINETICS
+from tasks import pretrain
+from tasks.pretrain import build_model
+
+METHODS = ("mae", "crossmae_75", "crossmae_25", "videomae")
+# the decoders of VideoMAE's sizes: width, depth, heads (recipes/video_mae.py)
+VIDEO_DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 8), "huge": (640, 12, 8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        size: of the encoder.
+        image: side, in pixels.
+        frames: of a clip.
+        batch, clips: samples of a step.
+        precision: as `train.precision`.
+        compile: as `train.compile`.
+    """
+
+    size: str = "base"
+    image: int = 224
+    frames: int = 16
+    batch: int = 16
+    clips: int = 2
+    precision: str = "auto"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of making a training step.
+
+    Attributes:
+        method: one of `METHODS`.
+        by: whose.
+        precision: fp32, bf16 or fp16.
+        step: forward, backward and update.
+        samples: of a step.
+        flops: that the method needs for it.
+        held: bytes of weights and of the optimizer's averages.
+        model: whose weights they are.
+    """
+
+    method: str
+    by: str
+    precision: str
+    step: Step
+    samples: int
+    flops: float
+    held: int
+    model: torch.nn.Module
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return f"{self.method}, {self.by}, {self.precision}"
+
+
+def config_of(method: str, setting: Setting) -> pretrain.Config:
+    """The recipe's published setting in this size."""
+    config = KINETICS if method == "videomae" else IMAGENET
+    data = replace(config.data, image_size=setting.image)
+    decoder = config.decoder
+    if method.startswith("crossmae"):
+        decoder = CrossAttentionDecoder.Config(width=512, depth=12, heads=16, fusion="linear")
+        config = replace(config, masker=replace(config.masker, predict=int(method.removeprefix("crossmae_")) / 100))
+    if method == "videomae":
+        assert isinstance(decoder, SelfAttentionDecoder.Config)
+        data = replace(data, frames=setting.frames)
+        width, depth, heads = VIDEO_DECODERS[setting.size]
+        decoder = replace(decoder, width=width, depth=depth, heads=heads)
+    assert isinstance(config.encoder, VisionTransformer.Config)
+    batch = setting.clips if method == "videomae" else setting.batch
+    train = replace(config.train, batch_size=batch, precision=setting.precision, compile=setting.compile)
+    return replace(config, data=data, decoder=decoder, encoder=replace(config.encoder, size=setting.size), train=train)
+
+
+def make_input(config: pretrain.Config, device: torch.device) -> torch.Tensor:
+    """Noise, the same every time, (B, C, ..., h, w) on the device."""
+    shape = (config.train.batch_size, config.data.input().channels, *config.data.input().size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def ours(method: str, setting: Setting) -> Way:
+    """A step as `fit` makes it: masks from keys, forward, backward, the guard's norm, the update."""
+    config = config_of(method, setting)
+    accelerator, model = start(config.train), build_model(config)
+    training = Training.prepare(accelerator, model, make_optimizer(model, config.train), identity={})
+    x, steps = make_input(config, accelerator.device), iter(range(10**9))
+    grid = model.tokenizer.grid(x)
+
+    def step() -> None:
+        keys = sample_keys(0, next(steps), torch.arange(len(x), device=x.device))
+        loss = training.model(x, mask=model.masker(keys, grid)).loss
+        accelerator.backward(carry(loss))
+        norm = measure_gradient(accelerator, training.model, config.train.clip_norm)
+        step_if(norm.isfinite(), training.optimizer, accelerator.scaler)
+        training.optimizer.zero_grad(set_to_none=True)
+
+    mask = model.draw_mask(1, grid, x.device)
+    flops = step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
+    return Way(method, "mmm", precision_of(accelerator), step, len(x), len(x) * flops, held_bytes(model), model)
+
+
+def held_bytes(model: torch.nn.Module | MaskedModel) -> int:
+    """Weights, and AdamW's two averages of those that train."""
+    return sum(w.numel() * w.element_size() * (3 if w.requires_grad else 1) for w in model.parameters())

@@ -1,0 +1,142 @@
+"""What people would otherwise run: the published step restated, transformers' ViTMAE and VideoMAE, lightly's MAE.
+
+Each peer gets the published sizes, the target standardised as ours is, scaled-dot-product attention and fused AdamW; only the
+published step keeps its own AdamW, which is not fused. A library that is not installed is named and left out.
+
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Step
+from benchmarks.train.methods import VIDEO_DECODERS, Setting, Way, config_of, held_bytes, make_input
+from benchmarks.train.published import PublishedMAE
+from mmm.core.tokens import keep_count
+from mmm.encoders.vit import SIZES
+from tasks.pretrain import build_model
+
+Loss = Callable[[], Tensor]
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def peers(method: str, setting: Setting, like: Way, device: torch.device) -> tuple[list[Way], list[str]]:
+    """The peers of one method, and what is missing.
+
+    Args:
+        like: our way of the same method, in whose precision they run; the published one also runs as it ships.
+    """
+    config = config_of(method, setting)
+    x = make_input(config, device)
+    ways, absent = [], []
+
+    def add(by: str, precision: str, model: nn.Module, loss: Loss, fused: bool = True) -> None:
+        weights = [w for w in model.parameters() if w.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=fused or None)
+        step = make_step(loss, optimizer, DTYPES[precision], device)
+        ways.append(Way(method, by, precision, step, len(x), like.flops, held_bytes(model), model))
+
+    if method == "mae":
+        model = build_model(config).to(device)
+        published = PublishedMAE(model, keep_count(0.75, (setting.image // 16) ** 2))
+        for precision in dict.fromkeys(("fp16" if device.type == "cuda" else "fp32", like.precision)):
+            add("published", precision, model, lambda: published(x), fused=False)
+    for by, makes in (("transformers", {"mae": vit_mae, "videomae": video_mae}), ("lightly", {"mae": lightly_mae})):
+        if method in makes and find_spec(by) is None:
+            absent.append(f"{by} is not installed, so its {method} was not measured")
+        elif method in makes:
+            model, loss = makes[method](setting, x)
+            add(by, like.precision, model, loss)
+    return ways, absent
+
+
+def make_step(loss: Loss, optimizer: torch.optim.Optimizer, dtype: torch.dtype | None, device: torch.device) -> Step:
+    """Forward, backward and update; fp16 with a scaler, as published."""
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def vit_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
+    """transformers' ViTMAE; it draws its masks."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = ViTMAEConfig(image_size=setting.image, norm_pix_loss=True, attn_implementation="sdpa", **sizes(setting))
+    model = ViTMAEForPreTraining(config).to(x.device).train()
+    return model, lambda: model(pixel_values=x).loss
+
+
+def video_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
+    """transformers' VideoMAE, with one mask of tubes for all clips."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    width, depth, heads = VIDEO_DECODERS[setting.size]
+    config = VideoMAEConfig(
+        image_size=setting.image,
+        num_frames=setting.frames,
+        use_mean_pooling=False,
+        attn_implementation="sdpa",
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=depth,
+        decoder_num_attention_heads=heads,
+        decoder_intermediate_size=4 * width,
+        **sizes(setting),
+    )
+    model = VideoMAEForPreTraining(config).to(x.device).train()
+    plane = (setting.image // 16) ** 2
+    hidden = torch.arange(plane, device=x.device) >= keep_count(0.9, plane)
+    hidden = hidden.repeat(setting.frames // 2).expand(len(x), -1)  # (B, N)
+    clips = x.transpose(1, 2).contiguous()  # (B, T, C, H, W), their order
+    return model, lambda: model(pixel_values=clips, bool_masked_pos=hidden).loss
+
+
+def sizes(setting: Setting) -> dict[str, Any]:
+    """Of the encoder, in transformers' words."""
+    width, depth, heads = SIZES[setting.size]
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (width, depth, heads, 4 * width), strict=True))
+
+
+def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
+    """lightly's MAE, put together from its modules; it draws its masks."""
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    width, depth, heads = SIZES[setting.size]
+    vit = VisionTransformer(setting.image, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="")
+    encoder, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its successor asks for more parts that do the same
+        decoder = MAEDecoderTIMM(tokens, 16, embed_dim=width, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+
+    def loss() -> Tensor:
+        keep, hide = utils.random_token_mask((len(x), tokens + 1), mask_ratio=0.75, device=x.device)
+        seen = decoder.embed(encoder.encode(x, idx_keep=keep))
+        whole = utils.repeat_token(decoder.mask_token, (len(x), tokens + 1))
+        whole = decoder.decode(utils.set_at_index(whole, keep, seen.type_as(whole)))
+        predicted = decoder.predict(utils.get_at_index(whole, hide))
+        wanted = utils.get_at_index(utils.patchify(x, 16), hide - 1)
+        return nn.functional.mse_loss(predicted, standardised(wanted))
+
+    return nn.ModuleList([encoder, decoder]).to(x.device).train(), loss
+
+
+def standardised(wanted: Tensor) -> Tensor:
+    """Each patch to mean 0 and variance 1."""
+    return (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5

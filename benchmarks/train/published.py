@@ -1,0 +1,103 @@
+"""The published ways of doing what `mmm` does otherwise, restated from facts for comparison, on the same weights.
+
+MAE (models_mae.py) embeds every patch by a strided convolution and gathers after, and puts mask tokens back in the raster order
+before it decodes all tokens; its loss is computed on all of them. Its blocks are timm's, its kernels those that torch chooses.
+CrossMAE (models_cross.py) stacks the encoder's maps along a new innermost axis and multiplies there.
+
+Shapes: B samples, N tokens, V visible, D and d widths of encoder and decoder, k maps, p side of a patch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm import MaskedModel
+from mmm.core.types import Features
+from mmm.decoders.fusion import LinearFusion
+
+
+class PublishedMAE(nn.Module):
+    """MAE's published step on the weights of one of our models; noise is drawn and sorted inside, as there."""
+
+    def __init__(self, model: MaskedModel, visible: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.visible = model.encoder, model.decoder, visible
+        assert model.decoder is not None
+        self.encoder_blocks, self.decoder_blocks = plain_blocks(model.encoder.blocks), plain_blocks(model.decoder.blocks)
+        self.patch = model.tokenizer.size[0]
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> the loss, ()."""
+        proj = self.encoder.patch_embed.proj
+        tokens = F.conv2d(x, proj.weight, proj.bias, stride=proj.stride).flatten(2).transpose(1, 2)  # (B, N, D)
+        tokens = tokens + self.encoder.pos_embed[:, 1:]
+        many, number, width = tokens.shape
+        order = (torch.rand(many, number, device=x.device) if noise is None else noise).argsort(dim=1)
+        back = order.argsort(dim=1)
+        kept = tokens.gather(1, order[:, : self.visible, None].expand(-1, -1, width))
+        first = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
+        kept = torch.cat([first.expand(many, -1, -1), kept], dim=1)  # (B, 1 + V, D)
+        for block in self.encoder_blocks:
+            kept = block(kept)
+        predicted = self.decode(normed(kept, self.encoder.norm), back)
+        hidden = torch.ones(many, number, device=x.device)
+        hidden[:, : self.visible] = 0
+        hidden = hidden.gather(1, back)
+        return self.loss(x, predicted, hidden)
+
+    def decode(self, kept: Tensor, back: Tensor) -> Tensor:
+        """(B, 1 + V, D) -> predictions of every token, (B, N, p p C)."""
+        decoder = self.decoder
+        kept = F.linear(kept, decoder.embed.weight, decoder.embed.bias)
+        many, number, width = len(kept), back.shape[1], kept.shape[2]
+        absent = decoder.mask_token.expand(many, number - self.visible, -1).to(kept.dtype)
+        whole = torch.cat([kept[:, 1:], absent], dim=1).gather(1, back[..., None].expand(-1, -1, width))
+        whole = torch.cat([kept[:, :1], whole], dim=1) + decoder.pos_embed  # (B, 1 + N, d)
+        for block in self.decoder_blocks:
+            whole = block(whole)
+        return F.linear(normed(whole, decoder.norm), decoder.head.weight, decoder.head.bias)[:, 1:]
+
+    def loss(self, x: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
+        """The mean squared error of standardised patches, of all tokens, counted where they are hidden."""
+        many, channels, height, wide = x.shape
+        p = self.patch
+        boxes = x.reshape(many, channels, height // p, p, wide // p, p)
+        wanted = torch.einsum("nchpwq->nhwpqc", boxes).reshape(many, -1, p * p * channels)
+        wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5
+        each = ((predicted - wanted) ** 2).mean(-1)  # (B, N)
+        return (each * hidden).sum() / hidden.sum()
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """By torch's own kernel, (..., D) -> (..., D)."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def plain_blocks(ours: nn.ModuleList) -> nn.ModuleList:
+    """timm's blocks on the weights of ours."""
+    found = nn.ModuleList()
+    for block in ours:
+        heads, width = block.attn.num_heads, block.attn.proj.in_features
+        ratio = block.mlp.fc1.out_features / width
+        theirs = Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=block.norm1.eps))
+        theirs.load_state_dict(block.state_dict(keep_vars=True), assign=True)
+        found.append(theirs)
+    return found
+
+
+class StackedFusion(nn.Module):
+    """CrossMAE's published fusion on the weights of ours: the maps stacked innermost, (B, M, D, k), and multiplied there."""
+
+    def __init__(self, ours: LinearFusion) -> None:
+        super().__init__()
+        self.blocks, self.mix, self.norms = ours.blocks, ours.mix, ours.norms
+
+    def forward(self, features: Features) -> list[Tensor]:
+        """d mixtures, (B, M, D) each."""
+        mixed = self.mix(torch.stack([features.blocks[block] for block in self.blocks], dim=-1))  # (B, M, D, d)
+        return [norm(mixed[..., number]) for number, norm in enumerate(self.norms)]

@@ -1,0 +1,1 @@
+"""Configs: the command line, flags, YAML."""

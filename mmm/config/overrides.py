@@ -1,0 +1,171 @@
+"""What flags mean: which part is swapped for which, and which value is set."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from mmm.config.serialize import arms, from_dict, in_words, load, to_dict
+from mmm.core.registry import REGISTRIES, PartConfig, nearest
+
+T = TypeVar("T")
+Flags = list[tuple[str, list[str]]]  # name without dashes, and the values that followed it
+
+
+def group_flags(tokens: Iterable[str]) -> Flags:
+    """Each flag with its values; `--a.b=c` is `--a.b c`, and hyphens in names are underscores."""
+    flags: Flags = []
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            flags.append((name.replace("-", "_"), [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(token)
+        else:
+            raise ValueError(f"{token!r} belongs to no flag; flags begin with --, and --help lists them")
+    return flags
+
+
+def pull(flags: Flags, name: str) -> list[str]:
+    """Takes every flag of this name out, and gives their values."""
+    found = [values for flag, values in flags if flag == name]
+    flags[:] = [(flag, values) for flag, values in flags if flag != name]
+    for values in found:
+        if len(values) != 1:
+            raise ValueError(f"--{name} takes one value, not {' '.join(values) or 'none'}")
+    return [values[0] for values in found]
+
+
+def use_file(path: Path) -> None:
+    """Imports a user's file, which registers parts."""
+    name = str(path.resolve())  # a module's name: files of the same name in two folders are two modules
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--use {path}: not a Python file; its name must end in .py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: annotations are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError):  # its traceback would show our files, and not the user's
+            raise ValueError(f"--use {path}: {error.msg} ({error.filename}, line {error.lineno})") from None
+        raise
+
+
+def is_demonstration(presets: Any, flags: Container[str]) -> bool:
+    """Whether the user says neither what to start from nor where data is, so that the preset `demo` runs."""
+    return isinstance(presets, Mapping) and "demo" in presets and not any(f in flags for f in ("preset", "config", "data.source"))
+
+
+def about_demonstration(presets: Any, prog: str) -> str:
+    """One line: that this is the demonstration, and the command for the real thing."""
+    command = f"accelerate launch {prog}" if prog.endswith(".py") else prog
+    return (
+        f"No --data.source was given: this is the demonstration, on {presets['demo'].data.source}, which comes with a dependency. "
+        f"The real thing: {command} --data.source FOLDER (preset {next(iter(presets))})"
+    )
+
+
+def starting_point(presets: Any, flags: Flags) -> Any:
+    """What the flags change: a saved config, a preset, or the one default."""
+    demonstration = is_demonstration(presets, dict(flags))
+    names = pull(flags, "preset") if isinstance(presets, Mapping) else []
+    files = pull(flags, "config")
+    if names and files:
+        raise ValueError("--preset and --config both say what to start from; give one of them")
+    default = next(iter(presets.values())) if isinstance(presets, Mapping) else presets
+    kind = default if isinstance(default, type) else type(default)
+    if files:
+        return load(kind, files[-1])
+    if kind is default:
+        try:
+            return from_dict(kind, {})
+        except ValueError as error:
+            raise ValueError(f"{error}; start from a saved config: --config FILE") from None
+    if not names:
+        return presets["demo"] if demonstration else default
+    if names[-1] not in presets:
+        raise ValueError(f"--preset: none is called {names[-1]!r}; choose from {', '.join(presets)}{nearest(names[-1], presets)}")
+    return presets[names[-1]]
+
+
+def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every value in a config: its dotted name, its annotation, itself; a nested config comes before what it holds."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        yield where + field.name, hints[field.name], value
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{where}{field.name}.")
+
+
+def parts_of(config: Any) -> dict[str, PartConfig]:
+    """Every part's config by its dotted name."""
+    return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig)}
+
+
+def _replace(config: T, values: Mapping[str, Any]) -> T:
+    """A copy in which these dotted names have other values, given as YAML has them."""
+    tree = to_dict(config)
+    for path, value in values.items():
+        *outer, name = path.split(".")
+        functools.reduce(dict.__getitem__, outer, tree)[name] = value
+    return from_dict(type(config), tree, "--")
+
+
+def swap_parts(config: T, flags: Flags) -> T:
+    """Puts the parts in that are named; one that is there already keeps the values that it has."""
+    for path, part in parts_of(config).items():
+        names = pull(flags, f"{path}.name")
+        if names:  # again from the start: the new part may hold parts of its own
+            return swap_parts(config if names[-1] == part.name else _replace(config, {path: {"name": names[-1]}}), flags)
+    return config
+
+
+def apply_flags(config: T, flags: Flags) -> T:
+    """The config with the flags' values; of a flag that is given twice, the last."""
+    hints = {path: hint for path, hint, value in walk(config) if not dataclasses.is_dataclass(value)}
+    return _replace(config, dict(_meaning(flag, values, hints, config) for flag, values in flags))
+
+
+def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -> tuple[str, Any]:
+    """Which value a flag sets, and to what, as YAML would have it."""
+    group, dot, name = flag.rpartition(".")
+    negated = f"{group}{dot}{name.removeprefix('no_')}"
+    if flag not in hints and hints.get(negated) is bool and not values:
+        return negated, False
+    if flag not in hints:
+        raise ValueError(f"there is no flag --{flag}{_elsewhere(flag, config) or _nearest_flag(flag, hints, config)}")
+    allowed = arms(hints[flag])
+    if not values and bool in allowed:
+        return flag, True
+    if not values and not any(get_origin(arm) is tuple for arm in allowed):
+        raise ValueError(f"--{flag} needs a value: {in_words(hints[flag])}")
+    return flag, values[0] if len(values) == 1 else values
+
+
+def _elsewhere(flag: str, config: Any) -> str:
+    """The end of an error, where another part of the same kind has the flag."""
+    path, _, name = flag.rpartition(".")
+    part = parts_of(config).get(path)
+    others = REGISTRIES[part.kind].parts if part else {}
+    having = sorted(other for other in others if name in {field.name for field in dataclasses.fields(others[other].Config)})
+    return f" of {path} {part.name}; {' and '.join(having)} would have it: --{path}.name {having[0]}" if part and having else ""
+
+
+def _nearest_flag(flag: str, hints: dict[str, Any], config: Any) -> str:
+    """The end of an error; a flag without a dot is compared with the last names, so that --steps finds --train.steps."""
+    parts = [f"{path}.name" for path in parts_of(config)]
+    if f"{flag}.name" in parts:
+        return f"; did you mean '--{flag}.name'?"
+    spellings = {name if "." in flag else name.rpartition(".")[2]: name for name in ("config", "use", *parts, *hints)}
+    near = difflib.get_close_matches(flag, spellings, n=1)
+    return f"; did you mean '--{spellings[near[0]]}'?" if near else "; --help lists all"

@@ -1,0 +1,1 @@
+"""The vocabulary of the library: masks, tokens, positions, random keys, and the registry of parts."""

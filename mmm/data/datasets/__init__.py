@@ -1,0 +1,1 @@
+"""Datasets: samples of images and clips, with their labels."""

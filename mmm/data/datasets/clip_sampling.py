@@ -1,0 +1,81 @@
+"""Which frames a clip takes: pure functions of the times of a video's frames and, in training, of keys.
+
+Dense clips in frames and strides are VideoMAE's (Tong et al., NeurIPS 2022: the start is uniform over those that leave room for
+frames x stride frames, and a short video repeats the last of the clip's frames that it has); segments are TSN's (Wang et al.,
+"Temporal Segment Networks", ECCV 2016, section 3.1).
+
+Shapes: N frames of a video, V clips, T frames of a clip.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmm.core.rng import Stream, integers, stream, uniform
+from mmm.data.clip_config import ClipsConfig
+from mmm.data.decode.video.reader import shown_at
+
+Times = NDArray[np.float64]
+Frames = NDArray[np.int64]
+
+
+def drawn_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
+    """A training clip for each key.
+
+    Args:
+        times: when each frame is shown, seconds from the first, (N,).
+        keys: (V,).
+        config: frames, stride, fps and sampling are read.
+
+    Returns:
+        numbers of frames, (V, T).
+    """
+    keys, count = stream(keys, Stream.CLIP), len(times)
+    if config.sampling == "segments":
+        first, length = _segments(count, config.frames)
+        return first + integers(keys, torch.from_numpy(length), config.frames).numpy()  # (V, T)
+    if config.fps is None:
+        room = max(0, count - config.frames * config.stride)
+        return _by_stride(integers(keys, room + 1, 1).numpy(), count, config)
+    room_seconds = max(0.0, _duration(times) - config.frames / config.fps)
+    return _by_time(uniform(keys, 1).double().numpy() * room_seconds, times, config)
+
+
+def even_frames(times: Times, config: ClipsConfig) -> Frames:
+    """The clips of evaluation, evenly spread: (V, T) numbers of frames, V = eval_clips."""
+    count, clips = len(times), np.arange(config.eval_clips, dtype=np.float64)[:, None]  # (V, 1)
+    if config.sampling == "segments":
+        first, length = _segments(count, config.frames)
+        return first + (length * (clips + 0.5) / config.eval_clips).astype(np.int64)  # (V, T), interleaved
+    share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1, or the middle
+    if config.fps is None:
+        room = max(0, count - config.frames * config.stride)
+        return _by_stride((share * room).round().astype(np.int64), count, config)
+    return _by_time(share * max(0.0, _duration(times) - config.frames / config.fps), times, config)
+
+
+def _segments(count: int, parts: int) -> tuple[Frames, Frames]:
+    """The first frame and the length, at least 1, of equal parts of a video, (T,) each."""
+    bounds = np.arange(parts + 1) * count // parts
+    return bounds[:-1], np.maximum(np.diff(bounds), 1)
+
+
+def _by_stride(start: Frames, count: int, config: ClipsConfig) -> Frames:
+    """(V, 1) first frames to (V, T)."""
+    last = (count - 1 - start) // config.stride  # the steps that the video has, (V, 1)
+    return start + config.stride * np.minimum(np.arange(config.frames), last)
+
+
+def _by_time(start: Times, times: Times, config: ClipsConfig) -> Frames:
+    """(V, 1) first moments, seconds, to (V, T) the frames that are seen."""
+    assert config.fps is not None
+    last = np.floor((times[-1] - start) * config.fps + 1e-6).clip(0)  # the steps that the video has, (V, 1)
+    return shown_at(times, start + np.minimum(np.arange(config.frames), last) / config.fps)
+
+
+def _duration(times: Times) -> float:
+    """Seconds, the last frame's own included: as long as the median one."""
+    return float(times[-1]) + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)

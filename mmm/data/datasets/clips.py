@@ -1,0 +1,189 @@
+"""Clips behind one table: opened by split, decoded once for all the samples that are cut from a video.
+
+Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels lie in memory as the decoder
+gives them, channels last; the device turns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmm.data.clip_config import ClipsConfig
+from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
+from mmm.data.datasets.dataset import Part, find_part
+from mmm.data.decode.video.backends import require
+from mmm.data.decode.video.frame_blocks import blocks
+from mmm.data.decode.video.info import inspect
+from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.data.errors import Unreadable
+from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
+from mmm.data.transforms.crop import crop_boxes
+from mmm.data.transforms.device_resize import Box, Cut, Cuts, bounds
+
+
+class Clips(Part[ClipsConfig]):
+    """Videos, and the clips that are cut from them: a part of one split."""
+
+    def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """Random clips and crops, a pure function of the videos and the keys.
+
+        Args:
+            index: which videos, int64 (b,).
+            keys: one for each of the R samples of a video, one video after the other, (b R,).
+
+        Returns:
+            uint8 (b R, C, T, h, w), and for the videos that could not be read, whose samples are left at zero, the reason, by row.
+        """
+        groups = keys.view(len(index), -1)  # (b, R)
+        return self._views(index, groups.shape[1], lambda row, views: self._train(int(index[row]), groups[row], views))
+
+    def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """Clips evenly spread over the videos, with crops evenly spread over each, as `train_views` returns them."""
+        return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views))
+
+    def inspect(self, index: int) -> dict[str, Any]:
+        """Decodes all of a video, and says what it is.
+
+        Raises:
+            Unreadable: at the first thing that is wrong with it.
+        """
+        with in_hand(index, self.config.deadline):
+            return inspect(self._source(index))
+
+    def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
+        """`count` views of each video; `fill` puts those of a row, (V, T, h, w, C), where they belong."""
+        frames, height, width = self.config.size
+        views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
+        failed: dict[int, str] = {}
+        self.expect(index)
+        for row in range(len(index)):
+            try:
+                fill(row, views[row])
+            except Unreadable as error:
+                failed[row] = str(error)
+                views[row] = 0
+        return views.flatten(0, 1).permute(0, 4, 1, 2, 3), failed  # (b V, C, T, h, w)
+
+    def _train(self, index: int, keys: Tensor, views: Tensor) -> None:
+        boxes: list[Box] = []
+        for frames, places in self._blocks(index, keys):
+            boxes = boxes or self._boxes(keys, frames.shape[1], frames.shape[2])
+            runs = [_runs(where) for where in places]
+            for i, box in enumerate(boxes):
+                part = cut(frames, box)
+                for t, k, count in runs[min(i, len(runs) - 1)]:
+                    resize_into(views[i, t : t + count], part[k : k + count])
+        for view, key in zip(views, keys, strict=True):
+            self.augment(index, view, key)
+
+    @property
+    def resized_later(self) -> bool:
+        return self.config.resize == "device"
+
+    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+        """The parts of videos from which a device makes what `train_views` gives: one where samples share their frames, else one
+        for each; the arguments are the same."""
+        config = self.config
+        inputs: list[list[Cut]] = []
+        failed: dict[int, str] = {}
+        self.expect(index)
+        for row, (number, mine) in enumerate(zip(index.tolist(), keys.view(len(index), -1), strict=True)):
+            inputs.append([])
+            try:
+                for frames, places in self._blocks(number, mine):
+                    if not inputs[row]:
+                        boxes = self._boxes(mine, frames.shape[1], frames.shape[2])
+                        shared = [boxes] if len(places) == 1 else [[box] for box in boxes]
+                        around = [bounds(group) for group in shared]
+                        size = [(config.frames, height, width, config.channels) for (_, _, height, width), _ in around]
+                        inputs[row] = [
+                            Cut(torch.empty(shape, dtype=torch.uint8), inside)
+                            for shape, (_, inside) in zip(size, around, strict=True)
+                        ]
+                    for part, (whole, _), where in zip(inputs[row], around, places, strict=True):
+                        seen = cut(frames, whole)
+                        for t, k in where:
+                            part.pixels[t] = seen[k]
+            except Unreadable as error:
+                failed[row] = str(error)
+                inputs[row] = []
+        return Cuts(inputs, (config.channels, *config.size), "bilinear"), failed
+
+    def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
+        """The frames of a video that samples need, (n, H, W, C) at a time, and where they stand in each clip; samples that differ
+        in the crop only have one clip."""
+        config = self.config
+        drawn = keys if config.repeat == "clip" else keys[:1]
+        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            chosen = drawn_frames(video.times, drawn, config)  # (V, T)
+            clips: list[list[int]] = chosen.tolist()
+            for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
+                yield torch.from_numpy(pixels), [_places(clip, numbers) for clip in clips]
+
+    def _boxes(self, keys: Tensor, height: int, width: int) -> list[Box]:
+        """A crop for each key."""
+        config = self.config
+        heights, widths = torch.full_like(keys, height), torch.full_like(keys, width)
+        if config.crop == "multi_scale":
+            return multi_scale_boxes(keys, heights, widths, config.frame_size, config.crop_sides).tolist()
+        return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
+
+    def _eval(self, index: int, views: Tensor) -> None:
+        """The crops of a clip follow each other."""
+        config = self.config
+        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            wanted, place = np.unique(even_frames(video.times, config), return_inverse=True)
+            pixels = torch.from_numpy(video.read(wanted, config.channels))
+        size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
+        pixels = resize(pixels, size)
+        boxes = even_boxes(*size, config.frame_size, config.eval_crops)
+        clips: Any = place.reshape(-1, config.frames).tolist()  # (V, T)
+        for i, (frames, box) in enumerate(product(clips, boxes)):
+            views[i] = cut(pixels, box)[frames]
+
+    def _source(self, index: int) -> Source:
+        source: Source = self.cell(index)
+        if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
+            raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
+        return source
+
+
+def _places(clip: list[int], numbers: list[int]) -> list[tuple[int, int]]:
+    """Where frames of a block stand in a clip: the clip's place, and the block's."""
+    found = {number: place for place, number in enumerate(numbers)}
+    return [(t, found[number]) for t, number in enumerate(clip) if number in found]
+
+
+def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Places that follow each other in the clip and in the block, as one: the first in each, and how many. Of a video that is
+    shorter than a clip a frame comes again, and starts another."""
+    found: list[tuple[int, int, int]] = []
+    for t, k in places:
+        if found and (t, k) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((t, k, 1))
+    return found
+
+
+def open_clips(config: ClipsConfig, split: str) -> Clips:
+    """Opens one part of the data.
+
+    Args:
+        config: where the videos are, and how clips are cut from them.
+        split: `train` and `eval` are the parts that DataConfig describes; any other name is a split of the source.
+
+    Raises:
+        ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
+    """
+    table, rows, where = find_part(config, split)
+    require(config.backend)
+    return Clips(table, config, rows, where)

@@ -1,0 +1,145 @@
+"""A part of a data set: which split, and which of its rows."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmm.core.rng import Stream, sample_keys, scores, stream
+from mmm.data.config import DataConfig
+from mmm.data.loading.sampler import Order, WeightedOrder
+from mmm.data.sources.base import EVALUATION, Table, digest, nearest
+from mmm.data.sources.resolve import find_source
+from mmm.data.transforms.augment import rand_augment
+
+C = TypeVar("C", bound=DataConfig)
+
+
+class Part(Generic[C]):
+    """Rows of one split, without a word on how a sample is cut from one.
+
+    Args:
+        table: the split.
+        config: how it is read.
+        rows: the table's rows that belong to the part, int64 (N,).
+        where: what the part is called, for messages.
+
+    Attributes:
+        classes: the names that the labels count, or None.
+        fingerprint: 16 hexadecimal digits that change with the data.
+    """
+
+    def __init__(self, table: Table, config: C, rows: Tensor, where: str) -> None:
+        self.table, self.config, self.rows, self.where = table, config, rows, where
+        self.classes = table.classes
+        whole = torch.equal(rows, torch.arange(len(table.cells)))
+        self.fingerprint = table.fingerprint if whole else digest([table.fingerprint, *rows.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def title(self) -> str:
+        """What it is, for messages: "the images of train (held out)"."""
+        return f"the {self.config.medium.noun} of {self.where}"
+
+    def labels(self) -> Tensor | None:
+        """int64 (N,), without decoding anything; None where there are none."""
+        return None if self.table.labels is None else self.table.labels[self.rows]
+
+    def cell(self, index: int) -> Any:
+        """The sample as it is kept: encoded bytes, a path, or pixels."""
+        return self.table.cells[int(self.rows[index])]
+
+    def name(self, index: int) -> str:
+        """What a person would call the sample: a path, or a row of a table."""
+        return self.table.cells.name(int(self.rows[index]))
+
+    def order(self, seed: int) -> Order | WeightedOrder:
+        """In which order a run of this seed trains on the samples."""
+        if len(self.config.weights) < 2:  # one source is all there is
+            return Order(len(self), seed)
+        ends = torch.tensor(self.table.parts).cumsum(0)
+        source = torch.bucketize(self.rows, ends, right=True)  # (N,)
+        groups = [(source == number).nonzero().flatten() for number in range(len(ends))]
+        there = [(group, weight) for group, weight in zip(groups, self.config.weights, strict=True) if len(group)]
+        return WeightedOrder([group for group, _ in there], [weight for _, weight in there], seed)
+
+    def expect(self, index: Tensor) -> None:
+        """Says which samples are read next: what lies afar can then be asked for all at once."""
+        cells: Any = self.table.cells
+        if hasattr(cells, "expect"):
+            cells.expect(self.rows[index].tolist())
+
+    def augment(self, index: int, frames: Tensor, key: Tensor) -> None:
+        """Applies `data.augment`, where it is set, to one training sample in place.
+
+        Args:
+            index: of the input that the sample was cut from.
+            frames: uint8 (T, h, w, C).
+            key: of the sample, int64 ().
+
+        Raises:
+            ValueError: naming the input and the operation that failed.
+        """
+        if self.config.augment is None:
+            return
+        try:
+            rand_augment(frames, key, self.config.augment, self.config.mean)
+        except ValueError as error:
+            raise ValueError(f"{self.name(index)}: {error}") from error
+
+    def subset(self, index: Tensor) -> Self:
+        """The samples at these places, int64 (K,), in that order."""
+        return type(self)(self.table, self.config, self.rows[index], self.where)
+
+
+def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
+    """Finds one part of the data: its table, the rows of it, int64 (N,), and what it is called.
+
+    Args:
+        config: where the data is.
+        split: `train` and `eval` are the parts that DataConfig describes; any other name is a split of the source.
+
+    Raises:
+        ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
+    """
+    config.check()
+    source = find_source(config)
+    name, part = _choose(source.splits, config, split)
+    table = source.table(name)
+    if len(table.cells) == 0:
+        raise ValueError(f"data.source {config.source}: the split {name} is empty")
+    return table, _rows(len(table.cells), config.holdout, part), name if part == "all" else f"{name} ({part})"
+
+
+def _choose(splits: tuple[str, ...], config: DataConfig, wanted: str) -> tuple[str, str]:
+    """The split of the source, and which part of it: all, the rest, or what is held out.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    own = config.eval_split or next((name for name in EVALUATION if name in splits and name != config.split), None)
+    flags = {"train": ("data.split", config.split), "eval": ("data.eval_split", own) if own else ("data.split", config.split)}
+    flag, name = flags.get(wanted, ("split", wanted))
+    if name not in splits:
+        raise ValueError(f"{flag} {name}: data.source {config.source} has no such split; {nearest(name, splits)}")
+    if own or wanted not in flags:
+        return name, "all"
+    if wanted == "eval" and config.holdout == 0:
+        raise ValueError(f"data.source {config.source} has no split for evaluation and data.holdout is 0; give a share of it")
+    return name, "rest" if wanted == "train" else "held out"
+
+
+def _rows(n: int, holdout: float, part: str) -> Tensor:
+    """The rows of a part, in order. The held-out ones are those with the smallest hashes, so that their number is exact."""
+    if part == "all" or holdout == 0:
+        return torch.arange(n)
+    held = max(1, round(n * holdout))
+    if held >= n:
+        raise ValueError(f"data.holdout {holdout} of {n} samples leaves none to train on")
+    keys = stream(sample_keys(0, 0, torch.arange(n)), Stream.HOLDOUT)
+    order = scores(keys, 1)[:, 0].argsort()  # (N,)
+    return (order[:held] if part == "held out" else order[held:]).sort().values

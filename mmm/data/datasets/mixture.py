@@ -1,0 +1,73 @@
+"""Several sources in one training: each update takes its samples from one of them, in a fixed rhythm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mmm.data.datasets.clips import Clips
+from mmm.data.datasets.images import Images
+from mmm.data.loading.loader import Batch, train_batches
+from mmm.data.loading.sampler import spread
+
+
+class Mixture:
+    """The training samples of a run, from one source or several.
+
+    A cycle holds `updates[i]` updates on source i, as evenly spread as can be. Which source an update takes, and which of its
+    samples, follow from the step alone, so that a run can be resumed anywhere and on any number of processes.
+
+    Args:
+        parts: the sources, opened.
+        updates: of each, in a cycle.
+        seed: of the run.
+    """
+
+    def __init__(self, parts: Sequence[Images | Clips], updates: Sequence[int], seed: int) -> None:
+        self.parts, self.updates, self.seed = list(parts), list(updates), seed
+        self.cycle = spread(updates)
+        self.orders = [part.order(seed) for part in parts]
+
+    def source(self, step: int) -> int:
+        """Which source an update takes."""
+        return self.cycle[step % len(self.cycle)]
+
+    def before(self, source: int, step: int) -> int:
+        """How many updates before this one took the source."""
+        whole, rest = divmod(step, len(self.cycle))
+        return whole * self.updates[source] + self.cycle[:rest].count(source)
+
+    @property
+    def epoch(self) -> int:
+        """Samples that the run sees while it passes once over its first source, as often as each input is repeated."""
+        first = len(self.parts[0]) * self.parts[0].config.repeats
+        return round(first * len(self.cycle) / self.updates[0])
+
+    def batches(
+        self, *, batch_size: int, steps: int, start_step: int = 0, accumulation: int = 1, world: int = 1, rank: int = 0
+    ) -> Iterator[Batch]:
+        """The micro-batches of one process, from `start_step` to the end of the run; the arguments are `train_batches`'."""
+        streams = [
+            train_batches(
+                part,
+                part.config,
+                seed=self.seed,
+                batch_size=batch_size,
+                steps=self.before(source, steps),
+                start_step=self.before(source, start_step),
+                accumulation=accumulation,
+                world=world,
+                rank=rank,
+                source=source,
+            )
+            for source, part in enumerate(self.parts)
+        ]
+        for step in range(start_step, steps):
+            for _ in range(accumulation):
+                yield next(streams[self.source(step)])
+
+    def name_samples(self, step: int, batch_size: int) -> list[int]:
+        """The inputs of an update, in the order of its samples: each as often as it is repeated."""
+        source = self.source(step)
+        repeats = self.parts[source].config.repeats
+        first = self.before(source, step) * batch_size // repeats
+        return self.orders[source].at(first, batch_size // repeats)[1].repeat_interleave(repeats).tolist()

@@ -1,0 +1,165 @@
+"""One function from a file's bytes to pixels: uint8, (H, W, C), upright, with the channels that were asked for.
+
+JPEGs take simplejpeg where it is installed (measured 1.9 times the usual Pillow pipeline, the same pixels;
+mmm/data/decode/jpeg.py); what
+it does not do and every other format take Pillow; channels that are neither grey, RGB nor RGBA come from .npy arrays and
+multi-channel TIFFs. Which decoder is meant is read from the bytes, not from the name.
+
+The contract: 16-bit values are divided by 257, so that 65535 is 255 (Pillow divides those of RGB PNGs by 256); CMYK becomes RGB;
+palettes are looked up; transparency is laid on white, unless 4 channels are wanted; EXIF rotation is applied; colour profiles
+are not; only the first frame of an animation is read; floats are refused, for no range is agreed; nothing above MAX_PIXELS is
+decoded; what a decoder calls damaged is refused, though a part of it could be shown. A PNG that lacks only what stands behind its
+last pixel is whole.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mmm.data.decode import png
+from mmm.data.decode.files import read_file
+from mmm.data.decode.jpeg import decode_jpeg, orientation, scale_down, upright
+from mmm.data.decode.limits import MAX_PIXELS as MAX_PIXELS
+from mmm.data.decode.limits import refuse_bomb
+from mmm.data.errors import Unreadable
+
+Pixels = NDArray[np.uint8]
+
+NUMPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# of Pillow's formats these, for it starts another program to read some of the rest (EPS: Ghostscript)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def decode_image(source: bytes | str | Path, channels: int, size_hint: int | None = None) -> Pixels:
+    """Decodes one image.
+
+    Args:
+        source: the encoded bytes, or the path of a file.
+        channels: C of the result.
+        size_hint: a JPEG may come back at 1/2, 1/4 or 1/8 of its size, as long as neither side is below this many pixels.
+
+    Returns:
+        uint8 (H, W, C).
+
+    Raises:
+        Unreadable: whatever is wrong with the input.
+    """
+    try:
+        data = source if isinstance(source, bytes) else read_file(source)
+        if not data:
+            raise Unreadable("the file is empty")
+        return np.ascontiguousarray(_decode(data, channels, size_hint))
+    except Unreadable:
+        raise
+    except Exception as error:  # other people's decoders raise anything: OSError, SyntaxError, struct.error, ...
+        raise Unreadable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """One line, the same in every run: Pillow's own may hold an address in memory."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit is higher, and stands before ours
+        return f"{int(re.findall(r'[0-9]+', text)[0]):,} pixels, more than the {MAX_PIXELS:,} that are decoded"
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def _decode(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
+    """(H, W, C) by the first decoder that can."""
+    if data.startswith(NUMPY):
+        return _from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
+    if data.startswith(TIFF) and channels not in MODES:
+        return _from_tiff(data, channels)
+    if data.startswith(png.MARK):
+        png.check_sums(data)
+    photograph = decode_jpeg(data, channels, size_hint)
+    if photograph is not None:
+        return photograph
+    try:
+        return _from_pillow(data, channels, size_hint)
+    except UnidentifiedImageError:
+        if data.startswith(TIFF):
+            return _from_tiff(data, channels)
+        raise
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        width, height = image.size
+        refuse_bomb(height, width)
+        factor = scale_down(height, width, size_hint)
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))  # only JPEGs heed it
+        image.load()
+        lies = orientation(image)  # after the pixels: a PNG's may stand behind them, and TIFFs are turned as they are loaded
+    return upright(_converted(image, channels), lies)
+
+
+def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
+    """(H, W, C) as Pillow's image lies."""
+    if image.mode.startswith("I"):  # I;16 and its kin, and I, as which older Pillows open a 16-bit PNG
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise Unreadable("32-bit integers: no range is agreed for them")
+        return _from_array(values.astype(np.uint16), channels)
+    if image.mode == "F":
+        raise Unreadable("floating point pixels: no range is agreed for them")
+    if channels not in MODES:
+        raise Unreadable(f"has {len(image.getbands())} channels, data.channels is {channels}")
+    if channels != 4 and image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    pixels = np.array(image.convert(MODES[channels]))  # a copy, for torch warns of what it may not write
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]  # (H, W, C)
+
+
+def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
+    """By tifffile: any number of channels, first or last, or one a page."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = file.series[0]
+        rows, columns = series.axes.find("Y"), series.axes.find("X")
+        if min(rows, columns) < 0 or len(series.shape) > 3:
+            raise Unreadable(f"a TIFF with axes {series.axes}; rows, columns and channels are expected")
+        refuse_bomb(series.shape[rows], series.shape[columns])
+        planes = math.prod(series.shape) // (series.shape[rows] * series.shape[columns])
+        if planes not in (1, channels):
+            raise Unreadable(f"has {planes} channels, data.channels is {channels}")
+        return _from_array(np.moveaxis(series.asarray(), (rows, columns), (0, 1)), channels)
+
+
+def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """uint8 or uint16 (H, W) or (H, W, C) to uint8 (H, W, C)."""
+    if values.dtype not in (np.uint8, np.uint16):
+        raise Unreadable(f"holds {values.dtype}; uint8 or uint16 is expected")
+    if values.ndim == 2:
+        values = values[:, :, None]  # (H, W, 1)
+    if values.ndim != 3 or 0 in values.shape:
+        raise Unreadable(f"has shape {values.shape}; (height, width, channels) is expected")
+    if values.shape[2] == 1 and channels == 3:
+        values = values.repeat(3, axis=2)
+    if values.shape[2] != channels:
+        raise Unreadable(f"has {values.shape[2]} channels, data.channels is {channels}")
+    refuse_bomb(values.shape[0], values.shape[1])
+    if values.dtype == np.uint16:
+        values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
+    return values

@@ -1,0 +1,16 @@
+"""Videos: read exactly, by any of several backends."""
+
+from mmm.data.decode.video.backends import require
+from mmm.data.decode.video.info import VideoInfo, probe
+from mmm.data.decode.video.reader import BACKENDS, OpenVideo, Video, backend, read_clip
+
+__all__ = [
+    "BACKENDS",
+    "OpenVideo",
+    "Video",
+    "VideoInfo",
+    "backend",
+    "probe",
+    "read_clip",
+    "require",
+]

@@ -1,0 +1,51 @@
+"""The backends that come with mmm; each imports its library when it first opens a file."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from mmm.data.decode.video.reader import Source, Video, backend
+
+LIBRARIES = {
+    "av": "pip install 'mmm[video]'",
+    "decord": "pip install 'mmm[video]', where decord has a wheel (Linux on x86_64), or take data.backend av",
+    "torchcodec": "pip install torchcodec, and FFmpeg's libraries, or take data.backend av",
+}
+
+
+@backend("av")
+def _av(source: Source) -> Video:
+    """PyAV: exact on every kind of file that was tried, wheels on all platforms; the default."""
+    from mmm.data.decode.video.pyav import AvVideo
+
+    return AvVideo(source)
+
+
+@backend("decord")
+def _decord(source: Source) -> Video:
+    """decord: for comparison; PyAV reads the files for which it returns wrong frames."""
+    from mmm.data.decode.video.decord import open_decord
+
+    return open_decord(source)
+
+
+@backend("torchcodec")
+def _torchcodec(source: Source) -> Video:
+    """torchcodec: needs FFmpeg's libraries on the system; PyAV reads the files for which it returns wrong frames."""
+    from mmm.data.decode.video.torchcodec import open_torchcodec
+
+    return open_torchcodec(source)
+
+
+@backend("frames")
+def _frames(source: Source) -> Video:
+    """A folder of images, one a frame; taken of itself for a source that is a folder."""
+    from mmm.data.decode.video.frame_folder import FrameFolder
+
+    return FrameFolder(source)
+
+
+def require(name: str) -> None:
+    """Raises ValueError where the library of a backend is not installed."""
+    if name in LIBRARIES and importlib.util.find_spec(name) is None:
+        raise ValueError(f"data.backend {name}: the library {name} is not installed; {LIBRARIES[name]}")

@@ -1,0 +1,45 @@
+"""A video kept as a folder of images, one a frame."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+
+from mmm.data.decode.image import Pixels, decode_image
+from mmm.data.decode.video.reader import Source
+from mmm.data.errors import Unreadable
+from mmm.data.sources.base import PICTURES
+
+
+class FrameFolder:
+    """The images of a folder, in the order of the numbers in their names. See `mmm.data.decode.video.reader.Video`.
+
+    A folder does not say when its frames are shown: `times` counts them, as if there were one a second.
+    """
+
+    def __init__(self, source: Source) -> None:
+        if isinstance(source, bytes):
+            raise Unreadable("a folder of frames is expected, not bytes")
+        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in PICTURES and name[0] != "."]
+        if not names:
+            raise Unreadable("a folder without images")
+        self.paths = [source / name for name in sorted(names, key=_natural)]
+        self.times = np.arange(len(names), dtype=np.float64)
+
+    def read(self, frames: list[int], channels: int) -> Pixels:
+        images = [decode_image(self.paths[number], channels) for number in frames]
+        for number, image in zip(frames, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = f"{images[0].shape[:2]} and {image.shape[:2]}"
+                raise Unreadable(f"its frames differ in size: {sizes}, {self.paths[number].name}")
+        return np.stack(images)  # (T, H, W, C)
+
+    def close(self) -> None: ...
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts frame2.jpg before frame10.jpg."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,0 +1,40 @@
+"""Videos through torchcodec, a plug-in: it needs FFmpeg's libraries on the system, and its PyPI wheel for x86_64 needs CUDA's.
+
+It scans a file when it opens it (`exact`), which was also the faster mode for clips. On MPEG-TS it returned other frames than a
+full decode (0.17); there, as wherever else it is not exact, PyAV reads.
+"""
+
+from __future__ import annotations
+
+from torchcodec.decoders import VideoDecoder
+
+from mmm.data.decode.image import Pixels
+from mmm.data.decode.video.pyav import AvVideo
+from mmm.data.decode.video.reader import Source, Video
+from mmm.data.decode.video.verify import open_checked
+from mmm.data.errors import Unreadable
+
+
+class TorchcodecVideo:
+    """One open file that torchcodec reads rightly. See `mmm.data.decode.video.reader.Video`."""
+
+    def __init__(self, source: Source, exact: AvVideo) -> None:
+        self.times = exact.times
+        file = source if isinstance(source, bytes) else str(source)
+        self.decoder = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        if len(self.decoder) != len(self.times):
+            raise Unreadable(f"torchcodec counts {len(self.decoder)} of its {len(self.times)} frames")
+
+    def read(self, frames: list[int], channels: int) -> Pixels:
+        if channels != 3:
+            raise Unreadable(f"data.channels is {channels}; torchcodec reads 3, data.backend av also 1")
+        clip: Pixels = self.decoder.get_frames_at(indices=frames).data.numpy()  # (T, H, W, C)
+        return clip
+
+    def close(self) -> None:
+        del self.decoder
+
+
+def open_torchcodec(source: Source) -> Video:
+    """Opens a file with torchcodec, or with PyAV where torchcodec is not exact."""
+    return open_checked(source, "torchcodec", TorchcodecVideo)

@@ -1,0 +1,1 @@
+"""Batches: order, workers and loader."""

@@ -1,0 +1,1 @@
+"""WebDataset tars: indexed once and read in place."""

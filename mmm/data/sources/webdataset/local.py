@@ -1,0 +1,71 @@
+"""Tars on this machine's disks, read in place by offset. See `mmm.data.sources.webdataset.source.Files`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmm.data.errors import Unreadable
+
+OPEN = 64  # files that a process keeps open
+
+
+class LocalFiles:
+    """Files, by number.
+
+    Args:
+        paths: sorted; at least one.
+    """
+
+    here = True
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.addresses = [str(path.resolve()) for path in paths]
+        self._stamps: list[tuple[int, str]] = []
+        self._open: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # another process opens its own
+
+    def stamps(self) -> list[tuple[int, str]]:
+        """Of each its size in bytes, and what else changes with it: when it was written."""
+        self._stamps = [_stamp(os.stat(address)) for address in self.addresses]
+        return self._stamps
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of a file; fewer at its end.
+
+        Raises:
+            Unreadable: it is not the file that it was, or the disk fails.
+        """
+        try:
+            return _read_at(self._file(number), size, offset)
+        except OSError as error:
+            raise Unreadable(f"the tar cannot be read: {error.strerror}") from error
+
+    def expect(self, wanted: list[tuple[int, int, int]]) -> None:
+        """What is read next; a disk needs no notice."""
+
+    def _file(self, number: int) -> int:
+        """The file, opened; the one that was opened longest ago makes room."""
+        if number not in self._open:
+            if len(self._open) >= OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            self._open[number] = os.open(self.addresses[number], flags)
+        if _stamp(os.fstat(self._open[number])) != self._stamps[number]:
+            raise Unreadable("the tar was changed after it was indexed; start again")
+        return self._open[number]
+
+
+def _stamp(status: os.stat_result) -> tuple[int, str]:
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def _read_at(file: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file, size, offset)
+    os.lseek(file, offset, os.SEEK_SET)  # Windows; there, each process opens its own, so that this is nobody else's place
+    return os.read(file, size)

@@ -1,0 +1,97 @@
+"""Which tars `data.source` names: a file, a folder of them, a glob, a range in braces, or addresses."""
+
+from __future__ import annotations
+
+import glob
+import re
+from itertools import product
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mmm.data.config import DataConfig
+from mmm.data.sources.base import PICTURES, RECORDINGS
+from mmm.data.sources.folder import files_below
+from mmm.data.sources.webdataset.local import LocalFiles
+from mmm.data.sources.webdataset.remote import SCHEMES, Addresses
+from mmm.data.sources.webdataset.source import Tars
+
+# compressed ones are taken for tars too, for their refusal says what to do
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MOST = 10_000_000  # names that braces may stand for
+
+
+def tars_at(name: str, config: DataConfig) -> Tars | None:
+    """The tars, or None where none are named.
+
+    Raises:
+        ValueError: one is named that cannot be had.
+    """
+    if "://" in name or name.startswith(("pipe:", "file:")):
+        return Tars(Addresses(_addresses(name)), config, name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = _in_folder(path)
+    elif path.exists() or not (BRACES.search(name) or glob.has_magic(name)):
+        files = [path]
+    else:
+        patterns = expand(str(path))
+        found = [sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern] for pattern in patterns]
+        files = [Path(file) for group in found for file in group]
+    if not files or not all(str(file).endswith(ENDINGS) for file in files):
+        return None
+    if absent := [file for file in files if not file.is_file()]:
+        others = f", nor are {len(absent) - 1} others" if len(absent) > 1 else ""
+        raise ValueError(f"data.source {name}: {absent[0]} is no file here{others}")
+    return Tars(LocalFiles(files), config, name)
+
+
+def expand(name: str) -> list[str]:
+    """The names that braces stand for: {000..146} counts, with as many digits; {a,b} lists.
+
+    Raises:
+        ValueError: for a range that leads nowhere.
+    """
+    parts = BRACES.split(name)  # texts, and between them what stands in braces
+    choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if not 0 < count <= MOST:
+        raise ValueError(f"data.source {name} stands for {count:,} names; give from 1 to {MOST:,}")
+    return ["".join(words) for words in product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    counted = RANGE.fullmatch(inside)
+    if counted is None:
+        return inside.split(",")
+    first, last = counted.groups()
+    if int(last) - int(first) > MOST:
+        raise ValueError(f"data.source {{{inside}}} stands for {int(last) - int(first) + 1:,} names; give at most {MOST:,}")
+    width = len(first) if first.startswith("0") else 0
+    return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+
+
+def _addresses(name: str) -> list[str]:
+    """Of http and https only: WebDataset's `pipe:` would run a program, `file:` would read any file."""
+    addresses = expand(name)
+    for address in addresses:
+        if urlsplit(address).scheme not in SCHEMES:
+            raise ValueError(f"data.source {name}: only http and https addresses are read, and paths, which stand without `file:`")
+        if not urlsplit(address).path.endswith(ENDINGS):
+            raise ValueError(f"data.source {name}: of addresses only those of tars are read, which end in .tar")
+    return addresses
+
+
+def _in_folder(root: Path) -> list[Path]:
+    """The tars below a folder; none where images or videos lie there as files, for then it is a folder of those."""
+    tars = []
+    for path in files_below(root):
+        if Path(path).suffix.lower() in PICTURES | RECORDINGS:
+            return []
+        if path.endswith(ENDINGS):
+            tars.append(path)
+    plain = [path for path in tars if path.endswith(".tar")]
+    return [root / path for path in sorted(plain or tars)]

@@ -1,0 +1,166 @@
+"""Where a decoder looks: how much of the attention of predicted tokens goes to visible tokens, and how much to hidden ones.
+
+CrossMAE's case against MAE's decoder rests on this (Fu et al., TMLR 2025, figure 1): mask tokens attend to visible tokens 1.42, to
+each other 0.39. How these two numbers are scaled is not known here, so two plain measures are given, of the predicted tokens'
+attention, averaged over samples, heads and predicted tokens:
+
+- the share of each set of tokens: attention sums to 1 over all tokens, prefix, visible, the token itself and the other hidden ones;
+- the attention to one token of a set, in units of what it would be were attention spread evenly: 1 is indifference. (Theirs fit
+  this measure: 49 * 1.42 + 147 * 0.39 leaves a third of 197 for the class token.)
+
+Weights are computed a second time from what enters each attention layer; the decoder itself runs as it always does.
+
+Shapes: B samples, h heads, c values a head, Q predicted tokens, R prefix tokens, V visible, M encoded (R + V + blanks), K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmm.core.mask import Mask
+from mmm.core.types import Features
+from mmm.decoders.cross_attention import CrossAttention
+from mmm.layers.transformer import SelfAttention
+
+SETS = ("prefix", "visible", "itself", "other_hidden")
+READS = {"all": "encoded and predicted tokens", "encoded": "encoded tokens", "predicted": "predicted tokens"}
+See = Callable[[str, nn.Module, tuple[Tensor, ...]], None]
+
+
+@contextmanager
+def watching(decoder: nn.Module, see: See) -> Iterator[None]:
+    """Calls `see` with the name, the module and the input of each attention layer of a decoder before it runs.
+
+    Raises:
+        ValueError: where the decoder has no attention of a kind that is known here.
+    """
+    layers = {name: part for name, part in decoder.named_modules() if isinstance(part, (SelfAttention, CrossAttention))}
+    if not layers:
+        raise ValueError(f"a decoder of type {type(decoder).__name__} has no attention to look at; give a model whose decoder has")
+    handles = [part.register_forward_pre_hook(partial(_pass_on, see, name)) for name, part in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    see(name, part, inputs)
+
+
+def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
+    """What the last `queries` tokens of a layer attend to, fp32 (B, h, queries, K), from the layer's input."""
+    if isinstance(layer, CrossAttention):
+        x, source = inputs
+        q = rearrange(layer.q(x), "b q (h c) -> b h q c", h=layer.num_heads)
+        k = rearrange(layer.kv(source), "b m (two h c) -> two b h m c", two=2, h=layer.num_heads)[0]
+    else:
+        assert isinstance(layer, SelfAttention)
+        q, k, _ = rearrange(layer.qkv(inputs[0]), "b n (three h c) -> three b h n c", three=3, h=layer.num_heads)
+    q, k = q[:, :, -queries:].float(), k.float()
+    return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
+
+
+@dataclass
+class Layer:
+    """The attention of one layer, summed over samples.
+
+    Attributes:
+        reads: `all`, `encoded` or `predicted` tokens.
+        shares: of each of `SETS`, fp64 (4,), times samples.
+        evenly: the shares that evenly spread attention would have, (4,).
+        keys: K.
+    """
+
+    reads: str
+    shares: Tensor
+    evenly: Tensor
+    keys: int
+
+
+@dataclass
+class DecoderAttention:
+    """Adds up where a decoder looks, batch by batch.
+
+    Attributes:
+        layers: by name, in the decoder's order.
+        samples: how many were counted.
+    """
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    samples: int = 0
+
+    @torch.no_grad()
+    def add(self, decoder: nn.Module, features: Features, mask: Mask, grid: tuple[int, ...]) -> None:
+        """Runs the decoder once, and counts its attention in."""
+        rows = len(mask.predict)
+
+        def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weights = attention_weights(layer, inputs, mask.predict.shape[1])
+            reads, counts = _sets(layer, weights, features, mask)
+            shares = _shares(weights, counts).cpu() * rows
+            evenly = torch.tensor(counts, dtype=torch.float64) / weights.shape[3]
+            known = self.layers.setdefault(name, Layer(reads, torch.zeros(4, dtype=torch.float64), evenly, weights.shape[3]))
+            known.shares += shares
+
+        with watching(decoder, see):
+            decoder(features, mask, grid)
+        self.samples += rows
+
+    def result(self) -> dict[str, Any]:
+        """Plain numbers: every layer's, and the mean over the layers that read the same."""
+        layers = [{"layer": name, **self._numbers([layer])} for name, layer in self.layers.items()]
+        found: dict[str, Any] = {"layers": layers, "mean": {}}
+        for reads in dict.fromkeys(layer.reads for layer in self.layers.values()):
+            found["mean"][reads] = self._numbers([layer for layer in self.layers.values() if layer.reads == reads])
+        return found
+
+    def _numbers(self, layers: list[Layer]) -> dict[str, Any]:
+        """The mean of some layers that read the same."""
+        share = torch.stack([layer.shares for layer in layers]).mean(0) / self.samples
+        evenly = layers[0].evenly
+        one = {
+            "visible": _ratio(share[1], evenly[1]),
+            "hidden": _ratio(share[2:].sum(), evenly[2:].sum()),
+        }
+        return {
+            "reads": layers[0].reads,
+            "share": dict(zip(SETS, share.tolist(), strict=True)) | {"hidden": share[2:].sum().item()},
+            "evenly": dict(zip(SETS, evenly.tolist(), strict=True)) | {"hidden": evenly[2:].sum().item()},
+            "to_one_token": one,
+        }
+
+
+def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> tuple[str, tuple[int, int, int, int]]:
+    """What a layer reads, and how many of its keys belong to each of `SETS`, in their order along K but for the token itself."""
+    queries, keys = weights.shape[2:]
+    encoded = features.prefix + features.where.shape[1]
+    if isinstance(layer, CrossAttention):
+        return "encoded", (features.prefix, mask.visible.shape[1], 0, keys - features.prefix - mask.visible.shape[1])
+    if keys == queries:
+        return "predicted", (0, 0, 1, keys - 1)
+    assert keys == encoded + queries, f"{keys} keys are neither {queries} predicted tokens nor {encoded} encoded ones and them"
+    return "all", (features.prefix, mask.visible.shape[1], 1, keys - features.prefix - mask.visible.shape[1] - 1)
+
+
+def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
+    """The share of each set, mean over samples, heads and queries, fp64 (4,). The predicted tokens are the last keys, if any."""
+    each = weights.double().mean((0, 1, 2))  # (K,)
+    prefix, visible, itself, _ = counts
+    own = weights[..., -weights.shape[2] :].diagonal(dim1=2, dim2=3).double().mean() if itself else each.new_zeros(())
+    first, second, rest = each.split([prefix, visible, len(each) - prefix - visible])
+    return torch.stack([first.sum(), second.sum(), own, rest.sum() - own])
+
+
+def _ratio(share: Tensor, evenly: Tensor) -> float | None:
+    """Attention to one token of a set over even attention; none where the set is empty."""
+    return (share / evenly).item() if evenly else None

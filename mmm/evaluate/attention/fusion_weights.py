@@ -1,0 +1,57 @@
+"""What each decoder block reads of the encoder: the weights of inter-block fusion (Fu et al., TMLR 2025, section 3.4).
+
+A block's weights alone say little where the maps are of different size, and each mixture is normed after. So two things are given:
+the weights as they are, and what each map contributes: |weight| times the map's root mean square, as a share of the block's.
+
+Shapes: d decoder blocks, k maps (0 is what enters the encoder's first block).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmm.core.types import Features
+from mmm.decoders.fusion import LinearFusion
+
+
+def fusion_of(decoder: nn.Module) -> LinearFusion | None:
+    """The decoder's learned mixture, where it has one."""
+    return next((part for part in decoder.modules() if isinstance(part, LinearFusion)), None)
+
+
+@dataclass
+class MapSizes:
+    """Adds up the maps' squares, batch by batch.
+
+    Attributes:
+        squares: the sum of each map's mean squares, fp64, by its number.
+        batches: how many samples were counted.
+    """
+
+    squares: dict[int, float] = field(default_factory=dict)
+    samples: int = 0
+
+    @torch.no_grad()
+    def add(self, features: Features) -> None:
+        """Counts the maps of a batch."""
+        many = len(features.last)
+        for number, one in features.blocks.items():
+            self.squares[number] = self.squares.get(number, 0.0) + one.double().square().mean().item() * many
+        self.samples += many
+
+    def of(self, blocks: tuple[int, ...]) -> Tensor:
+        """The root mean square of each map, fp64 (k,)."""
+        return torch.tensor([self.squares[block] / self.samples for block in blocks], dtype=torch.float64).sqrt()
+
+
+@torch.no_grad()
+def mixtures(fusion: LinearFusion, sizes: MapSizes) -> dict[str, Any]:
+    """Plain numbers: `maps`, their numbers; `weights` (d, k); `shares` (d, k), each row of sum 1; `sizes` (k,)."""
+    weights, size = fusion.mix.weight.double().cpu(), sizes.of(fusion.blocks)
+    part = weights.abs() * size
+    shares = part / part.sum(1, keepdim=True)
+    return {"maps": list(fusion.blocks), "weights": weights.tolist(), "shares": shares.tolist(), "sizes": size.tolist()}

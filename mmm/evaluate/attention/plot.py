@@ -1,0 +1,164 @@
+"""Views of a decoder: where it looks and what it mixes, measured over samples, as numbers, words and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmm.core.rng import sample_keys
+from mmm.data import Clips, Images
+from mmm.data.loading.loader import eval_batches
+from mmm.data.transforms.crop import normalise
+from mmm.evaluate.attention.decoder_attention import READS, SETS, DecoderAttention
+from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
+from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
+from mmm.model import MaskedModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES = {"prefix": "class token", "visible": "visible tokens", "itself": "the token itself", "other_hidden": "other hidden tokens"}
+SHADES = {"prefix": "#b9c0cc", "visible": COLOURS[0], "itself": COLOURS[4], "other_hidden": COLOURS[1]}
+WRITTEN = 16  # maps up to which numbers are written into a heat map
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How many samples a decoder's attention is measured over."""
+
+    samples: int | None = 256
+    """Samples, chosen by key; none: all."""
+
+    mask_seed: int = 0
+    """Of the masks and of the choice of samples."""
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples {self.samples} leaves nothing to look at; give at least 1")
+
+
+def measure_attention(
+    model: MaskedModel, images: Images | Clips, config: AttentionConfig, *, dtype: torch.dtype | None = None, batch_size: int = 64
+) -> dict[str, Any]:
+    """Where a model's decoder looks, with masks as in training.
+
+    Args:
+        model: on its device.
+        images: the part of the data.
+        dtype: of autocast; none: fp32.
+
+    Returns:
+        `samples`; `attention`, of `DecoderAttention.result`; `fusion`, of `mixtures`, or None; `problems`, the inputs that cannot
+        be read.
+
+    Raises:
+        ValueError: where the model has no decoder with attention, or nothing can be read.
+    """
+    if model.decoder is None:
+        raise ValueError("this model holds an encoder without a decoder, so there is no decoder to look at; give a whole model")
+    part, device = choose(images, config.samples, config.mask_seed), next(model.parameters()).device
+    data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), []
+    for batch in eval_batches(part, part.config, batch_size=batch_size):
+        problems += [problem._asdict() for problem in batch.problems]
+        if len(batch):
+            x = normalise(batch.pixels.to(device), data.mean, data.std)
+            grid = model.tokenizer.grid(x)
+            mask = model.masker(sample_keys(config.mask_seed, 0, batch.index).to(device), grid)
+            with inference(model, dtype):
+                features = model.encoder(model.tokenizer.split(x), grid, mask)
+                looks.add(model.decoder, features, mask, grid)
+                sizes.add(features)
+    if not looks.samples:
+        raise ValueError(f"none of {images.title} can be read; first: {problems[0]['reason']}")
+    fusion = fusion_of(model.decoder)
+    return {
+        "samples": looks.samples,
+        "attention": looks.result(),
+        "fusion": None if fusion is None else mixtures(fusion, sizes),
+        "problems": problems,
+    }
+
+
+def describe_attention(found: dict[str, Any]) -> str:
+    """The means as lines of text."""
+    lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} samples:"]
+    for reads, mean in found["attention"]["mean"].items():
+        lines.append(f"  to {READS[reads]}:")
+        for name in ("prefix", "visible", "hidden"):
+            label, one = {"hidden": "hidden tokens"}.get(name) or NAMES[name], mean["to_one_token"].get(name)
+            times = "" if one is None else f"   to one of them {one:.2f} x what even attention gives"
+            lines.append(f"    {mean['share'][name]:6.1%}  {label}{times}")
+    return "\n".join(lines)
+
+
+def draw_attention(found: dict[str, Any], path: Path, title: str) -> Path:
+    """Bars of the shares, one a decoder layer, with a mark where even attention would put the end of the visible tokens."""
+    layers = found["attention"]["layers"]
+    figure = new_figure(max(6.4, 2.4 + 0.42 * len(layers)), 4.2)
+    axes = figure.add_subplot()
+    _bars(axes, layers)
+    _marks(axes, layers)
+    plain(axes, "layer of the decoder", "share of the predicted tokens' attention")
+    axes.set_xticks(range(len(layers)), _ticks(layers))
+    axes.set_ylim(0, 1)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=8)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=INK)
+    return save_figure(figure, path)
+
+
+def _bars(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
+    """Standing bars, their parts in the order of `SETS`."""
+    ends = [0.0] * len(layers)
+    for name in SETS:
+        values = [layer["share"][name] for layer in layers]
+        if any(values):
+            axes.bar(range(len(layers)), values, bottom=ends, width=0.82, color=SHADES[name], label=NAMES[name])
+        ends = [end + value for end, value in zip(ends, values, strict=True)]
+
+
+def _marks(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
+    """A broken line across each bar that could have been otherwise."""
+    for place, layer in enumerate(layers):
+        even = layer["evenly"]["prefix"] + layer["evenly"]["visible"]
+        if 0 < even < 1:
+            label = "even attention: class and visible tokens" if place == 0 else None
+            axes.plot([place - 0.41, place + 0.41], [even, even], color=INK, linewidth=1.2, linestyle=(0, (3, 2)), label=label)
+
+
+def _ticks(layers: Sequence[dict[str, Any]]) -> list[str]:
+    """The number of each layer's block, counted from 1; with a + where it is attention among predicted tokens only."""
+    numbers = [next((int(word) + 1 for word in layer["layer"].split(".") if word.isdecimal()), 1) for layer in layers]
+    return [f"{number}{'+' if layer['reads'] == 'predicted' else ''}" for number, layer in zip(numbers, layers, strict=True)]
+
+
+def draw_fusion(fusion: dict[str, Any], path: Path, title: str) -> Path:
+    """Two heat maps, decoder block by encoder block: the weights as they are, and what each map contributes."""
+    rows, columns = len(fusion["weights"]), len(fusion["maps"])
+    figure = new_figure(max(7.6, 1.6 + (0.84 if columns <= WRITTEN else 0.5) * columns), max(3.2, 1.7 + 0.34 * rows))
+    left, right = figure.subplots(1, 2)
+    largest = max(abs(value) for row in fusion["weights"] for value in row) or 1.0
+    _heat(left, fusion, "weights", "weights, hundredths", {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})
+    _heat(right, fusion, "shares", "share of each map (|weight| x its size), %", {"cmap": "Blues", "vmin": 0.0})
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=INK)
+    return save_figure(figure, path)
+
+
+def _heat(axes: Axes, fusion: dict[str, Any], name: str, title: str, style: dict[str, Any]) -> None:
+    """One heat map, its numbers in hundredths where they fit."""
+    values = torch.tensor(fusion[name])
+    axes.imshow(values.numpy(), aspect="auto", **style)
+    plain(axes, "encoder block (in: the input of the first)" if fusion["maps"][0] == 0 else "encoder block", "decoder block")
+    axes.grid(visible=False)
+    axes.set_xticks(range(values.shape[1]), ["in" if number == 0 else str(number) for number in fusion["maps"]])
+    axes.set_yticks(range(len(values)), [str(row + 1) for row in range(len(values))])
+    axes.set_title(title, fontsize=9, color=FAINT, loc="left")
+    if values.shape[1] <= WRITTEN:
+        dark = values.abs() > 0.6 * values.abs().max()
+        for row, column in ((r, c) for r in range(len(values)) for c in range(values.shape[1])):
+            ink = "white" if dark[row, column] else INK
+            axes.text(column, row, f"{100 * values[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)

@@ -1,0 +1,172 @@
+"""Several runs in one table: what differs between them, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mmm.evaluate.plots.curves import draw_runs
+from mmm.evaluate.run_results import Record
+
+# these say where and how often, not what
+NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
+NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_last", "evaluate_every")}
+# names whose difference makes two losses answers to two questions, but for how hidden tokens are kept from the encoder
+OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
+SAME_LOSS = ("masker.blank",)
+SCORES = {"neighbours": "nearest\nneighbours", "linear": "linear,\nfew labels", "probe": "attentive,\nfew labels"}
+
+COLUMNS = {
+    "steps": ("updates", "{:,.0f}"),
+    "samples": ("samples", "{:,.0f}"),
+    "loss": ("loss", "{:.4f}"),
+    "held_out_loss": ("held-out loss", "{:.4f}"),
+    "neighbours": ("neighbours", "{:.1%}"),
+    "linear": ("linear", "{:.1%}"),
+    "probe": ("attentive probe", "{:.1%}"),
+    "probe_untrained": ("untrained", "{:.1%}"),
+    "psnr": ("PSNR", "{:.2f} dB"),
+    "seconds": ("seconds", "{:,.0f}"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: what sets them apart from the others.
+        runs: at least one.
+    """
+
+    label: str
+    runs: Sequence[Record]
+
+    def values(self, name: str) -> list[float]:
+        """A figure of each run that has it."""
+        return [value for run in self.runs if (value := figures(run)[name]) is not None]
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a figure over the runs that have it."""
+        return mean(values) if (values := self.values(name)) else None
+
+    def error(self, name: str) -> float | None:
+        """The standard error of that mean, of two runs or more."""
+        values = self.values(name)
+        return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
+def figures(run: Record) -> dict[str, float | None]:
+    """What a run comes to; None where it was not measured."""
+    features, pictures = run.evaluations.get("features", {}), run.evaluations.get("reconstruct", {})
+    probe = run.evaluations.get("transfer", {}).get("probe", {})
+    return {
+        "steps": run.steps,
+        "samples": run.steps * run.config["train.batch_size"],
+        "loss": run.last("loss"),
+        "held_out_loss": run.last("held_out_loss"),
+        "neighbours": features.get("neighbours", {}).get("trained", {}).get("top1"),
+        "linear": features.get("linear", {}).get("trained", {}).get("top1"),
+        "probe": probe.get("trained", {}).get("top1"),
+        "probe_untrained": probe.get("untrained", {}).get("top1"),
+        "psnr": pictures.get("psnr", {}).get("model"),
+        "seconds": run.seconds,
+    }
+
+
+def differing(runs: Sequence[Record]) -> list[str]:
+    """The names of choices that are not the same in all runs; of a part that is another one, only its name."""
+    names = sorted({name for run in runs for name in run.config} - set(NOT_A_CHOICE))
+    differ = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    swapped = [name.removesuffix("name") for name in differ if name.endswith(".name")]
+    return [name for name in differ if name.endswith(".name") or not name.startswith(tuple(swapped) or ("\0",))]
+
+
+def label(run: Record, names: Sequence[str]) -> str:
+    """What sets a run apart: its values of the differing choices; its folder's name where there are none."""
+    said = [f"{name}={_plain(run.config[name])}" for name in names if name in run.config]
+    return " ".join(said) or run.path.name
+
+
+def group_runs(runs: Sequence[Record]) -> list[Group]:
+    """Runs of the same choices, whatever their seed, are one group; where nothing but the seed differs, each is its own."""
+    choices = [name for name in differing(runs) if name != "seed"]
+    if not choices:
+        return [Group(label(run, differing(runs)), [run]) for run in runs]
+    groups: dict[str, list[Record]] = {}
+    for run in runs:
+        groups.setdefault(label(run, choices), []).append(run)
+    return [Group(name, members) for name, members in groups.items()]
+
+
+def warnings(runs: Sequence[Record]) -> list[str]:
+    """What makes the comparison unfair, one sentence each."""
+    names, said = differing(runs), []
+    for unit, value in (
+        ("updates", [run.steps for run in runs]),
+        ("samples", [run.steps * run.config["train.batch_size"] for run in runs]),
+    ):
+        if len(set(value)) > 1:
+            said.append(f"not at equal {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}")
+    other = [name for name in names if name.startswith(OTHER_LOSS) and name not in SAME_LOSS]
+    if other:
+        said.append(f"they differ in {', '.join(other)}, so their losses answer different questions; compare the accuracies")
+    if len({tuple(sorted(str(run.config.get("seed")) for run in group.runs)) for group in group_runs(runs)}) > 1:
+        said.append("not with the same seeds")
+    return said
+
+
+def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
+    """The comparison as plain values, and its picture.
+
+    Returns:
+        `rows`: of each group its label, runs, and mean and standard error of every figure; `warnings`; `picture`.
+    """
+    rows = [
+        {
+            "label": group.label,
+            "runs": [str(run.path) for run in group.runs],
+            **{name: {"mean": group.mean(name), "error": group.error(name)} for name in COLUMNS},
+        }
+        for group in groups
+    ]
+    if picture is not None:
+        accuracies = [(title, [group.mean(name) for group in groups]) for name, title in SCORES.items()]
+        draw_runs([(group.label, group.runs) for group in groups], accuracies, picture)
+    told = warnings([run for group in groups for run in group.runs])
+    return {"rows": rows, "warnings": told, "picture": None if picture is None else str(picture)}
+
+
+def describe_comparison(found: dict[str, Any]) -> str:
+    """The table as text; columns that no run has are left out."""
+    names = [name for name in COLUMNS if any(row[name]["mean"] is not None for row in found["rows"])]
+    seeds = max(len(row["runs"]) for row in found["rows"])
+    table = [["", *(["runs"] if seeds > 1 else []), *(COLUMNS[name][0] for name in names)]]
+    for row in found["rows"]:
+        count = [str(len(row["runs"]))] if seeds > 1 else []
+        table.append([row["label"], *count, *(_cell(row[name], COLUMNS[name][1]) for name in names)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in table
+    ]
+    if seeds > 1:
+        lines.append("mean ± standard error over the runs of a row")
+    return "\n".join([*lines, *(f"mind: {said}" for said in found["warnings"])])
+
+
+def _cell(figure: dict[str, float | None], form: str) -> str:
+    """A mean, with its error where there is one."""
+    if figure["mean"] is None:
+        return "-"
+    error = f" ± {form.format(figure['error'])}" if figure["error"] else ""
+    return form.format(figure["mean"]) + error
+
+
+def _plain(value: Any) -> str:
+    """A value as a flag would have it."""
+    return " ".join(map(_plain, value)) if isinstance(value, list) else "none" if value is None else str(value)

@@ -1,0 +1,164 @@
+"""Features of a data set, on disk: any layers of an encoder, pooled or all tokens, in shards that a stop does not cost.
+
+Which inputs a shard holds, and how they are cut into batches, follows from its number alone: the same shard comes out bit for bit
+whichever process makes it, and however often the work was stopped.
+
+Shapes: b inputs, V views of each, C channels, R prefix tokens, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmm.config.cli import to_dict
+from mmm.data import Clips, Images, Problem, eval_batches
+from mmm.data.transforms.crop import normalise
+from mmm.evaluate.features.store import Store
+from mmm.evaluate.features.table import inference
+from mmm.evaluate.protocol import sampling_of, weights_fingerprint
+from mmm.model import MaskedModel
+from mmm.train.distributed.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+Layered = Callable[[Tensor], dict[str, Tensor]]  # normalised (B, C, s...) -> by layer (B, ...)
+LAST = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Which features, and in what portions."""
+
+    layers: tuple[str, ...] = (LAST,)
+    """Layers: last (after the final norm, where there is one), or numbers of blocks; 0 is what enters the first."""
+
+    pool: Literal["mean", "class", "tokens"] = "mean"
+    """What of a sample's tokens is kept: their mean, the class token, or all of them, the class token first."""
+
+    views: Literal["mean", "all"] = "mean"
+    """Of a video's clips and crops: the mean of their features, or a row for each."""
+
+    shard: int = 4096
+    """Inputs of a shard: what a stop can cost a process."""
+
+    def __post_init__(self) -> None:
+        if self.shard < 1:
+            raise ValueError(f"shard {self.shard} must be at least 1 input")
+        wrong = [layer for layer in self.layers if layer != LAST and not layer.isdecimal()]
+        if wrong or not self.layers:
+            raise ValueError(f"layers {' '.join(wrong) or 'is empty'}: give {LAST}, or numbers of blocks, for instance {LAST} 6 12")
+
+
+def layer_name(layer: str) -> str:
+    """What a layer is called in a file: last, block_6."""
+    return layer if layer == LAST else f"block_{int(layer)}"
+
+
+def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None = None) -> Layered:
+    """What makes the features of each layer, by its name in the file, fp32: (B, D), or (B, R + N, D) where all tokens are kept.
+
+    Raises:
+        ValueError: where the encoder has no such layer, or no class token.
+    """
+    depth, prefix = model.encoder.shape.depth, model.encoder.shape.prefix
+    blocks = tuple(sorted({int(layer) for layer in config.layers if layer != LAST}))
+    if blocks and blocks[-1] > depth:
+        raise ValueError(f"layers {blocks[-1]}: the encoder has {depth} blocks; give {LAST}, or numbers from 0 to {depth}")
+    if config.pool == "class" and not prefix:
+        raise ValueError("pool class needs a class token, and this encoder has none; use mean")
+
+    def extract(x: Tensor) -> dict[str, Tensor]:
+        tokenizer = model.tokenizer
+        with inference(model, dtype):
+            features = model.encoder(tokenizer.split(x), tokenizer.grid(x), None, blocks=blocks)
+        found = {f"block_{number}": features.blocks[number].float() for number in blocks}  # (B, R + N, D)
+        found |= {LAST: features.last.float()} if LAST in config.layers else {}
+        if config.pool == "tokens":
+            return found
+        return {name: value[:, 0] if config.pool == "class" else value[:, prefix:].mean(1) for name, value in found.items()}
+
+    return extract
+
+
+def identity_of(model: MaskedModel, part: Images | Clips) -> dict[str, Any]:
+    """What features are of: plain values that change with the model, with the data, and with how samples are cut from it."""
+    data = part.config
+    clips = {"eval_clips": getattr(data, "eval_clips", 1), "eval_crops": getattr(data, "eval_crops", 1)}
+    names = ("frames", "stride", "fps", "sampling")
+    clips |= {name: value for name, value in sampling_of(data).items() if name in names}
+    pixels = {"size": list(data.size), "channels": data.channels, "mean": list(data.mean), "std": list(data.std)}
+    encoder = {"weights": weights_fingerprint(model.encoder), **to_dict(model.encoder.config)}
+    return {
+        "model": {"tokenizer": to_dict(model.tokenizer.config), "encoder": encoder},
+        "data": {"fingerprint": part.fingerprint, "where": part.where, "samples": len(part)},
+        "pixels": pixels | clips,
+    }
+
+
+def extract(
+    model: MaskedModel,
+    part: Images | Clips,
+    config: ExtractConfig,
+    store: Store,
+    *,
+    accelerator: Accelerator,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Writes what is missing of the features; each process makes its share of the shards, and the main one puts them together.
+
+    Args:
+        model: on its device.
+        part: what to read; each input once, none put in an unreadable one's place.
+        store: where they go, of this model and this data.
+        dtype: of autocast; none: fp32.
+        batch_size: of a process, views.
+
+    Returns:
+        The manifest, see `mmm.evaluate.features.store`.
+
+    Raises:
+        ValueError: where the store holds other features, or not one input can be read.
+    """
+    make = layered(model, config, dtype)
+    device = next(model.parameters()).device
+    missing = on_main(accelerator, store.missing)
+    logger.info("%d of %d shards are to be made", len(missing), store.shards)
+    for number in missing[accelerator.process_index :: accelerator.num_processes]:
+        first, end = store.inputs_of(number)
+        tensors, problems = _features(part, first, end, make, config, device, batch_size)
+        store.write(number, tensors, problems)
+        logger.info("shard %d of %d: inputs %d to %d", number + 1, store.shards, first, end - 1)
+    accelerator.wait_for_everyone()
+    return on_main(accelerator, lambda: store.finish(part))
+
+
+def _features(
+    part: Images | Clips, first: int, end: int, make: Layered, config: ExtractConfig, device: torch.device, batch_size: int
+) -> tuple[dict[str, Tensor], list[Problem]]:
+    """The rows of a shard's inputs: `index`, `view` where views stand apart, and the layers; and what could not be read."""
+    data, views = part.config, part.config.views
+    found: dict[str, list[Tensor]] = {}
+    problems: list[Problem] = []
+    for batch in eval_batches(part.subset(torch.arange(first, end)), data, batch_size=batch_size):
+        problems += [problem._replace(index=problem.index + first) for problem in batch.problems]
+        if not len(batch):
+            continue
+        layers = make(normalise(batch.pixels.to(device, non_blocking=True), data.mean, data.std))
+        if config.views == "mean":
+            layers = {name: value.unflatten(0, (-1, views)).mean(1) for name, value in layers.items()}  # (b V, ...) -> (b, ...)
+            rows = {"index": batch.index[::views] + first}
+        else:
+            rows = {"index": batch.index + first, "view": torch.arange(views).repeat(len(batch) // views)}
+        for name, value in (rows | layers).items():
+            found.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}, problems

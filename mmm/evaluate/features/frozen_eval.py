@@ -1,0 +1,129 @@
+"""How well frozen features classify: nearest neighbours and a linear classifier from few labels, each of several features.
+
+What a trained encoder scores says little without what the same encoder scores untrained, and what the raw pixels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmm.data import Clips, Images
+from mmm.evaluate.features.knn import nearest_neighbours
+from mmm.evaluate.features.logistic_regression import few_label_accuracy
+from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
+from mmm.model import MaskedModel
+
+TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """How features are made and judged."""
+
+    k: int = 20
+    """Nearest training samples that vote."""
+
+    labels_per_class: int = 200
+    """Labels of each class that the linear classifier is given, chosen by key; it takes all where there are fewer."""
+
+    pool: Pool = "mean"
+    """What of a sample's tokens is its feature: their mean, the class token, or both one behind the other."""
+
+    train_samples: int | None = None
+    """Training samples to use, chosen by key; none: all."""
+
+    test_samples: int | None = None
+    """Test samples to use, chosen by key; none: all."""
+
+    raw_pixels: bool = True
+    """Judge the raw pixels as a feature too (of large samples averaged down to 16 frames and 32 x 32)."""
+
+    label_seed: int = 0
+    """Of the choice of samples and of labels."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "labels_per_class", "train_samples", "test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+
+
+def judge_representation(
+    models: Mapping[str, MaskedModel],
+    train: Images | Clips,
+    test: Images | Clips,
+    config: RepresentationConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Judges the features of several models, and of none.
+
+    Args:
+        models: by name, for instance `trained` and `untrained`, on the device.
+        train: samples whose labels may be used.
+        test: samples to score; nothing is chosen by them.
+        dtype: of autocast; none: fp32.
+
+    Returns:
+        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always naming the test part's commonest;
+        `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
+        `labels_per_class`, `pool`; `problems`: inputs that could not be read.
+
+    Raises:
+        ValueError: without labels, or where nothing can be read.
+    """
+    for part in (train, test):
+        if part.labels() is None:
+            raise ValueError(f"{part.title} have no labels to judge features by; name them with data.label_column")
+    extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
+    extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
+    chosen = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
+    known, asked = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in chosen)
+    first = next(iter(extracts))
+    labels = asked[first].labelled("cpu")[1]
+    found: dict[str, Any] = {
+        "train": len(known[first].labelled("cpu")[1]),
+        "test": len(labels),
+        "classes": len(labels.unique()),
+        "largest_class": labels.bincount().max().item() / len(labels),
+        "k": config.k,
+        "labels_per_class": config.labels_per_class,
+        "pool": config.pool,
+        "neighbours": {},
+        "linear": {},
+        "problems": [problem._asdict() for problem in known[first].problems + asked[first].problems],
+    }
+    for name in extracts:
+        found["neighbours"][name], found["linear"][name] = _score(known[name], asked[name], config, device)
+    return found
+
+
+def _score(
+    known: FeatureTable, asked: FeatureTable, config: RepresentationConfig, device: torch.device | str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Nearest neighbours and the linear classifier on one feature."""
+    tables = (*known.labelled(device), *asked.labelled(device))
+    return nearest_neighbours(*tables, config.k), few_label_accuracy(*tables, config.labels_per_class, config.label_seed)
+
+
+def describe_representation(found: Mapping[str, Any]) -> str:
+    """The scores as a small table of text."""
+    names = list(found["neighbours"])
+    rows = [
+        (f"{found['k']} nearest neighbours", found["neighbours"]),
+        (f"linear, {found['labels_per_class']} labels a class", found["linear"]),
+    ]
+    head = f"Frozen features, {found['classes']} classes, {found['train']:,} training and {found['test']:,} test samples"
+    wide = max(len(title) for title, _ in rows)
+    lines = [f"{head} (always naming the commonest class: {found['largest_class']:.1%})"]
+    lines.append(" " * wide + "".join(f"{TITLES.get(name, name):>13}" for name in names))
+    lines += [f"{title:<{wide}}" + "".join(f"{scores[name]['top1']:>13.1%}" for name in names) for title, scores in rows]
+    if found["problems"]:
+        lines.append(f"{len(found['problems'])} inputs could not be read and were left out")
+    return "\n".join(lines)

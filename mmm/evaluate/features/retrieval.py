@@ -1,0 +1,125 @@
+"""The nearest samples of some queries, by the cosine of their features: who they are, and as a picture.
+
+Shapes: q queries, n samples to search, k neighbours, D values a feature, C channels, s... a sample's axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm.data import Clips, Images
+from mmm.evaluate.features.table import FeatureTable
+from mmm.evaluate.plots.image_grid import draw_grid
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Samples and their features.
+
+    Attributes:
+        part: the samples.
+        table: the features of those that can be read; its `index` counts in the part.
+    """
+
+    part: Images | Clips
+    table: FeatureTable
+
+    def take(self, rows: Tensor) -> Shelf:
+        """Some rows of the table, int64 (q,)."""
+        table = self.table
+        labels = None if table.labels is None else table.labels[rows]
+        return Shelf(self.part, FeatureTable(table.values[rows], labels, table.index[rows], table.problems))
+
+    def describe(self, row: int) -> dict[str, Any]:
+        """Index, name and label of the sample of a row."""
+        index = int(self.table.index[row])
+        label = None if self.table.labels is None else int(self.table.labels[row])
+        classes = self.part.classes
+        called = label if label is None or label < 0 or classes is None else classes[label]
+        return {"index": index, "name": self.part.name(index), "label": None if label == -1 else called}
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, *, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rows of the k nearest of each query, int64 (q, k), nearest first, and their cosines, (q, k).
+
+    Args:
+        queries: (q, D).
+        bank: (n, D).
+        k: at most how many; fewer where the bank is smaller.
+        own: each query's own row in the bank, which is not its neighbour, (q,).
+    """
+    cosines = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (q, n)
+    if own is not None:
+        cosines = cosines.scatter(1, own[:, None].to(cosines.device), -torch.inf)
+    found = cosines.topk(min(k, len(bank) - (own is not None)), dim=1)
+    return found.indices.cpu(), found.values.cpu()
+
+
+def retrieve(queries: Shelf, bank: Shelf, k: int, *, own: Tensor | None = None) -> dict[str, Any]:
+    """Searches.
+
+    Args:
+        own: each query's own row in the bank, int64 (q,), where the queries are from it.
+
+    Returns:
+        `queries`: of each its index, name, label and `neighbours`, these with their `row` in the bank and `similarity`; and
+        `same_class`: where both have labels of the same classes, the share of neighbours with their query's label.
+
+    Raises:
+        ValueError: where there is nothing to find.
+    """
+    if len(bank.table.index) <= (own is not None):
+        raise ValueError(f"{bank.part.title} are too few to search: {len(bank.table.index)}")
+    rows, cosines = nearest(queries.table.values, bank.table.values, k, own=own)
+    found = []
+    for query in range(len(rows)):
+        pairs = zip(rows[query].tolist(), cosines[query].tolist(), strict=True)
+        neighbours = [{"row": row, "similarity": cosine, **bank.describe(row)} for row, cosine in pairs]
+        found.append({**queries.describe(query), "neighbours": neighbours})
+    asked, known = queries.table.labels, bank.table.labels
+    same = None
+    if asked is not None and known is not None and queries.part.classes == bank.part.classes and (asked >= 0).any():
+        same = (known[rows] == asked[:, None])[asked >= 0].double().mean().item()
+    return {"queries": found, "same_class": same}
+
+
+def draw_neighbours(found: dict[str, Any], queries: Shelf, bank: Shelf, path: Path, title: str) -> Path:
+    """A row for each query: the query, then its neighbours, with labels and similarities; of clips the middle frames."""
+    count = len(found["queries"][0]["neighbours"])
+    columns = [("query", samples(queries.part, [query["index"] for query in found["queries"]]))]
+    captions = [[_words(query) for query in found["queries"]]]
+    for place in range(count):
+        column = [query["neighbours"][place] for query in found["queries"]]
+        columns.append((f"{place + 1}", samples(bank.part, [neighbour["index"] for neighbour in column])))
+        captions.append([f"{neighbour['similarity']:.2f} {_words(neighbour)}" for neighbour in column])
+    notes = ["Below each: the cosine of its features and the query's, and its label."]
+    return draw_grid(columns, path, title=title, notes=notes, captions=captions)
+
+
+def samples(part: Images | Clips, index: Sequence[int]) -> Tensor:
+    """Samples as the model gets them, their first view, in [0, 1]: (q, C, s...)."""
+    pixels, _ = part.eval_views(torch.tensor(index, dtype=torch.int64))
+    return pixels[:: part.config.views].float() / 255
+
+
+def _words(sample: dict[str, Any]) -> str:
+    """The label or, where there is none, the end of the name."""
+    return Path(sample["name"]).name if sample["label"] is None else str(sample["label"])
+
+
+def describe_neighbours(found: dict[str, Any]) -> str:
+    """The neighbours as lines of text."""
+    lines = []
+    for query in found["queries"]:
+        lines.append(f"{query['name']} ({_words(query)})")
+        lines += [f"  {near['similarity']:6.3f}  {near['name']} ({_words(near)})" for near in query["neighbours"]]
+    if found["same_class"] is not None:
+        lines.append(f"of these neighbours {found['same_class']:.1%} are of their query's class")
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Where extracted features lie: shards while they are made, then one file, .safetensors or .parquet, with a manifest beside it.
+
+    features.parquet          index, name, label, [view], and a column for each layer
+    features.parquet.json     what the features are of (`identity`), names, classes, problems: see `Store.finish`
+    features.parquet.parts/   while it is unfinished: identity.json and 00000.safetensors, ...
+
+Everything is written aside and renamed, so that what bears its name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmm.data import Clips, Images, Problem
+from mmm.evaluate.features.file_formats import WRITERS, Rows
+from mmm.train.config import differences, flatten
+
+IDENTITY = "identity.json"
+ROWS = ("index", "view")  # of a shard's tensors, what is no layer
+
+
+class Store:
+    """The features of one model on one part of the data.
+
+    Args:
+        out: the file to make; its suffix says the format.
+        identity: plain values; features of another identity are refused.
+        inputs: of the part.
+        shard: inputs of a shard.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], *, inputs: int, shard: int) -> None:
+        if out.suffix not in WRITERS:
+            raise ValueError(f"--out {out}: features are written as {' or '.join(WRITERS)}; let its name end so")
+        self.out, self.inputs, self.shard = out, inputs, shard
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.parts = out.with_name(f"{out.name}.parts")
+        self.shards = -(-inputs // shard)
+
+    def inputs_of(self, number: int) -> tuple[int, int]:
+        """The first input of a shard, and the one after its last."""
+        return number * self.shard, min((number + 1) * self.shard, self.inputs)
+
+    def missing(self) -> list[int]:
+        """The shards that are to be made; none of a finished file.
+
+        Raises:
+            ValueError: where something else is there.
+        """
+        if self.out.exists():
+            self._refuse_others(read_manifest(self.out)["identity"], self.out)
+            shutil.rmtree(self.parts, ignore_errors=True)  # left by a stop just before the end
+            return []
+        self.parts.mkdir(parents=True, exist_ok=True)
+        known = self.parts / IDENTITY
+        if known.exists():
+            self._refuse_others(json.loads(known.read_text(encoding="utf-8")), self.parts)
+        else:
+            write_aside(known, lambda path: _write_json(path, self.identity))
+        return [number for number in range(self.shards) if not self._path(number).exists()]
+
+    def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
+        """Keeps a shard: rows in the data's order, and the inputs of it that could not be read."""
+        said = {"problems": json.dumps([problem._asdict() for problem in problems])}
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        write_aside(self._path(number), lambda path: save_file(whole, path, said))
+
+    def finish(self, part: Images | Clips) -> dict[str, Any]:
+        """Puts the shards together, and writes the manifest.
+
+        Returns:
+            It: `identity`; `inputs`, how many were asked for, and `rows`, how many there are; `shapes` of a row of each layer;
+            `classes`; `problems`, the inputs that could not be read; `names`, of the input of each row.
+
+        Raises:
+            ValueError: where not one input can be read.
+        """
+        if self.out.exists():
+            return read_manifest(self.out)
+        paths = [self._path(number) for number in range(self.shards)]
+        problems = [problem for path in paths for problem in json.loads(_metadata(path)["problems"])]
+        rows = Rows.of(paths, part.labels())
+        if not rows.count:
+            raise ValueError(f"not one of {part.title} can be read; the first: {problems[0]['reason']}")
+        names = [part.name(index) for index in rows.index.tolist()]
+        manifest = {
+            "identity": self.identity,
+            "inputs": self.inputs,
+            "rows": rows.count,
+            "shapes": {name: list(shape) for name, shape in rows.shapes.items() if name not in ROWS},
+            "classes": None if part.classes is None else list(part.classes),
+            "problems": problems,
+            "names": names,
+        }
+        write_aside(manifest_of(self.out), lambda path: _write_json(path, manifest))
+        write_aside(self.out, lambda path: WRITERS[self.out.suffix](path, rows, names))  # last: what is there is finished
+        shutil.rmtree(self.parts)
+        return manifest
+
+    def _path(self, number: int) -> Path:
+        return self.parts / f"{number:05d}.safetensors"
+
+    def _refuse_others(self, found: Mapping[str, Any], where: Path) -> None:
+        changed = differences(flatten(found), flatten(self.identity))
+        if changed:
+            raise ValueError(f"{where} holds other features: {'; '.join(changed)}. Give another --out, or delete it")
+
+
+def manifest_of(out: Path) -> Path:
+    """Where the manifest of a file of features lies."""
+    return out.with_name(f"{out.name}.json")
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a file of features.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    try:
+        return dict(json.loads(manifest_of(out).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{out} has no manifest beside it ({manifest_of(out).name}), as mmm extract writes it") from None
+    except ValueError as error:
+        raise ValueError(f"{manifest_of(out)} cannot be read: {error}") from error
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file under another name, and gives it its own when it is whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

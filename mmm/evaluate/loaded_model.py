@@ -1,0 +1,206 @@
+"""What is evaluated: a model from a run folder or from published weights, and the images to evaluate it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import torch
+
+from mmm.config.cli import from_dict
+from mmm.config.reading import read_yaml
+from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.sources.base import EVALUATION
+from mmm.data.sources.resolve import find_source
+from mmm.decoders import SelfAttentionDecoder
+from mmm.model import MaskedModel, ModelConfig
+from mmm.weights.formats.run import CONFIG, read_config, run_of
+from mmm.weights.load import load
+
+PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig:
+    """Which model, on which data, and how it is computed."""
+
+    model: str | None = None
+    """A run folder, a checkpoint or a file of weights in one, or published weights (.pth, .safetensors). A run's config.yaml
+    stands for its model untrained."""
+
+    source: str | None = None
+    """Images or videos to use, as --data.source of a recipe; none: those of the run."""
+
+    test_split: str | None = None
+    """Split of the source to evaluate on; none: the evaluation part, as in training."""
+
+    holdout: float | None = None
+    """Share of the data that is for evaluation, where the source has no split for it; none: the run's."""
+
+    image_size: int | None = None
+    """Side of the images or frames that the model gets, in pixels; none: the run's, or that of the published weights."""
+
+    column: str | None = None
+    """The table's column of images or videos; none: the run's, or found."""
+
+    label_column: str | None = None
+    """The table's column of labels; none: the run's, or found."""
+
+    workers: int | None = None
+    """Processes that read the data; none: the run's."""
+
+    eval_clips: int | None = None
+    """Clips of a video that are averaged; none: the run's."""
+
+    eval_crops: int | None = None
+    """Crops of a clip that are averaged; none: the run's."""
+
+    device: str | None = None
+    """Where to compute, for instance cpu or cuda:1; none: the accelerator that is there, else the CPU."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model; what is computed from its features is always fp32."""
+
+    batch_size: int = 256
+    """Samples that the model gets at once."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """For autocast."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate.
+
+    Attributes:
+        trained: on its device; None where only its random initialisation was asked for.
+        untrained: the same parts with the run's random initialisation, on the same device.
+        data: the images or clips.
+        run: the folder that the model is from, or None.
+        step: updates that its weights have seen, where a run says so.
+    """
+
+    trained: MaskedModel | None
+    untrained: MaskedModel
+    data: DataConfig
+    run: Path | None
+    step: int | None
+
+    @property
+    def name(self) -> str:
+        """For titles."""
+        step = "" if self.step is None else f", step {self.step:,}"
+        return f"{self.run.name}{step}" if self.run else "published weights"
+
+
+def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subject:
+    """Loads the model and decides on the data.
+
+    Args:
+        norm_pix: see `mmm.load`.
+
+    Raises:
+        ValueError: where there is no model, or no data is named.
+    """
+    if config.model is None:
+        raise ValueError("--model is not set; give a run folder (runs/pretrain-1), a checkpoint in one, or published weights")
+    path, device = Path(config.model).expanduser(), _device(config.device)
+    run, trained, step = run_of(path), None, None
+    if path.name == CONFIG:
+        parts, step, run = read_config(path)[0], 0, path.parent
+    else:
+        trained = load(path, norm_pix=norm_pix).to(device)
+        parts, step = parts_of(trained), None if run is None else _step(path, run)
+    data = _data(config, None if run is None else run / CONFIG, trained)
+    untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
+    return Subject(trained, untrained, data, run, step)
+
+
+def parts_of(model: MaskedModel) -> ModelConfig:
+    """The choices that a model was built from; an encoder without a decoder gets the smallest."""
+    parts: dict[str, Any] = {name: getattr(getattr(model, name), "config", None) for name in PARTS}
+    return ModelConfig(**parts | {"decoder": parts["decoder"] or SelfAttentionDecoder.Config(width=32, depth=1, heads=1)})
+
+
+def open_test(data: DataConfig, split: str | None = None) -> Images | Clips:
+    """The samples to score: a split of the source by its name, or the evaluation part."""
+    return open_data(_uncached(data), split or "eval")
+
+
+def open_shown(config: SubjectConfig, data: DataConfig) -> Images | Clips:
+    """The samples to show: as `open_test`, but all of a source that the user named and that has no part for evaluation."""
+    if config.source is None or config.test_split is not None or set(EVALUATION) & set(find_source(data).splits):
+        return open_test(data, config.test_split)
+    return open_data(replace(_uncached(data), holdout=0.0), "train")
+
+
+def open_train(data: DataConfig) -> Images | Clips:
+    """The samples whose labels may be used: those that the model is trained on."""
+    return open_data(_uncached(data), "train")
+
+
+def _uncached(data: DataConfig) -> DataConfig:
+    """Each sample is read once, so nothing is kept."""
+    return replace(data, cache=False) if isinstance(data, ImagesConfig) else data
+
+
+def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
+    """The data of the run, or of the usual normalisation, but for what the user names."""
+    data = _data_of_weights(model) if saved is None else _saved_data(saved)
+    names = ["source", "holdout", "image_size", "label_column", "workers"]
+    names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
+    values = {name: value for name in names if (value := getattr(config, name)) is not None}
+    column = data.medium.flag.removeprefix("data.")
+    if config.column is not None:
+        values[column] = config.column
+    if config.source is not None and saved is not None:  # another source has its own names
+        values |= {"split": "train", "eval_split": None, column: config.column, "label_column": config.label_column}
+    for name in ("eval_clips", "eval_crops"):
+        if getattr(config, name) is not None and name not in values:
+            raise ValueError(f"--{name} is for videos, and this model is of images")
+    data = replace(data, **values)
+    if not data.source:
+        raise ValueError(f"--source is not set, and published weights do not say what to look at; give {data.medium.noun}")
+    return data
+
+
+def _saved_data(saved: Path) -> DataConfig:
+    """Of a run's config.yaml."""
+    tree = read_yaml(saved.read_text(encoding="utf-8"))["data"]
+    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
+
+
+def _data_of_weights(model: MaskedModel | None) -> DataConfig:
+    """Samples of the size at which published weights are at home, with the usual normalisation."""
+    assert model is not None
+    encoder: Any = model.encoder
+    *frames, height, width = (tokens * token for tokens, token in zip(encoder.home, model.tokenizer.size, strict=True))
+    size = (height, width)
+    return ClipsConfig(image_size=size, frames=frames[0]) if frames else ImagesConfig(image_size=size)
+
+
+def _seed(run: Path | None) -> int:
+    """Of the run."""
+    return 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
+
+
+def _step(path: Path, run: Path) -> int | None:
+    """The step of the checkpoint that a path means."""
+    from mmm.train.checkpoint.writer import newest
+
+    folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
+    return int(folder.name.removeprefix("step_")) if folder is not None and folder.name.startswith("step_") else None
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {shorten(str(error), 100)}") from error

@@ -1,0 +1,1 @@
+"""Probes: small classifiers trained on frozen features."""

@@ -1,0 +1,110 @@
+"""An attentive probe from few labels: a query that is trained reads all tokens of a frozen encoder.
+
+Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", 2024, section 4. The tokens of so few
+samples are kept, so that the encoder runs once. Several learning rates are tried at once; the one that is best on labels held back
+is used to train on all.
+
+Shapes: n labelled samples, m test samples, R prefix tokens, N tokens of the grid, D the encoder's width, S learning rates, K
+classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmm.classifier import HeadConfig
+from mmm.core.rng import integers, sample_keys, stream
+from mmm.core.types import Shape
+from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
+from mmm.pools import AttentivePool
+from mmm.train.config import TrainConfig
+from mmm.train.schedule import learning_rate, set_learning_rate
+
+BATCHES = 103  # this file's stream of draws
+WARMUP = 0.1  # part of the updates over which the learning rate rises
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """How encoders are compared by few labels."""
+
+    labels_per_class: int = 25
+    """Labels of each class, chosen by key; a fifth of them chooses the learning rate first, and is then trained on too."""
+
+    heads: int | None = None
+    """Attention heads of the probe; none: one for every 64 of the encoder's width."""
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates that are tried for each encoder."""
+
+    steps: int = 300
+    """Updates of a probe."""
+
+    batch_size: int = 64
+    """Labelled samples of an update, drawn anew each time."""
+
+    label_seed: int = 0
+    """Of the choice of labels, of the batches and of the probes' first weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("labels_per_class", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"transfer.{name} {getattr(self, name)} must be at least 1")
+        if self.labels_per_class == 1:
+            raise ValueError("transfer.labels_per_class 1 leaves no label to choose the learning rate by; give at least 2")
+        if not self.rates or min(self.rates) <= 0:
+            raise ValueError(f"transfer.rates {self.rates}: give one learning rate above 0, or several")
+
+
+def probe_few_labels(
+    known: tuple[Tensor, Tensor], held: Tensor, asked: tuple[Tensor, Tensor], shape: Shape, classes: int, config: TransferConfig
+) -> dict[str, Any]:
+    """Chooses a learning rate, trains with it on all labels, and scores.
+
+    Args:
+        known: tokens (n, R + N, D) and labels int64 (n,), on the device that computes.
+        held: which of the labels are held back at first, bool (n,).
+        asked: tokens (m, R + N, D) and labels (m,) to score.
+        shape: of the encoder.
+        classes: K.
+
+    Returns:
+        `top1` on the test part; the `rate` that was chosen; `held_back`, by each rate its share of right answers there.
+    """
+    tokens, labels = known
+    centre, spread = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)  # (D,) each, as batch norm would have them
+    tokens = (tokens - centre) / spread
+    tried = _train(tokens[~held], labels[~held], config.rates, shape, classes, config)
+    right = _accuracies(tried, tokens[held], labels[held])
+    rate = config.rates[max(range(len(right)), key=right.__getitem__)]  # the first of equals
+    final = _train(tokens, labels, (rate,), shape, classes, config)
+    top1 = _accuracies(final, (asked[0] - centre) / spread, asked[1])[0]
+    return {"top1": top1, "rate": rate, "held_back": dict(zip(map(str, config.rates), right, strict=True))}
+
+
+def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape, classes: int, config: TransferConfig) -> Probes:
+    """A probe for each learning rate, all on the same batches: tokens (n, R + N, D), labels int64 (n,)."""
+    pool, seed = AttentivePool.Config(heads=config.heads), config.label_seed
+    probes = Probes(len(rates), pool, HeadConfig(), encoder=shape, classes=classes, seed=seed).to(tokens.device)
+    schedule = TrainConfig(steps=config.steps, batch_size=config.batch_size, learning_rate=1.0)
+    optimizer = make_probe_optimizer(probes, rates, schedule, "adamw", momentum=0.0)
+    draws = integers(stream(sample_keys(seed, 0, torch.arange(config.steps)), BATCHES), len(labels), config.batch_size)
+    for step, rows in enumerate(draws.to(tokens.device)):
+        set_learning_rate(optimizer, learning_rate(step, config.steps, 1.0, WARMUP * config.steps, 0.0))
+        probes_loss(probes, (tokens[rows], labels[rows]), step).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return probes
+
+
+@torch.no_grad()
+def _accuracies(probes: Probes, tokens: Tensor, labels: Tensor) -> list[float]:
+    """The share of samples that each probe gets right."""
+    logits = torch.cat([probes(part) for part in tokens.split(256)], dim=1)  # (S, m, K)
+    shares: list[float] = (logits.argmax(2) == labels).double().mean(1).tolist()
+    return shares

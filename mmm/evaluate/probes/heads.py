@@ -1,0 +1,120 @@
+"""Several heads on the same frozen tokens, trained at once: each batch is encoded once, whatever their number.
+
+They differ in nothing but their learning rate, and have nothing in common but the batches: the gradient of one never meets that
+of another.
+
+Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's, S heads, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.classifier import Head, HeadConfig
+from mmm.core.registry import PartConfig
+from mmm.core.types import Shape
+from mmm.data import Batch, Problem
+from mmm.pools import Pool, pools
+from mmm.train.config import TrainConfig
+
+Optimizer = Literal["lars", "adamw"]
+Encode = Callable[[Batch], tuple[Tensor, Tensor]]  # values to train on, and labels
+
+
+def has_weights(pool: nn.Module) -> bool:
+    """Whether a pool is trained, so that it must see the tokens in every step."""
+    return any(True for _ in pool.parameters())
+
+
+class Probes(nn.Module):
+    """S heads, each with its own pool where that has weights. They compute in fp32, whatever the encoder does."""
+
+    def __init__(self, count: int, pool: PartConfig, head: HeadConfig, *, encoder: Shape, classes: int, seed: int) -> None:
+        """All start from the same weights, which the seed draws."""
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            made = []
+            for _ in range(count):
+                torch.default_generator.manual_seed(seed)
+                pooling = pools.build(pool, encoder=encoder)
+                made.append((pooling, Head(head, width=pooling.width, classes=classes)))
+        shared: Pool = made[0][0]
+        self.shared = None if has_weights(shared) else shared
+        self.pools = nn.ModuleList(pooling for pooling, _ in made) if has_weights(shared) else None
+        self.heads = nn.ModuleList(last for _, last in made)
+
+    def prepare(self, tokens: Tensor) -> Tensor:
+        """What must be kept of a batch to train on it: tokens (B, R + N, D), or (B, D') pooled where the pool has no weights."""
+        return tokens.float() if self.shared is None else self.shared(tokens.float())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Logits (S, B, K) of what `prepare` gave."""
+        with torch.autocast(values.device.type, enabled=False):
+            if self.pools is None:
+                return torch.stack([head(values) for head in self.heads])
+            return torch.stack([head(pool(values)) for pool, head in zip(self.pools, self.heads, strict=True)])
+
+    def parts(self, number: int) -> tuple[nn.Module, nn.Module]:
+        """Pool and head of one probe, which make a `Classifier` with the encoder."""
+        pool = self.shared if self.pools is None else self.pools[number]
+        assert pool is not None
+        return pool, self.heads[number]
+
+
+def probes_loss(probes: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    """The sum of the heads' mean cross-entropies, (), as `fit` wants it: each head's gradient is that of its own loss.
+
+    Args:
+        probes: `Probes`, wrapped or bare.
+        batch: values and labels.
+    """
+    values, labels = batch
+    logits = probes(values)  # (S, B, K)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits))) * len(logits)
+
+
+def make_probe_optimizer(
+    probes: Probes, rates: Sequence[float], config: TrainConfig, kind: Optimizer, momentum: float
+) -> torch.optim.Optimizer:
+    """One optimizer, in which each probe's rate is a multiple of the schedule's.
+
+    LARS (You et al., arXiv 1708.03888), timm's: matrices are decayed and their step is scaled by the trust ratio, vectors are
+    neither, as in MAE's linear probe. Or AdamW.
+    """
+    groups: list[dict[str, Any]] = []
+    for number, rate in enumerate(rates):
+        pool, head = probes.parts(number)
+        weights = [weight for part in (pool, head) for weight in part.parameters()]
+        matrices, vectors = ([weight for weight in weights if (weight.ndim > 1) == wanted] for wanted in (True, False))
+        for group, decay, adapt in ((matrices, config.weight_decay, True), (vectors, 0.0, False)):
+            extra = {"always_adapt": adapt} if kind == "lars" else {}
+            groups += [{"params": group, "weight_decay": decay, "lr_scale": rate} | extra] if group else []
+    if kind == "lars":
+        from timm.optim.lars import Lars
+
+        return Lars(groups, lr=config.learning_rate, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def encoded_batches(
+    batches: Iterator[Batch], encode: Encode, together: int, problems: list[Problem]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Encodes micro-batches, and gives so many of them as one batch for the heads.
+
+    Args:
+        batches: of this process.
+        encode: without a gradient.
+        together: micro-batches that become one batch: all of an update, where its statistics are to be of the whole.
+        problems: inputs that could not be read are added here.
+    """
+    while group := list(islice(batches, together)):
+        for batch in group:
+            problems += batch.problems
+        values, labels = zip(*(encode(batch) for batch in group), strict=True)
+        yield torch.cat(values), torch.cat(labels)

@@ -1,0 +1,127 @@
+"""The exact linear probe: features once, then logistic regression to convergence for each of several L2 penalties.
+
+A convex problem with one answer: no schedule, no augmentation, nothing drawn but which samples choose the penalty.
+
+Shapes: n training samples, m test samples, D values a feature, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmm.core.registry import PartConfig
+from mmm.evaluate.features.logistic_regression import Logistic, few_labels, statistics
+from mmm.evaluate.features.table import FeatureTable, extract_features
+from mmm.evaluate.metrics import Tally
+from mmm.evaluate.probes.setup import Exam
+from mmm.pools import pools
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Which penalties are tried, and how far."""
+
+    penalties: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    """Of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
+    iterations: int = 200
+    """At most, of L-BFGS."""
+    tolerance: float = 1e-5
+    """Largest entry of the gradient at which a fit has converged."""
+
+    def __post_init__(self) -> None:
+        if not self.penalties or min(self.penalties) <= 0:
+            raise ValueError(f"exact.penalties {self.penalties}: give one number above 0, or several")
+        if self.iterations < 1 or self.tolerance <= 0:
+            raise ValueError(f"exact.iterations {self.iterations} and exact.tolerance {self.tolerance} must be above 0")
+
+
+def sweep(exam: Exam, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:
+    """Fits to the features of all samples that are not for the test. Of a video, features are the mean over its views.
+
+    Args:
+        pool: one without weights.
+        batch_size: of the encoder.
+        seed: of the choice of samples that choose the penalty.
+
+    Returns:
+        What `fit_penalties` gives, and `unreadable`, the number of inputs that could not be read.
+
+    Raises:
+        ValueError: where the pool has weights.
+    """
+    pooling = pools.build(pool, encoder=exam.model.encoder.shape)
+    if any(True for _ in pooling.parameters()):
+        raise ValueError(f"the exact probe needs features that do not change, and pool {pool.name} is trained; use mean or class")
+    device = exam.accelerator.device
+
+    def extract(x: Tensor) -> Tensor:
+        return pooling(exam.tokens(x).float())
+
+    parts = [part for part in (exam.train, exam.choice, exam.test) if part is not None]
+    tables = [extract_features(part, {"": extract}, device=device, batch_size=batch_size)[""] for part in parts]
+    known, test = _joined(tables[:-1], device), _joined(tables[-1:], device)
+    found = fit_penalties(*known, *test, exam.classes, config, seed)
+    return found | {"unreadable": sum(len(table.problems) for table in tables)}
+
+
+def _joined(tables: list[FeatureTable], device: torch.device) -> tuple[Tensor, Tensor]:
+    values, labels = zip(*(table.labelled(device) for table in tables), strict=True)
+    return torch.cat(values), torch.cat(labels)
+
+
+def fit_penalties(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int, config: SweepConfig, seed: int = 0
+) -> dict[str, Any]:
+    """Chooses a penalty by a fifth of the training samples, fits it to all of them, and scores the test part once.
+
+    Features are standardised by the samples that are fitted.
+
+    Args:
+        train: (n, D), on the device that computes.
+        train_labels: int64 (n,).
+        test: (m, D).
+        test_labels: int64 (m,).
+
+    Returns:
+        `tried`, for each penalty its `top1` on the samples that choose (`held_back`); `chosen`, its place, and `penalty`, the
+        stronger of equals; and what `Tally.result` gives of the test part.
+    """
+    fit, choose = few_labels(train_labels, each=len(train_labels), seed=seed)
+    penalties = sorted(config.penalties, reverse=True)  # from strong to weak: each fit starts from its stronger neighbour's
+    tried: list[dict[str, Any]] = []
+    if len(choose):
+        inner, outer = _standardised(train[fit], train[choose])
+        model = Logistic(train.shape[1], classes, train.device)
+        for penalty in penalties:
+            _converge(model, inner, train_labels[fit], penalty, config)
+            top1 = model.accuracy(outer, train_labels[choose])
+            tried.append({"penalty": penalty, "held_back": {"top1": top1}})
+    elif len(penalties) > 1:
+        raise ValueError("no class has two training samples, so nothing can choose among exact.penalties; give one penalty")
+    best = max(range(len(penalties)), key=lambda place: tried[place]["held_back"]["top1"] if tried else 0.0)
+    if len(penalties) > 1 and best in (0, len(penalties) - 1):
+        logger.warning(
+            "the best penalty, %g, is at the end of those that were tried; try exact.penalties beyond it", penalties[best]
+        )
+    every, scored = _standardised(train, test)
+    model = _converge(Logistic(train.shape[1], classes, train.device), every, train_labels, penalties[best], config)
+    tally = Tally(1, classes, test.device)
+    with torch.no_grad():
+        tally.add(model(scored)[None], test_labels)
+    return {"tried": tried, "chosen": best, "penalty": penalties[best]} | tally.result(0)
+
+
+def _converge(model: Logistic, x: Tensor, labels: Tensor, penalty: float, config: SweepConfig) -> Logistic:
+    return model.fit(x, labels, penalty, iterations=config.iterations, tolerance=config.tolerance)
+
+
+def _standardised(fitted: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    centre, spread = statistics(fitted)
+    return (fitted - centre) / spread, (scored - centre) / spread

@@ -1,0 +1,106 @@
+"""What a probe's run leaves: result.json, with the protocol of every figure in it, and a few lines for a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mmm.config.cli import to_dict
+from mmm.data import Clips, ClipsConfig, Images
+from mmm.evaluate.probes.setup import Exam, ProbeConfig
+from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of
+from mmm.evaluate.run_results import record
+from mmm.train.config import identity
+from mmm.train.distributed.setup import precision_of
+from mmm.train.run.environment import describe_environment
+from mmm.train.run.folder import RunFolder
+
+RESULT = "result.json"
+
+
+def protocol_of(
+    task: str, config: ProbeConfig, exam: Exam, *, head: Mapping[str, Any], schedule: Mapping[str, Any], weights: str
+) -> Protocol:
+    """The protocol of a probe.
+
+    Args:
+        task: for instance linear_probe.
+        head: how what was trained was made.
+        schedule: how it was trained.
+        weights: fingerprint of the encoder.
+    """
+    data, code = exam.data, describe_environment(exam.accelerator)
+    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
+
+    def part(samples: Images | Clips) -> PartProtocol:
+        return PartProtocol.of(samples, exam.classes)
+
+    return Protocol(
+        task=task,
+        source=str(data.source),
+        train=part(exam.train),
+        choice=None if exam.choice is None else part(exam.choice),
+        test=part(exam.test),
+        size=data.size,
+        mean=data.mean,
+        std=data.std,
+        sampling=sampling_of(data),
+        views=data.views,
+        clips=clips,
+        crops=crops,
+        pool=to_dict(config.pool),
+        head=head,
+        schedule=schedule,
+        precision=precision_of(exam.accelerator),
+        model=str(config.model),
+        step=exam.subject.step,
+        weights=weights,
+        mmm=code["mmm"],
+        commit=code["commit"],
+    )
+
+
+def schedule_of(config: ProbeConfig) -> dict[str, Any]:
+    """How heads were trained by gradient, without what changes how often and not what."""
+    momentum = {"momentum": config.momentum} if config.optimizer == "lars" else {}
+    chosen = {"optimizer": config.optimizer, "rates": list(config.rates), "seed": config.seed} | momentum
+    return chosen | {name: value for name, value in identity({"train": to_dict(config.train)}).items() if name != "train.precision"}
+
+
+def conclude(folder: RunFolder, task: str, exam: Exam, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Writes the results of a probe, by method, into its run's folder, and beside the pretraining run's other evaluations.
+
+    Returns:
+        `run`, the folder; `classes`, their names; and what was found, by method.
+    """
+    result = {"run": str(folder.path), "classes": exam.names} | found
+    if exam.accelerator.is_main_process:
+        (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        subject = exam.subject
+        if subject.run is not None and subject.trained is not None and subject.step is not None:
+            record(subject.run, task, subject.step, result)
+    return result
+
+
+def describe_probe(found: Mapping[str, Any]) -> str:
+    """The scores of a probe, whichever its methods, as text."""
+    lines = []
+    for method in [name for name in ("trained", "exact") if name in found]:
+        scores = found[method]
+        protocol = scores["protocol"]
+        head = f"{protocol['task']}, {method}: top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, mean over classes "
+        lines.append(f"{head}{scores['mean_per_class']:.2%} of {scores['samples']:,} test samples ({protocol['test']['where']})")
+        for place, tried in enumerate(scores["tried"]):
+            lines.append(f"  {_tried(tried)}{' (chosen)' * (place == scores['chosen'])}")
+        if scores["unreadable"]:
+            lines.append(f"  {scores['unreadable']} inputs could not be read")
+    return "\n".join(lines)
+
+
+def _tried(tried: Mapping[str, Any]) -> str:
+    """One line: a setting, and how it did on the samples that choose and on the test part."""
+    name = f"learning rate {tried['learning_rate']:.3g}" if "learning_rate" in tried else f"penalty {tried['penalty']:g}"
+    named = {"held_back": "held back", "test": "test"}
+    parts = [f"{words} {tried[part]['top1']:.2%}" for part, words in named.items() if part in tried]
+    return f"{name}: {', '.join(parts)}"

@@ -1,0 +1,170 @@
+"""What a probe is given: a frozen model, and labelled samples in three parts, to train on, to choose by, and to score once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmm.classifier import HeadConfig
+from mmm.core.registry import PartConfig
+from mmm.core.rng import sample_keys, scores, stream
+from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.loading.prepare import prepare
+from mmm.evaluate.features.table import inference
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
+from mmm.evaluate.probes.heads import Optimizer
+from mmm.model import MaskedModel
+from mmm.pools import MeanPool
+from mmm.train.config import TrainConfig
+from mmm.train.distributed.setup import precision_of
+from mmm.train.run.place import Resume
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+HELD_BACK = 102  # this file's stream of draws
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """A frozen model, and how heads on it are trained."""
+
+    model: str | None = None
+    """The pretrained model: a run folder, a checkpoint or a file of weights in one, or published weights. A run's config.yaml
+    stands for its model untrained."""
+    data: DataConfig = field(default_factory=ImagesConfig)
+    pool: PartConfig = MeanPool.Config()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
+    """Of the heads; micro_batch_size is what the encoder gets at once."""
+    optimizer: Optimizer = "lars"
+    """lars, with the trust ratio on matrices only, or adamw."""
+    momentum: float = 0.9
+    """Of LARS."""
+    rates: tuple[float, ...] = (1.0,)
+    """Learning rates that are tried at once, as multiples of train.learning_rate; samples held back choose among them. The loss
+    that is logged is the sum of theirs."""
+    held_back: float = 0.0
+    """Share of the training samples that is not trained on and chooses the learning rate; needed where there are several."""
+    test_split: str | None = None
+    """Split of the source to score; none: the evaluation part, as in training."""
+    seed: int = 0
+    """Of everything that is drawn: weights of the heads, order, crops, which samples are held back."""
+    folder: str | None = None
+    """Folder of the run; none: runs/TASK-N."""
+    resume: Resume = False
+    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
+    same command does both."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
+
+    def __post_init__(self) -> None:
+        if not self.rates or min(self.rates) <= 0:
+            raise ValueError(f"rates {self.rates}: give one multiple above 0, or several")
+        if not 0 <= self.held_back < 1:
+            raise ValueError(f"held_back {self.held_back} is a share of the training samples: give 0 or more, and less than 1")
+        if len(self.rates) > 1 and self.held_back == 0:
+            raise ValueError(f"{len(self.rates)} rates, and nothing to choose by: give --held_back 0.05 (of the training samples)")
+        if len(self.rates) > 1 and self.train.clip_norm is not None:
+            raise ValueError("train.clip_norm would clip the heads of all rates together; leave it out, or give one rate")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A frozen model and its samples, all with labels.
+
+    Attributes:
+        model: on the accelerator's device.
+        subject: where it is from.
+        data: how samples are read.
+        train, choice, test: to train on; to choose by, or None; to score.
+        classes: K.
+        names: of the classes, where they have some.
+        dtype: of the encoder's autocast; none: fp32.
+    """
+
+    accelerator: Accelerator
+    model: MaskedModel
+    subject: Subject
+    data: DataConfig
+    train: Images | Clips
+    choice: Images | Clips | None
+    test: Images | Clips
+    classes: int
+    dtype: torch.dtype | None
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the classes, in the labels' order."""
+        return None if self.train.classes is None else list(self.train.classes)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """What the encoder makes of normalised pixels: (B, C, ..., h, w) -> (B, R + N, D), without a gradient."""
+        with inference(self.model, self.dtype):
+            return self.model.encode(x).last
+
+    def encode(self, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Tokens and labels of a batch, on the device; training samples are mirrored and relit by their keys."""
+        batch = batch.to(self.accelerator.device)
+        assert batch.labels is not None
+        return self.tokens(prepare(batch, self.data, train=train)), batch.labels
+
+
+def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
+    """Loads the model and opens its samples.
+
+    Raises:
+        ValueError: where there is no model, no data, no label, or the data is normalised otherwise than the model's was.
+    """
+    device = accelerator.device
+    subject = open_subject(SubjectConfig(model=config.model, source=config.data.source, device=str(device)))
+    data = subject.data if config.data.source is None else config.data
+    if subject.run is not None:
+        _refuse_other_pixels(data, subject.data)
+    train, test = labelled(open_data(data, "train")), labelled(open_test(data, config.test_split))
+    top = max(int(part.labels().max()) for part in (train, test))
+    classes = max(top + 1, 0 if train.classes is None else len(train.classes))
+    rest, choice = hold_back(train, config.held_back, config.seed)
+    model = (subject.trained or subject.untrained).requires_grad_(False)
+    return Exam(accelerator, model, subject, data, rest, choice, test, classes, DTYPES[precision_of(accelerator)])
+
+
+def labelled(part: Any) -> Any:
+    """The samples of a part that have a label.
+
+    Raises:
+        ValueError: where none has.
+    """
+    labels = part.labels()
+    if labels is None or not (labels >= 0).any():
+        raise ValueError(f"{part.title} have no labels to probe with; name them with data.label_column")
+    return part if (labels >= 0).all() else part.subset((labels >= 0).nonzero()[:, 0])
+
+
+def hold_back(part: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Parts samples by key: those to train on, and those to choose by (None where the share is 0).
+
+    Raises:
+        ValueError: where nothing would be left on either side.
+    """
+    if share == 0:
+        return part, None
+    count = round(share * len(part))
+    if not 0 < count < len(part):
+        raise ValueError(f"held_back {share} of {len(part)} samples is {count}; give another share")
+    chance = scores(stream(sample_keys(seed, 0, torch.arange(len(part))), HELD_BACK), 1)[:, 0]  # (N,)
+    order = chance.argsort()
+    return part.subset(order[count:].sort().values), part.subset(order[:count].sort().values)
+
+
+def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:
+    """The encoder knows pixels as they were normalised when it was trained."""
+    for name in ("channels", "mean", "std"):
+        given, wanted = getattr(data, name), getattr(own, name)
+        if given != wanted:
+            value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+            raise ValueError(f"data.{name} {given} is not what the model was trained with; give --data.{name} {value}")

@@ -1,0 +1,1 @@
+"""Reconstructions and their error."""

@@ -1,0 +1,163 @@
+"""Reconstructions of a part of the data: one picture of a few, of clips one that moves too, and the PSNR over many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmm.core.rng import sample_keys
+from mmm.data import Clips, Images
+from mmm.data.loading.loader import eval_batches
+from mmm.data.transforms.crop import normalise
+from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.plots.image_grid import draw_grid
+from mmm.evaluate.reconstruction.baselines import GUESSES
+from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
+from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
+from mmm.model import MaskedModel
+
+GIVEN = (
+    "Brightness and contrast of each predicted token were put back from the ORIGINAL: "
+    "the target is standardised, so a prediction holds neither."
+)
+OWN = "Every predicted pixel is the model's own; nothing of the original was put back."
+SIDE_BY_SIDE = 6  # samples from which a picture has two groups of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryConfig:
+    """How many reconstructions, and of what."""
+
+    samples: int = 8
+    """Samples in the picture, spread evenly over the part."""
+
+    measured: int | None = 256
+    """Samples, chosen by key, that the PSNR is of; none: all."""
+
+    mask_seed: int = 0
+    """Of the masks and of the choice of samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "measured"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} leaves nothing to show; give at least 1")
+
+
+def make_gallery(
+    model: MaskedModel,
+    images: Images | Clips,
+    config: GalleryConfig,
+    *,
+    path: Path | None,
+    title: str = "Hidden tokens, predicted",
+    dtype: torch.dtype | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Reconstructs samples, of a video its first view; each process that calls it does all the work.
+
+    Args:
+        model: on its device.
+        images: the part of the data.
+        path: of the PNG file; none: no picture, as in the processes that are not the main one.
+        dtype: of autocast; none: fp32.
+
+    Returns:
+        `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
+        `problems`, the inputs that could not be read; `picture`, its path or None; of clips `animation` and `video` too.
+
+    Raises:
+        ValueError: where the target's predictions are not pixels, or nothing can be read.
+    """
+    part = choose(images, config.measured, config.mask_seed)
+    count = min(config.samples, len(part))
+    wanted = (torch.arange(count) * len(part) // count).tolist()
+    error, hidden = HiddenError(), 0.0
+    kept: list[Reconstruction] = []
+    problems: list[dict[str, Any]] = []
+    for index, batch in _reconstructions(model, part, config.mask_seed, dtype, batch_size, problems):
+        error.add([batch])
+        hidden = batch.predicted[0, :1].isfinite().double().mean().item()
+        kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in wanted]
+    if not kept:
+        raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
+    found = {
+        "samples": error.samples,
+        "hidden": hidden,
+        "uses_original": model.target.uses_original,
+        "psnr": error.psnr(),
+        "problems": problems,
+        "picture": None if path is None else str(path),
+    }
+    if path is not None:
+        shown = Reconstruction.cat(kept)
+        draw_gallery(shown, found, path, title)
+        if shown.original.dim() == 5:
+            moving, video = animate(_columns(shown, found), path, title=title, groups=_groups(shown))
+            found |= {"animation": str(moving), "video": str(video)}
+    return found
+
+
+def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title: str) -> Path:
+    """The picture, with the figures of `make_gallery` below it."""
+    columns: Columns = _columns(shown, found)
+    captions: Sequence[Sequence[str]] = ()
+    groups = _groups(shown)
+    if shown.original.dim() == 5:
+        columns, captions = strip_of(columns)
+        groups = groups if len(shown.original) % groups == 0 else 1  # the rows of a clip stay together
+    return draw_grid(
+        columns,
+        path,
+        title=title,
+        notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} samples:"],
+        figures=[(f"{found['psnr'][name]:.1f} dB", words) for name, words in _words(found).items()],
+        groups=groups,
+        captions=captions,
+    )
+
+
+def _columns(shown: Reconstruction, found: dict[str, Any]) -> Columns:
+    """The treatments, with their titles."""
+    titles = ("original", f"visible, {1 - found['hidden']:.0%}", "predicted", "visible + predicted")
+    return list(zip(titles, shown.pictures, strict=True))
+
+
+def _groups(shown: Reconstruction) -> int:
+    return 2 if len(shown.original) >= SIDE_BY_SIDE else 1
+
+
+def describe_gallery(found: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
+    lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
+    if found["picture"]:
+        pictures = [found[name] for name in ("picture", "animation", "video") if name in found]
+        lines += [f"{'picture' if len(pictures) == 1 else 'pictures'}: {', '.join(pictures)}"]
+        lines += [GIVEN if found["uses_original"] else OWN]
+    return "\n".join(lines)
+
+
+def _words(found: dict[str, Any]) -> dict[str, str]:
+    """What each figure is."""
+    words = {name: text for name, text in GUESSES.items() if name in found["psnr"]}
+    return words if found["uses_original"] else words | {"model": "the model"}
+
+
+def _reconstructions(
+    model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
+) -> Iterator[tuple[Tensor, Reconstruction]]:
+    """Places in the part and reconstructions, batch by batch; what cannot be read is added to `problems`."""
+    device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
+    for batch in eval_batches(part, part.config, batch_size=batch_size):
+        problems += [problem._asdict() for problem in batch.problems]
+        if len(batch):
+            x = normalise(batch.pixels[::views].to(device), data.mean, data.std)
+            index = batch.index[::views]
+            with inference(model, dtype):
+                yield index, reconstruct(model, x, data, sample_keys(seed, 0, index).to(device))

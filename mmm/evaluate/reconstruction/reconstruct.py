@@ -1,0 +1,136 @@
+"""What a model makes of the tokens that it did not see, as pixels, and how far off that is.
+
+The measure is the peak signal-to-noise ratio of hidden tokens, in dB, on pixels in [0, 1] (predictions are clipped to it), from
+the mean squared error over all of them: a mean of the samples' own ratios would be infinite with one flat sample.
+
+Shapes: B samples, C channels, s... the sample's axes, N tokens, V visible, Q hidden, P values a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import take
+from mmm.core.types import Input
+from mmm.evaluate.reconstruction.baselines import guess_hidden, to_unit
+from mmm.model import MaskedModel
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Samples and what a model made of them, pixels in [0, 1]; not a number where a picture has nothing.
+
+    Attributes:
+        original: (B, C, s...).
+        visible: what the encoder saw.
+        predicted: what the decoder made of the rest.
+        pasted: what was seen, and the prediction around it.
+        errors: the mean squared error over all hidden pixels of each of `guess.GUESSES`, (B,).
+        uses_original: whether each prediction was given brightness and contrast of the original.
+    """
+
+    original: Tensor
+    visible: Tensor
+    predicted: Tensor
+    pasted: Tensor
+    errors: dict[str, Tensor]
+    uses_original: bool
+
+    def take(self, row: int) -> Reconstruction:
+        """One sample, on the CPU."""
+        original, visible, predicted, pasted = (values[row : row + 1].cpu() for values in self.pictures)
+        errors = {name: error[row : row + 1].cpu() for name, error in self.errors.items()}
+        return Reconstruction(original, visible, predicted, pasted, errors, self.uses_original)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
+        """Several as one."""
+        original, visible, predicted, pasted = (
+            torch.cat(values) for values in zip(*(part.pictures for part in parts), strict=True)
+        )
+        errors = {name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors}
+        return cls(original, visible, predicted, pasted, errors, parts[0].uses_original)
+
+    @property
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four, in the order of the fields."""
+        return self.original, self.visible, self.predicted, self.pasted
+
+
+@torch.no_grad()
+def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Reconstruction:
+    """Hides tokens of a batch, each sample's mask drawn from its key, and has ALL of them predicted.
+
+    Args:
+        model: in the mode and under the precision that the caller wants.
+        x: normalised, (B, C, s...).
+        data: how it was normalised.
+        keys: int64 (B,).
+
+    Raises:
+        ValueError: where the target's predictions are not pixels.
+    """
+    patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
+    mask = every_hidden(model.masker(keys, grid), len(x), patches.shape[1])
+    predicted = model(x, mask=mask).predicted.float()  # (B, Q, K)
+    guesses = guess_hidden(model, predicted, patches, grid, mask, data)
+    wanted = to_unit(take(patches, mask.predict), data)
+    errors = {name: (guess - wanted).square().mean((1, 2)) for name, guess in guesses.items()}
+    best = guesses["model_given_original" if model.target.uses_original else "model"]
+    unit, nothing = to_unit(patches, data), torch.full_like(patches, torch.nan, dtype=torch.float32)
+
+    def picture(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
+        return model.tokenizer.join(base.scatter(1, index[..., None].expand_as(values), values), grid)
+
+    return Reconstruction(
+        original=model.tokenizer.join(unit, grid),
+        visible=picture(nothing, mask.visible, take(unit, mask.visible)),
+        predicted=picture(nothing, mask.predict, best),
+        pasted=picture(unit, mask.predict, best),
+        uses_original=model.target.uses_original,
+        errors=errors,
+    )
+
+
+def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
+    """The first mask of each sample, with all hidden tokens to be predicted, whatever part of them training predicts."""
+    visible = mask.visible[:: len(mask.visible) // samples]  # (B, V)
+    seen = torch.zeros(samples, tokens, dtype=torch.int8, device=visible.device).scatter(1, visible, 1)
+    hidden = seen.argsort(dim=1, stable=True)[:, : tokens - visible.shape[1]]  # in the grid's order, (B, Q)
+    return Mask(visible, hidden, None if mask.blank is None else hidden)
+
+
+def psnr(error: float) -> float:
+    """Of a mean squared error of pixels in [0, 1], in dB; at most 100, where it would be infinite."""
+    return -10 * math.log10(max(error, 1e-10))
+
+
+@dataclass
+class HiddenError:
+    """Adds up the errors of many batches.
+
+    Attributes:
+        sums: of each guess, over samples.
+        samples: how many.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+    def add(self, batches: Iterable[Reconstruction]) -> HiddenError:
+        """Counts batches in."""
+        for batch in batches:
+            self.samples += len(batch.original)
+            for name, error in batch.errors.items():
+                self.sums[name] = self.sums.get(name, 0.0) + error.double().sum().item()
+        return self
+
+    def psnr(self) -> dict[str, float]:
+        """Of each guess, in dB."""
+        return {name: psnr(total / self.samples) for name, total in self.sums.items()}

@@ -1,0 +1,111 @@
+"""What a run folder says of its run: config, metrics, and the results of evaluations.
+
+Evaluations stand in `evaluations.jsonl`, one line each, appended: {"kind": "features", "step": 1000, ...what was found}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmm.config.reading import read_yaml
+from mmm.train.config import flatten
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+def record(run: Path, kind: str, step: int, found: Mapping[str, Any]) -> Path:
+    """Appends the result of an evaluation to a run's folder, and gives the file.
+
+    Args:
+        run: its folder.
+        kind: `features` or `reconstruct`.
+        step: updates that the weights had seen.
+        found: of plain values.
+    """
+    with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"kind": kind, "step": step, **found}) + "\n")
+    return run / EVALUATIONS
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, read from its folder.
+
+    Attributes:
+        path: the folder.
+        config: flat, by dotted names.
+        metrics: the lines of metrics.jsonl, by step.
+        evaluations: the last of each kind.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Record:
+        """Reads a folder, also of a run that is in progress.
+
+        Raises:
+            ValueError: where it is no run, or a file in it cannot be read.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{path} is no run: it has no config.yaml")
+        try:
+            config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
+        found = {line["kind"]: line for line in _lines(path / EVALUATIONS)}
+        return cls(path, config, _lines(path / "metrics.jsonl"), found)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, where it was logged and finite."""
+        points = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric."""
+        values = self.series(name)[1]
+        return values[-1] if values else None
+
+    @property
+    def steps(self) -> int:
+        """Updates made, as far as was logged."""
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Time spent training, without evaluations and checkpoints: of each interval, its samples over its rate."""
+        total, before = 0.0, 0
+        for line in self.metrics:
+            rate = line.get("clock", {}).get("samples_per_second")
+            if rate:
+                total += (line["step"] - before) * self.config["train.batch_size"] / rate
+                before = line["step"]
+        return total or None
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where there is no file. A last line that is being written is left out.
+
+    Raises:
+        ValueError: naming the line that is no JSON.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if line.endswith("\n"):
+                raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
+    return found

@@ -1,0 +1,1 @@
+"""Transformer layers that encoders and decoders share."""

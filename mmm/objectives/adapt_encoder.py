@@ -1,0 +1,84 @@
+"""A pretrained encoder made ready for fine-tuning: for other sizes of samples, with drop path, without what is not used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmm.core.tokens import positions
+from mmm.core.types import Input, Reads
+from mmm.encoders import Encoder, encoders
+from mmm.model import MaskedModel
+from mmm.weights.formats.run import CONFIG, read_config, run_of
+from mmm.weights.load import load
+
+logger = logging.getLogger(__name__)
+
+UNUSED = {"mask_token", "norm.weight", "norm.bias"}  # what an encoder may have had and a classifier's has not
+
+
+def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
+    """The model that holds the weights to start from.
+
+    Args:
+        path: as `mmm.load` takes it.
+        data: of the samples to fine-tune on.
+
+    Raises:
+        ValueError: where it cannot be read, or where a run says that its pixels were others.
+    """
+    run = run_of(Path(path).expanduser())
+    if run is not None:
+        own = read_config(run / CONFIG)[1]
+        for name in ("channels", "mean", "std"):
+            given, wanted = getattr(data, name), getattr(own, name)
+            if given != wanted:
+                value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+                raise ValueError(f"data.{name} {given} is not what {run} was trained with; give --data.{name} {value}")
+    model = load(path)
+    if model.tokenizer.channels != data.channels:
+        raise ValueError(f"data.channels {data.channels}: {path} is a model of {model.tokenizer.channels} channels")
+    return model
+
+
+def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
+    """An encoder with the weights of a model's own.
+
+    Its home grid is that of the samples: positions are computed anew or resized once (see `mmm.core.tokens.positions`), so that
+    they
+    can be trained.
+
+    Args:
+        model: pretrained.
+        data: of the samples to fine-tune on; a size other than the pretraining's is fine.
+        drop_path: rate of stochastic depth in the last block.
+        last_norm: whether the norm after the last block is kept; one that the model lacks starts afresh.
+
+    Raises:
+        ValueError: where the tokens do not divide the samples.
+    """
+    source: Any = model.encoder
+    grid = model.tokenizer.grid_of(data.size)
+    config = replace(source.config, drop_path=drop_path)
+    token, channels = model.tokenizer.size, model.tokenizer.channels
+    encoder = encoders.build(config, token=token, channels=channels, grid=grid, reads=Reads(last=last_norm))
+    found: dict[str, Tensor] = source.state_dict()
+    found["pos_embed"] = positions(source.pos_embed.detach(), source.home, grid, source.shape.prefix, source.config.positions)
+    own = encoder.state_dict()
+    assert own.keys() ^ found.keys() <= UNUSED, f"{own.keys() ^ found.keys()}"
+    encoder.load_state_dict(own | {name: found[name] for name in own.keys() & found.keys()})
+    if fresh := own.keys() - found.keys():
+        logger.warning("the pretrained encoder has no %s; it starts afresh", " and ".join(sorted(fresh)))
+    if grid != source.home:
+        logger.info("positions of the tokens: from a grid of %s to one of %s", source.home, grid)
+    return encoder
+
+
+def train_positions(encoder: Encoder) -> None:
+    """Lets fixed positions be trained too."""
+    table: Any = encoder
+    table.pos_embed.requires_grad_(True)

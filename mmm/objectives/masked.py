@@ -1,0 +1,94 @@
+"""What a masked pretraining draws from: a source of samples, how they are masked, and how much their loss counts.
+
+Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.loading.prepare import prepare
+from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
+from mmm.model import MaskedModel
+from mmm.train.loop import LossOf
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondSource:
+    """Samples of another source, in updates of their own; an image, among tubes, is a clip of one tube that stands still."""
+
+    data: DataConfig = field(default_factory=ImagesConfig)
+    masker: MaskerConfig = RandomMasker.Config()
+    weight: float = 1.0
+    """What the loss of these samples is multiplied by."""
+    updates: tuple[int, int] = (1, 1)
+    """Of each cycle, updates on the first source and on this one."""
+
+    def __post_init__(self) -> None:
+        if min(self.updates) < 1:
+            raise ValueError(f"also.updates {self.updates}: give at least 1 update of a cycle to each source")
+        if self.weight <= 0:
+            raise ValueError(f"also.weight {self.weight} must be above 0")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One source of a run.
+
+    Attributes:
+        name: empty for the first, `also` for the second; put behind the names of its metrics.
+        data: how its samples are read.
+        masker: its own.
+        weight: of its loss.
+        samples: to train on.
+    """
+
+    name: str
+    data: DataConfig
+    masker: Masker
+    weight: float
+    samples: Images | Clips
+
+    @classmethod
+    def open(cls, name: str, data: DataConfig, masker: MaskerConfig, weight: float = 1.0) -> Feed:
+        """Opens the training part.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        return cls(name, data, maskers.build(masker), weight, open_data(data, "train"))
+
+    def called(self, metric: str) -> str:
+        """A metric's name for this source."""
+        return f"{metric}_{self.name}" if self.name else metric
+
+    def watched(self, count: int) -> Images | Clips:
+        """The samples whose loss is watched: evenly spread over the evaluation part."""
+        part = open_data(self.data, "eval")
+        count = min(count, len(part))
+        return part.subset(torch.arange(count) * len(part) // count)
+
+    def loss(self, model: MaskedModel, device: torch.device, steps: int) -> LossOf:
+        """The loss of a batch, its masks drawn outside the graph from the samples' keys; unweighted.
+
+        Args:
+            model: whose tokenizer says what the grid is.
+            device: to compute on.
+            steps: of the run, for maskers with a schedule.
+        """
+
+        def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Tensor:
+            batch = batch.to(device)
+            x = prepare(batch, self.data, train=wrapped.training)  # (B, C, ..., h, w)
+            mask = self.masker(batch.keys, model.tokenizer.grid(x), step=step, steps=steps)
+            return wrapped(x, mask=mask).loss
+
+        return loss_of
+
+    def masking(self, model: MaskedModel) -> MaskedModel:
+        """The same parts behind this source's masker."""
+        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target)

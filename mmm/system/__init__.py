@@ -1,0 +1,1 @@
+"""Files, memory of the C library, and hiding of secrets."""

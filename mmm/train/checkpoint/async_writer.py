@@ -1,0 +1,178 @@
+"""Saving while the training goes on: an update waits for the copy to the host's memory, threads do the rest.
+
+No thread talks to another process. The first process's waits for files in which the others say that their part is there; whether
+all went well, the processes tell each other when the next checkpoint is due, or the run ends, from their main threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmm.train.checkpoint import writer as checkpoint
+from mmm.train.checkpoint.shards import rows_of
+from mmm.train.distributed.fsdp import is_sharded, local
+from mmm.train.distributed.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Result = TypeVar("Result")
+Tensors = Mapping[str, Mapping[str, Tensor]]  # by file, then by name
+
+# seconds that the first process waits for others' files: when they are known to be written, and when the run ended in an error
+PATIENCE, SHORT = 30.0, 5.0
+
+
+@dataclass
+class Pending:
+    """A checkpoint that is being written.
+
+    Attributes:
+        step: it is of.
+        written: what this process writes of it; none: nothing.
+        whole: until it has its name; in the first process.
+        refusal: what another process failed with.
+        until: by the clock, when all must be seen.
+    """
+
+    step: int
+    written: Future[checkpoint.Files] | None = None
+    whole: Future[None] | None = None
+    refusal: BaseException | None = None
+    until: float | None = None
+
+    def check(self) -> None:
+        """Whether it is worth waiting for the others' parts.
+
+        Raises:
+            OSError: it is not.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        if self.until is None and not threading.main_thread().is_alive():
+            self.until = time.monotonic() + SHORT
+        if self.until is not None and time.monotonic() > self.until:
+            raise OSError("parts of it do not appear; the run's folder must be on a file system that all processes share")
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time. `start` and `settle` are called by all processes."""
+
+    def __init__(self, accelerator: Accelerator, sharded: bool) -> None:
+        self.accelerator = accelerator
+        self.part: int = accelerator.process_index if sharded else 0
+        self.parts: int = accelerator.num_processes if sharded else 1
+        self.writes = sharded or accelerator.is_main_process
+        self.pending: Pending | None = None
+
+    def start(
+        self, folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int | None, keep_every: int | None
+    ) -> None:
+        """Copies what is to be saved, and begins to write it; `settle` comes between two of these.
+
+        Raises:
+            OSError: there is no room even for the folder; on all processes alike.
+        """
+        aside = on_main(self.accelerator, lambda: checkpoint.begin(folder, step))
+        if aside is None:
+            return
+        self.pending = pending = Pending(step)
+        if self.writes:
+            copies = {file: self._copy(values) for file, values in tensors.items()}
+            if self.accelerator.device.type != "cpu":
+                torch.accelerator.synchronize()
+            pending.written = _in_thread(lambda: checkpoint.write_part(aside, copies, self.part, self.parts))
+        if self.accelerator.is_main_process:
+            state = {**state, "shards": self._shards(tensors)} if self.parts > 1 else state
+
+            def finish() -> None:
+                with checkpoint.or_nothing(aside):
+                    checkpoint.commit(aside, step, self._collect(pending, aside), state)
+                checkpoint.prune(folder, keep, step, keep_every)
+
+            pending.whole = _in_thread(finish)
+
+    def settle(self) -> None:
+        """Waits for what is being written, if anything is; all processes learn what came of it.
+
+        Raises:
+            OSError: it was not written; on all processes alike. What there was of it is deleted.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        failed = None if pending.written is None else pending.written.exception()  # waits
+        if self.parts > 1:
+            from accelerate.utils import gather_object
+
+            failed = next((error for error in gather_object([failed]) if error is not None), None)
+            pending.refusal, pending.until = failed, time.monotonic() + PATIENCE
+            if failed is not None and not isinstance(failed, OSError):
+                raise failed
+        whole = pending.whole
+        on_main(self.accelerator, lambda: None if whole is None else whole.result())
+
+    def wait(self) -> None:
+        """Waits for what this process writes, after an error, without a word to the others; their parts may not come any more."""
+        pending = self.pending
+        for future in () if pending is None else (pending.written, pending.whole):
+            if future is not None:
+                with suppress(TimeoutError):
+                    future.exception(None if self.parts == 1 else SHORT)
+
+    def _collect(self, pending: Pending, aside: Path) -> checkpoint.Files:
+        """What all processes wrote."""
+        assert pending.written is not None
+        files = dict(pending.written.result())
+        for part in range(1, self.parts):
+            while (found := checkpoint.found_part(aside, part)) is None:
+                pending.check()
+                time.sleep(0.01)
+            files |= found
+        return files
+
+    def _copy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's part of the tensors, on the host; of those that are not sharded the first process has all."""
+        own = {name: local(value) for name, value in values.items() if self.part == 0 or is_sharded(value)}
+        return {name: to_host(value) for name, value in own.items() if value.numel() or self.parts == 1}
+
+    def _shards(self, tensors: Tensors) -> dict[str, dict[str, list[int]]]:
+        """The rows that each process holds of the sharded tensors."""
+
+        def counts(rows: int) -> list[int]:
+            return [last - first for first, last in (rows_of(rows, part, self.parts) for part in range(self.parts))]
+
+        return {
+            file: {name: counts(value.shape[0]) for name, value in values.items() if is_sharded(value)}
+            for file, values in tensors.items()
+        }
+
+
+def to_host(value: Tensor) -> Tensor:
+    """A copy in the host's memory; of a GPU's tensor it is under way when this returns."""
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return copy.copy_(value.detach(), non_blocking=True)
+
+
+def _in_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Runs something beside the training. A process that ends waits for it."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="saving").start()
+    return future

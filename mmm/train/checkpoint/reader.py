@@ -1,0 +1,93 @@
+"""Checkpoints on the disk: which there are, whether one is as it was written, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmm.train.checkpoint.shards import open_tensors
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints that were renamed into place, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.name.removeprefix("step_").isdecimal())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """The tensors, by file and name, on the CPU; and the state. Only what the manifest lists is read.
+
+    A tensor that several processes wrote is put together when it is asked for, so that no more than one need be in memory.
+    """
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    state = json.loads((checkpoint / STATE).read_text())
+    paths = [checkpoint / name for name in sorted(manifest["files"]) if name.endswith(".safetensors")]
+    return open_tensors(paths, state.get("shards", {})), state
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or none where none was ever written. What is damaged is named and passed over.
+
+    Raises:
+        ValueError: there are checkpoints and all are damaged. To start from nothing then is for the user to decide.
+    """
+    damaged = []
+    for path in reversed(found(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        logger.warning("checkpoint %s is damaged and passed over: %s", path, reason)
+        damaged.append(f"{path.name} ({reason})")
+    if damaged:
+        raise ValueError(f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}; start again with another --folder")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; none where all is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        files, step = manifest["files"], manifest["step"]
+        expected = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{MANIFEST} cannot be read"
+    if checkpoint.name != f"step_{step:08}":
+        return f"{MANIFEST} is of step {step}"
+    if elsewhere := [name for name in files if Path(name).name != name]:
+        return f"{MANIFEST} names files elsewhere ({elsewhere[0]})"  # they are not opened: somebody else may have written it
+    if STATE not in files:
+        return f"{MANIFEST} does not list {STATE}"
+    wrong = (_wrong(checkpoint / name, size, digest) for name, size, digest in expected)
+    return next((reason for reason in wrong if reason), None)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, as the manifest writes it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wrong(path: Path, size: int, digest: str) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} has {path.stat().st_size} of {size} bytes"
+    if sha256(path) != digest:
+        return f"the content of {path.name} is not what was written"
+    return None

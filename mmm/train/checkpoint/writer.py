@@ -1,0 +1,164 @@
+"""Checkpoint folders that are whole or not there: written aside, hashed, made durable, then renamed.
+
+    checkpoints/step_00001000/
+        model.safetensors  optimizer.safetensors  [ema.safetensors]     tensors by name
+        state.json                                                     everything else, as data
+        manifest.json                                                  size and sha256 of each file above
+
+What a kill can leave is a `.tmp` folder, which nobody reads; what a disk can do to a file is found by its hash: one flipped
+bit in a tensor loads without an error in safetensors and torch alike. No code is ever loaded.
+
+Of a sharded model each process writes its own rows of every tensor, in `model-00001-of-00002.safetensors` and so on; `shards` in
+state.json says how many rows each has. `shards.py` puts them together again; `stored.py` reads and checks.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmm.train.checkpoint.reader import MANIFEST, STATE, damage, found, sha256, step_of
+from mmm.train.checkpoint.reader import newest as newest
+from mmm.train.checkpoint.reader import read as read
+from mmm.train.checkpoint.shards import file_name
+
+Files = dict[str, dict[str, Any]]  # of a manifest: by name, bytes and sha256
+
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int | None,
+    keep_every: int | None = None,
+) -> Path:
+    """Writes the checkpoint of a step, then prunes older ones.
+
+    Args:
+        folder: `checkpoints` of a run.
+        tensors: by file (without ending), then by name.
+        state: what JSON can hold; floats come back as they were.
+        keep, keep_every: see `prune`.
+
+    Returns:
+        The checkpoint's folder. One of this step that is whole already stays as it is.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance. The ones before are as they were, and what was
+            written of this one is deleted.
+    """
+    aside = begin(folder, step)
+    if aside is not None:
+        with or_nothing(aside):
+            commit(aside, step, write_part(aside, tensors), state)
+        prune(folder, keep, step, keep_every)
+    return folder / f"step_{step:08d}"
+
+
+def begin(folder: Path, step: int) -> Path | None:
+    """Makes the folder aside that the files go into; none where a whole checkpoint of this step is there already."""
+    final = folder / f"step_{step:08d}"
+    if final.exists():
+        if damage(final) is None:
+            return None
+        shutil.rmtree(final)  # found damaged, and trained again from the one before
+    for remains in folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or deleted
+        shutil.rmtree(remains, ignore_errors=True)
+    aside = folder / f"{final.name}.tmp"
+    aside.mkdir(parents=True)
+    return aside
+
+
+@contextmanager
+def or_nothing(aside: Path) -> Iterator[None]:
+    """Deletes the folder aside where what is done inside fails: it takes room that the next checkpoint may need."""
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: int = 0, parts: int = 1) -> Files:
+    """Writes the tensors that one process has, durable; all but the first then say so in a file that `found_part` reads."""
+    files = {}
+    for name, values in tensors.items():
+        path = aside / file_name(name, part, parts)
+        _save_tensors(path, {key: value.contiguous() for key, value in values.items()})
+        files[path.name] = _entry(path)
+        _flush(path)
+    if part:
+        _write_json(aside / f"part-{part}.json", files)
+    return files
+
+
+def found_part(aside: Path, part: int) -> Files | None:
+    """What another process wrote; none as long as it has not."""
+    try:
+        found: Files = json.loads((aside / f"part-{part}.json").read_bytes())
+    except (FileNotFoundError, ValueError):  # or half of it is there
+        return None
+    return found
+
+
+def commit(aside: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
+    """Makes a checkpoint of a folder that holds all tensors: state, manifest, everything durable, then the name."""
+    for notice in aside.glob("part-*.json"):
+        notice.unlink()
+    _write_json(aside / STATE, {"step": step, **state})
+    _write_json(aside / MANIFEST, {"step": step, "files": {**files, STATE: _entry(aside / STATE)}})
+    for path in (aside / STATE, aside / MANIFEST, aside):
+        _flush(path)
+    final = aside.rename(aside.with_suffix(""))
+    _flush(final.parent)
+    return final
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:  # what the system said is in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+
+
+def prune(folder: Path, keep: int | None, step: int, keep_every: int | None = None) -> None:
+    """Deletes older checkpoints up to this step; renamed first, so that a kill leaves none half there.
+
+    Args:
+        keep: how many of the newest stay; none: all.
+        keep_every: those of every so many updates stay for good.
+    """
+    past = [path for path in found(folder) if step_of(path) <= step]
+    for path in past[:-keep] if keep is not None else []:
+        if keep_every is None or step_of(path) % keep_every:
+            shutil.rmtree(path.rename(path.with_name(f"{path.name}.tmp")))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _flush(path: Path) -> None:
+    """Makes a file, or a folder's list of names, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

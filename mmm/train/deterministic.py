@@ -1,0 +1,151 @@
+"""The same bits on 1, 2 and 4 processes (`train.strict`): gradients are summed in one fixed tree over the update's micro-batches.
+
+A sum of floats depends on its order. Here the order is that of the micro-batches of one update, counted over all processes: their
+row is halved again and again, and the sums of two halves are added. A process holds a contiguous part of the row, which with a
+power of two of processes is a whole subtree: it sums that by itself, and the processes go on with the same tree, pair by pair. So
+who computed a micro-batch changes nothing, and neither does how often the run was stopped, and on how many processes it went on.
+
+Promised are weights, the optimizer's state, averages, and `loss` and `grad_norm` in the metrics, on one kind of CPU with one
+version of torch, where `train.micro_batch_size` and `train.threads` stay as they are. Evaluations between updates are shared out by
+process, and agree to rounding. On GPUs of one kind the same is meant, and torch is asked for its deterministic kernels; nobody has
+tried it there.
+
+Memory: log2(micro-batches of a process) + 1 gradients, and with several processes 1.5 more. DDP's exchange while it computes is
+given up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+
+from mmm.train.config import TrainConfig
+from mmm.train.nonfinite import carry
+from mmm.train.schedule import Plan
+from mmm.train.training import Training
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
+    """Refuses what would round differently on another number of processes, and asks for deterministic kernels, before the start.
+
+    Raises:
+        ValueError: with the cure.
+    """
+    if not isinstance(config.micro_batch_size, int):
+        raise ValueError(
+            f"train.strict sums micro-batches of one fixed size, and train.micro_batch_size {config.micro_batch_size} follows from "
+            "the machine; give a number of samples that also fits the largest number of processes, batch_size / processes or less"
+        )
+    if processes.num_processes & (processes.num_processes - 1):
+        raise ValueError(f"train.strict adds processes in pairs, and {processes.num_processes} is no power of two; start 2, 4 or 8")
+    if config.compile:
+        raise ValueError("train.compile cuts the model where processes exchange, and rounds differently; not with train.strict")
+    if processes.device.type == "cpu":
+        if config.threads is None:
+            raise ValueError(
+                "train.threads none is the process's share of the cores, and changes sums; train.strict needs a number"
+            )
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
+    torch.use_deterministic_algorithms(True, warn_only=True)  # gather's and attention's backward add atomically otherwise
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and dear
+
+
+class Tree:
+    """Computes the gradients of one update on this process and sums them over all."""
+
+    def __init__(self, training: Training, plan: Plan, config: TrainConfig) -> None:
+        """Raises ValueError: a task that computes other micro-batches than those that the config names."""
+        if plan.micro_batch_size != config.micro_batch_size:
+            raise ValueError(
+                f"train.strict: this task computes {plan.micro_batch_size} samples together on {plan.processes} processes, "
+                f"whatever train.micro_batch_size {config.micro_batch_size} says; leave train.strict out"
+            )
+        self.training, self.accumulation, self.all = training, plan.accumulation, plan.processes * plan.accumulation
+        self.weights = [weight for weight in training.bare.parameters() if weight.requires_grad]
+        self.first = True
+
+    def collect(self, compute: Callable[[int], Tensor]) -> list[Tensor]:
+        """Leaves the mean gradient of the update in the weights.
+
+        A weight that a micro-batch does not use counts with a gradient of 0.
+
+        Args:
+            compute: the loss of the micro-batch with this number on this process, with its graph.
+
+        Returns:
+            The losses, detached.
+        """
+        losses: list[Tensor] = []
+        before = self._buffers() if self.first else {}
+        gradients = self._subtree(0, self.accumulation, compute, losses)
+        self._refuse_counting(before)
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            add_over_processes([gradient for gradient in gradients if gradient.dtype == dtype])
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        return losses
+
+    def _subtree(self, first: int, count: int, compute: Callable[[int], Tensor], losses: list[Tensor]) -> list[Tensor]:
+        """The sum of the gradients of so many micro-batches, one tensor a weight."""
+        if count > 1:
+            half = count // 2
+            left = self._subtree(first, half, compute, losses)
+            torch._foreach_add_(left, self._subtree(first + half, count - half, compute, losses))
+            return left
+        with self.training.accelerator.no_sync(self.training.model):
+            loss = compute(first)
+            self.training.accelerator.backward(carry(loss) / self.all)
+        losses.append(loss.detach())
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
+        for weight in self.weights:
+            weight.grad = None
+        return gradients
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.training.bare.named_buffers()}
+
+    def _refuse_counting(self, before: dict[str, Tensor]) -> None:
+        """What a forward counts or averages in a buffer, each process would count of its own micro-batches only."""
+        self.first = False
+        now = dict(self.training.bare.named_buffers())
+        if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:
+            raise ValueError(f"train.strict: the model keeps running values ({changed[0]}), which differ by process; leave it out")
+
+
+@torch.no_grad()
+def add_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Sums over the processes, in place and in the tree's order; of one dtype. On one process nothing is to be done.
+
+    Halves are exchanged with the neighbour, quarters with the pair beside, and so on, until each process has its part of the sum;
+    then back the same way (recursive halving and doubling): each sends about two gradients, however many processes there are.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    rank, flat = distributed.get_rank(), torch.cat([tensor.flatten() for tensor in tensors])
+    part, way, distance = flat, list[tuple[Tensor, Tensor, int]](), 1
+    while distance < distributed.get_world_size():
+        halves = part.tensor_split(2)
+        mine, others = halves[bool(rank & distance)], halves[not rank & distance]
+        received = torch.empty_like(mine)
+        _swap(others, received, rank ^ distance)
+        way.append((mine, others, rank ^ distance))
+        part, distance = mine.add_(received), 2 * distance
+    for mine, others, peer in reversed(way):
+        _swap(mine, others, peer)
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view_as(tensor))  # into memory laid out as on one process
+
+
+def _swap(sent: Tensor, received: Tensor, peer: int) -> None:
+    ways = [distributed.P2POp(distributed.isend, sent, peer), distributed.P2POp(distributed.irecv, received, peer)]
+    for work in distributed.batch_isend_irecv(ways):
+        work.wait()

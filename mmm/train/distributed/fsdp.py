@@ -1,0 +1,173 @@
+"""Sharding (FSDP2): each process holds a part of every weight, gradient and average, and of the optimizer's state.
+
+It is asked for in Accelerate's configuration (`accelerate launch --use_fsdp --fsdp_version 2 ...`) and done here, with torch's
+`fully_shard`, instead of by Accelerate's plugin (1.15): the plugin wraps only what is named by class, casts the input, and with it
+the targets, to bf16, sums gradients in bf16, and on a CPU falls back to DDP without a word. Done here, two processes on a CPU test
+what GPUs run. Of the configuration `fsdp_reshard_after_forward` is followed.
+
+Every transformer block is a unit, gathered when its turn comes; the root holds the rest. Weights are kept, sent and summed in fp32,
+and autocast computes products in bf16 where that was chosen, as it does without sharding: targets and losses are fp32. To send
+weights in bf16 would halve that traffic, and round norms too, which a CPU's layer norm then refuses beside an fp32 stream.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from mmm.train.checkpoint.shards import rows_of
+from mmm.train.distributed.processes import is_set
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+    from torch.distributed.tensor import DTensor
+
+DDP = "run `accelerate config` again, or give another --config_file, and choose plain multi-GPU (DDP)"
+
+
+def sharding_asked(environment: Mapping[str, str]) -> bool:
+    """Whether Accelerate's configuration asks for sharding."""
+    return is_set(environment, "ACCELERATE_USE_FSDP")
+
+
+def check_sharding(environment: Mapping[str, str], processes: PartialState, *, precision: str, strict: bool) -> None:
+    """Refuses a sharding that would be another than the one asked for.
+
+    Raises:
+        ValueError: FSDP1, a CPU, where Accelerate takes DDP in silence, one process, settings that are not followed, fp16, strict.
+    """
+    if not sharding_asked(environment):
+        return
+    if environment.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("Accelerate's configuration asks for FSDP 1; mmm shards with FSDP 2: --fsdp_version 2 (fsdp_version: 2)")
+    if processes.device.type == "cpu":
+        raise ValueError(f"Accelerate's configuration asks for FSDP, and on a CPU nothing is sharded; {DDP}, or start on GPUs")
+    if processes.num_processes == 1:
+        raise ValueError("Accelerate's configuration asks for FSDP over one process; start several (--num_processes), or without")
+    for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        if is_set(environment, name):
+            raise ValueError(f"Accelerate's configuration sets {name}, which mmm does not follow under FSDP; set it to false")
+    if precision == "fp16":
+        raise ValueError("train.precision fp16 is not computed under FSDP; use bf16 or fp32")
+    if strict:
+        raise ValueError(f"train.strict sums whole gradients in its own order; without it, or without FSDP: {DDP}")
+
+
+def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """Shards a model in place over all processes, and gives the optimizer, which has no state yet, the parameters that came of it.
+
+    Args:
+        model: on the CPU or its device; each unit is moved to the device, and cut, by itself.
+
+    Raises:
+        ValueError: there is no transformer block in it.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    plugin, dynamo = getattr(accelerator.state, "fsdp_plugin", None), accelerator.state.dynamo_plugin
+    reshard = plugin is None or plugin.reshard_after_forward  # a block's weights after its forward: less memory, more traffic
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # all as it is
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for block in blocks_of(model):
+        if dynamo.backend.value != "NO":
+            block.compile()  # in place: what `torch.compile` returns would be called past FSDP's hooks
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    # the root's too are put back after a forward, so that its parameters are always the ones that the optimizer knows
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    current = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [current[names[parameter]] for parameter in group["params"]]
+    autocast_forward(model, accelerator)
+
+
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
+    """Inside, each process sums the whole gradients of its micro-batches; memory for traffic, as Accelerate chooses too."""
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks of encoder, decoder and teachers: what lies in a list called `blocks`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    lists = [module for module in named if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"FSDP shards transformer blocks, lists called `blocks`, and this model has none; {DDP}")
+    return (block for blocks in lists for block in blocks)
+
+
+def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
+    """Computes products in bf16 where that was chosen, as Accelerate does for a model that is not sharded."""
+    if accelerator.mixed_precision == "bf16":
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """A copy without values, made before sharding, for `whole_copy`."""
+    return copy.deepcopy(model).to("meta")
+
+
+def whole_copy(skeleton: nn.Module, model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """A model that is not sharded with the weights of one that is, gathered tensor by tensor; by all processes.
+
+    It needs no other process when it is called, which a sharded one does: processes may evaluate different numbers of batches.
+    """
+    plain = copy.deepcopy(skeleton).to_empty(device=accelerator.device)
+    live = {**dict(model.named_buffers()), **model.state_dict()}
+    with torch.no_grad():
+        for name, value in (*plain.named_parameters(), *plain.named_buffers()):
+            value.copy_(whole(live[name]))
+    autocast_forward(plain, accelerator)
+    return plain
+
+
+def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process holds only some rows of this tensor."""
+    from torch.distributed.tensor import DTensor  # here: it takes a second to import, at every start
+
+    return isinstance(value, DTensor)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor; of one that is sharded, by all processes."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return value.to_local() if is_sharded(value) else value
+
+
+def rows_here(value: DTensor) -> slice:
+    """The rows of a sharded tensor that this process holds."""
+    mesh = value.device_mesh
+    return slice(*rows_of(value.shape[0], mesh.get_local_rank(), mesh.size()))
+
+
+@torch.no_grad()
+def place(into: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into one that may be sharded: of that, the rows that this process holds."""
+    local(into).copy_(value[rows_here(into)] if is_sharded(into) else value)
+
+
+def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a parameter's state, sharded as the parameter is where it has its shape."""
+    if not is_sharded(parameter) or value.shape != parameter.shape:
+        return value.clone()
+    state = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    place(state, value)
+    return state

@@ -1,0 +1,149 @@
+"""The start of every training: processes, device, precision and threads, each chosen by a rule that is said aloud."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmm.system.malloc import keep_memory
+from mmm.train.config import Precision, TrainConfig
+from mmm.train.deterministic import prepare_strict
+from mmm.train.distributed.fsdp import check_sharding
+from mmm.train.distributed.processes import check_processes, check_strategy, is_set
+from mmm.train.trackers import check_tracker
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+ACCELERATE_NAMES: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def start(config: TrainConfig) -> Accelerator:
+    """Joins the processes and places them on their devices.
+
+    Raises:
+        ValueError: fewer processes run than were asked for, a precision that the device lacks, a tracker that is not
+            installed, a strategy that is not supported, what `train.strict` cannot promise.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+    from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+
+    check_strategy(os.environ)
+    check_tracker(config.tracker)
+    # unless told that there is only a CPU, Accelerate 1.15 runs each of torchrun's processes there alone (measured)
+    cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
+    check_processes(os.environ, processes.num_processes)
+    if config.strict:
+        prepare_strict(config, processes)
+    precision, reason = choose_precision(config.precision, os.environ, processes.device)
+    check_sharding(os.environ, processes, precision=precision, strict=config.strict)
+    if processes.is_main_process:
+        logger.info("precision %s (%s); device %s; processes %d", precision, reason, processes.device.type, processes.num_processes)
+    if cpu:
+        set_threads(config.threads, os.environ)
+        keep_memory()
+    return Accelerator(
+        mixed_precision=ACCELERATE_NAMES[precision],
+        # the loop divides; a launch configuration that names an accumulation would divide again
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # block by block: the first of equal ones is compiled, in seconds, and the others take its code
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True) if config.compile else None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=keep_order(processes.num_processes))
+        ],
+    )
+
+
+def keep_order(processes: int) -> bool:
+    """Whether DDP is to keep the order in which it sums gradients, at the cost of one walk over the graph an update.
+
+    Else it puts its buckets in another order after the first update of every start: a resumed run would sum its first gradients
+    otherwise than the run that was never stopped. Of two numbers the sum is the same in any order.
+    """
+    if processes > 2:
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none; see above
+    return processes > 2
+
+
+def precision_of(accelerator: Accelerator) -> Precision:
+    """The precision that was chosen, in the words of `train.precision`; save it in place of `auto`."""
+    return {name: ours for ours, name in ACCELERATE_NAMES.items()}[str(accelerator.mixed_precision)]
+
+
+def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:
+    """The precision to compute in, and why.
+
+    Raises:
+        ValueError: the device or mmm does not compute in what was asked for.
+    """
+    configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` where none was chosen
+    if asked != "auto":
+        named, reason = asked, "train.precision names it"
+    elif configured != "no":
+        named, reason = configured, "Accelerate's configuration names it"
+    elif computes_bf16(device):
+        named, reason = "bf16", f"auto: this {device.type} computes it natively"
+    else:
+        named, reason = "fp32", f"auto: this {device.type} does not compute bf16 natively"
+    precision = next((known for known in ACCELERATE_NAMES if known == named), None)
+    if precision is None:
+        raise ValueError(f"Accelerate's configuration names precision {named}; mmm takes bf16, fp16 or fp32: set train.precision")
+    if precision == "fp16" and device.type == "cpu":
+        # Accelerate 1.15 would compute in fp32 and say nothing
+        raise ValueError("train.precision fp16 is not computed on a CPU; use bf16 or fp32")
+    return precision, reason
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16 products. On a CPU without them bf16 is emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot say
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def set_threads(asked: int | None, environment: Mapping[str, str]) -> None:
+    """Gives this process its share of the cores, and says so when that changes something."""
+    before = torch.get_num_threads()
+    threads = choose_threads(asked, environment, usable_cores())
+    if threads is None or threads == before:
+        return
+    torch.set_num_threads(threads)
+    logger.info("CPU threads of this process: %d instead of %d (train.threads sets another number)", threads, before)
+
+
+def choose_threads(asked: int | None, environment: Mapping[str, str], cores: int) -> int | None:
+    """CPU threads of this process; none: leave torch's choice.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 by themselves (measured). A number above 1, or a 1 without a
+    launcher, is the user's own and stands.
+    """
+    if asked is not None:
+        return asked
+    launched = "ACCELERATE_MIXED_PRECISION" in environment or "TORCHELASTIC_RUN_ID" in environment
+    own = environment.get("OMP_NUM_THREADS")
+    if own is not None and not (launched and own == "1"):
+        return None
+    return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))

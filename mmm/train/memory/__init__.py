@@ -1,0 +1,1 @@
+"""Memory of a step, and the micro-batch that fits."""

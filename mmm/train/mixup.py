@@ -1,0 +1,88 @@
+"""Classification with soft targets: label smoothing, and mixup and CutMix by timm, whose draws follow from the samples' keys.
+
+mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Label smoothing: Szegedy et al., CVPR 2016, section 7.
+Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm.core.generators import seeded
+from mmm.core.rng import Stream, stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftConfig:
+    """How labels are softened, and samples mixed."""
+
+    smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup, which adds two samples up with a weight from Beta(alpha, alpha); 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix, which puts a box of one sample into another; 0: none. With both, each micro-batch draws which of the two."""
+    erase: float = 0.0
+    """Probability that a box of a sample, before it is mixed, is filled with noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"soft.{name} {getattr(self, name)} is not a number from 0 to 1")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"soft.{name} {getattr(self, name)} must be 0 or more")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+def check_mixing(config: SoftConfig, micro_batch_size: int) -> None:
+    """Raises ValueError where samples are mixed, which takes them in pairs, and one would be left over."""
+    if config.mixes and micro_batch_size % 2:
+        raise ValueError(
+            f"soft.mixup and soft.cutmix mix the samples of a micro-batch in pairs, and it has {micro_batch_size}; "
+            "choose train.batch_size and train.micro_batch_size so that it is even"
+        )
+
+
+class SoftTargets:
+    """Mixes a micro-batch with itself, backwards, and softens its labels to match."""
+
+    def __init__(self, config: SoftConfig, classes: int) -> None:
+        """For labels of so many classes."""
+        self.config, self.classes = config, classes
+        self.mixing: Any = None
+        if config.mixes:
+            from timm.data.mixup import Mixup  # here: it brings in torchvision
+
+            self.mixing = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
+
+    def __call__(self, x: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model gets, and what it should say.
+
+        Args:
+            x: normalised, (B, C, ..., h, w); may be changed in place.
+            labels: int64 (B,).
+            key: of the micro-batch's first sample, which names the draw: the same on any number of processes. int64 (), on the CPU.
+
+        Returns:
+            (B, C, ..., h, w), and probabilities of the classes, fp32 (B, K).
+        """
+        if self.mixing is None:
+            hard = F.one_hot(labels, self.classes).float()
+            return x, hard * (1 - self.config.smoothing) + self.config.smoothing / self.classes
+        with seeded(stream(key[None], Stream.MIX)[0]):
+            mixed, targets = self.mixing(x.flatten(1, -3), labels)  # frames as further channels: timm cuts the third axis
+        return mixed.view(x.shape), targets
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy, in fp32. (B, K) each -> ()."""
+    return F.cross_entropy(logits.float(), targets)

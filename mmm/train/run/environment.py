@@ -1,0 +1,70 @@
+"""With what a run was made: versions, commit, machine and command."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mmm
+from mmm.system.redact import redact
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors", "tyro")
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """One entry of environment.json."""
+    from mmm.train.distributed.setup import precision_of
+
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [redact(word) for word in sys.argv],
+        **circumstances(accelerator),
+        "system": platform.platform(),
+        "precision": precision_of(accelerator),
+    }
+
+
+def circumstances(accelerator: Accelerator) -> dict[str, Any]:
+    """What may change between a stop and its resume without a word in the config, and change the bits of what follows."""
+    return {
+        "mmm": mmm.__version__,
+        "commit": _commit(Path(mmm.__file__).parent),
+        "python": platform.python_version(),
+        **{f"versions.{name}": _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache  # of the source as it was when this process began
+def _commit(folder: Path) -> str | None:
+    """The commit of the source that runs, with "+changes" where it was edited; none where it is not under git."""
+    try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's repository, it is not tracked
+        return _git(folder, "rev-parse", "HEAD") + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,154 @@
+"""A run: one folder that holds all that one training produced.
+
+    config.yaml         enough to repeat it
+    environment.json    with what, where and by which commands, one entry a start
+    metrics.jsonl       one line a log line or evaluation
+    skipped.jsonl       the updates that were left out, and their samples; only where there were any
+    checkpoints/        see `checkpoint.py`
+    pictures/
+
+In metrics.jsonl times stand under "clock" only; the rest of a line is the same however often the run was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mmm.config.serialize import save, to_dict
+from mmm.system.files import Journal, replace_text
+from mmm.system.redact import refuse_secrets
+from mmm.train.config import flatten
+from mmm.train.distributed.processes import on_main
+from mmm.train.metrics import Skipped
+from mmm.train.run.environment import describe_environment
+from mmm.train.run.lock import RunLock
+from mmm.train.run.place import Resume, choose
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# what depends on the machine's mood and not on the run; kept apart so that two runs' lines can be compared
+CLOCK = ("samples_per_second", "data_wait", "seconds")
+
+
+class RunFolder:
+    """The folder of a run that is in progress; use it as a context manager, so that its lock is released."""
+
+    def __init__(self, path: Path, lock: RunLock | None) -> None:
+        """Use `open`. `lock`: of the main process, the one that writes; none in the others."""
+        self.path, self.lock = path, lock
+        self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
+
+    @classmethod
+    def open(
+        cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: Resume = False
+    ) -> RunFolder:
+        """Makes a folder for a new run, or opens that of a run to go on with.
+
+        Args:
+            path: of the folder; none: runs/NAME-N with the next free N.
+            name: of the task.
+            config: of the task, saved as config.yaml where there is none yet.
+            resume: go on with the run that the folder holds; auto: start one where it holds none.
+
+        Raises:
+            ValueError: the folder is in use, or holds what must not be written over, or has nothing to resume.
+        """
+        held: list[RunLock] = []
+
+        def make() -> str:
+            refuse_secrets(flatten(to_dict(config)))
+            folder = choose(None if path is None else Path(path), name, resume)
+            held.append(RunLock(folder))
+            _fill(folder, config, accelerator)
+            return str(folder)
+
+        try:
+            return cls(Path(on_main(accelerator, make)), held[0] if held else None)
+        except (ValueError, OSError):
+            for lock in held:
+                lock.release()
+            raise
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `Training.save` writes."""
+        return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Where tasks draw."""
+        return self.path / "pictures"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line, from the main process. A number that is not finite becomes null, for JSON has none such."""
+        if self.lock is None:
+            return
+        line: dict[str, Any] = {"step": step}
+        clock = {name: value for name, value in metrics.items() if name in CLOCK}
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items() if name not in CLOCK}
+        self._metrics.append(line | ({"clock": clock} if clock else {}))
+
+    def note_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Appends the updates that were left out, from the main process."""
+        for one in skipped if self.lock is not None else ():
+            self._skipped.append(asdict(one))
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines after a step, before a resume from it writes them again; a line that a kill cut off goes too.
+
+        For this to give the lines of an uninterrupted run, a task saves as the last thing it does in a step.
+        """
+        if self.lock is not None:
+            self._metrics.cut(step)
+            self._skipped.cut(step - 1)  # an update that was left out is named as counted from 0
+
+    def adopt(self, changed: Sequence[str], step: int, config: Any) -> None:
+        """Writes down that the run goes on with other choices: beside this start, and in config.yaml; the old one stays.
+
+        Args:
+            changed: from `Training.restore`.
+            step: from which on.
+            config: of the task, as it is now.
+        """
+        if self.lock is None or not changed:
+            return
+        record, chosen = self.path / "environment.json", self.path / "config.yaml"
+        starts = json.loads(record.read_text())
+        replace_text(record, json.dumps([*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}], indent=2) + "\n")
+        replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
+        _save(config, chosen)
+
+    def close(self) -> None:
+        """Releases the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
+    for name in ("checkpoints", "pictures"):
+        (folder / name).mkdir(exist_ok=True)
+    record = folder / "environment.json"
+    starts = json.loads(record.read_text()) if record.exists() else []
+    replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
+    if not (folder / "config.yaml").exists():
+        _save(config, folder / "config.yaml")  # last: what has it is a run
+
+
+def _save(config: Any, path: Path) -> None:
+    """As `mmm.config.serialize.save`; a kill leaves no half of it."""
+    aside = path.with_name(f"{path.name}.tmp")
+    save(config, aside)
+    aside.replace(path)

@@ -1,0 +1,357 @@
+"""What every registered part keeps, images and clips alike: one body, over all that is registered.
+
+A part that is added is tested here without a line being written, if it can be built from its defaults, and small with fields
+called width, depth and heads. Two methods are sketched at the end: the forward takes them as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm import Input, Mask, MaskedModel, Output
+from mmm.core.registry import REGISTRIES, PartConfig
+from mmm.core.rng import Stream, integers, sample_keys, stream
+from mmm.core.tokens import Grid, take
+from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import MaskerConfig, RandomMasker, maskers
+from mmm.maskers.base import Masker
+from mmm.targets import PixelTarget, Target, targets
+from mmm.tokenizers import Patches, Tubes
+
+MODALITIES = {"image": (12, 16), "clip": (4, 12, 16)}
+SMALL = {
+    "tokenizer": {"size": 4},
+    "encoder": {"width": 24, "depth": 2, "heads": 2},
+    "decoder": {"width": 16, "depth": 2, "heads": 2},
+}
+NEEDS: dict[tuple[str, str], dict[str, PartConfig]] = {  # the other parts that one part cannot do without
+    ("decoder", "linear"): {"masker": RandomMasker.Config(blank=True)},
+}
+PARTS = [(kind, name) for kind in ("tokenizer", "masker", "encoder", "decoder", "target") for name in REGISTRIES[kind].parts]
+OF_IMAGES, OF_CLIPS = {"patches"}, {"tubes"}
+CASES = [
+    pytest.param(kind, name, modality, id=f"{kind}-{name}-{modality}")
+    for kind, name in PARTS
+    for modality in MODALITIES
+    if name not in (OF_IMAGES if modality == "clip" else OF_CLIPS)
+]
+Build = Callable[..., MaskedModel]
+
+
+def small(kind: str, name: str) -> PartConfig:
+    config = REGISTRIES[kind][name].Config
+    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+
+
+def model_of(kind: str, name: str, modality: str, build: Build) -> MaskedModel:
+    return build(size=MODALITIES[modality], **(NEEDS.get((kind, name), {}) | {kind: small(kind, name)}))
+
+
+def data_of(model: MaskedModel, modality: str, samples: int = 4) -> tuple[Tensor, Mask]:
+    x = torch.randn(samples, 3, *MODALITIES[modality])
+    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+
+
+def test_every_kind_of_part_is_registered() -> None:
+    # a pool is a part of classifiers, not of masked models: tests/core/test_classifier.py
+    assert {kind for kind, _ in PARTS} == set(REGISTRIES) - {"pool"} >= {"tokenizer", "masker", "encoder", "decoder", "target"}
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=map("-".join, PARTS))
+def test_defaults_build_at_full_size(kind: str, name: str, build: Build) -> None:
+    part = REGISTRIES[kind][name]
+    config = part.Config()
+    assert (config.kind, config.name) == (kind, name)
+    assert part.__doc__
+    size = (16, 224, 224) if name in OF_CLIPS else (224, 224)
+    defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), "tokenizer": None}
+    with torch.device("meta"):
+        chosen = {k: v for k, v in (defaults | NEEDS.get((kind, name), {}) | {kind: config}).items() if v is not None}
+        model = build(size=size, **chosen)
+    assert getattr(model, kind).config is config
+
+
+@pytest.mark.parametrize(("kind", "name", "modality"), CASES)
+def test_every_part_keeps_the_contract(kind: str, name: str, modality: str, build: Build) -> None:
+    model = model_of(kind, name, modality, build)
+    x, mask = data_of(model, modality)
+    output = model(x, mask=mask)
+    check_shapes(model, x, output)
+    check_gradients(model, output)
+    check_copies(model, x, output)
+    check_precision(model, x, output)
+    assert torch.equal(model(x, mask=mask).loss, output.loss)  # nothing was kept from one call to the next
+
+
+def check_shapes(model: MaskedModel, x: Tensor, output: Output) -> None:
+    rows, queries = output.mask.predict.shape
+    assert output.loss.shape == ()
+    assert output.loss.dtype == torch.float32
+    assert output.loss.isfinite()
+    assert output.predicted.shape == (rows, queries, model.target.width)
+    assert output.wanted.shape in {output.predicted.shape, (rows, queries)}
+    assert output.wanted.dtype in {torch.float32, torch.int64}
+    assert not output.wanted.requires_grad
+    grid = model.tokenizer.grid(x)
+    features = model.encode(x)
+    assert features.tokens.shape == (len(x), math.prod(grid), model.encoder.shape.width)
+    assert features.prefix == model.encoder.shape.prefix
+    shown = model.target.show(output.predicted, model.tokenizer.split(x), output.mask)
+    assert shown is None or shown.shape == (rows, queries, model.tokenizer.width)
+
+
+def check_gradients(model: MaskedModel, output: Output) -> None:
+    output.loss.backward()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, f"{name} gets no gradient"
+            assert weight.grad.isfinite().all(), name
+            assert weight.grad.any(), f"{name} gets a gradient of zero"
+        else:
+            assert weight.grad is None, name
+    model.zero_grad()
+
+
+def check_copies(model: MaskedModel, x: Tensor, output: Output) -> None:
+    """A copy gives the same; so does another model with this one's saved weights."""
+    assert torch.equal(copy.deepcopy(model)(x, mask=output.mask).predicted, output.predicted)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.fill_(0.5)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(x, mask=output.mask).predicted, output.predicted)
+
+
+def check_precision(model: MaskedModel, x: Tensor, output: Output) -> None:
+    """The loss of half-precision autocast is fp32 and close; double precision goes all the way through, and is closer."""
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, mask=output.mask)
+    assert half.loss.dtype == torch.float32
+    assert half.predicted.dtype == torch.bfloat16
+    assert half.wanted.dtype == output.wanted.dtype
+    assert half.loss.item() == pytest.approx(output.loss.item(), rel=2e-2)
+    double = copy.deepcopy(model).double()(x.double(), mask=output.mask)
+    assert double.loss.dtype == double.predicted.dtype == torch.float64
+    assert double.loss.item() == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is built or read
+    "learned positions, no class token": {
+        "encoder": VisionTransformer.Config(width=24, depth=2, heads=2, positions="learned", class_token=False)
+    },
+    "self-attention with blanks": {"masker": RandomMasker.Config(blank=True)},
+    "self-attention, fused": {"decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")},
+    "cross-attention, fused": {
+        "decoder": CrossAttentionDecoder.Config(width=16, depth=3, heads=2, fusion="linear"),
+        "masker": RandomMasker.Config(predict=0.25),
+    },
+    "cross-attention, self too": {"decoder": CrossAttentionDecoder.Config(width=16, depth=2, heads=2, self_attention=True)},
+    "videomae's target": {"target": PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit")},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_option_keeps_the_contract(variant: str, modality: str, build: Build) -> None:
+    model = build(size=MODALITIES[modality], **VARIANTS[variant])
+    x, mask = data_of(model, modality)
+    output = model(x, mask=mask)
+    check_shapes(model, x, output)
+    check_gradients(model, output)
+    check_copies(model, x, output)
+    check_precision(model, x, output)
+
+
+# the parts of the plain model are compiled together, once a modality; the others one by one
+PLAIN = {"vit", "self_attention", "pixels"}
+COMPILED = [pytest.param("encoder", "vit", modality, id=f"plain-{modality}") for modality in MODALITIES] + [
+    pytest.param(kind, name, "image", id=name)
+    for kind, name in PARTS
+    if kind in ("encoder", "decoder", "target") and name not in PLAIN
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "modality"), COMPILED)
+def test_the_forward_is_one_graph(kind: str, name: str, modality: str, build: Build) -> None:
+    """With a given mask nothing in it needs Python: no hashing, no sort, no question to the device."""
+    model = model_of(kind, name, modality, build)
+    x, mask = data_of(model, modality, samples=2)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert compiled(x, mask=mask).loss.item() == pytest.approx(model(x, mask=mask).loss.item(), rel=1e-6)
+
+
+# --- SimMIM as a choice of parts --------------------------------------------------------------------------------------------
+
+
+def test_simmim_is_a_choice_of_parts(build: Build) -> None:
+    """SimMIM (Xie et al., CVPR 2022) stated plainly: mask tokens in all hidden places, every token encoded, one linear layer,
+    |difference| summed over the hidden pixels and divided by their number."""
+    model = build(
+        (16, 24),
+        masker=RandomMasker.Config(ratio=0.6, unit=2, blank=True),
+        decoder=LinearDecoder.Config(),
+        target=PixelTarget.Config(standardise="none", loss="l1"),
+    ).double()
+    x = torch.randn(3, 3, 16, 24, dtype=torch.float64)
+    mask = model.masker(sample_keys(0, 0, torch.arange(3)), (4, 6))
+    hidden = torch.zeros(3, 24, dtype=torch.float64).scatter(1, mask.predict, 1.0)
+    assert (hidden.sum(1) == 4 * round(0.6 * 6)).all()  # 2 x 3 units of 4 tokens
+
+    encoder, head = model.encoder, model.decoder.head
+    tokens = F.conv2d(x, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
+    tokens = tokens * (1 - hidden)[..., None] + encoder.mask_token * hidden[..., None]
+    tokens = torch.cat([encoder.cls_token.expand(3, -1, -1), tokens], dim=1) + encoder.pos_embed
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    values = F.linear(encoder.norm(tokens)[:, 1:], head.weight, head.bias)  # (B, N, P)
+    picture = torch.zeros_like(x)
+    for token in range(24):
+        top, left = token // 6 * 4, token % 6 * 4
+        picture[:, :, top : top + 4, left : left + 4] = values[:, token].view(3, 4, 4, 3).permute(0, 3, 1, 2)
+    where = hidden.view(3, 1, 4, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    wanted = ((picture - x).abs() * where).sum() / where.sum() / 3
+    assert model(x, mask=mask).loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+
+
+# --- I-JEPA as a sketch: several groups a mask, and a teacher -----------------------------------------------------------------
+
+
+@pytest.fixture
+def _ijepa() -> Iterator[None]:
+    """I-JEPA (Assran et al., CVPR 2023), as much of it as the forward must be able to carry; registered for one test."""
+
+    @maskers.register("sketch_blocks")
+    class Blocks(Masker):
+        """Four target blocks of one size; of the rest, as many context tokens as the poorest sample has."""
+
+        @dataclass(frozen=True, kw_only=True)
+        class Config(MaskerConfig):
+            pass
+
+        def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1) -> Mask:
+            tall, wide = 2 + step % 2, 3  # the size belongs to the step: a batch shares it
+            draws = stream(keys, Stream.MASK)
+            top = integers(draws, grid[0] - tall + 1, 4)  # (B, 4)
+            left = integers(draws + 1, grid[1] - wide + 1, 4)
+            box = (torch.arange(tall)[:, None] * grid[1] + torch.arange(wide)).flatten()
+            predict = (top * grid[1] + left)[..., None] + box  # (B, 4, Q)
+            free = torch.ones(len(keys), math.prod(grid)).scatter(1, predict.flatten(1), 0.0)
+            fewest = int(free.sum(1).min())
+            visible = free.argsort(dim=1, descending=True, stable=True)[:, :fewest]
+            return Mask(visible, predict.flatten(0, 1))
+
+    @targets.register("sketch_teacher")
+    class Teacher(Target):
+        """Features of a slowly following copy of the encoder, which sees everything."""
+
+        @dataclass(frozen=True, kw_only=True)
+        class Config(PartConfig):
+            decay: float = 0.9
+
+        def __init__(self, config: Config, *, width: int, data: Input, encoder: nn.Module) -> None:
+            super().__init__()
+            self.config, self.width = config, encoder.shape.width
+            self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+
+        @torch.no_grad()
+        def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
+            tokens = self.teacher(patches, grid, None).tokens
+            return take(F.layer_norm(tokens, tokens.shape[-1:]), mask.predict)
+
+        def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
+            return F.smooth_l1_loss(predicted, wanted)
+
+        @torch.no_grad()
+        def update(self, model: MaskedModel, step: int) -> None:
+            for slow, fast in zip(self.teacher.parameters(), model.encoder.parameters(), strict=True):
+                slow.lerp_(fast, 1 - self.config.decay)
+
+    yield
+    del maskers.parts["sketch_blocks"], targets.parts["sketch_teacher"]
+
+
+@pytest.mark.usefixtures("_ijepa")
+def test_ijepa_needs_no_change_of_the_forward(build: Build) -> None:
+    model = build(
+        (24, 32),
+        masker=maskers["sketch_blocks"].Config(),
+        target=targets["sketch_teacher"].Config(),
+        encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False),
+    )
+    model.target.teacher.load_state_dict(model.encoder.state_dict())  # the fixture's noise came after the copy
+    x = torch.randn(3, 3, 24, 32)
+    for step in (0, 1):
+        mask = model.masker(sample_keys(0, 0, torch.arange(3)), (6, 8), step=step)
+        assert mask.predict.shape == (12, (2 + step) * 3)
+        output = model(x, mask=mask)
+        assert output.predicted.shape == output.wanted.shape == (12, (2 + step) * 3, 24)
+        for row in range(12):  # each group is predicted alone, from its own sample's context
+            sample = slice(row // 4, row // 4 + 1)
+            alone = model(x[sample], mask=Mask(mask.visible[sample], mask.predict[row : row + 1]))
+            assert (alone.predicted[0] - output.predicted[row]).abs().max() < 1e-5
+            assert (alone.wanted[0] - output.wanted[row]).abs().max() < 1e-5
+
+    output.loss.backward()
+    assert all(w.grad is not None for w in model.parameters() if w.requires_grad)
+    assert all(w.grad is None for w in model.target.parameters())
+    trained = [w for w in model.parameters() if w.requires_grad]
+    before = [w.clone() for w in model.target.teacher.parameters()]
+    torch.optim.SGD(trained, lr=0.1).step()
+    model.target.update(model, step=1)
+    moved = zip(before, model.target.teacher.parameters(), model.encoder.parameters(), strict=True)
+    for old, slow, fast in moved:
+        assert torch.allclose(slow, 0.9 * old + 0.1 * fast, atol=1e-6)
+    assert any(name.startswith("target.teacher.") for name in model.state_dict())  # a run that resumes needs it
+
+
+# --- what does not fit is refused, by the flag's name, before anything is trained ---------------------------------------------
+
+IMAGE = torch.randn(2, 3, 12, 16)
+SEEN, WANTED = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1)
+SHALLOW = VisionTransformer.Config(width=24, depth=2, heads=2)
+HALF_READ = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear", fusion_blocks=(1,))
+MISTAKES: dict[str, tuple[Callable[[Build], object], str]] = {
+    "patch of 0": (lambda build: Patches.Config(size=0), r"tokenizer\.size 0"),
+    "tube of 0 frames": (lambda build: Tubes.Config(frames=0), r"tokenizer\.frames 0"),
+    "unit of 0": (lambda build: RandomMasker.Config(unit=0), r"masker\.unit 0"),
+    "no blocks": (lambda build: VisionTransformer.Config(depth=0), r"encoder\.depth 0"),
+    "no heads": (lambda build: VisionTransformer.Config(heads=0), r"encoder\.heads 0"),
+    "too many heads": (lambda build: build(encoder=replace(SHALLOW, heads=5)), r"encoder\.heads 5"),
+    "an odd width": (lambda build: build(encoder=replace(SHALLOW, width=25, heads=5)), r"encoder\.width 25"),
+    "drop path over 1": (lambda build: VisionTransformer.Config(drop_path=1.5), r"encoder\.drop_path 1\.5"),
+    "a deviation of 0": (lambda build: Input(size=(4, 4), std=(0.2, 0.0, 0.2)), r"data\.std"),
+    "blocks that nobody reads": (lambda build: build(decoder=HALF_READ), r"decoder\.fusion_blocks"),
+    "linear without blanks": (lambda build: build(decoder=LinearDecoder.Config()), r"masker\.blank"),
+    "the variance of one pixel": (
+        lambda build: build(tokenizer=Patches.Config(size=1), target=PixelTarget.Config(standardise="channel")),
+        r"target\.standardise",
+    ),
+    "a clip among patches": (lambda build: build()(torch.randn(2, 3, 4, 12, 16)), r"3 axes \(4, 12, 16\)"),
+    "no samples": (lambda build: build()(IMAGE[:0]), "no sample"),
+    "a 0/1 mask": (lambda build: Mask(torch.rand(2, 12) > 0.5, torch.rand(2, 12) > 0.5), r"indices.*bool"),
+    "nothing to predict": (lambda build: build()(IMAGE, Mask(SEEN, WANTED[:, :0])), r"mask\.predict"),
+    "predicting what was not encoded": (
+        lambda build: build(masker=RandomMasker.Config(blank=True), decoder=LinearDecoder.Config())(
+            IMAGE, Mask(SEEN, WANTED, blank=WANTED[:, :4])
+        ),
+        "blank",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_in_words(mistake: str, build: Build) -> None:
+    make, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=words):
+        make(build)

@@ -1,0 +1,341 @@
+"""What may flow where: nothing hidden is seen, nothing depends on an order, and shortcuts equal the long way.
+
+Shapes: B samples, N tokens, V visible, Q predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm import Mask, MaskedModel
+from mmm.core.rng import sample_keys
+from mmm.core.tokens import repeat_rows, take
+from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import BlockMasker, RandomMasker, TubeMasker
+
+SMALL = VisionTransformer.Config(width=24, depth=2, heads=2)
+CROSS = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")
+METHODS: dict[str, dict[str, object]] = {
+    "mae": {},
+    "subset": {"masker": RandomMasker.Config(ratio=0.75, predict=0.25)},
+    "no_class_token": {"encoder": replace(SMALL, class_token=False)},
+    "simmim": {"masker": RandomMasker.Config(ratio=0.5, blank=True), "decoder": LinearDecoder.Config()},
+    "blank_block": {"masker": BlockMasker.Config(blank=True)},
+    "crossmae": {"masker": RandomMasker.Config(ratio=0.75, predict=0.25), "decoder": CROSS},
+    "crossmae_blocks": {"masker": BlockMasker.Config(), "decoder": CROSS},
+    "crossmae_tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75, predict=0.25), "decoder": CROSS},
+    "tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75)},
+    "tubes_random_learned": {"size": (4, 12, 16), "encoder": replace(SMALL, positions="learned")},
+}
+Build = Callable[..., MaskedModel]
+
+
+@pytest.fixture(params=METHODS)
+def case(request: pytest.FixtureRequest, build: Build) -> tuple[MaskedModel, Tensor, Mask]:
+    """A small model in fp64, an input of its home size, and a mask."""
+    options = METHODS[request.param]
+    model = build(**options).double()
+    x = torch.randn(3, 3, *options.get("size", (12, 16)), dtype=torch.float64)
+    return model, x, model.masker(sample_keys(1, 0, torch.arange(3)), model.tokenizer.grid(x))
+
+
+def with_tokens(model: MaskedModel, x: Tensor, index: Tensor, value: float | None = None) -> Tensor:
+    """x with other values in the tokens `index` (B, K): noise, or `value`."""
+    patches = model.tokenizer.split(x).clone()
+    rows = torch.arange(len(x))[:, None]
+    new = torch.randn_like(patches[rows, index]) if value is None else torch.full_like(patches[rows, index], value)
+    patches[rows, index] = new
+    return model.tokenizer.join(patches, model.tokenizer.grid(x))
+
+
+def hidden(mask: Mask, tokens: int) -> Tensor:
+    """All tokens that are not visible, (B, N - V)."""
+    unseen = torch.ones(len(mask.visible), tokens, dtype=torch.bool).scatter(1, mask.visible, value=False)
+    return unseen.nonzero()[:, 1].view(len(mask.visible), -1)
+
+
+# --- nothing hidden is seen -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, 1e6, float("nan")], ids=["noise", "huge", "nan"])
+def test_hidden_values_never_reach_a_prediction(case, value: float | None) -> None:
+    model, x, mask = case
+    unseen = hidden(mask, model.tokenizer.split(x).shape[1])
+    before, after = model(x, mask=mask), model(with_tokens(model, x, unseen, value), mask=mask)
+    assert torch.equal(before.predicted, after.predicted)  # exactly 0 change
+    assert not torch.equal(before.wanted, after.wanted)  # the change was real
+
+
+def test_hidden_values_get_no_gradient_of_a_prediction_and_visible_ones_do(case) -> None:
+    model, x, mask = case
+    x = x.clone().requires_grad_()
+    model(x, mask=mask).predicted.square().sum().backward()
+    gradient = model.tokenizer.split(x.grad).abs().sum(-1)  # (B, N)
+    assert (take(gradient, mask.visible) > 0).all()
+    assert not take(gradient, hidden(mask, gradient.shape[1])).any()
+
+
+def test_visible_values_do_reach_predictions(case) -> None:
+    model, x, mask = case
+    assert not torch.equal(model(x, mask=mask).predicted, model(with_tokens(model, x, mask.visible[:, :1]), mask=mask).predicted)
+
+
+def test_the_target_takes_no_gradient(case) -> None:
+    model, x, mask = case
+    output = model(x.clone().requires_grad_(), mask=mask)
+    assert not output.wanted.requires_grad
+    assert output.loss.requires_grad
+
+
+def test_samples_do_not_see_each_other(case) -> None:
+    model, x, mask = case
+    other = x.clone()
+    other[0] = torch.randn_like(other[0])
+    assert torch.equal(model(x, mask=mask).predicted[1:], model(other, mask=mask).predicted[1:])
+
+
+# --- no order ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_visible_tokens_changes_nothing(case) -> None:
+    model, x, mask = case
+    shuffled = replace(mask, visible=mask.visible[:, torch.randperm(mask.visible.shape[1])])
+    if mask.blank is not None:
+        shuffled = replace(shuffled, blank=mask.blank.flip(1))
+    assert (model(x, mask=mask).predicted - model(x, mask=shuffled).predicted).abs().max() <= 1e-12
+
+
+def test_the_order_of_predicted_tokens_is_the_order_of_predictions(case) -> None:
+    model, x, mask = case
+    order = torch.randperm(mask.predict.shape[1])
+    plain, shuffled = model(x, mask=mask), model(x, mask=replace(mask, predict=mask.predict[:, order]))
+    assert (plain.predicted[:, order] - shuffled.predicted).abs().max() <= 1e-12
+    assert torch.equal(plain.wanted[:, order], shuffled.wanted)
+    assert plain.loss.item() == pytest.approx(shuffled.loss.item(), rel=1e-12)
+
+
+def test_encode_gives_ordered_features_equal_to_seeing_all(case) -> None:
+    model, x, _ = case
+    features = model.encode(x)
+    tokens = model.tokenizer.split(x)
+    everything = torch.arange(tokens.shape[1]).repeat(len(x), 1)
+    order = torch.stack([torch.randperm(tokens.shape[1]) for _ in x])
+    seen = model.encoder(tokens, model.tokenizer.grid(x), Mask(order, everything))
+    assert features.where.tolist() == [everything[0].tolist()]
+    assert (take(features.tokens, order) - seen.tokens).abs().max() <= 1e-12
+    assert features.last.shape == (len(x), features.prefix + tokens.shape[1], 24)
+
+
+# --- shortcuts equal the long way -------------------------------------------------------------------------------------------
+
+
+def test_embedding_the_gathered_equals_gathering_the_embedded_and_the_strided_convolution(case) -> None:
+    model, x, mask = case
+    embed, size = model.encoder.patch_embed, model.tokenizer.size
+    tokens = model.tokenizer.split(x)
+    convolve = F.conv2d if len(size) == 2 else F.conv3d
+    convolved = convolve(x, embed.proj.weight, embed.proj.bias, stride=size).flatten(2).transpose(1, 2)  # (B, N, D)
+    gathered_first = embed(take(tokens, mask.visible))
+    for long_way in (embed(tokens), convolved):
+        assert (gathered_first - take(long_way, mask.visible)).abs().max() <= 1e-12
+
+
+def test_take_equals_indexing_row_by_row() -> None:
+    values, index = torch.randn(3, 7, 2, 5), torch.randint(7, (6, 4))
+    taken = take(values, index)
+    for row in range(6):
+        assert torch.equal(taken[row], values[row // 2][index[row]])  # sample-major: two rows a sample
+    assert torch.equal(repeat_rows(values, 6)[2:4], values[1:2].expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim", "tubes"])
+def test_several_masks_and_groups_equal_running_them_one_by_one(name: str, build: Build) -> None:
+    """Rows are sample-major: B samples, m masks each, k groups of predicted tokens each."""
+    samples, masks, groups = 2, 3, 2
+    options = METHODS[name]
+    model = build(**options).double()
+    x = torch.randn(samples, 3, *options.get("size", (12, 16)), dtype=torch.float64)
+    drawn = model.masker(sample_keys(5, 0, torch.arange(samples * masks)), model.tokenizer.grid(x))
+    even = drawn.predict.shape[1] // groups * groups
+    many = replace(drawn, predict=drawn.predict[:, :even].reshape(samples * masks * groups, -1))
+    together = model(x, mask=many)
+    losses = []
+    for row in range(samples * masks * groups):
+        mask_row, sample = row // groups, row // groups // masks
+        blank = None if drawn.blank is None else drawn.blank[mask_row : mask_row + 1]
+        alone = model(
+            x[sample : sample + 1],
+            mask=Mask(drawn.visible[mask_row : mask_row + 1], many.predict[row : row + 1], blank),
+        )
+        assert (together.predicted[row] - alone.predicted[0]).abs().max() <= 1e-12
+        assert torch.equal(together.wanted[row], alone.wanted[0])
+        losses.append(alone.loss)
+    assert together.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
+
+
+def test_predicting_a_part_equals_those_rows_of_predicting_all(build: Build) -> None:
+    """True of a decoder whose predictions do not see each other."""
+    model = build(**METHODS["simmim"]).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    whole = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
+    part = model(x, mask=replace(whole, predict=whole.predict[:, 2:4]))
+    full = model(x, mask=whole)
+    assert torch.equal(part.wanted, full.wanted[:, 2:4])
+    assert (part.predicted - full.predicted[:, 2:4]).abs().max() <= 1e-12
+
+
+def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
+    """Rows of unequal length are padded with any token at weight 0: the loss and its gradient are the unpadded ones."""
+    model = build(**METHODS["simmim"]).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
+    weight = torch.ones(mask.predict.shape, dtype=torch.float64)
+    weight[1, 4:] = 0
+    padded = mask.predict.clone()
+    padded[1, 4:] = padded[1, 0]
+    output = model(x, mask=replace(mask, predict=padded, weight=weight))
+    wanted = torch.zeros((), dtype=torch.float64)
+    for i, many in ((0, 6), (1, 4)):
+        one = slice(i, i + 1)
+        wanted = wanted + model(x[one], mask=Mask(mask.visible[one], mask.predict[one, :many], mask.blank[one])).loss * many / 10
+    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    weights = [w for w in model.parameters() if w.requires_grad]
+    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(wanted, weights), strict=True):
+        assert (ours - plain).abs().max() <= 1e-12
+
+
+# --- other grids ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("home", "away"), [((12, 16), (20, 8)), ((12, 16), (24, 32)), ((4, 12, 16), (8, 12, 16)), ((4, 12, 16), (2, 8, 24))], ids=str
+)
+def test_another_grid_than_home_equals_a_model_built_for_it(home, away, build: Build) -> None:
+    """Fixed positions are computed for any grid: the weights do not know which one they were built for."""
+    first, second = build(size=home), build(size=away)
+    tables = {"encoder.pos_embed", "decoder.pos_embed"}
+    shared = {name: weight for name, weight in first.state_dict().items() if name not in tables}
+    assert set(second.load_state_dict(shared, strict=False).missing_keys) == tables
+    x = torch.randn(2, 3, *away)
+    mask = first.masker(sample_keys(0, 0, torch.arange(2)), first.tokenizer.grid(x))
+    ours, wanted = first(x, mask=mask), second(x, mask=mask)
+    assert torch.equal(ours.predicted, wanted.predicted)
+    assert torch.equal(ours.loss, wanted.loss)
+
+
+def test_learned_positions_are_resized_bicubically_and_at_home_are_themselves(build: Build) -> None:
+    encoder = build(encoder=replace(SMALL, positions="learned")).encoder  # 3 x 4 tokens
+    patches = torch.zeros(1, 12, 48)
+    base = F.linear(patches, torch.zeros(24, 48), encoder.patch_embed.proj.bias)
+    where = torch.arange(12)[None]
+    assert torch.equal(encoder.embed(patches, (3, 4), None, where)[:, 1:], base + encoder.pos_embed[:, 1:])
+    picture = encoder.pos_embed[0, 1:].view(3, 4, 24).permute(2, 0, 1)[None]
+    wanted = F.interpolate(picture, size=(6, 5), mode="bicubic", align_corners=False)[0].permute(1, 2, 0).reshape(30, 24)
+    away = encoder.embed(torch.zeros(1, 30, 48), (6, 5), None, torch.arange(30)[None])
+    assert (away[0, 1:] - encoder.patch_embed.proj.bias - wanted).abs().max() <= 1e-6
+    assert torch.equal(away[0, :1], encoder.cls_token[0] + encoder.pos_embed[0, :1])  # the class token's row is not resized
+
+
+def test_learned_positions_get_gradients_on_another_grid(build: Build) -> None:
+    model = build(encoder=replace(SMALL, positions="learned"))
+    model(torch.randn(2, 3, 20, 24)).loss.backward()
+    assert (model.encoder.pos_embed.grad[0].abs().sum(-1) > 0).all()
+
+
+def test_an_image_among_tubes_is_a_tube_that_stands_still(build: Build) -> None:
+    model = build(size=(4, 12, 16), masker=TubeMasker.Config(ratio=0.75)).double()
+    image = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    clip = image[:, :, None].expand(-1, -1, 2, -1, -1)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), (1, 3, 4))
+    assert model.tokenizer.grid(image) == (1, 3, 4)
+    still, moving = model(image, mask=mask), model(clip, mask=mask)
+    assert torch.equal(still.predicted, moving.predicted)
+    assert torch.equal(still.loss, moving.loss)
+    assert torch.equal(model.encode(image).last, model.encode(clip).last)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("size", [(8, 20), (20, 4), (6, 8, 12)], ids=str)
+@pytest.mark.parametrize("ratio", [0.31, 0.5, 0.66])
+def test_any_channels_sides_and_ratio(channels: int, size: tuple[int, ...], ratio: float, build: Build) -> None:
+    model = build(size=size, channels=channels, masker=RandomMasker.Config(ratio=ratio))
+    output = model(torch.randn(2, channels, *size))
+    assert output.predicted.shape == output.wanted.shape
+    tokens = model.tokenizer.split(torch.randn(1, channels, *size)).shape[1]
+    assert output.mask.visible.shape[1] + output.mask.predict.shape[1] == tokens
+    assert output.loss.isfinite()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------------
+
+VISIBLE, PREDICT = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (Mask(VISIBLE, PREDICT + 1), "mask.predict holds indices from 4 to 12"),
+        (Mask(VISIBLE - 1, PREDICT), "mask.visible holds indices from -1"),
+        (Mask(VISIBLE[:1].repeat(3, 1), PREDICT[:1].repeat(3, 1)), "3 rows for 2 samples"),
+        (Mask(VISIBLE[:1], PREDICT[:1]), "1 rows for 2 samples"),
+        (Mask(VISIBLE, PREDICT, blank=PREDICT), "masker.blank"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_in_words(mask: Mask, words: str, build: Build) -> None:
+    with pytest.raises(ValueError, match=words):
+        build()(torch.randn(2, 3, 12, 16), mask=mask)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (VISIBLE[0], PREDICT),
+        (VISIBLE, PREDICT[:1]),
+        (VISIBLE, PREDICT, PREDICT[:1]),
+        (VISIBLE, PREDICT, None, torch.ones(2, 3)),
+    ],
+)
+def test_index_sets_that_do_not_fit_each_other_are_refused(sets) -> None:
+    with pytest.raises(ValueError, match=r"rows|two-dimensional|weight"):
+        Mask(*sets)
+
+
+def test_the_linear_decoder_wants_blanks(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"masker\.blank"):
+        build(decoder=LinearDecoder.Config())(torch.randn(2, 3, 12, 16))
+
+
+def test_drawn_masks_come_from_torchs_generator(build: Build) -> None:
+    model, x = build(), torch.randn(2, 3, 12, 16)
+    first, second = model(x).mask, model(x).mask
+    torch.manual_seed(7)
+    third = model(x).mask
+    torch.manual_seed(7)
+    assert torch.equal(third.visible, model(x).mask.visible)
+    assert not torch.equal(first.visible, second.visible)
+
+
+@pytest.mark.parametrize("decoder", [SelfAttentionDecoder, CrossAttentionDecoder])
+def test_a_predicted_token_stands_where_its_index_says(decoder: type, build: Build) -> None:
+    """Its position is all that tells a predicted token from another: change one position, and that prediction moves."""
+    model = build(decoder=decoder.Config(width=16, depth=1, heads=2)).double()
+    x = torch.randn(1, 3, 12, 16, dtype=torch.float64)
+    mask = Mask(torch.tensor([[0, 5]]), torch.tensor([[3, 7, 11]]))
+    before = model(x, mask=mask).predicted
+    table, change = model.decoder.pos_embed.data, torch.randn(16, dtype=torch.float64)
+    table[:, 1 + 3] += change  # the prefix has the first row
+    after = model(x, mask=mask).predicted
+    moved = (before - after).abs().amax(-1)[0]
+    assert moved[0] > 1e-3
+    if decoder is CrossAttentionDecoder:  # where predictions do not see each other, nothing else moves
+        assert not moved[1:].any()
+    table[:, 1 + 3] -= change
+    table[:, 1 + 8] += change  # neither seen nor predicted
+    assert (model(x, mask=mask).predicted - before).abs().max() < 1e-12

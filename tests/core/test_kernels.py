@@ -1,0 +1,222 @@
+"""The kernels that a CPU in bf16 gets compute what torch's own do, and keep less; elsewhere torch's own are used, to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import reset_accelerate
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmm import MaskedModel
+from mmm.core.rng import sample_keys
+from mmm.layers import cpu_bf16 as kernels
+from mmm.system import malloc as allocator
+from mmm.train.config import TrainConfig
+from mmm.train.distributed.setup import start
+from mmm.train.nonfinite import carry
+from mmm.train.optimizer import make_optimizer
+from mmm.train.training import Training
+
+
+def autocast(enabled: bool = True) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def near(found: Tensor, wanted: Tensor, share: float = 0.01) -> None:
+    """Within the rounding of bf16, of the whole tensor."""
+    assert (found.float() - wanted.float()).norm() <= share * wanted.float().norm()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("wide", "out"), [(48, 16), (16, 48), (32, 32)])
+def test_a_linear_layer(wide: int, out: int, biased: bool) -> None:
+    layer, x = kernels.Linear(wide, out, bias=biased), torch.randn(3, 50, wide, requires_grad=True)
+    into, weights = torch.randn(3, 50, out), [x, *layer.parameters()]
+    wanted = torch.autograd.grad(F.linear(x, layer.weight, layer.bias), weights, into)
+    with autocast():
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    near(y, F.linear(x, layer.weight, layer.bias))
+    for found, right in zip(torch.autograd.grad(y, weights, into.bfloat16()), wanted, strict=True):
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
+        near(found, right)
+
+
+def test_a_linear_layer_of_what_needs_no_gradient() -> None:
+    layer = kernels.Linear(8, 8)
+    with autocast():
+        layer(torch.randn(4, 8)).float().sum().backward()
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [4.0] * 8
+
+
+def test_no_copy_of_the_weights_is_kept() -> None:
+    layer, kept = kernels.Linear(40, 24), []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        layer(torch.randn(7, 40, requires_grad=True))
+    assert [tuple(one.shape) for one in kept if one.dtype == torch.bfloat16] == [(7, 40)]
+    assert [one.data_ptr() for one in kept if one.dtype == torch.float32] == [layer.weight.data_ptr()]
+
+
+@pytest.mark.parametrize("queries", [5, 33])
+@pytest.mark.parametrize(("longest", "block"), [(16, 1), (2048, 1), (2048, 3 * 33 * 33 * 2), (2048, 2**21)])
+def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, block: int) -> None:
+    """By flash, head by head, a few heads at a time with a rest, and all at once."""
+    monkeypatch.setattr(kernels, "LONGEST", longest)
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    parts = [torch.randn(2, count, 32, requires_grad=True) for count in (queries, 33, 33)]
+    into = torch.randn(2, queries, 32)
+    heads = [one.unflatten(2, (4, 8)).transpose(1, 2) for one in parts]
+    right = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    wanted = torch.autograd.grad(right, parts, into)
+    assert torch.equal(kernels.attend(*parts, heads=4), right)
+    low = [one.detach().bfloat16().requires_grad_() for one in parts]
+    with autocast():
+        found = kernels.attend(*low, heads=4)
+    near(found, right)
+    for one, other in zip(torch.autograd.grad(found, low, into.bfloat16()), wanted, strict=True):
+        near(one, other, share=0.02)
+
+
+def test_attention_keeps_little() -> None:
+    """Probabilities in bf16, a block at a time, and what they are computed from."""
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    parts = [torch.randn(2, 600, 32, requires_grad=True) for _ in range(3)]
+    with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        kernels.attend(*parts, heads=4)
+    assert [tuple(one.shape) for one in kept] == [(8, 600, 8)] * 3 + [(2, 600, 600)] * 4
+    assert {one.dtype for one in kept} == {torch.bfloat16}
+
+
+def test_a_norm() -> None:
+    norm, x = kernels.LayerNorm(64), 3 + 10 * torch.randn(5, 64)
+    x.requires_grad_()
+    with autocast():
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    near(y, F.layer_norm(x, (64,)))
+    y.float().sum().backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.dtype == x.grad.dtype == torch.float32
+    assert torch.equal(norm(x), F.layer_norm(x, (64,)))
+
+
+def test_a_model_learns_the_same_in_bf16(build: Callable[..., MaskedModel]) -> None:
+    model = build()
+    x = torch.randn(4, 3, 16, 16)
+    mask = model.draw_mask(len(x), model.tokenizer.grid(x), x.device)
+    weights = [w for w in model.parameters() if w.requires_grad]
+    losses, gradients = [], []
+    for enabled in (False, True):
+        with autocast(enabled):
+            loss = model(x, mask=mask).loss
+        losses.append(loss.item())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    near(gradients[1], gradients[0], share=0.05)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes every operation and the shapes that go into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, Tensor)]
+        self.seen.append((str(func), tuple(tuple(one.shape) for one in given)))
+        return func(*args, **(kwargs or {}))
+
+
+def one_step(model: MaskedModel, x: Tensor, step: int) -> Tensor:
+    """Mask, forward, backward, norm: what a step does on the device."""
+    keys = sample_keys(0, step, torch.arange(len(x), device=x.device))
+    loss = model(x, mask=model.masker(keys, model.tokenizer.grid(x))).loss
+    carry(loss).backward()
+    return nn.utils.get_total_norm([w.grad for w in model.parameters() if w.grad is not None]).isfinite()
+
+
+def test_every_step_has_the_same_shapes(build: Callable[..., MaskedModel]) -> None:
+    model, found = build(), []
+    for step in range(3):
+        with Shapes() as shapes:
+            one_step(model, torch.randn(2, 3, 16, 16), step)
+        found.append(shapes.seen)
+        model.zero_grad(set_to_none=True)
+    assert len(found[0]) > 100
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_step_never_waits_for_the_device(build: Callable[..., MaskedModel]) -> None:
+    """On a device without values, reading one on the host is an error."""
+    x = torch.empty(2, 3, 16, 16, device="meta")
+    assert one_step(build().to("meta"), x, 0).device.type == "meta"
+    with pytest.raises(RuntimeError):
+        x.sum().item()
+
+
+FAULTS = """
+import ctypes, resource, runpy, sys
+
+if not runpy.run_path(sys.argv[1])["keep_memory"]():
+    sys.exit(77)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+
+def take():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [libc.malloc(2**24) for _ in range(8)]
+    for block in held:
+        ctypes.memset(block, 1, 2**24)
+    for block in held:
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+take()  # until the heap is large enough
+print(take())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_is_kept() -> None:
+    """128 MiB a second time, 32,768 pages; in a process of its own, where nothing else lies on the heap's end."""
+    script = [sys.executable, "-c", FAULTS, allocator.__file__]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("not glibc")
+    assert int(done.stdout) < 1000, done.stderr
+
+
+@pytest.mark.slow
+def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedModel]) -> None:
+    reset_accelerate()
+    config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="bf16", compile=True)
+    model, x = build(size=(16, 16)), torch.randn(2, 3, 16, 16)
+    mask, names = model.draw_mask(2, (4, 4), x.device), list(model.state_dict())
+    with autocast():
+        wanted = model(x, mask=mask).loss
+    training = Training.prepare(start(config), model, make_optimizer(model, config), identity={})
+    assert [type(one).__name__ for one in training.model.encoder.blocks] == ["OptimizedModule"] * 2
+    assert training.model(x, mask=mask).loss.item() == pytest.approx(wanted.item(), rel=0.01)
+    assert list(training.bare.state_dict()) == names
+    reset_accelerate()

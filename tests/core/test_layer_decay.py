@@ -1,0 +1,103 @@
+"""Layer-wise decay of the learning rate: every parameter of a classifier against a table that is written out here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmm.classifier import Classifier, HeadConfig
+from mmm.core.types import Reads
+from mmm.encoders import VisionTransformer, encoders
+from mmm.pools import AttentivePool
+from mmm.tokenizers import Patches, tokenizers
+from mmm.train.config import TrainConfig
+from mmm.train.optimizer import layer_groups, make_optimizer
+from mmm.train.schedule import set_learning_rate
+
+DEPTH = 3
+# of three blocks and a decay of 0.5: the embedding learns at 1/16 of the rate, the blocks at 1/8, 1/4 and 1/2, all else at the rate
+SCALES = {
+    "encoder.cls_token": 1 / 16,
+    "encoder.pos_embed": 1 / 16,
+    "encoder.patch_embed.proj.weight": 1 / 16,
+    "encoder.patch_embed.proj.bias": 1 / 16,
+    **{
+        f"encoder.blocks.{block}.{name}": scale
+        for block, scale in ((0, 1 / 8), (1, 1 / 4), (2, 1 / 2))
+        for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        for name in (f"{part}.weight", f"{part}.bias")
+    },
+    "encoder.norm.weight": 1.0,
+    "encoder.norm.bias": 1.0,
+    "head.fc_norm.weight": 1.0,
+    "head.fc_norm.bias": 1.0,
+    "head.linear.weight": 1.0,
+    "head.linear.bias": 1.0,
+}
+DECAYED = {name for name in SCALES if name.endswith("weight") and "norm" not in name}
+
+
+def classifier(attentive: bool = False) -> Classifier:
+    config = VisionTransformer.Config(width=24, depth=DEPTH, heads=2)
+    encoder = encoders.build(config, token=(4, 4), channels=3, grid=(2, 2), reads=Reads())
+    encoder.pos_embed.requires_grad_(True)
+    tokenizer = tokenizers.build(Patches.Config(size=4), channels=3)
+    pool = AttentivePool.Config(heads=2) if attentive else None
+    return Classifier.build(tokenizer, encoder, classes=5, pool=pool, head=HeadConfig(norm="layer"))
+
+
+def settings(model: Classifier, groups: list[dict[str, object]], key: str) -> dict[str, object]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: group[key] for group in groups for parameter in group["params"]}  # type: ignore
+
+
+def test_every_parameter_has_the_scale_of_its_layer() -> None:
+    model = classifier()
+    assert settings(model, layer_groups(model, 0.05, 0.5), "lr_scale") == SCALES
+
+
+def test_what_is_decayed() -> None:
+    """Matrices; not vectors, not the positions, not the class token."""
+    model = classifier()
+    decays = settings(model, layer_groups(model, 0.05, 0.5), "weight_decay")
+    assert {name for name, decay in decays.items() if decay == 0.05} == DECAYED
+    assert {decays[name] for name in SCALES.keys() - DECAYED} == {0.0}
+
+
+def test_a_pool_learns_as_the_head_does() -> None:
+    """Also where it holds parameters whose names an encoder's could have."""
+    model = classifier(attentive=True)
+    scales = settings(model, layer_groups(model, 0.05, 0.5), "lr_scale")
+    assert {scale for name, scale in scales.items() if name.startswith("pool.")} == {1.0}
+    assert {name: scale for name, scale in scales.items() if not name.startswith("pool.")} == SCALES
+
+
+def test_frozen_parameters_are_in_no_group_and_move_no_layer() -> None:
+    model = classifier()
+    model.encoder.pos_embed.requires_grad_(False)
+    model.encoder.get_submodule("blocks.1").requires_grad_(False)
+    scales = settings(model, layer_groups(model, 0.05, 0.5), "lr_scale")
+    assert scales == {n: s for n, s in SCALES.items() if n != "encoder.pos_embed" and not n.startswith("encoder.blocks.1.")}
+
+
+def test_the_schedule_sets_each_group_its_share_and_the_step_takes_it() -> None:
+    """A first step of Adam moves every weight by its rate, whatever the gradient."""
+    model = classifier()
+    config = TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(model, config, layer_decay=0.5)
+    set_learning_rate(optimizer, 0.1)
+    assert settings(model, optimizer.param_groups, "lr") == pytest.approx({name: 0.1 * scale for name, scale in SCALES.items()})
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, 0.1 * SCALES[name]), rtol=1e-3, atol=1e-6)
+
+
+def test_without_layer_decay_pretraining_keeps_its_groups() -> None:
+    """There the class token is decayed, as MAE does, and all layers learn alike."""
+    model = classifier()
+    optimizer = make_optimizer(model, TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05))
+    assert settings(model, optimizer.param_groups, "weight_decay")["encoder.cls_token"] == 0.05
+    assert all("lr_scale" not in group for group in optimizer.param_groups)

@@ -1,0 +1,108 @@
+"""Parts by name."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmm.core.registry
+from mmm.core.registry import REGISTRIES, PartConfig, Registry, nearest
+
+
+@pytest.fixture
+def bells() -> Iterator[Registry[Any]]:
+    """A registry with one part, gone after the test: others walk over all that are registered."""
+    registry: Registry[Any] = Registry("bell")
+
+    @registry.register("door")
+    class DoorBell:
+        @dataclass(frozen=True, kw_only=True)
+        class Config(PartConfig):
+            volume: int = 3
+
+        def __init__(self, config: Config, *, volts: int) -> None:
+            self.config, self.volts = config, volts
+
+    yield registry
+    del REGISTRIES["bell"]
+
+
+def test_registering_names_the_part_and_its_config(bells: Registry[Any]) -> None:
+    config = bells["door"].Config()
+    assert (config.name, config.kind) == ("door", "bell")
+    assert REGISTRIES["bell"] is bells
+    assert list(bells.parts) == ["door"]
+    assert (PartConfig.name, PartConfig.kind) == ("", "")
+
+
+def test_build_takes_choices_from_the_config_and_the_rest_from_the_caller(bells: Registry[Any]) -> None:
+    bell = bells.build(bells["door"].Config(volume=9), volts=230)
+    assert (bell.config.volume, bell.volts) == (9, 230)
+
+
+def test_an_unknown_name_is_answered_with_all_and_the_nearest(bells: Registry[Any]) -> None:
+    with pytest.raises(ValueError, match=r"^no bell is called 'dooor'; choose from door; did you mean 'door'\?$"):
+        bells["dooor"]
+    with pytest.raises(ValueError, match=r"^no bell is called 'xyz'; choose from door; one of your own: --use the file"):
+        bells["xyz"]
+
+
+def test_a_name_is_given_once(bells: Registry[Any]) -> None:
+    door = bells["door"]
+    with pytest.raises(ValueError, match="two parts are bell 'door'"):
+        bells.register("door")(type("Other", (door,), {"Config": type("Config", (door.Config,), {})}))
+    assert bells["door"] is door
+
+
+def test_a_kind_is_opened_once(bells: Registry[Any]) -> None:
+    with pytest.raises(AssertionError, match="two registries"):
+        Registry("bell")
+
+
+def test_a_part_needs_a_config_of_its_own(bells: Registry[Any]) -> None:
+    """An inherited one would take the second name and be lost under the first."""
+    heir = type("Heir", (bells["door"],), {})
+    plain = type("Plain", (), {"Config": type("Config", (PartConfig,), {})})  # not a dataclass
+    for part in (heir, plain, type("Bare", (), {})):
+        with pytest.raises(ValueError, match=r"of its own, a frozen kw_only dataclass"):
+            bells.register("new")(part)
+    assert bells["door"].Config.name == "door"
+    assert "new" not in bells.parts
+
+
+def test_a_part_can_be_chosen_by_its_name_alone(bells: Registry[Any]) -> None:
+    class Needy:
+        @dataclass(frozen=True, kw_only=True)
+        class Config(PartConfig):
+            volume: int
+
+    with pytest.raises(ValueError, match=r"Needy\.Config\.volume needs a default"):
+        bells.register("needy")(Needy)
+
+
+def test_no_field_is_called_name(bells: Registry[Any]) -> None:
+    class Named:
+        @dataclass(frozen=True, kw_only=True)
+        class Config(PartConfig):
+            name: str = "x"  # type: ignore[misc]
+
+    with pytest.raises(ValueError, match="`name` is the part's own"):
+        bells.register("named")(Named)
+
+
+def test_nearest() -> None:
+    assert nearest("blok", ["random", "block"]) == "; did you mean 'block'?"
+    assert nearest("zzz", ["random", "block"]) == ""
+
+
+def test_the_registry_needs_the_standard_library_only() -> None:
+    tree = ast.parse(Path(mmm.core.registry.__file__).read_text())
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in named} <= sys.stdlib_module_names

@@ -1,0 +1,122 @@
+"""Crops that the device resizes are those that workers resize: of images and clips, in any arrangement, with damaged files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tar_files import photographs
+from torch import Tensor
+from video_files import pictures
+
+from mmm.data import Batch, Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data, train_batches
+from mmm.data.decode.video.encode import EncodeConfig, write_video
+from mmm.data.transforms.device_resize import Cut, Cuts, bounds
+from mmm.data.transforms.resize import resize_float, resize_into
+
+IMAGES = ImagesConfig(image_size=64, workers=0, holdout=0.0, max_bad=1.0, resize="device")
+CLIPS = ClipsConfig(image_size=64, frames=4, stride=2, workers=0, holdout=0.0, max_bad=1.0, resize="device")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataConfig]:
+    """Six images and four films of two sizes, one of each damaged; a film shorter than a clip among them."""
+    folder = tmp_path_factory.mktemp("cuts")
+    (folder / "images").mkdir()
+    (folder / "films").mkdir()
+    for number, picture in enumerate(photographs(5)):
+        (folder / "images" / f"{number}.jpg").write_bytes(picture)
+    (folder / "images" / "bad.jpg").write_bytes(picture[:300])
+    for number, (count, size) in enumerate([(12, (96, 128)), (3, (80, 100)), (20, (64, 64))]):
+        write_video(folder / "films" / f"{number}.mp4", pictures(count, *size), fps=30, config=EncodeConfig(short_side=None))
+    (folder / "films" / "bad.mp4").write_bytes(b"no film")
+    return {
+        "images": replace(IMAGES, source=str(folder / "images")),
+        "clips": replace(CLIPS, source=str(folder / "films")),
+        "clips, other frames": replace(CLIPS, source=str(folder / "films"), repeat="clip", crop="random_resized"),
+    }
+
+
+def opened(config: DataConfig) -> Images | Clips:
+    return open_data(config, "train")
+
+
+def batches(config: DataConfig, **choices: int) -> list[Batch]:
+    samples = opened(config)
+    return list(train_batches(samples, config, seed=2, **{"batch_size": 6, "steps": 3} | choices))
+
+
+def joined(found: list[Batch]) -> dict[str, Tensor]:
+    moved = [batch.to("cpu") for batch in found]
+    assert all(batch.cuts is None for batch in moved)
+    return {name: torch.cat([getattr(batch, name) for batch in moved]) for name in ("pixels", "keys", "index", "epoch")}
+
+
+@pytest.mark.parametrize("kind", ["images", "clips", "clips, other frames"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_samples_are_those_of_a_worker(data: dict[str, DataConfig], kind: str, repeats: int) -> None:
+    config = replace(data[kind], repeats=repeats)
+    later, now = batches(config), batches(replace(config, resize="worker"))
+    assert all(batch.cuts is not None and batch.pixels.numel() == 0 for batch in later)
+    assert all(batch.cuts is None for batch in now)
+    ours, expected = joined(later), joined(now)
+    assert ours["pixels"].shape == (18, 3, *config.size)
+    for name, values in expected.items():
+        assert torch.equal(ours[name], values), name
+    assert [batch.problems for batch in later] == [batch.problems for batch in now]
+    assert any(batch.problems for batch in now)  # and its substitute is the same
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_the_same_from_worker_processes_and_on_two_ranks(data: dict[str, DataConfig], kind: str) -> None:
+    config = replace(data[kind], repeats=2)
+    whole = joined(batches(config, batch_size=4, steps=2))
+    parts = [batches(replace(config, workers=1), batch_size=2, steps=2, world=2, rank=rank) for rank in range(2)]
+    pieces = joined([parts[rank][step] for step in range(2) for rank in range(2)])
+    for name, values in whole.items():
+        assert torch.equal(pieces[name], values), name
+
+
+def test_one_part_holds_all_crops_of_an_input(data: dict[str, DataConfig]) -> None:
+    """Less is sent than the samples themselves, which are larger than these films."""
+    config = replace(data["clips"], repeats=4, image_size=224)
+    (batch,) = batches(config, batch_size=4, steps=1)
+    assert batch.cuts is not None
+    assert [len(boxes) for _, boxes in batch.cuts.parts] == [4]
+    assert batch.cuts.buffer.numel() <= 4 * 96 * 128 * 3 < 4 * 4 * 224 * 224 * 3
+
+
+def test_floating_point_is_at_most_one_level_off(data: dict[str, DataConfig]) -> None:
+    """What a GPU does, beside the kernel for integers; a crop that is enlarged, one that shrinks, and one of a sharp edge."""
+    (picture,) = [np.asarray(opened(replace(data["images"], cache=True)).read(0))]  # type: ignore[union-attr]
+    edges = np.zeros_like(picture)
+    edges[::3, 1::2] = 255
+    for pixels in (picture, edges):
+        part = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        for size in ((64, 64), (part.shape[2] + 40, part.shape[3] + 3)):
+            for kernel in ("bilinear", "bicubic"):
+                exact = torch.empty(1, 3, *size, dtype=torch.uint8)
+                resize_into(exact, part, kernel)
+                off = (resize_float(part, size, kernel).int() - exact.int()).abs()
+                assert off.max() <= (1 if pixels is picture else 2), (size, kernel)
+                assert off.float().mean() < 0.3
+
+
+def test_small_samples_stay_with_the_workers(data: dict[str, DataConfig]) -> None:
+    (batch,) = batches(replace(data["images"], image_size=32), steps=1)
+    assert batch.cuts is None
+    assert batch.pixels.shape == (6, 3, 32, 32)
+
+
+def test_the_rectangle_of_boxes() -> None:
+    assert bounds([[4, 10, 6, 8], [2, 12, 3, 20]]) == ([2, 10, 8, 22], [[2, 0, 6, 8], [0, 2, 3, 20]])
+    cut = Cut(torch.arange(24, dtype=torch.uint8).view(2, 4, 3), [[0, 1, 2, 2]])
+    sample = Cuts([[cut]], (3, 2, 2), "bicubic").pack().resize("cpu")
+    assert torch.equal(sample[0], cut.pixels[:, 1:3].permute(2, 0, 1))
+
+
+def test_augmentation_needs_resized_crops() -> None:
+    with pytest.raises(ValueError, match=r"data\.resize cannot be device with data\.augment.* set worker"):
+        replace(IMAGES, augment="rand-m9-mstd0.5-inc1").check()

@@ -1,0 +1,156 @@
+"""Bytes to pixels: what is odd is made right, what cannot be read has a reason of one line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mmm.data.decode import jpeg
+from mmm.data.decode.image import MAX_PIXELS, decode_image
+from mmm.data.errors import Unreadable
+
+GENERATOR = np.random.default_rng(0)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(height: int = 40, width: int = 60, channels: int = 3) -> np.ndarray:
+    """A picture that JPEG keeps well, different at every corner."""
+    y, x = np.mgrid[:height, :width]
+    planes = [255 * y / height, 255 * x / width, 255 * (x + y) / (height + width)]
+    return np.stack(planes[:channels], -1).astype(np.uint8)
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG that promises pixels and has none."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_not_cut(channels: int) -> None:
+    values = np.arange(0, 65536, 31, dtype=np.uint16)[:2000].reshape(40, 50)
+    pixels = decode_image(encoded(Image.fromarray(values), "PNG"), channels)
+    assert pixels.shape == (40, 50, channels)
+    for plane in np.moveaxis(pixels, 2, 0):
+        np.testing.assert_array_equal(plane, np.rint(values / 257))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    pixels = decode_image(encoded(red, "JPEG", quality=95), 3)
+    assert np.abs(pixels.astype(int) - [255, 0, 0]).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_rotation_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(smooth()), "JPEG", quality=95, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode_image(data, 3), upright)
+    assert upright.shape[:2] == ((40, 60) if orientation == 3 else (60, 40))
+
+
+def test_transparency_is_laid_on_white_unless_wanted() -> None:
+    clear = np.concatenate([smooth(), np.zeros((40, 60, 1), np.uint8)], -1)
+    data = encoded(Image.fromarray(clear), "PNG")
+    assert (decode_image(data, 3) == 255).all()
+    assert (decode_image(data, 1) == 255).all()
+    np.testing.assert_array_equal(decode_image(data, 4), clear)
+
+
+def test_palette_is_looked_up() -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), 3), np.full((8, 8, 3), [10, 200, 30]))
+    assert (decode_image(encoded(image, "PNG", transparency=1), 3) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"])
+def test_grey_and_colour(kind: str) -> None:
+    grey, colour = Image.fromarray(smooth()[:, :, 0]), Image.fromarray(smooth())
+    pixels = decode_image(encoded(grey, kind), 3)
+    assert pixels.shape == (40, 60, 3)
+    assert np.abs(np.diff(pixels.astype(int), axis=2)).max() <= 2
+    assert decode_image(encoded(colour, kind), 1).shape == (40, 60, 1)
+    assert decode_image(encoded(colour, kind), 3).dtype == np.uint8
+
+
+def test_photographs_are_as_pillow_has_them(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted((real_data / "images").rglob("*.JPEG"))[:12]
+    fast = [decode_image(path, 3) for path in paths]
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    for path, pixels in zip(paths, fast, strict=True):
+        np.testing.assert_array_equal(pixels, decode_image(path, 3), err_msg=path.name)
+
+
+@pytest.mark.parametrize("library", ["fast", "pillow"])
+def test_the_hint_allows_a_smaller_jpeg(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "pillow":
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    data = encoded(Image.fromarray(smooth(241, 320)), "JPEG", quality=95)
+    whole = decode_image(data, 3)
+    shapes = {hint: decode_image(data, 3, hint).shape[:2] for hint in (30, 31, 60, 120, 121, 1000)}
+    assert shapes == {30: (31, 40), 31: (61, 80), 60: (61, 80), 120: (121, 160), 121: (241, 320), 1000: (241, 320)}
+    half = decode_image(data, 3, 120)[:120]
+    assert np.abs(half - whole[:240].reshape(120, 2, 160, 2, 3).mean((1, 3))).mean() < 1
+    assert decode_image(encoded(Image.fromarray(smooth(240, 320)), "PNG"), 3, 30).shape == (240, 320, 3)
+
+
+def test_many_channels_from_arrays_and_tiffs(tmp_path: Path) -> None:
+    import tifffile
+
+    wide = GENERATOR.integers(0, 65536, (20, 30, 5), dtype=np.uint16)
+    want = np.rint(wide / 257).astype(np.uint8)
+    np.save(tmp_path / "wide.npy", wide)
+    tifffile.imwrite(tmp_path / "wide.tif", wide, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "pages.tif", np.moveaxis(wide, 2, 0), photometric="minisblack")
+    for name in ("wide.npy", "wide.tif", "pages.tif"):
+        np.testing.assert_array_equal(decode_image(tmp_path / name, 5), want)
+    with pytest.raises(Unreadable, match=r"has 5 channels, data\.channels is 3"):
+        decode_image(tmp_path / "wide.npy", 3)
+    with pytest.raises(Unreadable, match=r"has 3 channels, data\.channels is 5"):
+        decode_image(encoded(Image.fromarray(smooth()), "PNG"), 5)
+
+
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
+    photograph = encoded(Image.fromarray(GENERATOR.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    npy, pickled = io.BytesIO(), io.BytesIO()
+    np.save(npy, np.zeros((4, 4, 3), np.float32))
+    np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
+    cases = {
+        b"": "the file is empty",
+        b"<html>not found</html>": "not an image of a known format",
+        photograph[: len(photograph) // 2]: "is damaged: Premature end of JPEG file",
+        npy.getvalue(): "holds float32; uint8 or uint16 is expected",
+        pickled.getvalue(): "ValueError: Object arrays cannot be loaded",
+        png_header(6000, 10000): f"6000 x 10000 pixels, more than the {MAX_PIXELS:,}",
+        png_header(20000, 20000): f"400,000,000 pixels, more than the {MAX_PIXELS:,}",
+        encoded(Image.new("F", (4, 4)), "TIFF"): "floating point pixels",
+    }
+    for data, reason in cases.items():
+        with pytest.raises(Unreadable) as caught:
+            decode_image(data, 3)
+        assert str(caught.value).startswith(reason)
+        assert "\n" not in str(caught.value)
+        assert "0x" not in str(caught.value)
+    with pytest.raises(Unreadable, match="there is no such file"):
+        decode_image(tmp_path / "gone.jpg", 3)
+
+
+def test_a_damaged_jpeg_that_can_be_read_is_read() -> None:
+    data = encoded(Image.fromarray(smooth()), "JPEG", quality=95)
+    noisy = data[:-2] + b"\0\0\0" + data[-2:]  # bytes before the end marker: libjpeg warns, and decodes
+    assert decode_image(noisy, 3).shape == (40, 60, 3)

@@ -1,0 +1,282 @@
+"""Reading frames: exactly those of a full decode, on every kind of file, by every backend; or a refusal with its reason."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, write
+
+from mmm.data import Unreadable
+from mmm.data.decode.video import OpenVideo, probe, read_clip, require
+
+KINDS = [
+    *("closed", "open", "long_group", "short_group", "variable_rate", "late_start", "one_frame", "odd_size", "ten_bit"),
+    *("interlaced", "h264_avi", "mpeg4_avi", "mpeg_ts", "mpeg_ps", "raw", "no_first_key", "cut_in_open_group"),
+    *("hevc_open", "vp9", "av1", "wmv"),
+]
+DECORD = pytest.param(
+    "decord", marks=pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="module")
+def clips(real_data: Path) -> Path:
+    if not (real_data / "clips").is_dir():
+        pytest.skip("no real video files here")
+    return real_data / "clips"
+
+
+def draws(count: int, seed: int = 0) -> list[list[int]]:
+    """Clips as training asks for them, and worse: backwards, repeated, single, and all frames."""
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(0, max(1, count - 16), 5)
+    dense = [
+        [min(int(start) + stride * i, count - 1) for i in range(6)] for start, stride in zip(starts, (1, 2, 3, 4, 7), strict=True)
+    ]
+    return [*dense, [count - 1], [count - 1, 0, count // 2, 0], *([list(range(count))] if count < 100 else [])][count // 100 :]
+
+
+def assert_exact(path: Path, backend: str) -> None:
+    truth = all_frames(path)
+    for source in (path, path.read_bytes()):
+        for frames in draws(len(truth)):
+            found = read_clip(source, frames, backend=backend)
+            wrong = [number for number, frame in zip(frames, found, strict=True) if not np.array_equal(frame, truth[number])]
+            assert not wrong, f"{path.name} by {backend}: frames {wrong} of {frames}"
+
+
+@pytest.mark.parametrize("backend", ["av", DECORD])
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_those_of_a_full_decode(zoo: dict[str, Path], kind: str, backend: str) -> None:
+    if kind not in zoo:
+        pytest.skip(f"this PyAV cannot encode {kind}")
+    assert_exact(zoo[kind], backend)
+
+
+@pytest.mark.parametrize("backend", ["av", DECORD])
+@pytest.mark.parametrize("name", ["test.mp4", "test.avi", "rotated_90.mov", "unordered.mov"])
+def test_real_files_are_exact(clips: Path, name: str, backend: str) -> None:
+    assert_exact(clips / name, backend)
+
+
+@pytest.mark.parametrize("kind", ["closed", "long_group", "variable_rate", "odd_size", "mpeg4_avi"])
+def test_decord_itself_reads_clean_files_and_agrees_in_every_bit(zoo: dict[str, Path], kind: str) -> None:
+    pytest.importorskip("decord")
+    from mmm.data.decode.video.decord import DecordVideo
+
+    with OpenVideo(zoo[kind], "decord") as video:
+        assert isinstance(video.video, DecordVideo)
+    for frames in draws(len(all_frames(zoo[kind])), seed=1):
+        assert np.array_equal(read_clip(zoo[kind], frames), read_clip(zoo[kind], frames, backend="decord"))
+
+
+@pytest.mark.parametrize("kind", ["open", "hevc_open", "h264_avi", "mpeg_ts", "no_first_key", "ten_bit", "interlaced"])
+def test_pyav_takes_over_where_decord_is_not_exact(zoo: dict[str, Path], kind: str) -> None:
+    pytest.importorskip("decord")
+    from mmm.data.decode.video.decord import DecordVideo
+
+    with OpenVideo(zoo[kind], "decord") as video:
+        assert not isinstance(video.video, DecordVideo)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchcodec_agrees(zoo: dict[str, Path], kind: str) -> None:
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchcodec cannot be used: {str(error).splitlines()[0]}")
+    if kind in zoo:
+        assert_exact(zoo[kind], "torchcodec")
+
+
+def test_frames_are_chosen_by_the_time_at_which_they_are_shown(zoo: dict[str, Path]) -> None:
+    truth = all_frames(zoo["variable_rate"])
+    with OpenVideo(zoo["variable_rate"]) as video:
+        times = video.times
+    intervals = np.random.default_rng(1).integers(10, 90, FRAMES) / 1000
+    assert times == pytest.approx(np.cumsum(intervals) - intervals[0], abs=1e-3)
+    moments = [0.0, times[5], times[5] + intervals[6] / 2, times[20] - 0.004, times[-1] + 9]
+    found = read_clip(zoo["variable_rate"], times=moments)
+    for frame, number in zip(found, (0, 5, 5, 19, FRAMES - 1), strict=True):
+        assert np.array_equal(frame, truth[number])
+
+
+def test_times_start_at_the_first_frame(zoo: dict[str, Path]) -> None:
+    with OpenVideo(zoo["late_start"]) as video:
+        assert video.times[:3] == pytest.approx([0, 0.033, 0.066])
+    assert probe(zoo["late_start"]).frames == FRAMES
+
+
+def test_size_is_height_and_width_or_the_short_side(zoo: dict[str, Path]) -> None:
+    assert read_clip(zoo["closed"], [0], size=(20, 40)).shape == (1, 20, 40, 3)
+    assert read_clip(zoo["closed"], [0], size=32).shape == (1, 32, 48, 3)
+    small = read_clip(zoo["closed"], [3], size=(32, 48))[0].astype(float)
+    whole = all_frames(zoo["closed"])[3].astype(float).reshape(32, 2, 48, 2, 3).mean((1, 3))
+    assert np.abs(small - whole).mean() < 15  # antialiased: near the mean of the four, where plain bilinear would take one
+
+
+def test_grey_is_one_channel(zoo: dict[str, Path]) -> None:
+    grey, colour = read_clip(zoo["closed"], [5], channels=1), read_clip(zoo["closed"], [5])
+    assert grey.shape == (1, *colour.shape[1:3], 1)
+    assert np.corrcoef(grey.ravel(), (colour @ [0.299, 0.587, 0.114]).ravel())[0, 1] > 0.98
+    with pytest.raises(Unreadable, match="channels"):
+        read_clip(zoo["closed"], [5], channels=4)
+
+
+def test_rotation_is_honoured(clips: Path) -> None:
+    assert read_clip(clips / "rotated_90.mov").shape == (3, 568, 320, 3)
+    info = probe(clips / "rotated_90.mov")
+    assert (info.height, info.width, info.rotation) == (568, 320, -90)
+
+
+def test_probe_tells_the_facts(zoo: dict[str, Path], clips: Path) -> None:
+    info = probe(zoo["closed"].read_bytes())
+    assert (info.frames, info.height, info.width, info.codec, info.variable, info.open_group) == (40, 64, 96, "h264", False, False)
+    assert info.fps == pytest.approx(30)
+    assert info.duration == pytest.approx(FRAMES / 30, abs=1e-3)
+    assert info.group == pytest.approx(12, abs=2)
+    assert probe(zoo["variable_rate"]).variable
+    assert probe(zoo["open"]).open_group
+    assert (probe(clips / "test.avi").frames, probe(clips / "test.mp4").frames) == (164, 300)
+
+
+def test_a_frame_that_is_not_there_is_an_error(zoo: dict[str, Path]) -> None:
+    for number in (-1, FRAMES):
+        with pytest.raises(IndexError, match="of a video of 40"):
+            read_clip(zoo["closed"], [number])
+    with pytest.raises(ValueError, match="no such backend; did you mean decord"):
+        read_clip(zoo["closed"], backend="decrod")
+    with pytest.raises(ValueError, match="not installed"):
+        require("torchcodec") if importlib.util.find_spec("torchcodec") is None else pytest.skip("torchcodec is installed")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------------
+
+
+def broken(folder: Path, good: Path) -> dict[str, tuple[Path | bytes, str]]:
+    """What cannot be read, and a part of the reason."""
+    data = good.read_bytes()
+    (folder / "good.mp4").write_bytes(data)
+    files = {
+        "empty.mp4": (b"", "empty"),
+        "text.mp4": (b"This is not a video.\n" * 50, "cannot be opened"),
+        "truncated.mp4": (data[: len(data) // 2], "cannot be"),  # the index, at the end, is lost
+        "zeroes.mp4": (bytes(5000), "cannot be opened"),
+        "playlist.mp4": (b"ffconcat version 1.0\nfile good.mp4\n", "is no video of a known format"),
+    }
+    found: dict[str, tuple[Path | bytes, str]] = {"empty bytes": (b"", "empty")}
+    for name, (content, reason) in files.items():
+        (folder / name).write_bytes(content)
+        found[name] = folder / name, reason
+    found["no picture"] = sound(folder / "sound.mp4"), "no video stream"
+    found["missing"] = folder / "nowhere.mp4", "no such file"
+    os.mkfifo(folder / "pipe.mp4")
+    found["pipe"] = folder / "pipe.mp4", "not a regular file"
+    (folder / "nothing").mkdir()
+    found["empty folder"] = folder / "nothing", "without images"
+    return found
+
+
+@pytest.mark.parametrize("backend", ["av", DECORD])
+def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tmp_path: Path, backend: str) -> None:
+    for name, (source, reason) in broken(tmp_path, zoo["closed"]).items():
+        said = set()
+        for _ in range(2):
+            with pytest.raises(Unreadable, match=reason) as caught:
+                read_clip(source, [0], backend=backend)
+            said.add(str(caught.value))
+        (text,) = said
+        assert "\n" not in text, name
+        assert str(tmp_path) not in text
+
+
+def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """With the index at the front; the frames that are there are true, the others refused."""
+    front = tmp_path / "front.mp4"
+    with av.open(str(zoo["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    data, truth = front.read_bytes(), all_frames(zoo["closed"])
+    cut = data[: int(len(data) * 0.6)]
+    assert np.array_equal(read_clip(cut, [0, 4, 8]), np.stack([truth[number] for number in (0, 4, 8)]))
+    with pytest.raises(Unreadable):
+        read_clip(cut)
+
+
+def shows_damage(path: Path) -> bool:
+    """Whether a plain decode, from start to end, meets something wrong."""
+    try:
+        with av.open(str(path)) as file:
+            stream = file.streams.video[0]
+            stream.thread_type = "NONE"
+            return any(frame.is_corrupt for frame in file.decode(stream))
+    except av.error.FFmpegError:
+        return True
+
+
+@pytest.mark.parametrize("backend", ["av", DECORD])
+def test_no_frame_of_a_stream_that_shows_damage_is_passed_off_as_true(zoo: dict[str, Path], tmp_path: Path, backend: str) -> None:
+    truth, found = all_frames(zoo["closed"]), 0
+    for seed in range(12):
+        path = flipped(tmp_path / f"{seed}.mp4", zoo["closed"], seed)
+        if not shows_damage(path):
+            continue  # a valid stream of other pixels
+        found += 1
+        with pytest.raises(Unreadable, match=r"damaged|cannot be decoded"):
+            read_clip(path, backend=backend)
+    assert found >= 5
+    assert len(truth) == FRAMES
+
+
+def test_a_real_damaged_file_is_refused_where_it_is_damaged(clips: Path) -> None:
+    assert read_clip(clips / "corrupted.mp4", [0, 3, 6]).shape == (3, 720, 1280, 3)
+    with pytest.raises(Unreadable, match="cannot be decoded: Invalid data"):
+        read_clip(clips / "corrupted.mp4")
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmm.data.decode.video.validate.MAX_PIXELS", 1000)
+    with pytest.raises(Unreadable, match="64 x 96 pixels"):
+        read_clip(zoo["closed"], [0])
+
+
+def test_nothing_is_left_open(zoo: dict[str, Path], tmp_path: Path) -> None:
+    handles = Path("/proc/self/fd")
+    if not handles.is_dir():
+        pytest.skip("no /proc here")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(zoo["closed"].read_bytes()[:3000])
+    before = len(list(handles.iterdir()))
+    for _ in range(30):
+        read_clip(zoo["closed"], [0, 4])
+        probe(zoo["mpeg_ts"])
+        with pytest.raises(Unreadable):
+            read_clip(cut)
+    assert len(list(handles.iterdir())) <= before + 1
+
+
+def test_frames_from_another_container_are_the_same(zoo: dict[str, Path], tmp_path: Path) -> None:
+    copy = remux(zoo["closed"], tmp_path / "copy.mkv")
+    assert np.array_equal(read_clip(copy, [1, 20]), read_clip(io.BytesIO(zoo["closed"].read_bytes()).getvalue(), [1, 20]))
+
+
+def test_the_pictures_are_those_that_were_encoded(tmp_path: Path) -> None:
+    """The whole way round, without FFmpeg's word for it: lossless, and grey, which no conversion of colours changes."""
+    path = write(tmp_path / "lossless.mp4", options={"qp": "0"}, pixels="yuv444p", count=20)
+    for found, made in zip(read_clip(path, [2, 9, 17]), [list(pictures(20))[i] for i in (2, 9, 17)], strict=True):
+        assert np.abs(found.astype(int) - made).mean() < 3

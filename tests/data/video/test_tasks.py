@@ -1,0 +1,147 @@
+"""The tasks that go over a whole set of videos once: scan and prepare_video."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, write
+
+from mmm.data import ClipsConfig, open_data
+from mmm.data.decode.video import BACKENDS, probe, read_clip
+from mmm.data.decode.video.reader import resize
+from tasks import prepare_video, scan
+
+BAD = {"b/empty.mp4": "empty", "b/text.mp4": "cannot be opened", "a/cut.ts": "damaged|decoded"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    zoo, root = make_zoo(tmp_path_factory.mktemp("zoo")), tmp_path_factory.mktemp("tree")
+    for i, kind in enumerate(("closed", "open", "variable_rate", "mpeg4_avi", "one_frame", "odd_size", "h264_avi")):
+        (root / "ab"[i % 2]).mkdir(exist_ok=True)
+        (root / "ab"[i % 2] / zoo[kind].name).write_bytes(zoo[kind].read_bytes())
+    (root / "b" / "empty.mp4").write_bytes(b"")
+    (root / "b" / "text.mp4").write_text("no video")
+    (root / "a" / "cut.ts").write_bytes(zoo["mpeg_ts"].read_bytes()[:2000])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_scan_names_every_bad_file_once_and_tells_the_facts(tree: Path, tmp_path: Path, workers: int) -> None:
+    report = scan.run(scan.Config(source=str(tree), workers=workers, out=str(tmp_path / "deep" / "scan.json")))
+    assert json.loads((tmp_path / "deep" / "scan.json").read_text()) == report
+    found = report["splits"]["train"]
+    assert (found["inputs"], found["unreadable"]) == (10, 3)
+    assert sorted(file["name"] for file in found["files"]) == sorted(BAD)
+    assert all(re.search(BAD[file["name"]], file["reason"]) for file in found["files"])
+    assert found["facts"]["frames"]["largest"] == FRAMES
+    assert found["facts"]["codec"] == {"h264": 6, "mpeg4": 1}
+    assert found["facts"]["variable"] == {"False": 6, "True": 1}
+
+
+def test_a_scan_reads_to_the_end(tmp_path: Path, real_data: Path) -> None:
+    if not (real_data / "clips").is_dir():
+        pytest.skip("no real video files here")
+    found = scan.run(scan.Config(source=str(real_data / "clips"), workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]
+    assert [(file["name"], file["reason"]) for file in found["files"]] == [
+        ("corrupted.mp4", "cannot be decoded: Invalid data found when processing input")
+    ]
+    assert found["facts"]["rotation"] == {"least": -90, "middle": 0.0, "largest": 0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the trap reaches the workers by a fork")
+def test_a_scan_gives_up_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmm.data.decode.video import pyav as av_reader
+
+    for name in ("0.mp4", "1.mp4", "2.mp4"):
+        write(tmp_path / name, count=3)
+    plain = av_reader.list_packets
+
+    def trap(container: object, stream: object) -> object:
+        return ctypes.PyDLL(None).sleep(1000) if str(container.name).endswith("1.mp4") else plain(container, stream)  # type: ignore
+
+    monkeypatch.setattr(av_reader, "list_packets", trap)
+    found = scan.run(scan.Config(source=str(tmp_path), workers=1, deadline=0.7, out=str(tmp_path / "scan.json")))["splits"]["train"]
+    assert found["files"] == [{"name": "1.mp4", "reason": "reading it took more than 0.7 s"}]
+
+
+def test_images_can_be_scanned(tmp_path: Path, real_data: Path) -> None:
+    source = real_data / "images" / "train"
+    found = scan.run(scan.Config(source=str(source), medium="images", workers=0, out=str(tmp_path / "scan.json")))["splits"][
+        "train"
+    ]
+    assert (found["inputs"], found["unreadable"]) == (65, 0)
+
+
+def prepared(source: Path, out: Path, **options: object) -> dict[str, dict[str, object]]:
+    config = prepare_video.Config(**{"source": str(source), "out": str(out), "short_side": 32, "workers": 0, "crf": 12, **options})  # type: ignore
+    splits: dict[str, dict[str, object]] = prepare_video.run(config)["splits"]
+    return splits
+
+
+def test_prepared_videos_show_the_same_small_and_fast_to_read(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = prepared(tree, tmp_path / "out", workers=2)["train"]
+    assert (found["encoded"], found["done_before"]) == (7, 0)
+    assert {file["name"] for file in found["left_out"]} == set(BAD)  # type: ignore
+    assert "7 of 10 videos encoded" in capsys.readouterr().out
+    before, after = (open_data(ClipsConfig(source=str(folder), holdout=0.0), "train") for folder in (tree, tmp_path / "out"))
+    assert after.classes == before.classes == ("a", "b")
+    assert len(after) == 7
+    for path in sorted((tmp_path / "out").rglob("*.mp4")):
+        (original,) = [p for p in (tree / path.parent.name).iterdir() if p.stem == path.stem]
+        old, new = read_clip(original, channels=1), read_clip(path, channels=1)
+        assert min(new.shape[1:3]) == 32
+        small = resize(old, new.shape[1:3]).astype(float)
+        distance = np.square(small[:, None] - new[None].astype(float)).mean((2, 3, 4))  # (N, N)
+        assert distance.argmin(0).tolist() == list(range(len(old))), original.name
+        assert 10 * np.log10(255**2 / distance.diagonal().mean()) > 22, original.name  # noise, of blocks of four pixels
+        info, was = probe(path), probe(original)
+        assert info.codec == "h264"
+        assert info.group <= 12
+        assert not info.open_group
+        assert info.duration == pytest.approx(was.duration, abs=0.002)
+        assert info.variable == was.variable
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_preparing_goes_on_where_it_stopped(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepared(tree, out)
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+    gone = sorted(kept)[2]
+    gone.unlink()
+    found = prepared(tree, out)["train"]
+    assert (found["encoded"], found["done_before"]) == (1, 6)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != gone)
+    with pytest.raises(ValueError, match=r"was encoded with crf 12, not 20; give another folder"):
+        prepared(tree, out, crf=20)
+
+
+def test_lists_and_tables_and_names_that_meet(tmp_path: Path) -> None:
+    video = write(tmp_path / "in" / "a.mp4" if (tmp_path / "in").mkdir() is None else tmp_path, count=3)
+    (tmp_path / "in" / "a.avi").write_bytes(video.read_bytes())
+    (tmp_path / "in" / "train.csv").write_text("a.mp4,run\na.avi,jump\ngone.mp4,run\n")
+    (tmp_path / "in" / "val.csv").write_text("a.mp4,run\n")
+    found = prepared(tmp_path / "in" / "train.csv", tmp_path / "out")
+    assert (found["train"]["encoded"], found["val"]["encoded"]) == (2, 1)
+    clips = open_data(ClipsConfig(source=str(tmp_path / "out" / "train.csv")), "train")
+    assert [clips.name(i) for i in range(len(clips))] == ["a.mp4.mp4", "a.avi.mp4"]
+    assert [clips.classes[label] for label in clips.labels().tolist()] == ["run", "jump"]
+    assert read_clip(tmp_path / "out" / "a.mp4.mp4").shape == (3, 32, 48, 3)
+    assert (HEIGHT, WIDTH) == (64, 96)
+
+
+def test_a_decoder_is_not_needed_to_know_the_backends() -> None:
+    assert list(BACKENDS)[:3] == ["av", "decord", "torchcodec"]
+    with pytest.raises(ValueError, match="out is not set"):
+        prepare_video.run(prepare_video.Config(source="x"))
+    with pytest.raises(ValueError, match="crf cannot be 99"):
+        prepare_video.run(prepare_video.Config(source="x", out="y", crf=99))

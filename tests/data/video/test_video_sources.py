@@ -1,0 +1,229 @@
+"""Where videos come from: folders, folders of frames, lists, tables; labels, splits, and clear refusals."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from video_files import pictures, write
+
+from mmm.data import Clips, ClipsConfig, eval_batches, open_data
+from mmm.data.decode.video import read_clip
+
+CONFIG = ClipsConfig(image_size=16, frames=2, stride=1, workers=0, holdout=0.0, max_bad=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write(tmp_path_factory.mktemp("one") / "one.mp4", count=6, size=(24, 32)).read_bytes()
+
+
+def tree(root: Path, video: bytes, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(video)
+    return root
+
+
+def opened(source: Path | str, part: str = "train", **options: object) -> Clips:
+    clips = open_data(replace(CONFIG, source=str(source), **options), part)
+    assert isinstance(clips, Clips)
+    return clips
+
+
+def names(clips: Clips) -> list[str]:
+    return [clips.name(i) for i in range(len(clips))]
+
+
+def assert_readable(clips: Clips) -> None:
+    assert [problem for batch in eval_batches(clips, clips.config, batch_size=4) for problem in batch.problems] == []
+
+
+def test_a_folder_of_videos(tmp_path: Path, video: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, video, "a/1.mp4", "b/deep/2.MKV", "b/0.avi", "a/thumbnail.jpg", "a/notes.txt", "a/._1.mp4")
+    with caplog.at_level(logging.WARNING, "mmm.data.sources.folder"):
+        clips = opened(tmp_path)
+    assert names(clips) == ["a/1.mp4", "b/0.avi", "b/deep/2.MKV"]
+    assert clips.labels().tolist() == [0, 1, 1]
+    assert "3 videos taken; left out: 1 x ." in caplog.text
+    assert_readable(clips)
+
+
+def test_splits_and_classes_of_a_folder(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, "train/b/0.mp4", "train/a/1.mp4", "val/b/2.mp4")
+    assert (opened(tmp_path).classes, opened(tmp_path, "eval").labels().tolist()) == (("a", "b"), [1])
+    assert len(opened(tree(tmp_path / "flat", video, "0.mp4", "1.mp4"))) == 2
+
+
+def frames(folder: Path, count: int = 12, size: tuple[int, int] = (20, 24)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(pictures(count, *size)):
+        Image.fromarray(picture).save(folder / f"frame{i}.png")
+
+
+def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
+    frames(tmp_path / "v")
+    made = list(pictures(12, 20, 24))
+    assert np.array_equal(read_clip(tmp_path / "v", [2, 10]), np.stack([made[2], made[10]]))  # 10 after 9, not after 1
+    assert np.array_equal(read_clip(str(tmp_path / "v")), np.stack(made))
+
+
+def test_folders_of_frames_with_and_without_classes(tmp_path: Path) -> None:
+    for name in ("run/v1", "run/v2", "jump/v1"):
+        frames(tmp_path / "labelled" / name)
+    clips = opened(tmp_path / "labelled")
+    assert names(clips) == ["jump/v1", "run/v1", "run/v2"]
+    assert clips.labels().tolist() == [0, 1, 1]
+    assert clips.classes == ("jump", "run")
+    assert_readable(clips)
+    for name in ("v1", "v2"):
+        frames(tmp_path / "plain" / name)
+    assert names(opened(tmp_path / "plain")) == ["v1", "v2"]
+    assert opened(tmp_path / "plain").labels() is None
+
+
+def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
+    frames(tmp_path / "v1")
+    frames(tmp_path / "v2", 1)
+    Image.new("RGB", (9, 9)).save(tmp_path / "v2" / "frame1.png")
+    (batch,) = eval_batches(opened(tmp_path), CONFIG, batch_size=4)
+    assert [(problem.name, problem.reason) for problem in batch.problems] == [
+        ("v2", "its frames differ in size: (20, 24) and (9, 9), frame1.png")
+    ]
+    by_time = opened(tmp_path, fps=10.0)
+    (batch,) = eval_batches(by_time, by_time.config, batch_size=4)
+    assert "does not say when they are shown" in batch.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'a.mp4 0\n"with space.mp4" 2\nsub/b.mp4 1\n',
+        'a.mp4,0\nwith space.mp4,2\n"sub/b.mp4",1\n',
+        "# a comment\na.mp4\t0\n\nwith space.mp4\t2\nsub/b.mp4\t1\n",
+        '\ufeffa.mp4  0\r\n"with space.mp4"  2\r\n./sub/b.mp4 1\r\n',
+    ],
+)
+def test_lists_of_paths_and_labels(tmp_path: Path, video: bytes, lines: str) -> None:
+    tree(tmp_path, video, "a.mp4", "with space.mp4", "sub/b.mp4")
+    (tmp_path / "list.txt").write_bytes(lines.encode())
+    clips = opened(tmp_path / "list.txt")
+    assert [Path(name).name for name in names(clips)] == ["a.mp4", "with space.mp4", "b.mp4"]
+    assert clips.labels().tolist() == [0, 2, 1]
+    assert_readable(clips)
+
+
+def test_separators_within_quotes_do_not_count(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, "a,b c.mp4")
+    (tmp_path / "list.txt").write_text('"a,b c.mp4" 0\n')
+    assert_readable(opened(tmp_path / "list.txt"))
+
+
+def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: bytes) -> None:
+    videos = tree(tmp_path / "videos", video, "a,b.mp4", "c.mp4")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "train.csv").write_text(f'"{videos}/a,b.mp4",run\n../videos/c.mp4,jump\n')
+    (lists / "val.csv").write_text("../videos/c.mp4,walk\n")
+    train, val = opened(lists / "train.csv"), opened(lists / "train.csv", "eval")
+    assert train.classes == val.classes == ("jump", "run", "walk")
+    assert (train.labels().tolist(), val.labels().tolist()) == ([1, 0], [2])
+    assert_readable(train)
+    (lists / "plain.list").write_text(f"{videos}/c.mp4\n")
+    assert opened(lists / "plain.list").labels() is None
+    (lists / "gone.txt").write_text("nowhere.mp4 0\n")
+    (batch,) = eval_batches(opened(lists / "gone.txt"), CONFIG, batch_size=1)
+    assert batch.problems[0].reason == "there is no such file"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("my video.mp4 0\n", r"line 1 has 3 columns: 'my video.mp4 0'; .* in quotes"),
+        ("a.mp4 0\nb.mp4\n", "line 2: a label in some lines but not in all"),
+        ("a.mp4 -1\n", "-1 is no label"),
+        ("\n# nothing\n", "names no videos"),
+    ],
+)
+def test_lists_that_are_not_understood(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / "list.txt")
+
+
+def parquet(path: Path, columns: dict[str, list[object]]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("cell", ["bytes", "struct", "path"])
+def test_tables_with_a_column_of_videos(tmp_path: Path, video: bytes, cell: str) -> None:
+    tree(tmp_path / "data", video, "a.mp4")
+    value = {"bytes": video, "struct": {"bytes": video, "path": "a.mp4"}, "path": "a.mp4"}[cell]
+    path = parquet(tmp_path / "data" / "train.parquet", {"clip": [value, value], "label": [1, 0], "text": ["x", "y"]})
+    clips = opened(path, video_column="clip" if cell == "path" else None)
+    assert clips.labels().tolist() == [1, 0]
+    assert "train row 0" in clips.name(0)
+    assert_readable(clips)
+
+
+def test_a_video_column_of_datasets_is_read_without_its_decoder(tmp_path: Path, video: bytes) -> None:
+    from datasets import Dataset, Features, Value, Video
+
+    path = tree(tmp_path, video, "a.mp4") / "a.mp4"
+    rows = {"picture": [b"x"], "film": [{"bytes": path.read_bytes(), "path": "a.mp4"}], "label": [0]}
+    features = Features({"picture": Value("binary"), "film": Video(decode=False), "label": Value("int64")})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert_readable(opened(tmp_path / "train.parquet"))  # the column of type Video, not the one of bytes
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "data.source is not set; give a folder, a list file"),
+        ("builtin:photographs", "no such built-in videos"),
+        ("{tmp}/nowhere.txt", "does not exist"),
+        ("{tmp}/text", "holds no videos, only 1 x .md"),
+        ("{tmp}/text/a.md", "only parquet files and tars are read, and lists"),
+        ("{tmp}/two.parquet", r"several columns of videos \(a, b\); name one with data.video_column"),
+        ("{tmp}/none.parquet", "has no column of videos"),
+    ],
+)
+def test_sources_that_are_refused(tmp_path: Path, source: str | None, message: str) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.md").write_text("x")
+    parquet(tmp_path / "two.parquet", {"a": [b"x"], "b": [b"y"]})
+    parquet(tmp_path / "none.parquet", {"a": [1]})
+    with pytest.raises(ValueError, match=message):
+        open_data(replace(CONFIG, source=source and source.format(tmp=tmp_path)), "train")
+
+
+def test_holding_out_and_fingerprints(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, *(f"{i}.mp4" for i in range(10)))
+    train, held = opened(tmp_path, holdout=0.3), opened(tmp_path, "eval", holdout=0.3)
+    assert sorted(names(train) + names(held)) == [f"{i}.mp4" for i in range(10)]
+    assert len(held) == 3
+    before = opened(tmp_path).fingerprint
+    assert opened(tmp_path).fingerprint == before
+    (tmp_path / "9.mp4").write_bytes(video + b"x")
+    assert opened(tmp_path).fingerprint != before
+    assert train.subset(torch.tensor([2, 0])).name(0) == train.name(2)

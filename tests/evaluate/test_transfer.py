@@ -1,0 +1,157 @@
+"""What few labels make of an encoder: equal settings for all, a test part that chooses nothing, and controls that see less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmm import MaskedModel
+from mmm.core.tokens import coordinates, take
+from mmm.core.types import Shape
+from mmm.data import Clips, ClipsConfig, open_data
+from mmm.data.sources import builtin_videos as film_folder
+from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
+from mmm.evaluate.probes.few_shot_eval import describe_transfer, judge_transfer
+from mmm.evaluate.reconstruction.baselines import from_visible
+
+Build = Callable[..., MaskedModel]
+SHAPE = Shape(width=16, depth=1, prefix=0)
+QUICK = TransferConfig(labels_per_class=5, heads=2, rates=(1e-3, 1e-2), steps=12, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film_folder.film_folder(tmp_path_factory.mktemp("films"), {"train": 48, "validation": 8, "test": 16})
+
+
+def opened(films: Path, split: str) -> Clips:
+    data = ClipsConfig(source=str(films), frames=4, stride=4, image_size=8, channels=1, mean=(0.5,), std=(0.2,), workers=0)
+    part = open_data(data, split)
+    assert isinstance(part, Clips)
+    return part
+
+
+def judged(build: Build, films: Path, config: TransferConfig = QUICK, test: Clips | None = None) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, other = (build((4, 8, 8), channels=1) for _ in range(2))
+    models = {"trained": model, "untrained": other, "again": model}
+    return judge_transfer(models, opened(films, "train"), test or opened(films, "test"), config, device="cpu", batch_size=20)
+
+
+def where(tokens: int = 6, samples: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens of which one, at any place, bears a mark, and says by its sign of which of two classes the sample is."""
+    draws = torch.Generator().manual_seed(seed)
+    values = torch.randn(samples, tokens, SHAPE.width, generator=draws)
+    labels = torch.arange(samples) % 2
+    place = torch.randint(tokens, (samples,), generator=draws)
+    values[torch.arange(samples), place, 0] += 6
+    values[torch.arange(samples), place, 1] = 3 * (2.0 * labels - 1)
+    return values, labels
+
+
+def test_the_probe_reads_what_only_some_token_says() -> None:
+    known, asked = where(), where(seed=1)
+    held = torch.arange(120) < 24
+    config = TransferConfig(labels_per_class=60, heads=2, rates=(1e-4, 3e-3), steps=150)
+    found = probe_few_labels(known, held, asked, SHAPE, 2, config)
+    assert found["top1"] > 0.85
+    assert found["rate"] == 3e-3  # the small one cannot have learned in so few steps
+    assert found["held_back"]["0.003"] > found["held_back"]["0.0001"]
+    mixed = known[1][torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    assert probe_few_labels((known[0], mixed), held, asked, SHAPE, 2, config)["top1"] < 0.75
+
+
+def test_the_test_part_chooses_nothing(build: Build, films: Path) -> None:
+    test = opened(films, "test")
+    first = judged(build, films, test=test)
+    labels = test.table.labels
+    assert labels is not None
+    turned = opened(films, "test")
+    turned.table = replace(turned.table, labels=(labels + 1) % 8)
+    second = judged(build, films, test=turned)
+    for kind in ("probe", "one_frame"):
+        for name in ("trained", "untrained"):
+            assert first[kind][name]["held_back"] == second[kind][name]["held_back"]
+            assert first[kind][name]["rate"] == second[kind][name]["rate"]
+
+
+def test_equal_encoders_score_equally(build: Build, films: Path) -> None:
+    """Whatever stood before them in the list, and whatever was drawn between."""
+    found = judged(build, films)
+    for kind in ("probe", "one_frame"):
+        assert found[kind]["trained"] == found[kind]["again"]
+        assert found[kind]["trained"] != found[kind]["untrained"]
+        for score in found[kind].values():
+            assert score["held_back"][str(score["rate"])] == max(score["held_back"].values())
+    assert found == judged(build, films)
+
+
+def test_what_is_told(build: Build, films: Path) -> None:
+    found = judged(build, films)
+    assert (found["labels"], found["test"], found["classes"]) == (40, 16, 8)
+    assert set(found["controls"]) == {"raw_pixels", "one_frame"}
+    text = describe_transfer(found)
+    for words in ("5 labels of each of 8 classes", "16 test samples", "trained, one frame", "all pixels", "pixels of one frame"):
+        assert words in text
+
+
+def test_one_frame_shows_one_frame(build: Build, films: Path) -> None:
+    """Other frames around the middle one change the probe of clips, and neither the probe of one frame nor its pixels' score."""
+
+    class Frozen(Clips):
+        def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
+            pixels, failed = super().eval_views(index)
+            return pixels[:, :, 2:3].expand_as(pixels).contiguous(), failed
+
+    def still(split: str) -> Clips:
+        part = opened(films, split)
+        return Frozen(part.table, part.config, part.rows, part.where)
+
+    torch.manual_seed(0)
+    models = {"trained": build((4, 8, 8), channels=1)}
+    moving = judge_transfer(models, opened(films, "train"), opened(films, "test"), QUICK, device="cpu")
+    standing = judge_transfer(models, still("train"), still("test"), QUICK, device="cpu")
+    assert moving["one_frame"] == standing["one_frame"]
+    assert moving["controls"]["one_frame"] == standing["controls"]["one_frame"]
+    assert moving["probe"] != standing["probe"]
+
+
+def test_samples_without_labels_are_refused(build: Build, films: Path) -> None:
+    part = opened(films, "train")
+    part.table = replace(part.table, labels=None)
+    with pytest.raises(ValueError, match="have no labels"):
+        judge_transfer({"trained": build((4, 8, 8), channels=1)}, part, opened(films, "test"), QUICK, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels_per_class": 1}, "at least 2"),
+        ({"steps": 0}, "transfer.steps 0 must be at least 1"),
+        ({"rates": ()}, "transfer.rates"),
+        ({"rates": (0.0,)}, "transfer.rates"),
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransferConfig(**values)
+
+
+def test_the_nearest_visible_token_of_a_clip_is_copied() -> None:
+    """Against a search one by one, in time and space."""
+    grid, visible = (3, 2, 4), torch.tensor([[0, 9, 22], [17, 3, 12]])
+    patches = torch.rand(2, 24, 6)
+    _, _, copy = from_visible(patches, visible, grid, 3)
+    places = coordinates(grid)
+    for row in range(2):
+        for token in range(24):
+            apart = [float((places[token] - places[seen]).square().sum()) for seen in visible[row].tolist()]
+            nearest = visible[row, apart.index(min(apart))]
+            torch.testing.assert_close(copy[row, token], patches[row, nearest], rtol=0, atol=0)
+    torch.testing.assert_close(take(copy, visible), take(patches, visible), rtol=0, atol=0)

@@ -1,0 +1,232 @@
+"""The order of the house, read from its syntax trees: which way imports point, and what is never written."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[2]
+FILES = sorted(path.relative_to(HOUSE) for top in ("mmm", "tasks", "recipes", "benchmarks") for path in (HOUSE / top).rglob("*.py"))
+LIBRARY = [path for path in FILES if path.parts[0] == "mmm"]
+TREES = {path: ast.parse((HOUSE / path).read_text(encoding="utf-8")) for path in FILES}
+KINDS = {"tokenizers", "maskers", "encoders", "decoders", "targets", "pools"}
+# what parts may stand on
+CORE = {"core", "layers", "model", "__init__"}
+ONLY_WHERE_USED = (
+    *("accelerate", "av", "datasets", "decord", "huggingface_hub", "matplotlib"),
+    *("simplejpeg", "sklearn", "timm", "torchvision", "tyro"),
+    *("torch.distributed.tensor", "torch.utils.flop_counter"),  # as slow as the rest of torch together
+)
+
+
+def over(files: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Makes one test of a rule for each of `files`; it names every file that breaks it."""
+
+    def make(rule: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            broken = []
+            for path in files:
+                try:
+                    rule(path)
+                except AssertionError as error:
+                    broken.append(f"{path}: {str(error).splitlines()[0]}")
+            assert not broken, "\n".join(broken)
+
+        test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+        return test
+
+    return make
+
+
+over_files, over_library = over(FILES), over(LIBRARY)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a tree imports, with their full names; `from a import b` gives a.b too, which may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def called(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of a tree by their written names: print, torch.load."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(LIBRARY) > 20
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------------
+
+
+@over_files
+def test_imports_point_one_way(path: Path) -> None:
+    """recipes -> tasks -> mmm. Tasks do not import each other, but for the one that lists them."""
+    forbidden = {
+        "mmm": ("tasks", "recipes", "benchmarks", "tests"),
+        "tasks": ("recipes", "benchmarks", "tests") + (() if path.name == "__main__.py" else ("tasks",)),
+        "recipes": ("recipes", "benchmarks", "tests"),
+        "benchmarks": ("tests",),
+    }[path.parts[0]]
+    assert not [name for name in imports(TREES[path]) if within(name, *forbidden)]
+
+
+@over_library
+def test_parts_import_neither_data_nor_training(path: Path) -> None:
+    """Parts, and what they stand on, import each other's kind, the core, and no more of mmm."""
+    inner = path.parts[1].removesuffix(".py")
+    if inner not in KINDS | CORE | {"classifier"}:
+        return
+    allowed = KINDS | CORE if inner in ("model", "classifier", "__init__") else {inner} | CORE - {"model", "__init__"}
+    ours = {name for name in imports(TREES[path]) if within(name, "mmm")}
+    lent = {"mmm.weights.load"} if inner == "__init__" else set()  # the public `load`
+    assert not {name for name in ours if name.split(".")[1] not in allowed and not any(within(name, one) for one in lent)}
+
+
+@over_library
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    """In the function that needs them, or in a reader's own file, which is imported by the function that needs it."""
+    if path.parent != Path("mmm/data/decode/video"):
+        top = [node for node in TREES[path].body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not {name for node in top for name in imports(node) if within(name, *ONLY_WHERE_USED)}
+
+
+@over_library
+def test_only_config_speaks_to_the_command_line_library(path: Path) -> None:
+    if path != Path("mmm/config/cli.py"):
+        assert not {name for name in imports(TREES[path]) if within(name, "tyro", "argparse")}
+
+
+def test_importing_mmm_brings_in_only_the_model() -> None:
+    """In a process of its own; nothing is printed or logged, and no device is touched."""
+    absent = ["decord", "av", "datasets", "accelerate", "tyro", "transformers", "matplotlib", "skimage", "sklearn", "timm"]
+    script = f"""
+import importlib, json, logging, sys
+handlers = logging.root.handlers[:]
+import mmm, torch
+found = [name for name in {absent} if name in sys.modules]
+found += ["a logging handler"] * (logging.root.handlers != handlers) + ["a device"] * torch.cuda.is_initialized()
+for package in ("data", "train", "evaluate", "weights", "config"):
+    importlib.import_module("mmm." + package)
+print(json.dumps([found, [name for name in {absent} if name in sys.modules]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=HOUSE, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == [[], []]
+    assert not done.stderr
+
+
+# --- what is never written --------------------------------------------------------------------------------------------------
+
+
+@over_library
+def test_the_library_does_not_print(path: Path) -> None:
+    """But for the command line, whose errors and help are for a person."""
+    if path != Path("mmm/config/cli.py"):
+        assert not [node.lineno for name, node in called(TREES[path]) if name in ("print", "breakpoint", "input")]
+
+
+@over_library
+def test_no_function_takes_any_keyword(path: Path) -> None:
+    """Nothing hides behind `**kwargs`; only a registry, and what wraps a function of a library, hand on what they do not read."""
+    handing_on = {("mmm/core/registry.py", "build"), ("mmm/data/transforms/augment.py", "_apply")}
+    taking = {
+        node.name
+        for node in ast.walk(TREES[path])
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.args.kwarg is not None
+    }
+    assert not {name for name in taking if (str(path), name) not in handing_on}
+
+
+@over_files
+def test_no_drawer_for_everything(path: Path) -> None:
+    assert path.stem not in {"utils", "util", "helpers", "misc", "common", "tools"}
+
+
+@over_files
+def test_no_file_can_run_a_stranger_s_code(path: Path) -> None:
+    tree = TREES[path]
+    assert not {name for name in imports(tree) if within(name, "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")}
+    for name, node in called(tree):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert name not in {"eval", "exec", "compile", "os.system", "os.popen", "__import__"}, f"line {node.lineno}: {name}"
+        assert name.split(".")[-1] not in {"extractall", "unpack_archive", "load_module"}, f"line {node.lineno}: {name}"
+        assert not name.startswith(("torch.hub.", "os.exec", "os.spawn", "runpy.")), f"line {node.lineno}: {name}"
+        assert name not in {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"}, f"line {node.lineno}: {name}"
+        assert name != "torch.load" or given.get("weights_only") == "True", f"line {node.lineno}: torch.load without weights_only"
+        assert given.get("weights_only", "True") == "True", f"line {node.lineno}"
+        assert given.get("shell", "False") == "False", f"line {node.lineno}"
+        assert given.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+        assert given.get("trust_remote_code", "False") == "False", f"line {node.lineno}"
+
+
+@over_library
+def test_nothing_asks_what_a_sample_is(path: Path) -> None:
+    """No `if video`: parts read shapes. No polarity: masks are index sets. No part of a forward waits for the device."""
+    inner = path.parts[1].removesuffix(".py")
+    if inner not in KINDS | {"model", "core", "layers"}:
+        return
+    words = {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
+    assert not words & {"is_video", "is_image", "video", "modality", "bool_mask", "bool_masked_pos"}
+    waits = {"item", "tolist", "cpu", "numpy", "nonzero"}
+    assert not {name for name, _ in called(TREES[path]) if name.split(".")[-1] in waits}
+
+
+@over_library
+def test_no_module_level_work(path: Path) -> None:
+    """Importing defines things; it does not read files, ask the environment or start anything."""
+    busy = {
+        "open",
+        "os.getenv",
+        "os.environ.get",
+        "logging.basicConfig",
+        "torch.manual_seed",
+        "torch.set_num_threads",
+        "torch.device",
+    }
+    for statement in TREES[path].body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        assert not {name for name, _ in called(statement)} & busy, f"line {statement.lineno}"
+
+
+@over_files
+def test_every_field_of_a_config_says_what_it_is(path: Path) -> None:
+    """`--help` shows the text under each field."""
+    for holder in ast.walk(TREES[path]):
+        if not (isinstance(holder, ast.ClassDef) and (holder.name.endswith("Config")) and is_dataclass(holder)):
+            continue
+        for field, following in zip(holder.body, [*holder.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and not tells_of_itself(ast.unparse(field.annotation)):
+                told = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert told, f"{path}:{field.lineno}: {ast.unparse(field.target)} has no text under it"
+
+
+def tells_of_itself(annotation: str) -> bool:
+    return annotation.startswith("ClassVar") or annotation.endswith("Config")
+
+
+def is_dataclass(holder: ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator).startswith("dataclass") for decorator in holder.decorator_list)
+
+
+@over_files
+def test_every_file_and_public_name_has_a_docstring(path: Path) -> None:
+    tree = TREES[path]
+    assert ast.get_docstring(tree) or not tree.body
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name}"

@@ -1,0 +1,42 @@
+"""What the README shows, works: its Python runs, its flags parse, its files are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from conftest import REPOSITORY, load_recipe
+
+from mmm.config.cli import parse
+
+README = (REPOSITORY / "README.md").read_text()
+SHOWN = [line for line in README.splitlines() if "recipes/" in line and ".py" in line]
+COMMANDS = sorted({line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") for line in SHOWN})
+
+
+def test_the_python_runs() -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    found: dict[str, object] = {}
+    exec(code[1], found)
+    assert found["features"].shape == (8, 64, 192)
+    assert len(code[1].splitlines()) < 25
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_of_its_commands_parse(command: str) -> None:
+    file, *flags = shlex.split(command)
+    assert (REPOSITORY / "recipes" / file).is_file()
+    if not {"--help", "--use", "--config"} & set(flags):
+        recipe = load_recipe(file.removesuffix(".py"))
+        parse(recipe.PRESETS, flags, doc=recipe.__doc__)
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert len(COMMANDS) >= 8
+
+
+def test_its_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (REPOSITORY / link).exists(), link

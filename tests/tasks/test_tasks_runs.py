@@ -1,0 +1,257 @@
+"""Tasks on real runs: a recipe trains two steps, then knn, reconstruct and compare look at what it left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, load_recipe, reset_accelerate
+from PIL import Image
+
+from mmm import Input, MaskedModel, ModelConfig
+from mmm.config.cli import main as run_main
+from mmm.data import ImagesConfig, open_images
+from mmm.decoders import SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.evaluate.compare_runs import describe_comparison, differing
+from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
+from mmm.evaluate.plots.curves import draw_loss
+from mmm.evaluate.run_results import Record, record
+from mmm.maskers import RandomMasker
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
+from tasks import compare
+from tasks.__main__ import main
+
+SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.depth", "1", "--decoder.width", "16")
+PATCHES = ("--target.standardise", "patch")
+SHORT = (
+    "--preset",
+    "demo",
+    "--train.steps",
+    "2",
+    "--train.batch_size",
+    "8",
+    "--train.log_every",
+    "1",
+    "--train.evaluate_every",
+    "1",
+)
+FEW = ("--test_samples", "12", "--labels_per_class", "5", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 real tiles in four classes."""
+    folder = tmp_path_factory.mktemp("tiles")
+    images = open_images(ImagesConfig(source="builtin:photographs", channels=1, mean=(0.5,), std=(0.25,)), "eval")
+    for place in range(0, 240, 5):  # sixty tiles a class, in order
+        path = folder / str(int(images.labels()[place])) / f"{place}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(images.read(place)[..., 0]).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four short runs of the MAE recipe: two ratios, two seeds each; not to be written to."""
+    folder, recipe = tmp_path_factory.mktemp("runs"), load_recipe("image_mae")
+    data = ("--data.source", str(tiles), "--data.holdout", "0.3", "--data.eval_split", "none", "--evaluate")
+    for name in ("75-3", "75-4", "50-3", "50-4"):
+        ratio, seed = name.split("-")
+        choices = ("--masker.ratio", f"0.{ratio}", "--seed", seed, "--folder", str(folder / name))
+        argv = [*SHORT, *SMALL, *PATCHES, *data, *choices]
+        run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=argv)
+        reset_accelerate()
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def trained(runs: dict[str, Path], tmp_path: Path) -> Path:
+    """One of the runs, to write to."""
+    return shutil.copytree(runs["75-3"], tmp_path / "trained")
+
+
+def test_knn_judges_trained_untrained_and_pixels(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["knn", str(trained), *FEW])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("trained", "untrained", "raw pixels", "20 nearest neighbours"))
+    found = Record.read(trained).evaluations["features"]
+    assert found["step"] == 2
+    assert list(found["neighbours"]) == ["trained", "untrained", "raw_pixels"]
+    assert (found["train"], found["test"]) == (34, 12)
+
+
+def test_knn_of_a_config_is_of_the_untrained_model(trained: Path, tmp_path: Path) -> None:
+    main(["knn", str(trained / "config.yaml"), *FEW, "--no_raw_pixels", "--out", str(tmp_path / "new" / "scores.json")])
+    alone = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert list(alone["linear"]) == ["untrained"]
+    main(["knn", str(trained), *FEW])
+    beside = Record.read(trained).evaluations["features"]
+    assert beside["neighbours"]["untrained"] == alone["neighbours"]["untrained"]
+
+
+def test_the_untrained_model_is_the_one_that_the_run_began_with(trained: Path) -> None:
+    subject = open_subject(SubjectConfig(model=str(trained), device="cpu"))
+    assert (subject.run, subject.step, subject.name) == (trained, 2, "trained, step 2")
+    began = MaskedModel.build(parts_of(subject.untrained), subject.data.input(), seed=3).state_dict()
+    assert all(torch.equal(value, began[name]) for name, value in subject.untrained.state_dict().items())
+    assert subject.trained is not None
+    assert any(not torch.equal(value, began[name]) for name, value in subject.trained.state_dict().items())
+    one = open_subject(SubjectConfig(model=str(trained / "checkpoints" / "step_00000002"), device="cpu", source="other"))
+    assert (one.step, one.data.source, one.data.channels) == (2, "other", 1)
+
+
+def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An encoder alone, under timm's names, as official files hold it: judged, but nothing to reconstruct with."""
+    parts = ModelConfig(
+        tokenizer=Patches.Config(size=8),
+        masker=RandomMasker.Config(),
+        encoder=VisionTransformer.Config(size="tiny", depth=1),
+        decoder=SelfAttentionDecoder.Config(width=32, depth=1, heads=1),
+        target=PixelTarget.Config(),
+    )
+    file = tmp_path / "encoder.pth"
+    torch.save({"model": MaskedModel.build(parts, Input(size=(32, 32)), seed=0).encoder.state_dict()}, file)
+    for argv, said in ((["knn"], "--source is not set"), (["reconstruct", "--source", str(tiles)], "without a decoder")):
+        with pytest.raises(SystemExit):
+            main([argv[0], "--model", str(file), *argv[1:], "--device", "cpu"])
+        assert said in capsys.readouterr().err
+    main(["knn", str(file), "--source", str(tiles), "--holdout", "0.3", "--workers", "0", *FEW])
+    assert "4 classes, 34 training and 12 test samples" in capsys.readouterr().out
+
+
+def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu"])
+    assert "put back from the ORIGINAL" in capsys.readouterr().out
+    found = Record.read(trained).evaluations["reconstruct"]
+    assert Path(found["picture"]) == trained / "pictures" / "reconstruction_00000002.png"
+    assert Image.open(found["picture"]).format == "PNG"
+    assert 5 < found["psnr"]["model"] < 40
+    half = ["--ratio", "0.5", "--out", str(tmp_path / "half.png")]
+    main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", *half])
+    assert "(50%)" in capsys.readouterr().out
+    assert (tmp_path / "half.png").exists()
+    assert Record.read(trained).evaluations["reconstruct"] == found  # another question is not the run's result
+
+
+def test_reconstruct_shows_all_of_a_folder_that_was_named(trained: Path, tiles: Path, tmp_path: Path) -> None:
+    few = shutil.copytree(sorted(tiles.iterdir())[0], tmp_path / "few")
+    main(["reconstruct", str(trained), "--source", str(few), "--out", str(tmp_path / "new" / "own.png"), "--device", "cpu"])
+    assert Image.open(tmp_path / "new" / "own.png").size[1] > 4 * 160
+
+
+def test_compare_says_what_differs_and_what_came_of_it(
+    trained: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["knn", str(trained), *FEW])
+    capsys.readouterr()
+    main(["compare", str(trained), str(runs["50-4"]), "--out", str(tmp_path / "both")])
+    text = capsys.readouterr().out
+    assert "masker.ratio=0.75 " in text
+    assert "they differ in masker.ratio" in text
+    assert "not with the same seeds" in text
+    assert (tmp_path / "both" / "comparison.txt").read_text().strip() in text
+    assert Image.open(tmp_path / "both" / "comparison.png").size[0] > 1000
+    first, second = json.loads((tmp_path / "both" / "comparison.json").read_text())["rows"]
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert first["loss"]["mean"] == lines[-1]["loss"]
+    assert first["held_out_loss"]["mean"] == lines[-1]["held_out_loss"]
+    assert first["samples"]["mean"] == 16
+    assert first["seconds"]["mean"] == pytest.approx(sum(8 / line["clock"]["samples_per_second"] for line in lines))
+    assert first["neighbours"]["mean"] == Record.read(trained).evaluations["features"]["neighbours"]["trained"]["top1"]
+    assert second["neighbours"]["mean"] is None
+
+
+def test_unequal_steps_are_said(trained: Path, runs: dict[str, Path]) -> None:
+    lines = (trained / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (trained / "metrics.jsonl").write_text(lines[0])
+    told = compare.compare(compare.group_runs([Record.read(trained), Record.read(runs["75-4"])]), None)["warnings"]
+    assert told[:2] == ["not at equal updates: 1, 2", "not at equal samples: 8, 16"]
+
+
+def test_another_part_is_named_without_its_own_choices(trained: Path, runs: dict[str, Path]) -> None:
+    saved = (trained / "config.yaml").read_text()
+    (trained / "config.yaml").write_text(saved.replace("name: random", "name: block").replace("  unit: 1\n", "  aspect: 0.3\n"))
+    names = differing([Record.read(trained), Record.read(runs["75-3"])])
+    assert names == ["masker.name"]
+
+
+def test_seeds_become_one_row_with_an_error(runs: dict[str, Path]) -> None:
+    records = [Record.read(runs[name]) for name in ("75-3", "75-4", "50-3", "50-4")]
+    groups = compare.group_runs(records)
+    assert [(group.label, len(group.runs)) for group in groups] == [("masker.ratio=0.75", 2), ("masker.ratio=0.5", 2)]
+    losses = [run.last("loss") for run in records[:2]]
+    assert groups[0].mean("loss") == pytest.approx(sum(losses) / 2)
+    assert groups[0].error("loss") == pytest.approx(abs(losses[0] - losses[1]) / 2)
+    text = describe_comparison(compare.compare(groups, None))
+    assert "±" in text
+    assert "seeds" not in text
+    assert [group.label for group in compare.group_runs(records[:2])] == ["seed=3", "seed=4"]
+
+
+def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) -> None:
+    record(trained, "features", 1, {"k": 1})
+    record(trained, "features", 2, {"k": 2})
+    with (trained / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    run = Record.read(trained)
+    assert run.steps == 2
+    assert run.evaluations["features"]["k"] == 2
+    assert Image.open(draw_loss(run, tmp_path / "new" / "loss.png")).size[0] > 900
+    with (trained / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
+        Record.read(trained)
+
+
+def test_changes_become_flags() -> None:
+    assert compare.flags(["decoder.name=linear,masker.blank=true", "data.mean=0.5 0.4 0.3"]) == [
+        "--decoder.name", "linear", "--masker.blank", "true", "--data.mean", "0.5", "0.4", "0.3",
+    ]  # fmt: skip
+    assert compare.flags(["data.source=a,b", "evaluate="]) == ["--data.source", "a,b", "--evaluate"]
+
+
+def test_a_swap_runs_every_variant_with_every_seed(tmp_path: Path) -> None:
+    config = compare.Config(
+        recipe="r.py",
+        preset="demo",
+        swap=("masker.name=block",),
+        change=("train.steps=5",),
+        seeds=(0, 1),
+        launcher="accelerate launch",
+    )
+    made = compare.commands(config, tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path, _ in made] == [
+        "as-it-is/seed-0", "masker.name=block/seed-0", "as-it-is/seed-1", "masker.name=block/seed-1",
+    ]  # fmt: skip
+    shared = ["accelerate", "launch", "r.py", "--preset", "demo", "--train.steps", "5"]
+    assert made[3][1] == [*shared, "--masker.name", "block", "--seed", "1", "--folder", str(made[3][0]), "--resume", "auto"]
+
+
+def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that a comparison makes is one that the recipe takes; here in a process of its own, as for a user."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    ran: list[list[str]] = []
+    whole = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command) or whole(command, check=check))
+    recipe, config = REPOSITORY / "recipes" / "image_mae.py", runs["75-3"] / "config.yaml"
+    change = [f"config={config}", "train.batch_size=4", "evaluate="]
+    argv = ["compare", str(runs["75-3"]), "--recipe", str(recipe), "--change", *change, "--seeds", "3", "--out", str(tmp_path)]
+    main(argv)
+    text = capsys.readouterr().out
+    assert "train.batch_size=8" in text
+    assert "train.batch_size=4 " in text
+    assert "not at equal samples: 8, 16" in text
+    assert len(ran) == 1
+    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(ran.append(command) or command, 3))
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert ran[1] == ran[0]
+    assert "a run failed with exit code 3" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""A disk that is full costs what was to be written, and not the run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from test_loop import assert_same, lines, state, train
+
+from mmm.system.files import Journal
+from mmm.train.checkpoint import writer as checkpoint
+
+
+def full(path):
+    raise OSError(28, os.strerror(28), str(path))
+
+
+def names(folder):
+    return [path.name for path in sorted((folder / "checkpoints").iterdir())]
+
+
+@pytest.mark.parametrize("call", ["_save_tensors", "_write_json", "_flush"])
+def test_the_run_goes_on_and_saves_when_there_is_room_again(tmp_path, monkeypatch, caplog, call):
+    whole = train(tmp_path / "whole")
+    write, seen = getattr(checkpoint, call), []
+
+    def at_times(path, *values):
+        if "step_00000006" in str(path) or "step_00000009" in str(path):
+            full(path)
+        return write(path, *values)
+
+    monkeypatch.setattr(checkpoint, call, at_times)
+
+    def look(training):
+        training.settle()
+        seen.append(names(tmp_path / "parts") if training.step > 2 else [])
+
+    parts = train(tmp_path / "parts", between=look)
+    assert_same(state(whole), state(parts))
+    assert seen[2:11] == [["step_00000003"]] * 9
+    assert names(tmp_path / "parts") == ["step_00000003", "step_00000012"]
+    assert "checkpoint of step 9 was not written, and the run goes on until the next: [Errno 28] No space left" in caplog.text
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_the_last_one_is_needed(tmp_path, monkeypatch):
+    """A run that ends without its weights has not ended well."""
+    save = checkpoint._save_tensors
+    monkeypatch.setattr(checkpoint, "_save_tensors", lambda path, all: full(path) if "00012" in str(path) else save(path, all))
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert_same(state(train(tmp_path / "whole")), state(train(tmp_path, resume=True)))
+
+
+def test_lines_wait_until_there_is_room(tmp_path, caplog):
+    folder = os.open("/dev/full", os.O_RDONLY)  # a file that takes nothing, where the system has one
+    os.close(folder)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"step": 1})
+    path, journal.path = journal.path, tmp_path / "full"
+    journal.path.symlink_to("/dev/full")
+    journal.append({"step": 2})
+    journal.append({"step": 3})
+    assert "No space left" in caplog.text
+    journal.path = path
+    journal.append({"step": 4})
+    assert path.read_text().splitlines() == [f'{{"step": {step}}}' for step in (1, 2, 3, 4)]

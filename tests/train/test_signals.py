@@ -1,0 +1,232 @@
+"""A signal to stop: the step it fell into is saved, all processes stop at the same, and the resume is exact.
+
+Run as a script, this file is two processes (`test_two_processes_stop_as_one`), or with `torchrun` one of two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import PYTHONPATH
+from test_loop import CONFIG, assert_same, fork_two, lines, loss_of, state, train
+
+from mmm.train.checkpoint import writer as checkpoint
+from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
+
+RARE = replace(CONFIG, save_every=1000, log_every=5)  # nothing is due where the signals fall
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def at(step, number, rank=0):
+    """The loss, and a signal to one's own process in the middle of a step of one rank."""
+
+    def loss(model, batch, now):
+        if now == step and int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), number)
+        return loss_of(model, batch, now)
+
+    return loss
+
+
+def stop(folder, config=RARE, **choices):
+    with pytest.raises(Stopped) as ended:
+        train(folder, config, **choices)
+    assert ended.value.code == 143
+    return [int(path.name.removeprefix("step_")) for path in checkpoint.found(folder / "checkpoints")]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_step_is_saved_and_the_resume_is_exact(tmp_path, number, caplog):
+    """Between two lines of metrics, which the resume writes as if nothing had been."""
+    before = signal.SIG_DFL if number == signal.SIGUSR1 else signal.getsignal(number)
+    signal.signal(number, before)
+    assert stop(tmp_path / "parts", loss=at(6, number)) == [7]
+    assert f"{number.name} came to rank 0: stopping after step 7" in caplog.text
+    # by default the warning would end what follows the training
+    assert signal.getsignal(number) is (signal.SIG_IGN if number == signal.SIGUSR1 else before)
+    assert not (tmp_path / "parts" / "lock").exists()
+    whole = train(tmp_path / "whole", RARE)
+    assert_same(state(whole), state(train(tmp_path / "parts", RARE, resume=True)))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_stopped_at_every_step(tmp_path):
+    """One run, started again and again."""
+    for step in range(11):
+        stop(tmp_path / "parts", loss=at(step, signal.SIGTERM), resume=step > 0)
+    whole = train(tmp_path / "whole", RARE)
+    assert_same(state(whole), state(train(tmp_path / "parts", RARE, resume=True)))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_second_signal_while_the_first_is_served(tmp_path, monkeypatch):
+    """At each call that a save makes to the disk."""
+    flush = checkpoint._flush
+
+    def disturbed(path):
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+        flush(path)
+
+    monkeypatch.setattr(checkpoint, "_flush", disturbed)
+    assert stop(tmp_path, loss=at(3, signal.SIGUSR1)) == [4]
+    assert checkpoint.damage(tmp_path / "checkpoints" / "step_00000004") is None
+
+
+def test_a_signal_in_the_last_step(tmp_path):
+    """The run is whole, and what would follow it is left to the next start."""
+    assert stop(tmp_path, loss=at(11, signal.SIGTERM)) == [12]
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10, 12]
+    assert train(tmp_path, RARE, resume=True).step == 12
+
+
+def test_each_run_has_its_own_and_what_was_before_comes_back(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    with StopSignals() as signals:
+        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is False
+        os.kill(os.getpid(), signal.SIGINT)
+        with StopSignals() as inner:  # two runs in one process: each has its own
+            assert not inner.received
+        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is True
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launcher_that_is_gone_is_a_signal(launched, monkeypatch):
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    answers, answer = os.pipe()
+    child = os.fork()
+    if child == 0:  # the launcher: it starts one process, and dies
+        began, begin = os.pipe()
+        if os.fork() == 0:
+            _outlive(answer, begin)
+        os.read(began, 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(answers, 2) == bytes([0, signal.SIGTERM if launched else 0])
+    os.close(answers)
+    os.close(answer)
+
+
+def _outlive(answer, begin):
+    """In the launched process: what is looked up while the launcher lives, and after."""
+    try:
+        with StopSignals() as signals:
+            launcher, first = os.getppid(), signals.look()
+            os.write(begin, b"x")
+            while os.getppid() == launcher:
+                time.sleep(0.001)
+            os.write(answer, bytes([first, signals.look()]))
+    finally:
+        os._exit(0)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------------
+
+
+def watch(script, *, seconds=200, act=None):
+    """Runs a command whose processes all end with it; gives its exit code and what it said."""
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    both = subprocess.Popen(script, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        if act is not None:
+            act(both)
+        output, _ = both.communicate(timeout=seconds)  # a process that waits for a dead one fails this test and does not hang it
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(both.pid, signal.SIGKILL)
+    return both.returncode, output
+
+
+def test_two_processes_stop_as_one(tmp_path):
+    """Whichever of them gets which signal."""
+    code, output = watch([sys.executable, __file__, str(tmp_path)])
+    assert code == 0, output
+    for rank in (0, 1):
+        steps = {tuple(json.loads(line)) for line in (tmp_path / f"steps_{rank}").read_text().splitlines()}
+        assert steps == {(7,)}  # the signal fell into step 6, 5 updates having been made
+    answers = [json.loads((tmp_path / f"answers_{rank}").read_text()) for rank in (0, 1)]
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) > 1
+
+
+def one_of_two(folder):
+    torch.set_num_threads(1)
+    rank = os.environ["RANK"]
+    whole = train(folder / "whole", RARE)
+    for place, number in enumerate(SIGNALS):
+        run = folder / str(place)
+        steps = stop(run, loss=at(5, number, rank=place % 2))
+        with (folder / f"steps_{rank}").open("a") as file:
+            file.write(json.dumps(steps) + "\n")
+        assert_same(state(whole), state(train(run, RARE, resume=True)))
+        assert lines(folder / "whole") == lines(run)
+    stop(folder / "last", loss=at(11, signal.SIGTERM, rank=1))  # both, and neither waits
+    (folder / f"answers_{rank}").write_text(json.dumps([apart(int(rank), told) for told in range(8)]))
+
+
+def apart(rank, told):
+    """The step at which two processes stop that nothing else holds together: one is slow, and one is told at its own step."""
+    with StopSignals() as signals:
+        agreement = Agreement(SimpleNamespace(num_processes=2, process_index=rank), signals, 60)
+        for step in range(1, 20):
+            time.sleep(0.004 * ((step * 7 + rank * 5 + told) % 3))
+            if rank == told % 2 and step == told + 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if agreement.asked(step, last=step == 19):
+                return step
+    return None
+
+
+@pytest.mark.slow
+def test_torchrun_hands_the_signal_on(tmp_path):
+    """SIGTERM to the launcher alone."""
+
+    def act(both):
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+        both.send_signal(signal.SIGTERM)
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", __file__, str(tmp_path)]
+    began = time.monotonic()
+    code, output = watch(launch, act=act)
+    assert code != 0
+    assert time.monotonic() - began < 120
+    (saved,) = checkpoint.found(tmp_path / "run" / "checkpoints")
+    assert checkpoint.damage(saved) is None, output
+    assert f"SIGTERM came to rank {0}" in output or "SIGTERM came to rank 1" in output
+
+
+def wait_for(there, seconds=150):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def slowly(model, batch, step):
+    time.sleep(0.05)
+    return loss_of(model, batch, step)
+
+
+if __name__ == "__main__":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        train(Path(sys.argv[1]) / "run", replace(RARE, steps=100_000), loss=slowly)
+    else:
+        fork_two(Path(sys.argv[1]), one_of_two)

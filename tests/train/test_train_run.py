@@ -1,0 +1,189 @@
+"""The run folder: one run, one process at a time, nothing written over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmm.config.cli import load
+from mmm.train.config import TrainConfig
+from mmm.train.distributed.processes import on_main
+from mmm.train.distributed.setup import start
+from mmm.train.run.folder import RunFolder
+from mmm.train.run.lock import RunLock
+
+CONFIG = TrainConfig(batch_size=4, learning_rate=0.1, steps=2, precision="fp32", threads=1)
+
+
+@pytest.fixture
+def accelerator():
+    before = torch.get_num_threads()
+    yield start(CONFIG)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def open_run(accelerator):
+    return lambda path, resume=False: RunFolder.open(path, "pretrain", CONFIG, accelerator=accelerator, resume=resume)
+
+
+def test_what_a_run_holds(tmp_path, open_run):
+    with open_run(tmp_path / "a") as run:
+        assert sorted(file.name for file in run.path.iterdir() if file.name[0] != ".") == [
+            "checkpoints", "config.yaml", "environment.json", "lock", "pictures",
+        ]  # fmt: skip
+        (environment,) = json.loads((run.path / "environment.json").read_text())
+        assert torch.__version__.startswith(environment["versions.torch"])
+        assert environment["precision"] == "fp32"
+    assert not (run.path / "lock").exists()
+    with open_run(tmp_path / "a", resume=True):
+        assert len(json.loads((run.path / "environment.json").read_text())) == 2
+
+
+def test_a_run_that_goes_on_with_other_choices_says_so(tmp_path, accelerator, open_run):
+    other = replace(CONFIG, learning_rate=0.3)
+    with open_run(tmp_path / "a") as run:
+        before = (run.path / "config.yaml").read_text()
+        run.adopt([], 7, other)
+        assert (run.path / "config.yaml").read_text() == before
+        run.adopt(["train.learning_rate was 0.1, is 0.3"], 7, other)
+    assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+    assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
+    (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert (start["step"], start["changed"]) == (7, ["train.learning_rate was 0.1, is 0.3"])
+
+
+def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_run):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        with open_run(None) as run:
+            assert str(run.path) == f"runs/pretrain-{number}"
+
+
+def test_what_is_there_is_not_written_over(tmp_path, open_run):
+    open_run(tmp_path / "a").close()
+    with pytest.raises(ValueError, match=r"--folder .*/a holds a run already; give another --folder, or --resume"):
+        open_run(tmp_path / "a")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"--folder .*/thesis exists and is not a run"):
+        open_run(tmp_path / "thesis")
+
+
+def test_a_start_that_was_killed_early_is_made_again(tmp_path, open_run):
+    open_run(tmp_path / "a").close()
+    (tmp_path / "a" / "config.yaml").rename(tmp_path / "a" / "config.yaml.tmp")
+    (tmp_path / "a" / "checkpoints" / "mine").touch()
+    with pytest.raises(ValueError, match="exists and is not a run"):
+        open_run(tmp_path / "a")
+    (tmp_path / "a" / "checkpoints" / "mine").unlink()
+    open_run(tmp_path / "a").close()
+    assert (tmp_path / "a" / "config.yaml").exists()
+
+
+def test_nothing_to_resume(tmp_path, open_run):
+    with pytest.raises(ValueError, match=r"--resume: .*/typo holds no run"):
+        open_run(tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+    with pytest.raises(ValueError, match="name it with --folder"):
+        open_run(None, resume=True)
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path, open_run):
+    for _ in range(2):
+        open_run(tmp_path / "a", resume="auto").close()
+    assert len(json.loads((tmp_path / "a" / "environment.json").read_text())) == 2
+    with pytest.raises(ValueError, match="name it with --folder"):
+        open_run(None, resume="auto")
+
+
+def test_a_folder_in_use_is_refused(tmp_path, open_run):
+    with open_run(tmp_path / "a"), pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on .*give another --folder"):
+        open_run(tmp_path / "a", resume=True)
+    open_run(tmp_path / "a", resume=True).close()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine = RunLock(tmp_path)
+    (tmp_path / "lock").write_text(json.dumps(mine.owner | {"pid": dead.pid}))
+    RunLock(tmp_path)  # that process is gone
+    (tmp_path / "lock").write_text(json.dumps(mine.owner | {"began": 0.0}))
+    RunLock(tmp_path)  # another process has its number now
+    (tmp_path / "lock").write_text("")
+    RunLock(tmp_path)  # killed while it wrote
+    (tmp_path / "lock").write_text(json.dumps(mine.owner | {"host": "elsewhere"}))
+    with pytest.raises(ValueError, match=r"on elsewhere; .*delete .*lock if that process is dead"):
+        RunLock(tmp_path)
+    mine.release()
+    assert (tmp_path / "lock").exists()  # it was not ours
+
+
+def test_of_many_starts_one_gets_a_dead_lock(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps(RunLock(tmp_path).owner | {"pid": 2**30}))
+    answers, answer = os.pipe()
+    go, start_all = os.pipe()  # nobody writes into it: what children wait for is its end, when the parent closes it or dies
+    end, release = os.pipe()
+    children = [os.fork() or _try_to_take(tmp_path, go, end, answer, [start_all, release]) for _ in range(12)]
+    os.close(start_all)
+    outcome = b"".join(os.read(answers, 1) for _ in children)
+    os.close(release)
+    for child in children:
+        os.waitpid(child, 0)
+    for descriptor in (answers, answer, go, end):
+        os.close(descriptor)
+    assert sorted(outcome) == sorted(b"t" + b"r" * 11)
+
+
+def _try_to_take(folder, go, end, answer, others):
+    """In a child: tries for the lock when all may, answers `t`aken or `r`efused, and lives until all have."""
+    for descriptor in others:
+        os.close(descriptor)
+    os.read(go, 1)
+    outcome = b"?"
+    try:
+        RunLock(folder)
+        outcome = b"t"
+    except ValueError:
+        outcome = b"r"
+    finally:
+        os.write(answer, outcome)
+        os.read(end, 1)
+        os._exit(0)
+
+
+def test_metrics_are_cut_where_a_resume_begins(tmp_path):
+    run = RunFolder(tmp_path, RunLock(tmp_path))
+    for step in (2, 4, 6):
+        run.log(step, {"loss": 1 / step, "samples_per_second": 7.0})
+    run.log(6, {"knn": float("nan")})
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(whole[0]) == {"step": 2, "loss": 0.5, "clock": {"samples_per_second": 7.0}}
+    assert json.loads(whole[-1]) == {"step": 6, "knn": None}
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while it wrote
+    run.cut_metrics(4)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == whole[:2]
+
+
+def test_only_the_main_process_writes(tmp_path):
+    other = RunFolder(tmp_path, None)
+    other.log(1, {"loss": 1.0})
+    other.cut_metrics(0)
+    other.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_main_process_is_raised(accelerator):
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        on_main(accelerator, full)

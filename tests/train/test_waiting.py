@@ -1,0 +1,65 @@
+"""How long a training waits for its data is measured, written with the metrics, and said at the end with what helps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter, sleep
+
+import pytest
+import torch
+from test_loop import table, train
+
+from mmm.train.waiting import ADVICE, Waited, Waits
+
+PAUSE = 0.02  # seconds
+
+
+class Slow:
+    """A table whose rows take their time."""
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        sleep(PAUSE)
+        return table()[rows]
+
+
+def test_only_waiting_counts() -> None:
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            sleep(PAUSE)
+            yield number
+
+    start, waited, got = perf_counter(), Waited(batches()), []
+    for number in waited:
+        got.append(number)
+        sleep(3 * PAUSE)
+    whole = perf_counter() - start
+    seconds = waited.take()
+    assert got == [0, 1, 2]
+    assert 3 * PAUSE <= seconds <= whole - 9 * PAUSE
+    assert waited.take() == 0
+
+
+def test_a_run_says_how_long_it_waited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        train(tmp_path, data=Slow())
+    written = [json.loads(line)["clock"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < clock["data_wait"] < 1 for clock in written)
+    seconds = sum(
+        clock["data_wait"] * 8 * steps / clock["samples_per_second"]
+        for clock, steps in zip(written, (3, 2, 1, 3, 1, 2), strict=True)
+    )
+    assert seconds >= 12 * PAUSE
+    (last,) = [record.getMessage() for record in caplog.records if "waited for data" in record.getMessage()]
+    assert last.endswith(ADVICE)
+    assert "of the time waiting for data" in caplog.text
+
+
+def test_advice_comes_only_where_it_helps() -> None:
+    little, much = Waits(), Waits()
+    little.add({"samples_per_second": 10.0, "data_wait": 0.04}, 100)
+    much.add({"samples_per_second": 10.0, "data_wait": 0.04}, 100)
+    much.add({"samples_per_second": 5.0, "data_wait": 0.4}, 100)
+    assert str(little) == "the training waited for data 4.0% of its time"
+    assert str(much) == f"the training waited for data 28.0% of its time. {ADVICE}"

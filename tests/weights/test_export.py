@@ -1,0 +1,326 @@
+"""What is given away: folders that mmm, timm and transformers load to the same model, their cards, and the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import yaml
+from conftest import load_recipe, reset_accelerate
+from PIL import Image
+from test_extract import ask
+from test_files import Hostile
+from test_load_mae import encoder_file
+from torch import Tensor
+
+import mmm
+from mmm import MaskedModel
+from mmm.config.cli import main as cli
+from mmm.core.rng import sample_keys
+from mmm.data import ImagesConfig, open_images
+from mmm.evaluate.run_results import record
+
+PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
+SMALL = (*PARTS, "--decoder.depth", "1", "--data.workers", "0", "--train.precision", "fp32")
+SIZE = ("--data.image_size", "32", "--tokenizer.size", "8")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on real tiles, its folder and its data in places that nobody else needs to know; not to be written to."""
+    tmp_path = tmp_path_factory.mktemp("trained")
+    tiles = open_images(ImagesConfig(source="builtin:photographs", channels=3), "eval")
+    for place in range(0, 240, 10):
+        path = tmp_path / "private" / "tiles" / str(int(tiles.labels()[place])) / f"{place}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(tiles.read(place)).save(path)
+    data = (
+        "--data.source",
+        str(tmp_path / "private" / "tiles"),
+        "--data.holdout",
+        "0.3",
+        "--data.eval_split",
+        "none",
+        "--data.channels",
+        "3",
+    )
+    pixels = ("--data.mean", "0.4", "0.4", "0.4", "--data.std", "0.2", "0.2", "0.2")
+    recipe = load_recipe("image_mae")
+    argv = ["--preset", "demo", "--train.steps", "2", "--train.batch_size", "8", "--evaluate", *data, *pixels, *SMALL, *SIZE]
+    cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "private" / "run")])
+    reset_accelerate()
+    return tmp_path / "private" / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """The run, to write to."""
+    shutil.copytree(trained.parent, tmp_path / "private")
+    return tmp_path / "private" / "run"
+
+
+def photographs(run: Path) -> Tensor:
+    """Real tiles, normalised."""
+    images = open_images(ImagesConfig(source=str(run.parent / "tiles"), image_size=32, holdout=0.0, workers=0), "train")
+    return images.eval_views(torch.arange(4))[0].float() / 255 / 0.2 - 2
+
+
+def same(one: MaskedModel, other: MaskedModel) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_folder_loads_to_the_same_model(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "given"
+    ask(["export", str(run), "--out", str(out)])
+    model, again, x = mmm.load(run), mmm.load(out), photographs(run)
+    assert {path.name for path in out.iterdir()} == {"README.md", "config.yaml", "model.safetensors"}
+    assert same(model, again)
+    mask = model.masker(sample_keys(0, 0, torch.arange(4)), model.tokenizer.grid(x))
+    assert torch.equal(model.eval()(x, mask=mask).loss, again.eval()(x, mask=mask).loss)
+    assert same(mmm.load(out / "model.safetensors"), model)
+    found = ask(["knn", str(out), "--source", str(run.parent / "tiles"), "--holdout", "0.3", "--k", "3", "--device", "cpu"])
+    assert found["test"] == 7
+    alone = tmp_path / "encoder"
+    ask(["export", str(out), "--encoder_only", "--out", str(alone)])
+    encoder = mmm.load(alone)
+    assert encoder.decoder is None
+    assert torch.equal(encoder.eval().encode(x).last, model.encode(x).last)
+    assert (alone / "model.safetensors").stat().st_size < (out / "model.safetensors").stat().st_size
+
+
+def test_from_here_to_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    ask(["export", "run", "--out", "given"])
+    ask(["export", "run"])
+    assert same(mmm.load("given"), mmm.load("run-export"))
+
+
+def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = encoder_file(width=192, depth=1, grid=(14, 14))
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "published.pth")
+    ask(["export", str(tmp_path / "published.pth"), "--out", str(tmp_path / "given")])
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {"README.md", "config.yaml", "model.safetensors"}
+    assert same(mmm.load(tmp_path / "given"), mmm.load(tmp_path / "published.pth"))
+    canary = tmp_path / "canary"
+    torch.save({"model": weights, "args": Hostile(os.system, f"touch {canary}")}, tmp_path / "program.pth")
+    with pytest.raises(SystemExit):
+        ask(["export", str(tmp_path / "program.pth"), "--out", str(tmp_path / "other")])
+    assert "could rebuild; refused" in capsys.readouterr().err
+    assert not canary.exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path) -> None:
+    record(run, "features", 2, {"neighbours": {"trained": {"top1": 0.4375, "top5": 1.0}}, "k": 20})
+    record(run, "reconstruct", 1, {"psnr": {"model": 11.25}})  # of weights that are not these
+    ask(["export", str(run), "--out", str(tmp_path / "given")])
+    card = (tmp_path / "given" / "README.md").read_text()
+    front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.DOTALL).groups()
+    assert yaml.safe_load(front) == {
+        "library_name": "mmm", "tags": ["masked-autoencoder", "self-supervised-learning", "image"],
+    }  # fmt: skip
+    assert "| features | neighbours.trained.top1 | 0.4375 |" in body
+    assert "11.25" not in card
+    assert "updates: 2\n" in body
+    assert "batch size: 8\n" in body
+    assert "data: `tiles`" in body
+    assert "private" not in (card + (tmp_path / "given" / "config.yaml").read_text()).replace(str(tmp_path / "given"), "")
+    model = mmm.load(run)
+    assert f"encoder: {sum(weight.numel() for weight in model.encoder.parameters()):,}" in body
+    code = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
+    names: dict[str, Any] = {"x": photographs(run)}
+    for line in code.splitlines():
+        exec(line, names)  # what the card tells a reader to do
+    assert names["features"].shape == (4, 16, 24)
+    assert names["loss"].isfinite()
+
+
+def test_timm_takes_the_file_that_is_written(run: Path, tmp_path: Path) -> None:
+    found = ask(["export", str(run), "--to", "timm", "--out", str(tmp_path / "encoder.safetensors")])
+    names: dict[str, Any] = {}
+    for line in found["load"]:
+        exec(line, names)
+    model, x = mmm.load(run).eval(), photographs(run)
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"].eval().forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"class_token": False}, {"depth": 1, "heads": 4}, {"qkv_bias": "none"}])
+def test_timm_is_told_every_choice_that_matters(build: Callable[..., MaskedModel], changes: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from mmm.encoders import VisionTransformer
+    from mmm.weights.export import to_timm
+    from mmm.weights.formats.timm_arguments import timm_arguments
+
+    model = build((12, 16), 2, encoder=VisionTransformer.Config(**({"width": 24, "depth": 2, "heads": 2} | changes))).eval()
+    save_file(to_timm(model), tmp_path / "weights.safetensors")
+    name, arguments = timm_arguments(model)
+    theirs = timm.create_model(name, checkpoint_path=str(tmp_path / "weights.safetensors"), **arguments).eval()
+    x = torch.randn(2, 2, 12, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
+    other = build(encoder=VisionTransformer.Config(width=24, depth=1, heads=2, norm_epsilon=1e-12))
+    with pytest.raises(ValueError, match="norm_epsilon 1e-12"):
+        timm_arguments(other)
+
+
+def test_transformers_takes_the_folder_that_is_written(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hub"
+    found = ask(["export", str(run), "--to", "transformers", "--out", str(out)])
+    assert found["load"][0] == "from transformers import ViTMAEForPreTraining"
+    from transformers import ViTMAEForPreTraining
+
+    theirs, info = ViTMAEForPreTraining.from_pretrained(str(out), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert theirs.config.hidden_size == 24
+    assert same(mmm.load(out), mmm.load(run))
+    assert "ViTMAEForPreTraining.from_pretrained" in (out / "README.md").read_text()
+
+
+def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
+    """A plain file: its card does not say how it was trained."""
+    from safetensors.torch import save_file
+
+    from mmm.core.types import Reads
+    from mmm.encoders import VisionTransformer
+
+    encoder = VisionTransformer(
+        VisionTransformer.Config(size="tiny", depth=1), token=(8, 8), channels=3, grid=(4, 4), reads=Reads()
+    )  # fmt: skip
+    save_file(encoder.state_dict(), tmp_path / "published.safetensors")
+    found = ask(["export", str(tmp_path / "published.safetensors")])
+    out = tmp_path / "published-export"
+    assert found["out"] == str(out)
+    model, x = mmm.load(out), photographs(run)
+    assert model.decoder is None
+    assert torch.equal(model.encode(x).last, mmm.load(tmp_path / "published.safetensors").encode(x).last)
+    card = (out / "README.md").read_text()
+    assert "does not say" in card
+    assert "decoder" not in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "--model is not set"),
+        (("RUN", "--out", "RUN"), "exists already"),
+        (("RUN", "--to", "timm", "--out", "a.pth"), "let its name end so"),
+        (("RUN/config.yaml",), "is no"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    flags: tuple[str, ...], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ask(["export", *(flag.replace("RUN", str(run)) for flag in flags)])
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+class FakeHub:
+    """Stands for huggingface_hub.HfApi, and keeps what it was asked."""
+
+    asked: list[tuple[str, dict[str, Any]]]
+
+    def __init__(self) -> None:
+        FakeHub.asked = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.asked.append((repo_id, options))
+
+    def upload_folder(self, **options: Any) -> SimpleNamespace:
+        self.asked.append((options["repo_id"], options))
+        return SimpleNamespace(commit_url="https://hub.example/commit/1")
+
+
+def test_push_uploads_the_exported_files_and_no_others(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    out = tmp_path / "given"
+    ask(["export", str(run), "--out", str(out)])
+    (out / "notes.txt").write_text("mine")
+    found = ask(["push", str(out), "--repo", "someone/model"])
+    assert found["commit"] == "https://hub.example/commit/1"
+    (made, options), (_, upload) = FakeHub.asked
+    assert (made, options["private"], options["exist_ok"]) == ("someone/model", True, True)
+    assert upload["folder_path"] == str(out)
+    assert sorted(upload["allow_patterns"]) == ["README.md", "config.yaml", "model.safetensors"]
+    assert "token" not in {**options, **upload}
+    ask(["push", str(out), "--repo", "someone/model", "--no_private"])
+    assert FakeHub.asked[0][1]["private"] is False
+    for argv, said in (
+        ([str(run), "--repo", "a/b"], "no exported folder"),
+        ([str(out), "--repo", "b"], "user/name"),
+        ([], "needs"),
+    ):
+        with pytest.raises(SystemExit):
+            ask(["push", *argv])
+        assert said in capsys.readouterr().err
+
+
+def test_a_refusal_of_the_hub_never_shows_a_token(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    class Refusing(FakeHub):
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            answer = SimpleNamespace(headers={}, request=None)
+            raise HfHubHTTPError("401 Unauthorized for hf_abcdefSECRET\nmore", response=answer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Refusing)
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefSECRET")
+    ask(["export", str(run), "--out", str(tmp_path / "given")])
+    with pytest.raises(SystemExit):
+        ask(["push", str(tmp_path / "given"), "--repo", "someone/model"])
+    shown = capfd.readouterr()
+    assert "hf auth login" in shown.err
+    assert "SECRET" not in shown.out + shown.err
+    assert json.dumps("SECRET") not in json.dumps([str(path) for path in tmp_path.rglob("*")])
+
+
+# --- from the hub -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_on_the_hub_is_fetched_and_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only config and weights are asked for."""
+    exported = tmp_path / "folder"
+    ask(["export", str(run), "--out", str(exported)])
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetch(repo: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repo, allow_patterns))
+        return str(exported)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    found, own = mmm.load("somebody/a-model").state_dict(), mmm.load(exported).state_dict()
+    assert asked == [("somebody/a-model", ["config.yaml", "config.json", "model.safetensors"])]
+    assert all(torch.equal(found[name], own[name]) for name in found | own)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(repo: str, *, allow_patterns: list[str]) -> str:
+        raise OSError("no route, token hf_abcdef\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="somebody/nothing does not exist here, and the hub gave nothing") as said:
+        mmm.load("somebody/nothing")
+    assert "hf_abcdef" not in str(said.value)
+    assert "\n" not in str(said.value)
+    with pytest.raises(ValueError, match="does not exist; expected a run folder"):
+        mmm.load("runs/model.pth")  # a file's name is not looked for there

@@ -1,0 +1,91 @@
+"""timm's plain vision transformers: their files load as encoders, and encoders are written as their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from test_load_mae import assert_same
+from test_parity_mae import noisy
+from torch import nn
+
+from mmm import MaskedModel
+from mmm.encoders import VisionTransformer
+from mmm.maskers import RandomMasker
+from mmm.tokenizers import Patches
+from mmm.weights.export import to_timm
+from mmm.weights.load import load
+
+NAME = "vit_tiny_patch16_224"
+
+
+def theirs(**choices: object) -> nn.Module:
+    model = timm.create_model(NAME, depth=2, **choices)
+    noisy(model)
+    return model.eval()
+
+
+def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.encode(images).last if isinstance(model, MaskedModel) else model.forward_features(images)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_files_of_timm_give_the_same_features(tmp_path: Path, suffix: str, classes: int, caplog) -> None:
+    original, file = theirs(num_classes=classes), tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(original.state_dict(), file)
+    model = load(file).eval()
+    images = torch.randn(2, 3, 224, 224)
+    assert (features(model, images) - features(original, images)).abs().max() <= 1e-5
+    assert model.decoder is None
+    assert ("head.weight" in caplog.text) == bool(classes)
+
+
+def test_folders_of_the_hub(tmp_path: Path) -> None:
+    original = theirs(num_classes=0)
+    save_file(original.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "num_classes": 0}))
+    assert_same(to_timm(load(tmp_path)), original.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"init_values": 1.0}, "ls1.gamma"),
+        ({"qk_norm": True}, "q_norm"),
+        ({"pre_norm": True}, "norm_pre"),
+        ({"reg_tokens": 4}, "reg_token"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(tmp_path: Path, choices: dict[str, object], said: str) -> None:
+    torch.save(theirs(num_classes=0, **choices).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("positions", ["sine_cosine", "learned", "flat_sine_cosine"])
+def test_round_trip_is_bit_for_bit(tmp_path: Path, positions: str, build: Callable[..., MaskedModel]) -> None:
+    config = VisionTransformer.Config(width=192, depth=2, heads=3, positions=positions)
+    model = build(size=(224, 224), tokenizer=Patches.Config(), encoder=config).eval()
+    torch.save(to_timm(model), tmp_path / "encoder.pth")
+    there = timm.create_model(NAME, depth=2, num_classes=0, checkpoint_path=str(tmp_path / "encoder.pth")).eval()
+    images = torch.randn(2, 3, 224, 224)
+    assert (features(model, images) - features(there, images)).abs().max() <= 1e-5
+    torch.save(there.state_dict(), tmp_path / "back.pth")
+    assert_same(to_timm(load(tmp_path / "back.pth")), to_timm(model))
+
+
+def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> None:
+    with pytest.raises(ValueError, match="of clips"):
+        to_timm(build(size=(4, 8, 8)))
+    biased = VisionTransformer.Config(width=24, depth=1, heads=2, qkv_bias="qv")
+    with pytest.raises(ValueError, match=r"no place for blocks\.0\.attn\.qkv\.q_bias"):
+        to_timm(build(encoder=biased))
+    with pytest.raises(ValueError, match="no place for mask_token"):
+        to_timm(build(masker=RandomMasker.Config(blank=True)))
