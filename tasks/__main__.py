@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -51,18 +52,27 @@ def _run(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     if first and hasattr(task, "POSITIONAL"):  # `mmm knn runs/a` is `mmm knn --model runs/a`
         argv = [f"--{task.POSITIONAL}", *argv]
-    return config.main(task.run, presets=_default(task, name, argv), doc=task.__doc__ or "", argv=argv, prog=f"mmm {name}")
+    with config.plain_errors(int(os.environ.get("RANK", "0")), running=False):
+        default = _default(task, name, argv)
+    return config.main(task.run, presets=default, doc=task.__doc__ or "", argv=argv, prog=f"mmm {name}")
 
 
 def _default(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
     """What the flags change: the task's own defaults or, where it has none, the saved config that --config names."""
+    if hasattr(task, "defaults"):  # which follow from other flags
+        from mmm.config.overrides import group_flags
+
+        return task.defaults(dict(group_flags(argv)))
     needed = [field.name for field in fields(task.Config) if field.default is field.default_factory is MISSING]
     if not needed:
         return task.Config()
     from mmm.config import cli as config
+    from mmm.config.overrides import group_flags, resumed_config
 
     if "--config" in argv[:-1]:
         return config.load(task.Config, argv[argv.index("--config") + 1])
+    if (resumed := resumed_config(dict(group_flags(argv)))) is not None:
+        return config.load(task.Config, resumed)
     missing = f"mmm {name} has no values of its own for {', '.join(needed)}"
     cure = "start from a saved config (--config runs/x/config.yaml) or run a recipe (accelerate launch recipes/image_mae.py)"
     if {"-h", "--help"} & set(argv):

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
@@ -32,7 +32,7 @@ from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
 from mmm.objectives.masked import Feed, SecondSource
-from mmm.targets import PixelTarget
+from mmm.targets import PixelTarget, Target
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
 from mmm.train.distributed.fsdp import sharding_asked
@@ -125,6 +125,7 @@ def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: what does not fit together is said before anything is opened
     accelerator = start(config.train)
+    config = drop_unfit_evaluations(config, model)
     feeds = open_feeds(config)
     mixture = Mixture([feed.samples for feed in feeds], (1,) if config.also is None else config.also.updates, config.seed)
     plan = make_plan(scaled(config), samples=mixture.epoch, processes=accelerator.num_processes)
@@ -159,6 +160,14 @@ def run(config: Config) -> dict[str, Any]:
         plan = settle(training, plan, tried, asked=asked, unit=unit, folder=folder.path)
         with naming_the_cure(plan, checkpointed=config.train.checkpoint_blocks, unit=unit):
             return train(config, training, feeds, mixture, plan, folder)
+
+
+def drop_unfit_evaluations(config: Config, model: MaskedModel) -> Config:
+    """The config without the evaluations that cannot serve this model, with a warning."""
+    if "reconstruct" not in config.evaluate or type(model.target).show is not Target.show:
+        return config
+    logger.warning("the evaluation reconstruct is left out: the target %s predicts no pixels", model.target.config.name)
+    return replace(config, evaluate=tuple(name for name in config.evaluate if name != "reconstruct"))
 
 
 def trials(config: Config, feeds: list[Feed], training: Training) -> list[Trial]:
@@ -207,8 +216,6 @@ def scaled(config: Config) -> TrainConfig:
 
 def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixture, plan: Plan, folder: RunFolder) -> dict[str, Any]:
     """Trains from where the run stands to its end, and evaluates."""
-    from accelerate.utils import gather_object
-
     accelerator, main, model = training.accelerator, training.accelerator.is_main_process, bare(training)
     if config.resume:
         folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
@@ -217,12 +224,11 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     watched = [(feed, feed.watched(config.held_out)) for feed in feeds]
     inputs = sum(len(feed.samples) + len(part) for feed, part in watched)
     bad = BadInputs(folder.path / "bad_inputs.jsonl", inputs, config.data.max_bad, write=main)
-    met: list[Problem] = []  # by this process since the last line of metrics
     neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     announce(feeds, plan, folder)
     updates = fit(
         training,
-        note_problems(load(mixture, plan, training), met),
+        bad.watch(load(mixture, plan, training)),
         masked_loss(feeds, mixture, model, accelerator.device, plan.steps),
         config=config.train,
         plan=plan,
@@ -235,17 +241,16 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:
-                line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
+                line[feed.called("held_out_loss")] = watch(training, feed, part, plan, bad.pending)
         if neighbours is not None and due(update.step, config.neighbours.every, plan.steps):
             with training.whole() as whole:
                 line["neighbours_top1"], unread = neighbours.accuracy(
                     cast(MaskedModel, whole), accelerator.device, plan.micro_batch_size
                 )
-            met += unread if main else []  # all processes know of the same
+            bad.pending += unread if main else []  # all processes know of the same
         folder.note_skipped(update.skipped)
-        if line or update.last:
-            bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
-            met.clear()
+        if line or update.save or update.last:
+            bad.share()
         if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
@@ -253,6 +258,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         if update.save:
             keep_last, keep_every = config.train.keep_last, config.train.keep_every
             training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
+        bad.check()  # after the checkpoint, so that a run that stops here keeps it
     results = finish(config, training, feeds, folder, bad, metrics)
     accelerator.end_training()  # last: it ends the process group too, through which evaluations share their work
     return results
@@ -279,13 +285,6 @@ def load(mixture: Mixture, plan: Plan, training: Training) -> Iterator[Batch]:
         world=training.accelerator.num_processes,
         rank=training.accelerator.process_index,
     )
-
-
-def note_problems(batches: Iterator[Batch], met: list[Problem]) -> Iterator[Batch]:
-    """Passes batches on, and notes what could not be read."""
-    for batch in batches:
-        met += batch.problems
-        yield batch
 
 
 def watch(training: Training, feed: Feed, part: Samples, plan: Plan, problems: list[Problem]) -> float:
@@ -375,19 +374,30 @@ def finish(
     with average, training.whole() as whole:
         model = cast(MaskedModel, whole)
         for feed in feeds:
-            if feed.samples.labels() is not None:
-                for name in (name for name in JUDGES if name in config.evaluate):
+            for name in (name for name in JUDGES if name in config.evaluate and feed.samples.labels() is not None):
+                with evaluation(feed.called(name)):
                     found = judge(config, name, feed, model, training.accelerator.device)
                     results[feed.called(name)] = found
                     conclude(folder, feed.called(name), training.step, found, JUDGES[name], main)
             if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
-                picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
-                found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
-                results[feed.called("reconstruct")] = found
-                conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
+                with evaluation(feed.called("reconstruct")):
+                    picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
+                    found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
+                    results[feed.called("reconstruct")] = found
+                    conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
     if main:
         logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
     return results
+
+
+@contextmanager
+def evaluation(name: str) -> Iterator[None]:
+    """Announces an evaluation. One that fails is an error message, and the finished training keeps its exit code 0."""
+    logger.info("evaluation %s", name)
+    try:
+        yield
+    except ValueError as error:
+        logger.error("the training is complete, and its evaluation %s failed: %s", name, error)
 
 
 def judge(config: Config, name: str, feed: Feed, model: MaskedModel, device: torch.device) -> dict[str, Any]:

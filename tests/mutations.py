@@ -93,14 +93,14 @@ MUTANTS = [
     Mutant("mmm/core/tokens.py", "coords.double().flip(1)", "coords.double()", "core/test_parity_mae.py -k second_statement"),
     Mutant(
         "mmm/core/tokens.py",
-        "values.repeat_interleave(rows // len(values), dim=0)",
-        "torch.cat([values] * (rows // len(values)))",
+        "values.repeat_interleave(rows // samples, dim=0)",
+        "torch.cat([values] * (rows // samples))",
         "core/test_flow.py::test_several_masks_and_groups_equal_running_them_one_by_one",
     ),
     Mutant(
         "mmm/core/tokens.py",
-        'if kind == "sine_cosine":\n        body = _fixed_positions(grid, table',
-        "if grid == ():\n        body = _fixed_positions(grid, table",
+        'if resize == "recompute"',
+        'if resize == "anew"',
         "core/test_flow.py -k another_grid",
     ),
     Mutant("mmm/core/tokens.py", '2: "bicubic"', '2: "bilinear"', "core/test_flow.py -k resized_bicubically"),

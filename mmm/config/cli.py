@@ -56,11 +56,11 @@ def main(
     argv = sys.argv[1:] if argv is None else list(argv)
     rank = int(os.environ.get("RANK", "0"))
     _show_messages(rank)
-    with _plain_errors(rank, running=False):
+    with plain_errors(rank, running=False):
         config = parse(presets, argv, doc=doc, prog=prog)
         if rank == 0 and is_demonstration(presets, dict(group_flags(argv))):
             print(about_demonstration(presets, prog or sys.argv[0]), flush=True)
-    with _plain_errors(rank, running=True):
+    with plain_errors(rank, running=True):
         return run(config)
 
 
@@ -89,6 +89,7 @@ def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
         demo = "; with neither one nor --data.source: demo" if "demo" in presets else ""
         lines.append(f"  --preset {{{','.join(presets)}}}: named values; the first is the paper's and the default{demo}")
     lines += ["  --config FILE: a saved config.yaml; other flags win over it"]
+    lines += ["  --folder RUN --resume: the config of that run; flags that change what it computes need --allow"]
     lines += ["  --use FILE: a Python file that registers parts of your own; may be repeated"]
     lines += ["", "Parts; choosing one brings its own flags, shown below for those chosen now:"]
     for path, part in parts_of(config).items():
@@ -135,7 +136,7 @@ def _show_messages(rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _plain_errors(rank: int, *, running: bool) -> Iterator[None]:
+def plain_errors(rank: int, *, running: bool) -> Iterator[None]:
     """Ends with exit code 2 and one line where the user is wrong: a ValueError, or a file that cannot be had.
 
     A launcher ends all processes when the first goes, so the others wait until rank 0 has spoken. On the command line all find

@@ -7,7 +7,7 @@ import difflib
 import functools
 import importlib.util
 import sys
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -60,9 +60,19 @@ def use_file(path: Path) -> None:
         raise
 
 
-def is_demonstration(presets: Any, flags: Container[str]) -> bool:
+def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:
     """Whether the user says neither what to start from nor where data is, so that the preset `demo` runs."""
-    return isinstance(presets, Mapping) and "demo" in presets and not any(f in flags for f in ("preset", "config", "data.source"))
+    named = any(flag in flags for flag in ("preset", "config", "data.source")) or resumed_config(flags) is not None
+    return isinstance(presets, Mapping) and "demo" in presets and not named
+
+
+def resumed_config(flags: Mapping[str, list[str]]) -> Path | None:
+    """The config of the run that is resumed, from which it goes on; None where a preset or another config is named."""
+    folder, resume = flags.get("folder"), flags.get("resume", ["false"])
+    if not folder or resume == ["false"] or "preset" in flags or "config" in flags:
+        return None
+    path = Path(folder[-1]) / "config.yaml"
+    return path if path.is_file() else None
 
 
 def about_demonstration(presets: Any, prog: str) -> str:
@@ -76,15 +86,15 @@ def about_demonstration(presets: Any, prog: str) -> str:
 
 def starting_point(presets: Any, flags: Flags) -> Any:
     """What the flags change: a saved config, a preset, or the one default."""
-    demonstration = is_demonstration(presets, dict(flags))
+    demonstration, resumed = is_demonstration(presets, dict(flags)), resumed_config(dict(flags))
     names = pull(flags, "preset") if isinstance(presets, Mapping) else []
     files = pull(flags, "config")
     if names and files:
         raise ValueError("--preset and --config both say what to start from; give one of them")
     default = next(iter(presets.values())) if isinstance(presets, Mapping) else presets
     kind = default if isinstance(default, type) else type(default)
-    if files:
-        return load(kind, files[-1])
+    if files or resumed is not None:
+        return load(kind, resumed or files[-1])
     if kind is default:
         try:
             return from_dict(kind, {})

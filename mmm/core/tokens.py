@@ -6,7 +6,6 @@ Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axe
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 Grid = tuple[int, ...]  # (H', W') of an image, (T', H', W') of a clip
 Fixed = Literal["sine_cosine", "flat_sine_cosine"]  # positions that are not trained
 Positions = Literal["sine_cosine", "flat_sine_cosine", "learned"]
+Resize = Literal["interpolate", "antialias", "recompute"]  # how positions for another grid are obtained
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     Returns:
         (kB, K, ...).
     """
-    rows, many = len(index), len(values)
+    rows, many = index.shape[0], values.shape[0]  # `len` would fix the batch size of an exported graph
     assert rows % many == 0, f"{rows} rows of indices for {many} samples"
     flat = index.reshape(many, -1)  # (kB, K) -> (B, kK)
     trailing = values.shape[2:]
@@ -38,7 +38,8 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 def repeat_rows(values: Tensor, rows: int) -> Tensor:
     """(B, ...) -> (rows, ...), each sample's row repeated in place, sample-major; no copy where there is nothing to do."""
-    return values if len(values) == rows else values.repeat_interleave(rows // len(values), dim=0)
+    samples = values.shape[0]
+    return values if samples == rows else values.repeat_interleave(rows // samples, dim=0)
 
 
 def keep_count(ratio: float, tokens: int) -> int:
@@ -94,34 +95,37 @@ def flat_sine_cosine(tokens: int, width: int) -> Tensor:
     return torch.where(places % 2 == 0, angles.sin(), angles.cos())
 
 
-def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """A table of positions for another grid, (1, N_old, D) -> (1, N_new, D).
+def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = False) -> Tensor:
+    """Interpolates a table of positions for another grid, (1, N_old, D) -> (1, N_new, D).
 
-    Bicubic without corner alignment for two axes, as MAE's fine-tuning does; trilinear for three. The same grid gives the
-    same values.
+    Bicubic without corner alignment for two axes; trilinear for three. The same grid gives the same values.
+
+    Args:
+        table: (1, N_old, D).
+        old, new: the grids.
+        antialias: use timm's cubic kernel (`resample_abs_pos_embed`) instead of MAE's and transformers'; for two axes.
     """
     if old == new:
         return table
     if len(old) != len(new):
         raise ValueError(f"positions of a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
+    if antialias and len(old) != 2:
+        raise ValueError(f"resize_positions antialias is for images; positions of {len(old)} axes need interpolate or recompute")
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
     image = table.transpose(1, 2).unflatten(2, old)  # (1, D, *old)
-    return F.interpolate(image, size=new, mode=mode, align_corners=False).flatten(2).transpose(1, 2)  # (1, N_new, D)
+    resized = F.interpolate(image, size=new, mode=mode, align_corners=False, antialias=antialias)
+    return resized.flatten(2).transpose(1, 2)  # (1, N_new, D)
 
 
-@lru_cache(maxsize=8)  # 10 ms for a grid of 28 x 28 at a width of 768, in every forward, twice
-def _fixed_positions(grid: Grid, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return sine_cosine(coordinates(grid), width)[None].to(device, dtype)  # (1, N, D)
-
-
-def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions) -> Tensor:
-    """The positions of a grid: the stored table on its home grid; elsewhere n-D sines are computed anew, all others resized.
-
-    Flat ones too are resized, as the table of the home grid's places that they are: counted anew on another grid, as published
-    models of other sizes do, the same place would get another position (the same index another place).
+def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions, resize: Resize = "interpolate") -> Tensor:
+    """Returns the positions of a grid: the stored table on its home grid, elsewhere the table resized or computed for the grid.
 
     Args:
         table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
+        home, grid: the grid that the table is for, and the one that is asked for.
+        prefix: number of prefix tokens.
+        kind: of the table.
+        resize: how positions for another grid are obtained.
 
     Returns:
         (1, prefix + N, D).
@@ -129,11 +133,23 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Position
     if grid == home:
         return table
     head, body = table[:, :prefix], table[:, prefix:]
-    if kind == "sine_cosine":
-        body = _fixed_positions(grid, table.shape[2], table.device, table.dtype)
+    if resize == "recompute":
+        body = fixed_positions(grid, table.shape[2], kind)[None].to(table)
     else:
-        body = resize_positions(body, home, grid)
+        body = resize_positions(body, home, grid, antialias=resize == "antialias")
     return torch.cat([head, body], dim=1)
+
+
+def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
+    """Sines and cosines for every token of a grid, float32 (N, D), on the CPU.
+
+    Raises:
+        ValueError: for learned positions, which cannot be computed.
+    """
+    if kind == "learned":
+        raise ValueError("learned positions cannot be computed; only sine_cosine and flat_sine_cosine can")
+    table = sine_cosine(coordinates(grid), width) if kind == "sine_cosine" else flat_sine_cosine(math.prod(grid), width)
+    return table.float()
 
 
 def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.Parameter:
@@ -141,5 +157,5 @@ def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.P
     if kind == "learned":
         table = torch.empty(1, prefix + math.prod(grid), width)
         return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-    body = sine_cosine(coordinates(grid), width) if kind == "sine_cosine" else flat_sine_cosine(math.prod(grid), width)
-    return nn.Parameter(torch.cat([torch.zeros(prefix, width), body.float()])[None], requires_grad=False)
+    body = fixed_positions(grid, width, kind)
+    return nn.Parameter(torch.cat([torch.zeros(prefix, width), body])[None], requires_grad=False)

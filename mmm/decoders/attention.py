@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmm.core.checks import check_positive, check_width
-from mmm.core.tokens import Fixed
+from mmm.core.tokens import Fixed, Resize
 from mmm.decoders.fusion import FusedDecoderConfig
 
 
@@ -30,6 +30,9 @@ class AttentionDecoderConfig(FusedDecoderConfig):
 
     positions: Fixed = "sine_cosine"
     """Sines and cosines of each axis (MAE), or of the token's flat index (VideoMAE)."""
+
+    resize_positions: Resize = "interpolate"
+    """Positions on another grid than the model was built for; see the encoder's."""
 
     def __post_init__(self) -> None:
         check_positive(self, "width", "depth", "heads")

@@ -50,7 +50,7 @@ class CrossBlock(nn.Module):
         self.norm1 = norm(width)
         self.cross_attn = CrossAttention(width, source, heads)
         self.norm2 = norm(width)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, round(width * mlp_ratio))
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(B, Q, d), (B, M, D) -> (B, Q, d)."""
@@ -98,8 +98,9 @@ class CrossAttentionDecoder(Decoder):
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        table = positions(self.pos_embed, self.home, grid, self.prefix, self.config.positions)  # (1, R + N, d)
+        config = self.config
+        table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
         x = self.mask_token + take(table[:, self.prefix :], mask.predict)  # (kmB, Q, d)
         for block, source in zip(self.blocks, self.fusion(features), strict=True):
-            x = block(x, repeat_rows(source, len(x)))  # (mB, M, D) -> (kmB, M, D)
+            x = block(x, repeat_rows(source, x.shape[0]))  # (mB, M, D) -> (kmB, M, D)
         return self.head(self.norm(x))  # (kmB, Q, K)

@@ -70,10 +70,11 @@ class SelfAttentionDecoder(Decoder):
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        table = positions(self.pos_embed, self.home, grid, self.prefix, self.config.positions)  # (1, R + N, d)
+        config = self.config
+        table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
         prefix, body = table[:, : self.prefix], table[:, self.prefix :]
-        places = torch.cat([prefix.expand(len(features.where), -1, -1), take(body, features.where)], dim=1)
-        seen = repeat_rows(self.embed(self.fusion(features)[0]) + places, len(mask.predict))  # (kmB, R + M, d)
+        places = torch.cat([prefix.expand(features.where.shape[0], -1, -1), take(body, features.where)], dim=1)
+        seen = repeat_rows(self.embed(self.fusion(features)[0]) + places, mask.predict.shape[0])  # (kmB, R + M, d)
         asked = self.mask_token + take(body, mask.predict)  # (kmB, Q, d)
         tokens = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # (kmB, R + M + Q, d)
         for block in self.blocks:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmm.core.checks import check_positive, check_width
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, Positions, position_table, positions, repeat_rows, take
+from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
 from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.embedding import Embedding
@@ -54,6 +54,10 @@ class VisionTransformer(Encoder):
         positions: Positions = "sine_cosine"
         """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), or learned ones."""
 
+        resize_positions: Resize = "interpolate"
+        """Positions on another grid than the model was built for: the stored table, interpolated as MAE and transformers do
+        (interpolate) or as timm does (antialias); or sines and cosines that are computed for the new grid (recompute)."""
+
         qkv_bias: QKVBias = "all"
         """Biases of queries, keys and values (MAE, timm), of queries and values only (VideoMAE), or none."""
 
@@ -71,6 +75,8 @@ class VisionTransformer(Encoder):
                 raise ValueError(f"encoder.size {self.size!r} is unknown; choose from {', '.join(SIZES)}")
             check_positive(self, "width", "depth", "heads")
             check_width("encoder", self.shape.width, self.head_count)
+            if self.positions == "learned" and self.resize_positions == "recompute":
+                raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"encoder.drop_path {self.drop_path} is not a rate from 0 to below 1")
 
@@ -149,9 +155,9 @@ class VisionTransformer(Encoder):
             if self.mask_token is None:
                 raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
             tokens = torch.cat([tokens, self.mask_token.expand(*mask.blank.shape, -1)], dim=1)  # (mB, V + H, D)
-        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions)
+        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions, self.config.resize_positions)
         tokens = tokens + take(table[:, self.shape.prefix :], where)
         if self.cls_token is None:
             return tokens
-        prefix = repeat_rows(self.cls_token + table[:, :1], len(tokens))
-        return torch.cat([prefix.to(tokens.dtype), tokens], dim=1)  # (mB, 1 + M, D)
+        prefix = (self.cls_token + table[:, :1]).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+        return torch.cat([prefix, tokens], dim=1)  # (mB, 1 + M, D)

@@ -41,9 +41,11 @@ def classify(
     Raises:
         ValueError: where not one input could be read.
     """
+    from accelerate.utils import gather_object as gather
+
     data, views, device = part.config, part.config.views, accelerator.device
     world, rank, training = accelerator.num_processes, accelerator.process_index, model.training
-    tally, loss = Tally(1, model.head.classes, device), torch.zeros((), dtype=torch.float64, device=device)
+    tally, losses = Tally(1, model.head.classes, device), [torch.zeros((), device=device)]  # a sum for each batch
     unread: list[Problem] = []
     model.eval()
     for batch in eval_batches(part, data, batch_size=batch_size, world=world, rank=rank):
@@ -53,15 +55,16 @@ def classify(
             assert batch.labels is not None
             labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
             tally.add(mean_of_views(logits, views)[None], labels)
-            loss += F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum").double()
+            losses.append(F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum"))
     model.train(training)
     problems += unread
     whole = tally.gathered(lambda counts: cast(Tensor, accelerator.reduce(counts, reduction="sum")))
-    losses = float(accelerator.reduce(loss, reduction="sum"))
+    mine = torch.stack(losses).tolist()
+    loss = math.fsum(gather(mine) if accelerator.num_processes > 1 else mine)
     if not whole.seen.sum():
         raise ValueError(f"not one of {part.title} can be read; see bad_inputs.jsonl in the run folder")
     result = whole.result(0)
-    return result | {"loss": losses / result["samples"], "unreadable": len(part) - result["samples"]}
+    return result | {"loss": loss / result["samples"], "unreadable": len(part) - result["samples"]}
 
 
 def log_mean_of_views(logits: Tensor, views: int) -> Tensor:

@@ -39,17 +39,18 @@ def held_out_loss(
     """
     from accelerate.utils import gather_object as gather
 
-    found: list[torch.Tensor] = []  # of each batch its loss and its samples
+    losses: list[torch.Tensor] = []  # of each batch, on its device
+    samples: list[int] = []
     training = model.training
     model.eval()
     for batch in batches:
         problems += batch.problems
         if len(batch):
-            loss = loss_of(model, batch, 0)
-            found.append(torch.stack([loss.double(), loss.new_tensor(len(batch), dtype=torch.float64)]))
+            losses.append(loss_of(model, batch, 0))
+            samples.append(len(batch))
     model.train(training)
-    mine = torch.stack(found).tolist() if found else []
-    every: list[list[float]] = gather(mine) if accelerator.num_processes > 1 else mine
+    mine = list(zip(torch.stack(losses).tolist(), samples, strict=True)) if losses else []
+    every: list[tuple[float, int]] = gather(mine) if accelerator.num_processes > 1 else mine
     if not every:
         raise ValueError("no sample of the evaluation part could be read; see bad_inputs.jsonl in the run folder")
-    return math.fsum(loss * samples for loss, samples in every) / math.fsum(samples for _, samples in every)
+    return math.fsum(loss * count for loss, count in every) / sum(count for _, count in every)

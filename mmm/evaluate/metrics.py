@@ -74,12 +74,12 @@ class Tally:
 
     def top1(self) -> list[float]:
         """Of each classifier."""
-        return (self.first.sum(1).double() / self.seen.sum()).tolist()
+        return (self.first.sum(1).cpu().double() / self.seen.sum().cpu()).tolist()
 
     def result(self, classifier: int) -> dict[str, Any]:
         """Of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample), `mean_per_class`, and
         the number of `samples`."""
-        first, among, seen = (count.double().cpu() for count in (self.first[classifier], self.among[classifier], self.seen))
+        first, among, seen = (count.cpu().double() for count in (self.first[classifier], self.among[classifier], self.seen))
         shares = (first / seen)[seen > 0]
         return {
             "top1": (first.sum() / seen.sum()).item(),

@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width, eps=epsilon)
         self.attn = SelfAttention(width, heads, qkv_bias)
         self.norm2 = LayerNorm(width, eps=epsilon)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, round(width * mlp_ratio))
         from timm.layers import DropPath  # here: timm takes longer to import than torch
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()

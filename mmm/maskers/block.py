@@ -52,12 +52,11 @@ class BlockMasker(Masker):
                 raise ValueError(f"masker.aspect {self.aspect:g} is not in (0, 1]")
 
     config: Config
-    aspects: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         steps = [(2 * step + 1) / ASPECTS - 1 for step in range(ASPECTS)]  # -1 to 1
-        self.register_buffer("aspects", torch.tensor([config.aspect**step for step in steps]), persistent=False)
+        self.aspects = [config.aspect**step for step in steps]  # no buffer: a masker need not be moved to its keys' device
 
     def members(self, grid: Grid) -> Tensor:
         return columns(grid)
@@ -80,7 +79,7 @@ class BlockMasker(Masker):
         """Top, bottom, left and right of R rectangles a sample, in tokens, each int64 (B, R)."""
         area, aspect, y, x = uniform(keys, 4 * RECTANGLES).unflatten(1, (4, RECTANGLES)).unbind(1)
         area = (self.config.smallest + area * (self.config.largest - self.config.smallest)) * height * width
-        ratio = self.aspects[(aspect * ASPECTS).long()]  # log-uniform, height over width
+        ratio = torch.tensor(self.aspects, device=keys.device)[(aspect * ASPECTS).long()]  # log-uniform, height over width
         tall = (area * ratio).sqrt().round().clamp(1, height)
         wide = (area / ratio).sqrt().round().clamp(1, width)
         top, left = (y * (height - tall + 1)).floor(), (x * (width - wide + 1)).floor()

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict
 from mmm.core.tokens import positions
 from mmm.core.types import Input, Reads
+from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
 from mmm.model import MaskedModel
 from mmm.weights.formats.run import CONFIG, read_config, run_of
@@ -45,12 +48,25 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     return model
 
 
+def run_data(path: str | Path) -> DataConfig | None:
+    """The data of the run that a path means: its source, sizes and normalisation; None where it means no run.
+
+    Raises:
+        ValueError: the run's config.yaml cannot be read.
+    """
+    run = run_of(Path(path).expanduser())
+    if run is None:
+        return None
+    read_config(run / CONFIG)  # refuses what is not a run's
+    tree = read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
+    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
+
+
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
     """An encoder with the weights of a model's own.
 
-    Its home grid is that of the samples: positions are computed anew or resized once (see `mmm.core.tokens.positions`), so that
-    they
-    can be trained.
+    Its home grid is that of the samples: positions are resized once, as `encoder.resize_positions` says, so that they can be
+    trained.
 
     Args:
         model: pretrained.
@@ -67,7 +83,8 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     token, channels = model.tokenizer.size, model.tokenizer.channels
     encoder = encoders.build(config, token=token, channels=channels, grid=grid, reads=Reads(last=last_norm))
     found: dict[str, Tensor] = source.state_dict()
-    found["pos_embed"] = positions(source.pos_embed.detach(), source.home, grid, source.shape.prefix, source.config.positions)
+    table, prefix = source.pos_embed.detach(), source.shape.prefix
+    found["pos_embed"] = positions(table, source.home, grid, prefix, config.positions, config.resize_positions)
     own = encoder.state_dict()
     assert own.keys() ^ found.keys() <= UNUSED, f"{own.keys() ^ found.keys()}"
     encoder.load_state_dict(own | {name: found[name] for name in own.keys() & found.keys()})

@@ -5,6 +5,7 @@ Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -58,9 +59,13 @@ class Feed:
         """Opens the training part.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: where there is none; the message names the flag of this source.
         """
-        return cls(name, data, maskers.build(masker), weight, open_data(data, "train"))
+        try:
+            samples = open_data(data, "train")
+        except ValueError as error:
+            raise ValueError(re.sub(r"\bdata\.", f"{name}.data.", str(error)) if name else str(error)) from error
+        return cls(name, data, maskers.build(masker), weight, samples)
 
     def called(self, metric: str) -> str:
         """A metric's name for this source."""

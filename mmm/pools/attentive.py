@@ -59,7 +59,7 @@ class AttentivePool(Pool):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.norm2 = None if config.mlp_ratio is None else nn.LayerNorm(width, eps=1e-6)
-        self.mlp = None if config.mlp_ratio is None else MLP(width, int(width * config.mlp_ratio))
+        self.mlp = None if config.mlp_ratio is None else MLP(width, round(width * config.mlp_ratio))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -72,7 +72,7 @@ class AttentivePool(Pool):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, R + M, D) -> (B, Q D)."""
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)
         q = rearrange(self.q(query), "b q (h c) -> b h q c", h=self.num_heads)
         k, v = rearrange(self.kv(self.norm1(tokens)), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)
         pooled = query + rearrange(F.scaled_dot_product_attention(q, k, v), "b h q c -> b q (h c)")  # (B, Q, D)

@@ -40,8 +40,7 @@ class EMA:
         if made is None:
             torch._foreach_lerp_(averages, values, 1 - decay)
         else:  # the weight stays on the device
-            weight = made.double() * (1 - decay)
-            weights = {dtype: weight.to(dtype) for dtype in {value.dtype for value in averages}}
+            weights = {dtype: made.to(dtype) * (1 - decay) for dtype in {value.dtype for value in averages}}
             torch._foreach_lerp_(averages, values, [weights[value.dtype] for value in averages])
         for name in self.averages.keys() - set(floats):
             self.averages[name].copy_(live[name])

@@ -88,11 +88,12 @@ def fit(
     interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
     waited = Waited(batches)
     collect = Tree(training, plan, config).collect if config.strict else partial(_mean, training, plan)
-    with StopSignals() as signals:
+    with StopSignals(answers=accelerator.is_main_process) as signals:
         agreement = Agreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
+            signals.begin_update()
             model.train()  # the caller may have evaluated
 
             def compute(part: int, step: int = step) -> Tensor:
@@ -102,6 +103,7 @@ def fit(
             losses = collect(compute)
             interval.add(losses, _apply(training, config))
             made = training.step = step + 1
+            signals.end_update()
             stop = made < plan.steps and agreement.asked(made)
             save = stop or due(made, config.save_every, plan.steps)
             skipped = interval.look(made) if save or due(made, config.log_every, plan.steps) else ()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from time import monotonic
 
 from tqdm import tqdm
 
@@ -13,6 +15,8 @@ from mmm.train.schedule import Plan
 from mmm.train.waiting import Waits
 
 logger = logging.getLogger(__name__)
+
+SILENCE = 60.0  # seconds after which a log file gets a line between two lines of metrics
 
 
 def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bool) -> Iterator[Update]:
@@ -23,7 +27,7 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
         start: updates made before.
         main: whether this is the process that shows.
     """
-    terminal = sys.stderr.isatty()
+    terminal = _shows_bar()
     bar = tqdm(
         total=plan.steps * plan.batch_size,
         initial=start * plan.batch_size,
@@ -32,7 +36,8 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
         disable=not (main and terminal),
         dynamic_ncols=True,
     )
-    waits, line = Waits(), start
+    waits, line, began = Waits(), start, monotonic()
+    said = began
     try:
         for update in updates:
             bar.update(plan.batch_size)
@@ -40,13 +45,28 @@ def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bo
                 waits.add(update.metrics, (update.step - line) * plan.batch_size)
                 line = update.step
                 bar.set_postfix(loss=f"{update.metrics['loss']:.4f}", step=update.step, refresh=False)
-                if main and not terminal:
-                    logger.info(describe(update, plan))
+            if main and not terminal and (update.metrics is not None or monotonic() - said > SILENCE):
+                pace = (monotonic() - began) / (update.step - start)
+                logger.info(
+                    "%s",
+                    f"step {update.step}/{plan.steps}, {pace:.3g} s each" if update.metrics is None else describe(update, plan),
+                )
+                said = monotonic()
             yield update
     finally:  # also of a run that was asked to stop
         bar.close()
         if main and waits.seconds:
             logger.info("%s", waits)
+
+
+def _shows_bar() -> bool:
+    """Whether a person sees a bar; tqdm shows nothing on a terminal of 0 columns."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return True  # it has no size
 
 
 def describe(update: Update, plan: Plan) -> str:

@@ -29,7 +29,7 @@ def load(
     fusion_blocks: tuple[int, ...] | None = None,
     frames: int | None = None,
 ) -> MaskedModel:
-    """The model that a run folder or a file of weights holds, on the CPU.
+    """The model that a run folder or a file of weights holds, on the CPU and in evaluation mode.
 
     A run gives its newest whole checkpoint; a folder `checkpoints/step_*` gives that one, and the file `ema.safetensors` in it the
     moving average of the weights instead of the weights. A file (.pth, .pt, .safetensors) may be in the official layout of MAE,
@@ -62,10 +62,10 @@ def load(
     others = {"predict": predict, "fusion_blocks": fusion_blocks, "frames": frames}
     if run is not None:
         _refuse_surplus(given | others, run / "config.yaml")
-        return load_run(path, run)
+        return load_run(path, run).eval()
     if is_transformers(path):
         _refuse_surplus(given | others | {"predict": None}, path)
-        return _predicting(load_transformers(path), predict)
+        return _predicting(load_transformers(path), predict).eval()
     weights = weights_of(path)
     build: Callable[..., MaskedModel] = mae.model_of
     cross, video = crossmae_layout.is_crossmae(weights), videomae_layout.is_videomae(weights)
@@ -77,7 +77,7 @@ def load(
         build = partial(crossmae.model_of, fusion_blocks=fusion_blocks)
     elif video:
         build = partial(videomae.model_of, frames=frames)
-    return _predicting(build(weights, str(path), **given), predict)
+    return _predicting(build(weights, str(path), **given), predict).eval()
 
 
 def _refuse_surplus(given: Mapping[str, object], config: Path) -> None:

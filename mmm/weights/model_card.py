@@ -15,8 +15,14 @@ from mmm.config.cli import to_dict
 from mmm.model import MaskedModel, ModelConfig
 from mmm.train.config import flatten
 
-# of a run's `train`, what a card says
-TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")
+TRAINING = (
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "warmup_steps",
+    "weight_decay",
+    "precision",
+)  # of a run's `train`, what a card says
 LICENCE = """## Licence
 
 Not stated. Whoever publishes this model adds one here and as `license:` at the top, within what the licences of its data and of the

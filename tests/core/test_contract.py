@@ -330,6 +330,10 @@ MISTAKES: dict[str, tuple[Callable[[Build], object], str]] = {
     "too many heads": (lambda build: build(encoder=replace(SHALLOW, heads=5)), r"encoder\.heads 5"),
     "an odd width": (lambda build: build(encoder=replace(SHALLOW, width=25, heads=5)), r"encoder\.width 25"),
     "drop path over 1": (lambda build: VisionTransformer.Config(drop_path=1.5), r"encoder\.drop_path 1\.5"),
+    "learned positions computed anew": (
+        lambda build: VisionTransformer.Config(positions="learned", resize_positions="recompute"),
+        r"encoder\.resize_positions recompute",
+    ),
     "a deviation of 0": (lambda build: Input(size=(4, 4), std=(0.2, 0.0, 0.2)), r"data\.std"),
     "blocks that nobody reads": (lambda build: build(decoder=HALF_READ), r"decoder\.fusion_blocks"),
     "linear without blanks": (lambda build: build(decoder=LinearDecoder.Config()), r"masker\.blank"),

@@ -218,8 +218,12 @@ def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
     ("home", "away"), [((12, 16), (20, 8)), ((12, 16), (24, 32)), ((4, 12, 16), (8, 12, 16)), ((4, 12, 16), (2, 8, 24))], ids=str
 )
 def test_another_grid_than_home_equals_a_model_built_for_it(home, away, build: Build) -> None:
-    """Fixed positions are computed for any grid: the weights do not know which one they were built for."""
-    first, second = build(size=home), build(size=away)
+    """With `recompute`, fixed positions are computed for any grid: the weights do not know which one they were built for."""
+    anew = {
+        "encoder": replace(SMALL, resize_positions="recompute"),
+        "decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, resize_positions="recompute"),
+    }
+    first, second = build(size=home, **anew), build(size=away, **anew)
     tables = {"encoder.pos_embed", "decoder.pos_embed"}
     shared = {name: weight for name, weight in first.state_dict().items() if name not in tables}
     assert set(second.load_state_dict(shared, strict=False).missing_keys) == tables
@@ -230,8 +234,9 @@ def test_another_grid_than_home_equals_a_model_built_for_it(home, away, build: B
     assert torch.equal(ours.loss, wanted.loss)
 
 
-def test_learned_positions_are_resized_bicubically_and_at_home_are_themselves(build: Build) -> None:
-    encoder = build(encoder=replace(SMALL, positions="learned")).encoder  # 3 x 4 tokens
+@pytest.mark.parametrize("kind", ["sine_cosine", "learned", "flat_sine_cosine"])
+def test_positions_are_resized_bicubically_and_at_home_are_themselves(kind: str, build: Build) -> None:
+    encoder = build(encoder=replace(SMALL, positions=kind)).encoder  # 3 x 4 tokens
     patches = torch.zeros(1, 12, 48)
     base = F.linear(patches, torch.zeros(24, 48), encoder.patch_embed.proj.bias)
     where = torch.arange(12)[None]

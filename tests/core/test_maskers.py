@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from other_device import other_device
 from torch import Tensor
 
 from mmm import Mask
@@ -58,6 +59,19 @@ def test_each_sample_is_masked_alone_as_in_a_batch(name: str) -> None:
         cut = [draw(name, (3, 6, 10), k) for k in keys.split(parts)]
         assert torch.equal(torch.cat([mask.visible for mask in cut]), whole.visible)
         assert torch.equal(torch.cat([mask.predict for mask in cut]), whole.predict)
+
+
+@every_masker
+def test_a_masker_that_was_never_moved_draws_the_same_masks_on_another_device(name: str) -> None:
+    part = maskers[name]
+    masker = part(part.Config(predict=0.25))
+    assert not list(masker.buffers())  # a stream's masker is no part of the model, so nothing would move them
+    with other_device() as device:
+        there = masker(KEYS.to(device), (4, 6, 8))
+    here = masker(KEYS, (4, 6, 8))
+    assert there.visible.device == there.predict.device == device
+    assert torch.equal(there.visible.cpu(), here.visible)
+    assert torch.equal(there.predict.cpu(), here.predict)
 
 
 @every_masker

@@ -185,6 +185,31 @@ def test_transformers_gives_the_same_loss_and_gradients(sizes: Sizes, dtype: tor
         assert worst <= LIMITS[dtype][1], f"norm_pix {norm_pix}: the gradient of {where} is off by {worst:.1e}"
 
 
+@pytest.mark.parametrize("image", [(48, 64), (16, 40)], ids=["larger", "smaller"])
+def test_at_another_size_features_equal_transformers_own_interpolation(image: tuple[int, int]) -> None:
+    """Of the encoder. Their decoder interpolates its flattened table along one axis, so its positions stand elsewhere."""
+    theirs, ours = pair(TINY, torch.float64)
+    images, noise, _ = draw(replace(TINY, image=image), torch.float64)
+    theirs.config.mask_ratio = 0.0
+    in_order = torch.arange(noise.shape[1]).repeat(len(images), 1)
+    features = theirs.vit(images, noise=in_order, interpolate_pos_encoding=True).last_hidden_state
+    assert (ours.encode(images).last - features).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("image", [(48, 64), (16, 40)], ids=["larger", "smaller"])
+def test_at_another_size_features_equal_timms_own_interpolation(image: tuple[int, int]) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=0, dynamic_img_size=True)
+    noisy(theirs.double())
+    config = VisionTransformer.Config(size="tiny", depth=2, positions="learned", resize_positions="antialias")
+    ours = VisionTransformer(config, token=(8, 8), channels=3, grid=(4, 4), reads=Reads()).double()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, *image, dtype=torch.float64)
+    patches = Patches(Patches.Config(size=8), channels=3)
+    found = ours(patches.split(images), patches.grid(images), None).last
+    # timm interpolates in fp32 whatever the model's precision
+    assert (found - theirs.eval().forward_features(images)).abs().max() <= 1e-5
+
+
 def test_the_comparison_itself_sees_a_wrong_epsilon() -> None:
     """The limits are tight enough to tell layer-norm epsilons 1e-12 and 1e-6 apart in fp64."""
     theirs, ours = pair(TINY, torch.float64)

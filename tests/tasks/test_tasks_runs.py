@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, load_recipe, reset_accelerate
 from PIL import Image
+from torch import Tensor
 
 from mmm import Input, MaskedModel, ModelConfig
 from mmm.config.cli import main as run_main
+from mmm.core.mask import Mask
+from mmm.core.registry import PartConfig
+from mmm.core.tokens import Grid, take
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
-from mmm.encoders import VisionTransformer
+from mmm.encoders import Encoder, VisionTransformer
 from mmm.evaluate.compare_runs import describe_comparison, differing
 from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
 from mmm.evaluate.plots.curves import draw_loss
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget
+from mmm.targets import PixelTarget, Target, targets
 from mmm.tokenizers import Patches
 from tasks import compare
 from tasks.__main__ import main
@@ -84,6 +89,116 @@ def test_knn_judges_trained_untrained_and_pixels(trained: Path, capsys: pytest.C
     assert found["step"] == 2
     assert list(found["neighbours"]) == ["trained", "untrained", "raw_pixels"]
     assert (found["train"], found["test"]) == (34, 12)
+
+
+def test_a_resume_takes_the_config_in_its_folder(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, goes_on = load_recipe("image_mae"), ["--folder", str(trained), "--resume"]
+
+    def start(*flags: str) -> dict[str, object]:
+        try:
+            return run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*goes_on, *flags])
+        finally:
+            reset_accelerate()
+
+    assert start("--train.steps", "3", "--allow", "train.steps")["step"] == 3
+    assert "this is the demonstration" not in capsys.readouterr().out
+    assert main(["pretrain", *goes_on]) == 0
+    reset_accelerate()
+    with pytest.raises(SystemExit):
+        start("--masker.ratio", "0.6")
+    assert "masker.ratio was 0.75, is 0.6" in capsys.readouterr().err
+
+
+class Sums(Target):
+    """Predicts each channel's mean: numbers that cannot be drawn."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        """Nothing to choose."""
+
+    def __init__(self, config: Config, *, width: int, data: Input, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.width = config, data.channels
+
+    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        return take(patches, mask.predict).unflatten(2, (-1, self.width)).mean(2)
+
+    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
+        return (predicted - wanted).square().mean()
+
+
+def test_a_target_that_is_no_picture_trains_to_the_end(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(targets.parts, "sums", Sums)
+    monkeypatch.setattr(Sums.Config, "name", "sums")
+    monkeypatch.setattr(Sums.Config, "kind", "target")
+    recipe = load_recipe("image_mae")
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "sums"]
+    result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
+    reset_accelerate()
+    assert "the evaluation reconstruct is left out: the target sums predicts no pixels" in caplog.text
+    assert "reconstruct" not in result
+    assert (tmp_path / "run" / "pictures" / "loss.png").exists()
+
+
+def test_an_evaluation_that_fails_does_not_take_the_run_with_it(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("none can be read")
+
+    recipe = load_recipe("image_mae")
+    monkeypatch.setattr(recipe.pretrain, "make_gallery", fail)
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruct"]
+    result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
+    reset_accelerate()
+    assert result["step"] == 2
+    assert "the training is complete, and its evaluation reconstruct failed: none can be read" in caplog.text
+    assert (tmp_path / "run" / "pictures" / "loss.png").exists()
+
+
+def test_too_many_unreadable_inputs_stop_a_short_run_at_once(
+    tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = shutil.copytree(tiles, tmp_path / "damaged")
+    for path in sorted(damaged.rglob("*.png"))[::2]:
+        path.write_bytes(path.read_bytes()[:100])
+    recipe, argv = load_recipe("image_mae"), [*SHORT, *SMALL, "--data.source", str(damaged), "--data.eval_split", "none"]
+    argv += ["--train.steps", "50", "--train.log_every", "50", "--data.no_cache", "--data.holdout", "0.1", "--evaluate"]
+    with pytest.raises(SystemExit):
+        run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
+    reset_accelerate()
+    assert "inputs cannot be read" in capsys.readouterr().err
+    assert len((tmp_path / "run" / "bad_inputs.jsonl").read_text().splitlines()) < 12  # of 24: the run did not see all
+
+
+def test_a_second_source_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe("joint_mae")
+    with pytest.raises(SystemExit):
+        run_main(
+            recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--data.source", "builtin:motion", "--encoder.size", "tiny"]
+        )
+    reset_accelerate()
+    assert "also.data.source is not set" in capsys.readouterr().err
+
+
+def test_a_part_of_ones_own_that_is_missing_names_the_flag(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = (trained / "config.yaml").read_text()
+    (trained / "config.yaml").write_text(saved.replace("name: random", "name: mine"))
+    with pytest.raises(SystemExit):
+        main(["knn", str(trained), *FEW])
+    assert "--use FILE" in capsys.readouterr().err
+
+
+def test_finetune_reads_the_data_as_the_run_did(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--train.steps", "1", "--train.epochs", "none", "--train.batch_size", "4", "--folder", str(tmp_path / "tuned")]
+    main(["finetune", str(trained), *short, "--data.flip", "0"])
+    reset_accelerate()
+    own, data = Record.read(trained).config, Record.read(tmp_path / "tuned").config
+    names = [f"data.{name}" for name in ("source", "image_size", "channels", "mean", "std", "holdout")]
+    assert [data[name] for name in names] == [own[name] for name in names]
+    assert data["data.flip"] == 0
 
 
 def test_knn_of_a_config_is_of_the_untrained_model(trained: Path, tmp_path: Path) -> None:

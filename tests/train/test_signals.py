@@ -5,7 +5,9 @@ Run as a script, this file is two processes (`test_two_processes_stop_as_one`), 
 
 from __future__ import annotations
 
+import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -82,6 +84,37 @@ def test_a_second_signal_while_the_first_is_served(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_flush", disturbed)
     assert stop(tmp_path, loss=at(3, signal.SIGUSR1)) == [4]
     assert checkpoint.damage(tmp_path / "checkpoints" / "step_00000004") is None
+
+
+def test_the_first_request_is_answered_at_once_and_the_second_ends_the_process(tmp_path):
+    """In an update that lasts longer than anybody would wait, in one call from which Python does not come back meanwhile."""
+    script = [sys.executable, __file__, str(tmp_path), "endless"]
+
+    def act(both):
+        wait_for(lambda: (tmp_path / "run" / "endless").exists())
+        both.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        both.send_signal(signal.SIGTERM)  # a launcher hands it on: still the first request
+        time.sleep(2.5)
+        assert both.poll() is None
+        both.send_signal(signal.SIGINT)
+
+    code, output = watch(script, seconds=60, act=act)
+    assert code == 143, output
+    assert output.count("SIGINT: stopping after this update, about 1 s; again to stop now") == 1
+    assert "SIGINT came again: stopping now" in output
+    assert [path.name for path in checkpoint.found(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+    assert train(tmp_path / "run", RARE, resume=True).step == 12
+
+
+def endless(model, batch, step):
+    """The third update does not end: it is in C, as a long backward pass is."""
+    if step == 2:
+        (Path(sys.argv[1]) / "run" / "endless").touch()
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):  # the second waits for the first, and no signal ends that
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    return loss_of(model, batch, step)
 
 
 def test_a_signal_in_the_last_step(tmp_path):
@@ -226,7 +259,10 @@ def slowly(model, batch, step):
 
 
 if __name__ == "__main__":
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.argv[2:] == ["endless"]:
+        logging.basicConfig()
+        train(Path(sys.argv[1]) / "run", replace(RARE, save_every=2), loss=endless)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
         train(Path(sys.argv[1]) / "run", replace(RARE, steps=100_000), loss=slowly)
     else:
         fork_two(Path(sys.argv[1]), one_of_two)

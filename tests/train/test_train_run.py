@@ -13,10 +13,12 @@ import torch
 
 from mmm.config.cli import load
 from mmm.train.config import TrainConfig
+from mmm.train.distributed.preemption import Stopped
 from mmm.train.distributed.processes import on_main
 from mmm.train.distributed.setup import start
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
+from mmm.train.run.place import resume_command
 
 CONFIG = TrainConfig(batch_size=4, learning_rate=0.1, steps=2, precision="fp32", threads=1)
 
@@ -67,7 +69,8 @@ def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_ru
 
 
 def test_what_is_there_is_not_written_over(tmp_path, open_run):
-    open_run(tmp_path / "a").close()
+    with open_run(tmp_path / "a") as run:
+        run.log(1, {"loss": 1.0})
     with pytest.raises(ValueError, match=r"--folder .*/a holds a run already; give another --folder, or --resume"):
         open_run(tmp_path / "a")
     (tmp_path / "thesis").mkdir()
@@ -85,6 +88,28 @@ def test_a_start_that_was_killed_early_is_made_again(tmp_path, open_run):
     (tmp_path / "a" / "checkpoints" / "mine").unlink()
     open_run(tmp_path / "a").close()
     assert (tmp_path / "a" / "config.yaml").exists()
+
+
+def test_a_start_that_failed_before_its_first_update_does_not_block_the_next(tmp_path, accelerator, open_run):
+    with pytest.raises(ValueError, match="no label"), open_run(tmp_path / "a"):
+        raise ValueError("no label")
+    other = replace(CONFIG, learning_rate=0.3)
+    RunFolder.open(tmp_path / "a", "pretrain", other, accelerator=accelerator).close()
+    assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+
+
+def test_the_command_that_goes_on(tmp_path, open_run, monkeypatch, caplog):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["recipes/a.py", "--train.steps", "9", "--use", "own.py"])
+    with pytest.raises(Stopped), open_run(tmp_path / "a"):
+        raise Stopped
+    assert f"python recipes/a.py --folder {tmp_path / 'a'} --resume --use own.py" in caplog.text
+    monkeypatch.setattr(sys, "argv", ["/bin/mmm", "finetune", "runs/b"])
+    assert resume_command(tmp_path) == f"mmm finetune --folder {tmp_path} --resume"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(sys, "argv", ["recipes/a.py"])
+    assert resume_command(tmp_path) == f"accelerate launch recipes/a.py --folder {tmp_path} --resume"
 
 
 def test_nothing_to_resume(tmp_path, open_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter, sleep
@@ -54,6 +55,27 @@ def test_a_run_says_how_long_it_waited(tmp_path: Path, caplog: pytest.LogCapture
     (last,) = [record.getMessage() for record in caplog.records if "waited for data" in record.getMessage()]
     assert last.endswith(ADVICE)
     assert "of the time waiting for data" in caplog.text
+
+
+def test_a_terminal_without_columns_gets_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tqdm shows nothing there; a pseudo-terminal that nobody gave a size has none."""
+    _, terminal = os.openpty()
+    with open(terminal, "w") as stream, caplog.at_level("INFO"):
+        monkeypatch.setattr("sys.stderr", stream)
+        train(tmp_path)
+        monkeypatch.undo()
+    assert "step 12/12" in caplog.text
+
+
+def test_no_minute_passes_without_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmm.train.progress.SILENCE", 0.0)
+    with caplog.at_level("INFO"):
+        train(tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    assert len(said) == 12
+    assert said[0].startswith("step 1/12, ")
 
 
 def test_advice_comes_only_where_it_helps() -> None:

@@ -156,7 +156,10 @@ def test_timm_takes_the_file_that_is_written(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(names["model"].eval().forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"class_token": False}, {"depth": 1, "heads": 4}, {"qkv_bias": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_token": False}, {"depth": 1, "heads": 4}, {"qkv_bias": "none"}, {"width": 44, "mlp_ratio": 240 / 44}],
+)
 def test_timm_is_told_every_choice_that_matters(build: Callable[..., MaskedModel], changes: dict[str, Any], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -215,6 +215,26 @@ def test_halves_load_as_singles(write: Callable[..., Path]) -> None:
     assert_same(loaded, {name: value.float() for name, value in weights.items()})
 
 
+@pytest.mark.parametrize("upcast", [False, True])
+def test_positions_in_bf16_are_still_the_fixed_ones(write: Callable[..., Path], upcast: bool) -> None:
+    """Its rounding, 2^-9 of the largest, is more than the tolerance for half precision."""
+    weights = {name: value.bfloat16() for name, value in encoder_file(width=192).items()}
+    model = load(write({name: value.float() for name, value in weights.items()} if upcast else weights))
+    assert model.encoder.config.positions == "sine_cosine"  # type: ignore
+    assert not model.encoder.pos_embed.requires_grad  # type: ignore
+
+
+def test_hidden_widths_whose_ratio_is_no_round_number(write: Callable[..., Path]) -> None:
+    """44 (240 / 44) is below 240 in floating point."""
+    weights = encoder_file(width=44)
+    for name, value in weights.items():
+        if ".mlp." in name and value.shape != (44,):
+            axis = value.shape.index(176)
+            weights[name] = torch.cat([value, value], dim=axis).narrow(axis, 0, 240)
+    model = load(write(weights), heads=HEADS)
+    assert_same(to_mae(model), weights)
+
+
 def test_loading_leaves_the_generator_alone(write: Callable[..., Path]) -> None:
     path, before = write(full_file()), torch.get_rng_state()
     load_small(path)

@@ -92,6 +92,14 @@ def test_run_gives_the_model_that_was_trained(tmp_path: Path, config: Config) ->
     assert loaded.target.config == config.target  # type: ignore
 
 
+def test_a_model_that_is_loaded_is_in_evaluation_mode(tmp_path: Path) -> None:
+    [model] = write(tmp_path / "run", replace(BASE, encoder=replace(BASE.encoder, drop_path=0.9)))
+    save_file(to_mae(model), tmp_path / "mae.safetensors")
+    for path, heads in (("run", {}), ("mae.safetensors", {"heads": 2, "decoder_heads": 2, "image_size": (8, 12)})):
+        loaded = load(tmp_path / path, **heads)
+        assert not any(module.training for module in loaded.modules())
+
+
 def test_path_says_which_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     first, last = write(run, steps=(10, 20), average=True)
@@ -147,7 +155,7 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1, 0.1]}, "data.std is missing"),
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1], "std": [0.1, 0.1]}, "data.mean has 1 values"),
         ("data", {"image_size": "big", "channels": 2, "mean": [0.1] * 2, "std": [0.1] * 2}, "data.image_size"),
-        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; for a part of your own, --use FILE imports its file"),
+        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; one of your own: --use FILE"),
         ("encoder", {"name": "vit", "widht": 16}, "encoder.widht is not known"),
         ("encoder", {"name": "vit", "width": 16, "depth": 3, "heads": 2}, r"lacks encoder\.blocks\.2"),
         (

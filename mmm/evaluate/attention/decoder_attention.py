@@ -107,7 +107,7 @@ class DecoderAttention:
         def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weights = attention_weights(layer, inputs, mask.predict.shape[1])
             reads, counts = _sets(layer, weights, features, mask)
-            shares = _shares(weights, counts).cpu() * rows
+            shares = _shares(weights, counts) * rows
             evenly = torch.tensor(counts, dtype=torch.float64) / weights.shape[3]
             known = self.layers.setdefault(name, Layer(reads, torch.zeros(4, dtype=torch.float64), evenly, weights.shape[3]))
             known.shares += shares
@@ -154,9 +154,10 @@ def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> 
 
 def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
     """The share of each set, mean over samples, heads and queries, fp64 (4,). The predicted tokens are the last keys, if any."""
-    each = weights.double().mean((0, 1, 2))  # (K,)
+    weights = weights.cpu().double()
+    each = weights.mean((0, 1, 2))  # (K,)
     prefix, visible, itself, _ = counts
-    own = weights[..., -weights.shape[2] :].diagonal(dim1=2, dim2=3).double().mean() if itself else each.new_zeros(())
+    own = weights[..., -weights.shape[2] :].diagonal(dim1=2, dim2=3).mean() if itself else each.new_zeros(())
     first, second, rest = each.split([prefix, visible, len(each) - prefix - visible])
     return torch.stack([first.sum(), second.sum(), own, rest.sum() - own])
 

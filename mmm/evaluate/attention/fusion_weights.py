@@ -40,7 +40,7 @@ class MapSizes:
         """Counts the maps of a batch."""
         many = len(features.last)
         for number, one in features.blocks.items():
-            self.squares[number] = self.squares.get(number, 0.0) + one.double().square().mean().item() * many
+            self.squares[number] = self.squares.get(number, 0.0) + one.cpu().double().square().mean().item() * many
         self.samples += many
 
     def of(self, blocks: tuple[int, ...]) -> Tensor:
@@ -51,7 +51,7 @@ class MapSizes:
 @torch.no_grad()
 def mixtures(fusion: LinearFusion, sizes: MapSizes) -> dict[str, Any]:
     """Plain numbers: `maps`, their numbers; `weights` (d, k); `shares` (d, k), each row of sum 1; `sizes` (k,)."""
-    weights, size = fusion.mix.weight.double().cpu(), sizes.of(fusion.blocks)
+    weights, size = fusion.mix.weight.cpu().double(), sizes.of(fusion.blocks)
     part = weights.abs() * size
     shares = part / part.sum(1, keepdim=True)
     return {"maps": list(fusion.blocks), "weights": weights.tolist(), "shares": shares.tolist(), "sizes": size.tolist()}

@@ -54,7 +54,7 @@ def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
     own = votes.gather(1, labels[:, None])  # (m, 1)
     earlier = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]  # (m, C)
     ahead = ((votes > own) | ((votes == own) & earlier)).sum(1)  # (m,)
-    return ((ahead < top) & (own[:, 0] > 0)).double().mean().item()
+    return ((ahead < top) & (own[:, 0] > 0)).cpu().double().mean().item()
 
 
 def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> dict[str, float]:

@@ -87,7 +87,7 @@ class Logistic:
     @torch.no_grad()
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
         """The share of x (m, D) whose highest logit is their label's."""
-        return (self(x).argmax(1) == labels).double().mean().item()
+        return (self(x).argmax(1) == labels).cpu().double().mean().item()
 
 
 def few_label_accuracy(
@@ -131,5 +131,5 @@ def _best_penalty(train: Tensor, labels: Tensor, fit: Tensor, choose: Tensor, cl
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each value, (D,) each; a value that never changes has 1."""
-    spread, centre = torch.std_mean(x.double(), dim=0, correction=0)
+    spread, centre = torch.std_mean(x.cpu().double(), dim=0, correction=0)  # on the CPU: not every device has fp64
     return centre.to(x), spread.where(spread > 1e-6 * (1 + centre.abs()), 1.0).to(x)

@@ -86,7 +86,7 @@ def retrieve(queries: Shelf, bank: Shelf, k: int, *, own: Tensor | None = None) 
     asked, known = queries.table.labels, bank.table.labels
     same = None
     if asked is not None and known is not None and queries.part.classes == bank.part.classes and (asked >= 0).any():
-        same = (known[rows] == asked[:, None])[asked >= 0].double().mean().item()
+        same = (known[rows] == asked[:, None])[asked >= 0].cpu().double().mean().item()
     return {"queries": found, "same_class": same}
 
 

@@ -106,5 +106,5 @@ def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape,
 def _accuracies(probes: Probes, tokens: Tensor, labels: Tensor) -> list[float]:
     """The share of samples that each probe gets right."""
     logits = torch.cat([probes(part) for part in tokens.split(256)], dim=1)  # (S, m, K)
-    shares: list[float] = (logits.argmax(2) == labels).double().mean(1).tolist()
+    shares: list[float] = (logits.argmax(2) == labels).cpu().double().mean(1).tolist()
     return shares

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mmm.classifier import Head, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
-from mmm.data import Batch, Problem
+from mmm.data import Batch
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
@@ -102,19 +102,14 @@ def make_probe_optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def encoded_batches(
-    batches: Iterator[Batch], encode: Encode, together: int, problems: list[Problem]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def encoded_batches(batches: Iterator[Batch], encode: Encode, together: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Encodes micro-batches, and gives so many of them as one batch for the heads.
 
     Args:
         batches: of this process.
         encode: without a gradient.
         together: micro-batches that become one batch: all of an update, where its statistics are to be of the whole.
-        problems: inputs that could not be read are added here.
     """
     while group := list(islice(batches, together)):
-        for batch in group:
-            problems += batch.problems
         values, labels = zip(*(encode(batch) for batch in group), strict=True)
         yield torch.cat(values), torch.cat(labels)

@@ -76,7 +76,7 @@ class Probing:
         size = self.plan.micro_batch_size * together
         return replace(self.plan, micro_batch_size=size, accumulation=self.plan.accumulation // together)
 
-    def batches(self, problems: list[Problem]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, bad: BadInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Values and labels for the heads, from the step where the run stands."""
         exam, plan, accelerator = self.exam, self.plan, self.exam.accelerator
 
@@ -95,7 +95,7 @@ class Probing:
             world=accelerator.num_processes,
             rank=accelerator.process_index,
         )
-        return encoded_batches(batches, encode, plan.accumulation // self.heads_plan.accumulation, problems)
+        return encoded_batches(bad.watch(batches), encode, plan.accumulation // self.heads_plan.accumulation)
 
     def name_samples(self, step: int) -> list[int]:
         """The samples of an update."""
@@ -106,7 +106,7 @@ class Probing:
     def run(self, folder: RunFolder) -> dict[str, Any]:
         """Trains from where the run stands to its end; see `choose` for what it gives."""
         config, training, plan = self.config, self.training, self.plan
-        main, met = training.accelerator.is_main_process, list[Problem]()
+        main = training.accelerator.is_main_process
         if config.resume:
             folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
             folder.cut_metrics(training.step)
@@ -115,7 +115,7 @@ class Probing:
         bad = BadInputs(folder.path / "bad_inputs.jsonl", total, self.exam.data.max_bad, write=main)
         updates = fit(
             training,
-            self.batches(met),
+            self.batches(bad),
             probes_loss,
             config=config.train,
             plan=self.heads_plan,
@@ -125,28 +125,22 @@ class Probing:
         for update in show_progress(updates, plan, start=training.step, main=main):
             line = dict(update.metrics or {})
             if self.exam.choice is not None and due(update.step, config.train.evaluate_every, plan.steps):
-                line["held_back_top1"] = max(self.score(self.exam.choice, met).top1())
+                line["held_back_top1"] = max(self.score(self.exam.choice, bad.pending).top1())
             folder.note_skipped(update.skipped)
-            if line or update.last:
-                self.note(bad, met)
+            if line or update.save or update.last:
+                bad.share()
             if line:
                 folder.log(update.step, line)
                 training.accelerator.log(line, step=update.step)
             if update.save:
                 keep_last, keep_every = config.train.keep_last, config.train.keep_every
                 training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
-        result = self.choose(bad, met)
+            bad.check()  # after the checkpoint, so that a run that stops here keeps it
+        result = self.choose(bad)
         training.accelerator.end_training()  # last: it takes the processes apart
         return result
 
-    def note(self, bad: BadInputs, met: list[Problem]) -> None:
-        """All processes hear what any of them could not read, so that all stop where it is too much."""
-        from accelerate.utils import gather_object
-
-        bad.add(gather_object(met))
-        met.clear()
-
-    def choose(self, bad: BadInputs, met: list[Problem]) -> dict[str, Any]:
+    def choose(self, bad: BadInputs) -> dict[str, Any]:
         """Scores all heads; the one that did best on the samples held back is chosen, of equals the first.
 
         Returns:
@@ -155,9 +149,10 @@ class Probing:
         """
         average = nullcontext() if self.training.ema is None else self.training.ema.applied(self.probes)
         with average:
-            held = None if self.exam.choice is None else self.score(self.exam.choice, met)
-            test = self.score(self.exam.test, met)
-        self.note(bad, met)
+            held = None if self.exam.choice is None else self.score(self.exam.choice, bad.pending)
+            test = self.score(self.exam.test, bad.pending)
+        bad.share()
+        bad.check()
         chosen = 0 if held is None else max(range(len(self.config.rates)), key=held.top1().__getitem__)
         tried: list[dict[str, Any]] = []
         for number, rate in enumerate(self.config.rates):

@@ -82,7 +82,7 @@ def make_gallery(
     problems: list[dict[str, Any]] = []
     for index, batch in _reconstructions(model, part, config.mask_seed, dtype, batch_size, problems):
         error.add([batch])
-        hidden = batch.predicted[0, :1].isfinite().double().mean().item()
+        hidden = batch.predicted[0, :1].isfinite().cpu().double().mean().item()
         kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in wanted]
     if not kept:
         raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")

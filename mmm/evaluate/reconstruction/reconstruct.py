@@ -128,7 +128,7 @@ class HiddenError:
         for batch in batches:
             self.samples += len(batch.original)
             for name, error in batch.errors.items():
-                self.sums[name] = self.sums.get(name, 0.0) + error.double().sum().item()
+                self.sums[name] = self.sums.get(name, 0.0) + error.cpu().double().sum().item()
         return self
 
     def psnr(self) -> dict[str, float]:

@@ -1,20 +1,26 @@
-"""Signals that ask a run to stop: noted when they come, agreed upon by all processes, acted on between two updates.
+"""Signals that ask a run to stop: answered when they come, agreed upon by all processes, acted on between two updates.
 
-The handler sets a flag and no more: a collective, a write or a log line inside one could meet itself. Once an update the
-processes exchange their flags, on the hosts alone: one number in a group of its own (gloo), sent while the next update is
-computed and read after it. So no host waits for a device, hosts may run ahead of their devices, and all processes learn of a
-signal at the same update, whichever of them received it, at most one update later.
+Python runs a signal's handler between two of its own instructions, and a backward pass on a CPU is one instruction of minutes. So
+the system's handler writes the signal's number into a pipe, and a thread reads it: it answers the first request at once, and ends
+the process at the second.
+
+Once an update the processes exchange their flags, on the hosts alone: one number in a group of its own (gloo), sent while the next
+update is computed and read after it. So no host waits for a device, hosts may run ahead of their devices, and all processes learn
+of a signal at the same update, whichever of them received it, at most one update later.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from datetime import timedelta
+from time import monotonic
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import distributed
@@ -27,6 +33,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of launchers and schedulers; of the keyboard; Slurm's warning before it kills
 EXIT_CODE = 143  # what a shell reports of a process that SIGTERM ended: schedulers take it for a stop and not for a failure
 RANKS = 1 << 20  # more than there will be
+AGAIN = 2.0  # seconds after which a signal is a second request: launchers hand on what the terminal sent to every process
 
 
 class Stopped(SystemExit):
@@ -37,29 +44,62 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Notes the signals while it is entered; then the handlers from before are back. But SIGUSR1, which would end the process in
+    """Notes the signals while it is entered; afterwards the handlers from before are back. SIGUSR1, which would end the process in
     the evaluations that follow a training, is ignored from then on where nobody handled it: it is a warning, and weights are safe.
 
-    A second signal changes nothing: what is being saved is saved. Where handlers cannot be set (not the main thread, or Windows'
-    lack of SIGUSR1), those signals keep what they do.
+    The first SIGTERM or SIGINT is answered with when the run will stop, a second one ends the process without another checkpoint:
+    the last one is whole. Where handlers cannot be set (not the main thread, or Windows' lack of SIGUSR1), those signals keep what
+    they do.
+
+    Attributes:
+        received: number of the first signal, 0 where none came.
     """
 
-    def __init__(self) -> None:
-        self.received = 0  # the number of the first
+    def __init__(self, *, answers: bool = True) -> None:
+        """`answers`: whether this process says when the run will stop; one of several does."""
+        self.received, self.answers = 0, answers
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ
         self._launcher = os.getppid() if launched else None
         self._before: dict[int, Any] = {}
+        self._wakeup = -1  # the descriptor that was written to before
+        self._pipe: tuple[int, int] | None = None
+        self._thread: threading.Thread | None = None
+        self._asked: float | None = None  # when the first request to stop came
+        self._began: float | None = None  # when this update did; None between two
+        self._seconds: float | None = None  # that the last one took
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
+            self._pipe = reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="mmm signals")
+            self._thread.start()
+            self._wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
             numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pipe is None or self._thread is None or threading.current_thread() is not threading.main_thread():
+            return  # no handlers were set; or an abandoned loop is cleared away by another thread, which cannot set any
         for number, handler in self._before.items():
             warns = handler in (None, signal.SIG_DFL) and number == getattr(signal, "SIGUSR1", None)
             signal.signal(number, signal.SIG_IGN if warns else signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._wakeup)
+        reader, writer = self._pipe
+        os.write(writer, bytes([0]))  # not by closing it: data workers hold copies
+        self._thread.join()
+        os.close(writer)
+        os.close(reader)
+
+    def begin_update(self) -> None:
+        """Starts the clock of an update, from which the time to its end is estimated."""
+        self._began = monotonic()
+
+    def end_update(self) -> None:
+        """Stops the clock of an update."""
+        assert self._began is not None
+        self._seconds, self._began = monotonic() - self._began, None
 
     def look(self) -> int:
         """The number of the first signal, 0 where none came.
@@ -73,6 +113,38 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
+
+    def _listen(self, reader: int) -> None:
+        """The thread: answers requests to stop until it reads a 0."""
+        while True:
+            for number in os.read(reader, 64):
+                if number == 0:
+                    return
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._answer(signal.Signals(number))
+
+    def _answer(self, number: signal.Signals) -> None:
+        now, began, seconds = monotonic(), self._began, self._seconds
+        if self._asked is None:
+            self._asked = now
+            update = "the next update" if began is None else "this update"
+            left = None if began is None or seconds is None else max(1.0, seconds - (now - began))
+            estimate = "" if left is None else f", about {left:.0f} s"
+            if self.answers:
+                logger.warning("%s: stopping after %s%s; again to stop now", number.name, update, estimate)
+        elif now - self._asked > AGAIN:
+            logger.warning("%s came again: stopping now; the run goes on from its last checkpoint", number.name)
+            end_now(EXIT_CODE)
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends this process and its data workers from any thread, whatever the main thread is doing."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 class Agreement:

@@ -53,6 +53,8 @@ def settle(
     place = _place(accelerator)
     found = on_main(accelerator, lambda: _kept(folder, place))
     if found not in (known := sizes(share, unit)):
+        if accelerator.is_main_process:
+            logger.info("looking for the largest micro-batch that fits into memory")
         with _untouched(training):
             rule = gpu_rule if accelerator.device.type == "cuda" else cpu_rule
             fits = rule(training, trials)

@@ -13,6 +13,7 @@ In metrics.jsonl times stand under "clock" only; the rest of a line is the same 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -28,10 +29,12 @@ from mmm.train.distributed.processes import on_main
 from mmm.train.metrics import Skipped
 from mmm.train.run.environment import describe_environment
 from mmm.train.run.lock import RunLock
-from mmm.train.run.place import Resume, choose
+from mmm.train.run.place import Resume, choose, has_trained, resume_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 # what depends on the machine's mood and not on the run; kept apart so that two runs' lines can be compared
 CLOCK = ("samples_per_second", "data_wait", "seconds")
@@ -135,6 +138,8 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+        if isinstance(error, SystemExit) and self.lock is not None:  # it was asked to stop, or another process is lost
+            logger.warning("to go on: %s", resume_command(self.path))
 
 
 def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
@@ -143,8 +148,8 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     record = folder / "environment.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
-    if not (folder / "config.yaml").exists():
-        _save(config, folder / "config.yaml")  # last: what has it is a run
+    if not has_trained(folder):
+        _save(config, folder / "config.yaml")  # last: a folder that has it is a run
 
 
 def _save(config: Any, path: Path) -> None:

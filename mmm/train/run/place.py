@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 Resume = bool | Literal["auto"]  # auto: where the folder holds a run
 
-# what a start makes before its config.yaml, with which a folder is a run
-EARLY = frozenset({"lock", ".lock", "environment.json", "environment.json.tmp", "config.yaml.tmp", "checkpoints", "pictures"})
+# what a start makes before its first update; a folder with nothing else holds no run yet
+EARLY = frozenset({"lock", ".lock", "environment.json", "config.yaml", "micro_batch.json", "bad_inputs.jsonl"})
 
 
 def choose(path: Path | None, name: str, resume: Resume) -> Path:
@@ -20,19 +24,39 @@ def choose(path: Path | None, name: str, resume: Resume) -> Path:
     holds_run = (path / "config.yaml").exists()
     if resume is True and not holds_run:
         raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there, or give --resume auto")
-    if holds_run and not resume:
+    if holds_run and has_trained(path) and not resume:
         raise ValueError(f"--folder {path} holds a run already; give another --folder, or --resume to go on with it")
-    if not holds_run and path.exists() and not _killed_early(path):
+    if path.exists() and not has_trained(path) and not _started_only(path):
         raise ValueError(f"--folder {path} exists and is not a run; give another")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def _killed_early(path: Path) -> bool:
-    """Whether a folder holds no more than what a start makes before the run is one."""
-    if not path.is_dir() or {file.name for file in path.iterdir()} - EARLY:
+def has_trained(path: Path) -> bool:
+    """Whether a run's folder holds anything of an update: a line of metrics, or a checkpoint."""
+    metrics = path / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any((path / "checkpoints").glob("step_*"))
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run from its folder, started the way this process was."""
+    program, *argv = sys.argv
+    task = [word for word in argv[:1] if not word.startswith("-")]  # `mmm TASK [MODEL] ...`, or a recipe's file
+    command = ["mmm", *task] if task else ["python", program]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        command = ["accelerate", "launch", program, *task]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        command = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], program, *task]
+    files = [word for flag, file in pairwise(argv) if flag == "--use" for word in (flag, file)]
+    return shlex.join([*command, "--folder", str(folder), "--resume", *files])
+
+
+def _started_only(path: Path) -> bool:
+    """Whether a folder holds no more than what a start makes before its first update."""
+    if not path.is_dir():
         return False
-    return not any(any((path / name).glob("*")) for name in ("checkpoints", "pictures"))
+    names = {file.name.removesuffix(".tmp") for file in path.iterdir()} - EARLY
+    return names <= {"checkpoints", "pictures"} and not any(any((path / name).glob("*")) for name in names)
 
 
 def _next_free(name: str) -> Path:

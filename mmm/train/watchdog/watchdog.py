@@ -21,15 +21,11 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
-import os
-import sys
 import threading
 from time import monotonic
 from types import TracebackType
-from typing import NoReturn
 
-from mmm.train.distributed.preemption import Stopped
+from mmm.train.distributed.preemption import Stopped, end_now
 from mmm.train.training import Training
 from mmm.train.watchdog.heartbeat import BEAT, Beats, first_line
 from mmm.train.watchdog.verdict import SILENCE, State, Verdict
@@ -121,23 +117,13 @@ class Ranks:
             if monotonic() - known > (LEAVE if self.lost else OWN):
                 if not self.lost:
                     self._report(beats, found)
-                _end()
+                end_now(EXIT_CODE)
 
     def _end_if_lost(self) -> None:
         if self.lost:
-            _end()  # Python takes a process apart in seconds, and what waits for a lost one may wait there again
+            end_now(EXIT_CODE)  # Python takes a process apart in seconds, and what waits for a lost one may wait there again
 
     def _report(self, beats: Beats, found: Verdict) -> None:
         """One message: from the first rank that is well; from each where rank 0, which would know of the others, is gone."""
         if beats.verdict is None or self.rank == (0 if found.rank != 0 else 1):
             logger.error("%s. The run ends here; --resume goes on from its last checkpoint", found.said)
-
-
-def _end() -> NoReturn:
-    """At once: nothing of the run is left to do."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(EXIT_CODE)

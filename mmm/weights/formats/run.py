@@ -132,8 +132,9 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
     for kind, part in parts.items():
         if isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
             known = ", ".join(sorted(REGISTRIES[kind].parts))
-            hint = "for a part of your own, --use FILE imports its file"
-            raise ValueError(f"{kind}.name {part.get('name')!r} is none of {known}; {hint}")
+            raise ValueError(
+                f"{kind}.name {part.get('name')!r} is none of {known}; one of your own: --use FILE (in Python, import it)"
+            )
 
 
 def _place(path: Path) -> Path:

@@ -34,7 +34,11 @@ def timm_arguments(model: MaskedModel) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"tokenizer.size {model.tokenizer.size}: timm's patches are square")
     given: dict[str, Any] = dict(zip(("embed_dim", "depth", "num_heads"), own, strict=True))
     given |= {"patch_size": sides.pop(), "img_size": (height, width), "in_chans": model.tokenizer.channels}
-    given |= {"mlp_ratio": config.mlp_ratio, "qkv_bias": config.qkv_bias == "all"}
+    hidden = round(config.shape.width * config.mlp_ratio)
+    ratio = hidden / config.shape.width
+    if int(config.shape.width * ratio) != hidden:  # timm truncates
+        ratio = (hidden + 0.5) / config.shape.width
+    given |= {"mlp_ratio": ratio, "qkv_bias": config.qkv_bias == "all"}
     given |= {"class_token": config.class_token, "final_norm": encoder.reads.last}
     changed = {name: value for name, value in given.items() if value != usual[name]}
     if not config.class_token:

@@ -84,7 +84,7 @@ def _config(model: MaskedModel, kind: Kind) -> dict[str, Any]:
         "hidden_size": own.shape.width,
         "num_hidden_layers": own.shape.depth,
         "num_attention_heads": own.head_count,
-        "intermediate_size": int(own.shape.width * own.mlp_ratio),
+        "intermediate_size": round(own.shape.width * own.mlp_ratio),
         "hidden_act": "gelu",
         "layer_norm_eps": own.norm_epsilon,
         "image_size": side * home[-1] if home[-1] == home[-2] else [side * home[-2], side * home[-1]],
@@ -94,7 +94,7 @@ def _config(model: MaskedModel, kind: Kind) -> dict[str, Any]:
     }
     if decoder is not None:
         inner = decoder.config
-        said |= dict(zip(DECODER, (inner.width, inner.depth, inner.heads, int(inner.width * inner.mlp_ratio)), strict=True))
+        said |= dict(zip(DECODER, (inner.width, inner.depth, inner.heads, round(inner.width * inner.mlp_ratio)), strict=True))
     if kind == "vit_mae":
         return said | {"qkv_bias": own.qkv_bias == "all"}
     frames = model.tokenizer.size[0]

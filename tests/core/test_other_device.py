@@ -1,0 +1,116 @@
+"""Every part and every task on a device that is not the CPU and has no float64: see `other_device`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from conftest import load_recipe, reset_accelerate
+from other_device import DEVICE, other_device
+from probe_data import write_digits
+from test_contract import CASES, VARIANTS, data_of, model_of
+
+from mmm import Mask, MaskedModel
+from mmm.classifier import Classifier, HeadConfig
+from mmm.config.cli import main as run_main
+from mmm.core.rng import sample_keys
+from mmm.maskers import maskers
+from mmm.pools import pools
+from tasks.__main__ import main
+
+Build = Callable[..., MaskedModel]
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """The device, which Accelerate and every task without --device then choose."""
+    import accelerate.state
+
+    state = accelerate.state.PartialState
+    place = mock.patch.object(state, "set_device", lambda one: setattr(one, "device", DEVICE))
+    found = mock.patch("torch.accelerator.current_accelerator", return_value=DEVICE)
+    with place, mock.patch.object(state, "default_device", DEVICE), found, other_device() as device:
+        yield device
+    reset_accelerate()
+
+
+def step(model: MaskedModel, x: torch.Tensor, mask: Mask) -> list[float]:
+    """Losses before and after an update, and the norm of its gradient."""
+    before = model(x, mask=mask).loss
+    before.backward()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+    torch.optim.AdamW(weights, lr=1e-2, fused=True).step()
+    with torch.no_grad():
+        return [before.item(), norm.item(), model(x, mask=mask).loss.item()]
+
+
+def check(make: Callable[[], MaskedModel], modality: str, device: torch.device) -> None:
+    """An update, an encoding and a picture come out on the device as they do on the CPU; the masker is never moved."""
+    torch.manual_seed(0)
+    model = make()
+    torch.manual_seed(0)
+    other = make().to(device)
+    x, mask = data_of(model, modality)
+    keys = sample_keys(0, 0, torch.arange(len(x)))
+    drawn = maskers.build(model.masker.config)(keys.to(device), model.tokenizer.grid(x))
+    assert torch.equal(drawn.visible.cpu(), mask.visible)
+    assert step(other, x.to(device), drawn) == pytest.approx(step(model, x, mask), rel=1e-4)
+    with torch.no_grad():
+        assert (other.encode(x.to(device)).last.cpu() - model.encode(x).last).abs().max() < 1e-3
+        shown = other.target.show(other(x.to(device)).predicted, other.tokenizer.split(x.to(device)), drawn)
+    assert shown is None or shown.device == device
+
+
+@pytest.mark.parametrize(("kind", "name", "modality"), CASES)
+def test_every_part_trains_there_as_on_the_cpu(kind: str, name: str, modality: str, build: Build, device: torch.device) -> None:
+    check(lambda: model_of(kind, name, modality, build), modality, device)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_option_trains_there_as_on_the_cpu(variant: str, build: Build, device: torch.device) -> None:
+    check(lambda: build(size=(12, 16), **VARIANTS[variant]), "image", device)
+
+
+@pytest.mark.parametrize("name", list(pools.parts))
+def test_every_pool_trains_there(name: str, build: Build, device: torch.device) -> None:
+    classifier = Classifier.of(build(), classes=3, pool=pools[name].Config(), head=HeadConfig(norm="batch"), frozen=True).to(device)
+    classifier(torch.randn(4, 3, 24, 16).to(device)).square().sum().backward()  # not the home grid
+    assert all(weight.grad.device == device for weight in classifier.head.parameters())
+
+
+def test_positions_of_another_grid_are_made_there(build: Build, device: torch.device) -> None:
+    for resize in ("interpolate", "antialias", "recompute"):
+        encoder = build().encoder.config
+        model = build(encoder=type(encoder)(width=24, depth=1, heads=2, resize_positions=resize)).to(device)
+        assert model(torch.randn(2, 3, 20, 24).to(device)).loss.isfinite()
+
+
+def test_every_task_runs_there(tmp_path: Path, device: torch.device) -> None:
+    folder, run, recipe = write_digits(tmp_path / "digits"), tmp_path / "run", load_recipe("image_mae")
+    data = f"--data.source {folder} --data.image_size 8 --data.channels 1 --data.mean 0.3 --data.std 0.4 --data.eval_split test"
+    data += " --data.workers 0 --data.flip 0"
+    parts = "--masker.name block --masker.predict 0.25 --tokenizer.size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2"
+    parts += " --decoder.name cross_attention --decoder.width 16 --decoder.depth 2 --decoder.heads 2 --decoder.fusion linear"
+    train = "--train.steps 2 --train.batch_size 8 --train.micro_batch_size 4 --train.log_every 1"
+    looks = "--train.evaluate_every 2 --neighbours.every 2 --train.ema 0.9 --evaluate transfer reconstruct --held_out 16"
+    few = "--transfer.steps 2 --transfer.labels_per_class 4"
+    argv = f"{data} {parts} {train} {looks} {few} --folder {run}".split()
+    found = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv)
+    assert {"held_out_loss", "neighbours_top1", "transfer", "reconstruct"} <= set(found)
+
+    for task in (
+        "knn --labels_per_class 4",
+        "reconstruct",
+        "attention",
+        "retrieve",
+        f"extract --out {tmp_path / 'all.safetensors'}",
+    ):
+        name, *flags = task.split()
+        assert main([name, str(run), *flags]) == 0
+    tuned = f"--model {run} {data} {train.replace('micro_batch_size 4', 'micro_batch_size 8')}"
+    for task in ("finetune", "linear_probe --methods trained exact", "attentive_probe"):
+        assert main([*task.split(), *tuned.split(), "--folder", str(tmp_path / task.split()[0])]) == 0
