@@ -3,7 +3,7 @@
     accelerate launch recipes/video_finetune.py --model runs/pretrain-1                     of video_mae.py's demonstration
     accelerate launch recipes/video_finetune.py --model videomae_base.pth --data.source /data/kinetics400
     accelerate launch recipes/video_finetune.py --preset kinetics_large --model videomae_large.pth --data.source /data/kinetics400
-    accelerate launch recipes/video_finetune.py --preset ssv2 --model runs/pretrain-2 --data.source ssv2_train.csv
+    accelerate launch recipes/video_finetune.py --preset ssv2 --model runs/p-2 --data.source train.csv --data.eval_source val.csv
     accelerate launch recipes/video_finetune.py --preset ucf101 --model runs/pretrain-3 --data.source /data/ucf101
 
 Every video is decoded once for its two samples in training, and once for all its views in the end: 5 clips x 3 crops (`ssv2`: 2 x
