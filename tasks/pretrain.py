@@ -383,7 +383,9 @@ def finish(
             if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
                 with evaluation(feed.called("reconstruct")):
                     picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
-                    found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
+                    title = f"{folder.path.name}, step {training.step:,}: hidden tokens, predicted"
+                    shown = open_data(feed.data, "eval")
+                    found = make_gallery(feed.masking(model), shown, config.gallery, path=picture, title=title)
                     results[feed.called("reconstruct")] = found
                     conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
     if main:
