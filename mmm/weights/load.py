@@ -94,7 +94,7 @@ def without_head(model: Model, source: str) -> MaskedModel:
     logger.warning("%s is a classifier; only its encoder is used, without %s", source, shorten_list(left))
     data = model.data
     assert data is not None
-    target = PixelTarget(PixelTarget.Config(standardise="none"), width=model.tokenizer.width, data=data, encoder=model.encoder)
+    target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
     masker = maskers.build(RandomMasker.Config())
     return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
 

@@ -85,8 +85,8 @@ def build(
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
         vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, reads=reads)
-        head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=cutter.width)
-    wanted = PixelTarget(target or PixelTarget.Config(), width=cutter.width, data=data, encoder=vit)
+        head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
+    wanted = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
     return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted, data=data)
 
 

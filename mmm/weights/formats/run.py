@@ -28,7 +28,7 @@ from mmm.encoders import EncoderConfig, encoders
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig
 from mmm.pools import MeanPool
-from mmm.targets import PixelTarget, targets
+from mmm.targets import PixelTarget, TargetConfig, targets
 from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
@@ -58,7 +58,7 @@ class Parts:
     encoder: EncoderConfig
     masker: MaskerConfig = RandomMasker.Config()
     decoder: DecoderConfig = LinearDecoder.Config()
-    target: PartConfig = PixelTarget.Config()
+    target: TargetConfig = PixelTarget.Config()
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
     decoded: bool = False
@@ -170,7 +170,7 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
             classes = len(weights.get("head.linear.weight", (None,)))
             pool, head = parts.pool, parts.head
             return Classifier.build(tokenizer, encoder, classes=classes, pool=pool, head=head, data=data, labels=labels)
-        target = targets.build(parts.target, width=tokenizer.width, data=data, encoder=encoder)
+        target = targets.build(parts.target, token=tokenizer.size, data=data, encoder=encoder)
         return MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target, data=data)
 
 
