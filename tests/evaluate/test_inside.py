@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from test_extract import CPU, ask, films, run, video_run  # noqa: F401 (fixtures)
 
-from mmm import Mask
+from mmm import Input, Mask, MaskedModel
 from mmm.evaluate.inside.distance import (
     attention_distance,
     even_distance,
@@ -17,7 +21,9 @@ from mmm.evaluate.inside.distance import (
     tokens_read,
 )
 from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, nearest_visible
+from mmm.evaluate.inside.inspection import Inspection
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
+from mmm.evaluate.inside.maps import feature_colours
 from mmm.evaluate.inside.similarity import MinibatchCKA, linear_cka
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 
@@ -191,3 +197,68 @@ def test_error_by_frequency() -> None:
     noise -= noise.mean((-2, -1), keepdim=True)
     half.add(noise / 2, noise)
     assert [row["share"] for row in half.result()] == pytest.approx([0.25] * 4, rel=1e-3)
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    """A model beside the same one with random weights."""
+    found = ask(
+        [
+            "inspect",
+            str(run),
+            str(run / "config.yaml"),
+            "--samples",
+            "12",
+            "--out",
+            str(tmp_path),
+            "--device",
+            "cpu",
+            "--shown",
+            "2",
+        ]
+    )
+    trained, random = found["models"].values()
+    assert trained["samples"] == 12
+    assert len(trained["cka"]) == 3  # what enters the first of two blocks, and their outputs
+    assert [row[place] for place, row in enumerate(trained["cka"])] == pytest.approx([1] * 3)
+    assert len(found["between"]) == 3
+    assert len(trained["attention"]["distance"]) == 2
+    assert all(0 < value < 16 * math.sqrt(2) for head in trained["attention"]["distance"] for value in head)
+    assert sum(row["share"] for row in trained["decoder"]["rings"]) == pytest.approx(1, abs=1e-4)
+    assert sum(row["tokens"] for row in trained["errors"]["by_distance"]) == 12 * 12  # three quarters of 16 tokens are hidden
+    assert set(random["errors"]["psnr_by_ratio"]) == {"0.5", "0.75", "0.9"}
+    page = (tmp_path / "inspection.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 7
+    assert json.loads((tmp_path / "inspection.json").read_text())["models"].keys() == found["models"].keys()
+    assert "non-symmetric kernel" in capsys.readouterr().out
+
+
+def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., MaskedModel]) -> None:
+    whole = build().eval()
+    model = MaskedModel(whole.tokenizer, whole.masker, whole.encoder, None, whole.target)
+    inspection = Inspection(model, Input(size=(12, 16)))
+    with torch.no_grad():
+        inspection.add(torch.randn(5, 3, 12, 16), torch.arange(5))
+    found = inspection.result()
+    assert "decoder" not in found
+    assert "errors" not in found
+    assert len(found["asymmetry"]) == len(found["attention"]["distance"]) == 2
+
+
+def test_inspect_of_clips(video_run: Path, films: Path, tmp_path: Path) -> None:  # noqa: F811
+    found = ask(["inspect", str(video_run), "--source", str(films), "--out", str(tmp_path / "clips"), *CPU])
+    (one,) = found["models"].values()
+    assert one["errors"]["psnr_by_ratio"]
+    assert (tmp_path / "clips" / "maps.png").is_file()
+    with pytest.raises(SystemExit):
+        ask(["inspect", "a", "b", "c"])
+
+
+def test_pca_colours_follow_the_features() -> None:
+    """Two kinds of tokens get two colours, wherever they stand."""
+    kinds = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) > 0.5
+    tokens = kinds[..., None] * draw(1, 1, 16).float() + 0.01 * draw(3, 20, 16, seed=1).float()
+    first = feature_colours(tokens, centre_places=False)[..., 0]
+    assert (first[kinds].mean() - first[~kinds].mean()).abs() > 0.8
