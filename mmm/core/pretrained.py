@@ -1,22 +1,24 @@
-"""Models that are saved, loaded and shared as the Hugging Face ecosystem does it."""
+"""Models that are saved, loaded and shared as the Hugging Face ecosystem does it.
+
+`huggingface_hub.ModelHubMixin` has the same methods; as a base class it would cost every `import mmm` 0.2 s and 190 modules.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
-
-from huggingface_hub import ModelCard, ModelHubMixin
 
 from mmm.core.types import Input
 
 
-class Pretrained(ModelHubMixin, library_name="mmm"):
+class Pretrained:
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a model.
 
     Example:
-        model.save_pretrained("my-encoder")                     # model.safetensors, config.yaml, README.md, ...
+        model.save_pretrained("my-encoder")                     # weights in safetensors, configs, and a card
         model = MaskedModel.from_pretrained("my-encoder")       # or a name on the hub: facebook/vit-mae-base
-        model.push_to_hub("user/my-encoder", private=True, model_card_kwargs={"license": "mit"})
+        model.push_to_hub("user/my-encoder", license="mit", results={"top1": 0.83})
 
     Attributes:
         data: what the data dictated to the parts: size, channels and normalisation of a sample. None: not known.
@@ -24,46 +26,62 @@ class Pretrained(ModelHubMixin, library_name="mmm"):
 
     data: Input | None
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        from mmm.weights.export import write_files
-
-        model: Any = self
-        write_files(model, "folder", save_directory)
-
-    @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-    ) -> Self:
-        from mmm.weights.hub import pull_folder
-        from mmm.weights.load import load_as
-
-        if Path(model_id).exists():
-            return load_as(cls, model_id)
-        folder = pull_folder(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        return load_as(cls, folder)
-
-    def generate_model_card(self, license: str = "unknown", results: dict[str, Any] | None = None) -> ModelCard:
-        """The card that `save_pretrained` writes where the folder has none.
+    def save_pretrained(self, folder: str | Path, *, license: str = "unknown", results: Mapping[str, float] | None = None) -> None:
+        """Writes model.safetensors, the configs and, where there is none, README.md.
 
         Args:
-            license: an identifier of the hub's, for instance `mit` or `cc-by-nc-4.0`.
-            results: what evaluations of these weights came to, by name, for instance {"top1": 0.83}.
+            folder: made where it is missing.
+            license: for the card, an identifier of the hub's, for instance `mit` or `cc-by-nc-4.0`.
+            results: for the card, what evaluations came to, by name.
+
+        Raises:
+            ValueError: where a part has no config, or the model does not know its data.
         """
-        from mmm.weights.model_card import Origin, model_card
+        from mmm.weights.export import save
 
         model: Any = self
-        return model_card(model, Origin(license=license, results=results or {}))
+        save(model, Path(folder), license=license, results=results or {})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Self:
+        """Loads a model of this class, on the CPU and in evaluation mode; `mmm.load` takes more arguments.
+
+        Args:
+            path: a folder that `save_pretrained` wrote, whatever else `mmm.load` takes, or a name on the hub.
+            revision: on the hub: a branch, a tag or a commit.
+            token: for the hub. None: that of `hf auth login` or HF_TOKEN.
+
+        Raises:
+            ValueError: where there is nothing, or a model of another class.
+        """
+        from mmm.weights.load import load_as
+
+        return load_as(cls, path, revision=revision, token=token)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        message: str = "Upload by mmm",
+        license: str = "unknown",
+        results: Mapping[str, float] | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes, and returns the commit's address.
+
+        Args:
+            repo: `user/name`; made where it is missing.
+            private: of a repository that is made.
+            message: of the commit.
+            license, results: see `save_pretrained`.
+
+        Raises:
+            ValueError: where the hub refuses or cannot be reached.
+        """
+        from tempfile import TemporaryDirectory
+
+        from mmm.weights.hub import push_folder
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, license=license, results=results)
+            return push_folder(folder, repo, private=private, message=message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return [line.replace(str(aside), str(out)) for line in lines]
+
+
+def save(model: Model, folder: Path, *, license: str, results: Mapping[str, float]) -> None:
+    """Writes a model into a folder of ours that may exist; see `save_pretrained`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(model, "folder", folder)
+    if not (folder / CARD).exists():
+        model_card(model, Origin(license=license, results=results)).save(folder / CARD)
 
 
 def write_files(model: Model, to: str, folder: Path) -> list[str]:

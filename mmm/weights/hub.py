@@ -6,8 +6,6 @@ import logging
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-
 from mmm.weights.formats.base import CONFIG, PICKLED, PROCESSOR, WEIGHTS
 from mmm.weights.model_card import CARD
 
@@ -19,42 +17,26 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SECRETS = re.compile(r"hf_\w+")
 
 
-def pull_folder(
-    repo: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
+def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Fetches configs and weights of a repository, nothing else of it, from the hub or from what was fetched before.
 
     Args:
         repo: `user/name`: a folder that `mmm push` uploaded, transformers' or timm's.
-        revision, cache_dir, force_download, local_files_only, token: as `huggingface_hub.snapshot_download` takes them.
+        revision, token: as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
         ValueError: where there is none, it may not be read, or nothing can be reached.
     """
-    found = None
-    for weights in (WEIGHTS, PICKLED):  # the older where a repository has no safetensors
-        if found is None or not (found / WEIGHTS).is_file():
-            try:
-                found = Path(
-                    snapshot_download(
-                        repo,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                        allow_patterns=[OURS, CONFIG, PROCESSOR, weights],
-                    )
-                )
-            except Exception as error:  # of the library, or of any of the network's layers
-                raise ValueError(f"{repo} does not exist here, and the hub gave nothing of this name: {_said(error)}") from None
-    assert found is not None
+    from huggingface_hub import snapshot_download
+
+    try:
+        for weights in (WEIGHTS, PICKLED):  # the older where a repository has no safetensors
+            files = [OURS, CONFIG, PROCESSOR, weights]
+            found = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=files))
+            if (found / weights).is_file():
+                break
+    except Exception as error:  # of the library, or of any of the network's layers
+        raise ValueError(f"{repo} does not exist here, and the hub gave nothing of this name: {_said(error)}") from None
     logger.info("%s: from the hub, in %s", repo, found)
     return found
 
@@ -80,6 +62,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
     if not (folder / WEIGHTS).is_file() or not any((folder / name).is_file() for name in (OURS, CONFIG)):
         cure = "mmm export RUN --out FOLDER writes one"  # a run's own folder holds more than one would give away
         raise ValueError(f"{folder} is no exported folder: it lacks {WEIGHTS} beside a config; {cure}")
+    from huggingface_hub import HfApi
+
     api = HfApi()  # takes the token from HF_TOKEN, or from where `hf auth login` put it
     files = [name for name in FILES if (folder / name).is_file()]
     try:

@@ -99,19 +99,20 @@ def without_head(model: Model, source: str) -> MaskedModel:
     return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
 
 
-def load_as(kind: type[M], path: str | Path) -> M:
-    """As `load`, for a model of one class.
+def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> M:
+    """As `load`, for a model of one class; see `from_pretrained`.
 
     Raises:
         ValueError: where another is stored.
     """
-    model: Model = load_masked(path) if issubclass(kind, MaskedModel) else load(path)
+    model: Model = read_stored(find_stored(path, revision=revision, token=token), Options())
+    model = without_head(model, str(path)) if issubclass(kind, MaskedModel) else model
     if not isinstance(model, kind):
         raise ValueError(f"{path} holds no head; Classifier.of(mmm.load(path), classes=...) makes one")
     return model
 
 
-def find_stored(path: str | Path) -> Stored:
+def find_stored(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Stored:
     """What is stored at a path; a name on the hub (`user/name`, no path and no file's name) is fetched.
 
     Raises:
@@ -121,7 +122,7 @@ def find_stored(path: str | Path) -> Stored:
     if path.exists():
         return Stored(path)
     if NAME.fullmatch(name) and path.suffix not in (*PICKLES, ".safetensors") and not name.startswith("."):
-        return Stored(pull_folder(name))
+        return Stored(pull_folder(name, revision=revision, token=token))
     raise ValueError(f"{path} does not exist; expected a run folder or a file of weights")
 
 

@@ -6,15 +6,17 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mmm.classifier import Classifier
 from mmm.config.serialize import to_dict
 from mmm.train.config import flatten
 from mmm.weights.formats.base import Model
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
 
 CARD = "README.md"
 # what a card says of a run's `train`
@@ -56,6 +58,8 @@ def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> Mode
         origin: where the model is from.
         load: lines of Python that load it.
     """
+    from huggingface_hub import ModelCard
+
     results = _results(origin)
     lines = [*load, *_usage(model)]
     sections = [
@@ -72,6 +76,8 @@ def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> Mode
 
 def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float]) -> ModelCardData:
     """What the hub reads: library, licence, pipeline, tags and metrics."""
+    from huggingface_hub import EvalResult, ModelCardData
+
     clips, headed = len(model.tokenizer.size) == 3, isinstance(model, Classifier)
     encodes = "feature-extraction" if clips else "image-feature-extraction"
     pipeline = f"{'video' if clips else 'image'}-classification" if headed else encodes

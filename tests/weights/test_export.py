@@ -275,7 +275,7 @@ class FakeHub:
 def test_push_uploads_the_exported_files_and_no_others(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mmm.weights.hub.HfApi", FakeHub)
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
     out = tmp_path / "given"
     ask(["export", str(run), "--out", str(out)])
     (out / "notes.txt").write_text("mine")
@@ -308,7 +308,7 @@ def test_a_refusal_of_the_hub_never_shows_a_token(
             answer = SimpleNamespace(headers={}, request=None)
             raise HfHubHTTPError("401 Unauthorized for hf_abcdefSECRET\nmore", response=answer)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mmm.weights.hub.HfApi", Refusing)
+    monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefSECRET")
     ask(["export", str(run), "--out", str(tmp_path / "given")])
     with pytest.raises(SystemExit):
@@ -332,7 +332,7 @@ def test_a_name_on_the_hub_is_fetched_and_loaded(run: Path, tmp_path: Path, monk
         asked.append((repo, allow_patterns))
         return str(exported)
 
-    monkeypatch.setattr("mmm.weights.hub.snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     found, own = mmm.load("somebody/a-model").state_dict(), mmm.load(exported).state_dict()
     assert asked == [("somebody/a-model", ["config.yaml", "config.json", "preprocessor_config.json", "model.safetensors"])]
     assert all(torch.equal(found[name], own[name]) for name in found | own)
@@ -342,7 +342,7 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.Monke
     def refuse(repo: str, **options: object) -> str:
         raise OSError("no route, token hf_abcdef\nand more")
 
-    monkeypatch.setattr("mmm.weights.hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ValueError, match="somebody/nothing does not exist here, and the hub gave nothing") as said:
         mmm.load("somebody/nothing")
     assert "hf_abcdef" not in str(said.value)

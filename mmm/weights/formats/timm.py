@@ -12,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from mmm.classifier import Classifier, HeadConfig
@@ -73,7 +71,7 @@ class Timm(Format):
         strange = [name for name in tensors if renamed(name, [(there, ours) for ours, there in NAMES]) is None]
         if strange:
             raise ValueError(f"{source} does not fit: it has {shorten_list(strange)}, for which there is no place")
-        theirs: Any = _described(stored)
+        theirs = _described(stored)
         if theirs is not None:
             options = replace(options, heads=theirs.blocks[0].attn.num_heads, image_size=tuple(theirs.patch_embed.img_size))
         encoder = read_image_encoder(tensors, options, source, optional=True)
@@ -178,7 +176,7 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
     return ARCHITECTURE.format(size), changed
 
 
-def _described(stored: Stored) -> TimmTransformer | None:
+def _described(stored: Stored) -> Any:
     """The architecture that config.json names, without weights. None: it names none.
 
     Raises:
@@ -187,6 +185,9 @@ def _described(stored: Stored) -> TimmTransformer | None:
     name = stored.config.get("architecture")
     if name is None:
         return None
+    import timm
+    from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+
     arguments = stored.config.get("model_args") or {}
     path = stored.folder / CONFIG
     if not isinstance(name, str) or not timm.is_model(name):  # a name may also mean a place to fetch from
@@ -204,7 +205,7 @@ def _described(stored: Stored) -> TimmTransformer | None:
     return found
 
 
-def _epsilon(theirs: TimmTransformer) -> float:
+def _epsilon(theirs: nn.Module) -> float:
     """The epsilon of timm's norms."""
     [epsilon] = {module.eps for module in theirs.modules() if isinstance(module, nn.LayerNorm)}
     return epsilon
