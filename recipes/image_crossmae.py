@@ -30,7 +30,7 @@ from mmm.decoders import CrossAttentionDecoder
 from mmm.maskers import RandomMasker
 from tasks import pretrain
 
-QUARTER = RandomMasker.Config(ratio=0.75, predict=0.25)
+QUARTER = RandomMasker.Config(ratio=0.75, predict=0.25, rounding="truncate")
 
 # scale_by_predicted: the learning rate falls with the share of the hidden tokens that is predicted, here to a third, as in the
 # authors' code unless it is told not to
