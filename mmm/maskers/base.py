@@ -31,8 +31,8 @@ class MaskerConfig(PartConfig):
     """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25); none: all hidden ones."""
 
     rounding: Literal["nearest", "truncate"] = "nearest"
-    """How counts become whole: the nearest number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens that are
-    neither visible nor predicted; of 196 at a ratio of 0.75 and `predict` 0.15, 30 are predicted instead of 29)."""
+    """How counts become whole: the nearest number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens that
+    are neither visible nor predicted: of 196 tokens at ratio 0.75 and predict 0.15, 30 are predicted instead of 29)."""
 
     blank: bool = False
     """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""
