@@ -111,11 +111,10 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
     start_tracker(accelerator, config.train.tracker, folder.path, training.identity)
     best = None if lessons.choice is None else Best(folder, training, "held_back_top1")
     bad = BadInputs(folder.path / "bad_inputs.jsonl", lessons.inputs, config.data.max_bad, write=main)
-    met: list[Problem] = []  # by this process since the last line of metrics
     announce(tuning, folder)
     updates = fit(
         training,
-        tuning.batches(met),
+        bad.watch(tuning.batches()),
         soft_loss(config, config.soft, lessons.classes, accelerator.device),
         config=config.train,
         plan=plan,
@@ -125,48 +124,41 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
     for update in show_progress(updates, plan, start=training.step, main=main):
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
-            line |= watch(tuning, best, met)
+            line |= watch(tuning, best, bad.pending)
         folder.note_skipped(update.skipped)
-        if line or update.last or (met and accelerator.num_processes == 1):
-            note(tuning, bad, met)
+        if line or update.save or update.last:
+            bad.share()
         if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
         if update.save:
             keep_last, keep_every = config.train.keep_last, config.train.keep_every
             training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
+        bad.check()  # after the checkpoint, so that a run that stops here keeps it
     result = finish(tuning, folder, best, bad)
     accelerator.end_training()  # last: it takes the processes apart
     return result
 
 
-def watch(tuning: FineTuning, best: Best | None, met: list[Problem]) -> dict[str, float]:
+def watch(tuning: FineTuning, best: Best | None, problems: list[Problem]) -> dict[str, float]:
     """Scores the model on one view of each of the samples that are looked at while training; those held back choose the best."""
     with tuning.averaged():
-        found = tuning.scores(tuning.lessons.watched, met)
+        found = tuning.scores(tuning.lessons.watched, problems)
         if best is not None:
             best.offer(found["top1"])
     part = "test" if best is None else "held_back"
     return {f"{part}_{name}": found[name] for name in ("top1", "top5", "loss")}
 
 
-def note(tuning: FineTuning, bad: BadInputs, met: list[Problem]) -> None:
-    """All processes hear what any of them could not read, so that all stop where it is too much."""
-    from accelerate.utils import gather_object
-
-    bad.add(gather_object(met))
-    met.clear()
-
-
 def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInputs) -> dict[str, Any]:
     """Scores the test part, by all views: the weights that did best on the samples held back, else the last."""
-    met: list[Problem] = []
     chosen = best is not None and best.step is not None
     with tuning.averaged():
         if best is not None and chosen:
             best.load(tuning.model)
-        found = tuning.scores(tuning.lessons.test, met)
-    note(tuning, bad, met)
+        found = tuning.scores(tuning.lessons.test, bad.pending)
+    bad.share()
+    bad.check()
     logger.info("%s", bad.report())
     step = best.step if best is not None and chosen else tuning.training.step
     result = {"run": str(folder.path), "step": step, "classes": tuning.lessons.names, **found}

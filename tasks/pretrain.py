@@ -216,8 +216,6 @@ def scaled(config: Config) -> TrainConfig:
 
 def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixture, plan: Plan, folder: RunFolder) -> dict[str, Any]:
     """Trains from where the run stands to its end, and evaluates."""
-    from accelerate.utils import gather_object
-
     accelerator, main, model = training.accelerator, training.accelerator.is_main_process, bare(training)
     if config.resume:
         folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
@@ -226,12 +224,11 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     watched = [(feed, feed.watched(config.held_out)) for feed in feeds]
     inputs = sum(len(feed.samples) + len(part) for feed, part in watched)
     bad = BadInputs(folder.path / "bad_inputs.jsonl", inputs, config.data.max_bad, write=main)
-    met: list[Problem] = []  # by this process since the last line of metrics
     neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     announce(feeds, plan, folder)
     updates = fit(
         training,
-        note_problems(load(mixture, plan, training), met),
+        bad.watch(load(mixture, plan, training)),
         masked_loss(feeds, mixture, model, accelerator.device, plan.steps),
         config=config.train,
         plan=plan,
@@ -244,17 +241,16 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:
-                line[feed.called("held_out_loss")] = watch(training, feed, part, plan, met)
+                line[feed.called("held_out_loss")] = watch(training, feed, part, plan, bad.pending)
         if neighbours is not None and due(update.step, config.neighbours.every, plan.steps):
             with training.whole() as whole:
                 line["neighbours_top1"], unread = neighbours.accuracy(
                     cast(MaskedModel, whole), accelerator.device, plan.micro_batch_size
                 )
-            met += unread if main else []  # all processes know of the same
+            bad.pending += unread if main else []  # all processes know of the same
         folder.note_skipped(update.skipped)
-        if line or update.last or (met and accelerator.num_processes == 1):
-            bad.add(gather_object(met))  # all processes hear what any of them met, so that all stop where it is too much
-            met.clear()
+        if line or update.save or update.last:
+            bad.share()
         if line:
             folder.log(update.step, line)
             accelerator.log(line, step=update.step)
@@ -262,6 +258,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
         if update.save:
             keep_last, keep_every = config.train.keep_last, config.train.keep_every
             training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
+        bad.check()  # after the checkpoint, so that a run that stops here keeps it
     results = finish(config, training, feeds, folder, bad, metrics)
     accelerator.end_training()  # last: it ends the process group too, through which evaluations share their work
     return results
@@ -288,13 +285,6 @@ def load(mixture: Mixture, plan: Plan, training: Training) -> Iterator[Batch]:
         world=training.accelerator.num_processes,
         rank=training.accelerator.process_index,
     )
-
-
-def note_problems(batches: Iterator[Batch], met: list[Problem]) -> Iterator[Batch]:
-    """Passes batches on, and notes what could not be read."""
-    for batch in batches:
-        met += batch.problems
-        yield batch
 
 
 def watch(training: Training, feed: Feed, part: Samples, plan: Plan, problems: list[Problem]) -> float:
@@ -392,7 +382,9 @@ def finish(
             if "reconstruct" in config.evaluate and main:  # a few hundred samples: one process does it
                 with evaluation(feed.called("reconstruct")):
                     picture = folder.pictures / f"{feed.called('reconstruction')}_{training.step:08d}.png"
-                    found = make_gallery(feed.masking(model), open_data(feed.data, "eval"), config.gallery, path=picture)
+                    title = f"{folder.path.name}, step {training.step:,}: hidden tokens, predicted"
+                    shown = open_data(feed.data, "eval")
+                    found = make_gallery(feed.masking(model), shown, config.gallery, path=picture, title=title)
                     results[feed.called("reconstruct")] = found
                     conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
     if main:

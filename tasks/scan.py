@@ -2,7 +2,9 @@
 
 mmm scan /data/kinetics
 mmm scan train.csv --workers 16 --out scan.json
-mmm scan /data/imagenet --medium images
+mmm scan /data/frames --medium videos       # each folder of images is a video
+
+The exit code is 1 if an input cannot be read.
 """
 
 from __future__ import annotations
@@ -13,8 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmm.data import ClipsConfig, DataConfig, ImagesConfig, open_data
+from mmm.data import ClipsConfig, DataConfig, ImagesConfig, Unreadable, open_data
+from mmm.data.decode.image import decode_image
+from mmm.data.decode.video import OpenVideo
 from mmm.data.loading.scan import scan
+from mmm.data.sources.base import FRAMES, PICTURES, RECORDINGS
+from mmm.data.sources.concat import Several
+from mmm.data.sources.file_list import ListFile
+from mmm.data.sources.folder import Folder
 from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
@@ -30,8 +38,8 @@ class Config:
     source: str | None = None
     """What to check: as data.source of a recipe."""
 
-    medium: Literal["videos", "images"] = "videos"
-    """What it holds."""
+    medium: Literal["videos", "images"] | None = None
+    """Type of the inputs; None: found from the files. Images in folders count as images unless this says videos"""
 
     column: str | None = None
     """The table's column of videos or images; none finds it."""
@@ -47,12 +55,24 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Checks all splits, prints a summary and writes the report."""
+    """Checks all splits; see `check`.
+
+    Raises:
+        SystemExit: with code 1, if an input cannot be read.
+    """
+    report = check(config)
+    if any(found["unreadable"] for found in report["splits"].values()):
+        raise SystemExit(1)
+    return report
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Checks all splits, prints a summary, writes the report and returns it."""
     data = data_config(config)
-    report: dict[str, Any] = {"source": config.source, "splits": {}}
+    report: dict[str, Any] = {"source": config.source, "medium": data.medium.noun, "splits": {}}
     for split in find_source(data).splits:
         samples = open_data(data, split)
-        logger.info("%s: %d %s", split, len(samples), config.medium)
+        logger.info("%s: %d %s", split, len(samples), data.medium.noun)
         report["splits"][split] = found = scan(samples, workers=config.workers)
         print(describe(split, found))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +82,40 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def data_config(config: Config) -> DataConfig:
-    """The data that is meant, every input of it."""
-    if config.medium == "images":
+    """Returns the config of all inputs of the source."""
+    if (config.medium or detect_medium(config.source)) == "images":
         return ImagesConfig(source=config.source, image_column=config.column, deadline=config.deadline, holdout=0.0)
     return ClipsConfig(source=config.source, video_column=config.column, deadline=config.deadline, holdout=0.0)
+
+
+def detect_medium(source: str | None) -> str:
+    """Returns "videos" or "images", by the files of a folder or the first input of anything else."""
+    try:
+        found = find_source(ClipsConfig(source=source))
+        found = found.sources[0] if isinstance(found, Several) else found
+        if isinstance(found, Folder):
+            return "images" if found.medium is FRAMES else "videos"
+        cell = found.table(found.splits[0]).cells[0]
+    except (ValueError, Unreadable):
+        return "images"  # whatever is wrong with the source, opening it as images says it
+    if isinstance(found, ListFile) or not isinstance(cell, (bytes, Path)):
+        return "videos"
+    if isinstance(cell, Path) and cell.suffix.lower() in PICTURES | RECORDINGS:
+        return "videos" if cell.suffix.lower() in RECORDINGS else "images"
+    try:
+        decode_image(cell, 3)
+    except Unreadable:
+        return "videos" if _opens(cell) else "images"
+    return "images"
+
+
+def _opens(cell: bytes | Path) -> bool:
+    """Whether an input opens as a video."""
+    try:
+        with OpenVideo(cell):
+            return True
+    except Unreadable:
+        return False
 
 
 def describe(split: str, found: dict[str, Any]) -> str:

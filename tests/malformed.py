@@ -509,10 +509,17 @@ _animated("WEBP", lossless=True)
 
 
 @image
-def array_of_floats(seed: int) -> tuple[bytes, str]:
+def array_of_floats(seed: int) -> tuple[bytes, Pixels]:
+    pixels, file = photograph(seed), io.BytesIO()
+    np.save(file, (pixels / 255).transpose(2, 0, 1))
+    return file.getvalue(), pixels
+
+
+@image
+def array_of_large_floats(seed: int) -> tuple[bytes, str]:
     file = io.BytesIO()
-    np.save(file, photograph(seed) / 255)
-    return file.getvalue(), "holds float64"
+    np.save(file, photograph(seed).astype(np.float32))
+    return file.getvalue(), "floating point"
 
 
 @image

@@ -140,3 +140,17 @@ def ordinary_priority() -> Iterator[None]:
     finally:
         if before is not None:
             os.sched_setscheduler(0, before, os.sched_param(0))
+
+
+def trimmed(source: Path, path: Path, start: int) -> Path:
+    """Copies a file from its frame `start` on without encoding it anew, as `ffmpeg -ss` and phones do: the packets from the
+    keyframe before it stay, and an edit list hides them."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.dts is not None]
+        moment = sorted(packet.pts for packet in packets)[start]
+        first = max(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= moment)
+        for packet in packets[first:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - moment, packet.dts - moment, stream
+            new.mux(packet)
+    return path

@@ -165,8 +165,8 @@ class _Many:
     def labels(self) -> Tensor | None:
         return None
 
-    def order(self, seed: int) -> Order:
-        return Order(LARGE, seed)
+    def order(self, seed: int, source: int = 0) -> Order:
+        return Order(LARGE, seed, source)
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         return torch.zeros(len(keys), 1, 4, 4, dtype=torch.uint8), {}

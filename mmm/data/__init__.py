@@ -8,6 +8,7 @@ from mmm.data.datasets.open import open_data
 from mmm.data.errors import BadInputs, Problem, Unreadable
 from mmm.data.loading.loader import Batch, Samples, eval_batches, train_batches
 from mmm.data.loading.sampler import Order
+from mmm.data.sources.in_memory import register_source
 
 __all__ = [
     "BadInputs",
@@ -24,5 +25,6 @@ __all__ = [
     "eval_batches",
     "open_data",
     "open_images",
+    "register_source",
     "train_batches",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmm.system.files import Journal
+
+if TYPE_CHECKING:
+    from mmm.data.loader import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -25,30 +28,52 @@ class Problem(NamedTuple):
 
 
 class BadInputs:
-    """Collects the problems of a run, whichever process met them.
+    """Collects the unreadable inputs of a run from all its processes.
 
     Args:
-        path: `bad_inputs.jsonl`, one line an input; what it already holds (from before a resume) counts. None writes nothing.
-        write: whether this process writes it; of several that share a run, one does.
+        path: `bad_inputs.jsonl`, one line for each input; the lines it already holds (from before a resume) count. None writes no
+            file.
         total: the number of samples in the data.
         max_bad: the largest share of `total` that may be unreadable.
+        write: whether this process writes the file; of several processes that share a run, one does.
+
+    Attributes:
+        found: the problems that all processes know, by name.
+        pending: the problems of this process that the others do not know yet; loops and evaluations append to it.
     """
 
     def __init__(self, path: Path | None, total: int, max_bad: float, *, write: bool = True) -> None:
         self.path, self.total, self.max_bad, self.write = path, total, max_bad, write
-        self.found: dict[str, Problem] = {}  # by name
+        self.found: dict[str, Problem] = {}
+        self.pending: list[Problem] = []
         self.journal = None if path is None else Journal(path)
         if self.journal is not None:
             self.found = {problem.name: problem for problem in (Problem(**line) for line in self.journal.lines())}
             if write:
                 self.journal.cut()
 
-    def add(self, problems: Iterable[Problem]) -> None:
-        """Records the problems that are new.
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Passes training batches on and collects their problems; a run with too many stops at the batch that shows it.
 
         Raises:
-            ValueError: once more than the allowed share of the data is unreadable.
+            ValueError: once the problems that this process knows of are more than the allowed share.
         """
+        for batch in batches:
+            self.pending += batch.problems
+            if batch.problems and self._exceeds(self.found.keys() | {problem.name for problem in self.pending}):
+                self.add(self.pending)  # before the run ends, so that the file names them all
+                self.check()
+            yield batch
+
+    def share(self) -> None:
+        """Exchanges the pending problems between all processes and records them; all processes call it together."""
+        from accelerate.utils import gather_object
+
+        self.add(gather_object(self.pending))
+        self.pending.clear()
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Records the problems that are new."""
         for problem in sorted(problems):  # so that the report is the same, whichever process met them
             if problem.name in self.found:
                 continue
@@ -56,7 +81,10 @@ class BadInputs:
             logger.warning("cannot read %s: %s", problem.name, problem.reason)
             if self.journal is not None and self.write:
                 self.journal.append(problem._asdict())
-        if len(self.found) > self.max_bad * self.total:
+
+    def check(self) -> None:
+        """Raises ValueError where more than the allowed share of the data is unreadable."""
+        if self._exceeds(self.found.keys()):
             raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
 
     def report(self) -> str:
@@ -66,3 +94,6 @@ class BadInputs:
         first = self.found[min(self.found)]
         where = "" if self.path is None else f", all in {self.path}"
         return f"{len(self.found)} of {self.total} inputs cannot be read ({first.name}: {first.reason}{where})"
+
+    def _exceeds(self, names: Collection[str]) -> bool:
+        return len(names) > self.max_bad * self.total

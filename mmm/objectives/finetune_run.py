@@ -48,10 +48,10 @@ class FineTuning:
         """Inside, the model holds the moving average of its weights, where the run keeps one."""
         return nullcontext() if self.training.ema is None else self.training.ema.applied(self.model)
 
-    def batches(self, met: list[Problem]) -> Iterator[Batch]:
-        """The micro-batches of this process, from the step where the run stands; what could not be read is added to `met`."""
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches of this process, from the step where the run stands."""
         plan, accelerator = self.plan, self.training.accelerator
-        for batch in train_batches(
+        return train_batches(
             self.lessons.train,
             self.config.data,
             seed=self.config.seed,
@@ -61,9 +61,7 @@ class FineTuning:
             accumulation=plan.accumulation,
             world=accelerator.num_processes,
             rank=accelerator.process_index,
-        ):
-            met += batch.problems
-            yield batch
+        )
 
     def some(self, samples: int) -> Batch:
         """A micro-batch of so many samples, to see what it takes."""
@@ -76,10 +74,10 @@ class FineTuning:
         _, index = self.lessons.train.order(self.config.seed).at(step * size // repeats, size // repeats)
         return index.repeat_interleave(repeats).tolist()
 
-    def scores(self, part: Images | Clips, met: list[Problem]) -> dict[str, Any]:
+    def scores(self, part: Images | Clips, problems: list[Problem]) -> dict[str, Any]:
         """How well the model does as it stands."""
         size, accelerator = self.plan.micro_batch_size, self.training.accelerator
-        return classify(self.model, part, batch_size=size, accelerator=accelerator, problems=met)
+        return classify(self.model, part, batch_size=size, accelerator=accelerator, problems=problems)
 
     def protocol(self) -> Protocol:
         """Under which conditions the scores are measured."""

@@ -6,9 +6,11 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from mmm.data.decode import jpeg
@@ -125,22 +127,48 @@ def test_many_channels_from_arrays_and_tiffs(tmp_path: Path) -> None:
         decode_image(encoded(Image.fromarray(smooth()), "PNG"), 5)
 
 
+def test_images_in_memory_are_decoded_in_every_form(tmp_path: Path) -> None:
+    """Channels last or first, whole numbers or floats from 0 to 1, arrays, tensors and Pillow's images."""
+    want = smooth(9, 12)
+    floats, turned = (want / 255).astype(np.float32), Image.fromarray(want).transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned back by a quarter
+    np.save(tmp_path / "first.npy", floats.transpose(2, 0, 1))
+    forms: list[Any] = [want, want.transpose(2, 0, 1), want.astype(np.uint16) * 257, floats, floats.astype(np.float64)]
+    forms += [torch.from_numpy(want), torch.from_numpy(floats).permute(2, 0, 1), torch.from_numpy(floats.transpose(2, 0, 1))]
+    forms += [Image.fromarray(want), turned, tmp_path / "first.npy"]
+    for form in forms:
+        np.testing.assert_array_equal(decode_image(form, 3), want)
+    grey = want[:, :, 0]
+    for form in (grey, grey[None], grey[:, :, None], torch.from_numpy(grey[None] / 255), Image.fromarray(grey)):
+        np.testing.assert_array_equal(decode_image(form, 1)[:, :, 0], grey)
+        np.testing.assert_array_equal(decode_image(form, 3), grey[:, :, None].repeat(3, 2))
+    assert decode_image(torch.ones(3, 2, 2, dtype=torch.bfloat16), 3).tolist() == [[[255] * 3] * 2] * 2
+    square = GENERATOR.integers(0, 256, (3, 3, 3), dtype=np.uint8)  # could be either: last it is
+    np.testing.assert_array_equal(decode_image(square, 3), square)
+
+
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     photograph = encoded(Image.fromarray(GENERATOR.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
     npy, pickled = io.BytesIO(), io.BytesIO()
-    np.save(npy, np.zeros((4, 4, 3), np.float32))
+    np.save(npy, np.full((4, 4, 3), 1.5, np.float32))
     np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
     cases = {
         b"": "the file is empty",
         b"<html>not found</html>": "not an image of a known format",
         photograph[: len(photograph) // 2]: "is damaged: Premature end of JPEG file",
-        npy.getvalue(): "holds float32; uint8 or uint16 is expected",
+        npy.getvalue(): "floating point pixels from 1.5 to 1.5; they must go from 0 to 1",
         pickled.getvalue(): "ValueError: Object arrays cannot be loaded",
         png_header(6000, 10000): f"6000 x 10000 pixels, more than the {MAX_PIXELS:,}",
         png_header(20000, 20000): f"400,000,000 pixels, more than the {MAX_PIXELS:,}",
-        encoded(Image.new("F", (4, 4)), "TIFF"): "floating point pixels",
+        encoded(Image.new("F", (4, 4), -1), "TIFF"): "floating point pixels from -1 to -1",
     }
-    for data, reason in cases.items():
+    arrays = [
+        (np.full((4, 4, 3), np.nan), "floating point pixels from nan to nan"),
+        (np.zeros((4, 4, 3), np.int64), "holds int64; uint8, uint16 or floating point values"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "has shape (2, 4, 4, 3)"),
+        (np.zeros((2, 4, 4), np.uint8), "has 4 channels"),
+    ]
+    for data, reason in [*cases.items(), *arrays]:
         with pytest.raises(Unreadable) as caught:
             decode_image(data, 3)
         assert str(caught.value).startswith(reason)

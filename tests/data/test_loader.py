@@ -189,8 +189,19 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     resumed.add([one, two, two])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [one._asdict(), two._asdict()]
     assert resumed.report() == f"2 of 100 inputs cannot be read (a.jpg: the file is empty, all in {path})"
+    resumed.check()
+    resumed.add([Problem(9, "c.jpg", "not an image")])
     with pytest.raises(ValueError, match=r"^3 of 100 inputs cannot be read .* more than data\.max_bad 0\.02 allows"):
-        resumed.add([Problem(9, "c.jpg", "not an image")])
+        resumed.check()
+
+
+def test_a_run_stops_at_the_batch_that_shows_too_many(damaged: Images, tmp_path: Path) -> None:
+    bad = BadInputs(tmp_path / "bad_inputs.jsonl", total=len(damaged), max_bad=(len(BAD) - 1) / len(damaged))
+    seen = list[Batch]()
+    with pytest.raises(ValueError, match=rf"^{len(BAD)} of {len(damaged)} inputs cannot be read .* more than data\.max_bad"):
+        seen.extend(bad.watch(train_batches(damaged, CONFIG, seed=0, batch_size=2, steps=100)))
+    assert 0 < len({problem.name for batch in seen for problem in batch.problems}) < len(BAD)
+    assert len((tmp_path / "bad_inputs.jsonl").read_text().splitlines()) == len(BAD)
 
 
 def test_a_full_disk_loses_no_bad_input(tmp_path: Path) -> None:

@@ -72,6 +72,13 @@ def test_the_same_picture_is_cut_differently_in_each_source(images: Images) -> N
     assert not torch.equal(first.pixels, second.pixels)
 
 
+def test_sources_of_equal_length_are_not_permuted_alike(images: Images) -> None:
+    few = images.subset(torch.arange(40))
+    first, second = (batch.index.tolist() for batch in Mixture([few, few], (1, 1), seed=1).batches(batch_size=40, steps=2))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+
+
 def test_an_epoch_is_one_pass_over_the_first_source(images: Images) -> None:
     repeated = Images(images.table, replace(CONFIG, repeats=4), images.rows, images.where)
     assert Mixture([images], (1,), seed=0).epoch == len(images)

@@ -67,6 +67,16 @@ def test_weights_hold_in_every_stretch_and_each_source_has_its_own_epochs(folder
     assert len(orders) > 1
 
 
+def test_groups_of_equal_length_are_not_permuted_alike() -> None:
+    order = WeightedOrder([torch.arange(50), torch.arange(50) + 50], [1, 1], seed=0)
+    index = order.at(0, 200)[1]
+    assert not torch.equal(index[0::2], index[1::2] - 50)
+    alone = WeightedOrder([torch.arange(0), torch.arange(50) + 50], [1, 1], seed=0)  # what the others hold changes nothing
+    assert torch.equal(alone.at(0, 100)[1], index[1::2])
+    other = WeightedOrder([torch.arange(50), torch.arange(50) + 50], [1, 1], seed=0, source=1)
+    assert not torch.equal(other.at(0, 200)[1], index)
+
+
 def test_from_anywhere_on_it_is_the_same(folders: Path) -> None:
     order = opened(folders, 5, 2).order(1)
     whole = torch.stack(order.at(0, 100))

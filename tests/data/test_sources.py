@@ -128,9 +128,13 @@ def test_a_single_train_folder_is_a_split(real_data: Path) -> None:
     assert not batch.problems
 
 
-def test_held_out_samples_are_fixed_exact_and_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_samples_are_fixed_exact_and_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path, *(f"{i:02d}.png" for i in range(40)))
-    train, held = opened(tmp_path, holdout=0.25), opened(tmp_path, "eval", holdout=0.25)
+    caplog.set_level("INFO")
+    train, held, _ = (opened(tmp_path, part, holdout=0.25) for part in ("train", "eval", "eval"))
+    assert caplog.messages == [
+        f"data.source {tmp_path} has no split for evaluation: 10 of its 40 samples are held out for it (data.holdout 0.25)"
+    ]
     assert (len(train), len(held)) == (30, 10)
     assert sorted(reds(train) + reds(held)) == list(range(40))
     assert reds(held) == reds(opened(tmp_path, "eval", holdout=0.25)) != list(range(30, 40))
@@ -234,7 +238,11 @@ def test_the_hubs_form_with_subsets(tmp_path: Path) -> None:
         ("{tmp}/*.parquet", "no file matches"),
         ("{tmp}/empty", "holds no images; it is empty"),
         ("{tmp}/text", "holds no images, only 2 x .txt, 1 x .zip"),
-        ("{tmp}/text/a.txt", "only parquet files and tars are read"),
+        ("{tmp}/text/c.zip", ".zip: of files, images, lists (.txt, .csv, .tsv, .list), parquet and tars are read"),
+        ("{tmp}/text/*", ".txt, .zip: of files, images, lists"),
+        ("{tmp}/pickled.npy", "pickled.npy cannot be read: "),
+        ("{tmp}/flat.npy", "flat.npy has shape (5,)"),
+        ("registered:nothing", "nothing is registered under this name"),
         ("{tmp}/broken.parquet", "cannot be read: "),
         ("builtin:nothing", "no such built-in data"),
         ("nobody/nothing", "data.source nobody/nothing is no path here, and cannot be read from the hub: "),
@@ -245,6 +253,8 @@ def test_a_source_that_is_none_is_one_line(tmp_path: Path, source: str | None, m
     tree(tmp_path / "text", "a.txt", "b.txt", "c.zip")
     if source and "broken" in source:
         (tmp_path / "broken.parquet").write_bytes(b"not parquet")
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "flat.npy", np.zeros(5))
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         open_images(replace(CONFIG, source=source and source.format(tmp=tmp_path)), "train")
     assert "\n" not in str(caught.value)

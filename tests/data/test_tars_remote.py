@@ -13,8 +13,8 @@ import torch
 from tar_files import TarServer, photographs, serving, shards, write_tar
 
 from mmm.data import Images, ImagesConfig, Unreadable, open_images, train_batches
+from mmm.data.sources import addresses
 from mmm.data.sources.webdataset import index_cache as tar_cache
-from mmm.data.sources.webdataset import remote as tar_addresses
 from mmm.data.sources.webdataset import source as tars
 from mmm.data.sources.webdataset.index_cache import FAR, LONG, SHORT, Stretches
 
@@ -30,7 +30,7 @@ def pictures() -> list[bytes]:
 def _own_cache_and_short_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(tar_addresses, "PAUSES", (0, 0, 0.01, 0.01))
+    monkeypatch.setattr(addresses, "PAUSES", (0, 0, 0.01, 0.01))
     monkeypatch.setattr(tar_cache, "WORKERS", 1)  # in this process
     tars._announce.cache_clear()
 

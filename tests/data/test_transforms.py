@@ -95,12 +95,14 @@ def test_crops_are_pillows_to_rounding() -> None:
     assert np.abs(got.astype(int) - want).max() <= 1
 
 
+@pytest.mark.parametrize(("size", "resized"), [(224, 256), (192, 219), (240, 240), (448, 448)])
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (80, 100), (256, 256)])
-def test_evaluation_sees_what_torchvisions_usual_transform_shows(height: int, width: int) -> None:
+def test_evaluation_sees_what_mae_s_transform_shows(height: int, width: int, size: int, resized: int) -> None:
+    """MAE resizes to 256/224 of the input size up to 224 pixels, and to the input size above."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    usual = Compose([Resize(256, InterpolationMode.BICUBIC, antialias=True), CenterCrop(224)])
+    usual = Compose([Resize(resized, InterpolationMode.BICUBIC, antialias=True), CenterCrop(size)])
     want = usual(torch.from_numpy(image).permute(2, 0, 1))
-    assert torch.equal(center_crop(image, (224, 224)), want)
+    assert torch.equal(center_crop(image, (size, size)), want)
 
 
 def test_small_samples_are_evaluated_without_a_margin() -> None:

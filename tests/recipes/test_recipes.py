@@ -136,6 +136,21 @@ def test_an_unreadable_image_is_replaced_and_named(run_recipe: Run, tmp_path: Pa
     assert named[0]["name"].endswith("broken.png")
 
 
+def test_too_many_unreadable_images_stop_a_run_at_once_or_after_its_checkpoint(
+    run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step of either run writes a line of metrics before the last."""
+    source = folder_of_images(tmp_path / "images" / "train", (40,) * 6)
+    folder_of_images(tmp_path / "images" / "test", (40,) * 6)
+    flags = (*SMALL, "--data.source", str(source.parent), "--data.workers", "0", "--train.steps", "4", "--train.log_every", "100")
+    for split, checkpoints in (("test", 1), ("train", 0)):
+        (source.parent / split / "class0" / "broken.png").write_bytes(b"not an image")
+        folder = tmp_path / f"run_{split}"
+        expect_one_line(lambda: run_recipe("image_mae", *flags, "--folder", str(folder)), "data.max_bad", capsys)  # noqa: B023
+        assert len(list(folder.glob("checkpoints/step_*"))) == checkpoints
+        assert "broken.png" in (folder / "bad_inputs.jsonl").read_text()
+
+
 def test_features_of_unlabelled_images_are_refused_before_training(
     run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,8 +46,7 @@ class CachedCells:
 
     def _decode(self, row: int, channels: int) -> Pixels:
         try:
-            cell = self.cells[row]
-            return cell if isinstance(cell, np.ndarray) else decode_image(cell, channels)
+            return decode_image(self.cells[row], channels)
         except Unreadable as error:
             self.bad[row] = str(error)
             return np.zeros((0, 0, channels), np.uint8)

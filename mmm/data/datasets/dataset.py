@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -13,6 +15,8 @@ from mmm.data.loading.sampler import Order, WeightedOrder
 from mmm.data.sources.base import EVALUATION, Table, digest, nearest
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.augment import rand_augment
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=DataConfig)
 
@@ -57,15 +61,14 @@ class Part(Generic[C]):
         """What a person would call the sample: a path, or a row of a table."""
         return self.table.cells.name(int(self.rows[index]))
 
-    def order(self, seed: int) -> Order | WeightedOrder:
-        """In which order a run of this seed trains on the samples."""
+    def order(self, seed: int, source: int = 0) -> Order | WeightedOrder:
+        """The order in which a run of this seed trains on the samples, as source number `source` of those that it mixes."""
         if len(self.config.weights) < 2:  # one source is all there is
-            return Order(len(self), seed)
+            return Order(len(self), seed, source)
         ends = torch.tensor(self.table.parts).cumsum(0)
-        source = torch.bucketize(self.rows, ends, right=True)  # (N,)
-        groups = [(source == number).nonzero().flatten() for number in range(len(ends))]
-        there = [(group, weight) for group, weight in zip(groups, self.config.weights, strict=True) if len(group)]
-        return WeightedOrder([group for group, _ in there], [weight for _, weight in there], seed)
+        joined = torch.bucketize(self.rows, ends, right=True)  # (N,)
+        groups = [(joined == number).nonzero().flatten() for number in range(len(ends))]
+        return WeightedOrder(groups, self.config.weights, seed, source)
 
     def expect(self, index: Tensor) -> None:
         """Says which samples are read next: what lies afar can then be asked for all at once."""
@@ -112,7 +115,21 @@ def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
     table = source.table(name)
     if len(table.cells) == 0:
         raise ValueError(f"data.source {config.source}: the split {name} is empty")
-    return table, _rows(len(table.cells), config.holdout, part), name if part == "all" else f"{name} ({part})"
+    rows = _rows(len(table.cells), config.holdout, part)
+    if part == "held out":
+        _announce_held_out(str(config.source), len(rows), len(table.cells), config.holdout)
+    return table, rows, name if part == "all" else f"{name} ({part})"
+
+
+@cache  # once, however often a run opens its data
+def _announce_held_out(source: str, held: int, total: int, holdout: float) -> None:
+    logger.info(
+        "data.source %s has no split for evaluation: %d of its %d samples are held out for it (data.holdout %g)",
+        source,
+        held,
+        total,
+        holdout,
+    )
 
 
 def _choose(splits: tuple[str, ...], config: DataConfig, wanted: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ class Mixture:
     def __init__(self, parts: Sequence[Images | Clips], updates: Sequence[int], seed: int) -> None:
         self.parts, self.updates, self.seed = list(parts), list(updates), seed
         self.cycle = spread(updates)
-        self.orders = [part.order(seed) for part in parts]
+        self.orders = [part.order(seed, source) for source, part in enumerate(parts)]
 
     def source(self, step: int) -> int:
         """Which source an update takes."""

@@ -33,12 +33,17 @@ def read_file(path: str | Path) -> bytes:
     try:
         status = os.fstat(descriptor)
         refuse_odd(status)
-        if status.st_size > MAX_BYTES:
-            raise Unreadable(f"{status.st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
+        refuse_large(status.st_size)
         with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def refuse_large(size: int) -> None:
+    """Raises Unreadable for a file of more bytes than are read at once."""
+    if size > MAX_BYTES:
+        raise Unreadable(f"{size:,} bytes, more than the {MAX_BYTES:,} that are read")
 
 
 def refuse_odd(status: os.stat_result) -> None:

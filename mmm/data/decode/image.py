@@ -1,4 +1,4 @@
-"""One function from a file's bytes to pixels: uint8, (H, W, C), upright, with the channels that were asked for.
+"""One function from an image, encoded or in memory, to pixels: uint8, (H, W, C), upright, with the channels that were asked for.
 
 JPEGs take simplejpeg where it is installed (measured 1.9 times the usual Pillow pipeline, the same pixels;
 mmm/data/decode/jpeg.py); what
@@ -7,9 +7,9 @@ multi-channel TIFFs. Which decoder is meant is read from the bytes, not from the
 
 The contract: 16-bit values are divided by 257, so that 65535 is 255 (Pillow divides those of RGB PNGs by 256); CMYK becomes RGB;
 palettes are looked up; transparency is laid on white, unless 4 channels are wanted; EXIF rotation is applied; colour profiles
-are not; only the first frame of an animation is read; floats are refused, for no range is agreed; nothing above MAX_PIXELS is
-decoded; what a decoder calls damaged is refused, though a part of it could be shown. A PNG that lacks only what stands behind its
-last pixel is whole.
+are not; only the first frame of an animation is read; floating point values go from 0 to 1, and others are refused, for no range
+is agreed; arrays may have their channels last or first; nothing above MAX_PIXELS is decoded; what a decoder calls damaged is
+refused, though a part of it could be shown. A PNG that lacks only what stands behind its last pixel is whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from mmm.data.decode import png
 from mmm.data.decode.files import read_file
@@ -40,11 +41,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def decode_image(source: bytes | str | Path, channels: int, size_hint: int | None = None) -> Pixels:
+def decode_image(
+    source: bytes | str | Path | Image.Image | NDArray[Any] | Tensor, channels: int, size_hint: int | None = None
+) -> Pixels:
     """Decodes one image.
 
     Args:
-        source: the encoded bytes, or the path of a file.
+        source: the encoded bytes, the path of a file, or an image in memory: Pillow's, or an array or tensor (H, W), (H, W, C) or
+            (C, H, W).
         channels: C of the result.
         size_hint: a JPEG may come back at 1/2, 1/4 or 1/8 of its size, as long as neither side is below this many pixels.
 
@@ -55,10 +59,7 @@ def decode_image(source: bytes | str | Path, channels: int, size_hint: int | Non
         Unreadable: whatever is wrong with the input.
     """
     try:
-        data = source if isinstance(source, bytes) else read_file(source)
-        if not data:
-            raise Unreadable("the file is empty")
-        return np.ascontiguousarray(_decode(data, channels, size_hint))
+        return np.ascontiguousarray(_decode(source, channels, size_hint))
     except Unreadable:
         raise
     except Exception as error:  # other people's decoders raise anything: OSError, SyntaxError, struct.error, ...
@@ -75,7 +76,23 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:200]
 
 
-def _decode(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
+def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
+    """(H, W, C) of an image in any form."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, channels)
+    if isinstance(source, Tensor):
+        values = source.detach().cpu()
+        return _from_array((values.float() if values.is_floating_point() else values).numpy(), channels)
+    if isinstance(source, Image.Image):
+        refuse_bomb(source.height, source.width)
+        return _upright(source, channels)
+    data = source if isinstance(source, bytes) else read_file(source)
+    if not data:
+        raise Unreadable("the file is empty")
+    return _from_bytes(data, channels, size_hint)
+
+
+def _from_bytes(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
     """(H, W, C) by the first decoder that can."""
     if data.startswith(NUMPY):
         return _from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
@@ -108,8 +125,13 @@ def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[A
         factor = scale_down(height, width, size_hint)
         if factor > 1:
             image.draft(None, (width // factor, height // factor))  # only JPEGs heed it
-        image.load()
-        lies = orientation(image)  # after the pixels: a PNG's may stand behind them, and TIFFs are turned as they are loaded
+        return _upright(image, channels)
+
+
+def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
+    """(H, W, C) of an open image."""
+    image.load()
+    lies = orientation(image)  # after the pixels: a PNG's may stand behind them, and TIFFs are turned as they are loaded
     return upright(_converted(image, channels), lies)
 
 
@@ -121,7 +143,7 @@ def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
             raise Unreadable("32-bit integers: no range is agreed for them")
         return _from_array(values.astype(np.uint16), channels)
     if image.mode == "F":
-        raise Unreadable("floating point pixels: no range is agreed for them")
+        return _from_array(np.asarray(image), channels)
     if channels not in MODES:
         raise Unreadable(f"has {len(image.getbands())} channels, data.channels is {channels}")
     if channels != 4 and image.has_transparency_data:
@@ -148,18 +170,26 @@ def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
 
 
 def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
-    """uint8 or uint16 (H, W) or (H, W, C) to uint8 (H, W, C)."""
-    if values.dtype not in (np.uint8, np.uint16):
-        raise Unreadable(f"holds {values.dtype}; uint8 or uint16 is expected")
+    """uint8, uint16, or floats from 0 to 1; (H, W), (H, W, C) or (C, H, W) -> uint8 (H, W, C)."""
     if values.ndim == 2:
         values = values[:, :, None]  # (H, W, 1)
     if values.ndim != 3 or 0 in values.shape:
-        raise Unreadable(f"has shape {values.shape}; (height, width, channels) is expected")
+        raise Unreadable(f"has shape {values.shape}; (height, width, channels) or (channels, height, width) is expected")
+    fits = (channels, 1) if channels == 3 else (channels,)  # grey becomes RGB
+    if values.shape[2] not in fits and values.shape[0] in fits:
+        values = np.moveaxis(values, 0, 2)
     if values.shape[2] == 1 and channels == 3:
         values = values.repeat(3, axis=2)
     if values.shape[2] != channels:
         raise Unreadable(f"has {values.shape[2]} channels, data.channels is {channels}")
     refuse_bomb(values.shape[0], values.shape[1])
+    if values.dtype == np.uint8:
+        return values
     if values.dtype == np.uint16:
-        values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
-    return values
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
+    if not np.issubdtype(values.dtype, np.floating):
+        raise Unreadable(f"holds {values.dtype}; uint8, uint16 or floating point values from 0 to 1 are expected")
+    least, largest = values.min(), values.max()
+    if not (least >= 0 and largest <= 1):  # also NaN
+        raise Unreadable(f"floating point pixels from {least:g} to {largest:g}; they must go from 0 to 1")
+    return (values.astype(np.float32) * 255).round().astype(np.uint8)

@@ -33,7 +33,7 @@ class Samples(Protocol):
 
     def labels(self) -> Tensor | None: ...
 
-    def order(self, seed: int, /) -> Order | WeightedOrder: ...
+    def order(self, seed: int, source: int, /) -> Order | WeightedOrder: ...
 
     @property
     def resized_later(self) -> bool:
@@ -214,7 +214,7 @@ def train_batches(
     Raises:
         ValueError: where too many samples in a row cannot be read, or the views of an input would be parted.
     """
-    order, repeats = samples.order(seed), config.repeats
+    order, repeats = samples.order(seed, source), config.repeats
     if batch_size % repeats:
         raise ValueError(f"data.repeats {repeats} does not divide the micro-batch of a process, {batch_size} samples; change one")
     size = batch_size // repeats

@@ -19,11 +19,13 @@ class Order:
     Args:
         n: samples in the data.
         seed: of the run.
+        source: number of the data among several that a run mixes: two of equal length have different permutations.
+        group: number of these samples among the groups of one source.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int, source: int = 0, group: int = 0) -> None:
         assert n > 0
-        self.n, self.seed = n, seed
+        self.n, self.seed, self.source, self.group = n, seed, source, group
         self._epochs: dict[int, Tensor] = {}
 
     def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,7 @@ class Order:
         if number not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
-            key = stream(sample_keys(self.seed, number, 0), Stream.ORDER)
+            key = stream(sample_keys(self.seed, number, self.group, source=self.source), Stream.ORDER)
             self._epochs[number] = permutation(key, self.n)[0]
         return self._epochs[number]
 
@@ -52,17 +54,19 @@ class WeightedOrder:
     Of every sum(weights) samples of the run, weights[i] are of group i, as evenly spread as can be; epochs are the group's own.
 
     Args:
-        groups: the places in the data of each group's samples, int64 (n_i,), at least one.
+        groups: the places in the data of each group's samples, int64 (n_i,); empty groups are left out.
         weights: of the groups, whole numbers.
         seed: of the run.
+        source: as of `Order`.
     """
 
-    def __init__(self, groups: Sequence[Tensor], weights: Sequence[int], seed: int) -> None:
-        self.groups = list(groups)
-        self.orders = [Order(len(group), seed) for group in groups]
-        self.cycle = torch.tensor(spread(weights))  # (sum of weights,)
+    def __init__(self, groups: Sequence[Tensor], weights: Sequence[int], seed: int, source: int = 0) -> None:
+        numbers = [number for number, group in enumerate(groups) if len(group)]
+        self.groups = [groups[number] for number in numbers]
+        self.orders = [Order(len(groups[number]), seed, source, number) for number in numbers]
+        self.cycle = torch.tensor(spread([weights[number] for number in numbers]))  # (sum of weights,)
         # how many of each group stand before each place of a cycle; the last row is a whole cycle
-        turns = torch.nn.functional.one_hot(self.cycle, len(groups))
+        turns = torch.nn.functional.one_hot(self.cycle, len(numbers))
         self.before = torch.cat([torch.zeros_like(turns[:1]), turns.cumsum(0)])  # (sum of weights + 1, groups)
 
     def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:

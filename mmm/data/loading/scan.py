@@ -1,4 +1,4 @@
-"""Reads every input of a data set once, from start to end, and reports what cannot be read and what the rest is."""
+"""Reads every input of a data set once and reports what cannot be read and what the rest is."""
 
 from __future__ import annotations
 

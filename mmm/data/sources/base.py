@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 # where evaluation looks, in this order, when no split is named
@@ -91,6 +92,32 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     near = get_close_matches(name, choices, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(choices) or 'none'}"
+
+
+def number_labels(values: Sequence[int | str | None], names: Sequence[str] | None, title: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels as whole numbers, and the names of their classes.
+
+    Args:
+        values: whole numbers, or names, which are numbered in alphabetical order; None where a sample has no label.
+        names: of the classes that whole numbers count, where they are known.
+        title: of the values, for messages.
+
+    Returns:
+        int64 (N,), -1 for None, and one name for each class.
+
+    Raises:
+        ValueError: for values of other kinds.
+    """
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {str}:
+        names = sorted({str(value) for value in values if value is not None})
+        number: dict[Any, int] = {name: i for i, name in enumerate(names)}
+        values = [number.get(value) for value in values]
+    elif not kinds <= {int, bool}:
+        held = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"{title} holds {held}; whole numbers or names are expected")
+    labels = torch.tensor([-1 if value is None else int(value) for value in values], dtype=torch.int64)  # (N,)
+    return labels, tuple(names or map(str, range(int(labels.max()) + 1)))
 
 
 def digest(parts: Iterable[object]) -> str:

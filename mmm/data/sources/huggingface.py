@@ -1,21 +1,19 @@
-"""Tables of images or videos through Hugging Face `datasets`: parquet files here, or a name on the hub. Rows stay encoded.
+"""Tables of images or videos through Hugging Face `datasets`: parquet files, saved data sets, or a name on the hub.
 
-`datasets` writes an Arrow copy of a parquet file into its cache once (HF_HOME says where) and maps it into memory; a cell is
-then read past its decoder and its formatting (measured: 1.2 us against 140 us a row).
+Rows stay encoded. `datasets` writes an Arrow copy of a parquet file into its cache once (HF_HOME says where) and maps it into
+memory; a cell is then read past its decoder and its formatting (measured: 1.2 us against 140 us a row).
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import EVALUATION, IMAGES, Medium, Table, digest, nearest
+from mmm.data.sources.base import EVALUATION, IMAGES, Medium, Table, digest, nearest, number_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,10 +29,11 @@ class ArrowCells:
         rows: the data set, mapped into memory.
         column: of samples.
         title: what a row's name starts with.
-        root: below which paths in the table must lie; None trusts them (the hub library wrote them itself).
+        root: the folder below which paths in the table must lie; None trusts them (the hub library wrote them itself); for a
+            table at an address that address, and paths are refused.
     """
 
-    def __init__(self, rows: Dataset, column: str, title: str, root: Path | None) -> None:
+    def __init__(self, rows: Dataset, column: str, title: str, root: Path | str | None) -> None:
         self.rows, self.column, self.title, self.root = rows, column, title, root
         self._cells = rows.data.column(column)
 
@@ -59,6 +58,8 @@ class ArrowCells:
     def _path(self, name: str) -> Path:
         if self.root is None:
             return Path(name)
+        if isinstance(self.root, str):
+            raise Unreadable(f"the table names the file {name}; a table at an address must hold the bytes")
         path = (self.root / name).resolve()
         if not path.is_relative_to(self.root.resolve()):
             raise Unreadable(f"the table names {name}, which is not below its folder")
@@ -74,19 +75,19 @@ class Parquet:
     """Parquet files; a file's split is the start of its name (train-00000-of-00005.parquet), its folder's name, or `train`.
 
     Args:
-        files: sorted; at least one.
-        root: the folder that holds them.
+        files: their paths or addresses, sorted, and their sizes in bytes.
+        root: the folder that holds them, or the address that was given.
         column, label_column: that were named.
         medium: what a sample is.
     """
 
     def __init__(
-        self, files: list[Path], root: Path, column: str | None, label_column: str | None, medium: Medium = IMAGES
+        self, files: Mapping[str, int], root: Path | str, column: str | None, label_column: str | None, medium: Medium = IMAGES
     ) -> None:
-        self.root, self.columns, self.medium = root, (column, label_column), medium
+        self.sizes, self.root, self.columns, self.medium = files, root, (column, label_column), medium
         self.files: dict[str, list[str]] = {}
         for file in files:
-            self.files.setdefault(_split_of(file), []).append(str(file))
+            self.files.setdefault(_split_of(PurePath(file)), []).append(file)
         self.splits = tuple(self.files)
 
     def table(self, split: str) -> Table:
@@ -95,8 +96,8 @@ class Parquet:
 
         files = self.files[split]
         rows = _load(f"{self.root} cannot be read", lambda: load_dataset("parquet", data_files={split: files}, split=split))
-        contents = [(Path(file).name, Path(file).stat().st_size) for file in files]
-        return _table(rows, split, self.columns, self.medium, self.root, digest([split, len(rows), *contents]))
+        fingerprint = digest([split, len(rows), *((PurePath(file).name, self.sizes[file]) for file in files)])
+        return dataset_table(rows, split, self.columns, self.medium, root=self.root, fingerprint=fingerprint)
 
 
 class Hub:
@@ -118,12 +119,33 @@ class Hub:
         from datasets import load_dataset
 
         rows = _load(f"{self.name} cannot be read from the hub", lambda: load_dataset(self.path, self.subset, split=split))
-        return _table(
-            rows, split, self.columns, self.medium, None, digest([self.name, split, len(rows), sorted(rows.features.items())])
-        )
+        fingerprint = digest([self.name, split, len(rows), sorted(rows.features.items())])
+        return dataset_table(rows, split, self.columns, self.medium, fingerprint=fingerprint)
 
 
-def _split_of(file: Path) -> str:
+class SavedDataset:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+
+    def __init__(self, root: Path, column: str | None, label_column: str | None, medium: Medium = IMAGES) -> None:
+        self.root, self.columns, self.medium = root, (column, label_column), medium
+        listed = root / "dataset_dict.json"
+        self.splits = tuple(json.loads(listed.read_text())["splits"]) if listed.exists() else ("train",)
+
+    @staticmethod
+    def is_at(root: Path) -> bool:
+        """Whether a folder is one."""
+        return (root / "dataset_dict.json").exists() or all((root / name).exists() for name in ("dataset_info.json", "state.json"))
+
+    def table(self, split: str) -> Table:
+        """Maps one split into memory; files that it names must lie below the folder."""
+        from datasets import load_from_disk
+
+        folder = self.root / split if (self.root / "dataset_dict.json").exists() else self.root
+        rows: Any = _load(f"{folder} cannot be read", lambda: load_from_disk(str(folder)))
+        return dataset_table(rows, split, self.columns, self.medium, root=self.root)
+
+
+def _split_of(file: PurePath) -> str:
     shard = SHARD.fullmatch(file.stem)
     words = [shard[1]] if shard else [re.split(r"[-_.]", file.stem)[0], file.parent.name]
     known = [word for word in words if shard or word in ("train", *EVALUATION)]
@@ -139,12 +161,36 @@ def _load(complaint: str, read: Callable[[], Any]) -> Any:
         raise ValueError(f"data.source {complaint}: {type(error).__name__}: {text[:400]}") from error
 
 
-def _table(
-    rows: Dataset, split: str, columns: tuple[str | None, str | None], medium: Medium, root: Path | None, fingerprint: str
+def dataset_table(
+    rows: Dataset,
+    split: str,
+    columns: tuple[str | None, str | None],
+    medium: Medium,
+    *,
+    root: Path | str | None = None,
+    fingerprint: str | None = None,
 ) -> Table:
+    """One split of a data set of `datasets`.
+
+    Args:
+        rows: the split.
+        split: its name.
+        columns: of samples and of labels, where they were named.
+        medium: what a sample is.
+        root: as of `ArrowCells`.
+        fingerprint: of the samples; None takes the data set's own.
+
+    Raises:
+        ValueError: where it is not clear which column holds the samples, or labels are neither whole numbers nor names.
+    """
+    if rows._indices is not None:  # shuffled or selected: the columns would be read past that
+        rows = rows.flatten_indices()
     column, label = _sample_column(rows, columns[0], medium), _label_column(rows, columns[1])
-    labels, classes = (None, None) if label is None else _labels(rows, label)
-    return Table(ArrowCells(rows, column, split, root), labels, classes, fingerprint)
+    labels = classes = None
+    if label is not None:
+        names = getattr(rows.features[label], "names", None)
+        labels, classes = number_labels(rows.data.column(label).to_pylist(), names, f"data.label_column {label}")
+    return Table(ArrowCells(rows, column, split, root), labels, classes, fingerprint or digest([split, rows._fingerprint]))
 
 
 def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
@@ -174,19 +220,3 @@ def _label_column(rows: Dataset, wanted: str | None) -> str | None:
     usual = [name for name in LABELS if name in rows.column_names]
     classes = [name for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]
     return usual[0] if usual else classes[0] if len(classes) == 1 else None
-
-
-def _labels(rows: Dataset, column: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels int64 (N,) and the classes' names; a row without one has -1."""
-    values = rows.data.column(column).to_pylist()
-    kinds = {type(value) for value in values} - {type(None)}
-    names = getattr(rows.features[column], "names", None)
-    if kinds == {str}:
-        names = sorted({value for value in values if value is not None})
-        number = {name: i for i, name in enumerate(names)}
-        values = [number.get(value) for value in values]
-    elif not kinds <= {int, bool}:
-        held = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(f"data.label_column {column} holds {held}; whole numbers or names are expected")
-    labels = torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)  # (N,)
-    return labels, tuple(names or map(str, range(int(labels.max()) + 1)))

@@ -5,21 +5,24 @@ from __future__ import annotations
 import glob
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mmm.data.config import DataConfig
 from mmm.data.sources import file_list as lists
+from mmm.data.sources.addresses import FsspecFiles, RemoteTree, list_files, opens
 from mmm.data.sources.base import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
 from mmm.data.sources.builtin_images import Photographs
 from mmm.data.sources.concat import Several
 from mmm.data.sources.file_list import ListFile
-from mmm.data.sources.folder import Folder, files_below
-from mmm.data.sources.huggingface import Hub, Parquet
-from mmm.data.sources.webdataset.resolve import tars_at
+from mmm.data.sources.folder import FileSource, Folder, files_below
+from mmm.data.sources.huggingface import Hub, Parquet, SavedDataset
+from mmm.data.sources.in_memory import ArrayFile, RegisteredSource
+from mmm.data.sources.webdataset.resolve import ENDINGS, expand, tars_at
+from mmm.data.sources.webdataset.source import Tars
 
 GIVE = {
-    "images": "a folder, parquet files, tars, a name on the hub or builtin:photographs",
-    "videos": "a folder, a list file, parquet files, tars, a name on the hub or builtin:motion",
+    "images": "a folder, files, a list file, parquet files, tars, an array (.npy), a name on the hub or builtin:photographs",
+    "videos": "a folder, files, a list file, parquet files, tars, a name on the hub or builtin:motion",
 }
 
 
@@ -39,25 +42,43 @@ def find_source(config: DataConfig) -> Source:
         return Several([find_source(replace(config, source=part, weights=())) for part in names], names)
     if name.startswith("builtin:"):
         return _builtin(name.removeprefix("builtin:"), config)
+    if name.startswith("registered:"):
+        return RegisteredSource(name.removeprefix("registered:"), config)
+    if opens(name):
+        return _remote(name, config)
     if (tars := tars_at(name, config)) is not None:
         return tars
     path = Path(name).expanduser()
+    if path.is_dir() and SavedDataset.is_at(path):
+        return SavedDataset(path, config.column, config.label_column, medium)
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
         return _parquet(files, path, config) if files else Folder(path, _kind(path, medium))
-    if medium is VIDEOS and path.is_file() and path.suffix.lower() in lists.SUFFIXES:
-        return ListFile(path, medium)
     if path.is_file() or glob.has_magic(name):
         files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(path), recursive=True))
-        if not files or any(file.suffix != ".parquet" for file in files):
-            also = "" if medium is IMAGES else f", and lists ({', '.join(lists.SUFFIXES)})"
-            raise ValueError(
-                f"data.source {name}: " + (f"only parquet files and tars are read{also}" if files else "no file matches")
-            )
-        return _parquet(files, files[0].parent, config)
+        return _files(name, files, config)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix == ".parquet":
         raise ValueError(f"data.source {name} does not exist")
     return Hub(name, config.column, config.label_column, medium)
+
+
+def _files(name: str, files: list[Path], config: DataConfig) -> Source:
+    """A single file, or those that a glob matches."""
+    medium, suffixes = config.medium, {file.suffix.lower() for file in files}
+    if not files:
+        raise ValueError(f"data.source {name}: no file matches")
+    if suffixes == {".parquet"}:
+        return _parquet(files, files[0].parent, config)
+    if len(files) == 1 and suffixes == {".npy"} and medium is IMAGES:
+        return ArrayFile(files[0], config)
+    if len(files) == 1 and suffixes <= set(lists.SUFFIXES):
+        return ListFile(files[0], medium)
+    if suffixes <= medium.suffixes:
+        return FileSource(files, medium)
+    other = ", ".join(sorted(suffix or "no extension" for suffix in suffixes - medium.suffixes))
+    raise ValueError(
+        f"data.source {name}: {other}: of files, {medium.noun}, lists ({', '.join(lists.SUFFIXES)}), parquet and tars are read"
+    )
 
 
 def _builtin(name: str, config: DataConfig) -> Source:
@@ -71,7 +92,31 @@ def _builtin(name: str, config: DataConfig) -> Source:
 
 
 def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:
-    return Parquet(files, root, config.column, config.label_column, config.medium)
+    sizes = {str(file): file.stat().st_size for file in files}
+    return Parquet(sizes, root, config.column, config.label_column, config.medium)
+
+
+def _remote(name: str, config: DataConfig) -> Source:
+    """Data at an address that fsspec opens: tars, parquet files, or a folder of files.
+
+    Raises:
+        ValueError: where there is none of them.
+    """
+    sizes, folders = dict[str, int](), list[str]()
+    for address in expand(name):
+        found, folder = list_files(address)
+        sizes |= found
+        folders += [] if folder is None else [folder]
+    noun, suffixes = config.medium.noun, config.medium.suffixes
+    if not folders or not any(PurePath(address).suffix.lower() in suffixes for address in sizes):
+        if tars := [address for address in sizes if address.endswith(ENDINGS)]:
+            return Tars(FsspecFiles(tars), config, name)
+        if tables := {address: size for address, size in sizes.items() if address.endswith(".parquet")}:
+            return Parquet(tables, name, config.column, config.label_column, config.medium)
+        raise ValueError(f"data.source {name}: at an address, tars, parquet files and folders of {noun} are read")
+    if len(folders) > 1:
+        raise ValueError(f"data.source {name} names {len(folders)} folders; give one, or a+b")
+    return Folder(RemoteTree(folders[0], sizes), config.medium)
 
 
 def _kind(root: Path, medium: Medium) -> Medium:

@@ -18,8 +18,9 @@ from mmm.data.transforms.resize import resize, resize_into
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 
-# evaluation resizes to 256/224 of the sample and takes the middle; small samples are resized to just their size
-MARGIN, MARGIN_FROM = 256 / 224, 128
+# evaluation resizes to 256/224 of the sample and crops the centre, as MAE does, from 128 up to 224 pixels; MAE uses no margin
+# above 224 (crop_pct 1 in its build_transform), and below 128 it would cut away too much of a small image
+MARGIN, MARGIN_SIZES = 256 / 224, (128, 224)
 
 
 def crop_boxes(keys: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -66,9 +67,9 @@ def resized_crop(image: NDArray[np.uint8], box: list[int], sample: Tensor) -> No
 
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     """To what an image is resized before evaluation cuts out its middle: its own shape, just covering the sample's size,
-    with a margin of 256/224 for samples of 128 pixels and more. Height and width, pixels.
+    with a margin of 256/224 for samples of 128 to 224 pixels a side. Height and width, pixels.
     """
-    margin = MARGIN if min(size) >= MARGIN_FROM else 1.0
+    margin = MARGIN if min(size) >= MARGIN_SIZES[0] and max(size) <= MARGIN_SIZES[1] else 1.0
     wanted = [round(side * margin) for side in size]
     if wanted[0] * width >= wanted[1] * height:  # the height is what limits
         return wanted[0], max(wanted[1], int(wanted[0] * width / height))

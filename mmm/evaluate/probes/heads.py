@@ -8,7 +8,7 @@ Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from mmm.classifier import Head, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
-from mmm.data import Batch, Problem
+from mmm.data import Batch
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
 Optimizer = Literal["lars", "adamw"]
-Encode = Callable[[Batch], tuple[Tensor, Tensor]]  # values to train on, and labels
 
 
 def has_weights(pool: nn.Module) -> bool:
@@ -101,19 +100,12 @@ def make_probe_optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def encoded_batches(
-    batches: Iterator[Batch], encode: Encode, together: int, problems: list[Problem]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encodes micro-batches, and gives so many of them as one batch for the heads.
+def grouped(batches: Iterator[Batch], together: int) -> Iterator[list[Batch]]:
+    """Groups micro-batches that the encoder gets one by one and the heads as one batch.
 
     Args:
         batches: of this process.
-        encode: without a gradient.
-        together: micro-batches that become one batch: all of an update, where its statistics are to be of the whole.
-        problems: inputs that could not be read are added here.
+        together: micro-batches of a group: all of an update, where its statistics are to be of the whole.
     """
     while group := list(islice(batches, together)):
-        for batch in group:
-            problems += batch.problems
-        values, labels = zip(*(encode(batch) for batch in group), strict=True)
-        yield torch.cat(values), torch.cat(labels)
+        yield group

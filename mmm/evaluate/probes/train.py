@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mmm.config.cli import to_dict
 from mmm.data import BadInputs, Batch, Clips, Images, Problem, train_batches
 from mmm.evaluate.metrics import Tally
-from mmm.evaluate.probes.heads import Probes, encoded_batches, make_probe_optimizer, probes_loss
+from mmm.evaluate.probes.heads import Probes, grouped, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.probe_score import score_probes
 from mmm.evaluate.probes.setup import Exam, ProbeConfig
 from mmm.train.config import identity
@@ -76,14 +77,15 @@ class Probing:
         size = self.plan.micro_batch_size * together
         return replace(self.plan, micro_batch_size=size, accumulation=self.plan.accumulation // together)
 
-    def batches(self, problems: list[Problem]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values and labels for the heads, from the step where the run stands."""
+    def loss(self, probes: nn.Module, group: list[Batch], step: int) -> Tensor:
+        """The loss of the heads on micro-batches that are encoded here, so that encoding does not count as waiting for data."""
+        encoded = [self.exam.encode(batch, train=True) for batch in group]
+        values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
+        return probes_loss(probes, (values, torch.cat([labels for _, labels in encoded])), step)
+
+    def batches(self, bad: BadInputs) -> Iterator[list[Batch]]:
+        """Groups of micro-batches, from the step where the run stands."""
         exam, plan, accelerator = self.exam, self.plan, self.exam.accelerator
-
-        def encode(batch: Batch) -> tuple[Tensor, Tensor]:
-            tokens, labels = exam.encode(batch, train=True)
-            return self.probes.prepare(tokens), labels
-
         batches = train_batches(
             exam.train,
             exam.data,
@@ -95,7 +97,7 @@ class Probing:
             world=accelerator.num_processes,
             rank=accelerator.process_index,
         )
-        return encoded_batches(batches, encode, plan.accumulation // self.heads_plan.accumulation, problems)
+        return grouped(bad.watch(batches), plan.accumulation // self.heads_plan.accumulation)
 
     def name_samples(self, step: int) -> list[int]:
         """The samples of an update."""
@@ -106,7 +108,7 @@ class Probing:
     def run(self, folder: RunFolder) -> dict[str, Any]:
         """Trains from where the run stands to its end; see `choose` for what it gives."""
         config, training, plan = self.config, self.training, self.plan
-        main, met = training.accelerator.is_main_process, list[Problem]()
+        main = training.accelerator.is_main_process
         if config.resume:
             folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
             folder.cut_metrics(training.step)
@@ -115,8 +117,8 @@ class Probing:
         bad = BadInputs(folder.path / "bad_inputs.jsonl", total, self.exam.data.max_bad, write=main)
         updates = fit(
             training,
-            self.batches(met),
-            probes_loss,
+            self.batches(bad),
+            self.loss,
             config=config.train,
             plan=self.heads_plan,
             seed=config.seed,
@@ -125,28 +127,22 @@ class Probing:
         for update in show_progress(updates, plan, start=training.step, main=main):
             line = dict(update.metrics or {})
             if self.exam.choice is not None and due(update.step, config.train.evaluate_every, plan.steps):
-                line["held_back_top1"] = max(self.score(self.exam.choice, met).top1())
+                line["held_back_top1"] = max(self.score(self.exam.choice, bad.pending).top1())
             folder.note_skipped(update.skipped)
-            if line or update.last:
-                self.note(bad, met)
+            if line or update.save or update.last:
+                bad.share()
             if line:
                 folder.log(update.step, line)
                 training.accelerator.log(line, step=update.step)
             if update.save:
                 keep_last, keep_every = config.train.keep_last, config.train.keep_every
                 training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
-        result = self.choose(bad, met)
+            bad.check()  # after the checkpoint, so that a run that stops here keeps it
+        result = self.choose(bad)
         training.accelerator.end_training()  # last: it takes the processes apart
         return result
 
-    def note(self, bad: BadInputs, met: list[Problem]) -> None:
-        """All processes hear what any of them could not read, so that all stop where it is too much."""
-        from accelerate.utils import gather_object
-
-        bad.add(gather_object(met))
-        met.clear()
-
-    def choose(self, bad: BadInputs, met: list[Problem]) -> dict[str, Any]:
+    def choose(self, bad: BadInputs) -> dict[str, Any]:
         """Scores all heads; the one that did best on the samples held back is chosen, of equals the first.
 
         Returns:
@@ -155,9 +151,10 @@ class Probing:
         """
         average = nullcontext() if self.training.ema is None else self.training.ema.applied(self.probes)
         with average:
-            held = None if self.exam.choice is None else self.score(self.exam.choice, met)
-            test = self.score(self.exam.test, met)
-        self.note(bad, met)
+            held = None if self.exam.choice is None else self.score(self.exam.choice, bad.pending)
+            test = self.score(self.exam.test, bad.pending)
+        bad.share()
+        bad.check()
         chosen = 0 if held is None else max(range(len(self.config.rates)), key=held.top1().__getitem__)
         tried: list[dict[str, Any]] = []
         for number, rate in enumerate(self.config.rates):

@@ -6,15 +6,18 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, write
+from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, trimmed, write
 
 from mmm.data import Unreadable
-from mmm.data.decode.video import OpenVideo, probe, read_clip, require
+from mmm.data.decode.video import OpenVideo, packets, probe, read_clip, require
+from mmm.data.decode.video.info import inspect
 
 KINDS = [
     *("closed", "open", "long_group", "short_group", "variable_rate", "late_start", "one_frame", "odd_size", "ten_bit"),
@@ -160,6 +163,118 @@ def test_a_frame_that_is_not_there_is_an_error(zoo: dict[str, Path]) -> None:
         read_clip(zoo["closed"], backend="decrod")
     with pytest.raises(ValueError, match="not installed"):
         require("torchcodec") if importlib.util.find_spec("torchcodec") is None else pytest.skip("torchcodec is installed")
+
+
+def assert_single_frames_and_clips_are_exact(path: Path) -> None:
+    truth = all_frames(path)
+    with OpenVideo(path) as video:
+        assert len(video) == len(truth), path.name
+        for frames in [[number] for number in range(len(truth))] + draws(len(truth), 2):
+            found = video.read(frames)
+            wrong = [number for number, frame in zip(frames, found, strict=True) if not np.array_equal(frame, truth[number])]
+            assert not wrong, f"{path.name}: frames {wrong} of {frames}"
+
+
+@pytest.mark.parametrize("start", [5, 12, 17, 31])
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: Path, start: int, suffix: str) -> None:
+    for kind in ("closed", "open"):
+        path = trimmed(zoo[kind], tmp_path / f"{kind}.{suffix}", start)
+        assert_single_frames_and_clips_are_exact(path)
+        assert len(all_frames(path)) == FRAMES - start
+        assert inspect(path)["frames"] == FRAMES - start
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: int, container: str) -> None:
+    """Intra refresh: after the first frame there is no other that is whole by itself."""
+    path = tmp_path / f"refresh.{container}"
+    write(
+        path,
+        group=24,
+        options={"x264-params": f"intra-refresh=1:bframes={bframes}"},
+        size=(128, 160),
+        count=90,
+        container="mpegts" if container == "ts" else None,
+    )
+    with av.open(str(path)) as file:
+        assert sum(packet.is_keyframe for packet in file.demux(video=0)) > 2
+    assert_single_frames_and_clips_are_exact(path)
+
+
+@pytest.mark.parametrize("parameters", ["", "ref=4:b-pyramid=normal:bframes=3:b-adapt=0"])
+@pytest.mark.parametrize("container", ["mp4", "ts"])
+def test_lost_packets_are_named_and_no_frame_has_two_faces(tmp_path: Path, parameters: str, container: str) -> None:
+    whole = write(tmp_path / f"whole.{container}", group=24, options={"x264-params": parameters}, count=96)
+    truth = {frame.tobytes() for frame in all_frames(whole)}
+    generator, reasons = np.random.default_rng(0), []
+    for _ in range(6):
+        lost = set(generator.choice(np.arange(1, 95), 3, replace=False).tolist())
+        path = remux(whole, tmp_path / f"lost.{container}", lambda number, lost=lost: number in lost)
+        clips = [range(start, start + 20, stride) for start, stride in generator.integers((0, 1), (70, 5), (12, 2)).tolist()]
+        for frames in [*clips, None]:
+            try:
+                found = {frame.tobytes() for frame in read_clip(path, frames)}
+            except Unreadable as error:
+                reasons.append(str(error))
+            else:
+                assert found <= truth
+    assert len(reasons) > 10
+    assert all(re.search("packets are missing|cannot be decoded|damaged", reason) for reason in reasons)
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The videos whose packets were listed, with a cache of their own in which every list is kept."""
+    listed: list[str] = []
+    plain = packets.list_packets
+
+    def record(container: Any, stream: Any) -> packets.Packets:
+        listed.append(Path(container.name).name)
+        return plain(container, stream)
+
+    monkeypatch.setattr(packets, "list_packets", record)
+    monkeypatch.setattr(packets, "LONG", 1)
+    monkeypatch.setattr(packets, "_memory", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return listed
+
+
+@pytest.mark.parametrize("kind", ["closed", "open", "variable_rate", "late_start", "mpeg_ts", "raw", "h264_avi", "hevc_open"])
+def test_the_packets_of_a_long_video_are_listed_once(
+    zoo: dict[str, Path], tmp_path: Path, lists: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / zoo[kind].name
+    path.write_bytes(zoo[kind].read_bytes())
+    truth = all_frames(path)
+    for again in range(3):
+        if again == 2:
+            monkeypatch.setattr(packets, "_memory", {})  # as in another process
+        for frames in draws(len(truth), again):
+            assert np.array_equal(read_clip(path, frames), np.stack([truth[number] for number in frames]))
+    assert lists == [path.name]
+    path.write_bytes(zoo["short_group"].read_bytes())  # another film under its name
+    assert np.array_equal(read_clip(path, [7]), [all_frames(zoo["short_group"])[7]])
+    assert len(lists) == 2
+
+
+def test_a_damaged_or_a_missing_cache_costs_time_only(
+    zoo: dict[str, Path], tmp_path: Path, lists: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = all_frames(zoo["closed"])
+    read_clip(zoo["closed"], [3])
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    for content in (b"", b"PK" + bytes(50), kept.read_bytes()[:-40]):
+        kept.write_bytes(content)
+        monkeypatch.setattr(packets, "_memory", {})
+        assert np.array_equal(read_clip(zoo["closed"], [3]), [truth[3]])
+    assert len(lists) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", str(zoo["closed"]))  # no folder can be made there
+    for number in (3, 30):
+        monkeypatch.setattr(packets, "_memory", {} if number == 3 else packets._memory)
+        assert np.array_equal(read_clip(zoo["closed"], [number]), [truth[number]])
+    assert len(lists) == 5
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------------

@@ -6,16 +6,19 @@ import ctypes
 import json
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, write
+from PIL import Image
+from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, pictures, write
 
 from mmm.data import ClipsConfig, open_data
 from mmm.data.decode.video import BACKENDS, probe, read_clip
 from mmm.data.decode.video.reader import resize
 from tasks import prepare_video, scan
+from tasks.__main__ import main
 
 BAD = {"b/empty.mp4": "empty", "b/text.mp4": "cannot be opened", "a/cut.ts": "damaged|decoded"}
 
@@ -34,7 +37,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_scan_names_every_bad_file_once_and_tells_the_facts(tree: Path, tmp_path: Path, workers: int) -> None:
-    report = scan.run(scan.Config(source=str(tree), workers=workers, out=str(tmp_path / "deep" / "scan.json")))
+    report = scan.check(scan.Config(source=str(tree), workers=workers, out=str(tmp_path / "deep" / "scan.json")))
     assert json.loads((tmp_path / "deep" / "scan.json").read_text()) == report
     found = report["splits"]["train"]
     assert (found["inputs"], found["unreadable"]) == (10, 3)
@@ -48,7 +51,7 @@ def test_a_scan_names_every_bad_file_once_and_tells_the_facts(tree: Path, tmp_pa
 def test_a_scan_reads_to_the_end(tmp_path: Path, real_data: Path) -> None:
     if not (real_data / "clips").is_dir():
         pytest.skip("no real video files here")
-    found = scan.run(scan.Config(source=str(real_data / "clips"), workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]
+    found = scan.check(scan.Config(source=str(real_data / "clips"), workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]
     assert [(file["name"], file["reason"]) for file in found["files"]] == [
         ("corrupted.mp4", "cannot be decoded: Invalid data found when processing input")
     ]
@@ -57,26 +60,72 @@ def test_a_scan_reads_to_the_end(tmp_path: Path, real_data: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the trap reaches the workers by a fork")
 def test_a_scan_gives_up_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmm.data.decode.video import pyav as av_reader
+    from mmm.data.decode.video import packets
 
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         write(tmp_path / name, count=3)
-    plain = av_reader.list_packets
+    plain = packets.list_packets
 
     def trap(container: object, stream: object) -> object:
         return ctypes.PyDLL(None).sleep(1000) if str(container.name).endswith("1.mp4") else plain(container, stream)  # type: ignore
 
-    monkeypatch.setattr(av_reader, "list_packets", trap)
-    found = scan.run(scan.Config(source=str(tmp_path), workers=1, deadline=0.7, out=str(tmp_path / "scan.json")))["splits"]["train"]
+    monkeypatch.setattr(packets, "list_packets", trap)
+    found = scan.check(scan.Config(source=str(tmp_path), workers=1, deadline=0.7, out=str(tmp_path / "scan.json")))["splits"][
+        "train"
+    ]
     assert found["files"] == [{"name": "1.mp4", "reason": "reading it took more than 0.7 s"}]
 
 
 def test_images_can_be_scanned(tmp_path: Path, real_data: Path) -> None:
     source = real_data / "images" / "train"
-    found = scan.run(scan.Config(source=str(source), medium="images", workers=0, out=str(tmp_path / "scan.json")))["splits"][
-        "train"
-    ]
+    report = scan.check(scan.Config(source=str(source), workers=0, out=str(tmp_path / "scan.json")))
+    assert report["medium"] == "images"
+    found = report["splits"]["train"]
     assert (found["inputs"], found["unreadable"]) == (65, 0)
+
+
+def test_a_scan_finds_the_medium_and_every_broken_image(tmp_path: Path) -> None:
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(next(iter(pictures(1)))).save(path)
+    flags = ["scan", str(tmp_path / "images"), "--workers", "0", "--out", str(tmp_path / "scan.json")]
+    assert main(flags) == 0
+    broken = ["a/1.png", "b/0.png", "b/2.png"]
+    for name in broken:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 1
+    report = json.loads((tmp_path / "scan.json").read_text())
+    assert (report["medium"], report["splits"]["train"]["inputs"]) == ("images", 5)
+    assert sorted(file["name"] for file in report["splits"]["train"]["files"]) == broken
+    frames = scan.check(scan.Config(source=flags[1], medium="videos", workers=0, out=flags[-1]))["splits"]["train"]["files"]
+    assert [file["reason"][:38] for file in frames] == [
+        "1 of its 2 frames cannot be read; fram",
+        "2 of its 3 frames cannot be read; fram",
+    ]
+
+
+@pytest.mark.parametrize(("suffix", "medium"), [(".mp4", "videos"), (".png", "images")])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_the_medium_of_tables_and_tars_is_that_of_their_first_input(tmp_path: Path, suffix: str, medium: str, kind: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / f"0{suffix}"
+    if suffix == ".png":
+        Image.fromarray(next(iter(pictures(1)))).save(path)
+    else:
+        write(path, count=3)
+    source = tmp_path / f"train.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"sample": [path.read_bytes()]}), source)
+    else:
+        with tarfile.open(source, "w") as tar:
+            tar.add(path, path.name)
+    report = scan.check(scan.Config(source=str(source), workers=0, out=str(tmp_path / "scan.json")))
+    assert (report["medium"], report["splits"]["train"]["unreadable"]) == (medium, 0)
 
 
 def prepared(source: Path, out: Path, **options: object) -> dict[str, dict[str, object]]:

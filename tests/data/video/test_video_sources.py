@@ -199,11 +199,11 @@ def test_a_video_column_of_datasets_is_read_without_its_decoder(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "data.source is not set; give a folder, a list file"),
+        (None, "data.source is not set; give a folder, files, a list file"),
         ("builtin:photographs", "no such built-in videos"),
         ("{tmp}/nowhere.txt", "does not exist"),
         ("{tmp}/text", "holds no videos, only 1 x .md"),
-        ("{tmp}/text/a.md", "only parquet files and tars are read, and lists"),
+        ("{tmp}/text/a.md", r"\.md: of files, videos, lists \(\.txt, .* are read"),
         ("{tmp}/two.parquet", r"several columns of videos \(a, b\); name one with data.video_column"),
         ("{tmp}/none.parquet", "has no column of videos"),
     ],

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.reader import OpenVideo, Source
 from mmm.data.decode.video.validate import check_file, reasons
 from mmm.data.errors import Unreadable
 
 if TYPE_CHECKING:
     from mmm.data.decode.video.pyav import AvVideo
+
+CLIPS = 6  # clips that an inspection reads after the decode from the start
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,25 @@ def probe(source: Source | str) -> VideoInfo:
 
 
 def inspect(source: Source) -> dict[str, Any]:
-    """Decodes all of a video, and says what it is; of a folder of frames, how many they are.
+    """Decodes a whole video, then reads some clips as training reads them, and returns facts about it.
 
     Raises:
-        Unreadable: at the first thing that is wrong with it.
+        Unreadable: if a frame cannot be decoded, or has other pixels after a seek than in a decode from the start.
     """
     return _inspect_frames(source) if isinstance(source, Path) and source.is_dir() else _inspect_video(source)
 
 
 def _inspect_frames(source: Path) -> dict[str, Any]:
     with OpenVideo(source) as video:
-        shapes = {video.read([number]).shape[1:3] for number in range(len(video))}
+        shapes, failed = set(), dict[int, str]()
+        for number in range(len(video)):
+            try:
+                shapes.add(video.read([number]).shape[1:3])
+            except Unreadable as error:
+                failed[number] = str(error)
+        if failed:
+            first = min(failed)
+            raise Unreadable(f"{len(failed)} of its {len(video)} frames cannot be read; frame {first}: {failed[first]}"[:200])
         if len(shapes) > 1:
             raise Unreadable(f"its frames differ in size: {sorted(shapes)}"[:200])
         ((height, width),) = shapes
@@ -89,13 +102,33 @@ def _inspect_video(source: Source) -> dict[str, Any]:
         video = AvVideo(source)
     try:
         with reasons("cannot be decoded"):
-            decoded = sum(1 for _ in video.frames())
-        facts = describe(video)
+            total = len(video.times)
+            clips = _random_clips(total)
+            chosen, sums, decoded = set(clips.ravel().tolist()), dict[int, int](), 0
+            for decoded, frame in enumerate(video.frames(), 1):
+                if decoded - 1 in chosen:
+                    sums[decoded - 1] = checksum(video.convert(frame, 3))
+            if decoded != total:
+                raise Unreadable(f"only {decoded} of its {total} frames can be decoded")
+            for clip in clips:
+                numbers = np.unique(clip).tolist()
+                for number, pixels in zip(numbers, video.read(numbers, 3), strict=True):
+                    if checksum(pixels) != sums[number]:
+                        raise Unreadable(f"frame {number} has other pixels after a seek than in a decode from the start")
+        return asdict(describe(video))
     finally:
         video.close()
-    if decoded != facts.frames:
-        raise Unreadable(f"only {decoded} of its {facts.frames} frames can be decoded")
-    return asdict(facts)
+
+
+def _random_clips(total: int) -> NDArray[np.int64]:
+    """Draws the frames of some clips, (CLIPS, 4), the same for every video of this length."""
+    starts = np.random.default_rng(total).integers(0, total, (CLIPS, 1))
+    return np.minimum(starts + 4 * np.arange(4), total - 1)
+
+
+def checksum(pixels: Pixels) -> int:
+    """Returns the CRC-32 of an image."""
+    return zlib.crc32(np.ascontiguousarray(pixels))
 
 
 def describe(video: AvVideo) -> VideoInfo:

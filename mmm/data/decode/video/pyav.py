@@ -1,18 +1,21 @@
 """Videos through PyAV: index-exact, by presentation time.
 
-The packets are listed first (about 1 ms for 300 frames, nothing is decoded), which gives the time of every frame and the
-keyframes. Frames are then decoded from the last keyframe at or before the first that is wanted, and taken by their time, never
-by counting from a constant rate. Measured (340 x 256, groups of 12 frames, 16 frames of stride 4, one core): 1.35 to 1.6 times
-decord's clips a second, and right where decord is not (open groups of pictures).
+The packets are listed first, which gives the time of every frame and the keyframes and decodes nothing (`packets.py`). Frames are
+then decoded from the last keyframe at or before the first that is wanted, and taken by their time, never by counting from a
+constant rate. Measured (340 x 256, groups of 12 frames, 16 frames of stride 4, one core): 1.35 to 1.6 times decord's clips a
+second, and right where decord is not (open groups of pictures).
 
-Damage is not hidden: FFmpeg conceals the broken parts of a frame and goes on, but marks it; from such a frame on, nothing is
-taken. Of 240 H.264 and MPEG-4 files with one to three flipped bits, 160 showed it to FFmpeg, and each of these is refused; a
-flip that leaves a valid stream with other pixels cannot be seen (HEVC: almost all), only sums over the whole file could.
+A packet marked as a keyframe may be a recovery point of H.264 with intra refresh, after which frames are incomplete for a while.
+Decoding therefore starts at a keyframe only if the first frame from there is one, else at an earlier one.
+
+Damage is not hidden. FFmpeg conceals the broken parts of a frame and marks it; from such a frame on, nothing is taken. Of 240
+H.264 and MPEG-4 files with one to three flipped bits, 160 showed it to FFmpeg, and each of these is refused; a flip that leaves a
+valid stream with other pixels cannot be seen (HEVC: almost all), only checksums of the whole file could show it. Missing packets of
+H.264 are found by their frame numbers (`h264.py`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -22,11 +25,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from mmm.data.decode.image import Pixels
-from mmm.data.decode.video.packets import SKIPPING, decodable, list_packets, open_container, open_stream
+from mmm.data.decode.video.h264 import FrameNumbers
+from mmm.data.decode.video.packets import SKIPPING, decodable, find_packets, open_container, open_stream
 from mmm.data.decode.video.reader import Source
 from mmm.data.errors import Unreadable
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video import VideoFrame, VideoStream
 
@@ -42,14 +47,14 @@ class AvVideo:
         self.container = open_container(source)
         try:
             self.stream = open_stream(self.container)
-            self.packets = list_packets(self.container, self.stream)
-            if not self.packets.stamps:
+            self.packets = find_packets(source, self.container, self.stream)
+            if not len(self.packets.stamps):
                 raise Unreadable("has no frames")
         except BaseException:
             self.container.close()
             raise
         unit = float(self.stream.time_base or Fraction(1, 30))
-        self.times = (np.array(self.packets.stamps, dtype=np.float64) - self.packets.stamps[0]) * unit
+        self.times = (self.packets.stamps - self.packets.stamps[0]) * unit
         self._pixels = VideoReformatter()  # one for all frames: PyAV's own to_ndarray costs 0.31 ms a frame, this 0.06
 
     def close(self) -> None:
@@ -88,43 +93,55 @@ class AvVideo:
         """
         with open_container(self.source) as container:
             stream = open_stream(container)
-            yield from _decode(stream, decodable(container.demux(stream)), None)
+            yield from _decode(stream, _packets(container, stream), None)
 
     def _by_stamp(self, frames: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The wanted frames, in runs that no whole group of pictures parts, each from the keyframe before it."""
-        stamps, keys = self.packets.stamps, self.packets.keys
-        runs: list[dict[int, int]] = []
-        last = -2
-        for number in frames:
-            group = bisect_right(keys, stamps[number]) - 1
-            if group > last + 1:
-                runs.append({})
-            runs[-1][stamps[number]] = number
-            last = group
-        for run in runs:
-            yield from self._run(run)
+        """The wanted frames, in runs of adjacent groups of pictures, each decoded from the keyframe before it."""
+        stamps = self.packets.stamps[frames]
+        groups = np.searchsorted(self.packets.keys, stamps, side="right")
+        for run in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(groups) > 1) + 1):
+            yield from self._run({int(stamps[place]): frames[place] for place in run})
 
     def _run(self, run: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames of one run, {stamp: number}; what was not met on the way from the keyframe is decoded from the start."""
-        wanted = dict(run)
-        packets = self._from_key(min(wanted))
-        if packets is not None:
-            yield from _pick(_decode(self.stream, packets, set(run)), wanted)
+        """The frames of one run, {stamp: number}; those not met on the way from a keyframe are decoded from the start."""
+        wanted, stamps = dict(run), set(run)
+        decoded = self._from_key(min(run), stamps)
+        if decoded is not None:
+            yield from _pick(decoded, wanted)
         if wanted:
             with open_container(self.source) as container:
                 stream = open_stream(container)
-                yield from _pick(_decode(stream, decodable(container.demux(stream)), set(run)), wanted)
+                yield from _pick(_decode(stream, _packets(container, stream), stamps), wanted)
 
-    def _from_key(self, first: int) -> Iterator[Packet] | None:
-        """The packets from a keyframe at or before a stamp, or None where no seek lands there."""
-        group = bisect_right(self.packets.keys, first) - 1
-        for back in BACK[: group + 1]:
-            self.container.seek(self.packets.keys[max(0, group - back)], stream=self.stream, backward=True)
-            packets = decodable(self.container.demux(self.stream))
+    def _from_key(self, first: int, wanted: set[int]) -> Iterator[VideoFrame] | None:
+        """Decodes from a keyframe at or before a stamp; None where no seek lands there. Keyframes that prove to be none are
+        forgotten."""
+        while True:
+            keys = self.packets.keys
+            group = int(np.searchsorted(keys, first, side="right")) - 1
+            packets = self._seek(group)
             landed = next(packets, None)
-            if landed is not None and landed.pts is not None and landed.pts <= first:
+            if landed is None or landed.pts is None:
+                return None
+            frames = _decode(self.stream, chain([landed], packets), wanted)
+            place = int(np.searchsorted(keys, landed.pts))
+            if place == 0:  # the start of the file, whatever it is
+                return frames
+            head = next(frames, None)
+            if head is not None and head.key_frame:
+                return chain([head], frames)
+            self.packets.keys = np.delete(keys, slice(place, group + 1))
+
+    def _seek(self, group: int) -> Iterator[Packet]:
+        """The packets from a keyframe or one before it; none where no seek lands there."""
+        keys = self.packets.keys
+        for back in BACK[: group + 1]:
+            self.container.seek(int(keys[max(0, group - back)]), stream=self.stream, backward=True)
+            packets = _packets(self.container, self.stream)
+            landed = next(packets, None)
+            if landed is not None and landed.pts is not None and landed.pts <= keys[group]:
                 return chain([landed], packets)
-        return None
+        return iter(())
 
     def _by_count(self, frames: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames of a file whose stamps do not say their order: counted from the first."""
@@ -141,6 +158,14 @@ class AvVideo:
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # (H, bytes), padded on the right
         pixels: Pixels = rows[: frame.height, : frame.width * channels].reshape(frame.height, frame.width, channels)
         return np.rot90(pixels, frame.rotation // 90 % 4) if frame.rotation else pixels
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets to decode from where the container stands."""
+    packets: Iterable[Packet] = container.demux(stream)
+    if stream.codec_context.name == "h264":
+        packets = FrameNumbers(stream.codec_context.extradata).checked(packets)
+    return decodable(packets)
 
 
 def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | None) -> Iterator[VideoFrame]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmm.data.decode.video.info import checksum
 from mmm.data.decode.video.reader import Source, Video
 
 if TYPE_CHECKING:
@@ -60,18 +60,16 @@ def _is_exact(source: Source, video: AvVideo, opener: Callable[[Source, AvVideo]
     chosen = np.unique(np.linspace(0, total - 1, CHECKED).round().astype(int)).tolist()
     try:
         frames = enumerate(video.frames())
-        sums = {number: _sum(video.convert(frame, 3)) for number, frame in frames if number in chosen}
+        sums = {number: checksum(video.convert(frame, 3)) for number, frame in frames if number in chosen}
         other = opener(source, video)
         try:
-            return len(sums) == len(chosen) and all(_sum(other.read([number], 3)) == sums[number] for number in reversed(chosen))
+            return len(sums) == len(chosen) and all(
+                checksum(other.read([number], 3)) == sums[number] for number in reversed(chosen)
+            )
         finally:
             other.close()
     except Exception:  # damage, or what the library cannot read: PyAV says which, where it is met
         return False
-
-
-def _sum(pixels: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels))
 
 
 def _identity(source: Source) -> object:

@@ -30,6 +30,7 @@ class Files(Protocol):
 
     here: bool
     addresses: list[str]
+    checks: str  # what tells that a file has changed
 
     def stamps(self) -> list[tuple[int, str]]: ...
 

@@ -20,6 +20,7 @@ class LocalFiles:
     """
 
     here = True
+    checks = "size and time of change are compared when a file is opened"
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.addresses = [str(path.resolve()) for path in paths]

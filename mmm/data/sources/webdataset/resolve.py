@@ -9,10 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mmm.data.config import DataConfig
+from mmm.data.sources.addresses import PROTOCOLS
 from mmm.data.sources.base import PICTURES, RECORDINGS
 from mmm.data.sources.folder import files_below
 from mmm.data.sources.webdataset.local import LocalFiles
-from mmm.data.sources.webdataset.remote import SCHEMES, Addresses
+from mmm.data.sources.webdataset.remote import SCHEMES, HttpFiles
 from mmm.data.sources.webdataset.source import Tars
 
 # compressed ones are taken for tars too, for their refusal says what to do
@@ -29,7 +30,7 @@ def tars_at(name: str, config: DataConfig) -> Tars | None:
         ValueError: one is named that cannot be had.
     """
     if "://" in name or name.startswith(("pipe:", "file:")):
-        return Tars(Addresses(_addresses(name)), config, name)
+        return Tars(HttpFiles(_addresses(name)), config, name)
     path = Path(name).expanduser()
     if path.is_dir():
         files = _in_folder(path)
@@ -75,11 +76,12 @@ def _choices(inside: str) -> list[str]:
 
 
 def _addresses(name: str) -> list[str]:
-    """Of http and https only: WebDataset's `pipe:` would run a program, `file:` would read any file."""
+    """Addresses of http and https: WebDataset's `pipe:` would run a program, `file:` would read any file."""
     addresses = expand(name)
     for address in addresses:
         if urlsplit(address).scheme not in SCHEMES:
-            raise ValueError(f"data.source {name}: only http and https addresses are read, and paths, which stand without `file:`")
+            known = ", ".join(sorted(PROTOCOLS - {"memory"}))
+            raise ValueError(f"data.source {name}: of addresses, http, https, {known} are read; a path stands without `file:`")
         if not urlsplit(address).path.endswith(ENDINGS):
             raise ValueError(f"data.source {name}: of addresses only those of tars are read, which end in .tar")
     return addresses

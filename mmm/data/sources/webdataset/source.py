@@ -22,11 +22,11 @@ from torch import Tensor
 
 from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
+from mmm.data.sources.addresses import PAUSES
 from mmm.data.sources.base import EVALUATION, Table, digest
 from mmm.data.sources.webdataset.headers import show
 from mmm.data.sources.webdataset.index import Choice
 from mmm.data.sources.webdataset.index_cache import Files, Kept, indices
-from mmm.data.sources.webdataset.remote import PAUSES
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Tars:
         self.split_of = [_split_of(address) for address in files.addresses]
         self.splits = tuple(dict.fromkeys(self.split_of))
         if not files.here:
-            _announce(title)
+            _announce(title, files.checks)
 
     def table(self, split: str) -> Table:
         """Reads the index of one split, after all that are missing were made.
@@ -134,12 +134,13 @@ class Tars:
 
 
 @cache  # once, however often a run opens its data
-def _announce(title: str) -> None:
+def _announce(title: str, checks: str) -> None:
     logger.info(
         "%s is read over the network, which guarantees less than a disk: order, crops, masks, resume and process counts are exact "
-        "only as long as these files stay as they were indexed (every answer's size and ETag are compared), and a sample that does "
-        "not come in %d tries is replaced and named in bad_inputs.jsonl: such a run is not what an undisturbed one is",
+        "only as long as these files stay as they were indexed (%s), and a sample that does not come in %d tries is replaced and "
+        "named in bad_inputs.jsonl: such a run is not what an undisturbed one is",
         title,
+        checks,
         len(PAUSES),
     )
 

@@ -1,0 +1,302 @@
+"""Files at addresses, read in place: what all protocols share, and those that fsspec opens (hf://, s3://, gs:// and their kind).
+
+Credentials are those that fsspec's libraries find by themselves: the login of huggingface_hub, AWS's and Google's files and
+environment. The samples of a batch are requested together, which hides the latency. Nothing is kept on disk but an index of tars.
+Requests that fail are repeated with longer and longer pauses.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mmm.data.decode.files import MAX_BYTES, refuse_large
+from mmm.data.errors import Unreadable
+from mmm.data.sources.base import Cells
+from mmm.data.sources.listing import printable
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)|/$")  # paths that are left out; some object stores list folders as files that end in /
+TOGETHER = 16  # requests of a process at once
+PAUSES = (0, 0, 1, 2, 4, 8, 16, 30)  # seconds before each try; the second comes at once, for servers close idle connections
+# of fsspec's protocols; its others read local files, chain protocols or run programs
+PROTOCOLS = frozenset(
+    {"hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hdfs", "webhdfs", "sftp", "ssh"} | {"memory"}
+)
+
+Stamp = tuple[int, str]
+"""The size of a file in bytes, and a text that changes with its content."""
+
+
+def opens(address: str) -> bool:
+    """Whether fsspec is to open an address."""
+    return urlsplit(address).scheme in PROTOCOLS and "::" not in address
+
+
+def file_system(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, of this process, and the path in it.
+
+    Raises:
+        ValueError: where a library is not installed, or finds no credentials.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(address)
+    except Exception as error:  # ImportError names the library; each library has errors of its own
+        raise ValueError(f"data.source {address}: {_line(error)}") from error
+    return system, str(path)
+
+
+def list_files(address: str) -> tuple[dict[str, int], str | None]:
+    """The files at an address: of a folder all that lie below it, of a glob those that match, or the one file.
+
+    Returns:
+        their full addresses, sorted, with their sizes in bytes; and of a folder its own address, which ends in `/`.
+
+    Raises:
+        ValueError: where there is nothing, or it cannot be listed.
+    """
+    system, path = file_system(address)
+    try:
+        system.invalidate_cache()
+        is_glob = any(mark in path for mark in "*?[")
+        is_folder = not is_glob and system.isdir(path)
+        if is_glob or is_folder:
+            found = (system.glob if is_glob else system.find)(path, detail=True)
+        else:
+            found = {path: system.info(path)}
+    except Exception as error:
+        raise ValueError(f"data.source {address} cannot be listed: {_line(error)}") from error
+    files = {
+        system.unstrip_protocol(name): int(info["size"] or 0) for name, info in sorted(found.items()) if info["type"] == "file"
+    }
+    if not files:
+        raise ValueError(f"data.source {address}: there is no file at this address")
+    return files, system.unstrip_protocol(path).rstrip("/") + "/" if is_folder else None
+
+
+class RemoteFiles:
+    """Files at addresses, by number. See `mmm.data.tar_cache.Files`; a subclass says how bytes are fetched.
+
+    Args:
+        addresses: of the files.
+    """
+
+    here = False
+    checks = "every answer's size and ETag are compared"
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.addresses = list(addresses)
+        self._stamps: dict[int, Stamp] = {}
+        self._local: _OfProcess | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_local": None}
+
+    def fetch_once(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
+        """Requests bytes of a file once, and what its stamp is now.
+
+        Raises:
+            OSError: another try may succeed.
+            Unreadable: no other try will.
+        """
+        raise NotImplementedError
+
+    def stamps(self) -> list[Stamp]:
+        """The stamp of each file.
+
+        Raises:
+            ValueError: one cannot be had.
+        """
+
+        def ask(number: int) -> Stamp:
+            try:
+                return self._ask(number, 0, 1)[1]
+            except Unreadable as error:
+                raise ValueError(f"data.source {self.addresses[number]}: {error}") from error
+
+        with ThreadPoolExecutor(TOGETHER) as threads:  # that end here: data workers are forked later
+            found = list(threads.map(ask, range(len(self.addresses))))
+        self._stamps = dict(enumerate(found))
+        return found
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of a file; fewer at its end.
+
+        Raises:
+            Unreadable: they did not come, or the file has changed since it was indexed.
+        """
+        coming = self.local.coming.pop((number, offset, size), None)
+        return self._fetch(number, offset, size) if coming is None else coming.result()
+
+    def expect(self, wanted: Iterable[tuple[int, int, int]]) -> None:
+        """Requests what is read next (numbers, offsets, sizes), all at once; what was never read is dropped."""
+        local = self.local
+        for left in local.coming.values():
+            left.cancel()
+        local.coming = {one: local.threads.submit(self._fetch, *one) for one in wanted}
+
+    def _fetch(self, number: int, offset: int, size: int) -> bytes:
+        size = min(size, self._stamps[number][0] - offset)
+        if size <= 0:
+            return b""
+        content, stamp = self._ask(number, offset, size)
+        if stamp != self._stamps[number]:
+            raise Unreadable("the file was changed after it was indexed; start again")
+        return content
+
+    def _ask(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
+        """Repeats the request until it is answered."""
+        reason = ""
+        for pause in PAUSES:
+            time.sleep(pause)
+            try:
+                return self.fetch_once(number, offset, size)
+            except OSError as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise Unreadable(f"did not come in {len(PAUSES)} tries, at last for {reason}"[:200])
+
+    @property
+    def local(self) -> _OfProcess:
+        """The state of this process: a forked worker shares no connection with its parent."""
+        if self._local is None or self._local.process != os.getpid():
+            self._local = _OfProcess()
+        return self._local
+
+
+class _OfProcess:
+    """What one process has open."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.coming: dict[tuple[int, int, int], Future[bytes]] = {}
+        self.checked: dict[int, Stamp] = {}  # stamps that this process has looked up
+        self.thread = threading.local()
+
+    @cached_property
+    def threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(TOGETHER)
+
+
+class FsspecFiles(RemoteFiles):
+    """Files at addresses that fsspec opens.
+
+    Args:
+        addresses: of the files.
+        sizes: in bytes, where a listing says them; files are then not looked up one by one to see whether they have changed.
+    """
+
+    checks = "size and checksum are compared when a process first reads a file"
+
+    def __init__(self, addresses: Sequence[str], sizes: Sequence[int] | None = None) -> None:
+        super().__init__(addresses)
+        self.listed = sizes is not None
+        self._stamps = {number: (size, "") for number, size in enumerate(sizes or ())}
+
+    def stamps(self) -> list[Stamp]:
+        """See `RemoteFiles.stamps`."""
+        self.local.checked.clear()
+        return super().stamps()
+
+    def fetch_once(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
+        """See `RemoteFiles.fetch_once`."""
+        from fsspec import AbstractFileSystem
+
+        checked, (system, path) = self.local.checked, file_system(self.addresses[number])
+        try:
+            if self.listed:
+                stamp = self._stamps[number]
+            elif number in checked:
+                stamp = checked[number]
+            else:
+                system.invalidate_cache(path)
+                stamp = checked[number] = int(system.info(path)["size"]), system.ukey(path)
+            # a file system without a range request of its own opens the file, and would read ahead
+            options = {"cache_type": "none"} if type(system).cat_file is AbstractFileSystem.cat_file else {}
+            return bytes(system.cat_file(path, start=offset, end=offset + size, **options)), stamp
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise Unreadable(_line(error)) from error
+        except OSError:
+            raise
+        except Exception as error:  # each library has errors of its own, and repeats by itself what may be repeated
+            raise Unreadable(_line(error)) from error
+
+
+class RemoteTree:
+    """A folder at an address; see `mmm.data.sources.folder.LocalTree`.
+
+    Args:
+        root: its address, which ends in `/`.
+        sizes: of the files below it in bytes, by their full addresses, sorted.
+    """
+
+    def __init__(self, root: str, sizes: Mapping[str, int]) -> None:
+        self.root = root
+        below = {address.removeprefix(root): size for address, size in sizes.items()}
+        self.sizes = {path: size for path, size in below.items() if not HIDDEN.search(path)}
+
+    def __str__(self) -> str:
+        return self.root
+
+    def folders(self, below: str = "") -> list[str]:
+        """Names of the folders in one, sorted."""
+        paths = (path.removeprefix(below) for path in self.sizes if path.startswith(below))
+        return sorted({path.split("/", 1)[0] for path in paths if "/" in path})
+
+    def files(self, below: str = "") -> Iterator[str]:
+        """All files below a folder, by their paths from it."""
+        return (path.removeprefix(below) for path in self.sizes if path.startswith(below))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        return self.sizes[path]
+
+    def cells(self, below: str, paths: Sequence[str]) -> Cells:
+        """Files below a folder as samples."""
+        return RemoteCells(self.root, [below + path for path in paths], [self.sizes[below + path] for path in paths])
+
+
+class RemoteCells:
+    """Files at addresses as samples, each read whole.
+
+    Args:
+        root: the address that all of them start with.
+        paths: what follows it.
+        sizes: in bytes.
+    """
+
+    def __init__(self, root: str, paths: Sequence[str], sizes: Sequence[int]) -> None:
+        self.root, self.sizes = root, sizes
+        self.files = FsspecFiles([root + path for path in paths], sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.files.read(*self._place(row))
+
+    def expect(self, rows: list[int]) -> None:
+        """Requests the files that are read next, all at once."""
+        self.files.expect([self._place(row) for row in rows if self.sizes[row] <= MAX_BYTES])
+
+    def name(self, row: int) -> str:
+        return printable(self.files.addresses[row].removeprefix(self.root))
+
+    def _place(self, row: int) -> tuple[int, int, int]:
+        refuse_large(self.sizes[row])
+        return row, 0, self.sizes[row]
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]

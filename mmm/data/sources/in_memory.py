@@ -1,0 +1,254 @@
+"""Sources that Python holds: arrays, lists of files or images, and data sets of torch or of Hugging Face.
+
+`register_source` gives one a name for `data.source`, in a script or in a file that `--use` imports:
+
+    register_source("cats", {"train": train_set, "test": test_set})
+    images = open_images(ImagesConfig(source="registered:cats"), "train")
+
+Shapes: N samples, (H, W) of an image, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mmm.data.config import DataConfig
+from mmm.data.errors import Unreadable
+from mmm.data.sources.base import IMAGES, Cells, Table, digest, nearest, number_labels
+from mmm.data.sources.folder import FileSource
+from mmm.data.sources.huggingface import LABELS, dataset_table
+
+logger = logging.getLogger(__name__)
+
+CHECKED = 16  # samples whose content enters the fingerprint
+KEYS = ("image", "img", "pixel_values", "video")  # of samples that are mappings
+_registered: dict[str, object] = {}
+
+
+def register_source(name: str, data: object) -> None:
+    """Names data that Python holds, so that `data.source registered:NAME` opens it in this process.
+
+    Args:
+        name: of the source.
+        data: one of the following, a mapping of splits (train, test, ...) to such data, or a function that returns it, called
+            when the source is opened:
+
+            - a torch map-style data set whose samples are images, tuples of an image and a label, or mappings of columns;
+            - a Hugging Face `Dataset` or `DatasetDict`;
+            - a list of files or images, or of tuples of one of them and a label; a single file or image;
+            - an array or tensor of images, (N, H, W), (N, H, W, C) or (N, C, H, W).
+
+            An image is a path, encoded bytes, a Pillow image, or an array or tensor in either channel order, with uint8, uint16
+            or floating point values from 0 to 1. An index must return the same image each time: crops and flips come from mmm.
+    """
+    _registered[name] = data
+
+
+class RegisteredSource:
+    """Data under the name that `register_source` gave it.
+
+    Raises:
+        ValueError: where nothing has this name.
+    """
+
+    def __init__(self, name: str, config: DataConfig) -> None:
+        if name not in _registered:
+            raise ValueError(f"data.source registered:{name}: nothing is registered under this name; {nearest(name, _registered)}")
+        data: Any = _registered[name]
+        if isinstance(data, Callable) and not hasattr(data, "__getitem__"):  # type: ignore[arg-type]
+            data = data()
+        self.name, self.config = name, config
+        self.data: Mapping[str, Any] = data if isinstance(data, Mapping) else {"train": data}
+        self.splits = tuple(self.data)
+
+    def table(self, split: str) -> Table:
+        """One split.
+
+        Raises:
+            ValueError: where it is none of the kinds that `register_source` lists.
+        """
+        title, data, config = f"registered:{self.name}", self.data[split], self.config
+        if isinstance(data, Tensor):
+            data = data.detach().cpu()
+            data = (data.float() if data.is_floating_point() else data).numpy()
+        if isinstance(data, np.ndarray):
+            return array_table(data, split, config, title)
+        if "datasets" in sys.modules and isinstance(data, sys.modules["datasets"].Dataset):
+            return dataset_table(data, split, (config.column, config.label_column), config.medium)
+        if isinstance(data, str | Path | Image.Image):
+            data = [data]
+        if isinstance(data, Sequence) and data and all(isinstance(item, str | Path) for item in data):
+            return FileSource([Path(item) for item in data], config.medium).table("train")
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise ValueError(f"data.source {title}: a {type(data).__name__} has no length or no index; give a map-style data set")
+        cells = ItemCells(data, split, config)
+        labels, classes = _labels(cells, title)
+        contents = [_content(cells, row) for row in _spread(len(data))]
+        return Table(cells, labels, classes, digest([split, len(data), *contents, *([] if labels is None else labels.tolist())]))
+
+
+class ArrayCells:
+    """Images of one size in one array, which may be a file that is mapped into memory.
+
+    Args:
+        values: (N, H, W), (N, H, W, C) or (N, C, H, W).
+        title: first word of a sample's name.
+    """
+
+    def __init__(self, values: NDArray[Any], title: str) -> None:
+        self.values, self.title = values, title
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the file itself."""
+        file = getattr(self.values, "filename", None)
+        return self.__dict__ | ({} if file is None else {"values": file})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not isinstance(self.values, np.ndarray):
+            self.values = np.load(self.values, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return np.array(self.values[row])
+
+    def name(self, row: int) -> str:
+        return f"{self.title} row {row}"
+
+
+def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str) -> Table:
+    """The images of an array: a stack of them, or a single one, (H, W) or with its channels last or first.
+
+    Raises:
+        ValueError: where videos are wanted, or the array has another number of axes.
+    """
+    if config.medium is not IMAGES:
+        raise ValueError(f"data.source {title}: an array holds images; give files of {config.medium.noun}")
+    channels = (config.channels, 1) if config.channels == 3 else (config.channels,)
+    if values.ndim == 2 or (values.ndim == 3 and (values.shape[2] in channels or values.shape[0] in channels)):
+        values = values[None]
+    if values.ndim not in (3, 4):
+        raise ValueError(f"data.source {title} has shape {values.shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    cells = ArrayCells(values, split)
+    contents = [_content(cells, row) for row in _spread(len(values))]
+    return Table(cells, None, None, digest([split, values.shape, values.dtype, *contents]))
+
+
+class ArrayFile:
+    """A `.npy` file of images, which is mapped into memory."""
+
+    splits: tuple[str, ...] = ("train",)
+
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        self.path, self.config = path, config
+
+    def table(self, split: str) -> Table:
+        """The images, without labels.
+
+        Raises:
+            ValueError: where the file does not hold an array of images.
+        """
+        try:
+            values = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"data.source {self.path} cannot be read: {error}") from error
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"data.source {self.path} is an archive of arrays; give a single array (.npy)")
+        return array_table(values, split, self.config, str(self.path))
+
+
+class ItemCells:
+    """The samples of a list or of a map-style data set, read when they are needed.
+
+    Args:
+        items: with a length and an index.
+        split: first word of a sample's name.
+        config: names the columns of samples that are mappings.
+    """
+
+    def __init__(self, items: Any, split: str, config: DataConfig) -> None:
+        self.items, self.split, self.config = items, split, config
+        for item in items if isinstance(items, Sequence) else ():
+            if isinstance(image := self._parts(item)[0], Image.Image):
+                image.load()  # now: worker processes would share the place in its file
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> Any:
+        sample = self._read(row)[0]
+        if self.config.medium is not IMAGES and not isinstance(sample, str | Path | bytes):
+            raise Unreadable(f"is a {type(sample).__name__}; a path or encoded bytes are expected")
+        return Path(sample) if isinstance(sample, str) else sample
+
+    def label(self, row: int) -> Any:
+        """A whole number, a name, or None."""
+        return self._read(row)[1]
+
+    def name(self, row: int) -> str:
+        sample = self._parts(self.items[row])[0] if isinstance(self.items, Sequence) else None
+        return str(sample) if isinstance(sample, str | Path) else f"{self.split} row {row}"
+
+    def _read(self, row: int) -> tuple[Any, Any]:
+        try:
+            return self._parts(self.items[row])
+        except Exception as error:  # the data set is the user's own code, which may raise anything
+            raise Unreadable(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+    def _parts(self, item: Any) -> tuple[Any, Any]:
+        """The image or video of a sample, and its label or None."""
+        if isinstance(item, Mapping):
+            column, label = self.config.column, self.config.label_column
+            key = column or next((key for key in KEYS if key in item), "image")
+            return item[key], item.get(label or next((key for key in LABELS if key in item), ""))
+        return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple) else (item, None)
+
+
+def _labels(cells: ItemCells, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Labels int64 (N,), -1 where a sample has none, and the classes' names."""
+    items = cells.items
+    values: Any = next((value for name in ("targets", "labels") if (value := getattr(items, name, None)) is not None), None)
+    if values is None:
+        if len(items) == 0 or _label(cells, 0) is None:
+            return None, None
+        if not isinstance(items, Sequence):
+            logger.info("data.source %s: each sample is read for its label; an attribute `targets` would save that", title)
+        values = [_label(cells, row) for row in range(len(items))]
+    return number_labels([_plain(value) for value in values], getattr(items, "classes", None), f"data.source {title}: a label")
+
+
+def _label(cells: ItemCells, row: int) -> Any:
+    try:
+        return cells.label(row)
+    except Unreadable:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) else value
+
+
+def _spread(count: int) -> Iterable[int]:
+    return range(0, count, max(1, count // CHECKED))
+
+
+def _content(cells: Cells, row: int) -> str:
+    """A hash of a sample; of a file its path."""
+    try:
+        sample = cells[row]
+    except Unreadable as error:
+        return str(error)
+    if isinstance(sample, Tensor):
+        sample = sample.detach().cpu().float().numpy()
+    return digest([sample.hex() if isinstance(sample, bytes) else sample if isinstance(sample, Path) else sample.tobytes().hex()])
