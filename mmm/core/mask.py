@@ -5,12 +5,16 @@ Shapes: B samples, m masks a sample, k groups a mask, V visible, Q predicted, H 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mmm.core.types import pytree
 
 
+@pytree
 @dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
 class Mask:
     """Which tokens the encoder sees and which ones the decoder predicts.
@@ -51,6 +55,8 @@ class Mask:
             raise ValueError(f"blank has {len(self.blank)} rows, visible {len(self.visible)}")
         if self.weight is not None and self.weight.shape != self.predict.shape:
             raise ValueError(f"weight is {tuple(self.weight.shape)}, predict {tuple(self.predict.shape)}")
+        if self.weight is not None and not self.weight.is_floating_point():
+            raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
 
     @property
     def where(self) -> Tensor:
@@ -59,8 +65,7 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+        return tree_map_only(Tensor, lambda value: value.to(device), self)
 
     def checked(self, samples: int, tokens: int) -> Mask:
         """This mask, if it fits `samples` of `tokens` tokens each.

@@ -122,7 +122,7 @@ def test_an_encoder_without_a_final_norm(build: Build) -> None:
 
 def test_a_class_token_is_fine_tuned_with_the_pretrained_norm(build: Build) -> None:
     """MAE (models_vit.py): fc_norm replaces the encoder's norm where tokens are averaged, and the class token keeps it."""
-    model, x = build().eval(), torch.randn(2, 3, 12, 16)
+    model, x = build((16, 16)).eval(), torch.randn(2, 3, 16, 16)
     for pool in (ClassPool.Config(), MeanPool.Config()):
         data = ImagesConfig(source="", image_size=16)
         config = FineTuneConfig(data=data, pool=pool, head=HeadConfig(norm="layer"), encoder=model.encoder.config)
