@@ -106,7 +106,8 @@ def search_in(config: Config, subject: Subject, part: Images | Clips) -> tuple[S
 
 def asked(config: Config, subject: Subject, pool: Pool) -> Shelf:
     """The queries of another source."""
-    names: dict[str, Any] = {"source": config.queries, "split": "train", "eval_split": None, "label_column": config.label_column}
+    names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root"))
+    names |= {"source": config.queries, "split": "train", "label_column": config.label_column}
     names[subject.data.medium.flag.removeprefix("data.")] = config.column
     every = open_shown(replace(config, source=config.queries, test_split=None), replace(subject.data, **names))
     part = choose(every, config.samples, config.query_seed)

@@ -193,7 +193,8 @@ def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) 
     if config.column is not None:
         values[column] = config.column
     if config.source is not None and saved is not None:  # another source has its own names
-        values |= {"split": "train", "eval_split": None, column: config.column, "label_column": config.label_column}
+        values |= dict.fromkeys(("eval_split", "eval_source", "root"))
+        values |= {"split": "train", column: config.column, "label_column": config.label_column}
     for name in ("eval_clips", "eval_crops"):
         if getattr(config, name) is not None and name not in values:
             raise ValueError(f"--{name} is for videos, and this model is of images")

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,6 +108,8 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=epsilon)
         self.mlp = MLP(width, round(width * mlp_ratio))
+        from timm.layers import DropPath  # here: timm takes longer to import than torch
+
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class TrainConfig:
     """Of matrices; biases, norms and other vectors are never decayed."""
     decay_tokens: bool = True
     """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, to which half a cosine leads (I-JEPA); none: it stays as it is."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decays."""
     clip_norm: float | None = None
@@ -80,7 +82,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
-        for name in ("warmup_epochs", "warmup_steps", "weight_decay"):
+        for name in ("warmup_epochs", "warmup_steps", "weight_decay", "weight_decay_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"train.{name} {value} must be 0 or more")
