@@ -152,7 +152,7 @@ def extract(
 def _features(
     part: Images | Clips, first: int, end: int, make: Layered, config: ExtractConfig, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Tensor], list[Problem]]:
-    """The rows of a shard's inputs: `index`, `view` if views stand apart, `time` of windows, the layers; and the unreadable inputs."""
+    """The rows of a shard's inputs (`index`, `view` if there are several, `time` of windows, the layers), and unreadable inputs."""
     data, views = part.config, part.config.views
     found: dict[str, list[Tensor]] = {}
     problems: list[Problem] = []
