@@ -5,6 +5,7 @@ Shapes: B samples, R prefix tokens, N tokens of the grid, D the encoder's width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -17,6 +18,7 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Input
 from mmm.encoders import Encoder
 from mmm.layers.batch_norm import BatchNorm
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool, Pool, pools
 from mmm.tokenizers import GridTokenizer
@@ -78,6 +80,7 @@ class Classifier(Pretrained, nn.Module):
         logits = classifier.classify(classifier.encode(x))      # the same; what `encode` gives may be kept
     """
 
+    __call__: Callable[..., Tensor]
     labels: tuple[str, ...] | None
 
     def __init__(
@@ -101,6 +104,7 @@ class Classifier(Pretrained, nn.Module):
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
         self.data, self.labels = data, labels
+        use_cpu_bf16_kernels(self)
         if frozen:
             encoder.requires_grad_(False).eval()
 

@@ -7,6 +7,7 @@ groups a mask), both sample-major; the factors are read from the shapes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +18,19 @@ from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
-from mmm.core.types import Features, Input
+from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 
+@pytree
 @dataclass(frozen=True)
 class Output:
-    """What one forward gives.
+    """The result of one forward.
 
     Attributes:
         loss: () fp32; of a mask that holds several, the mean over them.
@@ -67,6 +70,7 @@ class MaskedModel(Pretrained, nn.Module):
     encoder: Encoder
     decoder: Decoder | None
     target: Target
+    __call__: Callable[..., Output]
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class MaskedModel(Pretrained, nn.Module):
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
         self.data = data
+        use_cpu_bf16_kernels(self)
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
@@ -124,11 +129,11 @@ class MaskedModel(Pretrained, nn.Module):
         """
         if self.decoder is None:
             raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
-        if not len(x):
+        if not x.shape[0]:
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])
+        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
         taught = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:
