@@ -188,7 +188,7 @@ def _described(stored: Stored) -> Any:
     import timm
     from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 
-    arguments = stored.config.get("model_args") or {}
+    arguments = {key: value for key, value in (stored.config.get("model_args") or {}).items() if key != "num_classes"}
     path = stored.folder / CONFIG
     if not isinstance(name, str) or not timm.is_model(name):  # a name may also mean a place to fetch from
         raise ValueError(f"{path}: timm has no architecture {name!r}")
