@@ -100,4 +100,4 @@ def test_without_layer_decay_pretraining_keeps_its_groups() -> None:
     model = classifier()
     optimizer = make_optimizer(model, TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05))
     assert settings(model, optimizer.param_groups, "weight_decay")["encoder.cls_token"] == 0.05
-    assert all("lr_scale" not in group for group in optimizer.param_groups)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {1.0}

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,6 +95,8 @@ def make_probe_optimizer(
             extra = {"always_adapt": adapt} if kind == "lars" else {}
             groups += [{"params": group, "weight_decay": decay, "lr_scale": rate} | extra] if group else []
     if kind == "lars":
+        from timm.optim.lars import Lars
+
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
