@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -72,10 +72,15 @@ def columns(runs: Sequence[Record]) -> dict[str, Column]:
 
 def differing(runs: Sequence[Record]) -> list[str]:
     """The names of choices that are not the same in all runs; of a part that is another one, only its name."""
-    names = sorted({name for run in runs for name in run.config} - set(NOT_A_CHOICE))
-    differ = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    names = sorted({name for run in runs for name in run.config if not name.startswith("evaluate.")} - set(NOT_A_CHOICE))
+    differ = _unlike(runs, names)
     swapped = [name.removesuffix("name") for name in differ if name.endswith(".name")]
     return [name for name in differ if name.endswith(".name") or not name.startswith(tuple(swapped) or ("\0",))]
+
+
+def _unlike(runs: Sequence[Record], names: Iterable[str]) -> list[str]:
+    """Those names whose values are not the same in all runs."""
+    return [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
 
 
 def group_runs(runs: Sequence[Record]) -> list[Group]:
@@ -119,6 +124,9 @@ def warnings(runs: Sequence[Record]) -> list[str]:
     ):
         if len(set(value)) > 1:
             said.append(f"not at equal {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}")
+    shared = sorted(set.intersection(*({name for name in run.config if name.startswith("evaluate.")} for run in runs)))
+    if asked := [name for name in _unlike(runs, shared) if not name.endswith(".every")]:
+        said.append(f"they were evaluated differently: {', '.join(asked)}")
     other = [name for name in names if name.startswith(OTHER_LOSS) and name not in SAME_LOSS]
     if other:
         said.append(f"they differ in {', '.join(other)}, so their losses answer different questions; compare the accuracies")
@@ -131,7 +139,8 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
     """The comparison as plain values, and its picture.
 
     Returns:
-        `columns`: the title and the format of each figure; `rows`: for each group its label, runs, choices, and mean and standard error of every figure; `warnings`; `picture`.
+        `columns`: title and format of each figure; `rows`: for each group its label, runs, choices, and mean and standard error of
+        every figure; `warnings`; `picture`.
     """
     shown = columns([run for group in groups for run in group.runs])
     rows = [

@@ -245,7 +245,7 @@ def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pyte
 def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu"])
     assert "put back from the ORIGINAL" in capsys.readouterr().out
-    found = Record.read(trained).evaluations["reconstruct"]
+    found = Record.read(trained).evaluations["reconstruction"]
     assert Path(found["picture"]) == trained / "pictures" / "reconstruction_00000002.png"
     assert Image.open(found["picture"]).format == "PNG"
     assert 5 < found["psnr"]["model"] < 40
@@ -253,7 +253,7 @@ def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixt
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", *half])
     assert "(50%)" in capsys.readouterr().out
     assert (tmp_path / "half.png").exists()
-    assert Record.read(trained).evaluations["reconstruct"] == found  # another question is not the run's result
+    assert Record.read(trained).evaluations["reconstruction"] == found  # another question is not the run's result
 
 
 def test_reconstruct_shows_all_of_a_folder_that_was_named(trained: Path, tiles: Path, tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ def test_compare_says_what_differs_and_what_came_of_it(
     assert first["held_out_loss"]["mean"] == lines[-1]["held_out_loss"]
     assert first["samples"]["mean"] == 16
     assert first["seconds"]["mean"] == pytest.approx(sum(8 / line["clock"]["samples_per_second"] for line in lines))
-    assert first["neighbours"]["mean"] == Record.read(trained).evaluations["features"]["neighbours"]["trained"]["top1"]
-    assert second["neighbours"]["mean"] is None
+    assert first["features_knn"]["mean"] == Record.read(trained).evaluations["features"]["neighbours"]["trained"]["top1"]
+    assert second["features_knn"]["mean"] is None
 
 
 def test_unequal_steps_are_said(trained: Path, runs: dict[str, Path]) -> None:
@@ -386,7 +386,7 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
     few = ["--samples", "2", "--measured", "4", "--device", "cpu"]
     main(["reconstruct", str(trained), *few])
     picture = trained / "pictures" / "reconstruction_00000002.png"
-    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruct"]
+    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruction"]
     for flags, end in (
         (["--source", str(tiles), "--workers", "0"], "_source-" + re.sub(r"\W+", "-", str(tiles)).strip("-")[-40:]),
         (["--ratio", "0.5"], "_ratio-0.5"),
@@ -395,7 +395,7 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
         main(["reconstruct", str(trained), *few, *flags])
         assert (trained / "pictures" / f"{picture.stem}{end}.png").exists()
     assert picture.read_bytes() == before
-    assert Record.read(trained).evaluations["reconstruct"] == found
+    assert Record.read(trained).evaluations["reconstruction"] == found
     assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the others are kept too
     assert all("trained, step 2" in text and tiles.name in text for text in drawn)
     assert "held out" in drawn[0]
