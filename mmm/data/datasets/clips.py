@@ -17,19 +17,19 @@ from torch import Tensor
 
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
-from mmm.data.datasets.dataset import Part, find_part
+from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_blocks import blocks
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import OpenVideo, Source
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.loading.worker_watchdog import watched
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
-from mmm.data.transforms.device_resize import Box, Cut, Cuts, bounds
+from mmm.data.transforms.device_resize import Box, DeferredCrop, DeferredCrops, bounding_box
 
 
-class Clips(Part[ClipsConfig]):
+class Clips(Dataset[ClipsConfig]):
     """Videos, and the clips that are cut from them: a part of one split."""
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
@@ -55,7 +55,7 @@ class Clips(Part[ClipsConfig]):
         Raises:
             Unreadable: at the first thing that is wrong with it.
         """
-        with in_hand(index, self.config.deadline):
+        with watched(index, self.config.deadline):
             return inspect(self._source(index))
 
     def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
@@ -63,7 +63,7 @@ class Clips(Part[ClipsConfig]):
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row in range(len(index)):
             try:
                 fill(row, views[row])
@@ -85,16 +85,16 @@ class Clips(Part[ClipsConfig]):
             self.augment(index, view, key)
 
     @property
-    def resized_later(self) -> bool:
+    def defers_resize(self) -> bool:
         return self.config.resize == "device"
 
-    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
         """The parts of videos from which a device makes what `train_views` gives: one where samples share their frames, else one
         for each; the arguments are the same."""
         config = self.config
-        inputs: list[list[Cut]] = []
+        inputs: list[list[DeferredCrop]] = []
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row, (number, mine) in enumerate(zip(index.tolist(), keys.view(len(index), -1), strict=True)):
             inputs.append([])
             try:
@@ -102,10 +102,10 @@ class Clips(Part[ClipsConfig]):
                     if not inputs[row]:
                         boxes = self._boxes(mine, frames.shape[1], frames.shape[2])
                         shared = [boxes] if len(places) == 1 else [[box] for box in boxes]
-                        around = [bounds(group) for group in shared]
+                        around = [bounding_box(group) for group in shared]
                         size = [(config.frames, height, width, config.channels) for (_, _, height, width), _ in around]
                         inputs[row] = [
-                            Cut(torch.empty(shape, dtype=torch.uint8), inside)
+                            DeferredCrop(torch.empty(shape, dtype=torch.uint8), inside)
                             for shape, (_, inside) in zip(size, around, strict=True)
                         ]
                     for part, (whole, _), where in zip(inputs[row], around, places, strict=True):
@@ -115,14 +115,14 @@ class Clips(Part[ClipsConfig]):
             except Unreadable as error:
                 failed[row] = str(error)
                 inputs[row] = []
-        return Cuts(inputs, (config.channels, *config.size), "bilinear"), failed
+        return DeferredCrops(inputs, (config.channels, *config.size), "bilinear"), failed
 
     def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
         """The frames of a video that samples need, (n, H, W, C) at a time, and where they stand in each clip; samples that differ
         in the crop only have one clip."""
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = drawn_frames(video.times, drawn, config)  # (V, T)
             clips: list[list[int]] = chosen.tolist()
             for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
@@ -139,7 +139,7 @@ class Clips(Part[ClipsConfig]):
     def _eval(self, index: int, views: Tensor) -> None:
         """The crops of a clip follow each other."""
         config = self.config
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             wanted, place = np.unique(even_frames(video.times, config), return_inverse=True)
             pixels = torch.from_numpy(video.read(wanted, config.channels))
         size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
@@ -150,7 +150,7 @@ class Clips(Part[ClipsConfig]):
             views[i] = cut(pixels, box)[frames]
 
     def _source(self, index: int) -> Source:
-        source: Source = self.cell(index)
+        source: Source = self.raw(index)
         if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
@@ -184,6 +184,6 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
     Raises:
         ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
     """
-    table, rows, where = find_part(config, split)
+    table, rows, where = select_rows(config, split)
     require(config.backend)
     return Clips(table, config, rows, where)

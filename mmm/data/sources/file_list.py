@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmm.data.sources.base import EVALUATION, Medium, Table, digest
-from mmm.data.sources.folder import FolderCells
+from mmm.data.media import Medium
+from mmm.data.sources.base import EVALUATION, Table
+from mmm.data.sources.folder import FileColumn
+from mmm.system.files import digest
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".list")
 
@@ -46,7 +48,7 @@ class ListFile:
             raise ValueError(f"data.source {file} names no {self.medium.noun}")
         paths, words = [path for path, _ in rows], [label for _, label in rows]
         labels, classes = _labels(file, words, self._names())
-        return Table(FolderCells(file.parent, paths), labels, classes, digest([split, len(rows), *rows]))
+        return Table(FileColumn(file.parent, paths), labels, classes, digest([split, len(rows), *rows]))
 
     def _names(self) -> list[str]:
         """The labels of all splits, so that their numbers agree."""

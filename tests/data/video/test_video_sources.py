@@ -60,7 +60,7 @@ def test_a_folder_of_videos(tmp_path: Path, video: bytes, caplog: pytest.LogCapt
         clips = opened(tmp_path)
     assert names(clips) == ["a/1.mp4", "b/0.avi", "b/deep/2.MKV"]
     assert clips.labels().tolist() == [0, 1, 1]
-    assert "3 videos taken; left out: 1 x ." in caplog.text
+    assert "3 videos found; left out: 1 x ." in caplog.text
     assert_readable(clips)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.decode.video.reader import Source
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import PICTURES
+from mmm.data.media import IMAGE_SUFFIXES
 
 
 class FrameFolder:
@@ -22,7 +22,7 @@ class FrameFolder:
     def __init__(self, source: Source) -> None:
         if isinstance(source, bytes):
             raise Unreadable("a folder of frames is expected, not bytes")
-        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in PICTURES and name[0] != "."]
+        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
         if not names:
             raise Unreadable("a folder without images")
         self.paths = [source / name for name in sorted(names, key=_natural)]
