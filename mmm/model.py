@@ -20,7 +20,7 @@ from mmm.core.types import Features, Input
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.targets import Target, targets
+from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 
@@ -29,15 +29,15 @@ class Output:
     """What one forward gives.
 
     Attributes:
-        loss: () fp32.
-        predicted: (kmB, Q, K), in the forward's precision.
-        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class; carries no gradient.
+        loss: () fp32; of a mask that holds several, the mean over them.
+        predicted: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
+        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
         mask: the one that was used.
     """
 
     loss: Tensor
     predicted: Tensor
-    wanted: Tensor
+    wanted: Wanted
     mask: Mask
 
 
@@ -49,7 +49,7 @@ class ModelConfig:
     masker: MaskerConfig
     encoder: EncoderConfig
     decoder: DecoderConfig
-    target: PartConfig
+    target: TargetConfig
 
 
 class MaskedModel(nn.Module):
@@ -96,8 +96,8 @@ class MaskedModel(nn.Module):
             reads=reads,
             blanks=config.masker.blank,
         )
-        target = targets.build(config.target, width=tokenizer.width, data=data, encoder=encoder)
-        decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.width)
+        target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
+        decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
         return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
@@ -114,10 +114,16 @@ class MaskedModel(nn.Module):
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
         mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])
-        features = self.encoder(patches, grid, mask)  # of the visible (and blank) tokens only
-        predicted = self.decoder(features, mask, grid)  # (kmB, Q, K)
-        wanted = self.target(x, patches, mask, grid)  # (kmB, Q, K) or (kmB, Q)
-        return Output(self.target.loss(predicted, wanted, mask), predicted, wanted, mask)
+        taught = self.target.teach(x, patches, grid)  # once, however many masks there are
+        losses, answers = [], []
+        for one in mask.families:
+            features = self.encoder(patches, grid, one)  # of the visible (and blank) tokens only
+            predicted = self.decoder(features, one, grid)  # (kmB, Q, K)
+            wanted = self.target.pick(taught, one)  # (kmB, Q, K) or (kmB, Q)
+            losses.append(self.target.loss(predicted, wanted, one, features))
+            answers.append((predicted, wanted))
+        loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
+        return Output(loss, *answers[0], mask)
 
     def encode(self, x: Tensor) -> Features:
         """Features of every token, in the grid's order, without a mask. x: (B, C, H, W) or (B, C, T, H, W), normalised."""

@@ -1,4 +1,4 @@
-"""What the data and the parts tell each other.
+"""What the data, the parts and the training tell each other.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
@@ -6,6 +6,7 @@ Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D wid
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -87,3 +88,42 @@ class Reads:
     last: bool = True
     blocks: tuple[int, ...] = ()
     hidden: bool = False
+
+
+@dataclass(frozen=True)
+class UpdateScale:
+    """How fast the parameters of a module learn, beside those of the rest: its attribute `update_scale`, in any part.
+
+    The scales of a module inside another one are multiplied.
+
+    Attributes:
+        rate: what the learning rate is multiplied by.
+        decay: what the weight decay is multiplied by.
+    """
+
+    rate: float = 1.0
+    decay: float = 1.0
+
+
+class Collective(Protocol):
+    """What processes that train together tell each other, for a part that looks across the batch."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the processes, on each of them; the value itself may be overwritten."""
+        ...
+
+    def max(self, value: Tensor) -> Tensor:
+        """The largest of each element over the processes, on each of them; the value itself may be overwritten."""
+        ...
+
+
+class Alone:
+    """The collective of one process: nothing is exchanged."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value
+
+    def max(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value

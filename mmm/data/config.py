@@ -17,13 +17,16 @@ class DataConfig:
     Splits: a source has named splits (from folders, file names or the hub); a source without names has the single split
     `train`. Training uses `split`. Evaluation uses `eval_split`, or else the first of validation, valid, val, eval, dev and
     test that exists; training then uses all samples of its split. Where none exists, a share `holdout` of the training split is
-    held out for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed.
+    held out for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With
+    `eval_source`, evaluation uses `eval_split` of that source, or its own split for evaluation, or all of it.
     """
 
     medium: ClassVar[Medium]
 
     source: str | None = None
     """Where the data is."""
+    root: str | None = None
+    """Folder from which relative paths in a list file start. None: the list's own folder."""
     weights: tuple[int, ...] = ()
     """For several sources (source a+b): how many training samples of each cycle come from each source, for instance 3 1. Empty: one
     order over all samples."""
@@ -31,6 +34,9 @@ class DataConfig:
     """Split to train on."""
     eval_split: str | None = None
     """Split to evaluate on. None: the source's own, or else samples that are held out."""
+    eval_source: str | None = None
+    """Source of the samples to evaluate on, if it is not `source`: a separate list, for instance. Labels count the classes of
+    `source`."""
     holdout: float = 0.02
     """Share of the training split that is held out where the source has no split for evaluation."""
     label_column: str | None = None

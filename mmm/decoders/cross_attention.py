@@ -74,8 +74,8 @@ class CrossAttentionDecoder(Decoder):
 
     config: Config
 
-    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
+        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
@@ -93,7 +93,7 @@ class CrossAttentionDecoder(Decoder):
             for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.width, eps=config.norm_epsilon)
-        self.head = Linear(config.width, outputs)
+        self.head = Linear(config.width, sum(outputs))
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:

@@ -45,8 +45,8 @@ class SelfAttentionDecoder(Decoder):
 
     config: Config
 
-    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
+        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.fusion = make_fusion(config, encoder, 1, config.norm_epsilon)
@@ -62,7 +62,7 @@ class SelfAttentionDecoder(Decoder):
             qkv_bias=config.qkv_bias,
         )
         self.norm = LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
-        self.head = Linear(config.width, outputs)
+        self.head = Linear(config.width, sum(outputs))
         self.apply(initialise)
         if config.embed_init == "torch":
             self.embed.reset_parameters()

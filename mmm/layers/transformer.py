@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +72,8 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, heads, qkv_bias)
         self.norm2 = LayerNorm(width, eps=epsilon)
         self.mlp = MLP(width, round(width * mlp_ratio))
+        from timm.layers import DropPath  # here: timm takes longer to import than torch
+
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

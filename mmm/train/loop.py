@@ -45,6 +45,7 @@ class Update:
         skipped: updates that were left out, of those looked at since the update before.
         save: a checkpoint is due.
         last: none follows, for this is the plan's last or the run was asked to stop.
+        made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Update:
     skipped: tuple[Skipped, ...]
     save: bool
     last: bool
+    made: Tensor
 
 
 def fit(
@@ -101,7 +103,8 @@ def fit(
                 return loss_of(model, next(waited), step)
 
             losses = collect(compute)
-            interval.add(losses, _apply(training, config))
+            norm = _apply(training, config)
+            interval.add(losses, norm)
             made = training.step = step + 1
             signals.end_update()
             stop = made < plan.steps and agreement.asked(made)
@@ -110,7 +113,7 @@ def fit(
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
             metrics = interval.close(made, rate, waited.take()) if line else None
             away = perf_counter()
-            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps)
+            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps, made=norm.isfinite())
             interval.pause(perf_counter() - away)
             if stop or (made == plan.steps and agreement.asked(made, last=True)):
                 for tracker in accelerator.trackers:

@@ -8,12 +8,11 @@ Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +24,6 @@ from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
 Optimizer = Literal["lars", "adamw"]
-Encode = Callable[[Batch], tuple[Tensor, Tensor]]  # values to train on, and labels
 
 
 def has_weights(pool: nn.Module) -> bool:
@@ -97,18 +95,18 @@ def make_probe_optimizer(
             extra = {"always_adapt": adapt} if kind == "lars" else {}
             groups += [{"params": group, "weight_decay": decay, "lr_scale": rate} | extra] if group else []
     if kind == "lars":
+        from timm.optim.lars import Lars
+
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def encoded_batches(batches: Iterator[Batch], encode: Encode, together: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encodes micro-batches, and gives so many of them as one batch for the heads.
+def grouped(batches: Iterator[Batch], together: int) -> Iterator[list[Batch]]:
+    """Groups micro-batches that the encoder gets one by one and the heads as one batch.
 
     Args:
         batches: of this process.
-        encode: without a gradient.
-        together: micro-batches that become one batch: all of an update, where its statistics are to be of the whole.
+        together: micro-batches of a group: all of an update, where its statistics are to be of the whole.
     """
     while group := list(islice(batches, together)):
-        values, labels = zip(*(encode(batch) for batch in group), strict=True)
-        yield torch.cat(values), torch.cat(labels)
+        yield group

@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mmm.config.cli import to_dict
 from mmm.data import BadInputs, Batch, Clips, Images, Problem, train_batches
 from mmm.evaluate.metrics import Tally
-from mmm.evaluate.probes.heads import Probes, encoded_batches, make_probe_optimizer, probes_loss
+from mmm.evaluate.probes.heads import Probes, grouped, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.probe_score import score_probes
 from mmm.evaluate.probes.setup import Exam, ProbeConfig
 from mmm.train.config import identity
@@ -76,14 +77,15 @@ class Probing:
         size = self.plan.micro_batch_size * together
         return replace(self.plan, micro_batch_size=size, accumulation=self.plan.accumulation // together)
 
-    def batches(self, bad: BadInputs) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values and labels for the heads, from the step where the run stands."""
+    def loss(self, probes: nn.Module, group: list[Batch], step: int) -> Tensor:
+        """The loss of the heads on micro-batches that are encoded here, so that encoding does not count as waiting for data."""
+        encoded = [self.exam.encode(batch, train=True) for batch in group]
+        values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
+        return probes_loss(probes, (values, torch.cat([labels for _, labels in encoded])), step)
+
+    def batches(self, bad: BadInputs) -> Iterator[list[Batch]]:
+        """Groups of micro-batches, from the step where the run stands."""
         exam, plan, accelerator = self.exam, self.plan, self.exam.accelerator
-
-        def encode(batch: Batch) -> tuple[Tensor, Tensor]:
-            tokens, labels = exam.encode(batch, train=True)
-            return self.probes.prepare(tokens), labels
-
         batches = train_batches(
             exam.train,
             exam.data,
@@ -95,7 +97,7 @@ class Probing:
             world=accelerator.num_processes,
             rank=accelerator.process_index,
         )
-        return encoded_batches(bad.watch(batches), encode, plan.accumulation // self.heads_plan.accumulation)
+        return grouped(bad.watch(batches), plan.accumulation // self.heads_plan.accumulation)
 
     def name_samples(self, step: int) -> list[int]:
         """The samples of an update."""
@@ -116,7 +118,7 @@ class Probing:
         updates = fit(
             training,
             self.batches(bad),
-            probes_loss,
+            self.loss,
             config=config.train,
             plan=self.heads_plan,
             seed=config.seed,

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.checkpoint.shards import rows_of
-from mmm.train.distributed.fsdp import local
+from mmm.train.distributed.fsdp import is_sharded, local
 from mmm.train.distributed.processes import on_main
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class Saver:
 
     def _copy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's part of the tensors, on the host; of those that are not sharded the first process has all."""
-        own = {name: local(value) for name, value in values.items() if self.part == 0 or isinstance(value, DTensor)}
+        own = {name: local(value) for name, value in values.items() if self.part == 0 or is_sharded(value)}
         return {name: to_host(value) for name, value in own.items() if value.numel() or self.parts == 1}
 
     def _shards(self, tensors: Tensors) -> dict[str, dict[str, list[int]]]:
@@ -154,7 +153,7 @@ class Saver:
             return [last - first for first, last in (rows_of(rows, part, self.parts) for part in range(self.parts))]
 
         return {
-            file: {name: counts(value.shape[0]) for name, value in values.items() if isinstance(value, DTensor)}
+            file: {name: counts(value.shape[0]) for name, value in values.items() if is_sharded(value)}
             for file, values in tensors.items()
         }
 

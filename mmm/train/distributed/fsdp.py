@@ -15,17 +15,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mmm.train.checkpoint.shards import rows_of
 from mmm.train.distributed.processes import is_set
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
+    from torch.distributed.tensor import DTensor
 
 DDP = "run `accelerate config` again, or give another --config_file, and choose plain multi-GPU (DDP)"
 
@@ -135,14 +135,21 @@ def whole_copy(skeleton: nn.Module, model: nn.Module, accelerator: Accelerator) 
     return plain
 
 
+def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process holds only some rows of this tensor."""
+    from torch.distributed.tensor import DTensor  # here: it takes a second to import, at every start
+
+    return isinstance(value, DTensor)
+
+
 def whole(value: Tensor) -> Tensor:
     """All of a tensor; of one that is sharded, by all processes."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def local(value: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing its memory."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if is_sharded(value) else value
 
 
 def rows_here(value: DTensor) -> slice:
@@ -154,12 +161,12 @@ def rows_here(value: DTensor) -> slice:
 @torch.no_grad()
 def place(into: Tensor, value: Tensor) -> None:
     """Copies a whole tensor into one that may be sharded: of that, the rows that this process holds."""
-    local(into).copy_(value[rows_here(into)] if isinstance(into, DTensor) else value)
+    local(into).copy_(value[rows_here(into)] if is_sharded(into) else value)
 
 
 def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A copy of a parameter's state, sharded as the parameter is where it has its shape."""
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+    if not is_sharded(parameter) or value.shape != parameter.shape:
         return value.clone()
     state = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
     place(state, value)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from mmm.system.files import replace_text
+from mmm.train.distributed.fsdp import is_sharded
 from mmm.train.distributed.processes import on_main
 from mmm.train.memory.fitting import Trial, cpu_rule, gpu_rule
 from mmm.train.schedule import Plan, sizes
@@ -48,7 +48,7 @@ def settle(
         ValueError: not even the smallest fits.
     """
     accelerator, share = training.accelerator, plan.micro_batch_size * plan.accumulation
-    if asked is not None or share % unit or any(isinstance(weight, DTensor) for weight in training.bare.parameters()):
+    if asked is not None or share % unit or any(is_sharded(weight) for weight in training.bare.parameters()):
         return plan
     place = _place(accelerator)
     found = on_main(accelerator, lambda: _kept(folder, place))

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmm.train.loop import LossOf
 from mmm.train.schedule import Plan
@@ -89,6 +88,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
     """FLOPs of one sample by torch's counter, a multiplication and an addition being two: forward, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode  # here: it is slow to import
+
     with FlopCounterMode(display=False) as counter:
         loss = loss_of(model, one, 0)
         forward = counter.get_total_flops()
