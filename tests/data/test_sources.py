@@ -194,7 +194,7 @@ def test_columns_are_found_or_given(tmp_path: Path) -> None:
         opened(source)
     with pytest.raises(ValueError, match=r"data\.image_column frist: no such column; did you mean 'first'\?"):
         opened(source, image_column="frist")
-    with pytest.raises(ValueError, match=r"data\.label_column kin: no such column; did you mean kind\?"):
+    with pytest.raises(ValueError, match=r"data\.label_column kin: no such column; did you mean 'kind'\?"):
         opened(source, image_column="first", label_column="kin")
     images = opened(source, image_column="first", label_column="kind")
     assert images.classes == ("cat", "dog")

@@ -218,7 +218,7 @@ def test_an_evaluation_list_is_scored_with_the_classes_of_the_training_list(tmp_
         assert (names(train), names(scored)) == (["a.mp4", "b.mp4"], [name])  # nothing is held out
         assert train.classes == scored.classes == ("lift", "push")
         assert scored.labels().tolist() == [label]
-    with pytest.raises(ValueError, match=r"data\.eval_source .*val\.csv has classes that data\.source .* has not: fall"):
+    with pytest.raises(ValueError, match=r"data\.eval_source .*val\.csv has classes that data\.source .* does not have: fall"):
         opened(tmp_path / "ssv2_train.csv", "eval", eval_source=str(tmp_path / "val.csv"))
 
 
