@@ -26,7 +26,7 @@ from mmm.train.deterministic import Tree
 from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
 from mmm.train.metrics import Interval, NameSamples, Skipped
 from mmm.train.nonfinite import carry, measure_gradient, step_if
-from mmm.train.schedule import Plan, due, set_learning_rate
+from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
 from mmm.train.training import Training
 from mmm.train.waiting import Waited
 
@@ -95,6 +95,8 @@ def fit(
         for step in range(training.step, plan.steps):
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
+            decay = weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end)
+            set_weight_decay(training.optimizer, decay)
             signals.begin_update()
             model.train()  # the caller may have evaluated
 
