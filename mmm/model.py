@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
+from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
@@ -55,7 +56,7 @@ class ModelConfig:
     target: TargetConfig
 
 
-class MaskedModel(nn.Module):
+class MaskedModel(Pretrained, nn.Module):
     """A masked autoencoder of images or clips, put together from five parts.
 
     Example:
@@ -71,10 +72,24 @@ class MaskedModel(nn.Module):
     target: Target
     __call__: Callable[..., Output]
 
-    def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
-        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        masker: Masker,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        target: Target,
+        *,
+        data: Input | None = None,
+    ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do.
+
+        Args:
+            data: what the data dictated to the parts; needed to save the model.
+        """
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+        self.data = data
         use_cpu_bf16_kernels(self)
 
     @classmethod
@@ -103,7 +118,7 @@ class MaskedModel(nn.Module):
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
-        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
+        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
         """The loss of a batch.

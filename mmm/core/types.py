@@ -42,6 +42,7 @@ class Input:
         size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
         channels: of a pixel.
         mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
         ValueError: where mean or std do not have one value a channel.
@@ -51,6 +52,9 @@ class Input:
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    stride: int | None = None
+    fps: float | None = None
+    sampling: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):

@@ -94,7 +94,7 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
             encoder = adapt_encoder(pretrained, data, drop_path=_drop_path(config.encoder), last_norm=last_norm)
         if config.train_positions:
             train_positions(encoder)
-        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=head)
+        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=head, data=data)
 
 
 def with_pretrained(config: C, model: MaskedModel) -> C:
