@@ -15,7 +15,10 @@ from torch import Tensor
 
 from mmm.core.rng import sample_keys
 from mmm.core.types import Input
+from mmm.data.clip_config import ClipsConfig
+from mmm.data.datasets.clip_sampling import even_frames
 from mmm.data.decode.image import decode_image
+from mmm.data.errors import Unreadable
 from mmm.data.transforms.crop import center_crop, crop_boxes, flip, normalise, resized_crop
 
 SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # MAE's pretraining crop
@@ -26,8 +29,8 @@ class Transform:
 
     An image may be a Pillow image, the path of a file, encoded bytes, an array or a tensor: uint8, or floating point from 0 to 1;
     (H, W), (H, W, C) or (C, H, W). A clip may be the path of a film, an array or a tensor (T, H, W, C) or (T, C, H, W), or a list
-    of images, its frames; of more frames than the model takes, it takes as many evenly spaced ones. Several samples come as a list
-    or along one more leading axis. A single sample becomes a batch of one.
+    of images, its frames. Of a film the model's middle clip is taken, as in evaluation; of more frames than the model takes, as
+    many evenly spaced ones. Several samples come as a list or along one more leading axis. A single sample becomes a batch of one.
 
     Example:
         x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
@@ -50,7 +53,10 @@ class Transform:
         Raises:
             ValueError: a sample has a form, a number of channels or of frames that the model cannot take.
         """
-        clips = [self._frames(sample) for sample in self._listed(samples)]
+        try:
+            clips = [self._frames(sample) for sample in self._listed(samples)]
+        except Unreadable as error:
+            raise ValueError(f"a sample cannot be read: {error}") from error
         if not clips:
             raise ValueError("there are no samples; give at least one image or clip")
         keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
@@ -82,14 +88,19 @@ class Transform:
         return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), wanted)]
 
     def _film(self, path: Path, wanted: int) -> list[np.ndarray[Any, Any]]:
-        """Returns evenly spaced frames of a film."""
-        from mmm.data.decode.video import probe, read_clip
+        """Returns the frames of a film's middle clip; of a model that does not know its stride, evenly spaced frames."""
+        from mmm.data.decode.video import OpenVideo
 
-        count = probe(path).frames
-        if count < wanted:
-            raise ValueError(f"{path} has {count} frames, and this model takes {wanted}; give a longer film")
-        frames = read_clip(path, _even(count, wanted))  # (T, h, w, 3)
-        return [decode_image(frame, self.data.channels) for frame in np.asarray(frames)]
+        with OpenVideo(path) as video:
+            numbers = _even(len(video), wanted) if self.data.stride is None else even_frames(video.times, self._clip())[0]
+            return list(video.read(numbers, self.data.channels))  # (T, h, w, C)
+
+    def _clip(self) -> ClipsConfig:
+        """Returns how one clip is chosen from a film: the middle one, as evaluation does."""
+        data = self.data
+        assert data.stride is not None
+        sampling: Any = data.sampling or "dense"
+        return ClipsConfig(frames=data.size[0], stride=data.stride, fps=data.fps, sampling=sampling, eval_clips=1)
 
     def _crop(self, frames: list[np.ndarray[Any, Any]], key: Tensor) -> Tensor:
         """Returns one sample, uint8 (C, T, H, W); all its frames are cut alike."""
