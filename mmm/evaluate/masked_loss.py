@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from mmm.data.errors import Problem
-from mmm.data.loading.loader import Batch, eval_batches
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import Batch, eval_batches, prepare
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.table import all_gather, rank_and_world
 from mmm.model import MaskedModel
