@@ -19,7 +19,7 @@ from mmm.weights.safe_load import PICKLES, read_weights
 logger = logging.getLogger(__name__)
 
 
-def initialise_from(model: nn.Module, path: str | Path) -> None:
+def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
     """Copies weights into a model of the same shape, part by part; what `--init` does.
 
     Encoder, decoder and target are each copied whole or refused. One that only the file or only the model has is left as it is,
@@ -28,6 +28,9 @@ def initialise_from(model: nn.Module, path: str | Path) -> None:
     Args:
         model: bare, not inside DDP or a compiled module.
         path: as `load` takes it.
+
+    Returns:
+        The names of the parts that were copied.
 
     Raises:
         ValueError: where it cannot be read, or naming what differs: missing, extra or misshapen weights, or numbers of heads.
@@ -54,6 +57,7 @@ def initialise_from(model: nn.Module, path: str | Path) -> None:
         alone = sorted({name.split(".")[0] for name in names} - parts)
         if alone:
             logger.warning("--init: only %s has a %s; it was left as it is", where, listed(alone))
+    return parts
 
 
 def existing(path: str | Path) -> Path:
