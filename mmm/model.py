@@ -7,26 +7,30 @@ groups a mask), both sample-major; the factors are read from the shapes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
+from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
-from mmm.core.types import Features, Input
+from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 
+@pytree
 @dataclass(frozen=True)
 class Output:
-    """What one forward gives.
+    """The result of one forward.
 
     Attributes:
         loss: () fp32; of a mask that holds several, the mean over them.
@@ -52,7 +56,7 @@ class ModelConfig:
     target: TargetConfig
 
 
-class MaskedModel(nn.Module):
+class MaskedModel(Pretrained, nn.Module):
     """A masked autoencoder of images or clips, put together from five parts.
 
     Example:
@@ -66,11 +70,27 @@ class MaskedModel(nn.Module):
     encoder: Encoder
     decoder: Decoder | None
     target: Target
+    __call__: Callable[..., Output]
 
-    def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
-        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        masker: Masker,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        target: Target,
+        *,
+        data: Input | None = None,
+    ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do.
+
+        Args:
+            data: what the data dictated to the parts; needed to save the model.
+        """
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+        self.data = data
+        use_cpu_bf16_kernels(self)
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
@@ -98,7 +118,7 @@ class MaskedModel(nn.Module):
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
-        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
+        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
         """The loss of a batch.
@@ -109,11 +129,11 @@ class MaskedModel(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
-        if not len(x):
+        if not x.shape[0]:
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])
+        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
         taught = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:

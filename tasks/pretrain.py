@@ -50,7 +50,8 @@ from mmm.train.schedule import Plan, due, make_plan
 from mmm.train.trackers import start_tracker
 from mmm.train.training import Training
 from mmm.train.watchdog.watchdog import Ranks
-from mmm.weights import load as weights
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load as load_model
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,9 @@ def run(config: Config) -> dict[str, Any]:
             raise ValueError(
                 f"data.repeats {feed.data.repeats} does not divide the {plan.micro_batch_size} samples of a micro-batch; change one"
             )
-    copied = set() if config.init is None else weights.initialise_from(model, config.init)
+    copied = set() if config.init is None else initialise_from(model, config.init)
     if "target" not in copied:
-        model.target.begin(model, weights.load)
+        model.target.begin(model, load_model)
     config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
     training = Training.prepare(
         accelerator,

@@ -245,7 +245,7 @@ MUTANTS = [
     ),
     Mutant("mmm/data/errors.py", "                self.journal.cut()", "                pass", "data/test_loader.py -k survive"),
     Mutant("mmm/train/watchdog/heartbeat.py", "self._thread.join(SILENCE)", "pass", "train/test_ranks.py -k outlives"),
-    Mutant("mmm/weights/formats/bundle.py", "folder = folder.resolve()", "pass", "weights/test_export.py -k from_here"),
+    Mutant("mmm/weights/matching.py", "isfinite().all()]", "isfinite().all() and False]", "weights/test_files.py -k nan"),
     Mutant("mmm/data/loading/worker_pool.py", "found := early +", "found :=", "data/video/test_workers.py -k before_it_is_known"),
     Mutant("mmm/train/distributed/preemption.py", "signal.SIG_IGN if warns else", "", "train/test_signals.py -k exact"),
     Mutant("mmm/system/files.py", "os.truncate(self.path, before)", "self.waiting.clear()", "train/test_full_disk.py -k lines"),
@@ -495,8 +495,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/weights/model_card.py",
-        'if found.get("step") == origin.step and origin.step is not None:',
-        "if True:",
+        'if line.get("step") != origin.step or origin.step is None:',
+        "if False:",
         "weights/test_export.py::test_a_card_says_what_the_run_says_and_no_more",
     ),
     Mutant(
@@ -513,13 +513,13 @@ MUTANTS = [
     ),
     Mutant("mmm/decoders/self_attention.py", "bias=config.embed_bias", "bias=True", "core/test_parity_videomae.py -k totals"),
     Mutant(
-        "mmm/weights/formats/build.py",
+        "mmm/weights/matching.py",
         "table.shape[2]).float()",
         "table.shape[2]).float() * 0",
         "weights/test_load_videomae.py -k official_one",
     ),
     Mutant(
-        "mmm/weights/formats/transformers_names.py",
+        "mmm/weights/formats/transformers.py",
         'THREE = ("query", "key", "value")',
         'THREE = ("key", "query", "value")',
         "weights/test_transformers.py -k same_loss",
@@ -600,10 +600,10 @@ MUTANTS = [
         "mmm/train/checkpoint/reader.py", "if Path(name).name != name]", "if False]", "house/test_hostile.py -k manifest_that_names"
     ),
     Mutant(
-        "mmm/weights/model_card.py", "# {_plain(origin.name)}", "# {origin.name}", "house/test_hostile.py -k card_with_a_script"
+        "mmm/weights/model_card.py", "# {_plain(origin.name or", "# {(origin.name or", "house/test_hostile.py -k card_with_a_script"
     ),
     Mutant(
-        "mmm/weights/formats/transformers.py",
+        "mmm/weights/formats/base.py",
         "json.JSONDecodeError, RecursionError)",
         "json.JSONDecodeError)",
         "house/test_hostile.py -k config_json_nested",

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mmm.core.types import pytree
 
 
+@pytree
 @dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
 class Mask:
     """Which tokens the encoder sees and which ones the decoder predicts.
@@ -56,6 +60,8 @@ class Mask:
             raise ValueError(f"blank has {len(self.blank)} rows, visible {len(self.visible)}")
         if self.weight is not None and self.weight.shape != self.predict.shape:
             raise ValueError(f"weight is {tuple(self.weight.shape)}, predict {tuple(self.predict.shape)}")
+        if self.weight is not None and not self.weight.is_floating_point():
+            raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
         if not 0 <= self.echo <= self.predict.shape[1]:
             raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
         if any(mask.also for mask in self.also):
@@ -73,9 +79,7 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on another device."""
-        blank, weight = (None if value is None else value.to(device) for value in (self.blank, self.weight))
-        also = tuple(mask.to(device) for mask in self.also)
-        return Mask(self.visible.to(device), self.predict.to(device), blank, weight, self.echo, also)
+        return tree_map_only(Tensor, lambda value: value.to(device), self)
 
     def checked(self, samples: int, tokens: int) -> Mask:
         """This mask, if it fits `samples` of `tokens` tokens each.

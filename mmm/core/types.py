@@ -5,10 +5,33 @@ Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+T = TypeVar("T")
+
+
+def pytree(kind: type[T]) -> type[T]:
+    """Registers a dataclass with torch's pytrees, so that tensors in it are found by torch.export, torch.func and FSDP.
+
+    Whole numbers and names in it are not leaves. It is put together again without its own checks.
+    """
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+
+    def flatten(value: Any) -> tuple[list[Any], dict[str, Any]]:
+        context = {name: getattr(value, name) for name in names if isinstance(getattr(value, name), (int, str))}
+        return [getattr(value, name) for name in names if name not in context], context
+
+    def unflatten(leaves: Any, context: dict[str, Any]) -> Any:
+        made = object.__new__(kind)
+        vars(made).update(zip((name for name in names if name not in context), leaves, strict=True), **context)
+        return made
+
+    register_pytree_node(kind, flatten, unflatten, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +42,7 @@ class Input:
         size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
         channels: of a pixel.
         mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
         ValueError: where mean or std do not have one value a channel.
@@ -28,6 +52,9 @@ class Input:
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    stride: int | None = None
+    fps: float | None = None
+    sampling: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -38,6 +65,7 @@ class Input:
             raise ValueError(f"data.std {self.std} must be above 0 in every channel: pixels are divided by it")
 
 
+@pytree
 @dataclass(frozen=True)
 class Features:
     """The encoder's output, of the tokens that it saw.

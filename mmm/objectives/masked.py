@@ -104,7 +104,7 @@ class Feed:
 
     def masking(self, model: MaskedModel) -> MaskedModel:
         """The same parts behind this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target)
+        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
 
 
 def connect(model: MaskedModel, accelerator: Accelerator) -> None:

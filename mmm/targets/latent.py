@@ -88,6 +88,8 @@ class LatentTarget(Target):
                 raise ValueError("target.teacher_width is for a frozen teacher; the average is as wide as the encoder")
 
     config: Config
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder or, where the teacher is frozen, without one: `begin` reads it."""
@@ -104,6 +106,8 @@ class LatentTarget(Target):
         if config.teacher == EMA:
             self._refuse_missing_blocks(shape.depth)
             self.teacher["encoder"] = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.register_buffer("scale", None, persistent=False)  # from the pixels' normalisation to that of a frozen teacher
+        self.register_buffer("shift", None, persistent=False)
         # a frozen teacher is read again by each training, and not kept in its checkpoints
         self.register_state_dict_post_hook(_leave_frozen_out)
         self.register_load_state_dict_post_hook(_miss_no_frozen)
@@ -132,7 +136,11 @@ class LatentTarget(Target):
                 f"target.teacher {name} makes {grid} tokens of a sample of {self.data.size}, and the model {self.grid}"
             )
         self._refuse_missing_blocks(found.encoder.shape.depth)
-        device = next(model.parameters()).device
+        device, own, other = next(model.parameters()).device, self.data, found.data
+        if other is not None and (own.mean, own.std) != (other.mean, other.std):
+            shape = (-1, *(1 for _ in own.size))  # over (B, C, s...)
+            mean, std, to_mean, to_std = (torch.tensor(one).view(shape) for one in (own.mean, own.std, other.mean, other.std))
+            self.scale, self.shift = (std / to_std).to(device), ((mean - to_mean) / to_std).to(device)
         self.teacher["tokenizer"], self.teacher["encoder"] = found.tokenizer, found.encoder.requires_grad_(False)
         self.teacher.eval().to(device)
 
@@ -147,7 +155,7 @@ class LatentTarget(Target):
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         if "tokenizer" in self.teacher:
             tokenizer: Any = self.teacher["tokenizer"]
-            patches = tokenizer.split(x)
+            patches = tokenizer.split(x if self.scale is None or self.shift is None else x * self.scale + self.shift)
         return Taught((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
 
     @torch.no_grad()

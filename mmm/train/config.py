@@ -39,6 +39,8 @@ class TrainConfig:
     """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
     weight_decay: float = 0.05
     """Of matrices; biases, norms and other vectors are never decayed."""
+    decay_tokens: bool = True
+    """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
     weight_decay_end: float | None = None
     """Weight decay at the end of the run, to which half a cosine leads (I-JEPA); none: it stays as it is."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -14,19 +14,22 @@ from mmm.train.distributed.fsdp import placed_as
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
+TOKENS = ("cls_token", "mask_token", "pos_embed")
 UNDECAYED = ("encoder.cls_token", "encoder.pos_embed")  # MAE's main_finetune.py; vectors and biases are not decayed either
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
     """Fused AdamW over the parameters that train; vectors and biases are not decayed.
 
-    Class and mask tokens are decayed, as MAE does: they have three dimensions, and its rule (timm's) spares only one. With
-    `layer_decay`, for fine-tuning a classifier, they are not: see `layer_groups`.
+    Class tokens, mask tokens and learned positions are decayed where `train.decay_tokens` says so, as in MAE: they have three
+    dimensions, and its rule (timm's) spares only one. With `layer_decay`, for fine-tuning a classifier, they are not: see
+    `layer_groups`.
     """
     if layer_decay is None:
         from timm.optim import param_groups_weight_decay
 
-        groups = param_groups_weight_decay(model, 1.0)
+        tokens = [] if config.decay_tokens else [name for name, _ in model.named_parameters() if name.split(".")[-1] in TOKENS]
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=tokens)
     else:
         groups = layer_groups(model, 1.0, layer_decay)
     for group in groups:

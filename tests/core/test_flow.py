@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
@@ -333,6 +334,26 @@ VISIBLE, PREDICT = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1
 def test_a_mask_that_does_not_fit_is_refused_in_words(mask: Mask, words: str, build: Build) -> None:
     with pytest.raises(ValueError, match=words):
         build()(torch.randn(2, 3, 12, 16), mask=mask)
+
+
+def test_factors_of_the_loss_are_floating_point() -> None:
+    with pytest.raises(ValueError, match=r"mask\.weight holds factors of the loss.*int64"):
+        Mask(VISIBLE, PREDICT, weight=torch.ones(PREDICT.shape, dtype=torch.int64))
+
+
+def test_results_are_pytrees(build: Build) -> None:
+    """Their tensors are found by torch's tools, and they are put together again as they were."""
+    model, x = build(decoder=CROSS), torch.randn(2, 3, 12, 16)
+    output = model(x)
+    leaves, spec = tree_flatten(output)
+    assert all(isinstance(leaf, Tensor) for leaf in leaves if leaf is not None)
+    again = tree_unflatten(leaves, spec)
+    assert torch.equal(again.mask.visible, output.mask.visible)
+    assert again.mask.blank is None
+    features = model.encode(x)
+    halved = tree_map(lambda value: value.half() if value.is_floating_point() else value, features)
+    assert (halved.prefix, halved.last.dtype, halved.where.dtype) == (1, torch.float16, torch.int64)
+    assert halved.blocks.keys() == features.blocks.keys()
 
 
 @pytest.mark.parametrize(

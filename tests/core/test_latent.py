@@ -6,6 +6,7 @@ Shapes: B samples, N tokens, Q predicted tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,12 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     output = model(x, mask=mask)
     assert torch.allclose(output.wanted, take(standard(teacher.encode(x).tokens, -1), mask.predict), atol=1e-5)
     assert output.predicted.shape == (2, 9, 32)
+    pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
+    teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
+    model.target.begin(model, lambda path: teacher)  # the pixels reach it as it was trained on them
+    own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
+    wanted = take(standard(teacher.encode(own).tokens, -1), mask.predict)
+    assert torch.allclose(model(x, mask=mask).wanted, wanted, atol=1e-4)
     before = [value.clone() for value in teacher.encoder.state_dict().values()]
     model.target.update(model, 1, 10, YES)
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.encoder.state_dict().values(), strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -88,7 +89,8 @@ class Clips(Part[ClipsConfig]):
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Clips evenly spread over the videos, with crops evenly spread over each, as `train_views` returns them."""
-        return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views))
+        spread = partial(even_frames, config=self.config)
+        return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views, spread))
 
     def inspect(self, index: int) -> dict[str, Any]:
         """Decodes all of a video, and says what it is.
@@ -178,12 +180,12 @@ class Clips(Part[ClipsConfig]):
             return multi_scale_boxes(keys, heights, widths, config.frame_size, config.crop_sides).tolist()
         return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
 
-    def _eval(self, index: int, views: Tensor) -> None:
-        """The crops of a clip follow each other."""
+    def _eval(self, index: int, views: Tensor, choose: Callable[[Times], Frames]) -> None:
+        """Fills the views of a video, the crops of a clip after each other; `choose` chooses the clips, (V, T), by the times."""
         config = self.config
         small = torch.empty(0)
         with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
-            chosen = even_frames(video.times, config)  # (V, T)
+            chosen = choose(video.times)  # (V, T)
             self._add_lengths(video, chosen)
             wanted, place = np.unique(chosen, return_inverse=True)
             for numbers, pixels in blocks(video, wanted, config.channels):

@@ -21,11 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.data import Clips, Images, Problem
-from mmm.evaluate.features.file_formats import WRITERS, Rows
+from mmm.evaluate.features.file_formats import ROWS, WRITERS, Rows
 from mmm.train.config import differences, flatten
 
 IDENTITY = "identity.json"
-ROWS = ("index", "view")  # of a shard's tensors, what is no layer
 
 
 class Store:
