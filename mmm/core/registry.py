@@ -86,6 +86,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
+    choices = list(choices)
+    near = nearest(word, choices)
+    return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
+
+
 def _own_config(part: type) -> type[PartConfig]:
     """The part's nested config; not an inherited one, which would lose its first owner's name."""
     config = part.__dict__.get("Config")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
