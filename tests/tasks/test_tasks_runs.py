@@ -6,30 +6,25 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, load_recipe, reset_accelerate
 from PIL import Image
-from torch import Tensor
 
 from mmm import Input, MaskedModel, ModelConfig
 from mmm.config.cli import main as run_main
-from mmm.core.mask import Mask
-from mmm.core.registry import PartConfig
-from mmm.core.tokens import Grid, take
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
-from mmm.encoders import Encoder, VisionTransformer
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.compare_runs import describe_comparison, differing
 from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
 from mmm.evaluate.plots.curves import draw_loss, draw_runs
 from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget, Target, targets
+from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from tasks import compare
 from tasks.__main__ import main
@@ -111,35 +106,12 @@ def test_a_resume_takes_the_config_in_its_folder(trained: Path, capsys: pytest.C
     assert "masker.ratio was 0.75, is 0.6" in capsys.readouterr().err
 
 
-class Sums(Target):
-    """Predicts each channel's mean: numbers that cannot be drawn."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(PartConfig):
-        """Nothing to choose."""
-
-    def __init__(self, config: Config, *, width: int, data: Input, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.width = config, data.channels
-
-    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        return take(patches, mask.predict).unflatten(2, (-1, self.width)).mean(2)
-
-    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
-        return (predicted - wanted).square().mean()
-
-
-def test_a_target_that_is_no_picture_trains_to_the_end(
-    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(targets.parts, "sums", Sums)
-    monkeypatch.setattr(Sums.Config, "name", "sums")
-    monkeypatch.setattr(Sums.Config, "kind", "target")
+def test_a_target_that_is_no_picture_trains_to_the_end(tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("image_mae")
-    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "sums"]
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "latent"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
-    assert "the evaluation reconstruct is left out: the target sums predicts no pixels" in caplog.text
+    assert "the evaluation reconstruct is left out: the target latent predicts no pixels" in caplog.text
     assert "reconstruct" not in result
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
