@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from mmm.core.types import Input
 from mmm.data.config import DataConfig
 from mmm.data.decode.video.reader import find_backend
-from mmm.data.sources.base import VIDEOS, Medium
+from mmm.data.media import VIDEOS, Medium
 
 
 @dataclass(frozen=True, kw_only=True)

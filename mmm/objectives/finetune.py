@@ -13,8 +13,8 @@ from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Reads
 from mmm.data import Batch, DataConfig, ImagesConfig
-from mmm.data.loading.prepare import prepare
-from mmm.data.transforms.erasing import erase
+from mmm.data.loading.loader import prepare
+from mmm.data.transforms.augment import erase
 from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.model import MaskedModel
 from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
