@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from safetensors.torch import save_file
 
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import read_yaml
 from mmm.evaluate.loaded_model import parts_of
 from mmm.evaluate.run_results import Record
 from mmm.model import MaskedModel

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from mmm.config.reading import read_yaml
-from mmm.train.config import flatten
+from mmm.config.diff import flatten
+from mmm.config.serialize import read_yaml
 
 EVALUATIONS = "evaluations.jsonl"
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 import mmm
-from mmm.config.cli import to_dict
+from mmm.config.diff import flatten
+from mmm.config.serialize import to_dict
 from mmm.model import MaskedModel, ModelConfig
-from mmm.train.config import flatten
 
 TRAINING = (
     "batch_size",

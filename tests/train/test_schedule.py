@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmm.train.config import TrainConfig, differences, flatten, identity
+from mmm.config.diff import differences, flatten
+from mmm.train.config import TrainConfig, identity
 from mmm.train.ema import EMA
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import due, learning_rate, make_plan, set_learning_rate, split_batch

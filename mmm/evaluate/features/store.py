@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmm.config.diff import differences, flatten
 from mmm.data import Clips, Images, Problem
 from mmm.evaluate.features.file_formats import WRITERS, Rows
-from mmm.train.config import differences, flatten
 
 IDENTITY = "identity.json"
 ROWS = ("index", "view")  # of a shard's tensors, what is no layer

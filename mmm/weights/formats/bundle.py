@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.types import Input
 from mmm.model import MaskedModel, ModelConfig
 from mmm.weights.formats.run import CLIP, CONFIG, SHAPE, WEIGHTS, load_run

@@ -17,8 +17,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from mmm.config.cli import from_dict
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict, read_yaml
 from mmm.core.registry import REGISTRIES
 from mmm.core.types import Input, Reads
 from mmm.data import DataConfig
