@@ -54,6 +54,7 @@ KINETICS = pretrain.Config(
         final_learning_rate=1e-5 / 1.5e-4,  # their code scales both with the batch
         warmup_epochs=40,
         weight_decay=0.05,
+        decay_tokens=False,
         betas=(0.9, 0.95),
     ),
 )

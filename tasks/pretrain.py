@@ -31,8 +31,8 @@ from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery,
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import Feed, SecondSource
-from mmm.targets import PixelTarget, Target
+from mmm.objectives.masked import Feed, SecondSource, connect
+from mmm.targets import PixelTarget, Target, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
 from mmm.train.distributed.fsdp import sharding_asked
@@ -78,7 +78,7 @@ class Config:
     masker: MaskerConfig = RandomMasker.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     decoder: DecoderConfig = SelfAttentionDecoder.Config()
-    target: PartConfig = PixelTarget.Config()
+    target: TargetConfig = PixelTarget.Config()
     also: SecondSource | None = None
     """A second source, in the same training."""
     train: TrainConfig
@@ -226,6 +226,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     bad = BadInputs(folder.path / "bad_inputs.jsonl", inputs, config.data.max_bad, write=main)
     neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     announce(feeds, plan, folder)
+    connect(model, accelerator)
     updates = fit(
         training,
         bad.watch(load(mixture, plan, training)),
@@ -237,7 +238,7 @@ def train(config: Config, training: Training, feeds: list[Feed], mixture: Mixtur
     )
     metrics: dict[str, float] = {}
     for update in show_progress(updates, plan, start=training.step, main=main):
-        model.target.update(model, update.step)
+        model.target.update(model, update.step, plan.steps, update.made)
         line = dict(update.metrics or {})
         if due(update.step, config.train.evaluate_every, plan.steps):
             for feed, part in watched:

@@ -26,7 +26,7 @@ from mmm.train.deterministic import Tree
 from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
 from mmm.train.metrics import Interval, NameSamples, Skipped
 from mmm.train.nonfinite import carry, measure_gradient, step_if
-from mmm.train.schedule import Plan, due, set_learning_rate
+from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
 from mmm.train.training import Training
 from mmm.train.waiting import Waited
 
@@ -45,6 +45,7 @@ class Update:
         skipped: updates that were left out, of those looked at since the update before.
         save: a checkpoint is due.
         last: none follows, for this is the plan's last or the run was asked to stop.
+        made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Update:
     skipped: tuple[Skipped, ...]
     save: bool
     last: bool
+    made: Tensor
 
 
 def fit(
@@ -93,6 +95,8 @@ def fit(
         for step in range(training.step, plan.steps):
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
+            decay = weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end)
+            set_weight_decay(training.optimizer, decay)
             signals.begin_update()
             model.train()  # the caller may have evaluated
 
@@ -101,7 +105,8 @@ def fit(
                 return loss_of(model, next(waited), step)
 
             losses = collect(compute)
-            interval.add(losses, _apply(training, config))
+            norm = _apply(training, config)
+            interval.add(losses, norm)
             made = training.step = step + 1
             signals.end_update()
             stop = made < plan.steps and agreement.asked(made)
@@ -110,7 +115,7 @@ def fit(
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
             metrics = interval.close(made, rate, waited.take()) if line else None
             away = perf_counter()
-            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps)
+            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps, made=norm.isfinite())
             interval.pause(perf_counter() - away)
             if stop or (made == plan.steps and agreement.asked(made, last=True)):
                 for tracker in accelerator.trackers:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
-from mmm.decoders.cross_attention import CrossAttention
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
 from mmm.evaluate.run_results import Record
+from mmm.layers.transformer import CrossAttention
 from mmm.maskers import RandomMasker
 from tasks import attention
 

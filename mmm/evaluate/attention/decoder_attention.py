@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from mmm.core.mask import Mask
 from mmm.core.types import Features
-from mmm.decoders.cross_attention import CrossAttention
-from mmm.layers.transformer import SelfAttention
+from mmm.layers.transformer import CrossAttention, SelfAttention
 
 SETS = ("prefix", "visible", "itself", "other_hidden")
 READS = {"all": "encoded and predicted tokens", "encoded": "encoded tokens", "predicted": "predicted tokens"}

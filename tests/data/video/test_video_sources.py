@@ -97,6 +97,25 @@ def test_folders_of_frames_with_and_without_classes(tmp_path: Path) -> None:
     assert opened(tmp_path / "plain").labels() is None
 
 
+def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (9 + number, 12)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(ValueError, match=r"cat differ in size \(12 x 9, 12 x 10, 12 x 11\), so they are not the frames of a video"):
+        opened(tmp_path)
+    frames(tmp_path / "other" / "v1")
+    with caplog.at_level(logging.INFO, "mmm.data.datasets.clips"):
+        opened(tmp_path / "other")
+    assert "each of its folders of images is read as a video" in caplog.text
+
+
+def test_a_single_video_is_a_source(tmp_path: Path, video: bytes) -> None:
+    clips = opened(tree(tmp_path, video, "a.mp4") / "a.mp4")
+    assert len(clips) == 1
+    assert_readable(clips)
+
+
 def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
     frames(tmp_path / "v1")
     frames(tmp_path / "v2", 1)
