@@ -131,7 +131,7 @@ MUTANTS = [
         "core/test_flow.py -k stands_where",
     ),
     # CrossMAE
-    Mutant("mmm/decoders/cross_attention.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
+    Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
         "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
     ),
@@ -166,11 +166,11 @@ MUTANTS = [
     Mutant("mmm/targets/pixels.py", "* spread + centre", "* spread", "core/test_targets.py -k show"),
     Mutant(
         "mmm/targets/pixels.py",
-        "    @torch.no_grad()\n    def forward",
-        "    def forward",
+        "    @torch.no_grad()\n    def pick",
+        "    def pick",
         "core/test_flow.py::test_the_target_takes_no_gradient",
     ),
-    Mutant("mmm/targets/losses.py", "/ weight.sum()", "/ weight.numel()", "core/test_flow.py -k weight_zero"),
+    Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
     Mutant("mmm/targets/losses.py", "else predicted.float()", "else predicted", "core/test_targets.py -k summed_in_fp32"),
     # data
     Mutant(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mmm.system.files import Journal
 
 if TYPE_CHECKING:
-    from mmm.data.loader import Batch
+    from mmm.data.loading.loader import Batch
 
 logger = logging.getLogger(__name__)
 
