@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
-from mmm.config.overrides import parts_of, walk
+from mmm.config.overrides import parts_of, sets_of, walk
 from mmm.config.serialize import arms, to_dict
 from mmm.core.registry import REGISTRIES
 
@@ -19,7 +19,7 @@ from mmm.core.registry import REGISTRIES
 COMMON = (
     *("model", "source", "data.source", "also.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
     *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
-    *("evaluate", "folder", "resume", "dry_run"),
+    *("folder", "resume", "dry_run"),
 )
 FEW = 25  # a config with at most so many flags is shown whole
 
@@ -38,11 +38,14 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
     chosen = set(flags) if everything or len(flags) <= FEW else set(COMMON) & set(flags)
     title = "Flags:" if chosen == set(flags) else f"Most used flags (--help_all lists all {len(flags)}):"
     lines = [f"usage: {prog} [--FLAG VALUE ...]", "", doc.strip(), "", "Starting point:", *_starting_points(presets)]
+    texts = field_texts(config)
     if parts := parts_of(config):
         lines += ["", "Parts. Choosing another part changes which flags exist; the flags below are those of the current ones:"]
         lines += [f"  --{path}.name {part.name}  {_choices(sorted(REGISTRIES[part.kind].parts))}" for path, part in parts.items()]
+    for path, chosen_parts in sets_of(config).items():
+        choices = _choices(sorted(REGISTRIES[chosen_parts.kind].parts))
+        lines += _entry(f"--{path} {' '.join(chosen_parts.names)}  {choices}", texts.get(path, ""))
     lines += ["", title]
-    texts = field_texts(config)
     for path in flags:
         if path in chosen:
             lines += _flag(path, *flags[path], texts.get(path, ""))

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from mmm.core.registry import REGISTRIES, PartConfig, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
 
 T = TypeVar("T")
 
@@ -62,7 +62,9 @@ def read_yaml(text: str) -> Any:
 
 
 def to_dict(config: Any) -> Any:
-    """Nested dicts, lists and scalars, with the `name` of every part."""
+    """Nested dicts, lists and scalars, with the `name` of every part; in a set of parts, the names are the keys."""
+    if isinstance(config, PartSet):
+        return {part.name: {name: value for name, value in to_dict(part).items() if name != "name"} for part in config}
     if dataclasses.is_dataclass(config):
         name = {"name": config.name} if isinstance(config, PartConfig) else {}
         return name | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -108,6 +110,8 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         if not issubclass(config, hint):
             raise ValueError(f"{where}{name}.name: the Config of {value['name']!r} must extend {hint.__qualname__}")
         return from_dict(config, {key: value[key] for key in value if key != "name"}, f"{where}{name}.")
+    if isinstance(hint, type) and issubclass(hint, PartSet):
+        return _part_set(hint, value, f"{where}{name}.")
     nested = [arm for arm in arms(hint) if dataclasses.is_dataclass(arm)]
     if nested and (value is not None or hint in nested):
         kind: Any = nested[0]
@@ -120,6 +124,19 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         given = " ".join(map(str, value)) if isinstance(value, list) else value
         choices = [choice for arm in arms(hint) if get_origin(arm) is Literal for choice in map(str, get_args(arm))]
         raise ValueError(f"{where}{name}: {given!r} is not {in_words(hint)}{nearest(str(given), choices)}") from None
+
+
+def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
+    """Converts a set of parts, given as their values by name or as their names alone."""
+    named = value if isinstance(value, Mapping) else dict.fromkeys([value] if isinstance(value, str) else value or ())
+    configs = []
+    for name, tree in named.items():
+        try:
+            config = REGISTRIES[kind.kind][str(name)].Config
+        except ValueError as error:
+            raise ValueError(f"{where.removesuffix('.')}: {error}") from None
+        configs.append(from_dict(config, {} if tree is None else tree, f"{where}{name}."))
+    return kind.of(*configs)
 
 
 def _convert(hint: Any, value: Any) -> Any:
