@@ -106,9 +106,8 @@ def predict_source(model: Classifier, source: str, config: Config) -> list[dict[
     data = _data(model, source, config)
     splits = find_source(data).splits
     if len(splits) > 1:
-        raise ValueError(
-            f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {source}/{next(iter(splits))}"
-        )
+        one = next(iter(splits))
+        raise ValueError(f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {source}/{one}")
     part = open_data(data, "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
     return list(_rows(model, part, config))

@@ -252,6 +252,7 @@ def _step(path: Path, run: Path) -> int | None:
 
 
 def choose_device(name: str | None) -> torch.device:
+    """Returns the device of this name. None: the accelerator that is there, else the CPU."""
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
