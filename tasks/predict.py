@@ -106,8 +106,8 @@ def predict_source(model: Classifier, source: str, config: Config) -> list[dict[
     data = _data(model, source, config)
     splits = find_source(data).splits
     if len(splits) > 1:
-        one = next(iter(splits))
-        raise ValueError(f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {source}/{one}")
+        one = f"{source}/{next(iter(splits))}"
+        raise ValueError(f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {one}")
     part = open_data(data, "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
     return list(_rows(model, part, config))
