@@ -558,9 +558,14 @@ MUTANTS = [
         "mmm/data/sources/builtin_videos.py",
         "top * plane.shape[0] - down * moved",
         "top * plane.shape[0] + down * moved",
-        "data/video/test_films.py",
+        "data/video/test_builtin_videos.py",
     ),
-    Mutant("mmm/data/sources/builtin_videos.py", "if not _whole(folder):", "if not folder.exists():", "data/video/test_films.py"),
+    Mutant(
+        "mmm/data/sources/builtin_videos.py",
+        "if not _is_complete(folder):",
+        "if not folder.exists():",
+        "data/video/test_builtin_videos.py",
+    ),
     Mutant(
         "mmm/evaluate/probes/few_shot.py",
         "max(range(len(right)), key=right.__getitem__)",

@@ -18,7 +18,7 @@ from mmm.data.datasets.clip_sampling import last_start, window_frames
 from mmm.data.datasets.clips import Clips
 from mmm.data.decode.video.reader import OpenVideo
 from mmm.data.errors import Unreadable
-from mmm.data.loading.scan import EachOnce, each_once
+from mmm.data.loading.scan import map_inputs
 from mmm.data.loading.worker_watchdog import in_hand
 from mmm.data.sources.base import Table
 
@@ -77,7 +77,7 @@ def open_windows(clips: Clips, every: float) -> Windows:
         with in_hand(index, config.deadline), OpenVideo(clips.cell(index), config.backend) as video:
             return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
-    findings = each_once(EachOnce(clips.name, work), len(clips), workers=config.workers, title="lengths of videos")
+    findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos")
     counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is reported on reading
     rows = clips.rows.repeat_interleave(counts)
     times = np.concatenate([np.arange(count) * every for count in counts.tolist()])
