@@ -73,7 +73,7 @@ def describe(found: dict[str, Any], out: Path, part: Images | Clips) -> str:
     """The file in a few lines."""
     layers = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["shapes"].items())
     lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs of {describe_data(part)}: {layers}"]
-    if others := len(part.table.cells) - len(part.rows.unique()):
+    if others := len(part.table.column) - len(part.rows.unique()):
         other = "train" if part.where.endswith("(held out)") else "eval"
         lines.append(f"only this part was read: {others:,} inputs of the split are in the other one, --test_split {other}")
     if isinstance(part, Clips) and not isinstance(part, Windows) and part.lengths is not None:

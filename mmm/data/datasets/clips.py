@@ -19,17 +19,17 @@ from torch import Tensor
 
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_frames
-from mmm.data.datasets.dataset import Part, find_part
+from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_folder import image_sizes
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import OpenVideo, Source
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_watchdog import in_hand
-from mmm.data.sources.folder import FolderCells
+from mmm.data.loading.worker_watchdog import watched
+from mmm.data.sources.folder import FileColumn
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
-from mmm.data.transforms.device_resize import Box, Cut, Cuts, bounds
+from mmm.data.transforms.device_resize import Box, DeferredCrop, DeferredCrops, bounding_box
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Lengths:
             )
 
 
-class Clips(Part[ClipsConfig]):
+class Clips(Dataset[ClipsConfig]):
     """Videos of one split, and the clips that are cut from them."""
 
     lengths: Lengths | None = None  # of the videos that have been read
@@ -97,7 +97,7 @@ class Clips(Part[ClipsConfig]):
         Raises:
             Unreadable: with the reason.
         """
-        with in_hand(index, self.config.deadline):
+        with watched(index, self.config.deadline):
             return inspect(self._source(index))
 
     def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
@@ -105,7 +105,7 @@ class Clips(Part[ClipsConfig]):
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row in range(len(index)):
             try:
                 fill(row, views[row])
@@ -127,16 +127,16 @@ class Clips(Part[ClipsConfig]):
             self.augment(index, view, key)
 
     @property
-    def resized_later(self) -> bool:
+    def defers_resize(self) -> bool:
         return self.config.resize == "device"
 
-    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
         """Cuts the regions of videos from which a device makes what `train_views` returns, for the same arguments: one region if
         samples share their frames, else one for each."""
         config = self.config
-        inputs: list[list[Cut]] = []
+        inputs: list[list[DeferredCrop]] = []
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row, (number, mine) in enumerate(zip(index.tolist(), keys.view(len(index), -1), strict=True)):
             inputs.append([])
             try:
@@ -144,10 +144,10 @@ class Clips(Part[ClipsConfig]):
                     if not inputs[row]:
                         boxes = self._boxes(mine, frames.shape[1], frames.shape[2])
                         shared = [boxes] if len(places) == 1 else [[box] for box in boxes]
-                        around = [bounds(group) for group in shared]
+                        around = [bounding_box(group) for group in shared]
                         size = [(config.frames, height, width, config.channels) for (_, _, height, width), _ in around]
                         inputs[row] = [
-                            Cut(torch.empty(shape, dtype=torch.uint8), inside)
+                            DeferredCrop(torch.empty(shape, dtype=torch.uint8), inside)
                             for shape, (_, inside) in zip(size, around, strict=True)
                         ]
                     for part, (whole, _), where in zip(inputs[row], around, places, strict=True):
@@ -157,14 +157,14 @@ class Clips(Part[ClipsConfig]):
             except Unreadable as error:
                 failed[row] = str(error)
                 inputs[row] = []
-        return Cuts(inputs, (config.channels, *config.size), "bilinear"), failed
+        return DeferredCrops(inputs, (config.channels, *config.size), "bilinear"), failed
 
     def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
         """Yields the frames that samples need, (n, H, W, C) at a time, and their places in each clip; samples that differ in the
         crop only share one clip."""
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = random_frames(video.times, drawn, config)  # (V, T)
             self._add_lengths(video, chosen)
             clips: list[list[int]] = chosen.tolist()
@@ -183,7 +183,7 @@ class Clips(Part[ClipsConfig]):
         """Fills the views of a video, the crops of a clip after each other; `choose` chooses the clips, (V, T), by the times."""
         config = self.config
         small = torch.empty(0)
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = choose(video.times)  # (V, T)
             self._add_lengths(video, chosen)
             wanted, place = np.unique(chosen, return_inverse=True)
@@ -202,7 +202,7 @@ class Clips(Part[ClipsConfig]):
             self.lengths.add(video.times, clips, len(self))
 
     def _source(self, index: int) -> Source:
-        source: Source = self.cell(index)
+        source: Source = self.raw(index)
         if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
@@ -236,7 +236,7 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
     Raises:
         ValueError: for a source that is missing or empty, a split or a column that does not exist, a library that is not installed.
     """
-    table, rows, where = find_part(config, split)
+    table, rows, where = select_rows(config, split)
     require(config.backend)
     clips = Clips(table, config, rows, where)
     _check_folders(clips)
@@ -246,8 +246,8 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 
 def _check_folders(clips: Clips) -> None:
     """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
-    cells = clips.table.cells
-    paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FolderCells) else []
+    cells = clips.table.column
+    paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []
     folders = [path for path in paths if path.is_dir()]
     sizes = [image_sizes(folder, IMAGES) for folder in folders]
     if folders and all(len(found) > 1 for found in sizes):

@@ -19,7 +19,7 @@ from mmm.data.datasets.clips import Clips
 from mmm.data.decode.video.reader import OpenVideo
 from mmm.data.errors import Unreadable
 from mmm.data.loading.scan import map_inputs
-from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
 
 TOGETHER = 8  # windows of a video that are decoded together: neighbours share frames, and all are held after resizing
@@ -45,7 +45,7 @@ class Windows(Clips):
         frames, height, width = self.config.size
         views = torch.zeros(len(index), self.config.views, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for _, group in groupby(range(len(index)), lambda place: int(self.rows[index[place]])):
             places = list(group)
             for some in (places[at : at + TOGETHER] for at in range(0, len(places), TOGETHER)):
@@ -74,7 +74,7 @@ def open_windows(clips: Clips, every: float) -> Windows:
         raise ValueError("sliding windows are dense clips: set data.sampling dense and eval_clips 1")
 
     def work(index: int) -> dict[str, Any]:
-        with in_hand(index, config.deadline), OpenVideo(clips.cell(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(clips.raw(index), config.backend) as video:
             return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
     findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos")

@@ -32,9 +32,8 @@ from mmm.core.rng import Stream, sample_keys, stream, uniform
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.encode import EncodeConfig, write_video
 from mmm.data.loading.scan import map_inputs
-from mmm.data.sources.base import digest
 from mmm.data.sources.builtin_images import PHOTOGRAPHS, photograph
-from mmm.system.user_cache import user_cache
+from mmm.system.files import digest, user_cache
 
 logger = logging.getLogger(__name__)
 

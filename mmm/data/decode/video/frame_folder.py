@@ -13,7 +13,7 @@ from PIL import Image
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.decode.video.reader import Source
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import PICTURES
+from mmm.data.media import IMAGE_SUFFIXES
 
 
 class FrameFolder:
@@ -52,7 +52,7 @@ def image_sizes(folder: Path, count: int) -> set[tuple[int, int]]:
 
 def _images_in(folder: Path) -> list[Path]:
     """Returns the images of a folder, frame2.jpg before frame10.jpg."""
-    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in PICTURES and name[0] != "."]
+    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
     return [folder / name for name in sorted(names, key=_natural)]
 
 
