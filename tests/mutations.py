@@ -261,7 +261,7 @@ MUTANTS = [
         "loss.detach().isfinite(), 1.0, 1.0)",
         "train/test_guard.py -k finite_gradient",
     ),
-    Mutant("mmm/train/ema.py", "made.to(dtype) * (1 - decay)", "torch.tensor(1 - decay).to(dtype)", "train/test_guard.py -k moves"),
+    Mutant("mmm/layers/averages.py", "made.to(dtype) * (1 - decay)", "torch.tensor(1 - decay).to(dtype)", "train/test_guard.py -k moves"),
     Mutant("mmm/train/metrics.py", "self.begun.row > self.max_skipped", "self.begun.row > 99", "train/test_guard.py -k too_many"),
     Mutant("mmm/train/training.py", 'Begun(**state["begun"])', "Begun()", "train/test_signals.py -k every_step"),
     Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "train/test_signals.py -k every_step"),
@@ -292,7 +292,7 @@ MUTANTS = [
         "house/test_security.py -k no_secret",
     ),
     Mutant("mmm/train/checkpoint/writer.py", "past[:-keep]", "past[: -keep - 1]", "train/test_checkpoint.py -k last"),
-    Mutant("mmm/train/ema.py", "(averages, values, 1 - decay)", "(averages, values, decay)", "train/test_schedule.py -k ema"),
+    Mutant("mmm/layers/averages.py", "(averages, live, 1 - decay)", "(averages, live, decay)", "train/test_schedule.py -k ema"),
     # the house
     Mutant("mmm/weights/safe_load.py", "weights_only=True, mmap", "weights_only=False, mmap", "house/test_house.py -k stranger"),
     Mutant("mmm/maskers/random.py", "import math\n", "import math\nimport mmm.data\n", "house/test_house.py -k neither_data"),
@@ -492,8 +492,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/weights/hub.py",
-        "allow_patterns=files",
-        "allow_patterns=None",
+        "allow_patterns=files, commit",
+        "allow_patterns=None, commit",
         "weights/test_export.py::test_push_uploads_the_exported_files_and_no_others",
     ),
     Mutant(
