@@ -261,7 +261,12 @@ MUTANTS = [
         "loss.detach().isfinite(), 1.0, 1.0)",
         "train/test_guard.py -k finite_gradient",
     ),
-    Mutant("mmm/layers/averages.py", "made.to(dtype) * (1 - decay)", "torch.tensor(1 - decay).to(dtype)", "train/test_guard.py -k moves"),
+    Mutant(
+        "mmm/layers/averages.py",
+        "made.to(dtype) * (1 - decay)",
+        "torch.tensor(1 - decay).to(dtype)",
+        "train/test_guard.py -k moves",
+    ),
     Mutant("mmm/train/metrics.py", "self.begun.row > self.max_skipped", "self.begun.row > 99", "train/test_guard.py -k too_many"),
     Mutant("mmm/train/training.py", 'Begun(**state["begun"])', "Begun()", "train/test_signals.py -k every_step"),
     Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "train/test_signals.py -k every_step"),
