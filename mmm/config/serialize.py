@@ -10,12 +10,13 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from mmm.config.reading import read_yaml
-from mmm.core.registry import REGISTRIES, PartConfig, nearest
+from mmm.core.checks import arms, in_words, nearest
+from mmm.core.registry import REGISTRIES, PartConfig
 
 T = TypeVar("T")
 
@@ -135,29 +136,6 @@ def _convert(hint: Any, value: Any) -> Any:
     elif hint in (str, Path) and isinstance(value, str):
         return hint(value)
     raise TypeError(hint)
-
-
-def arms(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of an annotation; itself where it has none."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def in_words(hint: Any) -> str:
-    """An annotation in words: "a whole number or none"."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
-    if len(arms(hint)) > 1:
-        return " or ".join(map(in_words, arms(hint)))
-    if get_origin(hint) is Literal:
-        *others, last = map(str, get_args(hint))
-        return f"{', '.join(others)} or {last}" if others else last
-    if get_origin(hint) is tuple:
-        args = get_args(hint)
-        return (
-            f"a list, each {in_words(args[0])}"
-            if args[-1] is Ellipsis
-            else f"{len(args)} values ({', '.join(map(in_words, args))})"
-        )
-    return names.get(hint, str(hint))
 
 
 class _Dumper(yaml.SafeDumper):

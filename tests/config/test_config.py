@@ -17,7 +17,7 @@ import yaml
 import mmm.config.cli
 import mmm.config.overrides
 from mmm.config.cli import from_dict, load, main, parse, save, to_dict
-from mmm.config.serialize import in_words
+from mmm.core.checks import in_words
 from mmm.core.registry import REGISTRIES, PartConfig, Registry
 
 lamps: Registry[Any] = Registry("lamp")
@@ -31,7 +31,7 @@ class LampConfig(PartConfig):
     dimmer: float | None = None
     """Share of the power; none: cannot be dimmed."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         if self.watts <= 0:
             raise ValueError(f"lamp.watts {self.watts} must be above 0")
 
