@@ -50,7 +50,7 @@ from mmm.train.schedule import Plan, due, make_plan
 from mmm.train.trackers import start_tracker
 from mmm.train.training import Training
 from mmm.train.watchdog.watchdog import Ranks
-from mmm.weights.load import initialise_from
+from mmm.weights.initialize import initialise_from
 
 logger = logging.getLogger(__name__)
 

@@ -110,6 +110,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
+    choices = list(choices)
+    near = nearest(word, choices)
+    return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
+
+
 def check_width(kind: str, width: int, heads: int) -> None:
     """Raises ValueError where a transformer of `kind` cannot have this width: it is odd, or its heads do not divide it."""
     if width % 2:

@@ -21,7 +21,7 @@ from mmm.evaluate.run_results import record
 from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
 from mmm.weights.formats.run import CONFIG, read_config, run_of
-from mmm.weights.load import load
+from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
 NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
@@ -143,7 +143,7 @@ def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subj
     if path.name == CONFIG:
         parts, step, run = read_config(path)[0], 0, path.parent
     else:
-        trained = load(path, norm_pix=norm_pix).to(device)
+        trained = load_masked(path, norm_pix=norm_pix).to(device)
         parts, step = parts_of(trained), None if run is None else _step(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
     untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
@@ -211,12 +211,12 @@ def _saved_data(saved: Path) -> DataConfig:
 
 
 def _data_of_weights(model: MaskedModel | None) -> DataConfig:
-    """Samples of the size at which published weights are at home, with the usual normalisation."""
+    """Samples of the size that published weights are for, normalised as for them."""
     assert model is not None
-    encoder: Any = model.encoder
-    *frames, height, width = (tokens * token for tokens, token in zip(encoder.home, model.tokenizer.size, strict=True))
-    size = (height, width)
-    return ClipsConfig(image_size=size, frames=frames[0]) if frames else ImagesConfig(image_size=size)
+    assert model.data is not None
+    *frames, height, width = model.data.size
+    pixels: Any = {"image_size": (height, width), "channels": model.data.channels, "mean": model.data.mean, "std": model.data.std}
+    return ClipsConfig(**pixels, frames=frames[0]) if frames else ImagesConfig(**pixels)
 
 
 def _seed(run: Path | None) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
@@ -103,7 +103,7 @@ class Feed:
 
     def masking(self, model: MaskedModel) -> MaskedModel:
         """The same parts behind this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target)
+        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
 
 
 def connect(model: MaskedModel, accelerator: Accelerator) -> None:

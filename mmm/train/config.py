@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmm.core.registry import nearest
+from mmm.core.checks import nearest
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

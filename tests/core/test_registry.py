@@ -14,7 +14,8 @@ import pytest
 import mmm.core.checks
 import mmm.core.registry
 from mmm.classifier import HeadConfig
-from mmm.core.registry import REGISTRIES, PartConfig, Registry, nearest
+from mmm.core.checks import nearest
+from mmm.core.registry import REGISTRIES, PartConfig, Registry
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker

@@ -80,11 +80,7 @@ def encoded(model: MaskedModel, pool: Pool, dtype: torch.dtype | None = None) ->
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
-            features = model.encode(x)
-        if pool != "mean" and not features.prefix:
-            raise ValueError(f"pool {pool!r} needs a class token, and this encoder has none; use mean")
-        mean, first = features.tokens.float().mean(1), features.last[:, 0].float()  # (B, D)
-        return {"mean": mean, "class": first}[pool] if pool != "both" else torch.cat([first, mean], dim=1)
+            return model.encode(x).pooled(pool)
 
     return extract
 

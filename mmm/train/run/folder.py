@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mmm.config.serialize import save, to_dict
-from mmm.system.files import Journal, replace_text
+from mmm.system.files import Journal, replace_text, replacing
 from mmm.system.redact import refuse_secrets
 from mmm.train.config import flatten
 from mmm.train.distributed.processes import on_main
@@ -126,7 +126,8 @@ class RunFolder:
         starts = json.loads(record.read_text())
         replace_text(record, json.dumps([*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}], indent=2) + "\n")
         replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
-        _save(config, chosen)
+        with replacing(chosen) as temporary:
+            save(config, temporary)
 
     def close(self) -> None:
         """Releases the folder."""
@@ -149,11 +150,5 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     starts = json.loads(record.read_text()) if record.exists() else []
     replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
     if not has_trained(folder):
-        _save(config, folder / "config.yaml")  # last: a folder that has it is a run
-
-
-def _save(config: Any, path: Path) -> None:
-    """As `mmm.config.serialize.save`; a kill leaves no half of it."""
-    aside = path.with_name(f"{path.name}.tmp")
-    save(config, aside)
-    aside.replace(path)
+        with replacing(folder / "config.yaml") as temporary:
+            save(config, temporary)  # last: a folder that has it is a run

@@ -55,7 +55,7 @@ def _started_only(path: Path) -> bool:
     """Whether a folder holds no more than what a start makes before its first update."""
     if not path.is_dir():
         return False
-    names = {file.name.removesuffix(".tmp") for file in path.iterdir()} - EARLY
+    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"} - EARLY
     return names <= {"checkpoints", "pictures"} and not any(any((path / name).glob("*")) for name in names)
 
 
