@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in known:
-        from mmm.core.registry import suggest
+        from mmm.core.checks import suggest
 
         print(f"error: no task is called {name!r}{suggest(name, known)}", file=sys.stderr)
         return 2

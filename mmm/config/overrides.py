@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from mmm.config.serialize import arms, from_dict, in_words, load, to_dict
-from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
+from mmm.config.serialize import from_dict, load, to_dict
+from mmm.core.checks import arms, in_words, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
 Flags = list[tuple[str, list[str]]]  # name without dashes, and the values that followed it

@@ -10,11 +10,17 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+<<<<<<< HEAD
 from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
+=======
+from mmm.config.serialize import read_yaml
+from mmm.core.checks import arms, in_words, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet
+>>>>>>> main
 
 T = TypeVar("T")
 
@@ -165,6 +171,7 @@ def _convert(hint: Any, value: Any) -> Any:
     raise TypeError(hint)
 
 
+<<<<<<< HEAD
 def arms(hint: Any) -> tuple[Any, ...]:
     """The members of a union; the annotation itself where it is none."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -195,6 +202,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+=======
+>>>>>>> main
 class _Dumper(yaml.SafeDumper):
     """Writes nested names as blocks and lists in one line."""
 

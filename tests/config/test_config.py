@@ -17,8 +17,14 @@ import yaml
 import mmm.config.cli
 import mmm.config.help
 import mmm.config.overrides
+<<<<<<< HEAD
 from mmm.config.cli import main, parse
 from mmm.config.serialize import from_dict, in_words, load, save, to_dict
+=======
+from mmm.config.serialize import from_dict, load, save, to_dict
+from mmm.config.cli import main, parse
+from mmm.core.checks import in_words
+>>>>>>> main
 from mmm.core.registry import REGISTRIES, PartConfig, Registry
 
 lamps: Registry[Any] = Registry("lamp")
@@ -32,7 +38,7 @@ class LampConfig(PartConfig):
     dimmer: float | None = None
     """Share of the power; none: cannot be dimmed."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         if self.watts <= 0:
             raise ValueError(f"lamp.watts {self.watts} must be above 0")
 
