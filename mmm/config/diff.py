@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmm.core.registry import nearest
+from mmm.core.checks import nearest
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

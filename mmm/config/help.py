@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
 from mmm.config.overrides import parts_of, sets_of, walk
-from mmm.config.serialize import arms, to_dict
+from mmm.config.serialize import to_dict
+from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES
 
 # the flags that `--help` shows, where a config has them; `--help_all` shows every flag

@@ -14,13 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-<<<<<<< HEAD
-from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
-=======
-from mmm.config.serialize import read_yaml
 from mmm.core.checks import arms, in_words, nearest
 from mmm.core.registry import REGISTRIES, PartConfig, PartSet
->>>>>>> main
 
 T = TypeVar("T")
 
@@ -171,28 +166,6 @@ def _convert(hint: Any, value: Any) -> Any:
     raise TypeError(hint)
 
 
-<<<<<<< HEAD
-def arms(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; the annotation itself where it is none."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def in_words(hint: Any) -> str:
-    """An annotation in words: "a whole number or none"."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
-    origin, args = get_origin(hint), get_args(hint)
-    if len(arms(hint)) > 1:
-        return " or ".join(map(in_words, arms(hint)))
-    if origin is Literal:
-        *others, last = map(str, args)
-        return f"{', '.join(others)} or {last}" if others else last
-    if origin is tuple and args[-1] is Ellipsis:
-        return f"a list, each {in_words(args[0])}"
-    if origin is tuple:
-        return f"{len(args)} values ({', '.join(map(in_words, args))})"
-    return names.get(hint, str(hint))
-
-
 class _Loader(yaml.SafeLoader):
     """Refuses aliases: a dozen lines of them name a billion values, which every message and copy would write out."""
 
@@ -202,8 +175,6 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-=======
->>>>>>> main
 class _Dumper(yaml.SafeDumper):
     """Writes nested names as blocks and lists in one line."""
 

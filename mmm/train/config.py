@@ -7,11 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-<<<<<<< HEAD
 from mmm.config.diff import flatten
-=======
-from mmm.core.checks import nearest
->>>>>>> main
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

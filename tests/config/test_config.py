@@ -17,14 +17,9 @@ import yaml
 import mmm.config.cli
 import mmm.config.help
 import mmm.config.overrides
-<<<<<<< HEAD
 from mmm.config.cli import main, parse
-from mmm.config.serialize import from_dict, in_words, load, save, to_dict
-=======
 from mmm.config.serialize import from_dict, load, save, to_dict
-from mmm.config.cli import main, parse
 from mmm.core.checks import in_words
->>>>>>> main
 from mmm.core.registry import REGISTRIES, PartConfig, Registry
 
 lamps: Registry[Any] = Registry("lamp")
