@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmm.config.cli import from_dict
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict, read_yaml
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source
@@ -157,7 +156,7 @@ def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subj
     """
     if config.model is None:
         raise ValueError("--model is not set; give a run folder (runs/pretrain-1), a checkpoint in one, or published weights")
-    path, device = Path(config.model).expanduser(), _device(config.device)
+    path, device = Path(config.model).expanduser(), choose_device(config.device)
     run, trained, step = run_of(path), None, None
     if path.name == CONFIG:
         parts, step, run = read_config(path)[0], 0, path.parent
@@ -251,7 +250,8 @@ def _step(path: Path, run: Path) -> int | None:
     return int(folder.name.removeprefix("step_")) if folder is not None and folder.name.startswith("step_") else None
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """Returns the device of this name. None: the accelerator that is there, else the CPU."""
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
 from mmm.data.media import FRAMES, IMAGES, VIDEOS, Medium
 from mmm.data.sources import file_list as lists
@@ -88,9 +88,9 @@ def _builtin(name: str, config: DataConfig) -> Source:
         return Photographs(name, config.channels)
     if name != "motion":
         raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
-    from mmm.data.sources.builtin_videos import film_folder  # here, for it imports the readers, and they what is above
+    from mmm.data.sources.builtin_videos import motion_folder  # here: it imports the readers, which import this module
 
-    return Folder(film_folder(), VIDEOS)
+    return Folder(motion_folder(), VIDEOS)
 
 
 def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from mmm.core.rng import sample_keys, scores
@@ -61,7 +61,7 @@ class FeatureTable:
 
 
 @contextmanager
-def inference(model: MaskedModel, dtype: torch.dtype | None = None) -> Iterator[None]:
+def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Evaluation mode, no gradient, and autocast to `dtype` (none: fp32); the mode is put back after."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
