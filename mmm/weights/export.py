@@ -73,8 +73,10 @@ def refuse_full(folder: Path) -> None:
 
 
 def processor_config(data: Input) -> dict[str, Any]:
-    """preprocessor_config.json, as transformers reads it, for what evaluation does: samples are resized so that the crop is covered,
-    images with a margin, cropped at the centre, scaled to [0, 1] and normalised."""
+    """preprocessor_config.json, as transformers reads it, for what evaluation does.
+
+    Samples are resized so that the crop is covered, images with a margin, cropped at the centre, scaled to [0, 1] and normalised.
+    """
     *frames, height, width = data.size
     margin = 1.0 if frames else margin_of((height, width))
     kind = {"video_processor_type": "VideoMAEVideoProcessor"} if frames else {}
