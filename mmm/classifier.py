@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,33 @@ class Classifier(Pretrained, nn.Module):
         """Every token, prefix first, (B, R + N, D): what a frozen classifier may keep instead of the pixels."""
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None).last
+
+    @torch.no_grad()
+    def predict(self, x: Any, *, top: int = 5) -> list[dict[str, float]]:
+        """Names the classes of samples.
+
+        Args:
+            x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
+            top: number of classes that are named.
+
+        Returns:
+            For each sample the likeliest classes and their probabilities, largest first. Classes without names are numbers.
+
+        Raises:
+            ValueError: a sample cannot be taken.
+        """
+        training = self.training
+        try:
+            return self.eval().named(self(self.prepared(x)).float().softmax(1), top=top)
+        finally:
+            self.train(training)
+
+    def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
+        """Returns the `top` likeliest classes of each row of probabilities (B, K), by name, largest first."""
+        values, classes = probabilities.topk(min(top, self.head.classes), dim=1)  # (B, top) each
+        names = self.labels or tuple(str(number) for number in range(self.head.classes))
+        rows = zip(classes.tolist(), values.tolist(), strict=True)
+        return [{names[number]: value for number, value in zip(*row, strict=True)} for row in rows]
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Logits (B, K) of tokens (B, R + N, D)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
+
+if TYPE_CHECKING:
+    from mmm.evaluate.reconstruction.reconstruct import Reconstruction
 
 
 @pytree
@@ -145,9 +149,37 @@ class MaskedModel(Pretrained, nn.Module):
         loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
         return Output(loss, *answers[0], mask)
 
-    def encode(self, x: Tensor) -> Features:
-        """Features of every token, in the grid's order, without a mask. x: (B, C, H, W) or (B, C, T, H, W), normalised."""
-        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None)
+    def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
+        """Encodes samples; `pooled`, `tokens`, `class_token` and `blocks` of the result are the features.
+
+        Args:
+            x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
+            blocks: blocks whose outputs are kept, 0 for what enters the first. None: those that the decoder reads.
+            mask: encodes only what it shows. None: every token, in the grid's order.
+
+        Raises:
+            ValueError: a sample cannot be taken.
+        """
+        x = self.prepared(x)
+        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
+
+    def reconstruct(self, x: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+        """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.
+
+        Args:
+            x: as `encode` takes it.
+            ratio: fraction of all tokens that is hidden. None: the masker's own.
+            seed: of the masks.
+
+        Returns:
+            `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.
+
+        Raises:
+            ValueError: the model has no decoder, or its predictions are not pixels.
+        """
+        from mmm.evaluate.reconstruction.reconstruct import reconstruct_samples
+
+        return reconstruct_samples(self, x, ratio=ratio, seed=seed)
 
     def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
         """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""

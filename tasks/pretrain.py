@@ -31,7 +31,7 @@ from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery,
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import Feed, SecondSource, connect
+from mmm.objectives.masked import Feed, SecondSource, connect, fingerprint
 from mmm.targets import PixelTarget, Target, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig, identity
@@ -51,6 +51,7 @@ from mmm.train.trackers import start_tracker
 from mmm.train.training import Training
 from mmm.train.watchdog.watchdog import Ranks
 from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load as load_model
 
 logger = logging.getLogger(__name__)
 
@@ -136,15 +137,17 @@ def run(config: Config) -> dict[str, Any]:
             raise ValueError(
                 f"data.repeats {feed.data.repeats} does not divide the {plan.micro_batch_size} samples of a micro-batch; change one"
             )
-    if config.init is not None:
-        initialise_from(model, config.init)
+    copied = set() if config.init is None else initialise_from(model, config.init)
+    if "target" not in copied:
+        model.target.begin(model, load_model)
     config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
     training = Training.prepare(
         accelerator,
         model,
         make_optimizer(model, config.train),
         identity=identity(to_dict(config), runtime=RUNTIME)
-        | {feed.called("data.fingerprint"): feed.samples.fingerprint for feed in feeds},
+        | {feed.called("data.fingerprint"): feed.samples.fingerprint for feed in feeds}
+        | fingerprint(model),
         ema=config.train.ema is not None,
         sharded=sharding_asked(os.environ),
     )

@@ -304,6 +304,9 @@ MUTANTS = [
         'packet.pts is None else "NONREF"',
         "data/video/test_reader.py -k full_decode",
     ),
+    Mutant("mmm/data/decode/video/pyav.py", "head.key_frame", "True", "data/video/test_reader.py -k recovery"),
+    Mutant("mmm/data/decode/video/h264.py", "% (1 << sequence.bits) > 1", "< 0", "data/video/test_reader.py -k lost_packets"),
+    Mutant("mmm/data/decode/video/packets.py", "if not packet.is_discard:", "if True:", "data/video/test_reader.py -k cut_between"),
     Mutant("mmm/data/decode/video/pyav.py", "if frame.is_corrupt:", "if False:", "data/video/test_reader.py -k shows_damage"),
     Mutant(
         "mmm/data/decode/video/pyav.py",
@@ -428,8 +431,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/data/decode/video/verify.py",
-        "_sum(other.read([number], 3)) == sums[number]",
-        "_sum(other.read([number], 3)) >= 0",
+        "checksum(other.read([number], 3)) == sums[number]",
+        "checksum(other.read([number], 3)) >= 0",
         "data/video/test_reader.py -k takes_over",
     ),
     Mutant(
@@ -552,12 +555,17 @@ MUTANTS = [
         "data/test_augment.py::test_a_quarter_is_erased_each_by_its_own_key",
     ),
     Mutant(
-        "mmm/data/sources/films.py",
+        "mmm/data/sources/builtin_videos.py",
         "top * plane.shape[0] - down * moved",
         "top * plane.shape[0] + down * moved",
-        "data/video/test_films.py",
+        "data/video/test_builtin_videos.py",
     ),
-    Mutant("mmm/data/sources/builtin_videos.py", "if not _whole(folder):", "if not folder.exists():", "data/video/test_films.py"),
+    Mutant(
+        "mmm/data/sources/builtin_videos.py",
+        "if not _is_complete(folder):",
+        "if not folder.exists():",
+        "data/video/test_builtin_videos.py",
+    ),
     Mutant(
         "mmm/evaluate/probes/few_shot.py",
         "max(range(len(right)), key=right.__getitem__)",
@@ -675,7 +683,7 @@ MUTANTS = [
         "mmm/train/memory/usage.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", "train/test_memory.py"
     ),
     Mutant(
-        "mmm/data/decode/video/frame_blocks.py",
+        "mmm/data/decode/video/reader.py",
         "yield numbers, block[: len(numbers)]",
         "yield numbers, block",
         "data/video/test_blocks.py",

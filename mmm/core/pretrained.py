@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor
 
 from mmm.core.types import Input
+
+if TYPE_CHECKING:
+    from mmm.transform import Transform
 
 
 class Pretrained:
@@ -25,6 +30,33 @@ class Pretrained:
     """
 
     data: Input | None
+
+    @property
+    def transform(self) -> Transform:
+        """From images or clips in the usual forms to what the model takes, as evaluation prepares them; see `mmm.Transform`.
+
+        Raises:
+            ValueError: where the model does not know its data.
+        """
+        from mmm.transform import Transform
+
+        return Transform(self._known_data())
+
+    def prepared(self, x: Any) -> Tensor:
+        """Returns normalised samples on the model's device.
+
+        Args:
+            x: floating point tensors (B, C, H, W) or (B, C, T, H, W) are taken as normalised. Anything else goes through
+                `transform`.
+        """
+        model: Any = self
+        ready = isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 4
+        return x if ready else self.transform(x).to(next(model.parameters()).device)
+
+    def _known_data(self) -> Input:
+        if self.data is None:
+            raise ValueError("this model does not know the size and normalisation of its samples; build it with data=Input(...)")
+        return self.data
 
     def save_pretrained(self, folder: str | Path, *, license: str = "unknown", results: Mapping[str, float] | None = None) -> None:
         """Writes model.safetensors, the configs and, where there is none, README.md.

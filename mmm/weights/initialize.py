@@ -16,7 +16,7 @@ from mmm.weights.matching import match_state_dict, shorten_list
 logger = logging.getLogger(__name__)
 
 
-def initialise_from(model: nn.Module, path: str | Path) -> None:
+def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
     """Copies weights into a model of the same shape, part by part; `--init` of the command line.
 
     Encoder, decoder and target are each copied whole or refused. One that only the file or only the model has is left as it is,
@@ -25,6 +25,9 @@ def initialise_from(model: nn.Module, path: str | Path) -> None:
     Args:
         model: unwrapped, not inside DDP or a compiled module.
         path: as `load` takes it.
+
+    Returns:
+        The names of the parts that were copied.
 
     Raises:
         ValueError: where it cannot be read, or naming what differs: missing, unexpected or misshapen weights, or numbers of heads.
@@ -52,6 +55,7 @@ def initialise_from(model: nn.Module, path: str | Path) -> None:
         alone = sorted({name.split(".")[0] for name in names} - parts)
         if alone:
             logger.warning("--init: only %s has a %s; it was left as it is", where, shorten_list(alone))
+    return parts
 
 
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:

@@ -17,7 +17,7 @@ from probe_data import TEST, digits_data, write_config, write_digits
 from mmm.classifier import HeadConfig
 from mmm.config import cli as configs
 from mmm.data import ClipsConfig, open_data
-from mmm.data.sources.builtin_videos import film_folder
+from mmm.data.sources.builtin_videos import motion_folder
 from mmm.data.transforms.crop import normalise
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
@@ -116,7 +116,7 @@ def plain_loop(config: attentive_probe.Config, exam: Any, probing: Probing) -> t
 
 
 def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, real_data: Path) -> None:
-    films = film_folder(tmp_path / "films", {"train": 16, "validation": 8, "test": 24})
+    films = motion_folder(tmp_path / "films", {"train": 16, "validation": 8, "test": 24})
     config = video_setting(tmp_path, real_data / "clips")
     config = replace(config, data=replace(config.data, source=str(films), eval_split="test"))
     exam = open_exam(config, start(config.train))

@@ -90,9 +90,9 @@ def _builtin(name: str, config: DataConfig) -> Source:
         return Photographs(name, config.channels)
     if name != "motion":
         raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
-    from mmm.data.sources.builtin_videos import film_folder  # here, because it imports the video readers, which import this module
+    from mmm.data.sources.builtin_videos import motion_folder  # here: it imports the video readers, which import this module
 
-    return Folder(film_folder(), VIDEOS)
+    return Folder(motion_folder(), VIDEOS)
 
 
 def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:

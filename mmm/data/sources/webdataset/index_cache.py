@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from mmm.data.loading.scan import EachOnce, each_once
+from mmm.data.loading.scan import map_inputs
 from mmm.data.sources.webdataset.headers import Read
 from mmm.data.sources.webdataset.index import Index, Selection, make_index
 from mmm.system.files import digest, replacing, user_cache
@@ -73,8 +73,10 @@ def _make(files: TarFiles, selection: Selection, paths: list[Path], stamps: list
         return {}
 
     workers = min(len(numbers), _cores() if files.is_local else WORKERS)
-    each = EachOnce(lambda place: files.addresses[numbers[place]], work)
-    for finding in each_once(each, len(numbers), workers=workers if workers > 1 else 0, title="indexing tars"):
+    workers = workers if workers > 1 else 0
+    for finding in map_inputs(
+        lambda place: files.addresses[numbers[place]], work, len(numbers), workers=workers, title="indexing tars"
+    ):
         if finding.reason is not None:
             raise ValueError(f"data.source {finding.name}: {finding.reason}")
 
