@@ -72,7 +72,7 @@ def last_start(times: Times, config: ClipsConfig) -> float:
 
 
 def _segments(count: int, parts: int) -> tuple[Frames, Frames]:
-    """DeferredCrops a video into equal parts. Returns the first frame and the length, at least 1, of each, (T,)."""
+    """Cuts a video into equal parts. Returns the first frame and the length, at least 1, of each, (T,)."""
     bounds = np.arange(parts + 1) * count // parts
     return bounds[:-1], np.maximum(np.diff(bounds), 1)
 

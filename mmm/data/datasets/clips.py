@@ -74,7 +74,7 @@ class Clips(Dataset[ClipsConfig]):
         return part
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """DeferredCrops random clips and crops, a pure function of the videos and the keys.
+        """Cuts random clips and crops, a pure function of the videos and the keys.
 
         Args:
             index: numbers of the videos, int64 (b,).
@@ -87,7 +87,7 @@ class Clips(Dataset[ClipsConfig]):
         return self._views(index, groups.shape[1], lambda row, views: self._train(int(index[row]), groups[row], views))
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """DeferredCrops clips spread evenly over the videos, with crops spread evenly over each; returns them as `train_views` does."""
+        """Cuts clips spread evenly over the videos, with crops spread evenly over each; returns them as `train_views` does."""
         spread = partial(even_frames, config=self.config)
         return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views, spread))
 
@@ -131,7 +131,7 @@ class Clips(Dataset[ClipsConfig]):
         return self.config.resize == "device"
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """DeferredCrops the regions of videos from which a device makes what `train_views` returns, for the same arguments: one region if
+        """Cuts the regions of videos from which a device makes what `train_views` returns, for the same arguments: one region if
         samples share their frames, else one for each."""
         config = self.config
         inputs: list[list[DeferredCrop]] = []

@@ -41,7 +41,7 @@ class Windows(Clips):
         return type(self)(self.table, self.config, self.rows[index], self.where, self.times[index])
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """DeferredCrops windows, with crops spread evenly over each; see `Clips.eval_views`."""
+        """Cuts windows, with crops spread evenly over each; see `Clips.eval_views`."""
         frames, height, width = self.config.size
         views = torch.zeros(len(index), self.config.views, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
