@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, stream, uniform
 from mmm.data.decode.image import MODES, Pixels
 from mmm.data.sources.base import Table

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGES, Medium
 from mmm.data.sources.base import EVALUATION, Table, number_labels

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGES

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
 from mmm.data.media import FRAMES, IMAGES, VIDEOS, Medium
 from mmm.data.sources import file_list as lists
