@@ -2,12 +2,12 @@
 CVPR 2023): an image is a clip of one tube that stands still, and each update is on images or on clips.
 
     accelerate launch recipes/joint_mae.py                                                     the demonstration: minutes on a CPU
-    accelerate launch recipes/joint_mae.py --data.source /data/ssv2 --also.data.source /data/imagenet        the paper's setting
-    accelerate launch recipes/joint_mae.py ... --also.updates 2 1          of three updates two on clips and one on images
+    accelerate launch recipes/joint_mae.py --data.source /data/ssv2 --second.data.source /data/imagenet        the paper's setting
+    accelerate launch recipes/joint_mae.py ... --second.updates 2 1          of three updates two on clips and one on images
 
-Flags of the images begin with --also; all others are of the videos or of both. An epoch passes once over the videos. Positions are
-sines and cosines of (time, row, column), in which an image stands at time 0; OmniMAE slices a table over the flattened index to the
-same end.
+Flags of the images begin with --second; all others are of the videos or of both. An epoch passes once over the videos. Positions
+are sines and cosines of (time, row, column), in which an image stands at time 0; OmniMAE slices a table over the flattened index to
+the same end.
 
 What to expect. The authors report, for 1,600 epochs and fine-tuning, 69.5 (B), 74.2 (L), 75.3 (H) % top-1 on Something-Something v2
 and 83.0, 85.1, 86.5 % on ImageNet; nobody has measured this recipe's own there yet. `demo`: docs/results.md.
@@ -38,7 +38,7 @@ SSV2_IMAGENET = pretrain.Config(
         repeats=4,
         workers=10,
     ),
-    also=SecondSource(
+    second=SecondSource(
         data=ImagesConfig(image_size=224, crop_scale=(0.2, 1.0), repeats=4, workers=10),
         masker=RandomMasker.Config(ratio=0.75),
     ),
@@ -61,7 +61,7 @@ SSV2_IMAGENET = pretrain.Config(
 # the demonstrations of images and of videos, one after the other in every pair of updates
 DEMO = replace(
     MOTION,
-    also=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
+    second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
     evaluate=("features", "transfer", "reconstruct"),
     representation=PHOTOGRAPHS.representation,
 )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +31,7 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float |
     else:
         accelerator.unscale_gradients()
         norm = nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
 
 
 def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from mmm.train.config import TrainConfig
-from mmm.train.distributed.fsdp import placed_as
+from mmm.train.distributed.fsdp import shard_like
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
@@ -24,6 +23,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float 
     `layer_decay`, for fine-tuning a classifier, they are not: see `layer_groups`.
     """
     if layer_decay is None:
+        from timm.optim import param_groups_weight_decay
+
         groups = param_groups_weight_decay(model, config.weight_decay)
     else:
         groups = layer_groups(model, config.weight_decay, layer_decay)
@@ -37,6 +38,8 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
     Of L blocks, layer i learns at layer_decay^(L + 1 - i) of the rate: 0 is the embedding with its positions and tokens, 1 to L
     are the blocks, and L + 1 is all the rest. The class token and the positions are not decayed.
     """
+    from timm.optim import param_groups_layer_decay
+
     return param_groups_layer_decay(_Layered(model), weight_decay, UNDECAYED, layer_decay=layer_decay)  # type: ignore[arg-type]
 
 
@@ -78,6 +81,6 @@ def load_optimizer(
     for entry in (*tensors, *rest):
         name, key = entry.rsplit("/", 1)
         # copied, for safetensors maps the file: it could not be freed while the run lives
-        value = placed_as(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
+        value = shard_like(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
         state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

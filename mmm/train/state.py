@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmm.train.config import changes, check_allowed, differences
 from mmm.train.checkpoint import reader
 from mmm.train.checkpoint.async_writer import AsyncWriter
-from mmm.train.distributed.fsdp import DDP, copy_into, gathered_copy, local, meta_copy, no_sync, shard, sharding_asked
+from mmm.train.config import changes, check_allowed, differences
+from mmm.train.distributed.fsdp import DDP, copy_into, copy_to_meta, gathered_copy, local, no_sync, shard, sharding_asked
 from mmm.train.distributed.processes import on_main
 from mmm.train.ema import EMA
 from mmm.train.metrics import PartialMetrics
@@ -81,7 +81,7 @@ class Training:
         Raises:
             ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
         """
-        without_values = meta_copy(model) if sharded else None
+        without_values = copy_to_meta(model) if sharded else None
         if sharded:
             shard(model, optimizer, accelerator)
             optimizer = accelerator.prepare_optimizer(optimizer)

@@ -78,6 +78,7 @@ class Batch:
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
         cuts: what the samples are made of on the device (`data.resize device`); none where workers made them.
+        source: which of several sources the samples are of.
     """
 
     pixels: Tensor
@@ -87,6 +88,7 @@ class Batch:
     labels: Tensor | None
     problems: list[Problem]
     cuts: Packed | None = None
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -166,9 +168,9 @@ class _Views(Dataset[Batch]):
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
-            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems)
+            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source)
         nothing = torch.empty(0, dtype=torch.uint8)
-        return Batch(nothing, keys.flatten(), index, epoch, labels, problems, cuts=views.pack())
+        return Batch(nothing, keys.flatten(), index, epoch, labels, problems, views.pack(), self.source)
 
 
 def _put(views: Tensor | Cuts, rows: Tensor, others: Tensor | Cuts) -> None:

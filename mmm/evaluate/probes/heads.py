@@ -8,8 +8,7 @@ Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -99,16 +98,3 @@ def make_probe_optimizer(
     if kind == "lars":
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def encoded_batches(batches: Iterator[Batch], encode: Encode, together: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encodes micro-batches, and gives so many of them as one batch for the heads.
-
-    Args:
-        batches: of this process.
-        encode: without a gradient.
-        together: micro-batches that become one batch: all of an update, where its statistics are to be of the whole.
-    """
-    while group := list(islice(batches, together)):
-        values, labels = zip(*(encode(batch) for batch in group), strict=True)
-        yield torch.cat(values), torch.cat(labels)

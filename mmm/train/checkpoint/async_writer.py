@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.checkpoint.shards import rows_of
-from mmm.train.distributed.fsdp import local
+from mmm.train.distributed.fsdp import is_sharded, local
 from mmm.train.distributed.processes import on_main
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ class Pending:
             raise OSError("parts of it do not appear; the run's folder must be on a file system that all processes share")
 
 
-class Saver:
-    """Writes a run's checkpoints, one at a time. `start` and `settle` are called by all processes."""
+class AsyncWriter:
+    """Writes a run's checkpoints, one at a time. `start` and `wait` are called by all processes."""
 
     def __init__(self, accelerator: Accelerator, sharded: bool) -> None:
         self.accelerator = accelerator
@@ -79,7 +78,7 @@ class Saver:
     def start(
         self, folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int | None, keep_every: int | None
     ) -> None:
-        """Copies what is to be saved, and begins to write it; `settle` comes between two of these.
+        """Copies what is to be saved, and begins to write it; `wait` comes between two of these.
 
         Raises:
             OSError: there is no room even for the folder; on all processes alike.
@@ -103,8 +102,8 @@ class Saver:
 
             pending.whole = _in_thread(finish)
 
-    def settle(self) -> None:
-        """Waits for what is being written, if anything is; all processes learn what came of it.
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, if one is; all processes learn whether it was written.
 
         Raises:
             OSError: it was not written; on all processes alike. What there was of it is deleted.
@@ -123,8 +122,8 @@ class Saver:
         whole = pending.whole
         on_main(self.accelerator, lambda: None if whole is None else whole.result())
 
-    def wait(self) -> None:
-        """Waits for what this process writes, after an error, without a word to the others; their parts may not come any more."""
+    def wait_alone(self) -> None:
+        """Waits for what this process writes, after an error, without the others: their parts may not come any more."""
         pending = self.pending
         for future in () if pending is None else (pending.written, pending.whole):
             if future is not None:
@@ -144,7 +143,7 @@ class Saver:
 
     def _copy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's part of the tensors, on the host; of those that are not sharded the first process has all."""
-        own = {name: local(value) for name, value in values.items() if self.part == 0 or isinstance(value, DTensor)}
+        own = {name: local(value) for name, value in values.items() if self.part == 0 or is_sharded(value)}
         return {name: to_host(value) for name, value in own.items() if value.numel() or self.parts == 1}
 
     def _shards(self, tensors: Tensors) -> dict[str, dict[str, list[int]]]:
@@ -154,7 +153,7 @@ class Saver:
             return [last - first for first, last in (rows_of(rows, part, self.parts) for part in range(self.parts))]
 
         return {
-            file: {name: counts(value.shape[0]) for name, value in values.items() if isinstance(value, DTensor)}
+            file: {name: counts(value.shape[0]) for name, value in values.items() if is_sharded(value)}
             for file, values in tensors.items()
         }
 
