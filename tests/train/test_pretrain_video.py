@@ -185,10 +185,10 @@ def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Ru
         "joint_mae", *joint, "--second.updates", "2", "1", "--train.steps", "6", "--evaluate", "reconstruct", "--folder", str(run)
     )
     assert result["held_out_loss"] > 0
-    assert result["held_out_loss_also"] > 0
+    assert result["held_out_loss_second"] > 0
     assert {path.name for path in (run / "pictures").iterdir()} == {
         "loss.png",
-        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_also") for kind in ("png", "webp", "mp4")),
+        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_second") for kind in ("png", "webp", "mp4")),
     }
     saved = load_recipe("joint_mae").pretrain.Config
     assert mmm.config.cli.load(saved, run / "config.yaml").second.updates == (2, 1)
