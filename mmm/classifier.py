@@ -5,6 +5,7 @@ Shapes: B samples, R prefix tokens, N tokens of the grid, D the encoder's width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmm.core.registry import PartConfig
 from mmm.encoders import Encoder
 from mmm.layers.batch_norm import BatchNorm
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool, Pool, pools
 from mmm.tokenizers import GridTokenizer
@@ -74,6 +76,8 @@ class Classifier(nn.Module):
         logits = classifier.classify(classifier.encode(x))      # the same; what `encode` gives may be kept
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, tokenizer: GridTokenizer, encoder: Encoder, pool: Pool, head: Head, *, frozen: bool = False) -> None:
         """Puts parts together that fit each other; `build` and `of` make such parts.
 
@@ -82,6 +86,7 @@ class Classifier(nn.Module):
         """
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
+        use_cpu_bf16_kernels(self)
         if frozen:
             encoder.requires_grad_(False).eval()
 

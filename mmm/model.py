@@ -7,6 +7,7 @@ groups a mask), both sample-major; the factors are read from the shapes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,28 +17,30 @@ from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
-from mmm.core.types import Features, Input
+from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.targets import Target, targets
+from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 
+@pytree
 @dataclass(frozen=True)
 class Output:
-    """What one forward gives.
+    """The result of one forward.
 
     Attributes:
-        loss: () fp32.
-        predicted: (kmB, Q, K), in the forward's precision.
-        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class; carries no gradient.
+        loss: () fp32; of a mask that holds several, the mean over them.
+        predicted: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
+        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
         mask: the one that was used.
     """
 
     loss: Tensor
     predicted: Tensor
-    wanted: Tensor
+    wanted: Wanted
     mask: Mask
 
 
@@ -49,7 +52,7 @@ class ModelConfig:
     masker: MaskerConfig
     encoder: EncoderConfig
     decoder: DecoderConfig
-    target: PartConfig
+    target: TargetConfig
 
 
 class MaskedModel(nn.Module):
@@ -66,11 +69,13 @@ class MaskedModel(nn.Module):
     encoder: Encoder
     decoder: Decoder | None
     target: Target
+    __call__: Callable[..., Output]
 
     def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
         """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+        use_cpu_bf16_kernels(self)
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
@@ -96,8 +101,8 @@ class MaskedModel(nn.Module):
             reads=reads,
             blanks=config.masker.blank,
         )
-        target = targets.build(config.target, width=tokenizer.width, data=data, encoder=encoder)
-        decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.width)
+        target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
+        decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
         return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
@@ -109,15 +114,21 @@ class MaskedModel(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
-        if not len(x):
+        if not x.shape[0]:
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(len(x), grid, x.device) if mask is None else mask.checked(len(x), patches.shape[1])
-        features = self.encoder(patches, grid, mask)  # of the visible (and blank) tokens only
-        predicted = self.decoder(features, mask, grid)  # (kmB, Q, K)
-        wanted = self.target(x, patches, mask, grid)  # (kmB, Q, K) or (kmB, Q)
-        return Output(self.target.loss(predicted, wanted, mask), predicted, wanted, mask)
+        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
+        taught = self.target.teach(x, patches, grid)  # once, however many masks there are
+        losses, answers = [], []
+        for one in mask.families:
+            features = self.encoder(patches, grid, one)  # of the visible (and blank) tokens only
+            predicted = self.decoder(features, one, grid)  # (kmB, Q, K)
+            wanted = self.target.pick(taught, one)  # (kmB, Q, K) or (kmB, Q)
+            losses.append(self.target.loss(predicted, wanted, one, features))
+            answers.append((predicted, wanted))
+        loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
+        return Output(loss, *answers[0], mask)
 
     def encode(self, x: Tensor) -> Features:
         """Features of every token, in the grid's order, without a mask. x: (B, C, H, W) or (B, C, T, H, W), normalised."""

@@ -3,7 +3,7 @@
     accelerate launch recipes/video_finetune.py --model runs/pretrain-1                     of video_mae.py's demonstration
     accelerate launch recipes/video_finetune.py --model videomae_base.pth --data.source /data/kinetics400
     accelerate launch recipes/video_finetune.py --preset kinetics_large --model videomae_large.pth --data.source /data/kinetics400
-    accelerate launch recipes/video_finetune.py --preset ssv2 --model runs/pretrain-2 --data.source ssv2_train.csv
+    accelerate launch recipes/video_finetune.py --preset ssv2 --model runs/p-2 --data.source train.csv --data.eval_source val.csv
     accelerate launch recipes/video_finetune.py --preset ucf101 --model runs/pretrain-3 --data.source /data/ucf101
 
 Every video is decoded once for its two samples in training, and once for all its views in the end: 5 clips x 3 crops (`ssv2`: 2 x
@@ -77,18 +77,16 @@ KINETICS_SMALL = replace(
 KINETICS_LARGE = replace(
     KINETICS,
     encoder=replace(ENCODER, size="large"),
-    train=replace(
-        KINETICS.train, epochs=35, batch_size=256, learning_rate=1e-3, final_learning_rate=1e-6 / 2e-3
-    ),  # 2e-3 for 256 videos
+    # 2e-3 for 256 videos
+    train=replace(KINETICS.train, epochs=35, batch_size=256, learning_rate=1e-3, final_learning_rate=1e-6 / 2e-3),
 )
 
 KINETICS_HUGE = replace(
     KINETICS,
     encoder=replace(ENCODER, size="huge", drop_path=0.2),
     head=replace(KINETICS.head, dropout=0.5),
-    train=replace(
-        KINETICS.train, epochs=50, batch_size=1024, learning_rate=5e-4, final_learning_rate=1e-5 / 1e-3
-    ),  # 1e-3 for 256 videos
+    # 1e-3 for 256 videos
+    train=replace(KINETICS.train, epochs=50, batch_size=1024, learning_rate=5e-4, final_learning_rate=1e-5 / 1e-3),
 )
 
 SSV2 = replace(
@@ -109,9 +107,8 @@ UCF101 = replace(
     encoder=replace(ENCODER, drop_path=0.2),
     head=replace(KINETICS.head, dropout=0.5),
     layer_decay=0.7,
-    train=replace(
-        KINETICS.train, epochs=100, batch_size=256, learning_rate=2.5e-4, final_learning_rate=1e-5 / 5e-4
-    ),  # 5e-4 for 256 videos
+    # 5e-4 for 256 videos
+    train=replace(KINETICS.train, epochs=100, batch_size=256, learning_rate=2.5e-4, final_learning_rate=1e-5 / 5e-4),
 )
 
 # of video_mae.py's demonstration: --model its run, or none to compare

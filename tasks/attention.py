@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmm.evaluate.attention.plot import AttentionConfig, describe_attention, draw_attention, draw_fusion, measure_attention
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
-from mmm.evaluate.run_results import record
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, describe_data, open_subject, open_test
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +41,22 @@ def run(config: Config) -> dict[str, Any]:
     logger.info("%s on %s (%s)", subject.name, subject.data.source, test.where)
     model = subject.trained or subject.untrained
     found = measure_attention(model, test, config, dtype=config.dtype, batch_size=config.batch_size)
-    _draw(found, subject, _folder(config, subject))
+    _draw(found, config, subject, f"{subject.name} on {describe_data(test)}")
     print("\n".join([describe_attention(found), *(f"picture: {picture}" for picture in found["pictures"])]))
-    if subject.run and subject.trained and subject.step is not None and config.source is None:
-        record(subject.run, "attention", subject.step, found)
+    subject.record("attention", found, config.changes)
     return found
 
 
-def _draw(found: dict[str, Any], subject: Subject, folder: Path) -> None:
-    """The pictures, named in what was found, and the numbers beside them."""
-    end = "" if subject.step is None else f"_{subject.step:08d}"
-    pictures = [draw_attention(found, folder / f"attention{end}.png", f"{subject.name}: where the decoder looks")]
+def _draw(found: dict[str, Any], config: Config, subject: Subject, title: str) -> None:
+    """Draws the pictures, names them in what was found, and writes the numbers beside them."""
+
+    def path(kind: str, suffix: str = ".png") -> Path:
+        if config.out is None:
+            return subject.output(kind, config.changes, suffix)
+        return Path(config.out) / subject.output(kind, {}, suffix).name
+
+    pictures = [draw_attention(found, path("attention"), f"{title}: attention of the decoder")]
     if found["fusion"] is not None:
-        pictures.append(draw_fusion(found["fusion"], folder / f"fusion{end}.png", f"{subject.name}: what each decoder block reads"))
+        pictures.append(draw_fusion(found["fusion"], path("fusion"), f"{title}: encoder maps that each decoder block reads"))
     found["pictures"] = [str(picture) for picture in pictures]
-    (folder / f"attention{end}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def _folder(config: Config, subject: Subject) -> Path:
-    """Of pictures and numbers."""
-    if config.out is not None:
-        return Path(config.out)
-    return Path() if subject.run is None else subject.run / "pictures"
+    path("attention", ".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmm.data import Clips, Images
 from mmm.evaluate.features.extract import ExtractConfig, extract, identity_of
 from mmm.evaluate.features.store import Store, manifest_of
-from mmm.evaluate.loaded_model import SubjectConfig, open_shown, open_subject
+from mmm.evaluate.loaded_model import SubjectConfig, describe_data, open_shown, open_subject
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 
@@ -51,14 +52,17 @@ def run(config: Config) -> dict[str, Any]:
     logger.info("%s on %s (%s), %s inputs", subject.name, subject.data.source, part.where, f"{len(part):,}")
     found = extract(model, part, config, store, accelerator=accelerator, dtype=config.dtype, batch_size=config.batch_size)
     if accelerator.is_main_process:
-        print(describe(found, store.out))
+        print(describe(found, store.out, part))
     return {name: value for name, value in found.items() if name != "names"} | {"out": config.out}
 
 
-def describe(found: dict[str, Any], out: Path) -> str:
+def describe(found: dict[str, Any], out: Path, part: Images | Clips) -> str:
     """The file in a few lines."""
     layers = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["shapes"].items())
-    lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs: {layers}"]
+    lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs of {describe_data(part)}: {layers}"]
+    if others := len(part.table.cells) - len(part):
+        other = "train" if part.where.endswith("(held out)") else "eval"
+        lines.append(f"only this part was read: {others:,} inputs of the split are in the other one, --test_split {other}")
     if found["problems"]:
         first = found["problems"][0]
         lines.append(f"{len(found['problems'])} inputs could not be read and are not there ({first['name']}: {first['reason']})")

@@ -60,7 +60,7 @@ def defaults(flags: Mapping[str, list[str]]) -> Config:
         return Config()
     if "data.source" in flags:  # which has names of its own
         column = data.medium.flag.removeprefix("data.")
-        names: dict[str, Any] = {"split": "train", "eval_split": None, "label_column": None, column: None}
+        names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root", "label_column", column)) | {"split": "train"}
         data = replace(data, **names)
     return Config(data=data)
 

@@ -18,7 +18,6 @@ from typing import Any
 from mmm.evaluate.features.extracted import judge_extracted, read_features
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
 from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test, open_train
-from mmm.evaluate.run_results import record
 
 logger = logging.getLogger(__name__)
 
@@ -83,5 +82,5 @@ def _write(config: Config, subject: Subject | None, found: dict[str, Any]) -> No
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(f"scores: {config.out}")
-    elif subject is not None and subject.run is not None and subject.trained is not None and subject.step is not None:
-        print(f"scores: {record(subject.run, 'features', subject.step, found)}")
+    elif subject is not None and (file := subject.record("features", found, config.changes)) is not None:
+        print(f"scores: {file}")

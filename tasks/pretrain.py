@@ -31,8 +31,8 @@ from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery,
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource
-from mmm.targets import PixelTarget, Target
+from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, connect
+from mmm.targets import PixelTarget, Target, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.config import RunConfig, TrainConfig, identity
 from mmm.train.distributed.fsdp import sharding_asked
@@ -63,7 +63,7 @@ class Config(RunConfig):
     masker: MaskerConfig = RandomMasker.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     decoder: DecoderConfig = SelfAttentionDecoder.Config()
-    target: PartConfig = PixelTarget.Config()
+    target: TargetConfig = PixelTarget.Config()
     second: SecondSource | None = None
     """A second source, in the same training."""
     init: str | None = None
@@ -111,13 +111,14 @@ def run(config: Config) -> dict[str, Any]:
     objective = MaskedObjective(streams, model.tokenizer, accelerator.device, plan.steps)
     if config.dry_run:
         return describe(config, training, objective, data, plan)
+    connect(model, accelerator)
     held_out = [(stream, stream.held_out(config.held_out)) for stream in streams]
     neighbours = None if config.neighbours.every is None else OnlineNeighbours(config.neighbours, config.data)
     count = sum(len(part) for _, part in held_out)
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
     with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=count) as session:
         for update in session:
-            model.target.update(model, update.step)
+            model.target.update(model, update.step, plan.steps, update.made)
             if update.due(config.train.evaluate_every):
                 for stream, part in held_out:
                     update.metrics[stream.metric("held_out_loss")] = measure_loss(session, objective, stream, part)
@@ -202,8 +203,9 @@ def finish(config: Config, session: Session, streams: list[DataStream]) -> dict[
             if "reconstruct" in config.evaluate and session.main:  # a few hundred samples: one process does it
                 with evaluation(stream.metric("reconstruct")):
                     picture = folder.pictures / f"{stream.metric('reconstruction')}_{training.step:08d}.png"
+                    title = f"{folder.path.name}, step {training.step:,}: hidden tokens, predicted"
                     part = open_data(stream.data, "eval")
-                    found = make_gallery(stream.with_masker(model), part, config.gallery, path=picture)
+                    found = make_gallery(stream.with_masker(model), part, config.gallery, path=picture, title=title)
                     results[stream.metric("reconstruct")] = found
                     conclude(session, stream.metric("reconstruct"), found, describe_gallery)
     if session.main:

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_shown, open_subject
+from mmm.evaluate.loaded_model import SubjectConfig, open_shown, open_subject
 from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
-from mmm.evaluate.run_results import record
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
@@ -39,42 +38,32 @@ class Config(GalleryConfig, SubjectConfig):
     """For published weights, whether they predict standardised patches, which their file does not say."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, or reconstruction.png."""
+    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, named by what of the data or
+    the ratio is not the run's own; in this folder where the model is no run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Draws the grid, prints the figures and records them."""
     subject = open_subject(config, norm_pix=config.norm_pix)
     model = _remasked(subject.trained or subject.untrained, config.ratio)
-    shown = open_shown(config, subject.data)
+    shown, changes = open_shown(config, subject.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
     logger.info("%s on %s (%s)", subject.name, subject.data.source, shown.where)
     found = make_gallery(
         model,
         shown,
         config,
-        path=_path(config, subject),
+        path=Path(config.out) if config.out is not None else subject.output("reconstruction", changes),
         title=f"{subject.name}: hidden tokens, predicted",
         dtype=config.dtype,
         batch_size=config.batch_size,
     )
     print(describe_gallery(found))
-    if subject.run and subject.trained and subject.step is not None and config.ratio is None and config.source is None:
-        record(subject.run, "reconstruct", subject.step, found)
+    subject.record("reconstruct", found, changes)
     return found
 
 
 def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
     """The model with another share of its tokens hidden, and all of these predicted."""
-    if model.decoder is None:
-        raise ValueError("--model holds an encoder without a decoder, so nothing can be reconstructed; give a whole model")
     if ratio is not None:
         model.masker = maskers.build(replace(model.masker.config, ratio=ratio, predict=None))
     return model
-
-
-def _path(config: Config, subject: Subject) -> Path:
-    """Of the picture."""
-    if config.out is not None:
-        return Path(config.out)
-    name = "reconstruction.png" if subject.step is None else f"reconstruction_{subject.step:08d}.png"
-    return Path(name) if subject.run is None else subject.run / "pictures" / name

@@ -58,7 +58,7 @@ class Config(SubjectConfig):
     """Of the choice of queries."""
 
     out: str | None = None
-    """PNG file to draw, the JSON beside it; none: in the run's pictures, or retrieval.png where the model is no run's."""
+    """PNG file to draw, the JSON beside it; none: in the run's pictures, or in this folder where the model is no run's."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "k"):
@@ -75,7 +75,8 @@ def run(config: Config) -> dict[str, Any]:
     own = None if config.queries is not None else chosen(len(bank.table.index), config)
     queries = asked(config, subject, pool) if own is None else bank.take(own)
     found = retrieve(queries, bank, config.k, own=own)
-    path = _path(config, subject)
+    changes = config.changes | ({} if config.queries is None else {"queries": config.queries})
+    path = Path(config.out) if config.out is not None else subject.output("retrieval", changes)
     draw_neighbours(found, queries, bank, path, f"{subject.name}: nearest by {layer_name(config.layer)}")
     found |= {"model": config.model, "source": subject.data.source, "layer": config.layer, "pool": pool, "picture": str(path)}
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +106,8 @@ def search_in(config: Config, subject: Subject, part: Images | Clips) -> tuple[S
 
 def asked(config: Config, subject: Subject, pool: Pool) -> Shelf:
     """The queries of another source."""
-    names: dict[str, Any] = {"source": config.queries, "split": "train", "eval_split": None, "label_column": config.label_column}
+    names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root"))
+    names |= {"source": config.queries, "split": "train", "label_column": config.label_column}
     names[subject.data.medium.flag.removeprefix("data.")] = config.column
     every = open_shown(replace(config, source=config.queries, test_split=None), replace(subject.data, **names))
     part = choose(every, config.samples, config.query_seed)
@@ -124,11 +126,3 @@ def features_of(config: Config, subject: Subject, part: Images | Clips, pool: Po
     make, name = layered(model, ExtractConfig(layers=(config.layer,), pool=pool), config.dtype), layer_name(config.layer)
     device = next(model.parameters()).device
     return extract_features(part, {name: lambda x: make(x)[name]}, device=device, batch_size=config.batch_size)[name]
-
-
-def _path(config: Config, subject: Subject) -> Path:
-    """Of the picture."""
-    if config.out is not None:
-        return Path(config.out)
-    name = "retrieval.png" if subject.step is None else f"retrieval_{subject.step:08d}.png"
-    return Path(name) if subject.run is None else subject.run / "pictures" / name

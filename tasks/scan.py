@@ -21,7 +21,6 @@ from mmm.data.decode.video import OpenVideo
 from mmm.data.loading.scan import scan
 from mmm.data.sources.base import FRAMES, PICTURES, RECORDINGS
 from mmm.data.sources.concat import Several
-from mmm.data.sources.file_list import ListFile
 from mmm.data.sources.folder import Folder
 from mmm.data.sources.resolve import find_source
 
@@ -98,10 +97,12 @@ def detect_medium(source: str | None) -> str:
         cell = found.table(found.splits[0]).cells[0]
     except (ValueError, Unreadable):
         return "images"  # whatever is wrong with the source, opening it as images says it
-    if isinstance(found, ListFile) or not isinstance(cell, (bytes, Path)):
-        return "videos"
+    if not isinstance(cell, (bytes, Path)):  # decoded pixels
+        return "images"
     if isinstance(cell, Path) and cell.suffix.lower() in PICTURES | RECORDINGS:
         return "videos" if cell.suffix.lower() in RECORDINGS else "images"
+    if isinstance(cell, Path) and cell.is_dir():  # frames
+        return "videos"
     try:
         decode_image(cell, 3)
     except Unreadable:

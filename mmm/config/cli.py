@@ -98,17 +98,31 @@ def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
         "",
         "`none` unsets what may be None. MMM_DEBUG=1 shows an error's traceback. Values below are those that other flags change.",
     ]
-    tyro.cli(
-        type(config),
-        default=config,
-        args=["--help"],
-        prog=prog,
-        description="\n".join(lines),
-        use_underscores=True,
-        config=(tyro.conf.AvoidSubcommands,),  # what may be none (a second source) is shown as it is now
-        console_outputs=os.environ.get("RANK", "0") == "0",
-    )
+    with closed_output_ends_quietly():
+        tyro.cli(
+            type(config),
+            default=config,
+            args=["--help"],
+            prog=prog,
+            description="\n".join(lines),
+            use_underscores=True,
+            config=(tyro.conf.AvoidSubcommands,),  # what may be none (a second source) is shown as it is now
+            console_outputs=os.environ.get("RANK", "0") == "0",
+        )
     raise AssertionError("tyro ends after its help")
+
+
+@contextlib.contextmanager
+def closed_output_ends_quietly() -> Iterator[None]:
+    """Ends the process without a traceback where the reader of its output, for instance `head`, reads no further."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
+        sys.exit(1)
 
 
 def _show_messages(rank: int) -> None:

@@ -53,8 +53,10 @@ def use_file(path: Path) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: annotations are looked up there
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, SyntaxError):  # its traceback would show our files, and not the user's
+            raise ValueError(f"--use {path}: {error.msg} ({error.filename}, line {error.lineno})") from None
         raise
 
 

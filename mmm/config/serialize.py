@@ -121,7 +121,7 @@ def _convert(hint: Any, value: Any) -> Any:
     elif origin is Literal:
         return args[[str(arg) for arg in args].index(str(value))]
     elif origin is tuple:
-        values = [value] if isinstance(value, str) else value
+        values = value if not isinstance(value, str) else [value] if {str, Path} & set(args) else value.split()
         each = args[:1] * len(values) if args[-1] is Ellipsis else args
         return tuple(_convert(arg, item) for arg, item in zip(each, values, strict=True))
     elif hint is types.NoneType and (value is None or str(value).lower() == "none"):

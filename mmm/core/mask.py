@@ -5,12 +5,16 @@ Shapes: B samples, m masks a sample, k groups a mask, V visible, Q predicted, H 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mmm.core.types import pytree
 
 
+@pytree
 @dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
 class Mask:
     """Which tokens the encoder sees and which ones the decoder predicts.
@@ -19,7 +23,10 @@ class Mask:
         visible: int64 (mB, V), tokens whose values the encoder may see, in any order.
         predict: int64 (kmB, Q), tokens that are predicted.
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
-        weight: float (kmB, Q), how much each prediction counts in the loss (0 for padding), or None: all alike.
+        weight: float (kmB, Q), what the loss of each prediction is multiplied by before the mean (0 for padding), or None: 1. A
+            function of each sample alone, so that a batch may be computed in parts.
+        echo: how many of the predicted tokens, the last ones of each row, are visible: predicted at their own places (V-JEPA 2.1).
+        also: further masks of the same samples, with numbers of their own (V-JEPA's second family).
 
     Raises:
         ValueError: where shapes do not fit each other.
@@ -29,6 +36,8 @@ class Mask:
     predict: Tensor
     blank: Tensor | None = None
     weight: Tensor | None = None
+    echo: int = 0
+    also: tuple[Mask, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("visible", "predict", "blank"):
@@ -51,6 +60,17 @@ class Mask:
             raise ValueError(f"blank has {len(self.blank)} rows, visible {len(self.visible)}")
         if self.weight is not None and self.weight.shape != self.predict.shape:
             raise ValueError(f"weight is {tuple(self.weight.shape)}, predict {tuple(self.predict.shape)}")
+        if self.weight is not None and not self.weight.is_floating_point():
+            raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
+        if not 0 <= self.echo <= self.predict.shape[1]:
+            raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
+        if any(mask.also for mask in self.also):
+            raise ValueError("a mask of mask.also has masks of its own; put all of them into one tuple")
+
+    @property
+    def families(self) -> tuple[Mask, ...]:
+        """All masks of these samples: this one, then those in `also`."""
+        return (self, *self.also)
 
     @property
     def where(self) -> Tensor:
@@ -59,8 +79,7 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+        return tree_map_only(Tensor, lambda value: value.to(device), self)
 
     def checked(self, samples: int, tokens: int) -> Mask:
         """This mask, if it fits `samples` of `tokens` tokens each.
@@ -79,4 +98,6 @@ class Mask:
                         f"mask.{name} holds indices from {int(index.min())} to {int(index.max())}; "
                         f"this input has tokens 0 to {tokens - 1}"
                     )
+        for mask in self.also:
+            mask.checked(samples, tokens)
         return self

@@ -43,11 +43,11 @@ def repeat_rows(values: Tensor, rows: int) -> Tensor:
 
 
 def keep_count(ratio: float, tokens: int) -> int:
-    """How many of `tokens` stay visible when the fraction `ratio` is hidden: the nearest whole number.
+    """Returns how many of `tokens` stay visible when the fraction `ratio` is hidden: the nearest whole number.
 
-    (MAE truncates instead. At a ratio of 0.75 both agree on every grid that its papers use; at 0.9 they may differ by one token:
+    MAE truncates instead. At a ratio of 0.75 both agree on every grid that its papers use; at 0.9 they may differ by one token:
     of 196, 20 stay here and 19 there, of 1,568, 157 and 156. VideoMAE truncates the number of hidden places: on its own grid of
-    14 x 14 both hide 176 at 0.9 and 147 at 0.75.)
+    14 x 14 both hide 176 at 0.9 and 147 at 0.75.
     """
     return tokens - round(ratio * tokens)
 

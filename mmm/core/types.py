@@ -1,13 +1,37 @@
-"""What the data and the parts tell each other.
+"""What the data, the parts and the training tell each other.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+T = TypeVar("T")
+
+
+def pytree(kind: type[T]) -> type[T]:
+    """Registers a dataclass with torch's pytrees, so that tensors in it are found by torch.export, torch.func and FSDP.
+
+    Whole numbers and names in it are not leaves. It is put together again without its own checks.
+    """
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+
+    def flatten(value: Any) -> tuple[list[Any], dict[str, Any]]:
+        context = {name: getattr(value, name) for name in names if isinstance(getattr(value, name), (int, str))}
+        return [getattr(value, name) for name in names if name not in context], context
+
+    def unflatten(leaves: Any, context: dict[str, Any]) -> Any:
+        made = object.__new__(kind)
+        vars(made).update(zip((name for name in names if name not in context), leaves, strict=True), **context)
+        return made
+
+    register_pytree_node(kind, flatten, unflatten, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +61,7 @@ class Input:
             raise ValueError(f"data.std {self.std} must be above 0 in every channel: pixels are divided by it")
 
 
+@pytree
 @dataclass(frozen=True)
 class Features:
     """The encoder's output, of the tokens that it saw.
@@ -87,3 +112,42 @@ class Reads:
     last: bool = True
     blocks: tuple[int, ...] = ()
     hidden: bool = False
+
+
+@dataclass(frozen=True)
+class UpdateScale:
+    """How fast the parameters of a module learn, beside those of the rest: its attribute `update_scale`, in any part.
+
+    The scales of a module inside another one are multiplied.
+
+    Attributes:
+        rate: what the learning rate is multiplied by.
+        decay: what the weight decay is multiplied by.
+    """
+
+    rate: float = 1.0
+    decay: float = 1.0
+
+
+class Collective(Protocol):
+    """What processes that train together tell each other, for a part that looks across the batch."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the processes, on each of them; the value itself may be overwritten."""
+        ...
+
+    def max(self, value: Tensor) -> Tensor:
+        """The largest of each element over the processes, on each of them; the value itself may be overwritten."""
+        ...
+
+
+class Alone:
+    """The collective of one process: nothing is exchanged."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value
+
+    def max(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value

@@ -17,13 +17,16 @@ class DataConfig:
     Splits. A source has named splits (folders, file names or the hub say which); one without has the single split `train`.
     Training takes `split`. Evaluation takes `eval_split`, or else the first of validation, valid, val, eval, dev and test
     that exists; training then uses every sample of its split. Where none exists, `holdout` of the training split is set aside
-    for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed.
+    for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With `eval_source`, evaluation
+    takes `eval_split` of that, or its own split for evaluation, or all of it.
     """
 
     medium: ClassVar[Medium]
 
     source: str | None = None
     """where the data is"""
+    root: str | None = None
+    """folder from which relative paths in a list file start; None: the list's own folder"""
     weights: tuple[int, ...] = ()
     """of several sources (source a+b): how many of every so many training samples come from each, for instance 3 1; without it
     one order passes over all samples alike"""
@@ -31,6 +34,8 @@ class DataConfig:
     """the split to train on"""
     eval_split: str | None = None
     """the split to evaluate on; none takes the source's own, or holds samples out"""
+    eval_source: str | None = None
+    """where the samples to evaluate on are, if not in the source, for instance a list of its own; its classes are the source's"""
     holdout: float = 0.02
     """share of the training split that is held out when the source has no split for evaluation"""
     label_column: str | None = None

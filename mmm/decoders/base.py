@@ -25,7 +25,8 @@ class DecoderConfig(PartConfig):
 
 
 class Decoder(nn.Module):
-    """Turns features into predictions. Built with the `encoder`'s shape, the home `grid`, and the number of `outputs` a token.
+    """Turns features into predictions. Built with the `encoder`'s shape, the home `grid`, and the `outputs` a token, a number for
+    each target; their sum is K.
 
     Attributes:
         config: the user's choices.

@@ -19,24 +19,7 @@ from mmm.core.types import Features, Shape
 from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.layers.cpu_bf16 import LayerNorm, Linear, attend
-from mmm.layers.transformer import MLP, SelfAttention, initialise
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries (B, Q, d) to keys and values made from (B, M, D)."""
-
-    def __init__(self, width: int, source: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads = heads  # timm's name, by which weights to start from are checked
-        self.q = Linear(width, width)
-        self.kv = Linear(source, 2 * width)
-        self.proj = Linear(width, width)
-
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """(B, Q, d), (B, M, D) -> (B, Q, d)."""
-        k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, 2d) -> (B, M, d) each
-        return self.proj(attend(self.q(x), k, v, self.num_heads))
+from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, initialise
 
 
 class CrossBlock(nn.Module):
@@ -44,7 +27,7 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, source: int, heads: int, *, mlp_ratio: float, epsilon: float, self_attention: bool) -> None:
         super().__init__()
-        norm = partial(LayerNorm, eps=epsilon)
+        norm = partial(nn.LayerNorm, eps=epsilon)
         self.norm0 = norm(width) if self_attention else None
         self.self_attn = SelfAttention(width, heads) if self_attention else None
         self.norm1 = norm(width)
@@ -74,8 +57,8 @@ class CrossAttentionDecoder(Decoder):
 
     config: Config
 
-    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
+        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
@@ -92,8 +75,8 @@ class CrossAttentionDecoder(Decoder):
             )
             for _ in range(config.depth)
         )
-        self.norm = LayerNorm(config.width, eps=config.norm_epsilon)
-        self.head = Linear(config.width, outputs)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.head = nn.Linear(config.width, sum(outputs))
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:

@@ -1,7 +1,7 @@
-"""Inter-block fusion (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), TMLR 2025, section 3.4): what
-each decoder block reads of the encoder is a mixture, learned, of the encoder's blocks.
+"""Inter-block fusion (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), TMLR 2025, section 3.4): each
+decoder block reads its own learned, weighted sum of the outputs of the encoder's blocks.
 
-Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k maps that are mixed, d mixtures.
+Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k feature maps that are added up, d decoder blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from mmm.core.types import Features, Reads, Shape
 from mmm.decoders.base import DecoderConfig
-from mmm.layers.cpu_bf16 import LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +45,16 @@ class FusedDecoderConfig(DecoderConfig):
 class LastOutput(nn.Module):
     """No fusion: every decoder block reads the encoder's last, normed output."""
 
-    def __init__(self, mixtures: int) -> None:
+    def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.mixtures = mixtures
+        self.inputs = inputs
 
     def forward(self, features: Features) -> list[Tensor]:
         """d times the same (mB, M, D)."""
-        return [features.last] * self.mixtures
+        return [features.last] * self.inputs
 
 
-class Mixtures(torch.autograd.Function):
+class WeightedSums(torch.autograd.Function):
     """d weighted sums of k feature maps, (d, k) and k times (mB, M, D) -> (d, mB, M, D), both of one precision.
 
     For the backward pass it keeps the maps themselves, which the encoder's blocks keep anyway, instead of a copy of them all: with
@@ -63,24 +62,27 @@ class Mixtures(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, *maps: Tensor) -> Tensor:
+    def forward(weight: Tensor, *maps: Tensor) -> Tensor:
         """The sums, by one product (d, k) x (k, mB M D)."""
-        ctx.save_for_backward(weight, *maps)
-        return (weight @ _one_after_another(maps, weight).flatten(1)).unflatten(1, maps[0].shape)
+        return (weight @ _stack(maps, weight).flatten(1)).unflatten(1, maps[0].shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        """Of the weight and of each map."""
-        (gradient,) = gradients  # (d, mB, M, D)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keeps the weight and the maps."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the weight and of each map, from (d, mB, M, D)."""
         weight, *maps = ctx.saved_tensors
         to_maps = (weight.T @ gradient.flatten(1)).unflatten(1, maps[0].shape)  # (k, mB, M, D)
         # row by row, and then their sum: one product of (d, mB M D) and (mB M D, k) gives a GPU d k numbers to share out
-        rows = _one_after_another(maps, weight).flatten(2).permute(1, 2, 0)  # (mB, M D, k)
+        rows = _stack(maps, weight).flatten(2).permute(1, 2, 0)  # (mB, M D, k)
         to_weight = (gradient.flatten(2).transpose(0, 1) @ rows).sum(0)  # (mB, d, k) -> (d, k)
         return to_weight, *to_maps.unbind(0)
 
 
-def _one_after_another(maps: Sequence[Tensor], like: Tensor) -> Tensor:
+def _stack(maps: Sequence[Tensor], like: Tensor) -> Tensor:
     """(k, mB, M, D), in the precision of `like`."""
     return torch.stack([one.to(like.dtype) for one in maps])
 
@@ -89,25 +91,25 @@ class LinearFusion(nn.Module):
     """d weighted sums of k feature maps, each with its own norm.
 
     The published code stacks the maps along a new innermost axis, which lays k values of stride M D side by side, and multiplies
-    there; it costs a third of its epoch. Here the maps lie one after the other, and one product mixes them.
+    there; it costs a third of its epoch. Here the maps lie one after the other, and one product adds them up.
     """
 
-    def __init__(self, width: int, blocks: tuple[int, ...], mixtures: int, epsilon: float) -> None:
+    def __init__(self, width: int, blocks: tuple[int, ...], inputs: int, epsilon: float) -> None:
         super().__init__()
         self.blocks = blocks
-        self.mix = nn.Linear(len(blocks), mixtures, bias=False)  # holds (d, k), and is initialised as the other matrices are
-        self.norms = nn.ModuleList(LayerNorm(width, eps=epsilon) for _ in range(mixtures))
+        self.mix = nn.Linear(len(blocks), inputs, bias=False)  # holds (d, k), and is initialised as the other matrices are
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon) for _ in range(inputs))
 
     def forward(self, features: Features) -> list[Tensor]:
-        """d mixtures, (mB, M, D) each."""
+        """d inputs of decoder blocks, (mB, M, D) each."""
         maps, weight = [features.blocks[block] for block in self.blocks], self.mix.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        mixed = Mixtures.apply(weight.to(dtype), *maps)  # (d, mB, M, D)
-        return [norm(mixture) for norm, mixture in zip(self.norms, mixed.unbind(0), strict=True)]
+        fused = WeightedSums.apply(weight.to(dtype), *maps)  # (d, mB, M, D)
+        return [norm(one) for norm, one in zip(self.norms, fused.unbind(0), strict=True)]
 
 
-def make_fusion(config: FusedDecoderConfig, encoder: Shape, mixtures: int, epsilon: float) -> nn.Module:
-    """The fusion that the config names, giving `mixtures` (d) maps of the encoder's width."""
+def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module:
+    """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block."""
     reads = config.reads(encoder.depth)
-    return LastOutput(mixtures) if reads.last else LinearFusion(encoder.width, reads.blocks, mixtures, epsilon)
+    return LastOutput(inputs) if reads.last else LinearFusion(encoder.width, reads.blocks, inputs, epsilon)

@@ -27,11 +27,11 @@ class LinearDecoder(Decoder):
         def reads(self, depth: int) -> Reads:
             return Reads(last=True, hidden=True)
 
-    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
-        """Builds it for an encoder of this shape and `outputs` (K) values a token; any grid will do."""
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
+        """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do."""
         super().__init__()
         self.config = config
-        self.head = nn.Linear(encoder.width, outputs)
+        self.head = nn.Linear(encoder.width, sum(outputs))
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:

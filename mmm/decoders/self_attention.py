@@ -17,7 +17,6 @@ from mmm.core.types import Features, Shape
 from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.layers.cpu_bf16 import LayerNorm, Linear
 from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
 
 
@@ -45,12 +44,12 @@ class SelfAttentionDecoder(Decoder):
 
     config: Config
 
-    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: int) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` (K) values a token."""
+    def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
+        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.fusion = make_fusion(config, encoder, 1, config.norm_epsilon)
-        self.embed = Linear(encoder.width, config.width, bias=config.embed_bias)
+        self.embed = nn.Linear(encoder.width, config.width, bias=config.embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
         self.blocks = make_blocks(
@@ -61,8 +60,8 @@ class SelfAttentionDecoder(Decoder):
             epsilon=config.norm_epsilon,
             qkv_bias=config.qkv_bias,
         )
-        self.norm = LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
-        self.head = Linear(config.width, outputs)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
+        self.head = nn.Linear(config.width, sum(outputs))
         self.apply(initialise)
         if config.embed_init == "torch":
             self.embed.reset_parameters()

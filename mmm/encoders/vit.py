@@ -18,8 +18,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
 from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
-from mmm.encoders.embedding import Embedding
-from mmm.layers.cpu_bf16 import LayerNorm
+from mmm.layers.patch_embed import Embedding
 from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
@@ -121,7 +120,7 @@ class VisionTransformer(Encoder):
             drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
         )
-        self.norm = LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
         self.apply(initialise)
         if config.embed_init == "torch":
             self.patch_embed.proj.reset_parameters()

@@ -17,6 +17,7 @@ from mmm.classifier import Classifier
 from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.data.loading.prepare import prepare
 from mmm.evaluate.metrics import Tally, mean_of_views
+from mmm.evaluate.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +49,9 @@ def classify(
     tally, losses = Tally(1, model.head.classes, device), [torch.zeros((), device=device)]  # a sum for each batch
     unread: list[Problem] = []
     model.eval()
-    for batch in eval_batches(part, data, batch_size=batch_size, world=world, rank=rank):
+    batches = eval_batches(part, data, batch_size=batch_size, world=world, rank=rank)
+    total = -(-len(part) // world)
+    for batch in progress(batches, total, f"scores of {part.title}", lambda batch: len(batch.index) // views + len(batch.problems)):
         unread += batch.problems
         if len(batch):
             batch = batch.to(device)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import shorten
 from typing import Any
 
 from mmm.evaluate.plots.curves import draw_runs
 from mmm.evaluate.run_results import Record
+
+logger = logging.getLogger(__name__)
 
 # these say where and how often, not what
 NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
@@ -18,6 +22,7 @@ NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_l
 # names whose difference makes two losses answers to two questions, but for how hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
+LONGEST = 60  # characters of a label that says what differs; above it, rows are named by their folders
 SCORES = {"neighbours": "nearest\nneighbours", "linear": "linear,\nfew labels", "probe": "attentive,\nfew labels"}
 
 COLUMNS = {
@@ -39,12 +44,14 @@ class Group:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        label: what sets them apart from the others.
-        runs: at least one.
+        label: what sets them apart from the others, or the folder of the first where that would be too long.
+        runs: at least one, each with another seed.
+        choices: the values that set them apart, by name.
     """
 
     label: str
     runs: Sequence[Record]
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, name: str) -> list[float]:
         """A figure of each run that has it."""
@@ -86,21 +93,36 @@ def differing(runs: Sequence[Record]) -> list[str]:
     return [name for name in differ if name.endswith(".name") or not name.startswith(tuple(swapped) or ("\0",))]
 
 
-def label(run: Record, names: Sequence[str]) -> str:
-    """What sets a run apart: its values of the differing choices; its folder's name where there are none."""
-    said = [f"{name}={_plain(run.config[name])}" for name in names if name in run.config]
-    return " ".join(said) or run.path.name
-
-
 def group_runs(runs: Sequence[Record]) -> list[Group]:
-    """Runs of the same choices, whatever their seed, are one group; where nothing but the seed differs, each is its own."""
-    choices = [name for name in differing(runs) if name != "seed"]
-    if not choices:
-        return [Group(label(run, differing(runs)), [run]) for run in runs]
-    groups: dict[str, list[Record]] = {}
-    for run in runs:
-        groups.setdefault(label(run, choices), []).append(run)
-    return [Group(name, members) for name, members in groups.items()]
+    """Groups runs of the same choices, whatever their seed; where nothing but the seed differs, each run is a group.
+
+    A run whose choices and seed are those of another counts once, for the mean and its error are of independent runs.
+    """
+    names = differing(runs)
+    shared = [name for name in names if name != "seed"]
+    groups: dict[Any, list[Record]] = {}
+    for number, run in enumerate(runs):
+        values = tuple((name, _plain(run.config[name])) for name in shared if name in run.config)
+        members = groups.setdefault(values if shared else number, [])
+        twin = next((other for other in members if other.config.get("seed") == run.config.get("seed")), None)
+        if twin is None:
+            members.append(run)
+        else:
+            logger.warning("%s has the choices and the seed of %s, and is not counted again", run.path, twin.path)
+    firsts = [members[0] for members in groups.values()]
+    choices = [{name: _plain(run.config[name]) for name in names if name in run.config} for run in firsts]
+    choices = [{name: value for name, value in one.items() if name != "seed" or not shared} for one in choices]
+    labels = [" ".join(f"{name}={value}" for name, value in one.items()) for one in choices]
+    if max(map(len, labels), default=0) > LONGEST or len(set(labels)) < len(labels) or not all(labels):
+        labels = _folders([run.path for run in firsts])
+    return [Group(*parts) for parts in zip(labels, groups.values(), choices, strict=True)]
+
+
+def _folders(paths: Sequence[Path]) -> list[str]:
+    """The names of folders, with as many of their parents as it takes to tell them apart."""
+    whole = [path.resolve().parts for path in paths]
+    count = next((n for n in range(1, max(map(len, whole))) if len({parts[-n:] for parts in whole}) == len(set(whole))), 1)
+    return ["/".join(parts[-count:]) for parts in whole]
 
 
 def warnings(runs: Sequence[Record]) -> list[str]:
@@ -124,12 +146,13 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
     """The comparison as plain values, and its picture.
 
     Returns:
-        `rows`: of each group its label, runs, and mean and standard error of every figure; `warnings`; `picture`.
+        `rows`: for each group its label, runs, choices, and mean and standard error of every figure; `warnings`; `picture`.
     """
     rows = [
         {
             "label": group.label,
             "runs": [str(run.path) for run in group.runs],
+            "choices": dict(group.choices),
             **{name: {"mean": group.mean(name), "error": group.error(name)} for name in COLUMNS},
         }
         for group in groups
@@ -156,7 +179,16 @@ def describe_comparison(found: dict[str, Any]) -> str:
     ]
     if seeds > 1:
         lines.append("mean ± standard error over the runs of a row")
+    if not all(value in row["label"] for row in found["rows"] for value in row["choices"].values()):
+        lines += ["", *_describe_choices(found["rows"])]
     return "\n".join([*lines, *(f"mind: {said}" for said in found["warnings"])])
+
+
+def _describe_choices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs, a line for each choice with the values of all rows, where the labels do not say it."""
+    names = dict.fromkeys(name for row in rows for name in row["choices"])
+    values = {name: [shorten(row["choices"].get(name, "-"), LONGEST, placeholder="...") for row in rows] for name in names}
+    return [f"{name}: {' | '.join(value)}" for name, value in values.items()]
 
 
 def _cell(figure: dict[str, float | None], form: str) -> str:

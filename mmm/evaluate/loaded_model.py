@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -15,11 +17,16 @@ from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source
 from mmm.decoders import SelfAttentionDecoder
+from mmm.evaluate.run_results import record
 from mmm.model import MaskedModel, ModelConfig
+from mmm.system.redact import redact
 from mmm.weights.formats.run import CONFIG, read_config, run_of
 from mmm.weights.load import load
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
+NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
+# a result with one of these set is not the run's own result
+OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_clips", "eval_crops")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +78,11 @@ class SubjectConfig:
         """For autocast."""
         return torch.bfloat16 if self.precision == "bf16" else None
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Choices by which the data is not that of the model's run, by name."""
+        return {name: value for name in OTHER_DATA if (value := getattr(self, name)) is not None}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -80,6 +92,7 @@ class Subject:
         trained: on its device; None where only its random initialisation was asked for.
         untrained: the same parts with the run's random initialisation, on the same device.
         data: the images or clips.
+        path: of the model, as it was named.
         run: the folder that the model is from, or None.
         step: updates that its weights have seen, where a run says so.
     """
@@ -87,6 +100,7 @@ class Subject:
     trained: MaskedModel | None
     untrained: MaskedModel
     data: DataConfig
+    path: Path
     run: Path | None
     step: int | None
 
@@ -94,7 +108,23 @@ class Subject:
     def name(self) -> str:
         """For titles."""
         step = "" if self.step is None else f", step {self.step:,}"
-        return f"{self.run.name}{step}" if self.run else "published weights"
+        return f"{self.run.name}{step}" if self.run else self.path.name
+
+    def output(self, kind: str, changes: Mapping[str, Any], suffix: str = ".png") -> Path:
+        """Path of a result: in the pictures of the run, or in the working directory for weights without a run.
+
+        The name tells apart what was asked: reconstruction_00000500.png is the run's own picture,
+        reconstruction_00000500_source-my_images_ratio-0.9.png one of other data and with another ratio.
+        """
+        words = [kind, *([] if self.run else [self.path.stem]), *([] if self.step is None else [f"{self.step:08d}"])]
+        words += [f"{name}-{NOT_IN_NAMES.sub('-', redact(str(value))).strip('-.')[-40:]}" for name, value in changes.items()]
+        return (self.run / "pictures" if self.run else Path()) / f"{'_'.join(words)}{suffix}"
+
+    def record(self, kind: str, found: Mapping[str, Any], changes: Mapping[str, Any]) -> Path | None:
+        """Appends a result of trained weights to their run's evaluations, and returns the file; None for other weights."""
+        if self.run is None or self.trained is None or self.step is None:
+            return None
+        return record(self.run, kind, self.step, found, changes)
 
 
 def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subject:
@@ -117,7 +147,7 @@ def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subj
         parts, step = parts_of(trained), None if run is None else _step(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
     untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
-    return Subject(trained, untrained, data, run, step)
+    return Subject(trained, untrained, data, path, run, step)
 
 
 def parts_of(model: MaskedModel) -> ModelConfig:
@@ -136,6 +166,11 @@ def open_shown(config: SubjectConfig, data: DataConfig) -> Images | Clips:
     if config.source is None or config.test_split is not None or set(EVALUATION) & set(find_source(data).splits):
         return open_test(data, config.test_split)
     return open_data(replace(_uncached(data), holdout=0.0), "train")
+
+
+def describe_data(part: Images | Clips) -> str:
+    """The source and the part of it, for pictures."""
+    return redact(f"{part.config.source}, {part.where}")
 
 
 def open_train(data: DataConfig) -> Images | Clips:
@@ -158,7 +193,8 @@ def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) 
     if config.column is not None:
         values[column] = config.column
     if config.source is not None and saved is not None:  # another source has its own names
-        values |= {"split": "train", "eval_split": None, column: config.column, "label_column": config.label_column}
+        values |= dict.fromkeys(("eval_split", "eval_source", "root"))
+        values |= {"split": "train", column: config.column, "label_column": config.label_column}
     for name in ("eval_clips", "eval_crops"):
         if getattr(config, name) is not None and name not in values:
             raise ValueError(f"--{name} is for videos, and this model is of images")

@@ -20,17 +20,18 @@ from mmm.train.config import flatten
 EVALUATIONS = "evaluations.jsonl"
 
 
-def record(run: Path, kind: str, step: int, found: Mapping[str, Any]) -> Path:
-    """Appends the result of an evaluation to a run's folder, and gives the file.
+def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Path:
+    """Appends the result of an evaluation to a run's folder, and returns the file.
 
     Args:
         run: its folder.
         kind: `features` or `reconstruct`.
         step: updates that the weights had seen.
         found: of plain values.
+        changes: choices that make it a result of other data or settings than the run's own; it is kept, and is not the run's.
     """
     with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, "step": step, **found}) + "\n")
+        file.write(json.dumps({"kind": kind, "step": step, **({"changes": dict(changes)} if changes else {}), **found}) + "\n")
     return run / EVALUATIONS
 
 
@@ -42,7 +43,7 @@ class Record:
         path: the folder.
         config: flat, by dotted names.
         metrics: the lines of metrics.jsonl, by step.
-        evaluations: the last of each kind.
+        evaluations: the last of each kind on the run's own data.
     """
 
     path: Path
@@ -64,7 +65,7 @@ class Record:
             config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
-        found = {line["kind"]: line for line in _lines(path / EVALUATIONS)}
+        found = {line["kind"]: line for line in _lines(path / EVALUATIONS) if "changes" not in line}
         return cls(path, config, _lines(path / "metrics.jsonl"), found)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

@@ -1,8 +1,9 @@
-"""Attention, linear layers and layer norms, by the kernels that are fast for the device and the precision.
+"""Faster layers for a CPU under autocast to bf16. Nothing else needs them: models are built of torch's own layers.
 
-They are torch's own but on a CPU under autocast to bf16. There, measured (docs/performance.md), the flash attention's backward pass
-leaves nine tenths of the machine idle, a linear layer's product for its weight's gradient half of it, autocast keeps a copy of all
-weights from the forward to the backward pass, and computes norms in fp32 for linear layers that read bf16.
+`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. On a CPU in bf16 torch's are
+slow (docs/performance.md): the backward pass of flash attention leaves nine tenths of the machine idle, the product for a weight's
+gradient half of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in fp32
+for linear layers that read bf16.
 
 Shapes: B samples, h heads, Q queries, M keys, c values a head; T tokens, I and O inputs and outputs of a linear layer.
 """
@@ -12,30 +13,86 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mmm.layers.patch_embed import Embedding
+from mmm.layers.transformer import Attention, QueryValueLinear
 
 LONGEST = 2048  # keys up to which all probabilities are kept for the backward pass; flash attention keeps none
 BLOCK = 2**21  # bytes of probabilities that are computed at a time, for a core's second cache
 
 
-def low_precision(x: Tensor) -> bool:
-    """Whether this runs on a CPU under autocast to bf16."""
+def is_cpu_bf16(x: Tensor) -> bool:
+    """Whether this is computed on a CPU under autocast to bf16."""
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Each head's softmax(q k^T / sqrt c) v, of (B, Q, h c), (B, M, h c) and (B, M, h c) -> (B, Q, h c)."""
-    q, k, v = (rearrange(one, "b n (h c) -> b h n c", h=heads) for one in (q, k, v))
-    if low_precision(q) and k.shape[2] <= LONGEST:
-        found = Attention.apply(q, k, v)
-    else:
-        found = F.scaled_dot_product_attention(q, k, v)
-    return rearrange(found, "b h q c -> b q (h c)")
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`, (..., I), (O, I), (O,) -> (..., O)."""
+    if is_cpu_bf16(input) and weight.dtype == torch.float32:
+        return _Product.apply(input, weight, bias)
+    return F.linear(input, weight, bias)
 
 
-class Attention(torch.autograd.Function):
+class CPUBF16Linear(nn.Linear):
+    """A linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        return linear(x, self.weight, self.bias)
+
+
+class CPUBF16QueryValueLinear(QueryValueLinear):
+    """Queries, keys and values."""
+
+    linear = staticmethod(linear)
+
+
+class CPUBF16Embedding(Embedding):
+    """The embedding of tokens."""
+
+    linear = staticmethod(linear)
+
+
+class CPUBF16LayerNorm(nn.LayerNorm):
+    """A layer norm whose result is in the precision that the next linear layer reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        if not is_cpu_bf16(x):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):  # it would go to fp32 and back; statistics are fp32 inside in any case
+            return super().forward(x.to(torch.bfloat16))
+
+
+class CPUBF16Attention(Attention):
+    """Multi-head attention."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
+        if is_cpu_bf16(q) and k.shape[2] <= LONGEST:
+            return _AttentionByProducts.apply(q, k, v)
+        return super().attend(q, k, v)
+
+
+FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: CPUBF16Linear,
+    nn.LayerNorm: CPUBF16LayerNorm,
+    Attention: CPUBF16Attention,
+    QueryValueLinear: CPUBF16QueryValueLinear,
+    Embedding: CPUBF16Embedding,
+}
+
+
+def use_cpu_bf16_kernels(model: nn.Module) -> None:
+    """Replaces the layers of a model, in place, by the faster ones; weights and their names stay."""
+    for module in model.modules():
+        module.__class__ = FASTER.get(type(module), type(module))
+
+
+class _AttentionByProducts(torch.autograd.Function):
     """softmax(q k^T / sqrt c) v by plain products, a few heads at a time.
 
     Probabilities that leave the cache are written and read again five times in a step; and a block of 32 MiB or more comes from the
@@ -44,7 +101,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, h, Q, c), (B, h, M, c) and (B, h, M, c) -> (B, h, Q, c)."""
+        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
         q, k, v = q.to(torch.bfloat16), k.to(torch.bfloat16), v.to(torch.bfloat16)
         shape, ctx.scale = q.shape, q.shape[-1] ** -0.5
         q, k, v = (q * ctx.scale).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
@@ -56,10 +113,11 @@ class Attention(torch.autograd.Function):
         return found.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of q, k and v."""
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v."""
         q, k, v, *kept = ctx.saved_tensors
-        shape, gradient = gradients[0].shape, gradients[0].to(q.dtype).flatten(0, 1)
+        shape, gradient = gradient.shape, gradient.to(q.dtype).flatten(0, 1)
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         parts = [one.split(ctx.heads) for one in (q, k, v, gradient, to_q, to_k, to_v)]
         for share, mine, keys, values, given, out_q, out_k, out_v in zip(kept, *parts, strict=True):
@@ -71,53 +129,30 @@ class Attention(torch.autograd.Function):
         return to_q.mul_(ctx.scale).view(shape), to_k.unflatten(0, shape[:2]), to_v.unflatten(0, shape[:2])
 
 
-class LayerNorm(nn.LayerNorm):
-    """A layer norm; what it gives is in the precision that linear layers read."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        if not low_precision(x):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):  # it would go to fp32 and back; statistics are fp32 inside in any case
-            return super().forward(x.to(torch.bfloat16))
-
-
-class Linear(nn.Linear):
-    """A linear layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias, of (..., I), (O, I) and (O,) -> (..., O)."""
-    if low_precision(x) and weight.dtype == torch.float32:
-        return Product.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-class Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """A linear layer in bf16 on weights in fp32, of which no copy is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., O) of (..., I), (O, I) and (O,)."""
+        """(..., I), (O, I), (O,) -> (..., O)."""
         low = x.to(torch.bfloat16)
         ctx.save_for_backward(low, weight)
         return F.linear(low, weight.to(low.dtype), None if bias is None else bias.to(low.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, of the weight and of the bias."""
-        (gradient,) = gradients
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of x, the weight and the bias, of those that need one."""
         x, weight = ctx.saved_tensors
-        to_x = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
-        x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)  # (T, I), (T, O)
-        # oneDNN's product is up to twice as fast where the transposed matrix lies transposed: copied is what is less to copy
-        if gradient.numel() > x.numel() + weight.numel():
-            to_weight = (x.T.contiguous() @ gradient).T.contiguous()  # (O, I)
-        else:
-            to_weight = gradient.T.contiguous() @ x
-        to_bias = gradient.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
-        return to_x, to_weight.to(weight.dtype), to_bias
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        to_x = gradient @ weight.to(gradient.dtype) if for_x else None
+        gradient, to_weight = gradient.reshape(-1, gradient.shape[-1]), None  # (T, O)
+        if for_weight:
+            x = x.reshape(-1, x.shape[-1])  # (T, I)
+            # oneDNN's product is up to twice as fast where the transposed matrix lies transposed: copied is what is less to copy
+            if gradient.numel() > x.numel() + weight.numel():
+                to_weight = (x.T.contiguous() @ gradient).T.contiguous()  # (O, I)
+            else:
+                to_weight = gradient.T.contiguous() @ x
+            to_weight = to_weight.to(weight.dtype)
+        return to_x, to_weight, gradient.sum(0).to(weight.dtype) if for_bias else None

@@ -1,6 +1,6 @@
 """The transformer blocks that encoders and decoders share, under timm's names, with MAE's initialisation.
 
-Shapes: B samples, M tokens, D width.
+Shapes: B samples, M and Q tokens, D width, h heads, c values of a head.
 """
 
 from __future__ import annotations
@@ -8,21 +8,38 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.layers import DropPath
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from mmm.layers.cpu_bf16 import LayerNorm, Linear, attend, linear
 
 QKVBias = Literal["all", "qv", "none"]
 EmbedInit = Literal["xavier", "torch"]
 
 
-class QueryValueLinear(Linear):
+class Attention(nn.Module):
+    """Multi-head attention, softmax(q k^T / sqrt c) v, without weights."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c)."""
+        q, k, v = (rearrange(one, "b n (h c) -> b h n c", h=self.heads) for one in (q, k, v))
+        return rearrange(self.attend(q, k, v), "b h q c -> b q (h c)")
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class QueryValueLinear(nn.Linear):
     """Queries, keys and values of (B, M, D) as (B, M, 3D), with biases of queries and values alone (BEiT, VideoMAE).
 
-    A key's bias adds the same to all of a query's scores, and softmax takes it away again.
+    A bias of the keys adds the same number to all scores of a query, which softmax removes.
     """
+
+    linear = staticmethod(F.linear)
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 3 * width, bias=False)
@@ -31,7 +48,7 @@ class QueryValueLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M, 3D)."""
-        return linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+        return self.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
 
 
 class SelfAttention(nn.Module):
@@ -39,16 +56,34 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, qkv_bias: QKVBias = "all") -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.scale = heads, width // heads, (width // heads) ** -0.5
-        self.qkv = Linear(width, 3 * width, bias=qkv_bias == "all")
-        self.proj = Linear(width, width)
+        self.num_heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "all")
+        self.proj = nn.Linear(width, width)
         if qkv_bias == "qv":
             self.qkv = QueryValueLinear(width)
+        self.attention = Attention(heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, M, 3D) -> (B, M, D) each
-        return self.proj(attend(q, k, v, self.num_heads))
+        return self.proj(self.attention(q, k, v))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries (B, Q, D) to keys and values made from (B, M, S)."""
+
+    def __init__(self, width: int, source: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(source, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention = Attention(heads)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """(B, Q, D), (B, M, S) -> (B, Q, D)."""
+        k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, 2D) -> (B, M, D) each
+        return self.proj(self.attention(self.q(x), k, v))
 
 
 class MLP(nn.Module):
@@ -56,8 +91,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M, D)."""
@@ -69,10 +104,12 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, *, mlp_ratio: float, epsilon: float, drop_path: float, qkv_bias: QKVBias) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(width, eps=epsilon)
+        self.norm1 = nn.LayerNorm(width, eps=epsilon)
         self.attn = SelfAttention(width, heads, qkv_bias)
-        self.norm2 = LayerNorm(width, eps=epsilon)
+        self.norm2 = nn.LayerNorm(width, eps=epsilon)
         self.mlp = MLP(width, round(width * mlp_ratio))
+        from timm.layers import DropPath  # here: timm takes longer to import than torch
+
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class MaskerConfig(PartConfig):
 
     predict: float | None = None
     """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25); none: all hidden ones."""
+
+    rounding: Literal["nearest", "truncate"] = "nearest"
+    """How counts become whole: the nearest number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens that
+    are neither visible nor predicted: of 196 tokens at ratio 0.75 and predict 0.15, 30 are predicted instead of 29)."""
 
     blank: bool = False
     """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""
@@ -67,9 +72,14 @@ class Masker(nn.Module):
 
     def counts(self, units: int) -> tuple[int, int]:
         """How many units are visible and how many are predicted, of `units`."""
-        seen = keep_count(self.config.ratio, units)
-        hidden = units - seen
-        predicted = hidden if self.config.predict is None else min(hidden, round(self.config.predict * units))
+        ratio = self.config.ratio
+        predict = ratio if self.config.predict is None else self.config.predict
+        if self.config.rounding == "truncate":
+            seen = int(units * (1 - ratio))
+            predicted = units - seen - int(units * (ratio - predict))
+        else:
+            seen = keep_count(ratio, units)
+            predicted = units - seen if predict == ratio else min(units - seen, round(predict * units))
         if not seen or not predicted:
             raise ValueError(
                 f"of {units} units, masker.ratio {self.config.ratio:g} leaves {seen} visible and {predicted} predicted; "

@@ -25,7 +25,7 @@ class BlockMasker(Masker):
 
     BEiT's own loop stops at or before the count, with a number of tokens that varies. Here rectangles are drawn for all samples
     at once and tokens are hidden in the order of the first rectangle that covers them, so the last one is cut to the exact
-    count. In the rare case that all together cover too little, single tokens fill up.
+    count, at random places. In the rare case that all together cover too little, single tokens fill up.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,15 @@ class BlockMasker(Masker):
         in_rows = (rows >= top[..., None]) & (rows < bottom[..., None])  # (B, R, H')
         in_columns = (columns_ >= left[..., None]) & (columns_ < right[..., None])  # (B, R, W')
         covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # (B, R, U)
-        place, which = torch.arange(height * width, device=keys.device), torch.arange(RECTANGLES, device=keys.device)
+        units, which = height * width, torch.arange(RECTANGLES, device=keys.device)
         first = torch.where(covered, which[:, None], RECTANGLES).amin(1)  # the first rectangle over each place, (B, U)
-        # uncovered places come first (seen), in random order; then the rectangles, last to first, each in raster order
-        chance = permutation(keys + 1, height * width) - height * width  # negative, (B, U)
-        rank = torch.where(first == RECTANGLES, chance, (RECTANGLES - first) * height * width + place)
-        return rank.argsort(dim=1)
+        # uncovered places come first (visible); then the rectangles, last to first, so that the last one is cut to the count
+        rank = (RECTANGLES - first) * units + permutation(keys + 1, units)  # within a rectangle, places are in random order; (B, U)
+        order = rank.argsort(dim=1)
+        # which hidden places are predicted does not depend on the rectangle that hides them
+        visible, _ = self.counts(units)
+        shuffled = visible + permutation(keys + 2, units - visible)  # (B, U - visible)
+        return torch.cat([order[:, :visible], order.gather(1, shuffled)], dim=1)
 
     def _rectangles(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Top, bottom, left and right of R rectangles a sample, in tokens, each int64 (B, R)."""

@@ -63,9 +63,13 @@ class FineTuneConfig(RunConfig):
 def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, classes: int) -> Classifier:
     """The classifier of a config, its new weights drawn from the seed.
 
-    A norm in the head stands in for the encoder's last one, as in MAE's fine-tuning.
+    As in MAE's fine-tuning, a layer norm in the head replaces the encoder's last one where tokens are pooled; a class token keeps
+    the encoder's own, which pretraining trained, and the head builds none.
     """
-    data, last_norm = config.data.input(), config.head.norm != "layer"
+    data, head = config.data.input(), config.head
+    last_norm = head.norm != "layer" or config.pool.name == "class"
+    if config.pool.name == "class" and head.norm == "layer":
+        head = replace(head, norm="none")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         if pretrained is None:
@@ -78,7 +82,7 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
             encoder = adapt_encoder(pretrained, data, drop_path=_drop_path(config.encoder), last_norm=last_norm)
         if config.train_positions:
             train_positions(encoder)
-        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=config.head)
+        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=head)
 
 
 def with_pretrained(config: C, model: MaskedModel) -> C:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.loading.prepare import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
+from mmm.targets import Target
+from mmm.train.distributed.processes import EveryProcess
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +112,10 @@ class MaskedObjective:
         x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
         mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
         return model(x, mask=mask).loss
+
+
+def connect(model: MaskedModel, accelerator: Accelerator) -> None:
+    """Hands the targets that look across the batch a way to ask all processes, which must from now on train in step."""
+    for part in model.modules():
+        if isinstance(part, Target):
+            part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.core.checks import check_positive
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
+from mmm.layers.transformer import MLP
 from mmm.pools.base import Pool, pools
 
 HEAD = 64  # values of a head, where their number is not given: that of every published vision transformer but the largest
@@ -59,7 +59,7 @@ class AttentivePool(Pool):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.norm2 = None if config.mlp_ratio is None else nn.LayerNorm(width, eps=1e-6)
-        self.mlp = None if config.mlp_ratio is None else Mlp(width, round(width * config.mlp_ratio))
+        self.mlp = None if config.mlp_ratio is None else MLP(width, round(width * config.mlp_ratio))
         self._initialise()
 
     def _initialise(self) -> None:

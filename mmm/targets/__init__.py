@@ -1,7 +1,7 @@
 """Targets: what is predicted, and how far off a prediction is."""
 
-from mmm.targets.base import Target, targets
+from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
 from mmm.targets.losses import LOSSES, Loss
 from mmm.targets.pixels import PixelTarget
 
-__all__ = ["LOSSES", "Loss", "PixelTarget", "Target", "targets"]
+__all__ = ["LOSSES", "Loss", "PixelTarget", "Target", "TargetConfig", "Taught", "Wanted", "targets"]

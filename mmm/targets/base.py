@@ -1,49 +1,92 @@
 """What every target is and may do.
 
-Shapes: B samples, N tokens, P values a token, kmB rows of Q predicted tokens, K values predicted a token.
+Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted tokens, K values predicted a token.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
-from mmm.core.tokens import Grid
+from mmm.core.tokens import Grid, take
+from mmm.core.types import Alone, Collective, Features
 
 targets: Registry[Target] = Registry("target")
 
+Wanted = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(PartConfig):
+    """Base of every target's `Config`."""
+
+    kind: ClassVar[str] = "target"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a target knows of a batch, whatever the masks.
+
+    Attributes:
+        tokens: of every token, (B, N, ...) for the default `pick`.
+        loss: () of the target's own parameters, which is added to that of the predictions; None: the target learns nothing here.
+    """
+
+    tokens: Any
+    loss: Tensor | None = None
+
 
 class Target(nn.Module):
-    """What is predicted. Built with `width` (P), `data` and the `encoder`, of which a teacher may keep a copy.
+    """What is predicted. Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
         config: the user's choices.
         width: K, values predicted a token.
+        across_batch: whether what is wanted of a sample depends on those that are computed together with it.
+        collective: what the processes of a training tell each other. Used in training mode only: in an evaluation processes may
+            compute different numbers of batches.
     """
 
-    config: PartConfig
+    config: TargetConfig
     width: int
+    across_batch: ClassVar[bool] = False
+    collective: Collective = Alone()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The values of each of the targets that this one is made of; here one."""
+        return (self.width,)
 
     @abstractmethod
-    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """What is wanted of the predicted tokens, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q).
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        """What is known of every token, once for all masks.
 
         Args:
             x: the model's input, (B, C, H, W) or (B, C, T, H, W).
             patches: its tokens' raw values, (B, N, P).
-            mask: with `predict` (kmB, Q).
             grid: the arrangement of the N tokens.
         """
 
-    @abstractmethod
-    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
-        """How far (kmB, Q, K) is off what is wanted, ()."""
+    def pick(self, taught: Taught, mask: Mask) -> Wanted:
+        """What is wanted of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
+        return take(taught.tokens, mask.predict)
 
-    def update(self, model: nn.Module, step: int) -> None:
-        """Called after each training step; a teacher follows the encoder here. Nothing for a fixed target."""
+    @abstractmethod
+    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+        """How far (kmB, Q, K) is off what is wanted, (); the features are for what is wanted of a class token."""
+
+    def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
+        """Called after each update of a training, the first being step 1 of `steps`; a teacher follows the encoder here.
+
+        Args:
+            model: the whole one.
+            made: whether the update was made, a bool () on the device; one that was left out must change nothing here either.
+        """
 
     @property
     def uses_original(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,20 +33,19 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def mean_loss(loss: str, predicted: Tensor, wanted: Tensor, weight: Tensor | None) -> Tensor:
+def mean_loss(loss: str, predicted: Tensor, wanted: Tensor | tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
     """The mean over tokens of a token's loss, in fp32 (or better) whatever the forward's precision.
 
     Args:
         loss: a name in `LOSSES`.
         predicted: (B, Q, K).
         wanted: (B, Q, K), or int64 (B, Q) for cross_entropy.
-        weight: (B, Q) or None.
+        weight: (B, Q), a factor of each token's loss, or None.
 
     Returns:
-        ().
+        (). The mean over all tokens, not over the sum of the weights, which would couple the samples of a batch.
     """
+    assert isinstance(wanted, Tensor), "one loss is of one target"
     exact = predicted if predicted.dtype.itemsize >= 4 else predicted.float()
     each = LOSSES[loss](exact, wanted)  # (B, Q)
-    if weight is None:
-        return each.mean()
-    return (each * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # nothing counts: 0, not 0 / 0
+    return each.mean() if weight is None else (each * weight.to(each.dtype)).mean()

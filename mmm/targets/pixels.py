@@ -8,6 +8,7 @@ Shapes: kmB rows, B samples, N tokens, Q predicted tokens, P values a token, C c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
-from mmm.core.registry import PartConfig
 from mmm.core.tokens import Grid, take
-from mmm.core.types import Input
-from mmm.targets.base import Target, targets
+from mmm.core.types import Features, Input
+from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
 from mmm.targets.losses import LOSSES, Loss, mean_loss
 
 
@@ -27,7 +27,7 @@ class PixelTarget(Target):
     """The pixels of the hidden tokens, standardised or not."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PartConfig):
+    class Config(TargetConfig):
         standardise: Literal["patch", "channel", "none"] = "patch"
         """To mean 0 and variance 1 over a token (MAE's norm_pix), over each channel of a token (VideoMAE), or not at all."""
 
@@ -54,9 +54,10 @@ class PixelTarget(Target):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Config, *, width: int, data: Input, encoder: nn.Module) -> None:
-        """Builds it for tokens of `width` (P) values; pixels need no teacher, so the encoder is not kept."""
+    def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
+        """Builds it for tokens of this size, in pixels (and frames); pixels need no teacher, so the encoder is not kept."""
         super().__init__()
+        width = data.channels * math.prod(token)
         values = width if config.standardise == "patch" else width // data.channels
         if config.standardise != "none" and values <= int(config.unbiased):
             raise ValueError(
@@ -66,14 +67,18 @@ class PixelTarget(Target):
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        """The patches, of which only the predicted ones are standardised."""
+        return Taught(patches)
+
     @torch.no_grad()
-    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
+    def pick(self, taught: Taught, mask: Mask) -> Tensor:
         """What is wanted of the predicted tokens, fp32 (kmB, Q, P)."""
-        raw = self._source(take(patches, mask.predict))
+        raw = self._source(take(taught.tokens, mask.predict))
         centre, spread = self._statistics(raw)
         return ((raw - centre) / spread).flatten(2)
 
-    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
+    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
         """The mean loss of a predicted token, ()."""
         return mean_loss(self.config.loss, predicted, wanted, mask.weight)
 

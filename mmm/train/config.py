@@ -39,6 +39,10 @@ class TrainConfig:
     """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
     weight_decay: float = 0.05
     """Of matrices; biases, norms and other vectors are never decayed."""
+    decay_tokens: bool = True
+    """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, to which half a cosine leads (I-JEPA); none: it stays as it is."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decays."""
     clip_norm: float | None = None
@@ -78,7 +82,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
-        for name in ("warmup_epochs", "warmup_steps", "weight_decay"):
+        for name in ("warmup_epochs", "warmup_steps", "weight_decay", "weight_decay_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"train.{name} {value} must be 0 or more")

@@ -21,7 +21,7 @@ from mmm.train.deterministic import FixedOrderGradients
 from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
 from mmm.train.metrics import MetricsAccumulator, NameSamples, Skipped
 from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
-from mmm.train.schedule import Plan, due, set_learning_rate
+from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
 from mmm.train.state import Training
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
@@ -41,6 +41,7 @@ class Update:
         save: a checkpoint is due.
         last: none follows, because this is the plan's last or the run was asked to stop.
         steps: of the whole run.
+        made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Update:
     save: bool
     last: bool
     steps: int
+    made: Tensor
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens every so many updates, and after the run's last, happens now."""
@@ -96,10 +98,12 @@ def fit(
             signals.begin_update()
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
+            set_weight_decay(training.optimizer, weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end))
             training.model.train()  # the caller may have evaluated
             losses = micro_losses(training, batches, loss, metrics, plan=plan, seed=seed, step=step)
             found = mean_gradients(training, plan, losses) if fixed_order is None else fixed_order.compute(losses)
-            metrics.add(found, apply_gradients(training, config))
+            norm = apply_gradients(training, config)
+            metrics.add(found, norm)
             made = training.step = step + 1
             signals.end_update()
             # -------------------------------------------------------------------------------------------- once in a while
@@ -109,7 +113,7 @@ def fit(
             skipped = metrics.sync(made) if save or line else ()
             values = metrics.flush(made, rate) if line else {}
             away = perf_counter()
-            yield Update(made, values, skipped, save, stop or made == plan.steps, plan.steps)
+            yield Update(made, values, skipped, save, stop or made == plan.steps, plan.steps, norm.isfinite())
             metrics.since += perf_counter() - away
             if stop or (made == plan.steps and agreement.stops(made, last=True)):
                 for tracker in accelerator.trackers:

@@ -8,28 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmm.core.types import UpdateScale
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.fsdp import shard_like
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
+TOKENS = ("cls_token", "mask_token", "pos_embed")
 UNDECAYED = ("encoder.cls_token", "encoder.pos_embed")  # MAE's main_finetune.py; vectors and biases are not decayed either
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
     """Fused AdamW over the parameters that train; vectors and biases are not decayed.
 
-    Class and mask tokens are decayed, as MAE does: they have three dimensions, and its rule (timm's) spares only one. With
-    `layer_decay`, for fine-tuning a classifier, they are not: see `layer_groups`.
+    Class tokens, mask tokens and learned positions are decayed where `train.decay_tokens` says so, as in MAE: they have three
+    dimensions, and its rule (timm's) spares only one. With `layer_decay`, for fine-tuning a classifier, they are not: see
+    `layer_groups`.
     """
     if layer_decay is None:
         from timm.optim import param_groups_weight_decay
 
-        groups = param_groups_weight_decay(model, config.weight_decay)
+        tokens = [] if config.decay_tokens else [name for name, _ in model.named_parameters() if name.split(".")[-1] in TOKENS]
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=tokens)
     else:
-        groups = layer_groups(model, config.weight_decay, layer_decay)
-    # the rate is set before every step; fused is one kernel on every device, the CPU's too
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        groups = layer_groups(model, 1.0, layer_decay)
+    for group in groups:
+        group["decay_scale"] = group["weight_decay"]
+        group["weight_decay"] = config.weight_decay * group["decay_scale"]
+    # rate and decay are set before every step; fused is one kernel on every device, the CPU's too
+    return torch.optim.AdamW(scale_groups(model, groups), lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -41,6 +48,25 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
     from timm.optim import param_groups_layer_decay
 
     return param_groups_layer_decay(_Layered(model), weight_decay, UNDECAYED, layer_decay=layer_decay)  # type: ignore[arg-type]
+
+
+def scale_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups, split where modules bear an `update_scale` (`mmm.core.types.UpdateScale`) of their own."""
+    scales: dict[nn.Parameter, tuple[float, float]] = {}
+    for module in model.modules():
+        own = getattr(module, "update_scale", UpdateScale())
+        for parameter in module.parameters() if own != UpdateScale() else ():
+            rate, decay = scales.get(parameter, (1.0, 1.0))
+            scales[parameter] = rate * own.rate, decay * own.decay
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        found = [scales.get(parameter, (1.0, 1.0)) for parameter in group["params"]]
+        for rate, decay in dict.fromkeys(found):
+            members = [parameter for parameter, one in zip(group["params"], found, strict=True) if one == (rate, decay)]
+            lr_scale, decay_scale = group.get("lr_scale", 1.0) * rate, group["decay_scale"] * decay
+            scaled = {"lr_scale": lr_scale, "decay_scale": decay_scale, "weight_decay": group["weight_decay"] * decay}
+            split.append(group | {"params": members} | scaled)
+    return split
 
 
 class _Layered:

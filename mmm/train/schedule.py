@@ -147,10 +147,21 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
+def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:
+    """Half a cosine over the run from the first value to the last one, where there is one; `step` counts from 0."""
+    return start if end is None else end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Gives every group the rate, times the group's own `lr_scale` where layer decay set one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Gives every group the weight decay, times its own `decay_scale`, 0 for vectors; one without keeps its own."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = decay * group["decay_scale"] if "decay_scale" in group else group["weight_decay"]
 
 
 def due(step: int, every: int | None, steps: int) -> bool:

@@ -61,7 +61,7 @@ def test_the_published_step_takes_torch_s_own_kernels(build: Callable[..., Maske
 
     model, x = build(size=(16, 16)), torch.randn(2, 3, 16, 16)
     published = PublishedMAE(model, visible=4)
-    monkeypatch.setattr(kernels, "low_precision", refuse)
+    monkeypatch.setattr(kernels, "is_cpu_bf16", refuse)
     with torch.autocast("cpu", torch.bfloat16):
         published(x).backward()
     assert all(w.grad is not None for w in model.parameters() if w.requires_grad)

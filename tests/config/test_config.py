@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -189,6 +191,7 @@ def test_without_flags_the_config_is_the_given_one() -> None:
         ("--data.image_size 32", lambda c: c.data.image_size, 32),
         ("--data.image-size 32 48", lambda c: c.data.image_size, (32, 48)),
         ("--data.mean 0.1", lambda c: c.data.mean, (0.1,)),
+        ('--data.mean "0.1 0.2"', lambda c: c.data.mean, (0.1, 0.2)),
         ("--data.mean -0.1 -1e-3 2", lambda c: c.data.mean, (-0.1, -1e-3, 2.0)),
         ("--evaluate", lambda c: c.evaluate, ()),
         ("--evaluate pictures features", lambda c: c.evaluate, ("pictures", "features")),
@@ -200,7 +203,7 @@ def test_without_flags_the_config_is_the_given_one() -> None:
     ],
 )
 def test_flags_set_values_of_their_type(flags: str, get: Callable[[Config], Any], value: Any) -> None:
-    got = get(parse(DEFAULT, flags.split()))
+    got = get(parse(DEFAULT, shlex.split(flags)))
     assert got == value
     assert type(got) is type(value)
 
@@ -349,6 +352,18 @@ def test_each_flag_in_the_help_is_read_and_each_that_is_read_is_in_the_help(caps
         assert f"--{flag}:" in error or (".no_" in flag and "no flag" in error) or flag == "data.mean"
     read = {path for path, _, value in mmm.config.overrides.walk(DEFAULT) if not hasattr(value, "__dataclass_fields__")}
     assert read == {flag for flag in shown if ".no_" not in flag}
+
+
+def test_help_whose_reader_stops_reading_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--help | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as ended:
+            call("--help")
+        assert ended.value.code == 1
+        output.flush()  # the interpreter's own, at its end
 
 
 def test_only_one_process_shows_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -540,6 +555,12 @@ def test_an_error_in_the_user_s_own_file_keeps_its_traceback(tmp_path: Path) -> 
     for _ in range(2):
         with pytest.raises(ModuleNotFoundError):
             call("--use", str(tmp_path / "broken.py"))
+
+
+def test_a_syntax_error_in_the_user_s_own_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.py").write_text("x = 1\ndef wrong(:\n")
+    error = refused(capsys, "--use", str(tmp_path / "broken.py"))
+    assert error == f"--use {tmp_path / 'broken.py'}: invalid syntax ({tmp_path / 'broken.py'}, line 2)"
 
 
 def test_a_config_never_imports_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

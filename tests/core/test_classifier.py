@@ -12,9 +12,11 @@ from torch import nn
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.types import Shape
+from mmm.data import ImagesConfig
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.layers.batch_norm import BatchNorm
+from mmm.objectives.finetune import FineTuneConfig, build_classifier
 from mmm.pools import AttentivePool, ClassPool, MeanPool, pools
 
 Build = Callable[..., MaskedModel]
@@ -116,6 +118,23 @@ def test_an_encoder_without_a_final_norm(build: Build) -> None:
     mean = model.encode(x).tokens.mean(1)
     wanted = nn.functional.layer_norm(mean, (24,), eps=1e-6) @ classifier.head.linear.weight.T
     assert torch.allclose(classifier(x), wanted, atol=1e-6)
+
+
+def test_a_class_token_is_fine_tuned_with_the_pretrained_norm(build: Build) -> None:
+    """MAE (models_vit.py): fc_norm replaces the encoder's norm where tokens are averaged, and the class token keeps it."""
+    model, x = build((16, 16)).eval(), torch.randn(2, 3, 16, 16)
+    for pool in (ClassPool.Config(), MeanPool.Config()):
+        data = ImagesConfig(source="", image_size=16)
+        config = FineTuneConfig(data=data, pool=pool, head=HeadConfig(norm="layer"), encoder=model.encoder.config)
+        classifier = build_classifier(config, model, classes=3).eval()
+        logits, tokens = classifier(x), model.encode(x).last
+        if pool.name == "class":
+            wanted = tokens[:, 0] @ classifier.head.linear.weight.T
+            assert torch.equal(classifier.encoder.norm.weight, model.encoder.norm.weight)
+            assert torch.allclose(logits, wanted, atol=1e-6)
+        else:
+            assert isinstance(classifier.encoder.norm, nn.Identity)
+            assert isinstance(classifier.head.fc_norm, nn.LayerNorm)
 
 
 def test_first_weights_come_from_the_seed_alone(build: Build) -> None:

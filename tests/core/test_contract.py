@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from mmm import Input, Mask, MaskedModel, Output
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, integers, sample_keys, stream
-from mmm.core.tokens import Grid, take
+from mmm.core.tokens import Grid
+from mmm.core.types import Features
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.maskers.base import Masker
-from mmm.targets import PixelTarget, Target, targets
+from mmm.targets import PixelTarget, Target, TargetConfig, Taught, targets
 from mmm.tokenizers import Patches, Tubes
 
 MODALITIES = {"image": (12, 16), "clip": (4, 12, 16)}
@@ -256,24 +257,24 @@ def _ijepa() -> Iterator[None]:
         """Features of a slowly following copy of the encoder, which sees everything."""
 
         @dataclass(frozen=True, kw_only=True)
-        class Config(PartConfig):
+        class Config(TargetConfig):
             decay: float = 0.9
 
-        def __init__(self, config: Config, *, width: int, data: Input, encoder: nn.Module) -> None:
+        def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
             super().__init__()
             self.config, self.width = config, encoder.shape.width
             self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 
         @torch.no_grad()
-        def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
             tokens = self.teacher(patches, grid, None).tokens
-            return take(F.layer_norm(tokens, tokens.shape[-1:]), mask.predict)
+            return Taught(F.layer_norm(tokens, tokens.shape[-1:]))
 
-        def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
+        def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask, features: Features) -> Tensor:
             return F.smooth_l1_loss(predicted, wanted)
 
         @torch.no_grad()
-        def update(self, model: MaskedModel, step: int) -> None:
+        def update(self, model: MaskedModel, step: int, steps: int, made: Tensor) -> None:
             for slow, fast in zip(self.teacher.parameters(), model.encoder.parameters(), strict=True):
                 slow.lerp_(fast, 1 - self.config.decay)
 
@@ -308,7 +309,7 @@ def test_ijepa_needs_no_change_of_the_forward(build: Build) -> None:
     trained = [w for w in model.parameters() if w.requires_grad]
     before = [w.clone() for w in model.target.teacher.parameters()]
     torch.optim.SGD(trained, lr=0.1).step()
-    model.target.update(model, step=1)
+    model.target.update(model, 1, 10, torch.tensor(True))
     moved = zip(before, model.target.teacher.parameters(), model.encoder.parameters(), strict=True)
     for old, slow, fast in moved:
         assert torch.allclose(slow, 0.9 * old + 0.1 * fast, atol=1e-6)

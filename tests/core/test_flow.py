@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
@@ -192,23 +193,60 @@ def test_predicting_a_part_equals_those_rows_of_predicting_all(build: Build) -> 
 
 
 def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
-    """Rows of unequal length are padded with any token at weight 0: the loss and its gradient are the unpadded ones."""
+    """Rows of unequal length are padded with any token at weight 0; where the others weigh the more, each sample counts alike."""
     model = build(**METHODS["simmim"]).double()
     x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
     weight = torch.ones(mask.predict.shape, dtype=torch.float64)
-    weight[1, 4:] = 0
+    weight[1] = torch.tensor([6 / 4] * 4 + [0] * 2)
     padded = mask.predict.clone()
     padded[1, 4:] = padded[1, 0]
     output = model(x, mask=replace(mask, predict=padded, weight=weight))
     wanted = torch.zeros((), dtype=torch.float64)
     for i, many in ((0, 6), (1, 4)):
         one = slice(i, i + 1)
-        wanted = wanted + model(x[one], mask=Mask(mask.visible[one], mask.predict[one, :many], mask.blank[one])).loss * many / 10
+        wanted = wanted + model(x[one], mask=Mask(mask.visible[one], mask.predict[one, :many], mask.blank[one])).loss / 2
     assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     weights = [w for w in model.parameters() if w.requires_grad]
     for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(wanted, weights), strict=True):
         assert (ours - plain).abs().max() <= 1e-12
+
+
+def families(model: MaskedModel, samples: int) -> Mask:
+    """A mask with a second one of the same samples, of which less is seen and more predicted."""
+    first = RandomMasker(RandomMasker.Config(ratio=0.5))(sample_keys(0, 0, torch.arange(samples)), (3, 4))
+    second = RandomMasker(RandomMasker.Config(ratio=0.75))(sample_keys(1, 0, torch.arange(samples)), (3, 4))
+    return replace(first, also=(second,))
+
+
+def test_several_masks_of_a_sample_are_taught_once_and_count_alike(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-JEPA's families: the loss, and its gradient, is the mean of what each mask gives alone."""
+    model, x = build().double(), torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    mask = families(model, 2)
+    assert [one.predict.shape for one in mask.families] == [(2, 6), (2, 9)]
+    taught, teach = [], model.target.teach
+    monkeypatch.setattr(model.target, "teach", lambda *given: taught.append(1) or teach(*given))
+    output = model(x, mask=mask)
+    assert len(taught) == 1
+    alone = [model(x, mask=replace(one, also=())) for one in mask.families]
+    assert torch.equal(output.predicted, alone[0].predicted)
+    wanted = (alone[0].loss + alone[1].loss) / 2
+    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    weights = [w for w in model.parameters() if w.requires_grad]
+    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(wanted, weights), strict=True):
+        assert (ours - plain).abs().max() <= 1e-12
+
+
+def test_what_is_no_family_is_refused(build: Build) -> None:
+    mask = families(build(), 2)
+    with pytest.raises(ValueError, match=r"mask\.also"):
+        replace(mask, also=(mask,))
+    outside = replace(mask.also[0], predict=mask.also[0].predict + 12)
+    with pytest.raises(ValueError, match="tokens 0 to 11"):
+        build()(torch.randn(2, 3, 12, 16), mask=replace(mask, also=(outside,)))
+    with pytest.raises(ValueError, match="echo 7"):
+        replace(mask, echo=7)
+    assert [one.predict.device.type for one in mask.to("meta").families] == ["meta", "meta"]
 
 
 # --- other grids ------------------------------------------------------------------------------------------------------------
@@ -296,6 +334,26 @@ VISIBLE, PREDICT = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1
 def test_a_mask_that_does_not_fit_is_refused_in_words(mask: Mask, words: str, build: Build) -> None:
     with pytest.raises(ValueError, match=words):
         build()(torch.randn(2, 3, 12, 16), mask=mask)
+
+
+def test_factors_of_the_loss_are_floating_point() -> None:
+    with pytest.raises(ValueError, match=r"mask\.weight holds factors of the loss.*int64"):
+        Mask(VISIBLE, PREDICT, weight=torch.ones(PREDICT.shape, dtype=torch.int64))
+
+
+def test_results_are_pytrees(build: Build) -> None:
+    """Their tensors are found by torch's tools, and they are put together again as they were."""
+    model, x = build(decoder=CROSS), torch.randn(2, 3, 12, 16)
+    output = model(x)
+    leaves, spec = tree_flatten(output)
+    assert all(isinstance(leaf, Tensor) for leaf in leaves if leaf is not None)
+    again = tree_unflatten(leaves, spec)
+    assert torch.equal(again.mask.visible, output.mask.visible)
+    assert again.mask.blank is None
+    features = model.encode(x)
+    halved = tree_map(lambda value: value.half() if value.is_floating_point() else value, features)
+    assert (halved.prefix, halved.last.dtype, halved.where.dtype) == (1, torch.float16, torch.int64)
+    assert halved.blocks.keys() == features.blocks.keys()
 
 
 @pytest.mark.parametrize(

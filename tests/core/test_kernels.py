@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
+from mmm.decoders import CrossAttentionDecoder
 from mmm.layers import cpu_bf16 as kernels
 from mmm.system import malloc as allocator
 from mmm.train.config import TrainConfig
@@ -36,7 +37,7 @@ def near(found: Tensor, wanted: Tensor, share: float = 0.01) -> None:
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("wide", "out"), [(48, 16), (16, 48), (32, 32)])
 def test_a_linear_layer(wide: int, out: int, biased: bool) -> None:
-    layer, x = kernels.Linear(wide, out, bias=biased), torch.randn(3, 50, wide, requires_grad=True)
+    layer, x = kernels.CPUBF16Linear(wide, out, bias=biased), torch.randn(3, 50, wide, requires_grad=True)
     into, weights = torch.randn(3, 50, out), [x, *layer.parameters()]
     wanted = torch.autograd.grad(F.linear(x, layer.weight, layer.bias), weights, into)
     with autocast():
@@ -50,15 +51,52 @@ def test_a_linear_layer(wide: int, out: int, biased: bool) -> None:
 
 
 def test_a_linear_layer_of_what_needs_no_gradient() -> None:
-    layer = kernels.Linear(8, 8)
+    layer = kernels.CPUBF16Linear(8, 8)
     with autocast():
         layer(torch.randn(4, 8)).float().sum().backward()
     assert layer.bias.grad is not None
     assert layer.bias.grad.tolist() == [4.0] * 8
 
 
+def test_a_frozen_weight_costs_no_product() -> None:
+    layer, x = kernels.CPUBF16Linear(8, 8), torch.randn(4, 8, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    with autocast(), Shapes() as shapes:
+        layer(x).float().sum().backward()
+    assert layer.weight.grad is None
+    products = [name for name, _ in shapes.seen if "mm" in name or "linear" in name]
+    assert len(products) == 2, products  # forward, and the gradient of x
+
+
+def test_one_vector_is_a_linear_layer_s_input_too() -> None:
+    layer, x = kernels.CPUBF16Linear(8, 4), torch.randn(8, requires_grad=True)
+    wanted = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
+    with autocast():
+        y = layer(x)
+    assert y.shape == (4,)
+    for found, right in zip(torch.autograd.grad(y.sum(), [x, *layer.parameters()]), wanted, strict=True):
+        near(found, right)
+
+
+@pytest.mark.parametrize("layer", [kernels.CPUBF16Linear(8, 8), kernels.CPUBF16Attention(2)], ids=["linear", "attention"])
+def test_second_derivatives_are_refused(layer: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    with autocast():
+        y = layer(x) if isinstance(layer, nn.Linear) else layer(x, x, x)
+    (first,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_models_are_built_of_torch_s_layers_and_then_take_these(build: Callable[..., MaskedModel]) -> None:
+    model = build(decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"))
+    kinds = {type(module) for module in model.modules()}
+    assert kinds & set(kernels.FASTER) == set()
+    assert {kernels.CPUBF16Linear, kernels.CPUBF16LayerNorm, kernels.CPUBF16Attention, kernels.CPUBF16Embedding} <= kinds
+
+
 def test_no_copy_of_the_weights_is_kept() -> None:
-    layer, kept = kernels.Linear(40, 24), []
+    layer, kept = kernels.CPUBF16Linear(40, 24), []
 
     def keep(value: Tensor) -> Tensor:
         kept.append(value)
@@ -81,10 +119,10 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, 
     heads = [one.unflatten(2, (4, 8)).transpose(1, 2) for one in parts]
     right = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     wanted = torch.autograd.grad(right, parts, into)
-    assert torch.equal(kernels.attend(*parts, heads=4), right)
+    assert torch.equal(kernels.CPUBF16Attention(4)(*parts), right)
     low = [one.detach().bfloat16().requires_grad_() for one in parts]
     with autocast():
-        found = kernels.attend(*low, heads=4)
+        found = kernels.CPUBF16Attention(4)(*low)
     near(found, right)
     for one, other in zip(torch.autograd.grad(found, low, into.bfloat16()), wanted, strict=True):
         near(one, other, share=0.02)
@@ -100,13 +138,13 @@ def test_attention_keeps_little() -> None:
 
     parts = [torch.randn(2, 600, 32, requires_grad=True) for _ in range(3)]
     with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        kernels.attend(*parts, heads=4)
+        kernels.CPUBF16Attention(4)(*parts)
     assert [tuple(one.shape) for one in kept] == [(8, 600, 8)] * 3 + [(2, 600, 600)] * 4
     assert {one.dtype for one in kept} == {torch.bfloat16}
 
 
 def test_a_norm() -> None:
-    norm, x = kernels.LayerNorm(64), 3 + 10 * torch.randn(5, 64)
+    norm, x = kernels.CPUBF16LayerNorm(64), 3 + 10 * torch.randn(5, 64)
     x.requires_grad_()
     with autocast():
         y = norm(x)

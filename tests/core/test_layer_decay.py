@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.types import Reads
 from mmm.encoders import VisionTransformer, encoders
+from mmm.maskers import RandomMasker
 from mmm.pools import AttentivePool
 from mmm.tokenizers import Patches, tokenizers
 from mmm.train.config import TrainConfig
@@ -100,4 +105,18 @@ def test_without_layer_decay_pretraining_keeps_its_groups() -> None:
     model = classifier()
     optimizer = make_optimizer(model, TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05))
     assert settings(model, optimizer.param_groups, "weight_decay")["encoder.cls_token"] == 0.05
-    assert all("lr_scale" not in group for group in optimizer.param_groups)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {1.0}
+
+
+def test_tokens_and_learned_positions_are_decayed_on_request_alone(build: Callable[..., MaskedModel]) -> None:
+    """VideoMAE's no_weight_decay names them (modeling_pretrain.py); MAE's rule looks at dimensions only."""
+    encoder = VisionTransformer.Config(width=24, depth=1, heads=2, positions="learned")
+    model = build(encoder=encoder, masker=RandomMasker.Config(blank=True))
+    config = TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05)
+    tokens = {"encoder.cls_token", "encoder.mask_token", "encoder.pos_embed", "decoder.mask_token"}
+    for decayed in (True, False):
+        optimizer = make_optimizer(model, replace(config, decay_tokens=decayed))
+        decays = settings(model, optimizer.param_groups, "weight_decay")
+        assert {decays[name] for name in tokens} == {0.05 if decayed else 0.0}
+        assert decays["encoder.blocks.0.attn.qkv.weight"] == 0.05
+        assert decays["encoder.norm.weight"] == 0.0

@@ -86,13 +86,27 @@ def test_other_keys_give_other_masks_and_the_global_generator_none(name: str) ->
 
 @every_masker
 def test_a_part_is_predicted_of_the_hidden(name: str) -> None:
-    """CrossMAE's counts of 196: seen, neither, predicted. (At 0.15 it truncates the second, and predicts 30.)"""
+    """CrossMAE's counts of 196: visible, neither, predicted."""
     for predict, counts in ((0.75, (49, 0, 147)), (0.25, (49, 98, 49)), (0.15, (49, 118, 29))):
         mask = draw(name, (14, 14), ratio=0.75, predict=predict)
         seen, predicted = mask.visible.shape[1], mask.predict.shape[1]
         assert (seen, 196 - seen - predicted, predicted) == counts
         assert not shown(mask, 196).gather(1, mask.predict).any()
         assert torch.equal(mask.visible, draw(name, (14, 14), ratio=0.75).visible)  # what is seen does not depend on it
+
+
+@every_masker
+def test_counts_are_truncated_as_the_published_code_does(name: str) -> None:
+    """MAE keeps int(N (1 - ratio)); CrossMAE then drops int(N (ratio - predict)) and predicts the rest."""
+    for ratio, predict, counts in (
+        (0.75, None, (49, 0, 147)),
+        (0.75, 0.25, (49, 98, 49)),
+        (0.75, 0.15, (49, 117, 30)),
+        (0.9, None, (19, 0, 177)),
+    ):
+        mask = draw(name, (14, 14), ratio=ratio, predict=predict, rounding="truncate")
+        seen, predicted = mask.visible.shape[1], mask.predict.shape[1]
+        assert (seen, 196 - seen - predicted, predicted) == counts
 
 
 @every_masker
@@ -226,9 +240,13 @@ def test_blocks_are_rectangles_hidden_one_after_another_until_the_count(grid: tu
         hidden: list[int] = []
         for top, bottom, left, right in boxes:
             inside = [y * grid[1] + x for y in range(top, bottom) for x in range(left, right)]
-            hidden += [place for place in reversed(inside) if place not in hidden]
-        if len(hidden) >= wanted:
-            assert set(mask.predict[row].tolist()) == set(hidden[:wanted])
+            new = [place for place in inside if place not in hidden]
+            if len(hidden) + len(new) >= wanted:
+                cut = set(mask.predict[row].tolist()) - set(hidden)
+                assert set(hidden) < set(mask.predict[row].tolist())
+                assert cut <= set(new)
+                break
+            hidden += new
         else:
             assert set(hidden) < set(mask.predict[row].tolist())
 
@@ -252,6 +270,17 @@ def test_rectangles_have_the_areas_and_aspects_asked_for(grid: tuple[int, int]) 
     assert top.min() == left.min() == 0
     assert bottom.max() == grid[0]
     assert right.max() == grid[1]
+
+
+def test_block_masks_favour_no_row() -> None:
+    """Rows are hidden as often as their mirror images, and a hidden token is predicted as often wherever it stands."""
+    mask = draw("block", (14, 14), sample_keys(0, 0, torch.arange(20_000)), ratio=0.4, predict=0.1)
+    hidden = 1 - shown(mask, 196).double().mean(0).view(14, 14)
+    predicted = torch.zeros(len(mask.predict), 196).scatter(1, mask.predict, 1.0).double().mean(0).view(14, 14)
+    assert (hidden - hidden.flip(0)).abs().max() < 5 * (2 * 0.24 / 20_000) ** 0.5  # five standard deviations
+    assert (hidden - hidden.flip(1)).abs().max() < 5 * (2 * 0.24 / 20_000) ** 0.5
+    share = (predicted / hidden).mean(1)  # of the hidden tokens of a row
+    assert (share - round(0.1 * 196) / round(0.4 * 196)).abs().max() < 0.01
 
 
 def test_blocks_hold_together_and_random_masks_do_not() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmm import Input, Mask
 from mmm.core.tokens import take
+from mmm.core.types import Features
 from mmm.targets import LOSSES, PixelTarget
 from mmm.targets.losses import mean_loss
 
@@ -21,15 +22,20 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 MASK = Mask(torch.tensor([[0, 1], [4, 2]]), torch.tensor([[5, 3, 2], [0, 1, 5]]))
 GRID = (2, 3)
 PIXELS = 32  # n: of a 4 x 4 patch, two frames deep
+NO_FEATURES = Features(torch.empty(2, 0, 1), 0, torch.empty(2, 0, dtype=torch.int64))
 
 
 def target(channels: int = 3, **options: object) -> PixelTarget:
     data = Input(size=(8, 12), channels=channels, mean=MEAN[:channels], std=STD[:channels])
-    return PixelTarget(PixelTarget.Config(**options), width=PIXELS * channels, data=data, encoder=torch.nn.Identity())
+    return PixelTarget(PixelTarget.Config(**options), token=(2, 4, 4), data=data, encoder=torch.nn.Identity())
 
 
 def patches(channels: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, 6, PIXELS * channels, dtype=dtype) * 2 + 1
+
+
+def wanted_of(part: PixelTarget, raw: Tensor) -> Tensor:
+    return part.pick(part.teach(raw, raw, GRID), MASK)
 
 
 def statistics(values: list[float], less: int) -> tuple[float, float]:
@@ -52,7 +58,7 @@ CONVENTIONS = {  # options; over one channel; divide by n - this; epsilon; insid
 def test_published_conventions_equal_plain_formulas(name: str) -> None:
     options, by_channel, less, epsilon, inside, unit = CONVENTIONS[name]
     raw = patches()
-    wanted = target(**options)(raw, raw, MASK, GRID)
+    wanted = wanted_of(target(**options), raw)
     mean, std = torch.tensor(MEAN).tolist(), torch.tensor(STD).tolist()  # as fp32 holds them
     for sample in range(2):
         for slot, token in enumerate(MASK.predict[sample].tolist()):
@@ -69,11 +75,11 @@ def test_published_conventions_equal_plain_formulas(name: str) -> None:
 
 def test_simmim_takes_the_pixels_as_they_are() -> None:
     raw = patches()
-    assert torch.equal(target(standardise="none", loss="l1")(raw, raw, MASK, GRID), take(raw, MASK.predict))
+    assert torch.equal(wanted_of(target(standardise="none", loss="l1"), raw), take(raw, MASK.predict))
 
 
 def test_maes_target_has_mean_0_and_unbiased_variance_1() -> None:
-    wanted = target()(patches(), patches(), MASK, GRID)
+    wanted = wanted_of(target(), patches())
     assert wanted.mean(-1).abs().max() < 1e-12
     assert (wanted.var(-1) - 1).abs().max() < 1e-5
 
@@ -81,7 +87,7 @@ def test_maes_target_has_mean_0_and_unbiased_variance_1() -> None:
 def test_a_flat_patch_is_zero_not_a_division_by_zero() -> None:
     for inside in (True, False):
         flat = torch.ones(2, 6, PIXELS * 3)
-        assert not target(epsilon_inside=inside)(flat, flat, MASK, GRID).any()
+        assert not wanted_of(target(epsilon_inside=inside), flat).any()
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ def test_a_flat_patch_is_zero_not_a_division_by_zero() -> None:
 def test_show_inverts_the_target_to_the_original_pixels(standardise: str, inside: bool, pixels: str, channels: int) -> None:
     part = target(channels, standardise=standardise, epsilon_inside=inside, pixels=pixels).double()
     raw = patches(channels)
-    shown = part.show(part(raw, raw, MASK, GRID), raw, MASK)
+    shown = part.show(wanted_of(part, raw), raw, MASK)
     assert (shown - take(raw, MASK.predict)).abs().max() <= 1e-12
     assert part.uses_original == (standardise != "none")
 
@@ -116,15 +122,15 @@ def test_show_says_what_it_took_of_the_original() -> None:
 def test_targets_and_losses_are_fp32_whatever_comes_in(dtype: torch.dtype, options: dict[str, object]) -> None:
     part = target(**options)
     raw = patches(dtype=dtype)
-    wanted = part(raw, raw, MASK, GRID)
+    wanted = wanted_of(part, raw)
     assert wanted.dtype == torch.float32
-    assert torch.equal(wanted, part(raw.float(), raw.float(), MASK, GRID))
-    assert part.loss(torch.zeros_like(wanted, dtype=dtype), wanted, MASK).dtype == torch.float32
+    assert torch.equal(wanted, wanted_of(part, raw.float()))
+    assert part.loss(torch.zeros_like(wanted, dtype=dtype), wanted, MASK, NO_FEATURES).dtype == torch.float32
 
 
 def test_the_buffers_are_not_saved() -> None:
     assert not target().state_dict()
-    assert not target().update(torch.nn.Identity(), 3)
+    assert not target().update(torch.nn.Identity(), 3, 10, torch.tensor(True))
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------------
@@ -156,15 +162,15 @@ def test_losses_equal_plain_formulas(name: str, weighted: bool) -> None:
     wanted = torch.randint(5, (2, 3)) if name == "cross_entropy" else torch.randn(2, 3, 5, dtype=torch.float64)
     weight = torch.tensor([[1, 0, 2], [0.5, 1, 0]]) if weighted else torch.ones(2, 3)
     each = [PLAIN[name](predicted[b, q].tolist(), wanted[b, q].tolist()) for b in range(2) for q in range(3)]
-    plain = sum(w * e for w, e in zip(weight.flatten().tolist(), each, strict=True)) / weight.sum().item()
+    plain = sum(w * e for w, e in zip(weight.flatten().tolist(), each, strict=True)) / 6
     assert mean_loss(name, predicted, wanted, weight if weighted else None).item() == pytest.approx(plain, rel=1e-12)
 
 
 def test_maes_loss_is_the_mean_over_hidden_tokens_of_the_batch() -> None:
     predicted, raw = torch.randn(2, 3, PIXELS * 3, dtype=torch.float64), patches()
     part = target()
-    wanted = part(raw, raw, MASK, GRID)
-    assert part.loss(predicted, wanted, MASK).item() == pytest.approx(F.mse_loss(predicted, wanted).item(), rel=1e-12)
+    wanted = wanted_of(part, raw)
+    assert part.loss(predicted, wanted, MASK, NO_FEATURES).item() == pytest.approx(F.mse_loss(predicted, wanted).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared"])

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
-from mmm.decoders.cross_attention import CrossAttention
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
+from mmm.evaluate.run_results import Record
+from mmm.layers.transformer import CrossAttention
 from mmm.maskers import RandomMasker
 from tasks import attention
 
@@ -169,4 +170,4 @@ def test_mae_has_no_fusion_to_draw(run_recipe, tmp_path: Path) -> None:
     found = attention.run(flags)
     assert found["fusion"] is None
     assert {p.name for p in (tmp_path / "views").iterdir()} == {"attention_00000002.png", "attention_00000002.json"}
-    assert not (tmp_path / "run" / "evaluations.jsonl").exists()
+    assert Record.read(tmp_path / "run").evaluations == {}  # another source than the run's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -302,3 +303,17 @@ def test_two_processes_write_what_one_does(run: Path, tiles: Path, tmp_path: Pat
     assert one.names == two.names
     assert one.first.problems == two.first.problems
     torch.testing.assert_close(one.first.values, two.first.values, atol=1e-6, rtol=1e-5)
+
+
+def test_a_file_of_the_held_out_part_says_so(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Issue 13, point 21: 1 image of 29 was exported without a word."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    saved = (own / "config.yaml").read_text()
+    saved = re.sub(r"source: builtin:photographs", f"source: {tiles}", saved)
+    (own / "config.yaml").write_text(re.sub(r"eval_split: \w+", "eval_split: null", saved))
+    found = ask(["extract", str(own), "--holdout", "0.1", "--out", str(tmp_path / "f.safetensors"), *CPU])
+    said = capsys.readouterr().out
+    assert found["inputs"] == 3
+    assert f"of 3 inputs of {tiles}, train (held out)" in said
+    assert "only this part was read: 23 inputs of the split are in the other one, --test_split train" in said

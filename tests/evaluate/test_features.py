@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mmm.data import Images, ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
 from mmm.evaluate.features.table import RAW_SIDE, choose, encoded, extract_features, raw_pixels
+from mmm.evaluate.progress import progress
 
 Build = Callable[..., MaskedModel]
 TILES = ImagesConfig(source="builtin:photographs", image_size=16, channels=1, mean=(0.5,), std=(0.25,), workers=0)
@@ -139,3 +141,31 @@ def test_two_processes_share_the_work_and_both_get_it_all(tiles: tuple[Images, I
         assert torch.equal(values, alone.values)
         assert torch.equal(labels, alone.labels)
         assert index.tolist() == list(range(37))
+
+
+def test_minutes_of_work_are_not_silent(
+    build: Build, tiles: tuple[Images, Images], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 13, point 23: nothing was heard for two minutes from nearest neighbours on 50,000 images."""
+    monkeypatch.setattr("mmm.evaluate.progress.SECONDS", 0.0)
+    monkeypatch.setattr("mmm.evaluate.features.knn.BLOCK", 300 * 50)
+    config = RepresentationConfig(labels_per_class=10, train_samples=300, test_samples=120)
+    with caplog.at_level("INFO"):
+        judge_representation({"trained": build((16, 16), 1)}, *tiles, config, device="cpu", batch_size=64)
+    heard = [record.getMessage() for record in caplog.records]
+    assert [line for line in heard if "features of" in line] == [
+        *(f"features of the images of {tiles[0].where}: {done} of 300" for done in (64, 128, 192, 256)),
+        f"features of the images of {tiles[1].where}: 64 of 120",
+    ]
+    assert "nearest neighbours of test features: 50 of 120" in heard
+    assert "penalties of the linear classifier: 4 of 5" in heard
+
+
+def test_a_terminal_without_a_width_gets_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmm.evaluate.progress.SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2)
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((0, 0)))
+    with caplog.at_level("INFO"):
+        assert list(progress("abc", 3, "letters")) == ["a", "b", "c"]
+    assert [record.getMessage() for record in caplog.records] == ["letters: 1 of 3", "letters: 2 of 3"]

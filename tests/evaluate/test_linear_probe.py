@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
 from mmm.evaluate.probes.report import describe_probe
+from mmm.evaluate.probes.setup import Exam
 from mmm.evaluate.protocol import differences, read_protocol, weights_fingerprint
 from mmm.pools import ClassPool, MeanPool
 from mmm.train.config import TrainConfig
@@ -284,6 +286,14 @@ def test_a_stopped_probe_goes_on(setting: linear_probe.Config, tmp_path: Path) -
     assert [line["loss"] for line in lines(tmp_path / "again")] == [line["loss"] for line in lines(tmp_path / "whole")]
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         linear_probe.run(replace(config, resume=True, seed=1))
+
+
+def test_encoding_is_not_waiting_for_data(setting: linear_probe.Config, tmp_path: Path, monkeypatch: Any) -> None:
+    """Issue 13, point 27: a probe said that it waited for data 99.8 % of its time, which was the encoder's."""
+    tokens = Exam.tokens
+    monkeypatch.setattr(Exam, "tokens", lambda self, x: time.sleep(0.1) or tokens(self, x))
+    linear_probe.run(replace(setting, folder=str(tmp_path / "run")))
+    assert max(line["clock"]["data_wait"] for line in lines(tmp_path / "run")) < 0.5
 
 
 def test_batch_norm_sees_the_whole_update(setting: linear_probe.Config, tmp_path: Path) -> None:

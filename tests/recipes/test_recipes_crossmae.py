@@ -57,7 +57,16 @@ def test_the_learning_rate_falls_with_what_is_predicted(preset: str, asked: floa
 
 def test_one_flag_makes_it_of_mae() -> None:
     """And three more its setting: what differs from the recipe is nothing but the scaling of the learning rate."""
-    flags = ("--decoder.name", "cross_attention", "--decoder.fusion", "linear", "--masker.predict", "0.25")
+    flags = [
+        "--decoder.name",
+        "cross_attention",
+        "--decoder.fusion",
+        "linear",
+        "--masker.predict",
+        "0.25",
+        "--masker.rounding",
+        "truncate",
+    ]
     config = parsed("--data.source", "/data/imagenet", *flags, "--scale_by_predicted", name="image_mae")
     assert config == parsed("--data.source", "/data/imagenet")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import Encoder, VisionTransformer
 from mmm.evaluate.compare_runs import describe_comparison, differing
 from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
-from mmm.evaluate.plots.curves import draw_loss
+from mmm.evaluate.plots.curves import draw_loss, draw_runs
+from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker
 from mmm.targets import PixelTarget, Target, targets
@@ -370,3 +372,100 @@ def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
         main(argv)
     assert ran[1] == ran[0]
     assert "a run failed with exit code 3" in capsys.readouterr().err
+
+
+def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 13, point 21: one folder's picture took the place of the run's own; and no picture named run and data."""
+    drawn: list[str] = []
+    own = gallery.draw_grid
+    monkeypatch.setattr(
+        gallery,
+        "draw_grid",
+        lambda *a, title, notes, **k: drawn.append(" ".join([title, *notes])) or own(*a, title=title, notes=notes, **k),
+    )
+    few = ["--samples", "2", "--measured", "4", "--device", "cpu"]
+    main(["reconstruct", str(trained), *few])
+    picture = trained / "pictures" / "reconstruction_00000002.png"
+    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruct"]
+    for flags, end in (
+        (["--source", str(tiles), "--workers", "0"], "_source-" + re.sub(r"\W+", "-", str(tiles)).strip("-")[-40:]),
+        (["--ratio", "0.5"], "_ratio-0.5"),
+        (["--test_split", "train"], "_test_split-train"),
+    ):
+        main(["reconstruct", str(trained), *few, *flags])
+        assert (trained / "pictures" / f"{picture.stem}{end}.png").exists()
+    assert picture.read_bytes() == before
+    assert Record.read(trained).evaluations["reconstruct"] == found
+    assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the others are kept too
+    assert all("trained, step 2" in text and tiles.name in text for text in drawn)
+    assert "held out" in drawn[0]
+    assert "train (rest)" in drawn[3]
+
+
+def test_scores_of_other_data_are_not_the_runs_own(trained: Path, tiles: Path) -> None:
+    main(["knn", str(trained), *FEW])
+    own = Record.read(trained).evaluations["features"]
+    main(["knn", str(trained), *FEW, "--source", str(tiles), "--holdout", "0.5", "--workers", "0"])
+    assert Record.read(trained).evaluations["features"] == own
+
+
+def test_a_variant_that_equals_the_base_counts_once(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 13, point 21: its runs were counted twice in the standard error."""
+    twin = shutil.copytree(runs["75-3"], tmp_path / "twin" / "75-3")
+    records = [Record.read(path) for path in (runs["75-3"], twin, runs["75-4"], runs["50-3"])]
+    groups = compare.group_runs(records)
+    assert [[run.path for run in group.runs] for group in groups] == [[runs["75-3"], runs["75-4"]], [runs["50-3"]]]
+    assert f"{twin} has the choices and the seed of {runs['75-3']}" in caplog.text
+    alone = [group.label for group in compare.group_runs(records[:2])]  # nothing differs: two rows, told apart by their folders
+    assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
+
+
+def test_unlike_runs_fit_into_table_and_plot(
+    trained: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 13, point 21: labels of 400 characters, and a legend off the plot."""
+    saved = (trained / "config.yaml").read_text()
+    (trained / "config.yaml").write_text(
+        saved.replace("depth: 2", "depth: 20").replace("width: 24", "width: 240").replace("learning_rate: ", "learning_rate: 1")
+    )
+    groups = compare.group_runs([Record.read(trained), Record.read(runs["50-4"])])
+    assert [group.label for group in groups] == ["trained", "50-4"]
+    text = describe_comparison(compare.compare(groups, None))
+    assert "encoder.width: 240 | 24" in text
+    assert max(map(len, text.splitlines())) < 160
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
+    scores = [("nearest\nneighbours", [0.5, 0.4])]
+    draw_runs([("encoder.width=240 " * 12, groups[0].runs), ("short", groups[1].runs)], scores, tmp_path / "a.png")
+    figure = figures[0]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+    assert box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
+def test_classes_that_are_never_trained_on_are_refused(
+    trained: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 13, point 21: with one sample a class, the accuracy was 0.0 % and the exit code 0."""
+    for number, file in enumerate(sorted(tiles.rglob("*.png"))[:12]):
+        (tmp_path / "own" / f"class{number}").mkdir(parents=True)
+        shutil.copy(file, tmp_path / "own" / f"class{number}")
+    saved = Record.read(trained).config
+    source = ["--source", str(tmp_path / "own"), "--holdout", "0.3", "--workers", "0", "--device", "cpu"]
+    for argv in (
+        ["knn", str(trained), *source],
+        ["linear_probe", str(trained), "--data.source", str(tmp_path / "own"), "--data.holdout", "0.3", "--data.channels", "1",
+         "--data.mean", f"{saved['data.mean'][0]}", "--data.std", f"{saved['data.std'][0]}", "--folder", str(tmp_path / "probe")],
+    ):  # fmt: skip
+        reset_accelerate()
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
+        assert "no class of theirs is trained on" in capsys.readouterr().err
+    reset_accelerate()
+    assert Record.read(trained).evaluations == {}

@@ -150,7 +150,8 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
     assert {name for name in lost if "corrupted" not in name} == {name for name in named if "corrupted" not in name}
     assert all(problem["reason"] for problem in features["problems"])
     report = tmp_path / "report.json"
-    main(["scan", str(source), "--out", str(report)])
+    with pytest.raises(SystemExit, match="1"):  # there are unreadable inputs
+        main(["scan", str(source), "--out", str(report)])
     scanned = json.loads(report.read_text())["splits"]
     found = {file["name"] for split in scanned.values() for file in split["files"]}
     assert found == {f"{split}/a/{name}" for split in ("train", "test") for name in bad} | {

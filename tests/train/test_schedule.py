@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from mmm.core.types import UpdateScale
 from mmm.train.config import TrainConfig, differences, flatten, identity
 from mmm.train.ema import EMA
 from mmm.train.optimizer import make_optimizer
-from mmm.train.schedule import due, learning_rate, make_plan, set_learning_rate, split_batch
+from mmm.train.schedule import due, learning_rate, make_plan, set_learning_rate, set_weight_decay, split_batch, weight_decay
 
 
 def config(**changes) -> TrainConfig:
@@ -162,3 +163,48 @@ def test_identity_leaves_out_what_may_change_on_resume():
     before = identity(tree, runtime=["data.workers"])
     assert before == {"seed": 0, "train.batch_size": 8, "train.betas": [0.9, 0.95]}
     assert differences(before, before | {"train.batch_size": 16}) == ["train.batch_size was 8, is 16"]
+
+
+# --- learning rates and weight decays of a part's own ------------------------------------------------------------------------
+
+
+class Marked(nn.Module):
+    """A module inside a module, each with a scale; and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.outer = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        self.outer.update_scale = UpdateScale(rate=0.5)  # type: ignore
+        self.outer[1].update_scale = UpdateScale(rate=0.5, decay=0.1)  # type: ignore
+
+
+def rates_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[p]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_a_module_names_its_own_rate_and_decay():
+    model = Marked()
+    optimizer = make_optimizer(model, config(weight_decay=0.2))
+    set_learning_rate(optimizer, 0.4)
+    expected = {
+        "plain.bias": (0.4, 0.0),
+        "plain.weight": (0.4, 0.2),
+        "outer.0.bias": (0.2, 0.0),
+        "outer.0.weight": (0.2, 0.2),
+        "outer.1.bias": (0.1, 0.0),
+        "outer.1.weight": (0.1, 0.2 * 0.1),
+    }
+    assert rates_of(model, optimizer) == {name: pytest.approx(both) for name, both in expected.items()}
+    set_weight_decay(optimizer, 0.3)
+    assert rates_of(model, optimizer) == {name: pytest.approx((rate, decay * 1.5)) for name, (rate, decay) in expected.items()}
+
+
+def test_weight_decay_of_a_group_follows_its_schedule():
+    """I-JEPA's, from 0.04 to 0.4; a decay that begins at 0 knows which weights it is for."""
+    assert [weight_decay(step, 10, 0.04, 0.4) for step in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])
+    assert weight_decay(7, 10, 0.05, None) == 0.05
+    model = nn.Linear(2, 2)
+    optimizer = make_optimizer(model, config(weight_decay=0.0, weight_decay_end=0.4))
+    set_weight_decay(optimizer, weight_decay(10, 10, 0.0, 0.4))
+    assert rates_of(model, optimizer) == {"bias": (1e-3, 0.0), "weight": (1e-3, 0.4)}

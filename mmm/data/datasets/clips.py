@@ -6,31 +6,72 @@ gives them, channels last; the device turns them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmm.data.clip_config import ClipsConfig
-from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
+from mmm.data.datasets.clip_sampling import Frames, Times, drawn_frames, even_frames
 from mmm.data.datasets.dataset import Part, find_part
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_blocks import blocks
+from mmm.data.decode.video.frame_folder import image_sizes
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import OpenVideo, Source
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.sources.folder import FolderCells
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
 from mmm.data.transforms.device_resize import Box, Cut, Cuts, bounds
 
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 16  # videos after which a process says that all are shorter than a clip
+FOLDERS, IMAGES = 3, 6  # folders of frames that are looked at when they are opened, and images of each
+
+
+class Lengths:
+    """Compares videos with the clips that are read from them, in all worker processes together, and warns once.
+
+    Attributes:
+        sums: videos, those at least as long as a clip, seconds of clips, seconds of videos; float64 (4,), in shared memory.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64).share_memory_()
+        self.said = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def add(self, times: Times, clips: Frames, total: int) -> None:
+        """Adds one video of a data set of `total`: the times of its frames, (N,), and the frames of its clips, (V, T)."""
+        long = len(np.unique(clips[0])) == clips.shape[1]
+        self.sums += torch.tensor([1.0, long, (times[clips[:, -1]] - times[clips[:, 0]]).sum(), times[-1]])
+        videos, long_ones = self.sums[:2].tolist()
+        if videos >= min(total, LOOKED_AT) and not long_ones and not self.said:
+            self.said.fill_(True)
+            logger.warning(
+                "all of the %d videos that were read are shorter than a clip of %d frames, which repeats their last frame; "
+                "lower data.frames, or data.stride (raise data.fps)",
+                videos,
+                clips.shape[1],
+            )
+
 
 class Clips(Part[ClipsConfig]):
     """Videos, and the clips that are cut from them: a part of one split."""
+
+    lengths: Lengths | None = None  # of the videos that have been read
+
+    def subset(self, index: Tensor) -> Self:
+        part = super().subset(index)
+        part.lengths = self.lengths
+        return part
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Random clips and crops, a pure function of the videos and the keys.
@@ -124,6 +165,7 @@ class Clips(Part[ClipsConfig]):
         drawn = keys if config.repeat == "clip" else keys[:1]
         with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = drawn_frames(video.times, drawn, config)  # (V, T)
+            self._add_lengths(video, chosen)
             clips: list[list[int]] = chosen.tolist()
             for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
                 yield torch.from_numpy(pixels), [_places(clip, numbers) for clip in clips]
@@ -139,15 +181,24 @@ class Clips(Part[ClipsConfig]):
     def _eval(self, index: int, views: Tensor) -> None:
         """The crops of a clip follow each other."""
         config = self.config
+        small = torch.empty(0)
         with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
-            wanted, place = np.unique(even_frames(video.times, config), return_inverse=True)
-            pixels = torch.from_numpy(video.read(wanted, config.channels))
-        size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
-        pixels = resize(pixels, size)
+            chosen = even_frames(video.times, config)  # (V, T)
+            self._add_lengths(video, chosen)
+            wanted, place = np.unique(chosen, return_inverse=True)
+            for numbers, pixels in blocks(video, wanted, config.channels):
+                if not len(small):
+                    size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
+                    small = torch.empty(len(wanted), *size, config.channels, dtype=torch.uint8)
+                small[np.searchsorted(wanted, numbers)] = resize(torch.from_numpy(pixels), size)
         boxes = even_boxes(*size, config.frame_size, config.eval_crops)
         clips: Any = place.reshape(-1, config.frames).tolist()  # (V, T)
         for i, (frames, box) in enumerate(product(clips, boxes)):
-            views[i] = cut(pixels, box)[frames]
+            views[i] = cut(small, box)[frames]
+
+    def _add_lengths(self, video: OpenVideo, clips: Frames) -> None:
+        if self.lengths is not None:
+            self.lengths.add(video.times, clips, len(self))
 
     def _source(self, index: int) -> Source:
         source: Source = self.cell(index)
@@ -186,4 +237,23 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
     """
     table, rows, where = find_part(config, split)
     require(config.backend)
-    return Clips(table, config, rows, where)
+    clips = Clips(table, config, rows, where)
+    _check_folders(clips)
+    clips.lengths = Lengths()
+    return clips
+
+
+def _check_folders(clips: Clips) -> None:
+    """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
+    cells = clips.table.cells
+    paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FolderCells) else []
+    folders = [path for path in paths if path.is_dir()]
+    sizes = [image_sizes(folder, IMAGES) for folder in folders]
+    if folders and all(len(found) > 1 for found in sizes):
+        listed = ", ".join(f"{height} x {width}" for height, width in sorted(sizes[0])[:3])
+        raise ValueError(
+            f"data.source {clips.config.source}: the images in {folders[0]} differ in size ({listed}), so they are not the frames "
+            "of a video; take a recipe for images"
+        )
+    if folders:
+        logger.info("data.source %s: each of its folders of images is read as a video, an image as a frame", clips.config.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
@@ -110,6 +111,8 @@ def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
         ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
     """
     config.check()
+    if split == "eval" and config.eval_source is not None:
+        return _find_eval_source(config, config.eval_source)
     source = find_source(config)
     name, part = _choose(source.splits, config, split)
     table = source.table(name)
@@ -119,6 +122,29 @@ def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
     if part == "held out":
         _announce_held_out(str(config.source), len(rows), len(table.cells), config.holdout)
     return table, rows, name if part == "all" else f"{name} ({part})"
+
+
+def _find_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str]:
+    """Finds the samples of data.eval_source, with the classes of data.source."""
+    source = find_source(replace(config, source=name, eval_source=None, weights=()))
+    own = [split for split in (source.splits[0], *EVALUATION) if split in EVALUATION and split in source.splits]
+    split = config.eval_split or (own or source.splits)[0]
+    if split not in source.splits:
+        raise ValueError(f"data.eval_split {split}: data.eval_source {name} has no such split; {nearest(split, source.splits)}")
+    table = source.table(split)
+    if table.labels is not None and table.classes is not None:
+        classes = find_source(config).table(config.split).classes
+        if classes is not None and classes != table.classes:
+            place = {known: number for number, known in enumerate(classes)}
+            unknown = [
+                table.classes[label] for label in table.labels.unique().tolist() if label >= 0 and table.classes[label] not in place
+            ]
+            if unknown:
+                listed = ", ".join(unknown[:5])
+                raise ValueError(f"data.eval_source {name} has classes that data.source {config.source} has not: {listed}")
+            numbers = torch.tensor([place.get(known, -1) for known in table.classes])  # (K,)
+            table = replace(table, labels=numbers[table.labels].where(table.labels >= 0, -1), classes=classes)
+    return table, torch.arange(len(table.cells)), f"{split} of {name}"
 
 
 @cache  # once, however often a run opens its data
@@ -143,7 +169,7 @@ def _choose(splits: tuple[str, ...], config: DataConfig, wanted: str) -> tuple[s
     flag, name = flags.get(wanted, ("split", wanted))
     if name not in splits:
         raise ValueError(f"{flag} {name}: data.source {config.source} has no such split; {nearest(name, splits)}")
-    if own or wanted not in flags:
+    if own or config.eval_source or wanted not in flags:
         return name, "all"
     if wanted == "eval" and config.holdout == 0:
         raise ValueError(f"data.source {config.source} has no split for evaluation and data.holdout is 0; give a share of it")

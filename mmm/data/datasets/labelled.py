@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 
 from mmm.data import Clips, DataConfig, Images, open_data
+from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.setup import hold_back, labelled
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,8 @@ def open_lessons(data: DataConfig, *, test_split: str | None, held_back: float, 
         raise ValueError(
             f"{train.title} and {test.title} do not have the same classes: {', '.join(differ[:5])}; give another split"
         )
-    taught, asked = (set(part.labels().tolist()) for part in (train, test))
-    classes = max(*taught, *asked, -1 if train.classes is None else len(train.classes) - 1) + 1
-    if asked - taught:
-        names = [str(label) if train.classes is None else train.classes[label] for label in sorted(asked - taught)]
-        logger.warning("%s hold %d classes that are never trained on: %s", test.title, len(names), ", ".join(names[:5]))
+    check_classes(train.labels(), test.labels(), test.title, train.classes)
+    top = max(int(part.labels().max()) for part in (train, test))
+    classes = max(top + 1, 0 if train.classes is None else len(train.classes))
     rest, choice = hold_back(train, held_back, seed)
     return Lessons(rest, choice, test, classes)

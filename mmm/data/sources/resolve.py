@@ -72,7 +72,7 @@ def _files(name: str, files: list[Path], config: DataConfig) -> Source:
     if len(files) == 1 and suffixes == {".npy"} and medium is IMAGES:
         return ArrayFile(files[0], config)
     if len(files) == 1 and suffixes <= set(lists.SUFFIXES):
-        return ListFile(files[0], medium)
+        return ListFile(files[0], medium, config.root)
     if suffixes <= medium.suffixes:
         return FileSource(files, medium)
     other = ", ".join(sorted(suffix or "no extension" for suffix in suffixes - medium.suffixes))

@@ -17,6 +17,7 @@ from mmm.evaluate.attention.decoder_attention import READS, SETS, DecoderAttenti
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
 from mmm.evaluate.features.table import choose, inference
 from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
+from mmm.evaluate.progress import progress
 from mmm.model import MaskedModel
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def measure_attention(
         raise ValueError("this model holds an encoder without a decoder, so there is no decoder to look at; give a whole model")
     part, device = choose(images, config.samples, config.mask_seed), next(model.parameters()).device
     data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), []
-    for batch in eval_batches(part, part.config, batch_size=batch_size):
+    batches = eval_batches(part, part.config, batch_size=batch_size)
+    views = part.config.views
+    for batch in progress(batches, len(part), f"attention on {part.title}", lambda batch: len(batch.index) // views):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch):
             x = normalise(batch.pixels.to(device), data.mean, data.std)

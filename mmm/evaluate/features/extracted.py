@@ -17,6 +17,7 @@ from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import read_manifest
 from mmm.evaluate.features.table import FeatureTable
+from mmm.evaluate.metrics import check_classes
 from mmm.train.config import differences, flatten
 
 
@@ -85,7 +86,7 @@ def judge_extracted(known: Extracted, asked: Extracted, config: RepresentationCo
         asked: features to score.
 
     Raises:
-        ValueError: where they are of different models, of the same samples, or without labels.
+        ValueError: where they are of different models, of the same samples, without labels, or without a class in common.
     """
     where = f"{known.path} and {asked.path}"
     refuse_others(known.identity, asked.identity, ("model", "pixels", "features"), where)
@@ -94,6 +95,7 @@ def judge_extracted(known: Extracted, asked: Extracted, config: RepresentationCo
     for one in (known, asked):
         if one.first.labels is None or not (one.first.labels >= 0).any():
             raise ValueError(f"{one.path} holds no labels to judge features by; extract with --label_column")
+    check_classes(known.first.labelled("cpu")[1], asked.first.labelled("cpu")[1], str(asked.path))
     tables = {name: (*known.tables[name].labelled("cpu"), *asked.tables[name].labelled("cpu")) for name in known.tables}
     labels = asked.first.labelled("cpu")[1]
     return {

@@ -15,6 +15,7 @@ from mmm.data import Clips, Images
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
+from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
 TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}
@@ -76,14 +77,16 @@ def judge_representation(
         `labels_per_class`, `pool`; `problems`: inputs that could not be read.
 
     Raises:
-        ValueError: without labels, or where nothing can be read.
+        ValueError: without labels, where no class of the test samples is trained on, or where nothing can be read.
     """
-    for part in (train, test):
-        if part.labels() is None:
-            raise ValueError(f"{part.title} have no labels to judge features by; name them with data.label_column")
+    chosen = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
+    train_labels, test_labels = (part.labels() for part in chosen)
+    if train_labels is None or test_labels is None:
+        title = train.title if train_labels is None else test.title
+        raise ValueError(f"{title} have no labels to judge features by; name them with data.label_column")
+    check_classes(train_labels, test_labels, test.title, train.classes)
     extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
     extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
-    chosen = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
     known, asked = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in chosen)
     first = next(iter(extracts))
     labels = asked[first].labelled("cpu")[1]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmm.evaluate.progress import progress
+
 TEMPERATURE = 0.07  # of the votes; Wu et al., section 3.4
 BLOCK = 2**26  # similarities held at once: 256 MiB in fp32
 
@@ -34,7 +36,8 @@ def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k
     bank, k = F.normalize(train, dim=1), min(k, len(train))
     votes = test.new_zeros(len(test), classes)
     rows = max(1, BLOCK // len(train))
-    for first in range(0, len(test), rows):
+    blocks = range(0, len(test), rows)
+    for first in progress(blocks, len(test), "nearest neighbours of test features", lambda first: rows):
         nearest = (F.normalize(test[first : first + rows], dim=1) @ bank.T).topk(k, dim=1)  # (b, k)
         weights = ((nearest.values - 1) / TEMPERATURE).exp()  # a common factor of exp(-1 / 0.07) changes no order
         votes[first : first + rows].scatter_add_(1, labels[nearest.indices], weights)

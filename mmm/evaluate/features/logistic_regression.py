@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.core.rng import sample_keys, scores, stream
+from mmm.evaluate.progress import progress
 
 LABELS = 101  # this file's stream of draws; those of `mmm.core.rng.Stream` belong to training
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, so that each fit starts from its stronger neighbour's
@@ -124,7 +125,7 @@ def _best_penalty(train: Tensor, labels: Tensor, fit: Tensor, choose: Tensor, cl
     centre, spread = statistics(train[fit])
     inner, outer = ((train[part] - centre) / spread for part in (fit, choose))
     model, found = Logistic(train.shape[1], classes, train.device), []
-    for penalty in PENALTIES:
+    for penalty in progress(PENALTIES, len(PENALTIES), "penalties of the linear classifier"):
         found.append(model.fit(inner, labels[fit], penalty, iterations=30, tolerance=1e-4).accuracy(outer, labels[choose]))
     return PENALTIES[found.index(max(found))]
 

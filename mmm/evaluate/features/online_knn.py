@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.table import Pool, choose, encoded, extract_features
+from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
 
@@ -53,11 +56,13 @@ class OnlineNeighbours:
         self.config = config
         self.train = choose(open_data(data, "train"), config.train_samples)
         self.test = choose(open_data(data, "eval"), config.test_samples)
-        for part in (self.train, self.test):
-            if part.labels() is None:
+        labels = [part.labels() for part in (self.train, self.test)]
+        for part, own in zip((self.train, self.test), labels, strict=True):
+            if own is None:
                 raise ValueError(
                     f"--neighbours.every needs labels, and {part.title} have none; give data.label_column, or leave it out"
                 )
+        check_classes(cast(Tensor, labels[0]), cast(Tensor, labels[1]), self.test.title, self.train.classes)
 
     def accuracy(self, model: MaskedModel, device: torch.device, batch_size: int) -> tuple[float, list[Problem]]:
         """Top-1 accuracy in [0, 1], the same on all processes, each of which reads its part; and what could not be read."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmm.data import Clips, Images
 from mmm.evaluate.features.table import FeatureTable
+from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
 
 
@@ -99,7 +100,7 @@ def draw_neighbours(found: dict[str, Any], queries: Shelf, bank: Shelf, path: Pa
         column = [query["neighbours"][place] for query in found["queries"]]
         columns.append((f"{place + 1}", samples(bank.part, [neighbour["index"] for neighbour in column])))
         captions.append([f"{neighbour['similarity']:.2f} {_words(neighbour)}" for neighbour in column])
-    notes = ["Below each: the cosine of its features and the query's, and its label."]
+    notes = [f"Data: {describe_data(bank.part)}. Below each: the cosine of its features and the query's, and its label."]
     return draw_grid(columns, path, title=title, notes=notes, captions=captions)
 
 

@@ -24,6 +24,7 @@ from mmm.data import Clips, Images
 from mmm.data.errors import Problem
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
+from mmm.evaluate.progress import progress
 from mmm.model import MaskedModel
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ def extract_features(
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _together() else (1, 0)
     values: dict[str, list[Tensor]] = {name: [] for name in extracts}
     index, problems, views = [torch.empty(0, dtype=torch.int64)], [], images.config.views
-    for batch in eval_batches(images, images.config, batch_size=batch_size, world=world, rank=rank):
+    batches = eval_batches(images, images.config, batch_size=batch_size, world=world, rank=rank)
+    what = f"features of {images.title}"
+    for batch in progress(batches, -(-len(images) // world), what, lambda batch: len(batch.index) // views + len(batch.problems)):
         problems += batch.problems
         index.append(batch.index[::views])
         if len(batch):

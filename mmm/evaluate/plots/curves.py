@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from mmm.evaluate.run_results import Record
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, RATE = "#1c1e22", "#6e727a", "#d9dce3"
+LEGEND = 100  # characters of a line of the legend
 COLOURS = ("#2f6fde", "#e4572e", "#2a9d6f", "#8f5bd6", "#c98a0c", "#17889c", "#d1478c", "#6b7280")
 
 
@@ -78,18 +80,20 @@ def draw_runs(
         scores: a title, and for each group its mean score in [0, 1], or None where it was not measured.
     """
     scores = [(title, values) for title, values in scores if any(value is not None for value in values)]
-    figure = new_figure(10.5 if scores else 7.2, 4.2)
+    entries = ["\n".join(wrap(label, LEGEND)) for label, _ in groups]
+    lines = sum(entry.count("\n") + 1 for entry in entries)
+    figure = new_figure(10.5 if scores else 7.2, 4.2 + 0.2 * lines)
     grid = figure.add_gridspec(1, 2, width_ratios=(2, 1)) if scores else figure.add_gridspec(1, 1)
     axes = figure.add_subplot(grid[0, 0])
-    for (label, runs), colour in zip(groups, cycle(COLOURS)):
-        axes.plot([], [], color=colour, linewidth=3, label=label)
+    for entry, (_, runs), colour in zip(entries, groups, cycle(COLOURS)):
+        axes.plot([], [], color=colour, linewidth=3, label=entry)
         for run in runs:
             held = run.series("held_out_loss")
             axes.plot(*run.series("loss"), color=colour, linewidth=0.9 if held[0] else 1.4, alpha=0.45 if held[0] else 1.0)
             axes.plot(*held, color=colour, linewidth=1.6, marker="o", markersize=3.5)
     plain(axes, "updates", "loss (thin: training samples; dots: held-out samples)")
     _look_past_start(axes, [run.series(name) for _, runs in groups for run in runs for name in ("loss", "held_out_loss")])
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    figure.legend(loc="outside lower left", frameon=False, labelcolor=INK, fontsize=9)
     if scores:
         _bars(figure.add_subplot(grid[0, 1]), scores)
     return save_figure(figure, path)

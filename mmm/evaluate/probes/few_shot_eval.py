@@ -10,7 +10,7 @@ Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the enco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mmm.core.types import Shape
 from mmm.data import Clips, Images
 from mmm.evaluate.features.logistic_regression import few_label_accuracy, few_labels
 from mmm.evaluate.features.table import Extract, extract_features, inference, raw_pixels
+from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
 from mmm.evaluate.probes.setup import labelled
 from mmm.model import MaskedModel
@@ -55,8 +56,8 @@ def judge_transfer(
         ValueError: without labels, or where nothing can be read.
     """
     train, test = labelled(train), labelled(test)
-    labels = train.labels()
-    assert labels is not None
+    labels, others = cast(Tensor, train.labels()), cast(Tensor, test.labels())
+    check_classes(labels, others, test.title, train.classes)
     fit, held = few_labels(labels, config.labels_per_class, config.label_seed)
     used = torch.cat([fit, held]).sort().values
     extracts = _extracts(models, clips=len(train.config.size) == 3, dtype=dtype)

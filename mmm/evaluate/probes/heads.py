@@ -8,23 +8,20 @@ Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.classifier import Head, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
-from mmm.data import Batch
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
 Optimizer = Literal["lars", "adamw"]
-Encode = Callable[[Batch], tuple[Tensor, Tensor]]  # values to train on, and labels
 
 
 def has_weights(pool: nn.Module) -> bool:
@@ -96,5 +93,7 @@ def make_probe_optimizer(
             extra = {"always_adapt": adapt} if kind == "lars" else {}
             groups += [{"params": group, "weight_decay": decay, "lr_scale": rate} | extra] if group else []
     if kind == "lars":
+        from timm.optim.lars import Lars
+
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

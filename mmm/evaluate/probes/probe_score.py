@@ -14,6 +14,7 @@ from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.evaluate.metrics import Tally, mean_of_views
 from mmm.evaluate.probes.heads import Probes
 from mmm.evaluate.probes.setup import Exam
+from mmm.evaluate.progress import progress
 
 
 @torch.no_grad()
@@ -28,7 +29,9 @@ def score_probes(probes: Probes, exam: Exam, part: Images | Clips, *, batch_size
     accelerator, views = exam.accelerator, part.config.views
     tally = Tally(len(probes.eval().heads), exam.classes, accelerator.device)
     world, rank = accelerator.num_processes, accelerator.process_index
-    for batch in eval_batches(part, part.config, batch_size=batch_size, world=world, rank=rank):
+    batches = eval_batches(part, part.config, batch_size=batch_size, world=world, rank=rank)
+    total = -(-len(part) // world)
+    for batch in progress(batches, total, f"scores of {part.title}", lambda batch: len(batch.index) // views + len(batch.problems)):
         problems += batch.problems
         if len(batch):
             tokens, labels = exam.encode(batch, train=False)

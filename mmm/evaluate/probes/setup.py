@@ -15,6 +15,7 @@ from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.loading.prepare import prepare
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
+from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool
@@ -116,6 +117,7 @@ def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
     if subject.run is not None:
         _refuse_other_pixels(data, subject.data)
     train, test = labelled(open_data(data, "train")), labelled(open_test(data, config.test_split))
+    check_classes(train.labels(), test.labels(), test.title, train.classes)
     top = max(int(part.labels().max()) for part in (train, test))
     classes = max(top + 1, 0 if train.classes is None else len(train.classes))
     rest, choice = hold_back(train, config.held_back, config.seed)

@@ -15,11 +15,14 @@ from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
+from mmm.evaluate.progress import progress
 from mmm.evaluate.reconstruction.baselines import GUESSES
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
 from mmm.model import MaskedModel
+from mmm.targets import Target
 
 GIVEN = (
     "Brightness and contrast of each predicted token were put back from the ORIGINAL: "
@@ -49,6 +52,16 @@ class GalleryConfig:
                 raise ValueError(f"{name} {value} leaves nothing to show; give at least 1")
 
 
+def why_not(model: MaskedModel) -> str | None:
+    """Why a model's predictions cannot be drawn, or None where they can."""
+    if model.decoder is None:
+        return "the model is an encoder without a decoder, so there is no reconstruction to show; give a whole model"
+    if type(model.target).show is Target.show:
+        config: Any = model.target.config
+        return f"target.name {config.name} does not predict pixels, so there is no reconstruction to show"
+    return None
+
+
 def make_gallery(
     model: MaskedModel,
     images: Images | Clips,
@@ -68,12 +81,15 @@ def make_gallery(
         dtype: of autocast; none: fp32.
 
     Returns:
-        `samples`, how many were measured; `hidden`, the fraction of tokens; `uses_original`; `psnr` by guess, in dB;
-        `problems`, the inputs that could not be read; `picture`, its path or None; of clips `animation` and `video` too.
+        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens;
+        `uses_original`; `psnr` by guess, in dB; `problems`, the inputs that could not be read; `picture`, its path or None; of
+        clips `animation` and `video` too.
 
     Raises:
         ValueError: where the target's predictions are not pixels, or nothing can be read.
     """
+    if reason := why_not(model):
+        raise ValueError(reason)
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
     wanted = (torch.arange(count) * len(part) // count).tolist()
@@ -87,6 +103,7 @@ def make_gallery(
     if not kept:
         raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
     found = {
+        "data": describe_data(images),
         "samples": error.samples,
         "hidden": hidden,
         "uses_original": model.target.uses_original,
@@ -115,7 +132,11 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
         columns,
         path,
         title=title,
-        notes=[GIVEN if found["uses_original"] else OWN, f"PSNR of the hidden tokens of {found['samples']:,} samples:"],
+        notes=[
+            f"Data: {found['data']}.",
+            GIVEN if found["uses_original"] else OWN,
+            f"PSNR of the hidden tokens of {found['samples']:,} samples:",
+        ],
         figures=[(f"{found['psnr'][name]:.1f} dB", words) for name, words in _words(found).items()],
         groups=groups,
         captions=captions,
@@ -154,7 +175,8 @@ def _reconstructions(
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
     """Places in the part and reconstructions, batch by batch; what cannot be read is added to `problems`."""
     device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
-    for batch in eval_batches(part, part.config, batch_size=batch_size):
+    batches = eval_batches(part, part.config, batch_size=batch_size)
+    for batch in progress(batches, len(part), f"reconstructions of {part.title}", lambda batch: len(batch.index) // views):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch):
             x = normalise(batch.pixels[::views].to(device), data.mean, data.std)

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from types import FrameType, TracebackType
@@ -85,8 +86,10 @@ class StopSignals:
         for number, handler in self._before.items():
             warns = handler in (None, signal.SIG_DFL) and number == getattr(signal, "SIGUSR1", None)
             signal.signal(number, signal.SIG_IGN if warns else signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._wakeup)
         reader, writer = self._pipe
+        current = signal.set_wakeup_fd(-1)
+        with suppress(OSError):  # of a loop that was abandoned before this one began, and closed its descriptor since
+            signal.set_wakeup_fd(self._wakeup if current == writer else current)
         os.write(writer, bytes([0]))  # not by closing it: data workers hold copies
         self._thread.join()
         os.close(writer)

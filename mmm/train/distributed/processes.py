@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from torch import Tensor, distributed
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -73,3 +75,17 @@ def check_strategy(environment: Mapping[str, str]) -> None:
                 f"Accelerate's configuration asks for {name}, which mmm does not train with; run `accelerate config` again, or "
                 "give another --config_file, and choose FSDP version 2, which shards a model too, or plain multi-GPU (DDP)"
             )
+
+
+class EveryProcess:
+    """The collective (`mmm.core.types.Collective`) of all processes of a training."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        distributed.all_reduce(value)
+        return value
+
+    def max(self, value: Tensor) -> Tensor:
+        """The largest of each element over the processes, in place."""
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return value

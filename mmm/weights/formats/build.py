@@ -56,13 +56,13 @@ def assemble(
         vit = VisionTransformer(encoder, token=cutter.size, channels=channels, grid=grid, reads=reads)
         head = None
         if decoder is not None:
-            head = decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=cutter.width)
+            head = decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
     for part in (vit, head):
         if part is not None:
             assert not list(part.buffers()), "not in a state dict, it would not be filled"
             part.to_empty(device="cpu")
             _fill_positions(part, grid)
-    wanted = PixelTarget(target, width=cutter.width, data=data, encoder=vit)
+    wanted = PixelTarget(target, token=cutter.size, data=data, encoder=vit)
     return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted)
 
 

@@ -90,7 +90,7 @@ def _load_encoder(parts: ModelConfig, data: Input, weights: dict[str, Tensor], w
         grid=tokenizer.grid_of(data.size),
         reads=Reads(last="encoder.norm.weight" in own),
     )
-    target = targets.build(parts.target, width=tokenizer.width, data=data, encoder=encoder)
+    target = targets.build(parts.target, token=tokenizer.size, data=data, encoder=encoder)
     model = MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target)
     refuse_mismatch(own, shapes_of(model.state_dict()), what)
     model.load_state_dict(own)

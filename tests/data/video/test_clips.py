@@ -17,7 +17,7 @@ from video_files import all_frames, make_zoo, pictures, write
 from mmm.core.rng import sample_keys
 from mmm.data import Batch, Clips, ClipsConfig, ImagesConfig, eval_batches, open_data, train_batches
 from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
-from mmm.data.decode.video import BACKENDS
+from mmm.data.decode.video import BACKENDS, frame_blocks
 from mmm.data.decode.video.reader import Source, Video
 from mmm.data.loading.prepare import prepare
 from mmm.data.transforms.clip_crop import cut, even_boxes, multi_scale_boxes, resize, resize_into
@@ -323,6 +323,31 @@ def test_evaluation_decodes_each_video_once_for_all_its_views(tree: Path, opens:
     small = resize(torch.from_numpy(truth[frames[1]]), (32, 48))
     assert torch.equal(seen["pixels"][5], cut(small, [0, 16, 32, 32]).permute(3, 0, 1, 2))
     assert len(set(seen["keys"].tolist())) == 54
+
+
+def test_evaluation_holds_no_more_frames_of_full_size_than_a_block(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, held = opened(tree, eval_clips=3), list[int]()
+    index = torch.arange(len(clips))
+    whole, _ = clips.eval_views(index)
+    monkeypatch.setattr(frame_blocks, "BLOCK", 2 * 64 * 96 * 3)
+    monkeypatch.setattr("mmm.data.datasets.clips.resize", lambda clip, size: (held.append(clip.numel()), resize(clip, size))[1])
+    views, failed = clips.eval_views(index)
+    assert not failed
+    assert torch.equal(views, whole)
+    assert max(held) <= 2 * 64 * 96 * 3
+
+
+def test_videos_that_are_all_shorter_than_a_clip_are_announced_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("0.mp4", "1.mp4"):
+        write(tmp_path / name, count=5)
+    short, fitting = opened(tmp_path, frames=16, stride=4), opened(tmp_path, frames=2, stride=4)
+    for clips in (short, fitting):
+        for _ in range(2):
+            clips.eval_views(torch.arange(2))
+            clips.subset(torch.tensor([1])).train_views(torch.tensor([0]), keys(1))
+    said = [record.message for record in caplog.records if "shorter than a clip" in record.message]
+    assert len(said) == 1
+    assert "all of the 2 videos that were read are shorter than a clip of 16 frames" in said[0]
 
 
 def test_damaged_videos_are_replaced_in_training_and_left_out_of_evaluation(damaged: Path) -> None:

@@ -97,6 +97,25 @@ def test_folders_of_frames_with_and_without_classes(tmp_path: Path) -> None:
     assert opened(tmp_path / "plain").labels() is None
 
 
+def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (9 + number, 12)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(ValueError, match=r"cat differ in size \(12 x 9, 12 x 10, 12 x 11\), so they are not the frames of a video"):
+        opened(tmp_path)
+    frames(tmp_path / "other" / "v1")
+    with caplog.at_level(logging.INFO, "mmm.data.datasets.clips"):
+        opened(tmp_path / "other")
+    assert "each of its folders of images is read as a video" in caplog.text
+
+
+def test_a_single_video_is_a_source(tmp_path: Path, video: bytes) -> None:
+    clips = opened(tree(tmp_path, video, "a.mp4") / "a.mp4")
+    assert len(clips) == 1
+    assert_readable(clips)
+
+
 def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
     frames(tmp_path / "v1")
     frames(tmp_path / "v2", 1)
@@ -157,6 +176,7 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
         ("my video.mp4 0\n", r"line 1 has 3 columns: 'my video.mp4 0'; .* in quotes"),
         ("a.mp4 0\nb.mp4\n", "line 2: a label in some lines but not in all"),
         ("a.mp4 -1\n", "-1 is no label"),
+        ("a 5 20 1\n", "line 1 starts at frame 5; only whole videos are read"),
         ("\n# nothing\n", "names no videos"),
     ],
 )
@@ -164,6 +184,61 @@ def test_lists_that_are_not_understood(tmp_path: Path, text: str, message: str) 
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         opened(tmp_path / "list.txt")
+
+
+def test_a_header_is_no_sample_and_numbers_keep_their_value(tmp_path: Path, video: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, video, "a.mp4", "b.mp4", "c.mp4")
+    for header in ("path,label", "video_name,class_no", "split,label,path"):
+        order = (lambda path, label: f"x,{label},{path}") if header.startswith("split") else (lambda path, label: f"{path},{label}")
+        file = tmp_path / f"{header.replace(',', '_')}.csv"
+        file.write_text("\n".join([header, order("a.mp4", 0), order("b.mp4", 10), order("c.mp4", 2)]) + "\n")
+        with caplog.at_level(logging.INFO, "mmm.data.sources.file_list"):
+            clips = opened(file)
+        assert names(clips) == ["a.mp4", "b.mp4", "c.mp4"]
+        assert clips.labels().tolist() == [0, 10, 2]
+        assert clips.classes == tuple(map(str, range(11)))
+        assert f"line 1 is taken as a header: {header}" in caplog.text
+        assert "of the labels 0 to 10, 8 have no sample: 1, 3, 4, 5, 6, 7, 8, 9" in caplog.text
+        assert_readable(clips)
+    (tmp_path / "named.csv").write_text("path,label\na.mp4,run\nb.mp4,jump\n")
+    assert opened(tmp_path / "named.csv").classes == ("jump", "run")
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels"),
+    [
+        ("v1.mp4 0 -1\nv2 0 12\n", None),
+        ("v1.mp4 0 -1 7\nv2 1 12 3\n", [7, 3]),
+        ("v2 12 7\nv2 12 3\n", [7, 3]),
+        ("path start_frame total label\nv1.mp4 0 -1 7\nv2 0 12 3\n", [7, 3]),
+    ],
+)
+def test_the_lists_of_the_second_videomae(tmp_path: Path, video: bytes, lines: str, labels: list[int] | None) -> None:
+    tree(tmp_path / "videos", video, "v1.mp4")
+    frames(tmp_path / "videos" / "v2")
+    (tmp_path / "list.txt").write_text(lines)
+    clips = opened(tmp_path / "list.txt", root=str(tmp_path / "videos"))
+    assert_readable(clips)
+    found = clips.labels()
+    assert (None if found is None else found.tolist()) == labels
+    with pytest.raises(ValueError, match=r"data\.root nowhere is no folder"):
+        opened(tmp_path / "list.txt", root="nowhere")
+
+
+def test_an_evaluation_list_is_scored_with_the_classes_of_the_training_list(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "ssv2_train.csv").write_text("a.mp4 push\nb.mp4 lift\n")
+    (tmp_path / "ssv2_val.csv").write_text("c.mp4 push\n")
+    (tmp_path / "test.csv").write_text("b.mp4 lift\n")
+    (tmp_path / "val.csv").write_text("a.mp4 fall\n")
+    for held, name, label in (("ssv2_val.csv", "c.mp4", 1), ("test.csv", "b.mp4", 0)):
+        options = {"eval_source": str(tmp_path / held), "holdout": 0.5}
+        train, scored = (opened(tmp_path / "ssv2_train.csv", part, **options) for part in ("train", "eval"))
+        assert (names(train), names(scored)) == (["a.mp4", "b.mp4"], [name])  # nothing is held out
+        assert train.classes == scored.classes == ("lift", "push")
+        assert scored.labels().tolist() == [label]
+    with pytest.raises(ValueError, match=r"data\.eval_source .*val\.csv has classes that data\.source .* has not: fall"):
+        opened(tmp_path / "ssv2_train.csv", "eval", eval_source=str(tmp_path / "val.csv"))
 
 
 def parquet(path: Path, columns: dict[str, list[object]]) -> Path:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.decode.video.reader import Source
@@ -37,6 +40,15 @@ class FrameFolder:
         return np.stack(images)  # (T, H, W, C)
 
     def close(self) -> None: ...
+
+
+def image_sizes(folder: Path, count: int) -> set[tuple[int, int]]:
+    """Returns the heights and widths of the first images of a folder, by their headers; those that cannot be read are left out."""
+    sizes = set()
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)[:count]:
+        with suppress(Exception), Image.open(path) as image:
+            sizes.add((image.height, image.width))
+    return sizes
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -40,7 +40,7 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,rm,ivf,gif,
 # max_pixels: to open a file is to decode some of it, and a frame may be larger than the file's header says
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 VERSION = 1, av.library_versions["libavformat"]  # to be raised where a list says something else of the same file
-LONG = 3000  # frames from which a list is kept: it takes longer to make (10 ms) than to read from the cache
+LONG = 1000  # frames from which a list is kept: it takes longer to make (7 ms) than to read from the cache (1 ms)
 KEPT = 64  # lists that a process holds in memory, of 0.9 MB an hour
 SKIPPING = ("h264", "hevc")  # where frames that nothing refers to can be left out; AV1 lost wanted ones
 

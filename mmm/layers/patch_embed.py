@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-
-from mmm.layers.cpu_bf16 import linear
+from torch.nn import functional as F
 
 
 class Embedding(nn.Module):
-    """The linear embedding of tokens, with its weight laid out as timm's convolution holds it: (D, C, s...).
+    """Embeds tokens by one linear layer, whose weight is laid out as timm's convolution holds it: (D, C, s...).
 
-    Only the tokens that are given are embedded; on all of them it equals the strided convolution.
+    Only the tokens that are given are embedded. On all tokens it equals the strided convolution.
     """
+
+    linear = staticmethod(F.linear)
 
     def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
         super().__init__()
@@ -26,4 +27,4 @@ class Embedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, M, P) -> (B, M, D)."""
         weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, C, s...) -> (D, s... C), the order of `split`
-        return linear(patches, weight, self.proj.bias)
+        return self.linear(patches, weight, self.proj.bias)

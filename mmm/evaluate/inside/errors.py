@@ -1,0 +1,89 @@
+"""Where predictions err: by distance to what was visible, and by spatial frequency.
+
+Shapes: B samples, C channels, H and W pixels, N tokens, Q predicted and V visible tokens, a axes of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import take
+
+DISTANCES = (1.0, math.sqrt(2), 2.0, math.sqrt(5), math.inf)
+"""Distances between the centres of tokens, in tokens, that a hidden token's nearest visible token is sorted by."""
+
+
+def nearest_visible(mask: Mask, places: Tensor) -> Tensor:
+    """Returns the distance of each predicted token to the nearest visible one, (B, Q).
+
+    Args:
+        mask: one row per sample.
+        places: of all tokens, (N, a).
+    """
+    places = places.expand(len(mask.visible), *places.shape)
+    return torch.cdist(take(places, mask.predict), take(places, mask.visible)).amin(2)
+
+
+class ErrorByDistance:
+    """Accumulates the squared error of predicted tokens by their distance to the nearest visible token."""
+
+    def __init__(self) -> None:
+        """Starts with no token."""
+        self.sums, self.counts = torch.zeros(len(DISTANCES), dtype=torch.float64), torch.zeros(len(DISTANCES), dtype=torch.int64)
+
+    def add(self, error: Tensor, distance: Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            error: mean squared error of each predicted token, (B, Q).
+            distance: of each, as `nearest_visible` returns it, in tokens.
+        """
+        edges = torch.tensor(DISTANCES[:-1]) + 1e-4
+        bins = torch.bucketize(distance.detach().cpu(), edges).flatten()
+        self.sums.index_add_(0, bins, error.detach().cpu().double().flatten())
+        self.counts += torch.bincount(bins, minlength=len(DISTANCES))
+
+    def result(self) -> list[dict[str, float | int | None]]:
+        """Returns one row per bin: the upper end of the distance, the number of tokens, and their mean squared error."""
+        return [
+            {"up_to": None if math.isinf(end) else end, "tokens": int(count), "error": (total / count).item() if count else None}
+            for end, count, total in zip(DISTANCES, self.counts, self.sums, strict=True)
+        ]
+
+
+class ErrorByFrequency:
+    """Accumulates the energy of an error and of the original by spatial frequency.
+
+    Energies are summed over samples and channels before they are divided. A Hann window keeps the frame of the image from leaking
+    into all frequencies.
+    """
+
+    def __init__(self, bins: int = 8) -> None:
+        """Starts with no sample.
+
+        Args:
+            bins: rings of equal width from 0 to the Nyquist frequency of an axis, 0.5 cycles per pixel.
+        """
+        self.bins = bins
+        self.error, self.energy = torch.zeros(bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64)
+
+    def add(self, prediction: Tensor, original: Tensor) -> None:
+        """Adds images, (B, C, H, W) each; frames of clips are images here."""
+        height, width = original.shape[-2:]
+        window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+        vertical, horizontal = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+        radius = (vertical[:, None] ** 2 + horizontal**2).sqrt()  # cycles per pixel
+        ring = (radius / 0.5 * self.bins).long()
+        for total, image in ((self.error, prediction - original), (self.energy, original - original.mean((-2, -1), keepdim=True))):
+            power = torch.fft.rfft2(image.detach().cpu().float() * window).abs().square().double().sum((0, 1))  # (H, W // 2 + 1)
+            inside = ring < self.bins
+            total.index_add_(0, ring[inside], power[inside])
+
+    def result(self) -> list[dict[str, float]]:
+        """Returns one row per ring: its upper end in cycles per pixel, and the error's energy over the original's."""
+        share = self.error / self.energy.clamp(min=1e-30)
+        return [{"up_to": 0.5 * (number + 1) / self.bins, "share": value.item()} for number, value in enumerate(share)]

@@ -1,0 +1,234 @@
+"""All measures of one model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
+
+An encoder without a decoder, or a target whose predictions are not pixels, has the measures that apply to it.
+
+Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens, D width, h heads, K keys, Q predicted tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import take
+from mmm.core.types import Input
+from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
+from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
+from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, nearest_visible
+from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
+from mmm.evaluate.inside.similarity import MinibatchCKA
+from mmm.evaluate.inside.stability import layer_changes, noise_gain
+from mmm.evaluate.reconstruction.reconstruct import HiddenError, reconstruct
+from mmm.layers.transformer import SelfAttention
+from mmm.maskers import maskers
+from mmm.model import MaskedModel
+
+RATIOS = (0.5, 0.75, 0.9)
+"""Fractions of hidden tokens at which predictions are measured."""
+RANKED = 2  # samples of a batch whose attention matrices are decomposed: a singular value decomposition per head and block
+
+
+class Mean:
+    """Accumulates a mean of tensors over batches, weighted by their samples."""
+
+    def __init__(self) -> None:
+        """Starts with nothing."""
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, value: Tensor, samples: int) -> None:
+        """Adds the mean over so many samples."""
+        value = value.detach().cpu().double() * samples
+        self.total = value if self.total is None else self.total + value
+        self.count += samples
+
+    def list(self) -> Any:
+        """Returns the mean as nested lists of floats; an empty list where nothing was added."""
+        return [] if self.total is None else (self.total / self.count).tolist()
+
+
+class Inspection:
+    """Accumulates the measures of one model.
+
+    Example:
+        inspection = Inspection(model, data)
+        for x, keys in batches:
+            inspection.add(x, keys)
+        found = inspection.result()
+    """
+
+    def __init__(self, model: MaskedModel, data: Input) -> None:
+        """Prepares to measure.
+
+        Args:
+            model: on its device, in evaluation mode, called without gradients by the caller.
+            data: how samples are normalised.
+        """
+        self.model, self.data, self.samples = model, data, 0
+        self.cka = MinibatchCKA()
+        self.change, self.cosine, self.gain, self.directions = Mean(), Mean(), Mean(), Mean()
+        self.attention: dict[str, list[Mean]] = {name: [] for name in ("distance", "tokens_read", "effective_rank", "prefix_share")}
+        self.even: float | None = None
+        self.decoder, self.rings = DecoderAttention(), [Mean(), Mean()]
+        self.by_distance, self.by_frequency = ErrorByDistance(), ErrorByFrequency()
+        self.by_ratio: dict[float, HiddenError] = {}
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether the model has a decoder whose predictions can be shown as pixels."""
+        return self.model.decoder is not None and hasattr(self.model.target, "show")
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Returns what enters the first block and each block's output, (B, R + N, D) each, without a mask."""
+        depth = self.model.encoder.shape.depth
+        features = self.model.encoder(
+            self.model.tokenizer.split(x), self.model.tokenizer.grid(x), None, blocks=tuple(range(depth + 1))
+        )
+        return [features.blocks[number] for number in range(depth + 1)]
+
+    def add(self, x: Tensor, keys: Tensor) -> list[Tensor]:
+        """Adds a batch, and returns each layer's tokens averaged over the sample, (B, D) each, for a comparison with another model.
+
+        Args:
+            x: normalised, (B, C, s...); at least 4 samples.
+            keys: int64 (B,), from which masks are drawn.
+        """
+        layers = self._encoder(x)
+        if self.model.decoder is not None:
+            self._decoder(x, keys)
+        if self.predicts_pixels:
+            self._predictions(x, keys)
+        self.samples += len(x)
+        return layers
+
+    def _encoder(self, x: Tensor) -> list[Tensor]:
+        """Measures layers and attention of the encoder on whole samples."""
+        grid, seen = self.model.tokenizer.grid(x), [0]
+        places = token_places(grid, self.model.tokenizer.size)[None].to(x.device)  # (1, N, a)
+        self.even = even_distance(places, places)
+        prefix = self.model.encoder.shape.prefix
+
+        def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weights = attention_weights(layer, inputs, inputs[0].shape[1])  # (B, h, R + N, R + N)
+            own = weights[:, :, prefix:]
+            found = {
+                "distance": attention_distance(own[..., prefix:], places, places),
+                "tokens_read": tokens_read(own),
+                "effective_rank": effective_rank(weights[:RANKED]).mean(0),
+                "prefix_share": own[..., :prefix].sum(-1).mean((0, 2)),
+            }
+            for name, value in found.items():
+                if seen[0] == len(self.attention[name]):
+                    self.attention[name].append(Mean())
+                self.attention[name][seen[0]].add(value, len(x))
+            seen[0] += 1
+
+        with watching(self.model.encoder, see):
+            layers = self.layers(x)
+        pooled = [layer[:, prefix:].mean(1) for layer in layers]  # (B, D) each
+        self.cka.add(pooled)
+        for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
+            mean.add(value, len(x))
+        blocks = _blocks(self.model.encoder)
+        self.gain.add(torch.tensor([noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]), len(x))
+        tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
+        self.directions.add(torch.tensor([participation_ratio(values) for values in tokens]), len(x))
+        return pooled
+
+    def _decoder(self, x: Tensor, keys: Tensor) -> None:
+        """Measures where predicted tokens look, with a mask as in training."""
+        patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
+        mask = self.model.masker(keys, grid)
+        features = self.model.encoder(patches, grid, mask)
+        assert self.model.decoder is not None
+        try:
+            self.decoder.add(self.model.decoder, features, mask, grid)
+        except ValueError:  # a decoder without attention, a linear one for instance
+            return
+        places = token_places(grid, (1,) * len(grid)).to(x.device)
+        to = take(places.expand(len(mask.predict), *places.shape), mask.predict)  # (B, Q, a)
+        visible = take(places.expand(len(mask.predict), *places.shape), mask.visible)  # (B, V, a)
+
+        def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weights = attention_weights(layer, inputs, mask.predict.shape[1])  # (B, h, Q, K)
+            first = features.prefix
+            if weights.shape[-1] >= first + mask.visible.shape[1]:
+                found, even = ring_shares(weights[..., first : first + mask.visible.shape[1]], to, visible)
+                self.rings[0].add(found, len(x))
+                self.rings[1].add(even, len(x))
+
+        with watching(self.model.decoder, see):
+            self.model.decoder(features, mask, grid)
+
+    def _predictions(self, x: Tensor, keys: Tensor) -> None:
+        """Measures predictions of all hidden tokens: by distance, by frequency, and at several ratios."""
+        own = reconstruct(self.model, x, self.data, keys)
+        frames = (lambda value: value.movedim(2, 1).flatten(0, 1)) if x.dim() == 5 else (lambda value: value)
+        pasted, original = frames(own.pasted), frames(own.original)
+        self.by_frequency.add(pasted, original)
+        grid = self.model.tokenizer.grid(x)
+        mask = self._mask_of(own.visible)
+        difference = self.model.tokenizer.split((own.pasted - own.original).to(x.device))  # (B, N, P)
+        error = take(difference, mask.predict).square().mean(-1)  # (B, Q)
+        self.by_distance.add(error, nearest_visible(mask, token_places(grid, (1,) * len(grid)).to(x.device)))
+        masker = self.model.masker
+        for ratio in RATIOS:
+            try:
+                self.model.masker = maskers.build(replace(masker.config, ratio=ratio, predict=None)).to(x.device)
+                self.by_ratio.setdefault(ratio, HiddenError()).add([reconstruct(self.model, x, self.data, keys)])
+            finally:
+                self.model.masker = masker
+
+    def _mask_of(self, visible: Tensor) -> Mask:
+        """Returns the mask that a picture of visible tokens shows: hidden ones are not a number."""
+        hidden = self.model.tokenizer.split(visible).isnan().any(-1)  # (B, N)
+        order = hidden.byte().argsort(dim=1, stable=True)
+        count = int((~hidden[0]).sum())
+        return Mask(order[:, :count], order[:, count:])
+
+    def result(self) -> dict[str, Any]:
+        """Returns plain numbers: lists by layer, by block and head, by distance, by frequency and by ratio."""
+        found: dict[str, Any] = {
+            "samples": self.samples,
+            "cka": self.cka.result().tolist(),
+            "stability": {"change": self.change.list(), "cosine": self.cosine.list(), "noise_gain": self.gain.list()},
+            "directions": self.directions.list(),
+            "attention": {name: [mean.list() for mean in means] for name, means in self.attention.items()} | {"even": self.even},
+            "asymmetry": [_asymmetries(block) for block in _blocks(self.model.encoder)],
+        }
+        if self.decoder.samples:
+            rings = [mean.list() for mean in self.rings]
+            ends = [None if math.isinf(end) else end for end in RINGS]
+            found["decoder"] = self.decoder.result() | {
+                "rings": [{"up_to": end, "share": s, "even": e} for end, s, e in zip(ends, *rings, strict=True)] if rings[0] else []
+            }
+        if self.by_ratio:
+            found["errors"] = {
+                "by_distance": self.by_distance.result(),
+                "by_frequency": self.by_frequency.result(),
+                "psnr_by_ratio": {str(ratio): error.psnr() for ratio, error in self.by_ratio.items()},
+            }
+        return found
+
+
+def _blocks(encoder: nn.Module) -> list[nn.Module]:
+    """Returns the encoder's blocks in their order; none where it does not list them as `blocks`."""
+    blocks = getattr(encoder, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList) else []
+
+
+def _asymmetries(block: nn.Module) -> list[float]:
+    """Returns the asymmetry of each head's query-key form, the preceding norm's gain multiplied in."""
+    attention = getattr(block, "attn", None)
+    if not isinstance(attention, SelfAttention):
+        return []
+    gain = getattr(getattr(block, "norm1", None), "weight", None)
+    weight = attention.qkv.weight if gain is None else attention.qkv.weight * gain  # (3 D, D)
+    query, key, _ = weight.chunk(3)
+    heads = attention.num_heads
+    return [asymmetry(q, k) for q, k in zip(query.chunk(heads), key.chunk(heads), strict=True)]

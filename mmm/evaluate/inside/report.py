@@ -1,0 +1,196 @@
+"""Plots of an inspection, and one static page that holds them."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmm.evaluate.inside.claims import claims
+from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e22; --paper: #ffffff; --faint: #6e727a; --line: #d9dce3; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaee; --paper: #16181c; --faint: #9a9fa8; --line: #33373f; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; } p, figcaption { color: var(--faint); }
+img { width: 100%; height: auto; background: #ffffff; border-radius: 4px; } figure { margin: 1rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; } td, th { text-align: left; vertical-align: top;
+padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); } .wide { overflow-x: auto; }
+"""
+
+Models = dict[str, dict[str, Any]]
+
+
+def draw_inspection(models: Models, across: list[list[float]] | None, folder: Path) -> list[tuple[Path, str, str]]:
+    """Draws what was measured.
+
+    Args:
+        models: by name, as `Inspection.result` returns them; one or two.
+        across: CKA between the layers of the first and of the second, or None.
+        folder: of the PNG files.
+
+    Returns:
+        For each picture its file, a title and a sentence that says how to read it.
+    """
+    made = [
+        (
+            _similarity(models, across, folder / "similarity.png"),
+            "Similarity between layers",
+            "Unbiased linear CKA of the mean of each sample's tokens: 1 for equal up to rotation and scale, about 0 for unrelated. "
+            "Layer 0 is what enters the first block.",
+        ),
+        (
+            _by_block(models, folder / "layers.png"),
+            "What each block changes",
+            "Left: size of the change over the size of the tokens. Middle: gain of a small random change; 1 passes it on. "
+            "Right: directions that the tokens use (participation ratio).",
+        ),
+        (
+            _attention(models, folder / "attention.png"),
+            "Attention of the encoder",
+            "One dot per head, without a mask. The broken line is even attention. Distances are between token centres, in pixels.",
+        ),
+    ]
+    if any("errors" in found for found in models.values()):
+        made.append(
+            (
+                _errors(models, folder / "errors.png"),
+                "Where predictions err",
+                "Left: mean squared error of hidden tokens by the distance to the nearest visible token. Middle: energy of "
+                "the error over that of the original, by spatial frequency. Right: PSNR of hidden tokens as more is hidden.",
+            )
+        )
+    if any(found.get("decoder", {}).get("rings") for found in models.values()):
+        made.append(
+            (
+                _rings(models, folder / "decoder.png"),
+                "Where predicted tokens look",
+                "Share of the decoder's attention to visible tokens by distance, beside even attention.",
+            )
+        )
+    return made
+
+
+def _similarity(models: Models, across: list[list[float]] | None, path: Path) -> Path:
+    """Draws heat maps of CKA."""
+    maps = [(name, found["cka"]) for name, found in models.items()]
+    if across is not None:
+        first, second = models
+        maps.append((f"{first} (down) and {second} (across)", across))
+    figure = new_figure(4.2 * len(maps) + 0.8, 4.0)
+    for axes, (name, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        axes.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower")
+        plain(axes, "layer", "layer")
+        axes.grid(visible=False)
+        axes.set_title(name, fontsize=9, color=INK)
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="CKA")
+    return save_figure(figure, path)
+
+
+def _by_block(models: Models, path: Path) -> Path:
+    """Draws change, gain and directions by block."""
+    figure = new_figure(10.5, 3.4)
+    left, middle, right = figure.subplots(1, 3)
+    for (name, found), colour in zip(models.items(), COLOURS, strict=False):
+        for axes, values, start in (
+            (left, found["stability"]["change"], 1),
+            (middle, found["stability"]["noise_gain"], 1),
+            (right, found["directions"], 0),
+        ):
+            axes.plot(range(start, start + len(values)), values, marker="o", markersize=3, color=colour, label=name)
+    for axes, title in ((left, "relative change"), (middle, "gain of noise"), (right, "directions used")):
+        plain(axes, "block", title)
+        axes.set_ylim(bottom=0)
+    left.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return save_figure(figure, path)
+
+
+def _attention(models: Models, path: Path) -> Path:
+    """Draws distance, tokens read and rank of each head by block."""
+    figure = new_figure(10.5, 3.4)
+    names = (("distance", "mean distance, pixels"), ("tokens_read", "tokens read"), ("effective_rank", "effective rank"))
+    for axes, (name, title) in zip(figure.subplots(1, 3), names, strict=True):
+        for place, ((label, found), colour) in enumerate(zip(models.items(), COLOURS, strict=False)):
+            for block, heads in enumerate(found["attention"][name], start=1):
+                axes.plot([block + 0.2 * place] * len(heads), heads, ".", color=colour, label=label if block == 1 else None)
+        plain(axes, "block", title)
+        axes.set_ylim(bottom=0)
+        if name == "distance":
+            axes.axhline(next(iter(models.values()))["attention"]["even"], color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return save_figure(figure, path)
+
+
+def _errors(models: Models, path: Path) -> Path:
+    """Draws errors by distance, by frequency and by ratio."""
+    figure = new_figure(10.5, 3.4)
+    left, middle, right = figure.subplots(1, 3)
+    shown = [
+        (name, found["errors"], colour) for (name, found), colour in zip(models.items(), COLOURS, strict=False) if "errors" in found
+    ]
+    for place, (name, errors, colour) in enumerate(shown):
+        rows = [(number, row["error"]) for number, row in enumerate(errors["by_distance"]) if row["error"] is not None]
+        left.bar([number + 0.4 * place for number, _ in rows], [error for _, error in rows], width=0.36, color=colour, label=name)
+        frequency = errors["by_frequency"]
+        middle.plot(
+            [row["up_to"] for row in frequency], [row["share"] for row in frequency], marker="o", markersize=3, color=colour
+        )
+        ratios = errors["psnr_by_ratio"]
+        right.plot([float(ratio) for ratio in ratios], [psnr["model"] for psnr in ratios.values()], marker="o", color=colour)
+    ends = [row["up_to"] for row in shown[0][1]["by_distance"]]
+    left.set_xticks(range(len(ends)), ["beyond" if end is None else f"{end:.1f}" for end in ends])
+    plain(left, "distance to the nearest visible token, tokens", "mean squared error")
+    plain(middle, "spatial frequency, cycles per pixel", "energy of the error / of the original")
+    plain(right, "fraction hidden", "PSNR of hidden tokens, dB")
+    left.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return save_figure(figure, path)
+
+
+def _rings(models: Models, path: Path) -> Path:
+    """Draws the decoder's attention by distance ring."""
+    figure = new_figure(7.0, 3.4)
+    axes: Axes = figure.add_subplot()
+    shown = [(name, found["decoder"]["rings"]) for name, found in models.items() if found.get("decoder", {}).get("rings")]
+    width = 0.8 / (len(shown) + 1)
+    for place, ((name, rings), colour) in enumerate(zip(shown, COLOURS, strict=False)):
+        axes.bar(
+            [number + width * place for number in range(len(rings))], [r["share"] for r in rings], width, color=colour, label=name
+        )
+    rings = shown[0][1]
+    even = [number + width * len(shown) for number in range(len(rings))]
+    axes.bar(even, [row["even"] for row in rings], width, color="#b9c0cc", label="even attention")
+    axes.set_xticks(range(len(rings)), ["beyond" if row["up_to"] is None else f"up to {row['up_to']:g}" for row in rings])
+    plain(axes, "distance, tokens", "share of attention to visible tokens")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return save_figure(figure, path)
+
+
+def write_page(title: str, models: Models, pictures: list[tuple[Path, str, str]], path: Path) -> Path:
+    """Writes one page of HTML that holds all pictures and tables, and needs no other file."""
+    parts = [f"<h1>{escape(title)}</h1>"]
+    for name, found in models.items():
+        parts.append(f"<h2>The theory's claims: {escape(name)}</h2>")
+        head = "<tr><th>claim<th>measured as<th>expected<th>found<th>holds</tr>"
+        rows = "".join(
+            f"<tr><td>{escape(row['claim'])}<td>{escape(row['formula'])}<td>{escape(row['expected'])}<td>{row['value']:.3g}"
+            f"<td>{ {True: 'yes', False: 'no', None: 'not decided'}[row['holds']] }</tr>"
+            for row in claims(found)
+        )
+        parts.append(f'<div class="wide"><table>{head}{rows}</table></div>')
+        parts.append(f"<p>{found['samples']:,} samples of {escape(found['data'])}.</p>")
+    for file, name, how in pictures:
+        image = base64.b64encode(file.read_bytes()).decode()
+        parts.append(
+            f'<h2>{escape(name)}</h2><figure><img alt="{escape(name)}" src="data:image/png;base64,{image}">'
+            f"<figcaption>{escape(how)}</figcaption></figure>"
+        )
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    start = f"{head}<title>{escape(title)}</title>"
+    path.write_text(f"{start}<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n", encoding="utf-8")
+    return path

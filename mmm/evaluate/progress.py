@@ -1,0 +1,46 @@
+"""Progress of an evaluation: a bar on a terminal, else a line from time to time, so that minutes of work are not silent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+from typing import TypeVar
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SECONDS = 10.0  # between two lines, and before the first
+
+
+def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+    """Passes items on, and shows how many of them are done; only in the main process.
+
+    Args:
+        total: sum of the counts.
+        what: what is done to what, for instance "features of images".
+        count: how much an item is of the total.
+    """
+    main = os.environ.get("RANK", "0") == "0"
+    done, shown = 0, perf_counter()
+    terminal = _is_terminal()
+    with tqdm(total=total, desc=what, leave=False, delay=1.0, disable=not (main and terminal), dynamic_ncols=True) as bar:
+        for item in items:
+            yield item
+            done += count(item)
+            bar.update(count(item))
+            if not terminal and main and done < total and perf_counter() - shown >= SECONDS:
+                shown = perf_counter()
+                logger.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
+
+
+def _is_terminal() -> bool:
+    """Whether a bar can be seen: some terminals have a width of 0."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False

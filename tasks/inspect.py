@@ -1,0 +1,191 @@
+"""Look inside a model, or inside two: layers, attention, predictions, and the claims of the theory as numbers.
+
+    mmm inspect runs/pretrain-1
+    mmm inspect runs/pretrain-1 runs/pretrain-2 --samples 512
+    mmm inspect runs/pretrain-1 runs/pretrain-1/config.yaml          # beside the same model with random weights
+    mmm inspect mae_pretrain_vit_base.pth --source /data/imagenet
+
+Writes inspection.json, the plots, and inspection.html, one page that holds them all. An encoder without a decoder has the measures
+of an encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmm.core.rng import sample_keys
+from mmm.data.loading.loader import eval_batches
+from mmm.data.transforms.crop import normalise
+from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.inside.claims import claims
+from mmm.evaluate.inside.inspection import Inspection
+from mmm.evaluate.inside.maps import feature_colours, token_attention
+from mmm.evaluate.inside.report import draw_inspection, write_page
+from mmm.evaluate.inside.similarity import MinibatchCKA
+from mmm.evaluate.loaded_model import Subject, SubjectConfig, describe_data, open_shown, open_subject
+from mmm.evaluate.plots.image_grid import draw_grid
+from mmm.model import MaskedModel
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "models"
+FEWEST = 4  # samples of a batch that unbiased CKA needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SubjectConfig):
+    """Look inside a model, or inside two."""
+
+    models: tuple[str, ...] = ()
+    """One or two models: run folders, checkpoints, weights; a run's config.yaml is its model with random weights."""
+
+    samples: int | None = 256
+    """Samples, chosen by key. None: all."""
+
+    batch_size: int = 32
+    """Samples that the model gets at once; at least 4."""
+
+    shown: int = 6
+    """Samples whose features and attention are drawn."""
+
+    mask_seed: int = 0
+    """Random seed for the masks and for the choice of samples."""
+
+    out: str | None = None
+    """Folder for the results. None: `inspection` in the run's folder, or in this one."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measures, draws, and writes the page.
+
+    Raises:
+        ValueError: no model or more than two are named, or a batch is too small.
+    """
+    names = config.models or ((config.model,) if config.model else ())
+    if not 1 <= len(names) <= 2:
+        raise ValueError(f"{len(names)} models are named; give one or two: mmm inspect runs/a runs/b")
+    if config.batch_size < FEWEST:
+        raise ValueError(f"--batch_size {config.batch_size} is too small to compare layers; give at least {FEWEST}")
+    subjects = [open_subject(replace(config, model=name)) for name in names]
+    part = choose(open_shown(config, subjects[0].data), config.samples, config.mask_seed)
+    logger.info("%s on %s", " and ".join(subject.name for subject in subjects), describe_data(part))
+    models = [subject.trained or subject.untrained for subject in subjects]
+    inspections = [Inspection(model, subject.data.input()) for model, subject in zip(models, subjects, strict=True)]
+    across, first, problems = MinibatchCKA(), None, []
+    for batch in eval_batches(part, part.config, batch_size=config.batch_size):
+        problems += [problem._asdict() for problem in batch.problems]
+        if len(batch) < FEWEST:
+            continue  # the last few samples of a part: too few for an unbiased comparison
+        keys = sample_keys(config.mask_seed, 0, batch.index)
+        layers: list[list[Tensor]] = []
+        for model, inspection in zip(models, inspections, strict=True):
+            device = next(model.parameters()).device
+            x = normalise(batch.pixels.to(device), part.config.mean, part.config.std)
+            first = x[: config.shown] if first is None else first
+            with inference(model, config.dtype):
+                layers.append(inspection.add(x, keys.to(device)))
+        if len(layers) == 2:
+            across.add(*layers)
+    if first is None:
+        raise ValueError(f"fewer than {FEWEST} samples of {part.title} can be read, so layers cannot be compared; give more")
+    labels = _labels(subjects)
+    found = {
+        label: inspection.result() | {"data": describe_data(part), "tokens": _tokens(model, first)}
+        for label, inspection, model in zip(labels, inspections, models, strict=True)
+    }
+    between = across.result().tolist() if len(subjects) == 2 else None
+    return _write(config, subjects, models, found, between, first, problems)
+
+
+def _write(
+    config: Config,
+    subjects: list[Subject],
+    models: list[MaskedModel],
+    found: dict[str, dict[str, Any]],
+    between: list[list[float]] | None,
+    first: Tensor,
+    problems: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Writes numbers, pictures and the page; prints the claims."""
+    folder = Path(config.out) if config.out is not None else (subjects[0].run or Path()) / "inspection"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw_inspection(found, between, folder)
+    for number, (label, model, subject) in enumerate(zip(found, models, subjects, strict=True), start=1):
+        path = folder / ("maps.png" if len(models) == 1 else f"maps_{number}.png")
+        pictures.append((_draw_maps(model, subject, first, label, path), f"Features and attention: {label}", MAPS))
+    title = f"Inside {' and '.join(found)}"
+    page = write_page(title, found, pictures, folder / "inspection.html")
+    result = {"models": found, "between": between, "problems": problems, "page": str(page)}
+    (folder / "inspection.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for label, one in found.items():
+        print(f"{label}, {one['samples']:,} samples of {one['data']}:")
+        for row in claims(one):
+            verdict = {True: "holds", False: "does not hold", None: "not decided"}[row["holds"]]
+            print(f"  {row['value']:8.3g}  {verdict:13}  {row['claim']}: {row['formula']} (expected {row['expected']})")
+    if problems:
+        print(f"{len(problems)} inputs could not be read and were left out; the first: {problems[0]['reason']}")
+    print(f"page: {page}")
+    return result
+
+
+MAPS = (
+    "From the left: the sample; the three largest principal components of its tokens as colours; the same after the mean over the "
+    "samples at each place is taken away; where the middle token looks in the last block; and over all blocks (rollout)."
+)
+
+
+@torch.no_grad()
+def _draw_maps(model: MaskedModel, subject: Subject, x: Tensor, label: str, path: Path) -> Path:
+    """Draws components of features and the attention of the middle token, one row per sample."""
+    x = x.to(next(model.parameters()).device)
+    with inference(model):
+        tokens, grid = model.encode(x).tokens, model.tokenizer.grid(x)
+        middle = sum(count // 2 * stride for count, stride in zip(grid, _strides(grid), strict=True))
+        looks = token_attention(model, x, middle)
+    mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (subject.data.mean, subject.data.std))
+    columns = [("sample", x.cpu() * std + mean)]
+    for name, centred in (("components", False), ("without the place", True)):
+        columns.append((name, _as_picture(feature_colours(tokens, centre_places=centred), grid, model.tokenizer.size)))
+    for name, weights in zip(("last block", "all blocks"), looks, strict=True):
+        shade = (weights / weights.amax(1, keepdim=True)).cpu()[..., None].expand(-1, -1, 3)
+        columns.append((name, _as_picture(shade, grid, model.tokenizer.size)))
+    return draw_grid(columns, path, title=f"{label}: features and attention", notes=[MAPS])
+
+
+def _as_picture(values: Tensor, grid: tuple[int, ...], token: tuple[int, ...]) -> Tensor:
+    """Returns values of tokens as pixels, (B, N, 3) -> (B, 3, s...)."""
+    picture = values.unflatten(1, grid).movedim(-1, 1)
+    for axis, size in enumerate(token, start=2):
+        picture = picture.repeat_interleave(size, axis)
+    return picture
+
+
+def _strides(grid: tuple[int, ...]) -> list[int]:
+    """Returns how far a step along each axis goes in the grid's flat order."""
+    strides = [1]
+    for count in reversed(grid[1:]):
+        strides.insert(0, strides[0] * count)
+    return strides
+
+
+def _tokens(model: MaskedModel, x: Tensor) -> int:
+    """Returns the number of tokens that the encoder processes of a whole sample, prefix tokens among them."""
+    count = model.encoder.shape.prefix
+    product = 1
+    for length in model.tokenizer.grid(x):
+        product *= length
+    return count + product
+
+
+def _labels(subjects: list[Subject]) -> list[str]:
+    """Returns a name for each model; two of the same name are told apart."""
+    names = [subject.name for subject in subjects]
+    names = [f"{name}, random weights" if subject.step == 0 else name for name, subject in zip(names, subjects, strict=True)]
+    return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, start=1)]
