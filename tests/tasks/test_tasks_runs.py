@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from mmm import Input, MaskedModel, ModelConfig
 from mmm.config.cli import main as run_main
 from mmm.core.mask import Mask
-from mmm.core.registry import PartConfig
-from mmm.core.tokens import Grid, take
+from mmm.core.tokens import Grid
+from mmm.core.types import Features
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import Encoder, VisionTransformer
@@ -29,7 +30,7 @@ from mmm.evaluate.plots.curves import draw_loss, draw_runs
 from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget, Target, targets
+from mmm.targets import PixelTarget, Target, TargetConfig, Taught, targets
 from mmm.tokenizers import Patches
 from tasks import compare
 from tasks.__main__ import main
@@ -115,17 +116,17 @@ class Sums(Target):
     """Predicts each channel's mean: numbers that cannot be drawn."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PartConfig):
+    class Config(TargetConfig):
         """Nothing to choose."""
 
-    def __init__(self, config: Config, *, width: int, data: Input, encoder: Encoder) -> None:
+    def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.width = config, data.channels
 
-    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        return take(patches, mask.predict).unflatten(2, (-1, self.width)).mean(2)
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        return Taught(patches.unflatten(2, (-1, self.width)).mean(2))
 
-    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
+    def loss(self, predicted: Tensor, wanted: Any, mask: Mask, features: Features) -> Tensor:
         return (predicted - wanted).square().mean()
 
 

@@ -29,14 +29,14 @@ from mmm.core.rng import sample_keys
 from mmm.model import ModelConfig
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.config import identity
-from mmm.train.distributed.fsdp import blocks_of, check_sharding, sharding_asked, whole
+from mmm.train.distributed.fsdp import blocks_of, check_sharding, gather, sharding_asked
 from mmm.train.distributed.setup import start
 from mmm.train.loop import fit
 from mmm.train.optimizer import make_optimizer
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
 from mmm.train.schedule import make_plan
-from mmm.train.state import Training, tensors_of
+from mmm.train.state import Training
 from mmm.weights.formats.bundle import write_folder
 
 SETTINGS = replace(CONFIG, steps=6, save_every=2, micro_batch_size=2, log_every=1, max_skipped=3)
@@ -169,11 +169,11 @@ def evaluate(training, rank):
     with training.gathered() as plain:
         if rank == 0:
             plain(table(torch.float64))
-    live = {**tensors_of(training)["model"], "scale": torch.full((3,), 0.5)}
+    live = {**training._tensors()["model"], "scale": torch.full((3,), 0.5)}
     for name, value in (*plain.named_parameters(), *plain.named_buffers()):
-        assert torch.equal(value, whole(live[name]) + (name == "calls" and rank == 0)), name
+        assert torch.equal(value, gather(live[name]) + (name == "calls" and rank == 0)), name
     with training.ema.applied(training.unwrapped), training.gathered() as plain:
-        assert torch.equal(plain.embed.weight, whole(training.ema.averages["embed.weight"]))
+        assert torch.equal(plain.embed.weight, gather(training.ema.averages["embed.weight"]))
 
 
 def full_disk(folder, rank):
@@ -208,7 +208,7 @@ def masked_model(folder, rank):
     plan = make_plan(config, samples=8, processes=2)
     for _ in fit(training, iter([x[mine]]), loss_of, config=config, plan=plan, seed=0, name_samples=ids):
         training.save(folder / "masked" / "checkpoints", 1)
-    expected = {name: whole(value) for name, value in training.unwrapped.state_dict().items()}
+    expected = {name: gather(value) for name, value in training.unwrapped.state_dict().items()}
     with training.gathered() as plain:
         features = plain.encode(x).tokens
     if rank == 0:
@@ -224,7 +224,7 @@ def in_bf16(folder):
     config = replace(SETTINGS, precision="bf16", steps=2, warmup_steps=0)
     training = train(folder / "bf16", config, sharded=True, dtype=torch.float32)
     assert training.unwrapped.blocks[0].seen == {(torch.float32, torch.float32, torch.bfloat16)}
-    assert all(value.dtype == torch.float32 for value in tensors_of(training)["optimizer"].values())
+    assert all(value.dtype == torch.float32 for value in training._tensors()["optimizer"].values())
     assert all(value.dtype == torch.float32 for value in training.unwrapped.parameters())
 
 
