@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
+from mmm.core.types import Input
 from mmm.encoders import Encoder
 from mmm.layers.batch_norm import BatchNorm
 from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
@@ -35,12 +37,14 @@ class HeadConfig:
     """Rate of dropout before the linear layer."""
     std: float = 0.02
     """Standard deviation of the linear layer's first weights, a normal that is cut at 2."""
+    epsilon: float = 1e-6
+    """Epsilon of a layer norm (MAE, timm: 1e-6; transformers' VideoMAE: 1e-5)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"head.dropout {self.dropout} is not a rate from 0 to below 1")
-        if self.std <= 0:
-            raise ValueError(f"head.std {self.std} must be above 0")
+        if self.std <= 0 or self.epsilon <= 0:
+            raise ValueError(f"head.std {self.std} and head.epsilon {self.epsilon} must be above 0")
 
 
 class Head(nn.Module):
@@ -50,7 +54,7 @@ class Head(nn.Module):
         """For pooled tokens of this width."""
         super().__init__()
         self.config, self.classes = config, classes
-        self.fc_norm = _norm(config.norm, width)
+        self.fc_norm = _norm(config, width)
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=config.std)
@@ -61,13 +65,13 @@ class Head(nn.Module):
         return self.linear(self.dropout(self.fc_norm(pooled)))
 
 
-def _norm(name: Norm, width: int) -> nn.Module:
-    if name == "layer":
-        return nn.LayerNorm(width, eps=1e-6)
-    return BatchNorm(width) if name == "batch" else nn.Identity()
+def _norm(config: HeadConfig, width: int) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(width, eps=config.epsilon)
+    return BatchNorm(width) if config.norm == "batch" else nn.Identity()
 
 
-class Classifier(nn.Module):
+class Classifier(Pretrained, nn.Module):
     """Scores classes of images or clips. Its encoder keeps its names: `encoder.blocks.0.attn.qkv.weight`.
 
     Example:
@@ -77,15 +81,29 @@ class Classifier(nn.Module):
     """
 
     __call__: Callable[..., Tensor]
+    labels: tuple[str, ...] | None
 
-    def __init__(self, tokenizer: GridTokenizer, encoder: Encoder, pool: Pool, head: Head, *, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        encoder: Encoder,
+        pool: Pool,
+        head: Head,
+        *,
+        frozen: bool = False,
+        data: Input | None = None,
+        labels: tuple[str, ...] | None = None,
+    ) -> None:
         """Puts parts together that fit each other; `build` and `of` make such parts.
 
         Args:
             frozen: the encoder stays in evaluation mode and gets no gradient.
+            data: what the data dictated to the parts; needed to save the model.
+            labels: names of the K classes, in their order. None: they have no names.
         """
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
+        self.data, self.labels = data, labels
         use_cpu_bf16_kernels(self)
         if frozen:
             encoder.requires_grad_(False).eval()
@@ -101,6 +119,8 @@ class Classifier(nn.Module):
         head: HeadConfig | None = None,
         frozen: bool = False,
         seed: int | None = None,
+        data: Input | None = None,
+        labels: tuple[str, ...] | None = None,
     ) -> Self:
         """Builds pool and head for an encoder, which is taken over as it is.
 
@@ -110,13 +130,14 @@ class Classifier(nn.Module):
             head: none: `HeadConfig()`.
             frozen: see `__init__`.
             seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
+            data, labels: see `__init__`.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
             pooling = pools.build(pool or MeanPool.Config(), encoder=encoder.shape)
             last = Head(head or HeadConfig(), width=pooling.width, classes=classes)
-        return cls(tokenizer, encoder, pooling, last, frozen=frozen)
+        return cls(tokenizer, encoder, pooling, last, frozen=frozen, data=data, labels=labels)
 
     @classmethod
     def of(
@@ -128,9 +149,20 @@ class Classifier(nn.Module):
         head: HeadConfig | None = None,
         frozen: bool = False,
         seed: int | None = None,
+        labels: tuple[str, ...] | None = None,
     ) -> Self:
         """As `build`, with the tokenizer and the encoder of a masked model, which `mmm.load` gives; they are shared, not copied."""
-        return cls.build(model.tokenizer, model.encoder, classes=classes, pool=pool, head=head, frozen=frozen, seed=seed)
+        return cls.build(
+            model.tokenizer,
+            model.encoder,
+            classes=classes,
+            pool=pool,
+            head=head,
+            frozen=frozen,
+            seed=seed,
+            data=model.data,
+            labels=labels,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of normalised pixels (B, C, H, W) or (B, C, T, H, W)."""
@@ -140,6 +172,33 @@ class Classifier(nn.Module):
         """Every token, prefix first, (B, R + N, D): what a frozen classifier may keep instead of the pixels."""
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None).last
+
+    @torch.no_grad()
+    def predict(self, x: Any, *, top: int = 5) -> list[dict[str, float]]:
+        """Names the classes of samples.
+
+        Args:
+            x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
+            top: number of classes that are named.
+
+        Returns:
+            For each sample the likeliest classes and their probabilities, largest first. Classes without names are numbers.
+
+        Raises:
+            ValueError: a sample cannot be taken.
+        """
+        training = self.training
+        try:
+            return self.eval().named(self(self.prepared(x)).float().softmax(1), top=top)
+        finally:
+            self.train(training)
+
+    def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
+        """Returns the `top` likeliest classes of each row of probabilities (B, K), by name, largest first."""
+        values, classes = probabilities.topk(min(top, self.head.classes), dim=1)  # (B, top) each
+        names = self.labels or tuple(str(number) for number in range(self.head.classes))
+        rows = zip(classes.tolist(), values.tolist(), strict=True)
+        return [{names[number]: value for number, value in zip(*row, strict=True)} for row in rows]
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Logits (B, K) of tokens (B, R + N, D)."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
+from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
@@ -24,6 +26,9 @@ from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.targets import Target, TargetConfig, Wanted, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
+
+if TYPE_CHECKING:
+    from mmm.evaluate.reconstruction.reconstruct import Reconstruction
 
 
 @pytree
@@ -55,7 +60,7 @@ class ModelConfig:
     target: TargetConfig
 
 
-class MaskedModel(nn.Module):
+class MaskedModel(Pretrained, nn.Module):
     """A masked autoencoder of images or clips, put together from five parts.
 
     Example:
@@ -71,10 +76,24 @@ class MaskedModel(nn.Module):
     target: Target
     __call__: Callable[..., Output]
 
-    def __init__(self, tokenizer: GridTokenizer, masker: Masker, encoder: Encoder, decoder: Decoder | None, target: Target) -> None:
-        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do."""
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        masker: Masker,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        target: Target,
+        *,
+        data: Input | None = None,
+    ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do.
+
+        Args:
+            data: what the data dictated to the parts; needed to save the model.
+        """
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
+        self.data = data
         use_cpu_bf16_kernels(self)
 
     @classmethod
@@ -103,7 +122,7 @@ class MaskedModel(nn.Module):
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
-        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target)
+        return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
         """The loss of a batch.
@@ -130,9 +149,37 @@ class MaskedModel(nn.Module):
         loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
         return Output(loss, *answers[0], mask)
 
-    def encode(self, x: Tensor) -> Features:
-        """Features of every token, in the grid's order, without a mask. x: (B, C, H, W) or (B, C, T, H, W), normalised."""
-        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None)
+    def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
+        """Encodes samples; `pooled`, `tokens`, `class_token` and `blocks` of the result are the features.
+
+        Args:
+            x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
+            blocks: blocks whose outputs are kept, 0 for what enters the first. None: those that the decoder reads.
+            mask: encodes only what it shows. None: every token, in the grid's order.
+
+        Raises:
+            ValueError: a sample cannot be taken.
+        """
+        x = self.prepared(x)
+        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
+
+    def reconstruct(self, x: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+        """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.
+
+        Args:
+            x: as `encode` takes it.
+            ratio: fraction of all tokens that is hidden. None: the masker's own.
+            seed: of the masks.
+
+        Returns:
+            `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.
+
+        Raises:
+            ValueError: the model has no decoder, or its predictions are not pixels.
+        """
+        from mmm.evaluate.reconstruction.reconstruct import reconstruct_samples
+
+        return reconstruct_samples(self, x, ratio=ratio, seed=seed)
 
     def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
         """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""

@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in known:
-        from mmm.core.registry import nearest
+        from mmm.core.registry import suggest
 
-        print(f"error: no task is called {name!r}{nearest(name, known)} There are: {', '.join(known)}.", file=sys.stderr)
+        print(f"error: no task is called {name!r}{suggest(name, known)}", file=sys.stderr)
         return 2
     _run(import_module(f"tasks.{name}"), name, rest)
     return 0

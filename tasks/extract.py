@@ -3,6 +3,7 @@
 mmm extract runs/pretrain-1 --source my_photographs --out features.parquet
 mmm extract runs/pretrain-1 --test_split train --layers last 6 12 --pool class --out train.safetensors
 mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --views all --out clips.parquet
+mmm extract videomae.pth --source films --every 2.0 --out windows.parquet      # a clip every two seconds
 torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
 
 The same command goes on after a stop. Beside the file lies NAME.json: the inputs' names, those that could not be read, and what the
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmm.data import Clips, Images
+from mmm.data.datasets.windows import Windows, open_windows
 from mmm.evaluate.features.extract import ExtractConfig, extract, identity_of
 from mmm.evaluate.features.store import Store, manifest_of
 from mmm.evaluate.loaded_model import SubjectConfig, describe_data, open_shown, open_subject
@@ -26,6 +28,7 @@ from mmm.train.distributed.setup import start
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
+COVERED = 0.1  # share of the videos that clips of evaluation cover, below which this is printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,18 @@ def run(config: Config) -> dict[str, Any]:
     accelerator = start(TrainConfig(epochs=1, batch_size=config.batch_size, learning_rate=1.0, precision=config.precision))
     subject = open_subject(replace(config, device=config.device or str(accelerator.device)))
     part = open_shown(config, subject.data)
+    if config.every is not None:
+        if not isinstance(part, Clips):
+            raise ValueError(f"every {config.every} is for videos, and this model is of images")
+        part = open_windows(part, config.every)
     model = subject.trained or subject.untrained
-    features = {"layers": list(config.layers), "pool": config.pool, "views": config.views, "precision": config.precision}
+    features: dict[str, Any] = {
+        "layers": list(config.layers),
+        "pool": config.pool,
+        "views": config.views,
+        "precision": config.precision,
+    }
+    features |= {} if config.every is None else {"every": config.every}
     identity = identity_of(model, part) | {"features": features, "shard": config.shard}
     store = Store(Path(config.out), identity, inputs=len(part), shard=config.shard)
     logger.info("%s on %s (%s), %s inputs", subject.name, subject.data.source, part.where, f"{len(part):,}")
@@ -60,9 +73,14 @@ def describe(found: dict[str, Any], out: Path, part: Images | Clips) -> str:
     """The file in a few lines."""
     layers = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["shapes"].items())
     lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs of {describe_data(part)}: {layers}"]
-    if others := len(part.table.cells) - len(part):
+    if others := len(part.table.column) - len(part.rows.unique()):
         other = "train" if part.where.endswith("(held out)") else "eval"
         lines.append(f"only this part was read: {others:,} inputs of the split are in the other one, --test_split {other}")
+    if isinstance(part, Clips) and not isinstance(part, Windows) and part.lengths is not None:
+        videos, _, read, length = part.lengths.sums.tolist()
+        if videos and read < COVERED * length:
+            share = f"the clips cover {read / length:.1%} of the videos, which last {length / videos:.0f} s on average"
+            lines.append(f"{share}; --every 2.0 reads a clip every two seconds")
     if found["problems"]:
         first = found["problems"][0]
         lines.append(f"{len(found['problems'])} inputs could not be read and are not there ({first['name']}: {first['reason']})")

@@ -23,10 +23,10 @@ from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.decode.video import require
 from mmm.data.decode.video.encode import EncodeConfig, reencode
 from mmm.data.loading.scan import EachOnce, Finding, each_once
-from mmm.data.loading.worker_watchdog import in_hand
+from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Source
 from mmm.data.sources.file_list import ListFile
-from mmm.data.sources.folder import FolderCells
+from mmm.data.sources.folder import FileColumn
 from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ def place(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
 
 
 def _relative(clips: Clips, index: int) -> str:
-    cells, labels = clips.table.cells, clips.table.labels
-    if isinstance(cells, FolderCells):
+    cells, labels = clips.table.column, clips.table.labels
+    if isinstance(cells, FileColumn):
         return "/".join(part for part in Path(clips.name(index)).parts if part not in ("/", "..", "."))
     row = int(clips.rows[index])
     folder = "" if labels is None or clips.classes is None else clips.classes[int(labels[row])].replace("/", "_") + "/"
@@ -107,11 +107,11 @@ def _work(clips: Clips, targets: list[Path], config: Config) -> Callable[[int], 
     """What a worker does with a video."""
 
     def work(index: int) -> dict[str, Any]:
-        source, target = clips.cell(index), targets[index]
+        source, target = clips.raw(index), targets[index]
         if target.exists() and (isinstance(source, bytes) or target.stat().st_mtime >= source.stat().st_mtime):
             return {"skipped": True, "bytes_after": target.stat().st_size}
         target.parent.mkdir(parents=True, exist_ok=True)
-        with in_hand(index, config.deadline):
+        with watched(index, config.deadline):
             return reencode(source, target, config)
 
     return work

@@ -31,7 +31,7 @@ from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery,
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, connect
+from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, connect, fingerprint
 from mmm.targets import PixelTarget, Target, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.config import RunConfig, TrainConfig, identity
@@ -43,7 +43,8 @@ from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import Plan, make_plan
 from mmm.train.session import Session, open_session, preview
 from mmm.train.state import Training
-from mmm.weights.load import initialise_from
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load as load_model
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,11 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(scaled(config), samples=data.epoch, processes=accelerator.num_processes)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
-    if config.init is not None:
-        initialise_from(model, config.init)
+    copied = set() if config.init is None else initialise_from(model, config.init)
+    if "target" not in copied:
+        model.target.begin(model, load_model)
     # ---------------------------------------------------------------------------------------------------------------- training
-    fingerprints = {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
+    fingerprints = fingerprint(model) | {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
     training = Training.prepare(
         accelerator,
         model,

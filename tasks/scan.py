@@ -19,8 +19,8 @@ from mmm.data import ClipsConfig, DataConfig, ImagesConfig, Unreadable, open_dat
 from mmm.data.decode.image import decode_image
 from mmm.data.decode.video import OpenVideo
 from mmm.data.loading.scan import scan
-from mmm.data.sources.base import FRAMES, PICTURES, RECORDINGS
-from mmm.data.sources.concat import Several
+from mmm.data.media import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mmm.data.sources.concat import ConcatSource
 from mmm.data.sources.folder import Folder
 from mmm.data.sources.resolve import find_source
 
@@ -91,16 +91,16 @@ def detect_medium(source: str | None) -> str:
     """Returns "videos" or "images", by the files of a folder or the first input of anything else."""
     try:
         found = find_source(ClipsConfig(source=source))
-        found = found.sources[0] if isinstance(found, Several) else found
+        found = found.sources[0] if isinstance(found, ConcatSource) else found
         if isinstance(found, Folder):
             return "images" if found.medium is FRAMES else "videos"
-        cell = found.table(found.splits[0]).cells[0]
+        cell = found.table(found.splits[0]).column[0]
     except (ValueError, Unreadable):
         return "images"  # whatever is wrong with the source, opening it as images says it
     if not isinstance(cell, (bytes, Path)):  # decoded pixels
         return "images"
-    if isinstance(cell, Path) and cell.suffix.lower() in PICTURES | RECORDINGS:
-        return "videos" if cell.suffix.lower() in RECORDINGS else "images"
+    if isinstance(cell, Path) and cell.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        return "videos" if cell.suffix.lower() in VIDEO_SUFFIXES else "images"
     if isinstance(cell, Path) and cell.is_dir():  # frames
         return "videos"
     try:

@@ -87,7 +87,7 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
 
     def cuts(repeats: int, turn: int) -> None:
         keys = sample_keys(0, turn, index[:, None], repeat=torch.arange(repeats)).flatten()
-        found, failed = later.train_cuts(index, keys)
+        found, failed = later.deferred_train_views(index, keys)
         assert not failed
         found.pack()
 

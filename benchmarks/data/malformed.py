@@ -40,7 +40,7 @@ from mmm.data.decode.image import decode_image
 from mmm.data.decode.video.reader import read_clip
 from mmm.data.errors import Unreadable
 from mmm.data.loading.scan import scan
-from mmm.data.sources.listing import printable
+from mmm.data.sources.folder import printable
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 pictures, films = importlib.import_module("malformed"), importlib.import_module("malformed_videos")
@@ -141,7 +141,7 @@ def _differences(samples: Images | Clips, truth: dict[str, Any]) -> tuple[float,
         name = samples.name(index)
         if name not in truth:
             continue
-        cell = samples.cell(index)
+        cell = samples.raw(index)
         try:
             pixels = decode_image(cell, 3) if isinstance(samples, Images) else read_clip(cell)
             off = float(np.abs(pixels.astype(float) - truth[name]).mean()) if pixels.shape == truth[name].shape else float("inf")

@@ -85,8 +85,8 @@ def ours(clips: Clips) -> Way:
     """What a worker does; without keys it decodes only."""
 
     def read(number: int, keys: Tensor) -> None:
-        if (len(keys) > 1 or keys[0] != NOTHING) and clips.resized_later:
-            cuts, failed = clips.train_cuts(torch.tensor([number]), keys)
+        if (len(keys) > 1 or keys[0] != NOTHING) and clips.defers_resize:
+            cuts, failed = clips.deferred_train_views(torch.tensor([number]), keys)
             assert not failed, failed
             cuts.pack()
             return
@@ -94,7 +94,7 @@ def ours(clips: Clips) -> Way:
             _, failed = clips.train_views(torch.tensor([number]), keys)
             assert not failed, failed
             return
-        with OpenVideo(clips.cell(number), clips.config.backend) as video:
+        with OpenVideo(clips.raw(number), clips.config.backend) as video:
             for _ in blocks(video, drawn_frames(video.times, keys, CONFIG).ravel(), 3):
                 pass
 
@@ -106,7 +106,7 @@ def bare_decord(clips: Clips) -> Way:
     import decord
 
     def read(number: int, keys: Tensor) -> None:
-        reader = decord.VideoReader(str(clips.cell(number)), num_threads=1)
+        reader = decord.VideoReader(str(clips.raw(number)), num_threads=1)
         (frames,) = drawn_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
         clip = torch.from_numpy(reader.get_batch(frames).asnumpy())
         if len(keys) > 1 or keys[0] != NOTHING:
@@ -200,7 +200,7 @@ def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: i
     """Of a sample, wall time: what data.resize device leaves to the device, the transfer included."""
     costs = []
     for turn in range(rounds):
-        cuts, failed = samples.train_cuts(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
+        cuts, failed = samples.deferred_train_views(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
         assert not failed, failed
         packed = cuts.pack()
         start = time.perf_counter()

@@ -48,7 +48,7 @@ def write_subset(options: argparse.Namespace, folder: Path) -> None:
         part = choose(open_images(source, split), count, seed=7)
         labels = part.labels()
         assert labels is not None
-        rows = {"image": [{"bytes": part.cell(i), "path": None} for i in range(len(part))], "label": labels.tolist()}
+        rows = {"image": [{"bytes": part.raw(i), "path": None} for i in range(len(part))], "label": labels.tolist()}
         kinds = Features({"image": Image(), "label": Value("int64")})
         Dataset.from_dict(rows, features=kinds).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
 

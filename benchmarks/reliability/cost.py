@@ -157,7 +157,7 @@ class _Many:
     workers: int = 0
     repeats: int = 1
     views: int = 1
-    resized_later: bool = False
+    defers_resize: bool = False
 
     def __len__(self) -> int:
         return LARGE

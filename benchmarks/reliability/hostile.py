@@ -23,7 +23,7 @@ from benchmarks.reliability.runs import picture
 from benchmarks.reliability.watch import Audit, Bait
 from mmm.data.errors import Unreadable
 from mmm.data.sources.films import write_film
-from mmm.system.user_cache import user_cache
+from mmm.system.files import user_cache
 
 COUNT, QUICK = 1, 1  # times that each is tried
 FEWEST = 30

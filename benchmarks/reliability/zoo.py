@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.reliability.circumstances import HOUSE
 from benchmarks.reliability.harness import call, side_by_side, start
 from benchmarks.reliability.runs import config_of, picture
-from mmm.data.sources.listing import printable
+from mmm.data.sources.folder import printable
 
 COUNT, QUICK = 25, 2  # files of each kind
 GOOD = 4  # good files for each bad one, or eleven bad ones in a row would end a run by chance

@@ -19,6 +19,7 @@ from mmm.config.overrides import (
     is_demonstration,
     parts_of,
     pull,
+    sets_of,
     starting_point,
     swap_parts,
     use_file,
@@ -94,6 +95,10 @@ def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
     lines += ["", "Parts; choosing one brings its own flags, shown below for those chosen now:"]
     for path, part in parts_of(config).items():
         lines.append(f"  --{path}.name {{{','.join(sorted(REGISTRIES[part.kind].parts))}}} (now: {part.name})")
+    for path, parts in sets_of(config).items():
+        lines.append(
+            f"  --{path} [{{{','.join(sorted(REGISTRIES[parts.kind].parts))}}} ...] (now: {' '.join(parts.names) or 'none'})"
+        )
     lines += [
         "",
         "`none` unsets what may be None. MMM_DEBUG=1 shows an error's traceback. Values below are those that other flags change.",

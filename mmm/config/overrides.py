@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from mmm.config.serialize import arms, from_dict, in_words, load, to_dict
-from mmm.core.registry import REGISTRIES, PartConfig, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
 
 T = TypeVar("T")
 Flags = list[tuple[str, list[str]]]  # name without dashes, and the values that followed it
@@ -118,8 +118,19 @@ def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def parts_of(config: Any) -> dict[str, PartConfig]:
-    """Every part's config by its dotted name."""
-    return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig)}
+    """Every part's config by its dotted name, but for those of a set, whose names are fixed."""
+    sets = set_members(config)
+    return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig) and path not in sets}
+
+
+def sets_of(config: Any) -> dict[str, PartSet]:
+    """Every set of parts by its dotted name."""
+    return {path: value for path, _, value in walk(config) if isinstance(value, PartSet)}
+
+
+def set_members(config: Any) -> set[str]:
+    """The dotted names of the parts in sets."""
+    return {f"{path}.{name}" for path, value in sets_of(config).items() for name in value.names}
 
 
 def _replace(config: T, values: Mapping[str, Any]) -> T:
@@ -133,6 +144,12 @@ def _replace(config: T, values: Mapping[str, Any]) -> T:
 
 def swap_parts(config: T, flags: Flags) -> T:
     """Puts the parts in that are named; one that is there already keeps the values that it has."""
+    for path, parts in sets_of(config).items():  # `--evaluate features knn` says which parts the set holds
+        named = [values for flag, values in flags if flag == path]
+        if named:
+            flags[:] = [(flag, values) for flag, values in flags if flag != path]
+            known = to_dict(parts)
+            return swap_parts(_replace(config, {path: {name: known.get(name) for name in named[-1]}}), flags)
     for path, part in parts_of(config).items():
         names = pull(flags, f"{path}.name")
         if names:  # again from the start: the new part may hold parts of its own
@@ -165,6 +182,10 @@ def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -
 def _elsewhere(flag: str, config: Any) -> str:
     """The end of an error, where another part of the same kind has the flag."""
     path, _, name = flag.rpartition(".")
+    for where, parts in sets_of(config).items():
+        name_of, _, _ = flag.removeprefix(f"{where}.").partition(".")
+        if flag.startswith(f"{where}.") and name_of in REGISTRIES[parts.kind].parts and name_of not in parts.names:
+            return f", for {name_of} is not chosen; --{where} {' '.join((*parts.names, name_of))} chooses it, too"
     part = parts_of(config).get(path)
     others = REGISTRIES[part.kind].parts if part else {}
     having = sorted(other for other in others if name in {field.name for field in dataclasses.fields(others[other].Config)})

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from mmm.config.reading import read_yaml
-from mmm.core.registry import REGISTRIES, PartConfig, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
 
 T = TypeVar("T")
 
@@ -48,7 +48,9 @@ def load(kind: type[T], path: str | Path) -> T:
 
 
 def to_dict(config: Any) -> Any:
-    """Nested dicts, lists and scalars, with the `name` of every part."""
+    """Nested dicts, lists and scalars, with the `name` of every part; in a set of parts, the names are the keys."""
+    if isinstance(config, PartSet):
+        return {part.name: {name: value for name, value in to_dict(part).items() if name != "name"} for part in config}
     if dataclasses.is_dataclass(config):
         name = {"name": config.name} if isinstance(config, PartConfig) else {}
         return name | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -94,6 +96,8 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         if not issubclass(config, hint):
             raise ValueError(f"{where}{name}.name: the Config of {value['name']!r} must extend {hint.__qualname__}")
         return from_dict(config, {key: value[key] for key in value if key != "name"}, f"{where}{name}.")
+    if isinstance(hint, type) and issubclass(hint, PartSet):
+        return _part_set(hint, value, f"{where}{name}.")
     nested = [arm for arm in arms(hint) if dataclasses.is_dataclass(arm)]
     if nested and (value is not None or hint in nested):
         return from_dict(_variant(nested[0], value), value, f"{where}{name}.")
@@ -103,6 +107,19 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         given = " ".join(map(str, value)) if isinstance(value, list) else value
         choices = [choice for arm in arms(hint) if get_origin(arm) is Literal for choice in map(str, get_args(arm))]
         raise ValueError(f"{where}{name}: {given!r} is not {in_words(hint)}{nearest(str(given), choices)}") from None
+
+
+def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
+    """A set of parts, from their values by name, or from their names alone."""
+    named = value if isinstance(value, Mapping) else dict.fromkeys([value] if isinstance(value, str) else value or ())
+    configs = []
+    for name, tree in named.items():
+        try:
+            config = REGISTRIES[kind.kind][str(name)].Config
+        except ValueError as error:
+            raise ValueError(f"{where.removesuffix('.')}: {error}") from None
+        configs.append(from_dict(config, {} if tree is None else tree, f"{where}{name}."))
+    return kind.of(*configs)
 
 
 def _variant(kind: Any, tree: Any) -> Any:

@@ -6,8 +6,9 @@ Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D wid
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
@@ -42,6 +43,7 @@ class Input:
         size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
         channels: of a pixel.
         mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
         ValueError: where mean or std do not have one value a channel.
@@ -51,6 +53,9 @@ class Input:
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    stride: int | None = None
+    fps: float | None = None
+    sampling: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -82,6 +87,32 @@ class Features:
     def tokens(self) -> Tensor:
         """The tokens of the grid without the prefix, (B, M, D)."""
         return self.last[:, self.prefix :]
+
+    @property
+    def class_token(self) -> Tensor:
+        """The first prefix token, (B, D).
+
+        Raises:
+            ValueError: the encoder has none.
+        """
+        if not self.prefix:
+            raise ValueError("this encoder has no class token; use the mean of the tokens")
+        return self.last[:, 0]
+
+    def pooled(self, how: Literal["mean", "class", "both"] = "mean") -> Tensor:
+        """Returns one vector per sample: the mean of the tokens, the class token, or the class token followed by the mean.
+
+        Returns:
+            (B, D), or (B, 2 D) for both; fp32.
+
+        Raises:
+            ValueError: a class token is asked for, and the encoder has none.
+        """
+        mean = self.tokens.float().mean(1)
+        if how == "mean":
+            return mean
+        first = self.class_token.float()
+        return first if how == "class" else torch.cat([first, mean], dim=1)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from mmm.core.types import Input
 from mmm.data.config import DataConfig
 from mmm.data.decode.video.reader import find_backend
-from mmm.data.sources.base import VIDEOS, Medium
+from mmm.data.media import VIDEOS, Medium
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,9 @@ class ClipsConfig(DataConfig):
     @property
     def column(self) -> str | None:
         return self.video_column
+
+    def input(self) -> Input:
+        return replace(super().input(), stride=self.stride, fps=self.fps, sampling=self.sampling)
 
     def check(self) -> None:
         super().check()

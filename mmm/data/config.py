@@ -1,4 +1,4 @@
-"""What a user says about data: where it is, how it is read, what shape the model gets."""
+"""The options of images and videos: where the data is, how it is read, and the shape of a sample."""
 
 from __future__ import annotations
 
@@ -6,101 +6,103 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from mmm.core.types import Input
-from mmm.data.sources.base import IMAGES, Medium
+from mmm.data.media import IMAGES, Medium
 from mmm.data.transforms.augment import check_policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What images and videos have in common: their labels where there are any, and how a sample is cut from one.
+    """Options that images and videos share.
 
-    Splits. A source has named splits (folders, file names or the hub say which); one without has the single split `train`.
-    Training takes `split`. Evaluation takes `eval_split`, or else the first of validation, valid, val, eval, dev and test
-    that exists; training then uses every sample of its split. Where none exists, `holdout` of the training split is set aside
-    for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With `eval_source`, evaluation
-    takes `eval_split` of that, or its own split for evaluation, or all of it.
+    Splits: a source has named splits (from folders, file names or the hub); a source without names has the single split
+    `train`. Training uses `split`. Evaluation uses `eval_split`, or else the first of validation, valid, val, eval, dev and
+    test that exists; training then uses all samples of its split. Where none exists, a share `holdout` of the training split is
+    held out for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With
+    `eval_source`, evaluation uses `eval_split` of that source, or its own split for evaluation, or all of it.
     """
 
     medium: ClassVar[Medium]
 
     source: str | None = None
-    """where the data is"""
+    """Where the data is."""
     root: str | None = None
-    """folder from which relative paths in a list file start; None: the list's own folder"""
+    """Folder from which relative paths in a list file start. None: the list's own folder."""
     weights: tuple[int, ...] = ()
-    """of several sources (source a+b): how many of every so many training samples come from each, for instance 3 1; without it
-    one order passes over all samples alike"""
+    """For several sources (source a+b): how many training samples of each cycle come from each source, for instance 3 1. Empty: one
+    order over all samples."""
     split: str = "train"
-    """the split to train on"""
+    """Split to train on."""
     eval_split: str | None = None
-    """the split to evaluate on; none takes the source's own, or holds samples out"""
+    """Split to evaluate on. None: the source's own, or else samples that are held out."""
     eval_source: str | None = None
-    """where the samples to evaluate on are, if not in the source, for instance a list of its own; its classes are the source's"""
+    """Source of the samples to evaluate on, if it is not `source`: a separate list, for instance. Labels count the classes of
+    `source`."""
     holdout: float = 0.02
-    """share of the training split that is held out when the source has no split for evaluation"""
+    """Share of the training split that is held out where the source has no split for evaluation."""
     label_column: str | None = None
-    """the table's column of labels; none finds it, and does without where there is none"""
+    """Column of labels in a table. None: found by name or type; a table without one has no labels."""
     image_size: int | tuple[int, int] = 224
-    """of a sample, in pixels: one number for a square, or height and width"""
+    """Size of a sample in pixels: one number for a square, or height and width."""
     channels: int = 3
-    """1 is grey, 3 is RGB, 4 is RGB and alpha; any other number must be the file's own (.npy, .tiff)"""
+    """1 for grey, 3 for RGB, 4 for RGB and alpha; any other number must be that of the files (.npy, .tiff)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """of each channel, in units of [0, 1]: subtracted from the pixels"""
+    """Mean of each channel, from 0 to 1, which is subtracted from the pixels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """of each channel, in units of [0, 1]: what the pixels are divided by"""
+    """Standard deviation of each channel, from 0 to 1, by which the pixels are divided."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """smallest and largest share of the picture's area that a training crop covers"""
+    """Smallest and largest share of the image's area that a training crop covers."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """smallest and largest width over height of a training crop, before it is resized"""
+    """Smallest and largest width over height of a training crop before it is resized."""
     flip: float = 0.5
-    """probability that a training crop is mirrored left to right"""
+    """Probability that a training crop is flipped horizontally."""
     lighting: float = 0.0
-    """largest relative change of a training crop's contrast, and of its brightness, drawn evenly; 0 changes nothing"""
+    """Largest relative change of a training crop's contrast and brightness, uniformly distributed; 0 changes nothing."""
     augment: str | None = None
-    """RandAugment of a training crop, of a clip alike on all frames, in timm's words, for instance rand-m9-mstd0.5-inc1;
-    none: not"""
+    """RandAugment of training crops in timm's notation, for instance rand-m9-mstd0.5-inc1; all frames of a clip are changed alike.
+    None: no RandAugment."""
     repeats: int = 1
-    """samples that are cut, each in its own way, from an input that is decoded once; an epoch decodes each input once"""
+    """Samples with different crops from each decoded input. An epoch decodes each input once."""
     resize: Literal["worker", "device"] = "worker"
-    """where training crops are resized: worker, in the process that decoded them; device, where the model trains, so that with a
-    GPU each core has more time to decode, above all with several crops of a decode. The same bits on a CPU; elsewhere at most 1
-    of 255 off on photographs, 2 at hard edges; samples of up to 48 pixels a side are always resized by workers"""
+    """Where training crops are resized. worker: in the process that decodes. device: where the model trains, which leaves
+    worker processes more time to decode, above all with several crops per input. The bits are the same on a CPU; on other
+    devices they differ by at most 1 of 255 on photographs and 2 at hard edges. Workers always resize samples of up to 48 pixels
+    per side."""
     workers: int = 2
-    """processes a rank that decode and crop; 0 does it in the training process, which is best for cached small images"""
+    """Processes per rank that decode and crop; 0 decodes in the training process, which is best for cached small images."""
     deadline: float = 60.0
-    """seconds after which a worker that has not read an input is killed, and the input counts as unreadable; without
-    workers there is no deadline"""
+    """Seconds after which a worker that reads an input is killed and the input counts as unreadable; there is no deadline without
+    workers."""
     max_bad: float = 0.01
-    """largest share of the samples that may be unreadable before the run stops"""
+    """Largest share of unreadable samples; a run with more of them stops."""
 
     @classmethod
     def variant(cls, names: set[str]) -> type[DataConfig]:
-        """Of the kinds of data, the first that has fields of all these names; images where none has."""
+        """The first kind of data that has fields of all these names; images where none has."""
         kinds = cls.__subclasses__() or [cls]
         return next((kind for kind in kinds if names <= {field.name for field in fields(kind)}), kinds[0])
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Height and width of a sample, pixels."""
+        """Height and width of a sample in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of a sample: (h, w), or (T, h, w)."""
+        """Size of a sample: (h, w), or (T, h, w)."""
         return self.frame_size
 
     @property
     def views(self) -> int:
-        """Samples that an input gives in evaluation."""
+        """Samples from each input in evaluation."""
         return 1
 
     @property
     def column(self) -> str | None:
-        """The table's column of samples, where it is named."""
+        """Name of the table's column of samples; None where it is not given."""
         return None
 
     def input(self) -> Input:
-        """What the parts must know of the data.
+        """The properties of the data that the parts of a model need.
 
         Raises:
             ValueError: naming the field whose value cannot be used.
@@ -109,11 +111,11 @@ class DataConfig:
         return Input(size=self.size, channels=self.channels, mean=self.mean, std=self.std)
 
     def check(self) -> None:
-        """Raises ValueError, naming the field, for values that make no sense."""
+        """Raises ValueError for invalid values, naming the field."""
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
-                raise ValueError(f"data.{name} has {len(values)} values for data.channels {self.channels}; give one a channel")
+                raise ValueError(f"data.{name} has {len(values)} values for data.channels {self.channels}; give one per channel")
         rules = {
             "image_size": min(self.frame_size) >= 1,
             "std": min(self.std, default=1.0) > 0,
@@ -135,27 +137,30 @@ class DataConfig:
         if self.augment is not None:
             check_policy(self.augment, self.channels)
             if self.resize == "device":
-                raise ValueError("data.resize cannot be device with data.augment, which works on resized crops; set worker")
+                raise ValueError("data.resize device does not work with data.augment, which changes resized crops; set worker")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(DataConfig):
-    """Images."""
+    """Options of images."""
 
     medium: ClassVar[Medium] = IMAGES
 
     source: str | None = None
-    """a folder of images (its sub-folders are the classes), parquet or WebDataset tars (file, folder, glob, {000..146}, for
-    tars https addresses too), a name on the hub, or builtin:photographs; a hub name may end in `:subset`; a+b takes several"""
+    """A folder of images (its sub-folders are the classes), image files (a path or glob), a list file of `path label` lines,
+    parquet files, WebDataset tars (file, folder, glob, {000..146}), a .npy array, a folder of `Dataset.save_to_disk`, a name on
+    the hub (with `:subset` where it has several), builtin:photographs, or registered:NAME (data from Python, see
+    `register_source`). Tars are read at https addresses too; tars, parquet files and folders also at hf://, s3://, gs:// and
+    other addresses that fsspec opens. a+b takes several sources."""
     image_column: str | None = None
-    """the table's column of images; none finds it"""
+    """Column of images in a table. None: found by type."""
     cache: bool = False
-    """decode each image once, when the data is opened, and keep the pixels in memory (for small images: whole ones, where
-    a large JPEG would else be decoded at a half, a quarter or an eighth, whatever a sample needs)"""
+    """Decode each image once when the data is opened, and keep the pixels in memory. For small images; large JPEGs are then decoded
+    at their full size, which otherwise happens at 1/2, 1/4 or 1/8 where samples allow it."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a sample, pixels."""
+        """Height and width of a sample in pixels."""
         return self.frame_size
 
     @property

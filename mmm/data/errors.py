@@ -1,4 +1,4 @@
-"""Inputs that cannot be read: each is named once with its reason, and too many of them stop the run."""
+"""Unreadable inputs: each is reported once with its reason, and a run with too many of them stops."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmm.system.files import Journal
 logger = logging.getLogger(__name__)
 
 
-class Unreadable(Exception):  # noqa: N818 (it names the input, not the act)
-    """One input that cannot be read; its text is a reason of one line that does not differ from run to run."""
+class Unreadable(Exception):  # noqa: N818 (named for the input)
+    """An input cannot be read. The message is one line, and the same in every run."""
 
 
 class Problem(NamedTuple):
-    """An unreadable input: its index in the opened data, its name (a path, or a row of a table), and why."""
+    """An unreadable input: its index in the data set, its name (a path, or a row of a table), and the reason."""
 
-    index: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls
+    index: int  # type: ignore[assignment]  # tuple.index is not used
     name: str
     reason: str
 
@@ -69,7 +69,7 @@ class BadInputs:
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Records the problems that are new."""
-        for problem in sorted(problems):  # so that the report is the same, whichever process met them
+        for problem in sorted(problems):  # so that the report does not depend on the process that read them
             if problem.name in self.found:
                 continue
             self.found[problem.name] = problem
@@ -83,7 +83,7 @@ class BadInputs:
             raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
 
     def report(self) -> str:
-        """One line for the run's end."""
+        """Summarizes the problems in one line, for the end of a run."""
         if not self.found:
             return "every input could be read"
         first = self.found[min(self.found)]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmm.classifier import Classifier
 from mmm.data import Clips, Images, Problem, eval_batches
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.evaluate.metrics import Tally, mean_of_views
 from mmm.evaluate.progress import progress
 

@@ -25,7 +25,7 @@ class PartProtocol:
 
     Attributes:
         where: split, and which part of it.
-        fingerprint: of the data, as `Part.fingerprint`.
+        fingerprint: of the data, as `Dataset.fingerprint`.
         samples: with a label.
         per_class: labels of each class, in the classes' order.
     """

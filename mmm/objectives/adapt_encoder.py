@@ -16,8 +16,8 @@ from mmm.core.types import Input, Reads
 from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
 from mmm.model import MaskedModel
-from mmm.weights.formats.run import CONFIG, read_config, run_of
-from mmm.weights.load import load
+from mmm.weights.formats.run import CONFIG, read_parts, run_of
+from mmm.weights.load import load_masked
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,16 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     """
     run = run_of(Path(path).expanduser())
     if run is not None:
-        own = read_config(run / CONFIG)[1]
+        own = read_parts(run / CONFIG)[1]
         for name in ("channels", "mean", "std"):
             given, wanted = getattr(data, name), getattr(own, name)
             if given != wanted:
                 value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
                 raise ValueError(f"data.{name} {given} is not what {run} was trained with; give --data.{name} {value}")
-    model = load(path)
+    model = load_masked(path)
+    own = model.data or data
+    if (own.mean, own.std) != (data.mean, data.std):
+        logger.warning("data.mean %s and data.std %s are not those of %s, %s and %s", data.mean, data.std, path, own.mean, own.std)
     if model.tokenizer.channels != data.channels:
         raise ValueError(f"data.channels {data.channels}: {path} is a model of {model.tokenizer.channels} channels")
     return model
@@ -57,7 +60,7 @@ def run_data(path: str | Path) -> DataConfig | None:
     run = run_of(Path(path).expanduser())
     if run is None:
         return None
-    read_config(run / CONFIG)  # refuses what is not a run's
+    read_parts(run / CONFIG)  # refuses what is not a run's
     tree = read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 

@@ -13,8 +13,8 @@ from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Reads
 from mmm.data import Batch, DataConfig, ImagesConfig
-from mmm.data.loading.prepare import prepare
-from mmm.data.transforms.erasing import erase
+from mmm.data.loading.loader import prepare
+from mmm.data.transforms.augment import erase
 from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.model import MaskedModel
 from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
@@ -82,7 +82,7 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
             encoder = adapt_encoder(pretrained, data, drop_path=_drop_path(config.encoder), last_norm=last_norm)
         if config.train_positions:
             train_positions(encoder)
-        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=head)
+        return Classifier.build(tokenizer, encoder, classes=classes, pool=config.pool, head=head, data=data)
 
 
 def with_pretrained(config: C, model: MaskedModel) -> C:

@@ -5,6 +5,7 @@ Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
@@ -85,7 +86,7 @@ class DataStream:
 
     def with_masker(self, model: MaskedModel) -> MaskedModel:
         """The same model with this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target)
+        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
 
 
 class MaskedObjective:
@@ -119,3 +120,11 @@ def connect(model: MaskedModel, accelerator: Accelerator) -> None:
     for part in model.modules():
         if isinstance(part, Target):
             part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
+
+
+def fingerprint(model: MaskedModel) -> dict[str, str]:
+    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds."""
+    found = hashlib.sha256()
+    for name, value in (unsaved := model.target.unsaved()).items():
+        found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"target.weights": found.hexdigest()[:16]} if unsaved else {}

@@ -1,13 +1,15 @@
-"""Files of one JSON object a line that a run appends to, and a resume cuts back to a step."""
+"""Files that a kill or a full disk leaves whole: JSON lines, atomic replacement, the user's cache, hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """One such file, which need not exist. What a full disk does not take waits for the next line."""
+    """A file of one JSON object per line, which a run appends to and a resume truncates to a step. It need not exist yet.
+
+    Lines that a full disk does not take are kept and written with the next line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: list[str] = []
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Adds a line, and those that wait; what a full disk took half is cut off, with a warning."""
+        """Appends a line and those that wait; a line that was written in part is removed, with a warning."""
         self.waiting.append(json.dumps(line) + "\n")
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -35,17 +40,17 @@ class Journal:
                 os.truncate(self.path, before)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All that is there, but for a line that a kill cut off."""
+        """All lines, except one that a kill cut off."""
         return [line for _, line in self._whole()]
 
     def cut(self, step: float = math.inf) -> None:
-        """Drops the lines after a step, and one that a kill cut off."""
+        """Removes the lines after a step, and one that a kill cut off."""
         kept = "".join(text for text, line in self._whole() if step == math.inf or line.get("step", math.inf) <= step)
         if kept != self._text():
             replace_text(self.path, kept)
 
     def _whole(self) -> list[tuple[str, dict[str, Any]]]:
-        """Lines as they stand and as they are read."""
+        """Lines as text and as JSON objects."""
         read = ((text, _read(text)) for text in self._text().splitlines(keepends=True))
         return [(text, line) for text, line in read if line is not None]
 
@@ -53,15 +58,44 @@ class Journal:
         return self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` for a file or folder, which replaces `path` at the end.
+
+    A kill or an error leaves `path` as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file anew; a kill leaves the old one or the new one."""
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Writes a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def user_cache() -> Path:
+    """The folder for data that can be made again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmm"
+
+
+def digest(parts: Iterable[object]) -> str:
+    """A hash of the parts' texts, 16 hexadecimal digits."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(f"{part}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()[:16]
 
 
 def _read(line: str) -> dict[str, Any] | None:
-    """None for a line that is not whole."""
+    """A line as a JSON object; None where it is not whole."""
     try:
         found = json.loads(line) if line.endswith("\n") else None
     except ValueError:

@@ -6,6 +6,7 @@ Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,6 +80,18 @@ class Target(nn.Module):
     @abstractmethod
     def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
         """How far (kmB, Q, K) is off what is wanted, (); the features are for what is wanted of a class token."""
+
+    def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
+        """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
+
+        Args:
+            model: the whole one, with the weights that it starts from.
+            load: reads a model from a path, as `mmm.load` does.
+        """
+
+    def unsaved(self) -> dict[str, Tensor]:
+        """Weights that the loss depends on and no checkpoint holds; a resume compares a hash of them."""
+        return {}
 
     def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
         """Called after each update of a training, the first being step 1 of `steps`; a teacher follows the encoder here.

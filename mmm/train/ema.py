@@ -1,4 +1,4 @@
-"""Exponential moving averages, of the trained weights and of teachers alike."""
+"""The exponential moving average of a run's weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmm.train.distributed.fsdp import local
+from mmm.layers.averages import follow
 
 
 class EMA:
     """An average of a model's tensors over the updates, `average = decay * average + (1 - decay) * live`.
 
-    For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
-    teacher's own tensors: state dicts refer, they do not copy. Each process averages its own part of a sharded model; a
-    teacher's dict is then taken anew for each update, or after the model was sharded.
+    <<<<<<< HEAD
+        For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
+        teacher's own tensors: state dicts refer, they do not copy. Each process averages its own part of a sharded model; a
+        teacher's dict is then taken anew for each update, or after the model was sharded.
+    =======
+        Of a sharded model each process averages its own part.
+    >>>>>>> main
     """
 
     def __init__(self, averages: Mapping[str, Tensor]) -> None:
@@ -36,12 +40,7 @@ class EMA:
         """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]
-        averages, values = [local(self.averages[n]) for n in floats], [local(live[n]) for n in floats]
-        if made is None:
-            torch._foreach_lerp_(averages, values, 1 - decay)
-        else:  # the weight stays on the device
-            weights = {dtype: made.to(dtype) * (1 - decay) for dtype in {value.dtype for value in averages}}
-            torch._foreach_lerp_(averages, values, [weights[value.dtype] for value in averages])
+        follow([self.averages[name] for name in floats], [live[name] for name in floats], decay, made)
         for name in self.averages.keys() - set(floats):
             self.averages[name].copy_(live[name])
 

@@ -1,34 +1,93 @@
-"""Weights for other people's code: the official layouts, timm and transformers."""
+"""Models written for others: weights in a format of the list, how pixels are prepared, and a card."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from mmm.encoders import VisionTransformer
-from mmm.model import MaskedModel
-from mmm.weights.formats.crossmae import to_crossmae
-from mmm.weights.formats.mae import to_mae
-from mmm.weights.formats.transformers_export import write_transformers
-from mmm.weights.formats.videomae import to_videomae
-from mmm.weights.matching import listed
+from mmm.core.types import Input
+from mmm.weights.formats import Model, find_format
+from mmm.weights.formats.base import PROCESSOR
+from mmm.weights.model_card import CARD, Origin, model_card
 
-__all__ = ["to_crossmae", "to_mae", "to_timm", "to_videomae", "write_transformers"]
+MARGIN = 256 / 224  # short side over side of the crop, as in evaluation
 
 
-def to_timm(model: MaskedModel) -> dict[str, Tensor]:
-    """An image encoder's weights under timm's names, as views, for its plain vision transformers of the same size.
+def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
+    """Writes a folder with a model in a format, how its pixels are prepared, and a card: whole or not at all.
 
-    `timm.create_model("vit_base_patch16_224", num_classes=0, checkpoint_path=...)` takes a file of them; with `class_token=False`
-    or `final_norm=False` where the encoder has none, and `img_size=` where its home is of another size.
+    Args:
+        to: the name of the format.
+        out: the folder; new or empty.
+        origin: where the model is from, for the card.
+
+    Returns:
+        Lines of Python that load it.
 
     Raises:
-        ValueError: where the encoder is none of timm's plain ones.
+        ValueError: where something is there, or naming what the format cannot hold.
     """
-    encoder = model.encoder
-    if not isinstance(encoder, VisionTransformer) or len(encoder.home) != 2:
-        raise ValueError("timm's plain vision transformers take images; this encoder is another, or of clips")
-    weights = dict(encoder.state_dict())
-    foreign = [name for name in weights if name == "mask_token" or name.endswith(("q_bias", "v_bias"))]
-    if foreign:
-        raise ValueError(f"timm's plain vision transformers have no place for {listed(foreign)}")
-    return weights
+    refuse_full(out)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        lines = write_files(model, to, aside)
+        public = [line.replace(str(aside), out.name) for line in lines]  # a card names no place of this machine
+        model_card(model, origin, public).save(aside / CARD)
+        if out.exists():
+            out.rmdir()  # empty
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return [line.replace(str(aside), str(out)) for line in lines]
+
+
+def save(model: Model, folder: Path, *, license: str, results: Mapping[str, float]) -> None:
+    """Writes a model into a folder of ours that may exist; see `save_pretrained`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(model, "folder", folder)
+    if not (folder / CARD).exists():
+        model_card(model, Origin(license=license, results=results)).save(folder / CARD)
+
+
+def write_files(model: Model, to: str, folder: Path) -> list[str]:
+    """Writes a model's weights and configs into a folder that exists, and returns the lines of Python that load it.
+
+    Raises:
+        ValueError: naming what the format cannot hold.
+    """
+    lines = find_format(to).write(model, folder)
+    if model.data is not None:
+        text = json.dumps(processor_config(model.data), indent=2) + "\n"
+        (folder / PROCESSOR).write_text(text, encoding="utf-8")
+    return lines
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuses a place where something is."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--out {folder} exists already; give another, or delete it")
+
+
+def processor_config(data: Input) -> dict[str, Any]:
+    """preprocessor_config.json as transformers reads it: resized so that the crop is covered with the margin of evaluation, cropped
+    from the centre, scaled to [0, 1] and normalised."""
+    *frames, height, width = data.size
+    kind = {"video_processor_type": "VideoMAEVideoProcessor"} if frames else {}
+    return kind | {
+        "image_processor_type": "VideoMAEImageProcessor" if frames else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(max(height, width) * MARGIN)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.mean),
+        "image_std": list(data.std),
+    }

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from mmm.maskers import MaskerConfig, maskers
+from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
-from mmm.weights.formats import crossmae, crossmae_layout, mae, videomae, videomae_layout
-from mmm.weights.formats.run import load_run, run_of
-from mmm.weights.formats.transformers import is_transformers, load_transformers
-from mmm.weights.initialize import existing, initialise_from, weights_of
+from mmm.targets import PixelTarget
+from mmm.weights.formats import FORMATS, Model, Options, Stored
+from mmm.weights.hub import NAME, pull_folder
+from mmm.weights.matching import shorten_list
+from mmm.weights.safe_load import PICKLES
 
-__all__ = ["initialise_from", "load"]
+__all__ = ["find_stored", "load", "load_as", "load_masked", "read_stored", "without_head"]
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+OTHERS = {  # how names begin that no format reads, and what they are of; the first that is found counts
+    "pos_embed_spatial": "MAE-ST's layout",
+    "vit.": "transformers' ViT without its config.json",
+    "videomae.": "transformers' VideoMAE without its config.json",
+    "embeddings.": "transformers' weights without their config.json",
+    "encoder.patch_embed.": "weights of a run without its config.yaml",
+}
 
 
 def load(
@@ -28,69 +40,111 @@ def load(
     predict: float | None = None,
     fusion_blocks: tuple[int, ...] | None = None,
     frames: int | None = None,
-) -> MaskedModel:
-    """The model that a run folder or a file of weights holds, on the CPU and in evaluation mode.
+) -> Model:
+    """Loads the model that a folder or a file of weights holds, on the CPU and in evaluation mode.
 
-    A run gives its newest whole checkpoint; a folder `checkpoints/step_*` gives that one, and the file `ema.safetensors` in it the
-    moving average of the weights instead of the weights. A file (.pth, .pt, .safetensors) may be in the official layout of MAE,
-    CrossMAE or VideoMAE, or hold a plain vision transformer of timm's. A folder (or its file of weights) may be transformers'
-    ViTMAE or VideoMAE, whose config.json says what the arguments would. Where there is the encoder alone, the model's `decoder` is
-    None: `encode` works, a loss does not. Of a classifier the encoder is loaded, with a warning that names what was left out. Files
-    are read as data; nothing in them is run.
+    A run folder stands for its newest whole checkpoint; a folder `checkpoints/step_*` for that one, and the file `ema.safetensors`
+    in it for the moving average of the weights. Published weights may be in the official layout of MAE, CrossMAE or VideoMAE, or
+    of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with config.json. Where there is
+    an encoder alone, the model's `decoder` is None: `encode` works, a loss does not. Nothing in a file is run.
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
-        heads: of the encoder, which no file says; none: as published for its width.
-        decoder_heads: of the decoder; none: as published for its width.
-        image_size: that the file's positions are for, in pixels: a side, or height and width; none: the square that fits, and 224
+        heads: of the encoder, which no file says. None: as published for its width.
+        decoder_heads: of the decoder. None: as published for its width.
+        image_size: that the file's positions are for, in pixels: a side, or height and width. None: the square that fits, and 224
             for VideoMAE, whose files hold no positions.
-        norm_pix: whether patches were standardised, which no file says; none: they were, as in MAE's `*_full` files. Its
+        norm_pix: whether targets were standardised, which no file says. None: they were, as in MAE's `*_full` files. Its
             `mae_visualize_*` files predict plain pixels: give False.
-        predict: fraction of all tokens that the model's own masks ask for, which no file says; none: all hidden ones. CrossMAE's
+        predict: fraction of all tokens that the model's own masks ask for, which no file says. None: all hidden ones. CrossMAE's
             files were trained with 0.25 or 0.75; a mask that is given to the model asks for what it likes.
-        fusion_blocks: of a file in CrossMAE's layout, the encoder's blocks that are mixed, counted from 1, after a 0 where its
-            input is; none: all blocks, with the input where there is one map more.
-        frames: of a file in VideoMAE's layout, the length of the clips that it was trained on; none: 16.
+        fusion_blocks: for a file in CrossMAE's layout, the encoder's blocks that are mixed, counted from 1, after a 0 where its
+            input is. None: all blocks, with the input where there is one map more.
+        frames: for a file in VideoMAE's layout, the length of the clips that it was trained on. None: 16.
+
+    Returns:
+        A masked model, or a classifier where the weights have a head.
 
     Raises:
-        ValueError: one line: what cannot be read, is of no known layout, lacks a name or has one too many, or which argument is
+        ValueError: one line: what cannot be read, is of no known format, lacks a name or has one too many, or which argument is
             missing or does not fit.
     """
-    path = existing(path)
-    run = run_of(path)
-    given: dict[str, Any] = {"heads": heads, "decoder_heads": decoder_heads, "image_size": image_size, "norm_pix": norm_pix}
-    others = {"predict": predict, "fusion_blocks": fusion_blocks, "frames": frames}
-    if run is not None:
-        _refuse_surplus(given | others, run / "config.yaml")
-        return load_run(path, run).eval()
-    if is_transformers(path):
-        _refuse_surplus(given | others | {"predict": None}, path)
-        return _predicting(load_transformers(path), predict).eval()
-    weights = weights_of(path)
-    build: Callable[..., MaskedModel] = mae.model_of
-    cross, video = crossmae_layout.is_crossmae(weights), videomae_layout.is_videomae(weights)
-    if fusion_blocks is not None and not cross:
-        raise ValueError(f"fusion_blocks={fusion_blocks} was given, but {path} is not in CrossMAE's layout; leave it out")
-    if frames is not None and not video:
-        raise ValueError(f"frames={frames} was given, but {path} is not in VideoMAE's layout; leave it out")
-    if cross:
-        build = partial(crossmae.model_of, fusion_blocks=fusion_blocks)
-    elif video:
-        build = partial(videomae.model_of, frames=frames)
-    return _predicting(build(weights, str(path), **given), predict).eval()
+    given = Options(
+        heads=heads,
+        decoder_heads=decoder_heads,
+        image_size=image_size,
+        norm_pix=norm_pix,
+        predict=predict,
+        fusion_blocks=fusion_blocks,
+        frames=frames,
+    )
+    return read_stored(find_stored(path), given)
 
 
-def _refuse_surplus(given: Mapping[str, object], config: Path) -> None:
-    """Refuses arguments for what is known."""
-    surplus = [name for name, value in given.items() if value is not None]
-    if surplus:
-        raise ValueError(f"{config} already says what {', '.join(surplus)} would; leave it out")
+def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedModel:
+    """As `load`, for what needs no head: a classifier becomes a model without a decoder, and a warning names what is left out."""
+    return without_head(load(path, norm_pix=norm_pix), str(path))
 
 
-def _predicting(model: MaskedModel, predict: float | None) -> MaskedModel:
-    """The model, its own masks asking for this fraction of all tokens."""
-    if predict is not None:
+def without_head(model: Model, source: str) -> MaskedModel:
+    """A masked model as it is, or the encoder of a classifier as a model without a decoder."""
+    if isinstance(model, MaskedModel):
+        return model
+    left = [name for name in model.state_dict() if not name.startswith("encoder.")]
+    logger.warning("%s is a classifier; only its encoder is used, without %s", source, shorten_list(left))
+    data = model.data
+    assert data is not None
+    target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
+    masker = maskers.build(RandomMasker.Config())
+    return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
+
+
+def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> M:
+    """As `load`, for a model of one class; see `from_pretrained`.
+
+    Raises:
+        ValueError: where another is stored.
+    """
+    model: Model = read_stored(find_stored(path, revision=revision, token=token), Options())
+    model = without_head(model, str(path)) if issubclass(kind, MaskedModel) else model
+    if not isinstance(model, kind):
+        raise ValueError(f"{path} holds no head; Classifier.of(mmm.load(path), classes=...) makes one")
+    return model
+
+
+def find_stored(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Stored:
+    """What is stored at a path; a name on the hub (`user/name`, no path and no file's name) is fetched.
+
+    Raises:
+        ValueError: where there is nothing.
+    """
+    name, path = str(path), Path(path).expanduser()
+    if path.exists():
+        return Stored(path)
+    if NAME.fullmatch(name) and path.suffix not in (*PICKLES, ".safetensors") and not name.startswith("."):
+        return Stored(pull_folder(name, revision=revision, token=token))
+    raise ValueError(f"{path} does not exist; expected a run folder or a file of weights")
+
+
+def read_stored(stored: Stored, options: Options) -> Model:
+    """The model that is stored, in the first format that knows it.
+
+    Raises:
+        ValueError: where no format does, or its `read` refuses.
+    """
+    form = next((form for form in FORMATS.values() if form.detect(stored)), None)
+    if form is None:
+        other = next((layout for mark, layout in OTHERS.items() if any(name.startswith(mark) for name in stored.tensors)), None)
+        seen = f"looks like {other}" if other else "is of no known format"
+        titles = ", ".join(form.title for form in FORMATS.values())
+        raise ValueError(f"{stored} {seen}; what can be read: {titles}. Its first names: {shorten_list(stored.tensors)}")
+    for name, value in options.given().items():
+        if name not in form.options:
+            says = ", ".join(sorted(form.options)) or "no argument"
+            raise ValueError(f"{name}={value} was given, but {stored} is {form.title}, which takes {says}; leave it out")
+    model = form.read(stored, options)
+    if options.predict is not None and isinstance(model, MaskedModel):
         config = model.masker.config
         assert isinstance(config, MaskerConfig)
-        model.masker = maskers.build(replace(config, predict=predict))
-    return model
+        model.masker = maskers.build(replace(config, predict=options.predict))
+    return model.eval()

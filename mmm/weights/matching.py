@@ -1,49 +1,114 @@
-"""Every name in a file of weights is accounted for: used, or named in the refusal."""
+"""Stored weights and a model's own: every name on either side is used, or named in the error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-Shapes = Mapping[str, tuple[int, ...]]
+from mmm.core.tokens import flat_sine_cosine
 
-LISTED = 8  # names of one kind that an error lists before it only counts them
+Names = Callable[[str], tuple[str, ...] | None]
+"""The stored names whose tensors, concatenated, make a weight of the model: () where files leave it out, None where a format has no
+place for it."""
+
+LISTED = 8  # names that an error lists before it only counts them
 
 
-def refuse_mismatch(found: Mapping[str, Tensor], wanted: Shapes, source: str) -> None:
-    """Compares weights with what they are to fill.
+def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Compares stored tensors with those that they are to fill, by name.
 
     Args:
-        found: by name.
-        wanted: shapes by the same names.
-        source: where `found` comes from, in words, for the error.
+        found: stored tensors.
+        expected: tensors of the right shapes, for instance on the meta device.
+        source: where `found` comes from, for the error.
 
     Raises:
-        ValueError: one line that names what is missing, what is extra and what has another shape.
+        ValueError: one line that names what is missing, unexpected, misshapen, of another kind, or not finite.
     """
+    both = [name for name in expected if name in found]
     problems = [
-        ("lacks {}", [name for name in wanted if name not in found]),
-        ("has {}, for which there is no place", [name for name in found if name not in wanted]),
-        ("{}", [_difference(name, found[name], wanted[name]) for name in wanted if name in found]),
+        ("lacks {}", [name for name in expected if name not in found]),
+        ("has {}, for which there is no place", [name for name in found if name not in expected]),
+        ("{}", [_mismatch(name, found[name], expected[name]) for name in both]),
     ]
-    said = [text.format(listed(names)) for text, names in problems if any(names)]
+    said = [text.format(shorten_list(names)) for text, names in problems if any(names)]
     if said:
         raise ValueError(f"{source} does not fit: it {'; '.join(said)}")
+    broken = [name for name in both if found[name].is_floating_point() and not found[name].isfinite().all()]
+    if broken:
+        raise ValueError(f"{source} holds NaN or infinity in {shorten_list(broken)}; use an earlier checkpoint")
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], names: Names, source: str) -> None:
+    """Copies stored tensors into a model. Parts on the meta device are given memory once everything matches.
+
+    Raises:
+        ValueError: see `match_state_dict`; it names the tensors as the file does.
+    """
+    own = model.state_dict()
+    stored = {ours: (ours,) if (theirs := names(ours)) is None else theirs for ours in own}
+    shares = {name: own[ours].chunk(len(theirs))[0] for ours, theirs in stored.items() for name in theirs if own[ours].dim()}
+    scalars = {name: own[ours] for ours, theirs in stored.items() for name in theirs if not own[ours].dim()}
+    match_state_dict(tensors, shares | scalars, source)
+    _allocate(model)
+    weights = {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in stored.items() if len(theirs) > 1}
+    weights |= {ours: tensors[theirs[0]] for ours, theirs in stored.items() if len(theirs) == 1}
+    model.load_state_dict(model.state_dict() | weights)
 
 
-def listed(names: Iterable[str]) -> str:
+def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tensor]:
+    """A model's weights under the names of a format, as views.
+
+    Raises:
+        ValueError: naming the weights for which the format has no place.
+    """
+    foreign = [ours for ours in model.state_dict() if names(ours) is None]
+    if foreign:
+        raise ValueError(f"{title} has no place for {shorten_list(foreign)}")
+    found: dict[str, Tensor] = {}
+    for ours, value in model.state_dict().items():
+        theirs = names(ours) or ()
+        found |= dict(zip(theirs, value.chunk(len(theirs)) if len(theirs) > 1 else [value] * len(theirs), strict=True))
+    return found
+
+
+def renamed(name: str, table: Iterable[Sequence[str]]) -> str | None:
+    """The second name of a row whose first is `name`, or whose first ends in a dot and begins it. None: there is no such row."""
+    for old, new in table:
+        if name == old or (old.endswith(".") and name.startswith(old)):
+            return new + name.removeprefix(old)
+    return None
+
+
+def shorten_list(names: Iterable[str]) -> str:
     """The first few names, and how many more there are; empty ones do not count."""
     present = [name for name in names if name]
     more = f" and {len(present) - LISTED} more" if len(present) > LISTED else ""
     return ", ".join(present[:LISTED]) + more
 
 
-def _difference(name: str, value: Tensor, shape: tuple[int, ...]) -> str:
-    """What is wrong with a tensor, or nothing."""
-    return "" if tuple(value.shape) == shape else f"has {name} as {tuple(value.shape)} instead of {shape}"
+def _mismatch(name: str, value: Tensor, expected: Tensor) -> str:
+    """What is wrong with a tensor, or an empty string."""
+    if value.shape != expected.shape:
+        return f"has {name} as {tuple(value.shape)} instead of {tuple(expected.shape)}"
+    if value.is_floating_point() != expected.is_floating_point() or value.layout is not torch.strided:
+        return f"has something else than dense real numbers under {name}"
+    return ""
+
+
+@torch.no_grad()
+def _allocate(model: nn.Module) -> None:
+    """Gives memory to parts on the meta device, and computes the positions that files leave out."""
+    for part in model.children():
+        if not any(weight.is_meta for weight in part.parameters()):
+            continue
+        assert {name for name, _ in part.named_buffers()} <= part.state_dict().keys(), "a buffer that no file would fill"
+        part.to_empty(device="cpu")
+        table: Any = getattr(part, "pos_embed", None)
+        if table is not None and part.config.positions == "flat_sine_cosine":  # type: ignore[union-attr]
+            tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.prefix)  # type: ignore[union-attr]
+            table.zero_()
+            table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()

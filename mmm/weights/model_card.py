@@ -1,4 +1,4 @@
-"""The card of an exported model: what is known of it, from its config and its run, and nothing that is not."""
+"""The card of a model: what is known of it, from its parts and its run, and nothing that is not."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import mmm
-from mmm.config.cli import to_dict
-from mmm.model import MaskedModel, ModelConfig
+from mmm.classifier import Classifier
+from mmm.config.serialize import to_dict
 from mmm.train.config import flatten
+from mmm.weights.formats.base import Model
 
-TRAINING = (
-    "batch_size",
-    "learning_rate",
-    "warmup_epochs",
-    "warmup_steps",
-    "weight_decay",
-    "precision",
-)  # of a run's `train`, what a card says
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
+
+CARD = "README.md"
+# what a card says of a run's `train`
+TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")
 LICENCE = """## Licence
 
-Not stated. Whoever publishes this model adds one here and as `license:` at the top, within what the licences of its data and of the
+Not stated. Whoever publishes this model replaces `license: unknown` at the top, within what the licences of its data and of the
 weights that it started from allow."""
 MEASURES = (".top1", ".top5")  # ends of the names of results that a card lists, beside `psnr.`
+LOAD = ["import mmm", 'model = mmm.load("user/name")  # the name of this repository, or a folder with its files']
+PARTS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool", "head")
 
 
 @dataclass(frozen=True)
@@ -35,93 +35,143 @@ class Origin:
     """Where a model is from.
 
     Attributes:
-        name: of the run's folder, or of the file.
-        config: of the run; None for published weights.
+        name: of the run's folder or of the file. None: not known.
+        config: of the run; None for other weights.
         step: updates that its weights have seen, where a run says so.
         evaluations: results in the run's folder, by kind.
+        results: other results of these weights, by name.
+        license: an identifier of the hub's.
     """
 
-    name: str
+    name: str | None = None
     config: Mapping[str, Any] | None = None
     step: int | None = None
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
+    license: str = "unknown"
 
 
-def model_card(model: MaskedModel, parts: ModelConfig, data: Mapping[str, Any], origin: Origin, load: Sequence[str]) -> str:
-    """The text of README.md.
+def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> ModelCard:
+    """The card, which is a folder's README.md.
 
     Args:
-        parts: the model's choices.
-        data: the data's choices by name.
-        origin: where it is from.
+        origin: where the model is from.
         load: lines of Python that load it.
     """
+    from huggingface_hub import ModelCard
+
+    results = _results(origin)
+    lines = [*load, *_usage(model)]
     sections = [
-        _head(model, origin),
-        _what(model, parts, data),
+        _title(model, origin),
+        _parts(model),
         _training(origin),
-        "## How to load it\n\n```python\n" + "\n".join(load) + "\n```",
-        _results(origin),
-        LICENCE,
+        "## How to load it\n\n```python\n" + "\n".join(lines) + "\n```",
+        _table(results),
+        LICENCE if origin.license == "unknown" else "",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{_front(model, origin, results).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=True)
 
 
-def _head(model: MaskedModel, origin: Origin) -> str:
-    clips = len(model.tokenizer.size) == 3
-    tags = ["masked-autoencoder", "self-supervised-learning", "video" if clips else "image"]
-    front = yaml.safe_dump({"library_name": "mmm", "tags": tags}, sort_keys=False)
-    what = "An encoder" if model.decoder is None else "An encoder and its decoder"
-    medium = "video clips" if clips else "images"
-    return f"---\n{front}---\n\n# {_plain(origin.name)}\n\n{what}, of a masked model of {medium}, written by mmm {mmm.__version__}."
+def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float]) -> ModelCardData:
+    """What the hub reads: library, licence, pipeline, tags and metrics."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    clips, headed = len(model.tokenizer.size) == 3, isinstance(model, Classifier)
+    encodes = "feature-extraction" if clips else "image-feature-extraction"
+    pipeline = f"{'video' if clips else 'image'}-classification" if headed else encodes
+    source = _source(((origin.config or {}).get("data") or {}).get("source"))
+    found = [
+        EvalResult(pipeline, "custom", source, "accuracy" if "top" in name else "psnr", value, metric_name=f"{kind} {name}".strip())
+        for (kind, name), value in results.items()
+    ]
+    return ModelCardData(
+        library_name="mmm",
+        license=origin.license,
+        pipeline_tag=pipeline,
+        tags=["masked-autoencoder", "self-supervised-learning", "video" if clips else "image"],
+        metrics=["accuracy"] if any("top" in name for _, name in results) else None,
+        model_name=_plain(origin.name or "model") if found else None,
+        eval_results=found or None,
+    )
 
 
-def _what(model: MaskedModel, parts: ModelConfig, data: Mapping[str, Any]) -> str:
+def _title(model: Model, origin: Origin) -> str:
+    from mmm import __version__
+
+    medium = "video clips" if len(model.tokenizer.size) == 3 else "images"
+    decoder = None if isinstance(model, Classifier) else model.decoder
+    encoder = f"An encoder{'' if decoder is None else ' and its decoder'}, of a masked model of {medium}"
+    what = f"A classifier of {medium}" if isinstance(model, Classifier) else encoder
+    return f"# {_plain(origin.name or f'Masked model of {medium}')}\n\n{what}, written by mmm {__version__}."
+
+
+def _parts(model: Model) -> str:
     """The parts, how large they are, and what enters."""
-    counts = {"encoder": model.encoder, "decoder": model.decoder}
-    sizes = [f"{name}: {sum(p.numel() for p in part.parameters()):,}" for name, part in counts.items() if part is not None]
-    enters = [f"{name}: {data[name]}" for name in ("image_size", "frames", "channels", "mean", "std") if name in data]
-    chosen = to_dict(parts)
-    if model.decoder is None:
-        del chosen["decoder"]
+    parts = {name: part for name in PARTS if (part := getattr(model, name, None)) is not None}
+    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    sizes = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count)
+    data = {} if model.data is None else {name: value for name, value in vars(model.data).items() if value is not None}
+    enters = ", ".join(f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in data.items())
+    chosen = {name: to_dict(getattr(part, "config", None)) for name, part in parts.items()}
     choices = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
-    lines = [f"Weights: {', '.join(sizes)}.", f"Input, normalised: {', '.join(enters)}.", f"```yaml\n{choices}```"]
-    return "## What it is\n\n" + "\n\n".join(lines)
+    classes = [f"Classes: {_plain(', '.join(model.labels))}."] if isinstance(model, Classifier) and model.labels else []
+    return "\n\n".join(["## What it is", f"Weights: {sizes}.", f"Input, normalised: {enters}.", *classes, f"```yaml\n{choices}```"])
+
+
+def _usage(model: Model) -> list[str]:
+    """How the model is called."""
+    shape = "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
+    if isinstance(model, Classifier):
+        return [f"logits = model(x)  # x: normalised pixels, {shape}"]
+    loss = [f"loss = model(x).loss  # of hidden tokens, x: {shape}"] if model.decoder is not None else []
+    return [f"features = model.encode(x).tokens  # x: normalised pixels, {shape}", *loss]
 
 
 def _training(origin: Origin) -> str:
     """What the run's config says."""
     if origin.config is None:
-        return "## How it was trained\n\nThe weights were read from a file that does not say."
+        return (
+            "## How it was trained\n\nNot known: no run says."
+            if origin.name is None
+            else ("## How it was trained\n\nThe weights were read from a file that does not say.")
+        )
     data, train = origin.config.get("data") or {}, origin.config.get("train") or {}
-    lines = [f"- data: {_public(data.get('source'))}"]
+    lines = [f"- data: `{_source(data.get('source'))}`"]
     lines += [f"- updates: {origin.step:,}"] if origin.step is not None else []
     lines += [f"- {name.replace('_', ' ')}: {_plain(train[name])}" for name in TRAINING if train.get(name) is not None]
     return "## How it was trained\n\n" + "\n".join(lines)
 
 
-def _public(source: Any) -> str:
-    """A source's name; of a place on a disk only the last part."""
-    local = source is not None and (str(source).startswith(("/", "~", ".")) or Path(str(source)).exists())
-    return f"`{_plain(Path(str(source)).name if local else source)}`"
+def _source(source: Any) -> str:
+    """The name of a source of data; of a place on a disk only the last part."""
+    if source is None:
+        return "not stated"
+    local = str(source).startswith(("/", "~", ".")) or Path(str(source)).exists()
+    return _plain(Path(str(source)).name if local else source)
 
 
 def _plain(value: Any) -> str:
-    """On a page, a text and no more: what a run's folder says may be anybody's."""
+    """A value as text and no more, on one line: what a run's folder says may be anybody's."""
     return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'").replace("|", "&#124;")
 
 
-def _results(origin: Origin) -> str:
-    """What evaluations of these very weights came to."""
-    rows = []
-    for kind, found in origin.evaluations.items():
-        values = flatten({name: value for name, value in found.items() if name not in ("kind", "step")})
+def _results(origin: Origin) -> dict[tuple[str, str], float]:
+    """What evaluations of these very weights came to, by kind and measure."""
+    found = {("", _plain(name)): float(value) for name, value in origin.results.items()}
+    for kind, line in origin.evaluations.items():
+        if line.get("step") != origin.step or origin.step is None:
+            continue
+        values = flatten({name: value for name, value in line.items() if name not in ("kind", "step")})
         kept = {name: value for name, value in values.items() if name.endswith(MEASURES) or name.startswith("psnr.")}
-        if found.get("step") == origin.step and origin.step is not None:
-            numbers = {_plain(name): value for name, value in kept.items() if isinstance(value, (int, float))}
-            rows += [f"| {_plain(kind)} | {name} | {value:.4g} |" for name, value in numbers.items()]
-    if not rows:
+        found |= {(_plain(kind), _plain(name)): value for name, value in kept.items() if isinstance(value, (int, float))}
+    return found
+
+
+def _table(results: Mapping[tuple[str, str], float]) -> str:
+    if not results:
         return ""
-    table = ["| evaluation | measure | value |", "| --- | --- | --- |", *rows]
-    said = "As the run's `evaluations.jsonl` has it; psnr in dB, top1 and top5 as shares of 1."
-    return f"## What it scored\n\n{said}\n\n" + "\n".join(table)
+    rows = [f"| {kind} | {name} | {value:.4g} |" for (kind, name), value in results.items()]
+    said = "As the run's `evaluations.jsonl` or its author has it; psnr in dB, top1 and top5 as shares of 1."
+    return f"## What it scored\n\n{said}\n\n" + "\n".join(["| evaluation | measure | value |", "| --- | --- | --- |", *rows])

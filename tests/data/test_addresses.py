@@ -85,9 +85,9 @@ def test_a_tar_that_changes_is_noticed(memory: Any, local: Path, pictures: list[
     part = opened("memory://bucket/train-0.tar")
     shards(local, {"train-0.tar": 2}, pictures)
     upload(memory, local)
-    part.table.cells.files.local.checked.clear()  # as another process starts
+    part.table.column.files.local.checked.clear()  # as another process starts
     with pytest.raises(Unreadable, match="changed after it was indexed"):
-        part.cell(0)
+        part.raw(0)
     assert len(opened("memory://bucket/train-0.tar")) == 2
 
 
@@ -128,9 +128,9 @@ def test_parquet_files(memory: Any, local: Path, pictures: list[bytes]) -> None:
     for name in ("memory://bucket", "memory://bucket/train-00000-of-00001.parquet"):
         part = opened(name)
         assert part.labels().tolist() == list(range(6))
-        assert [part.cell(row) for row in range(5)] == pictures[:5]
+        assert [part.raw(row) for row in range(5)] == pictures[:5]
         with pytest.raises(Unreadable, match="names the file /etc/passwd; a table at an address must hold the bytes"):
-            part.cell(5)
+            part.raw(5)
 
 
 def test_videos(memory: Any, local: Path) -> None:
@@ -168,7 +168,7 @@ def test_no_more_is_fetched_than_is_read(local: Path, pictures: list[bytes]) -> 
     WithoutRanges.contents["bucket/train-0.tar"] = (local / "train-0.tar").read_bytes()
     part, disk = opened("adl://bucket/train-0.tar"), opened(local)
     WithoutRanges.fetched.clear()
-    assert [part.cell(row) for row in range(6)] == [disk.cell(row) for row in range(6)]
+    assert [part.raw(row) for row in range(6)] == [disk.raw(row) for row in range(6)]
     assert [end - start for start, end in WithoutRanges.fetched] == [len(picture) for picture in pictures]
 
 

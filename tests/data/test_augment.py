@@ -20,8 +20,7 @@ from video_files import write
 from mmm.core.generators import seeded
 from mmm.core.rng import sample_keys
 from mmm.data import Clips, ClipsConfig, Images, ImagesConfig, open_data, train_batches
-from mmm.data.transforms.augment import _policy, check_policy, rand_augment
-from mmm.data.transforms.erasing import erase
+from mmm.data.transforms.augment import _policy, check_policy, erase, rand_augment
 from mmm.train.mixup import SoftConfig, SoftTargets, check_mixing, soft_cross_entropy
 
 IMAGE_POLICY, CLIP_POLICY = "rand-m9-mstd0.5-inc1", "rand-m7-n4-mstd0.5-inc1"

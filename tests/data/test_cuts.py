@@ -13,7 +13,7 @@ from video_files import pictures
 
 from mmm.data import Batch, Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data, train_batches
 from mmm.data.decode.video.encode import EncodeConfig, write_video
-from mmm.data.transforms.device_resize import Cut, Cuts, bounds
+from mmm.data.transforms.device_resize import DeferredCrop, DeferredCrops, bounding_box
 from mmm.data.transforms.resize import resize_float, resize_into
 
 IMAGES = ImagesConfig(image_size=64, workers=0, holdout=0.0, max_bad=1.0, resize="device")
@@ -50,7 +50,7 @@ def batches(config: DataConfig, **choices: int) -> list[Batch]:
 
 def joined(found: list[Batch]) -> dict[str, Tensor]:
     moved = [batch.to("cpu") for batch in found]
-    assert all(batch.cuts is None for batch in moved)
+    assert all(batch.deferred is None for batch in moved)
     return {name: torch.cat([getattr(batch, name) for batch in moved]) for name in ("pixels", "keys", "index", "epoch")}
 
 
@@ -59,8 +59,8 @@ def joined(found: list[Batch]) -> dict[str, Tensor]:
 def test_the_samples_are_those_of_a_worker(data: dict[str, DataConfig], kind: str, repeats: int) -> None:
     config = replace(data[kind], repeats=repeats)
     later, now = batches(config), batches(replace(config, resize="worker"))
-    assert all(batch.cuts is not None and batch.pixels.numel() == 0 for batch in later)
-    assert all(batch.cuts is None for batch in now)
+    assert all(batch.deferred is not None and batch.pixels.numel() == 0 for batch in later)
+    assert all(batch.deferred is None for batch in now)
     ours, expected = joined(later), joined(now)
     assert ours["pixels"].shape == (18, 3, *config.size)
     for name, values in expected.items():
@@ -83,9 +83,9 @@ def test_one_part_holds_all_crops_of_an_input(data: dict[str, DataConfig]) -> No
     """Less is sent than the samples themselves, which are larger than these films."""
     config = replace(data["clips"], repeats=4, image_size=224)
     (batch,) = batches(config, batch_size=4, steps=1)
-    assert batch.cuts is not None
-    assert [len(boxes) for _, boxes in batch.cuts.parts] == [4]
-    assert batch.cuts.buffer.numel() <= 4 * 96 * 128 * 3 < 4 * 4 * 224 * 224 * 3
+    assert batch.deferred is not None
+    assert [len(boxes) for _, boxes in batch.deferred.regions] == [4]
+    assert batch.deferred.buffer.numel() <= 4 * 96 * 128 * 3 < 4 * 4 * 224 * 224 * 3
 
 
 def test_floating_point_is_at_most_one_level_off(data: dict[str, DataConfig]) -> None:
@@ -106,17 +106,17 @@ def test_floating_point_is_at_most_one_level_off(data: dict[str, DataConfig]) ->
 
 def test_small_samples_stay_with_the_workers(data: dict[str, DataConfig]) -> None:
     (batch,) = batches(replace(data["images"], image_size=32), steps=1)
-    assert batch.cuts is None
+    assert batch.deferred is None
     assert batch.pixels.shape == (6, 3, 32, 32)
 
 
 def test_the_rectangle_of_boxes() -> None:
-    assert bounds([[4, 10, 6, 8], [2, 12, 3, 20]]) == ([2, 10, 8, 22], [[2, 0, 6, 8], [0, 2, 3, 20]])
-    cut = Cut(torch.arange(24, dtype=torch.uint8).view(2, 4, 3), [[0, 1, 2, 2]])
-    sample = Cuts([[cut]], (3, 2, 2), "bicubic").pack().resize("cpu")
+    assert bounding_box([[4, 10, 6, 8], [2, 12, 3, 20]]) == ([2, 10, 8, 22], [[2, 0, 6, 8], [0, 2, 3, 20]])
+    cut = DeferredCrop(torch.arange(24, dtype=torch.uint8).view(2, 4, 3), [[0, 1, 2, 2]])
+    sample = DeferredCrops([[cut]], (3, 2, 2), "bicubic").pack().resize("cpu")
     assert torch.equal(sample[0], cut.pixels[:, 1:3].permute(2, 0, 1))
 
 
 def test_augmentation_needs_resized_crops() -> None:
-    with pytest.raises(ValueError, match=r"data\.resize cannot be device with data\.augment.* set worker"):
+    with pytest.raises(ValueError, match=r"data\.resize device does not work with data\.augment.* set worker"):
         replace(IMAGES, augment="rand-m9-mstd0.5-inc1").check()

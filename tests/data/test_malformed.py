@@ -33,9 +33,9 @@ from mmm.data.decode.image import decode_image
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import read_clip
 from mmm.data.errors import Unreadable
-from mmm.data.loading import worker_pool as crew
+from mmm.data.loading import worker_pool
 from mmm.data.loading.scan import scan
-from mmm.data.sources.listing import printable
+from mmm.data.sources.folder import printable
 
 CONFIG = ImagesConfig(image_size=8, workers=0, holdout=0.0, max_bad=1.0)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what is changed here reaches the workers by a fork")
@@ -229,7 +229,7 @@ def test_an_image_decoder_that_hangs_costs_its_sample_only(tmp_path: Path, monke
     samples = small_tree(tmp_path / "tree")
     config = replace(samples.config, workers=2, deadline=0.6)
     samples.config = config
-    monkeypatch.setattr(crew, "GLANCE", 0.2)
+    monkeypatch.setattr(worker_pool, "POLL_INTERVAL", 0.2)
     plain = images.decode_image
 
     def trap(act: Callable[[], None]) -> Callable[..., Pixels]:

@@ -43,7 +43,7 @@ def test_samples_names_and_labels_follow_each_other(folders: Path) -> None:
     part = opened(folders)
     alone = open_images(replace(CONFIG, source=str(folders / "b.tar")), "train")
     assert len(part) == 13
-    assert [part.cell(10 + n) for n in range(3)] == [alone.cell(n) for n in range(3)]
+    assert [part.raw(10 + n) for n in range(3)] == [alone.raw(n) for n in range(3)]
     assert part.name(0) == f"{folders / 'a'}: 0/0.jpg"
     assert part.name(12) == f"{folders / 'b.tar'}: b.tar/2.jpg"
     assert part.labels().tolist() == [0] * 5 + [1] * 5 + [0, 1, 0]

@@ -90,7 +90,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "a" / "circle").symlink_to(tmp_path / "a")
     with caplog.at_level(logging.WARNING, "mmm.data.sources.folder"):
         assert len(opened(tmp_path)) == 4  # the pipe and the link to nothing too: reading them says what they are
-    assert "4 images taken; left out: 2 x .txt, 1 x " in caplog.text
+    assert "4 images found; left out: 2 x .txt, 1 x " in caplog.text
     assert "1 x no extension" in caplog.text
     assert "1 x images beside the class folders" in caplog.text
 
@@ -116,7 +116,7 @@ def test_classes_called_train_and_test_stay_classes(tmp_path: Path, caplog: pyte
     tree(tmp_path, "bus/0.png", "train/1.png", "test/2.png")
     with caplog.at_level(logging.WARNING, "mmm.data.sources.folder"):
         assert opened(tmp_path).classes == ("bus", "test", "train")
-    assert "taken as classes, not as splits, because bus is beside" in caplog.text
+    assert "are classes and not splits, because there is also the folder bus" in caplog.text
 
 
 def test_a_single_train_folder_is_a_split(real_data: Path) -> None:
@@ -192,9 +192,9 @@ def test_columns_are_found_or_given(tmp_path: Path) -> None:
     source = parquet(tmp_path / "train.parquet", columns)
     with pytest.raises(ValueError, match=r"several columns of images \(first, second\); name one with data\.image_column"):
         opened(source)
-    with pytest.raises(ValueError, match=r"data\.image_column frist: no such column; did you mean first\?"):
+    with pytest.raises(ValueError, match=r"data\.image_column frist: no such column; did you mean 'first'\?"):
         opened(source, image_column="frist")
-    with pytest.raises(ValueError, match=r"data\.label_column kin: no such column; did you mean kind\?"):
+    with pytest.raises(ValueError, match=r"data\.label_column kin: no such column; did you mean 'kind'\?"):
         opened(source, image_column="first", label_column="kin")
     images = opened(source, image_column="first", label_column="kind")
     assert images.classes == ("cat", "dog")
@@ -221,9 +221,9 @@ def test_the_hubs_form_with_subsets(tmp_path: Path) -> None:
     source = Hub(f"{tmp_path}:small", None, None)
     assert source.splits == ("train", "test")
     table = source.table("train")
-    assert len(table.cells) == 2
+    assert len(table.column) == 2
     assert table.labels.tolist() == [0, 1]
-    assert isinstance(table.cells[0], bytes)
+    assert isinstance(table.column[0], bytes)
     with pytest.raises(ValueError, match=r"data\.source .*: .*[Cc]onfig name is missing"):
         Hub(str(tmp_path), None, None)
 
@@ -262,7 +262,7 @@ def test_a_source_that_is_none_is_one_line(tmp_path: Path, source: str | None, m
 
 def test_a_split_that_does_not_exist(tmp_path: Path) -> None:
     source = tree(tmp_path, "train/a/0.png", "val/a/1.png")
-    with pytest.raises(ValueError, match=r"data\.split trian: .* no such split; did you mean train\? there are: train, val"):
+    with pytest.raises(ValueError, match=r"data\.split trian: .* no such split; did you mean 'train'\? There are: train, val"):
         open_images(replace(CONFIG, source=str(source), split="trian"), "train")
     with pytest.raises(ValueError, match=r"data\.eval_split test: .* there are: train, val"):
         open_images(replace(CONFIG, source=str(source), eval_split="test"), "eval")

@@ -38,7 +38,7 @@ def opened(source: object, split: str = "train", **changes: object) -> Images:
 
 
 def cells(part: Images) -> list[bytes]:
-    return [part.cell(number) for number in range(len(part))]
+    return [part.raw(number) for number in range(len(part))]
 
 
 def names(part: Images) -> list[str]:
@@ -101,17 +101,17 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     assert len(opened(root)) == 4
     assert len(walked) == 5
     with pytest.raises(Unreadable, match="changed after it was indexed"):  # by somebody, while a run reads it
-        first.cell(3)
+        first.raw(3)
 
 
 def test_a_tar_that_is_changed_while_it_is_read_is_noticed(tmp_path: Path, pictures: list[bytes]) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.jpg": pictures[0], "b.jpg": pictures[1]})
     part = opened(path, holdout=0.0)
-    again = pickle.loads(pickle.dumps(part.table.cells))  # as a worker that is not forked gets it
+    again = pickle.loads(pickle.dumps(part.table.column))  # as a worker that is not forked gets it
     assert again[1] == pictures[1]
     os.truncate(path, 1024)
     with pytest.raises(Unreadable, match="changed after"):
-        part.cell(1)
+        part.raw(1)
 
 
 def test_labels_from_json_names_and_their_absence(tmp_path: Path, pictures: list[bytes]) -> None:

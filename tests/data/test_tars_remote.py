@@ -68,7 +68,7 @@ def test_batches_labels_splits_and_resumes_are_those_of_the_disk(
         held = opened(f"{server.address}/{{train-0,validation-0}}.tar", "eval")
     assert part.fingerprint == disk.fingerprint
     assert torch.equal(part.labels(), disk.labels())
-    assert [held.cell(n) for n in range(2)] == [opened(tmp_path / "set", "eval").cell(n) for n in range(2)]
+    assert [held.raw(n) for n in range(2)] == [opened(tmp_path / "set", "eval").raw(n) for n in range(2)]
     wanted = keys_and_pixels(disk)
     assert same(keys_and_pixels(part), wanted)
     assert same(keys_and_pixels(part, workers=2, start=1), wanted[1:])
@@ -107,22 +107,22 @@ def test_what_does_not_come_is_counted_and_replaced(server: TarServer) -> None:
     assert min(batch.index.tolist()) >= 3
     server.busy = 100
     with pytest.raises(Unreadable, match="did not come in 4 tries, at last for OSError: HTTP 503"):
-        part.cell(4)
+        part.raw(4)
 
 
 def test_a_tar_that_changes_is_noticed_and_indexed_anew(server: TarServer, pictures: list[bytes]) -> None:
     part = opened(f"{server.address}/train-0.tar")
     write_tar(server.root / "train-0.tar", {"a.jpg": pictures[5]})
     with pytest.raises(Unreadable, match="changed after it was indexed"):
-        part.cell(0)
-    assert opened(f"{server.address}/train-0.tar").cell(0) == pictures[5]
+        part.raw(0)
+    assert opened(f"{server.address}/train-0.tar").raw(0) == pictures[5]
 
 
 def test_addresses_may_lead_on_but_not_to_files(server: TarServer) -> None:
     server.moved["/a.tar"] = "/train-0.tar"
     server.moved["/b.tar"] = "file:///etc/passwd"
     server.moved["/c.tar"] = "/c.tar"
-    assert opened(f"{server.address}/a.tar").cell(1) == opened(server.root / "train-0.tar").cell(1)
+    assert opened(f"{server.address}/a.tar").raw(1) == opened(server.root / "train-0.tar").raw(1)
     with pytest.raises(ValueError, match="leads on to one of file"):
         opened(f"{server.address}/b.tar")
     with pytest.raises(ValueError, match="more than 5 times"):

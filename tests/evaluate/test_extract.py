@@ -24,6 +24,7 @@ from video_files import write
 import mmm
 from mmm.config.cli import main as cli
 from mmm.data import ImagesConfig, open_data, open_images
+from mmm.data.decode.video import read_clip
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.extracted import read_features
 from mmm.evaluate.features.store import Store
@@ -317,3 +318,37 @@ def test_a_file_of_the_held_out_part_says_so(run: Path, tiles: Path, tmp_path: P
     assert found["inputs"] == 3
     assert f"of 3 inputs of {tiles}, train (held out)" in said
     assert "only this part was read: 23 inputs of the split are in the other one, --test_split train" in said
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+def test_sliding_windows_have_a_row_and_a_time_each(
+    suffix: str, video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    for name, count in (("long", 100), ("short", 5)):
+        write(films / f"{name}.mp4", count=count, size=(24, 32))
+    (films / "broken.mp4").write_bytes(b"no film")
+    out = tmp_path / f"windows.{suffix}"
+    flags = ("--source", str(films), "--holdout", "0.0", *CPU)
+    found = ask(["extract", str(video_run), "--every", "0.5", "--shard", "4", "--out", str(out), *flags])
+    starts = [round(0.5 * number * 30) for number in range(7)]  # the last that fits: frames 90 to 96
+    assert (found["rows"], [Path(problem["name"]).name for problem in found["problems"]]) == (8, ["broken.mp4"])
+    file = read_features(out)
+    assert [Path(name).stem for name in file.names] == ["long"] * 7 + ["short"]
+    columns = load_file(out) if suffix == "safetensors" else parquet.read_table(out).to_pydict()
+    assert torch.as_tensor(columns["time"]).tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.0]
+    model = mmm.load(video_run).eval()
+    config = open_subject(SubjectConfig(model=str(video_run), device="cpu")).data
+    frames = [[start + 2 * place for place in range(4)] for start in starts]
+    numbers = [number for clip in frames for number in clip]
+    pixels = read_clip(films / "long.mp4", numbers, size=16, channels=1)  # (7 T, h, w, C)
+    left = (pixels.shape[2] - 16) // 2
+    clips = torch.from_numpy(pixels[:, :, left : left + 16]).unflatten(0, (7, 4)).permute(0, 4, 1, 2, 3)  # (7, C, T, h, w)
+    x = normalise(clips, config.mean, config.std)
+    with torch.no_grad():
+        wanted = model.encoder(model.tokenizer.split(x), model.tokenizer.grid(x), None).tokens.mean(1)
+    torch.testing.assert_close(file.tables["last"].values[:7], wanted, atol=1e-5, rtol=1e-5)
+    capsys.readouterr()
+    ask(["extract", str(video_run), "--out", str(tmp_path / f"middle.{suffix}"), *flags])
+    assert "the clips cover 9.7% of the videos, which last 2 s on average; --every 2.0" in capsys.readouterr().out

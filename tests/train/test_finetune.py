@@ -149,21 +149,19 @@ def test_images_are_learned_with_soft_targets_and_all_is_recorded(images: Path, 
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_the_encoder_of_a_fine_tuned_run_loads(images: Path, tmp_path: Path, norm: Any, caplog: Any) -> None:
-    """With the norm after its last block or, where the head has one in its place, without."""
-    caplog.set_level("INFO")
+def test_a_fine_tuned_run_loads_with_its_head(images: Path, tmp_path: Path, norm: Any, caplog: Any) -> None:
+    """With the norm after the encoder's last block or, where the head has one in its place, without."""
     run = tmp_path / "run"
-    finetune.run(image_config(images, run, head=HeadConfig(norm=norm), train={"steps": 2}))
-    model = mmm.load(run)
-    assert model.decoder is None
-    saved = weights(run, 2)
-    own = {name: value for name, value in saved.items() if name.startswith("encoder.")}
-    assert model.state_dict().keys() == own.keys()
-    assert ("encoder.norm.weight" in own) == (norm == "none")
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
-    assert "left out: head." in caplog.text
+    result = finetune.run(image_config(images, run, head=HeadConfig(norm=norm), train={"steps": 2}))
+    model, saved = mmm.load(run), weights(run, 2)
+    assert isinstance(model, Classifier)
+    assert list(model.labels or ()) == result["classes"]
+    assert model.state_dict().keys() == saved.keys()
+    assert ("encoder.norm.weight" in saved) == (norm == "none")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     again = image_config(images, tmp_path / "again", head=HeadConfig(norm=norm), model=str(run), train={"steps": 1})
     assert finetune.run(again)["samples"] == 21
+    assert "only its encoder is used" in caplog.text
 
 
 def test_clips_are_learned_and_scored_by_all_their_views(clips: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import PYTHONPATH
+from mmm.train.training import Training
 from test_load_run import BASE, make
 from test_loop import CONFIG, SAMPLES, ids, lines, loss_of, micro_batches, table
 from torch import nn
@@ -26,7 +27,6 @@ from torch import nn
 from mmm import load
 from mmm.config.cli import save
 from mmm.core.rng import sample_keys
-from mmm.model import ModelConfig
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.config import identity
 from mmm.train.distributed.fsdp import blocks_of, check_sharding, gather, sharding_asked
@@ -36,8 +36,6 @@ from mmm.train.optimizer import make_optimizer
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
 from mmm.train.schedule import make_plan
-from mmm.train.state import Training
-from mmm.weights.formats.bundle import write_folder
 
 SETTINGS = replace(CONFIG, steps=6, save_every=2, micro_batch_size=2, log_every=1, max_skipped=3)
 BAD = 2  # the step, counted from 0, that is left out
@@ -321,9 +319,7 @@ def test_load_and_export_make_one_model_of_the_parts(runs, tmp_path):
     start = make(BASE, seed=3).state_dict()["encoder.norm.weight"]
     live = expected["weights"]["encoder.norm.weight"]
     assert torch.allclose(average.encoder.norm.weight, start.lerp(live, 0.1))
-    parts = ModelConfig(**{part: getattr(BASE, part) for part in ("tokenizer", "masker", "encoder", "decoder", "target")})
-    data = {"image_size": (8, 12), "channels": 2, "mean": (0.1, 0.2), "std": (0.3, 0.4)}
-    write_folder(model, parts, data, "card", tmp_path / "export")
+    model.save_pretrained(tmp_path / "export")
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["model.safetensors"]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import timm
 import torch
@@ -24,14 +23,20 @@ from test_load_mae import encoder_file
 from torch import Tensor
 
 import mmm
-from mmm import MaskedModel
+from mmm import Input, MaskedModel
+from mmm.classifier import Classifier, HeadConfig
 from mmm.config.cli import main as cli
 from mmm.core.rng import sample_keys
 from mmm.data import ImagesConfig, open_images
+from mmm.decoders import CrossAttentionDecoder
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.run_results import record
+from mmm.pools import pools
+from mmm.weights.formats import FORMATS
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
 SMALL = (*PARTS, "--decoder.depth", "1", "--data.workers", "0", "--train.precision", "fp32")
+FILES = {"README.md", "config.json", "config.yaml", "model.safetensors", "preprocessor_config.json"}
 SIZE = ("--data.image_size", "32", "--tokenizer.size", "8")
 
 
@@ -84,7 +89,7 @@ def test_a_folder_loads_to_the_same_model(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "given"
     ask(["export", str(run), "--out", str(out)])
     model, again, x = mmm.load(run), mmm.load(out), photographs(run)
-    assert {path.name for path in out.iterdir()} == {"README.md", "config.yaml", "model.safetensors"}
+    assert {path.name for path in out.iterdir()} == FILES
     assert same(model, again)
     mask = model.masker(sample_keys(0, 0, torch.arange(4)), model.tokenizer.grid(x))
     assert torch.equal(model.eval()(x, mask=mask).loss, again.eval()(x, mask=mask).loss)
@@ -110,7 +115,7 @@ def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: 
     weights = encoder_file(width=192, depth=1, grid=(14, 14))
     torch.save({"model": weights, "epoch": 3}, tmp_path / "published.pth")
     ask(["export", str(tmp_path / "published.pth"), "--out", str(tmp_path / "given")])
-    assert {path.name for path in (tmp_path / "given").iterdir()} == {"README.md", "config.yaml", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "given").iterdir()} == FILES
     assert same(mmm.load(tmp_path / "given"), mmm.load(tmp_path / "published.pth"))
     canary = tmp_path / "canary"
     torch.save({"model": weights, "args": Hostile(os.system, f"touch {canary}")}, tmp_path / "program.pth")
@@ -121,39 +126,47 @@ def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: 
     assert not (tmp_path / "other").exists()
 
 
-def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path) -> None:
+def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(run, "features", 2, {"neighbours": {"trained": {"top1": 0.4375, "top5": 1.0}}, "k": 20})
     record(run, "reconstruct", 1, {"psnr": {"model": 11.25}})  # of weights that are not these
     ask(["export", str(run), "--out", str(tmp_path / "given")])
     card = (tmp_path / "given" / "README.md").read_text()
     front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.DOTALL).groups()
-    assert yaml.safe_load(front) == {
-        "library_name": "mmm", "tags": ["masked-autoencoder", "self-supervised-learning", "image"],
-    }  # fmt: skip
+    said = yaml.safe_load(front)
+    assert (said["library_name"], said["license"], said["pipeline_tag"]) == ("mmm", "unknown", "image-feature-extraction")
+    assert said["tags"] == ["masked-autoencoder", "self-supervised-learning", "image"]
+    [result] = said["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.4375, 1.0]
     assert "| features | neighbours.trained.top1 | 0.4375 |" in body
     assert "11.25" not in card
     assert "updates: 2\n" in body
     assert "batch size: 8\n" in body
     assert "data: `tiles`" in body
-    assert "private" not in (card + (tmp_path / "given" / "config.yaml").read_text()).replace(str(tmp_path / "given"), "")
+    written = [path.read_text() for path in (tmp_path / "given").iterdir() if path.suffix != ".safetensors"]
+    assert not [text for text in written if "private" in text or str(tmp_path) in text]
     model = mmm.load(run)
     assert f"encoder: {sum(weight.numel() for weight in model.encoder.parameters()):,}" in body
     code = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
     names: dict[str, Any] = {"x": photographs(run)}
-    for line in code.splitlines():
-        exec(line, names)  # what the card tells a reader to do
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)  # what the card tells a reader to do
     assert names["features"].shape == (4, 16, 24)
     assert names["loss"].isfinite()
 
 
-def test_timm_takes_the_file_that_is_written(run: Path, tmp_path: Path) -> None:
-    found = ask(["export", str(run), "--to", "timm", "--out", str(tmp_path / "encoder.safetensors")])
+def test_timm_takes_the_folder_that_is_written(run: Path, tmp_path: Path) -> None:
+    found = ask(["export", str(run), "--to", "timm", "--out", str(tmp_path / "encoder")])
     names: dict[str, Any] = {}
     for line in found["load"]:
         exec(line, names)
-    model, x = mmm.load(run).eval(), photographs(run)
+    model, x, theirs = mmm.load(run), photographs(run), names["model"].eval()
     with torch.no_grad():
-        torch.testing.assert_close(names["model"].eval().forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
+    pixels = timm.data.resolve_model_data_config(theirs)
+    assert [tuple(pixels[name]) for name in ("mean", "std", "input_size")] == [(0.4,) * 3, (0.2,) * 3, (3, 32, 32)]
+    again = mmm.load(tmp_path / "encoder")
+    assert again.data == Input(size=(32, 32), mean=(0.4,) * 3, std=(0.2,) * 3)
+    assert torch.equal(again.encode(x).last, model.encode(x).last)
 
 
 @pytest.mark.parametrize(
@@ -161,22 +174,30 @@ def test_timm_takes_the_file_that_is_written(run: Path, tmp_path: Path) -> None:
     [{"class_token": False}, {"depth": 1, "heads": 4}, {"qkv_bias": "none"}, {"width": 44, "mlp_ratio": 240 / 44}],
 )
 def test_timm_is_told_every_choice_that_matters(build: Callable[..., MaskedModel], changes: dict[str, Any], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from mmm.encoders import VisionTransformer
-    from mmm.weights.export import to_timm
-    from mmm.weights.formats.timm_arguments import timm_arguments
 
     model = build((12, 16), 2, encoder=VisionTransformer.Config(**({"width": 24, "depth": 2, "heads": 2} | changes))).eval()
-    save_file(to_timm(model), tmp_path / "weights.safetensors")
-    name, arguments = timm_arguments(model)
-    theirs = timm.create_model(name, checkpoint_path=str(tmp_path / "weights.safetensors"), **arguments).eval()
-    x = torch.randn(2, 2, 12, 16)
+    FORMATS["timm"].write(model, tmp_path)
+    theirs, x = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), torch.randn(2, 2, 12, 16)
     with torch.no_grad():
         torch.testing.assert_close(theirs.forward_features(x), model.encode(x).last, atol=1e-5, rtol=1e-5)
     other = build(encoder=VisionTransformer.Config(width=24, depth=1, heads=2, norm_epsilon=1e-12))
     with pytest.raises(ValueError, match="norm_epsilon 1e-12"):
-        timm_arguments(other)
+        FORMATS["timm"].write(other, tmp_path)
+
+
+@pytest.mark.parametrize(("pool", "norm"), [("class", "none"), ("mean", "layer"), ("mean", "none")])
+def test_timm_takes_classifiers(build: Callable[..., MaskedModel], tmp_path: Path, pool: str, norm: str) -> None:
+    unnormed = {"decoder": CrossAttentionDecoder.Config(width=16, depth=1, heads=2, fusion="linear")}
+    encoder = build((12, 16), **(unnormed if norm == "layer" else {}))
+    head = HeadConfig(norm=norm, std=0.5)  # type: ignore[arg-type]
+    model = Classifier.of(encoder, classes=3, pool=pools[pool].Config(), head=head, labels=("a", "b", "c")).eval()
+    FORMATS["timm"].write(model, tmp_path)
+    theirs, x = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), torch.randn(2, 3, 12, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), model(x), atol=1e-5, rtol=1e-5)
+    again = mmm.load(tmp_path)
+    assert torch.equal(again(x), model(x))
+    assert (again.labels, again.data) == (model.labels, model.data)
 
 
 def test_transformers_takes_the_folder_that_is_written(run: Path, tmp_path: Path) -> None:
@@ -198,7 +219,6 @@ def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     from mmm.core.types import Reads
-    from mmm.encoders import VisionTransformer
 
     encoder = VisionTransformer(
         VisionTransformer.Config(size="tiny", depth=1), token=(8, 8), channels=3, grid=(4, 4), reads=Reads()
@@ -220,7 +240,9 @@ def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
     [
         ((), "--model is not set"),
         (("RUN", "--out", "RUN"), "exists already"),
-        (("RUN", "--to", "timm", "--out", "a.pth"), "let its name end so"),
+        (("RUN", "--to", "tim"), "no format is called so; choose from folder, transformers, "),
+        (("RUN", "--to", "videomae"), "VideoMAE's layout has flat positions"),
+        (("RUN", "--to", "crossmae"), "CrossMAE's layout has no place for encoder.norm.weight"),
         (("RUN/config.yaml",), "is no"),
     ],
 )
@@ -253,7 +275,7 @@ class FakeHub:
 def test_push_uploads_the_exported_files_and_no_others(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
     out = tmp_path / "given"
     ask(["export", str(run), "--out", str(out)])
     (out / "notes.txt").write_text("mine")
@@ -262,7 +284,7 @@ def test_push_uploads_the_exported_files_and_no_others(
     (made, options), (_, upload) = FakeHub.asked
     assert (made, options["private"], options["exist_ok"]) == ("someone/model", True, True)
     assert upload["folder_path"] == str(out)
-    assert sorted(upload["allow_patterns"]) == ["README.md", "config.yaml", "model.safetensors"]
+    assert set(upload["allow_patterns"]) == FILES
     assert "token" not in {**options, **upload}
     ask(["push", str(out), "--repo", "someone/model", "--no_private"])
     assert FakeHub.asked[0][1]["private"] is False
@@ -286,7 +308,7 @@ def test_a_refusal_of_the_hub_never_shows_a_token(
             answer = SimpleNamespace(headers={}, request=None)
             raise HfHubHTTPError("401 Unauthorized for hf_abcdefSECRET\nmore", response=answer)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Refusing)
+    monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefSECRET")
     ask(["export", str(run), "--out", str(tmp_path / "given")])
     with pytest.raises(SystemExit):
@@ -306,21 +328,21 @@ def test_a_name_on_the_hub_is_fetched_and_loaded(run: Path, tmp_path: Path, monk
     ask(["export", str(run), "--out", str(exported)])
     asked: list[tuple[str, list[str]]] = []
 
-    def fetch(repo: str, *, allow_patterns: list[str]) -> str:
+    def fetch(repo: str, *, allow_patterns: list[str], **options: object) -> str:
         asked.append((repo, allow_patterns))
         return str(exported)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     found, own = mmm.load("somebody/a-model").state_dict(), mmm.load(exported).state_dict()
-    assert asked == [("somebody/a-model", ["config.yaml", "config.json", "model.safetensors"])]
+    assert asked == [("somebody/a-model", ["config.yaml", "config.json", "preprocessor_config.json", "model.safetensors"])]
     assert all(torch.equal(found[name], own[name]) for name in found | own)
 
 
 def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(repo: str, *, allow_patterns: list[str]) -> str:
+    def refuse(repo: str, **options: object) -> str:
         raise OSError("no route, token hf_abcdef\nand more")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ValueError, match="somebody/nothing does not exist here, and the hub gave nothing") as said:
         mmm.load("somebody/nothing")
     assert "hf_abcdef" not in str(said.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,13 @@ from torch import Tensor
 
 from mmm import Mask, MaskedModel
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.tokenizers import Patches
+from mmm.weights.formats.build import build as build_parts
+from mmm.weights.formats.build import find_input
 from mmm.weights.formats.crossmae import to_crossmae
-from mmm.weights.formats.crossmae_layout import CrossLayout, read_layout
-from mmm.weights.formats.shapes import Stack
-from mmm.weights.load import initialise_from, load
+from mmm.weights.initialize import initialise_from, refuse_other_heads
+from mmm.weights.load import load
 
 Weights = dict[str, Tensor]
 PATCH, HEADS, DECODER_HEADS = 4, 2, 4
@@ -118,10 +120,11 @@ def test_our_own_model_goes_out_and_comes_back(write: Callable[..., Path], build
 )
 def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], names: int, numbers: int) -> None:
     width, depth = encoder
-    stacks = Stack(width, depth, 4 * width), Stack(*decoder, 4 * decoder[0])
-    layout = CrossLayout(*stacks, maps=depth + 1, self_attention=False, patch=16, channels=3, tokens=196)
-    assert (len(layout.shapes), sum(math.prod(shape) for shape in layout.shapes.values())) == (names, numbers)
-    assert read_layout({name: torch.empty(shape, device="meta") for name, shape in layout.shapes.items()}, "meta") == layout
+    inner = CrossAttentionDecoder.Config(width=decoder[0], depth=decoder[1], heads=8, fusion="linear")
+    config = VisionTransformer.Config(width=width, depth=depth, heads=width // 64)
+    data = find_input((224, 224), 3)
+    weights = to_crossmae(build_parts(config, tokenizer=Patches.Config(), data=data, reads=inner.reads(depth), decoder=inner))
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 
 
 def test_shapes_say_the_depth_the_maps_and_self_attention(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -199,7 +202,7 @@ def test_extra_names_are_named(write: Callable[..., Path], name: str) -> None:
 
 
 def test_what_is_of_the_other_layout_is_refused(write: Callable[..., Path], build: Callable[..., MaskedModel]) -> None:
-    with pytest.raises(ValueError, match="not in CrossMAE's layout"):
+    with pytest.raises(ValueError, match=r"fusion_blocks=\(1,\) was given, but .* takes heads, image_size"):
         load(write(encoder_file()), heads=2, fusion_blocks=(1,))
     with pytest.raises(ValueError, match=r"CrossMAE's layout has no place for encoder\.norm\.weight, .*decoder\.embed\.weight"):
         to_crossmae(build(size=(12, 12)))
@@ -223,8 +226,6 @@ def test_a_run_may_start_from_such_a_file(write: Callable[..., Path], build: Cal
 
 def test_other_heads_of_cross_attention_are_refused(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """They show in no shape, and change what the weights mean."""
-    from mmm.weights.initialize import _refuse_other_heads
-
     one, other = (build(decoder=CrossAttentionDecoder.Config(width=16, depth=1, heads=heads)) for heads in (2, 4))
     with pytest.raises(ValueError, match=r"decoder\.blocks\.0\.cross_attn has 2, there 4"):
-        _refuse_other_heads(one, other, "there")
+        refuse_other_heads(one, other, "there")

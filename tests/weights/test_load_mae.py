@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm import Mask, MaskedModel
-from mmm.decoders import LinearDecoder
+from mmm.classifier import Classifier
+from mmm.core.types import Reads
+from mmm.decoders import LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
-from mmm.weights.formats import mae
+from mmm.pools import ClassPool, MeanPool
+from mmm.tokenizers import Patches
+from mmm.weights.formats.build import HEADS as PUBLISHED
+from mmm.weights.formats.build import MAE_DECODER_HEADS, find_input
+from mmm.weights.formats.build import build as build_parts
 from mmm.weights.formats.mae import to_mae
-from mmm.weights.formats.mae_layout import Layout, read_layout
-from mmm.weights.formats.shapes import Stack
-from mmm.weights.load import load
+from mmm.weights.formats.timm import to_timm
+from mmm.weights.load import load, without_head
 
 Weights = dict[str, Tensor]
 PATCH, HEADS, DECODER_HEADS = 4, 2, 4
@@ -152,29 +156,33 @@ def test_encoder_alone(write: Callable[..., Path]) -> None:
     assert torch.equal(model.encode(images).last, load_small(write(whole, "whole.pth")).encode(images).last)
     with pytest.raises(ValueError, match="holds no decoder"):
         model(images)
-    with pytest.raises(ValueError, match=r"decoder_heads=4 was given, but .* holds no decoder"):
+    with pytest.raises(ValueError, match=r"decoder_heads=4 was given, but .* takes heads, image_size; leave it out"):
         load(write(weights), heads=HEADS, decoder_heads=4)
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_fine_tuned_gives_the_encoder(write: Callable[..., Path], caplog: pytest.LogCaptureFixture, pooled: bool) -> None:
-    weights = classifier_file(pooled)
-    model = load(write(weights), heads=HEADS)
-    assert model.decoder is None
-    left = {name for name in weights if name not in model_names(model)}
-    assert left == {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pooled else set())
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert all(name in warning for name in left)
-    assert ("without a norm" in warning) == pooled
-
-
-def model_names(model: MaskedModel) -> set[str]:
-    return {name.removeprefix("encoder.") for name in model.state_dict()}
+def test_fine_tuned_models_keep_their_heads(write: Callable[..., Path], caplog: pytest.LogCaptureFixture, pooled: bool) -> None:
+    weights, images = classifier_file(pooled), torch.randn(2, 3, 12, 12)
+    classifier = load(write(weights), heads=HEADS)
+    assert isinstance(classifier, Classifier)
+    assert isinstance(classifier.pool, MeanPool if pooled else ClassPool)
+    assert_same(to_timm(classifier), weights)
+    tokens = classifier.encoder(classifier.tokenizer.split(images), (3, 3), None).last
+    if pooled:
+        norm = {"weight": weights["fc_norm.weight"], "bias": weights["fc_norm.bias"]}
+        pooled_tokens = torch.nn.functional.layer_norm(tokens[:, 1:].mean(1), (32,), **norm, eps=1e-6)
+    else:
+        pooled_tokens = tokens[:, 0]
+    torch.testing.assert_close(classifier(images), pooled_tokens @ weights["head.weight"].T + weights["head.bias"])
+    encoder = without_head(classifier, "file")
+    assert encoder.decoder is None
+    assert "file is a classifier" in caplog.text
+    assert torch.equal(encoder.encode(images).last, tokens)
 
 
 def test_heads_come_from_the_published_tables(write: Callable[..., Path]) -> None:
-    assert mae.HEADS == {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-    assert mae.DECODER_HEADS == {256: 8, 512: 16}
+    assert PUBLISHED == {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+    assert MAE_DECODER_HEADS == {256: 8, 512: 16}
     path = write(full_file(width=192, depth=1, inner=256))
     for given, expected in (({}, (3, 8)), ({"heads": 1}, (1, 8)), ({"decoder_heads": 2}, (3, 2))):
         model = load(path, **given)
@@ -187,12 +195,11 @@ def test_heads_come_from_the_published_tables(write: Callable[..., Path]) -> Non
     ids=["base", "large", "huge"],
 )
 def test_published_sizes(encoder: tuple[int, int], patch: int, names: int, numbers: int) -> None:
-    width, depth = encoder
-    tokens = (224 // patch) ** 2
-    layout = Layout(Stack(width, depth, 4 * width), Stack(512, 8, 2048), patch, 3, tokens, normed=True)
-    assert (len(layout.shapes), sum(math.prod(shape) for shape in layout.shapes.values())) == (names, numbers)
-    meta = {name: torch.empty(shape, device="meta") for name, shape in layout.shapes.items()}
-    assert read_layout(meta, "meta") == layout
+    config = VisionTransformer.Config(width=encoder[0], depth=encoder[1], heads=16)
+    tokenizer, decoder = Patches.Config(size=patch), SelfAttentionDecoder.Config(width=512, depth=8, heads=16)
+    model = build_parts(config, tokenizer=tokenizer, data=find_input((224, 224), 3), reads=Reads(), decoder=decoder)
+    weights = to_mae(model)
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 
 
 def test_log_says_what_was_read(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -241,11 +248,11 @@ def test_loading_leaves_the_generator_alone(write: Callable[..., Path]) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("weights", [full_file(), encoder_file()], ids=["full", "encoder"])
-def test_each_missing_name_is_named(write: Callable[..., Path], weights: Weights) -> None:
+@pytest.mark.parametrize(("weights", "heads"), [(full_file(), DECODER_HEADS), (encoder_file(), None)], ids=["full", "encoder"])
+def test_each_missing_name_is_named(write: Callable[..., Path], weights: Weights, heads: int | None) -> None:
     for name in weights:
         with pytest.raises(ValueError, match=rf"lacks {name.replace('.', '[.]')}($|,|;| )"):
-            load_small(write({other: value for other, value in weights.items() if other != name}), decoder_heads=None)
+            load_small(write({other: value for other, value in weights.items() if other != name}), decoder_heads=heads)
 
 
 def test_each_misshapen_name_is_named(write: Callable[..., Path]) -> None:
@@ -301,7 +308,7 @@ def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> 
     blank = RandomMasker.Config(blank=True)
     with pytest.raises(ValueError, match=r"no place for encoder\.mask_token"):
         to_mae(build(masker=blank, decoder=LinearDecoder.Config()))
-    with pytest.raises(ValueError, match="lacks cls_token"):
+    with pytest.raises(ValueError, match="with a class token"):
         to_mae(build(encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False)))
-    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight as"):
+    with pytest.raises(ValueError, match="is of images"):
         to_mae(build(size=(4, 8, 8)))

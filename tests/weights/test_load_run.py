@@ -24,7 +24,8 @@ from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.weights.formats.mae import to_mae
-from mmm.weights.load import initialise_from, load
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def test_without_checkpoints(tmp_path: Path) -> None:
 
 def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"config.yaml already says what heads, norm_pix would"):
+    with pytest.raises(ValueError, match=r"heads=2 was given, but .* a folder of mmm's, which takes no argument; leave it out"):
         load(tmp_path / "run", heads=2, norm_pix=False)
 
 

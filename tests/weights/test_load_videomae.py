@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +14,18 @@ from test_load_mae import assert_same, linear, norm
 from torch import Tensor
 
 from mmm import Mask, MaskedModel
+from mmm.classifier import Classifier, HeadConfig
+from mmm.core.types import Reads
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import TubeMasker
-from mmm.weights.formats.shapes import Stack
+from mmm.pools import MeanPool
+from mmm.tokenizers import Tubes
+from mmm.weights.formats.build import build as build_parts
+from mmm.weights.formats.build import find_input, with_head
 from mmm.weights.formats.videomae import DECODER_HEADS, to_videomae
-from mmm.weights.formats.videomae_layout import VideoLayout, read_layout
-from mmm.weights.load import initialise_from, load
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load
 
 Weights = dict[str, Tensor]
 HEADS, SIDE, FRAMES = 2, 8, 4  # clips of 2 x 2 x 2 tubes of 2 frames and 4 x 4 pixels
@@ -116,15 +120,23 @@ def test_encoder_alone(write: Callable[..., Path]) -> None:
         load_small(write(weights))
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_fine_tuned_gives_the_encoder(write: Callable[..., Path], caplog: pytest.LogCaptureFixture, pooled: bool) -> None:
-    weights = classifier_file(pooled)
+def test_a_fine_tuned_model_keeps_its_head(write: Callable[..., Path]) -> None:
+    weights, clips = classifier_file(pooled=True), draw()[0]
     model = load_small(write(weights), decoder_heads=None)
-    left = set(weights) - set(to_videomae(model))
-    assert left == {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pooled else set())
+    assert isinstance(model, Classifier)
+    assert_same(to_videomae(model), weights)
+    norm = {"weight": weights["fc_norm.weight"], "bias": weights["fc_norm.bias"]}
+    pooled = torch.nn.functional.layer_norm(model.encode(clips).mean(1), (16,), **norm, eps=1e-6)
+    torch.testing.assert_close(model(clips), pooled @ weights["head.weight"].T + weights["head.bias"])
+
+
+def test_a_head_that_reads_the_first_token_is_left_out(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    weights = classifier_file(pooled=False)
+    model = load_small(write(weights), decoder_heads=None)
+    assert isinstance(model, MaskedModel)
+    assert set(weights) - set(to_videomae(model)) == {"head.weight", "head.bias"}
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert all(name in warning for name in left)
-    assert ("without a norm" in warning) == pooled
+    assert "head.weight, head.bias" in warning
     assert model.encode(draw()[0]).last.shape == (2, 8, 16)
 
 
@@ -133,6 +145,18 @@ def test_heads_and_clips_come_from_the_published_tables(write: Callable[..., Pat
     model = load(write(encoder_file()), heads=1, image_size=(8, 12))
     assert model.encoder.home == (8, 2, 3)  # type: ignore
     assert load(write(encoder_file()), heads=1).encoder.home == (8, 56, 56)  # type: ignore
+
+
+def published(encoder: tuple[int, int], decoder: tuple[int, int] | None, normed: bool = True) -> MaskedModel:
+    """A model of a released size, on the meta device."""
+    flat = {"positions": "flat_sine_cosine", "qkv_bias": "qv"}
+    config = VisionTransformer.Config(width=encoder[0], depth=encoder[1], heads=encoder[0] // 64, class_token=False, **flat)  # type: ignore
+    inner = None
+    if decoder is not None:
+        heads = DECODER_HEADS[decoder[0]]
+        inner = SelfAttentionDecoder.Config(width=decoder[0], depth=decoder[1], heads=heads, embed_bias=False, **flat)  # type: ignore
+    data = find_input((16, 224, 224), 3)
+    return build_parts(config, tokenizer=Tubes.Config(), data=data, reads=Reads(last=normed), decoder=inner)
 
 
 @pytest.mark.parametrize(
@@ -146,18 +170,15 @@ def test_heads_and_clips_come_from_the_published_tables(write: Callable[..., Pat
     ids=["small", "base", "large", "huge"],
 )
 def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], names: int, numbers: int) -> None:
-    stacks = [Stack(width, depth, 4 * width) for width, depth in (encoder, decoder)]
-    layout = VideoLayout(stacks[0], stacks[1], "qv", (2, 16), 3, normed=True, prefix="encoder.")
-    assert (len(layout.shapes), sum(math.prod(shape) for shape in layout.shapes.values())) == (names, numbers)
-    meta = {name: torch.empty(shape, device="meta") for name, shape in layout.shapes.items()}
-    assert read_layout(meta, "meta") == layout
+    weights = to_videomae(published(encoder, decoder))
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 
 
 def test_published_classifier_has_its_number_of_weights() -> None:
     """ViT-B for 400 classes."""
-    layout = VideoLayout(Stack(768, 12, 3072), None, "qv", (2, 16), 3, normed=False, prefix="")
-    numbers = sum(math.prod(shape) for shape in layout.shapes.values()) + 2 * 768 + 400 * 769
-    assert (len(layout.shapes) + 4, numbers) == (162, 86_534_800)
+    encoder = published((768, 12), None, normed=False)
+    weights = to_videomae(with_head(encoder, classes=400, pool=MeanPool.Config(), head=HeadConfig(norm="layer")))
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (162, 86_534_800)
 
 
 def test_log_says_what_was_read(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -167,11 +188,11 @@ def test_log_says_what_was_read(write: Callable[..., Path], caplog: pytest.LogCa
     assert all(fact in caplog.text for fact in facts), caplog.text
 
 
-@pytest.mark.parametrize("weights", [full_file(), encoder_file()], ids=["full", "encoder"])
-def test_each_missing_name_is_named(write: Callable[..., Path], weights: Weights) -> None:
+@pytest.mark.parametrize(("weights", "heads"), [(full_file(), HEADS), (encoder_file(), None)], ids=["full", "encoder"])
+def test_each_missing_name_is_named(write: Callable[..., Path], weights: Weights, heads: int | None) -> None:
     for name in weights:
         with pytest.raises(ValueError, match=rf"lacks {name.replace('.', '[.]')}($|,|;| )"):
-            load_small(write({other: value for other, value in weights.items() if other != name}), decoder_heads=None)
+            load_small(write({other: value for other, value in weights.items() if other != name}), decoder_heads=heads)
 
 
 def test_each_misshapen_name_is_named(write: Callable[..., Path]) -> None:
@@ -197,7 +218,7 @@ def test_extra_names_are_named(write: Callable[..., Path], name: str) -> None:
         ({"frames": 3}, "frames=3 .* do not fit .* multiples of its tubes' 2 frames and 4 pixels"),
         ({"image_size": (8, 9)}, r"image_size=\(8, 9\) do not fit"),
         ({"image_size": 0}, "do not fit"),
-        ({"fusion_blocks": (1,)}, "not in CrossMAE's layout"),
+        ({"fusion_blocks": (1,)}, r"fusion_blocks=\(1,\) was given, but .* takes decoder_heads"),
     ],
 )
 def test_arguments_are_checked(write: Callable[..., Path], arguments: dict[str, object], message: str) -> None:

@@ -17,10 +17,13 @@ from test_parity_videomae import TINY, hidden_map, videomae
 from torch import Tensor, nn
 
 from mmm import Mask, MaskedModel
+from mmm.classifier import Classifier
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.weights.export import write_transformers
-from mmm.weights.load import initialise_from, load
+from mmm.weights.formats import FORMATS
+from mmm.weights.formats.transformers import DEFAULTS
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load
 
 SMALL = {
     "patch_size": 4,
@@ -39,7 +42,7 @@ def theirs(name: str, **changes: object) -> nn.Module:
     """One of their models, small, with noise for weights."""
     import transformers
 
-    kind = "ViTMAE" if name.startswith("ViTMAE") else "VideoMAE"
+    kind = next(kind for kind in ("ViTMAE", "VideoMAE", "ViT") if name.startswith(kind))
     size = {"num_frames": 4, "image_size": [8, 12]} if kind == "VideoMAE" else {"image_size": 12}  # a decoder's must be square
     config = getattr(transformers, f"{kind}Config")(**(SMALL | size | changes))
     config._attn_implementation = "sdpa"
@@ -92,15 +95,38 @@ def test_encoders_have_the_same_features(tmp_path: Path, name: str, pooled: bool
     assert (wanted - ours).abs().max() <= 1e-5
 
 
-def test_a_classifier_gives_the_encoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    original = theirs("VideoMAEForVideoClassification")
+LABELS = {"id2label": {0: "cat", 1: "dog", 2: "fish"}, "label2id": {"cat": 0, "dog": 1, "fish": 2}}
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "VideoMAEForVideoClassification"])
+def test_classifiers_come_with_their_heads_and_go_back(tmp_path: Path, name: str) -> None:
+    original = theirs(name, **LABELS)
+    original.save_pretrained(tmp_path / "theirs")
+    model = load(tmp_path / "theirs")
+    assert isinstance(model, Classifier)
+    assert model.labels == ("cat", "dog", "fish")
+    x = torch.randn(2, 3, 4, 8, 12) if name.startswith("Video") else torch.randn(2, 3, 12, 12)
+    wanted = original(x.transpose(1, 2) if x.dim() == 5 else x).logits
+    assert (wanted - model(x)).abs().max() <= 1e-5
+    assert write_transformers(model, tmp_path / "ours") == name
+    assert_same(load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors"))
+    import transformers
+
+    again, told = getattr(transformers, name).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="sdpa"
+    )
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    assert again.config.id2label == LABELS["id2label"]
+    assert torch.equal(again.eval()(x.transpose(1, 2) if x.dim() == 5 else x).logits, wanted)
+
+
+def test_a_video_head_that_reads_the_first_token_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    original = theirs("VideoMAEForVideoClassification", use_mean_pooling=False)
     original.save_pretrained(tmp_path)
     caplog.clear()
-    model = load(tmp_path).eval()
+    model, clips = load(tmp_path), torch.randn(2, 3, 4, 8, 12)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    names = ("classifier.weight", "classifier.bias", "fc_norm.weight", "fc_norm.bias", "without a norm")
-    assert all(name in warning for name in names)
-    clips = torch.randn(2, 3, 4, 8, 12)
+    assert all(name in warning for name in ("classifier.weight", "classifier.bias", "first token"))
     assert (original.videomae(clips.transpose(1, 2)).last_hidden_state - model.encode(clips).last).abs().max() <= 1e-5
 
 
@@ -136,7 +162,7 @@ def test_every_name_is_accounted_for(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"patch_size": [4, 2]}, "patch_size 4 x 2"),
         ({"image_size": "8"}, "image_size is '8'"),
         ({"num_hidden_layers": None}, "num_hidden_layers is None"),
@@ -153,11 +179,17 @@ def test_what_cannot_be_had_is_named(tmp_path: Path, change: dict[str, object], 
 
 def test_arguments_that_config_answers_are_refused(tmp_path: Path) -> None:
     theirs("ViTMAEModel").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="already says what heads would"):
+    with pytest.raises(ValueError, match="heads=2 was given, but .* takes predict; leave it out"):
         load(tmp_path, heads=2)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load(tmp_path)
+
+
+def write_transformers(model: MaskedModel | Classifier, folder: Path) -> str:
+    """The name of the class that reads the folder."""
+    folder.mkdir(exist_ok=True)
+    return FORMATS["transformers"].write(model, folder)[0].removeprefix("from transformers import ")
 
 
 def mae(build: Callable[..., MaskedModel]) -> MaskedModel:
@@ -211,8 +243,6 @@ def test_a_bare_config_is_at_their_defaults(tmp_path: Path) -> None:
     """config.json may leave out what is at the default."""
     import transformers
 
-    from mmm.weights.formats.transformers_config import DEFAULTS
-
     for kind, name in (("vit_mae", "ViTMAEConfig"), ("videomae", "VideoMAEConfig")):
         config = getattr(transformers, name)()
         assert {field: getattr(config, field) for field in DEFAULTS[kind]} == DEFAULTS[kind]  # type: ignore
@@ -221,7 +251,10 @@ def test_a_bare_config_is_at_their_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"decoder": CrossAttentionDecoder.Config(width=16, depth=1, heads=2)}, "a decoder called self_attention"),
+        (
+            {"decoder": CrossAttentionDecoder.Config(width=16, depth=1, heads=2)},
+            "decoder.name self_attention or none; not .* decoder.name cross_attention",
+        ),
         ({"encoder": VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False)}, "encoder.class_token False"),
         ({"decoder": SelfAttentionDecoder.Config(width=16, depth=1, heads=2, embed_bias=False)}, "decoder.embed_bias False"),
         ({"decoder": SelfAttentionDecoder.Config(width=16, depth=1, heads=2, norm_epsilon=1e-5)}, "decoder.norm_epsilon 1e-05"),
@@ -232,7 +265,7 @@ def test_a_bare_config_is_at_their_defaults(tmp_path: Path) -> None:
 def test_export_refuses_what_they_cannot_hold(tmp_path: Path, parts, said: str, build) -> None:
     with pytest.raises(ValueError, match=said):
         write_transformers(build(**({"size": (12, 12)} | parts)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_export_says_what_their_last_norm_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

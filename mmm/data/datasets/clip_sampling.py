@@ -57,6 +57,20 @@ def even_frames(times: Times, config: ClipsConfig) -> Frames:
     return _by_time(share * max(0.0, _duration(times) - config.frames / config.fps), times, config)
 
 
+def window_frames(times: Times, starts: Times, config: ClipsConfig) -> Frames:
+    """Dense clips that start at given times, seconds from the first frame, (V,): (V, T) numbers of frames."""
+    if config.fps is None:
+        return _by_stride(shown_at(times, starts)[:, None], len(times), config)
+    return _by_time(starts[:, None], times, config)
+
+
+def last_start(times: Times, config: ClipsConfig) -> float:
+    """The last time, in seconds, at which a dense clip can start without repeating its last frame; 0 for a short video."""
+    if config.fps is None:
+        return float(times[max(0, len(times) - 1 - (config.frames - 1) * config.stride)])
+    return max(0.0, float(times[-1]) - (config.frames - 1) / config.fps)
+
+
 def _segments(count: int, parts: int) -> tuple[Frames, Frames]:
     """The first frame and the length, at least 1, of equal parts of a video, (T,) each."""
     bounds = np.arange(parts + 1) * count // parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -18,18 +19,18 @@ from torch import Tensor
 
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import Frames, Times, drawn_frames, even_frames
-from mmm.data.datasets.dataset import Part, find_part
+from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_blocks import blocks
 from mmm.data.decode.video.frame_folder import image_sizes
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import OpenVideo, Source
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_watchdog import in_hand
-from mmm.data.sources.folder import FolderCells
+from mmm.data.loading.worker_watchdog import watched
+from mmm.data.sources.folder import FileColumn
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
-from mmm.data.transforms.device_resize import Box, Cut, Cuts, bounds
+from mmm.data.transforms.device_resize import Box, DeferredCrop, DeferredCrops, bounding_box
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Lengths:
             )
 
 
-class Clips(Part[ClipsConfig]):
+class Clips(Dataset[ClipsConfig]):
     """Videos, and the clips that are cut from them: a part of one split."""
 
     lengths: Lengths | None = None  # of the videos that have been read
@@ -88,7 +89,8 @@ class Clips(Part[ClipsConfig]):
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Clips evenly spread over the videos, with crops evenly spread over each, as `train_views` returns them."""
-        return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views))
+        spread = partial(even_frames, config=self.config)
+        return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views, spread))
 
     def inspect(self, index: int) -> dict[str, Any]:
         """Decodes all of a video, and says what it is.
@@ -96,7 +98,7 @@ class Clips(Part[ClipsConfig]):
         Raises:
             Unreadable: at the first thing that is wrong with it.
         """
-        with in_hand(index, self.config.deadline):
+        with watched(index, self.config.deadline):
             return inspect(self._source(index))
 
     def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
@@ -104,7 +106,7 @@ class Clips(Part[ClipsConfig]):
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row in range(len(index)):
             try:
                 fill(row, views[row])
@@ -126,16 +128,16 @@ class Clips(Part[ClipsConfig]):
             self.augment(index, view, key)
 
     @property
-    def resized_later(self) -> bool:
+    def defers_resize(self) -> bool:
         return self.config.resize == "device"
 
-    def train_cuts(self, index: Tensor, keys: Tensor) -> tuple[Cuts, dict[int, str]]:
+    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
         """The parts of videos from which a device makes what `train_views` gives: one where samples share their frames, else one
         for each; the arguments are the same."""
         config = self.config
-        inputs: list[list[Cut]] = []
+        inputs: list[list[DeferredCrop]] = []
         failed: dict[int, str] = {}
-        self.expect(index)
+        self.prefetch(index)
         for row, (number, mine) in enumerate(zip(index.tolist(), keys.view(len(index), -1), strict=True)):
             inputs.append([])
             try:
@@ -143,10 +145,10 @@ class Clips(Part[ClipsConfig]):
                     if not inputs[row]:
                         boxes = self._boxes(mine, frames.shape[1], frames.shape[2])
                         shared = [boxes] if len(places) == 1 else [[box] for box in boxes]
-                        around = [bounds(group) for group in shared]
+                        around = [bounding_box(group) for group in shared]
                         size = [(config.frames, height, width, config.channels) for (_, _, height, width), _ in around]
                         inputs[row] = [
-                            Cut(torch.empty(shape, dtype=torch.uint8), inside)
+                            DeferredCrop(torch.empty(shape, dtype=torch.uint8), inside)
                             for shape, (_, inside) in zip(size, around, strict=True)
                         ]
                     for part, (whole, _), where in zip(inputs[row], around, places, strict=True):
@@ -156,14 +158,14 @@ class Clips(Part[ClipsConfig]):
             except Unreadable as error:
                 failed[row] = str(error)
                 inputs[row] = []
-        return Cuts(inputs, (config.channels, *config.size), "bilinear"), failed
+        return DeferredCrops(inputs, (config.channels, *config.size), "bilinear"), failed
 
     def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
         """The frames of a video that samples need, (n, H, W, C) at a time, and where they stand in each clip; samples that differ
         in the crop only have one clip."""
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = drawn_frames(video.times, drawn, config)  # (V, T)
             self._add_lengths(video, chosen)
             clips: list[list[int]] = chosen.tolist()
@@ -178,12 +180,12 @@ class Clips(Part[ClipsConfig]):
             return multi_scale_boxes(keys, heights, widths, config.frame_size, config.crop_sides).tolist()
         return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
 
-    def _eval(self, index: int, views: Tensor) -> None:
-        """The crops of a clip follow each other."""
+    def _eval(self, index: int, views: Tensor, choose: Callable[[Times], Frames]) -> None:
+        """Fills the views of a video, the crops of a clip after each other; `choose` chooses the clips, (V, T), by the times."""
         config = self.config
         small = torch.empty(0)
-        with in_hand(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
-            chosen = even_frames(video.times, config)  # (V, T)
+        with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
+            chosen = choose(video.times)  # (V, T)
             self._add_lengths(video, chosen)
             wanted, place = np.unique(chosen, return_inverse=True)
             for numbers, pixels in blocks(video, wanted, config.channels):
@@ -201,7 +203,7 @@ class Clips(Part[ClipsConfig]):
             self.lengths.add(video.times, clips, len(self))
 
     def _source(self, index: int) -> Source:
-        source: Source = self.cell(index)
+        source: Source = self.raw(index)
         if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
@@ -235,7 +237,7 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
     Raises:
         ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
     """
-    table, rows, where = find_part(config, split)
+    table, rows, where = select_rows(config, split)
     require(config.backend)
     clips = Clips(table, config, rows, where)
     _check_folders(clips)
@@ -245,8 +247,8 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 
 def _check_folders(clips: Clips) -> None:
     """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
-    cells = clips.table.cells
-    paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FolderCells) else []
+    cells = clips.table.column
+    paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []
     folders = [path for path in paths if path.is_dir()]
     sizes = [image_sizes(folder, IMAGES) for folder in folders]
     if folders and all(len(found) > 1 for found in sizes):

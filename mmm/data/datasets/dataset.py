@@ -1,4 +1,4 @@
-"""A part of a data set: which split, and which of its rows."""
+"""A data set: one split of a source, or a part of its rows. Base of `Images` and `Clips`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mmm.core.registry import suggest
 from mmm.core.rng import Stream, sample_keys, scores, stream
 from mmm.data.config import DataConfig
 from mmm.data.loading.sampler import Order, WeightedOrder
-from mmm.data.sources.base import EVALUATION, Table, digest, nearest
+from mmm.data.sources.base import EVALUATION, Table
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.augment import rand_augment
+from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=DataConfig)
 
 
-class Part(Generic[C]):
-    """Rows of one split, without a word on how a sample is cut from one.
+class Dataset(Generic[C]):
+    """Rows of one split. Subclasses add how samples are cut from an input.
 
     Args:
         table: the split.
         config: how it is read.
-        rows: the table's rows that belong to the part, int64 (N,).
-        where: what the part is called, for messages.
+        rows: the rows of the table that belong to the data set, int64 (N,).
+        where: the name of split and part, for messages: "train (held out)".
 
     Attributes:
-        classes: the names that the labels count, or None.
+        classes: the names of the classes, in the order of the labels, or None.
         fingerprint: 16 hexadecimal digits that change with the data.
     """
 
     def __init__(self, table: Table, config: C, rows: Tensor, where: str) -> None:
         self.table, self.config, self.rows, self.where = table, config, rows, where
         self.classes = table.classes
-        whole = torch.equal(rows, torch.arange(len(table.cells)))
+        whole = torch.equal(rows, torch.arange(len(table.column)))
         self.fingerprint = table.fingerprint if whole else digest([table.fingerprint, *rows.tolist()])
 
     def __len__(self) -> int:
@@ -47,35 +49,35 @@ class Part(Generic[C]):
 
     @property
     def title(self) -> str:
-        """What it is, for messages: "the images of train (held out)"."""
+        """The data set in messages: "the images of train (held out)"."""
         return f"the {self.config.medium.noun} of {self.where}"
 
     def labels(self) -> Tensor | None:
-        """int64 (N,), without decoding anything; None where there are none."""
+        """Labels int64 (N,), without decoding; None where the source has none."""
         return None if self.table.labels is None else self.table.labels[self.rows]
 
-    def cell(self, index: int) -> Any:
-        """The sample as it is kept: encoded bytes, a path, or pixels."""
-        return self.table.cells[int(self.rows[index])]
+    def raw(self, index: int) -> Any:
+        """An input as the source stores it: encoded bytes, a path, or pixels."""
+        return self.table.column[int(self.rows[index])]
 
     def name(self, index: int) -> str:
-        """What a person would call the sample: a path, or a row of a table."""
-        return self.table.cells.name(int(self.rows[index]))
+        """The name of an input in messages: a path, or a row of a table."""
+        return self.table.column.name(int(self.rows[index]))
 
     def order(self, seed: int, source: int = 0) -> Order | WeightedOrder:
-        """The order in which a run of this seed trains on the samples, as source number `source` of those that it mixes."""
-        if len(self.config.weights) < 2:  # one source is all there is
+        """The order in which a run of this seed trains on the inputs, as source number `source` of those that it mixes."""
+        if len(self.config.weights) < 2:  # a single source
             return Order(len(self), seed, source)
         ends = torch.tensor(self.table.parts).cumsum(0)
         joined = torch.bucketize(self.rows, ends, right=True)  # (N,)
         groups = [(joined == number).nonzero().flatten() for number in range(len(ends))]
         return WeightedOrder(groups, self.config.weights, seed, source)
 
-    def expect(self, index: Tensor) -> None:
-        """Says which samples are read next: what lies afar can then be asked for all at once."""
-        cells: Any = self.table.cells
-        if hasattr(cells, "expect"):
-            cells.expect(self.rows[index].tolist())
+    def prefetch(self, index: Tensor) -> None:
+        """Announces the inputs that are read next, so that a remote source can request them together."""
+        column: Any = self.table.column
+        if hasattr(column, "prefetch"):
+            column.prefetch(self.rows[index].tolist())
 
     def augment(self, index: int, frames: Tensor, key: Tensor) -> None:
         """Applies `data.augment`, where it is set, to one training sample in place.
@@ -96,41 +98,44 @@ class Part(Generic[C]):
             raise ValueError(f"{self.name(index)}: {error}") from error
 
     def subset(self, index: Tensor) -> Self:
-        """The samples at these places, int64 (K,), in that order."""
+        """The inputs at these indices, int64 (K,), in this order."""
         return type(self)(self.table, self.config, self.rows[index], self.where)
 
 
-def find_part(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
-    """Finds one part of the data: its table, the rows of it, int64 (N,), and what it is called.
+def select_rows(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
+    """Opens the source and selects rows of one of its splits.
 
     Args:
         config: where the data is.
-        split: `train` and `eval` are the parts that DataConfig describes; any other name is a split of the source.
+        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
+
+    Returns:
+        The table, the rows, int64 (N,), and the name of split and part.
 
     Raises:
-        ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
+        ValueError: for a source that is missing or empty, a split or column that does not exist, ...
     """
     config.check()
     if split == "eval" and config.eval_source is not None:
-        return _find_eval_source(config, config.eval_source)
+        return _open_eval_source(config, config.eval_source)
     source = find_source(config)
     name, part = _choose(source.splits, config, split)
     table = source.table(name)
-    if len(table.cells) == 0:
+    if len(table.column) == 0:
         raise ValueError(f"data.source {config.source}: the split {name} is empty")
-    rows = _rows(len(table.cells), config.holdout, part)
+    rows = _rows(len(table.column), config.holdout, part)
     if part == "held out":
-        _announce_held_out(str(config.source), len(rows), len(table.cells), config.holdout)
+        _announce_held_out(str(config.source), len(rows), len(table.column), config.holdout)
     return table, rows, name if part == "all" else f"{name} ({part})"
 
 
-def _find_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str]:
-    """Finds the samples of data.eval_source, with the classes of data.source."""
+def _open_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str]:
+    """Opens the samples of `data.eval_source`, with labels that count the classes of `data.source`."""
     source = find_source(replace(config, source=name, eval_source=None, weights=()))
     own = [split for split in (source.splits[0], *EVALUATION) if split in EVALUATION and split in source.splits]
     split = config.eval_split or (own or source.splits)[0]
     if split not in source.splits:
-        raise ValueError(f"data.eval_split {split}: data.eval_source {name} has no such split; {nearest(split, source.splits)}")
+        raise ValueError(f"data.eval_split {split}: data.eval_source {name} has no such split{suggest(split, source.splits)}")
     table = source.table(split)
     if table.labels is not None and table.classes is not None:
         classes = find_source(config).table(config.split).classes
@@ -141,10 +146,10 @@ def _find_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str
             ]
             if unknown:
                 listed = ", ".join(unknown[:5])
-                raise ValueError(f"data.eval_source {name} has classes that data.source {config.source} has not: {listed}")
+                raise ValueError(f"data.eval_source {name} has classes that data.source {config.source} does not have: {listed}")
             numbers = torch.tensor([place.get(known, -1) for known in table.classes])  # (K,)
             table = replace(table, labels=numbers[table.labels].where(table.labels >= 0, -1), classes=classes)
-    return table, torch.arange(len(table.cells)), f"{split} of {name}"
+    return table, torch.arange(len(table.column)), f"{split} of {name}"
 
 
 @cache  # once, however often a run opens its data
@@ -158,26 +163,26 @@ def _announce_held_out(source: str, held: int, total: int, holdout: float) -> No
     )
 
 
-def _choose(splits: tuple[str, ...], config: DataConfig, wanted: str) -> tuple[str, str]:
-    """The split of the source, and which part of it: all, the rest, or what is held out.
+def _choose(splits: tuple[str, ...], config: DataConfig, split: str) -> tuple[str, str]:
+    """The split of the source, and which part of it is used: all, the rest, or what is held out.
 
     Raises:
         ValueError: where there is none.
     """
     own = config.eval_split or next((name for name in EVALUATION if name in splits and name != config.split), None)
     flags = {"train": ("data.split", config.split), "eval": ("data.eval_split", own) if own else ("data.split", config.split)}
-    flag, name = flags.get(wanted, ("split", wanted))
+    flag, name = flags.get(split, ("split", split))
     if name not in splits:
-        raise ValueError(f"{flag} {name}: data.source {config.source} has no such split; {nearest(name, splits)}")
-    if own or config.eval_source or wanted not in flags:
+        raise ValueError(f"{flag} {name}: data.source {config.source} has no such split{suggest(name, splits)}")
+    if own or config.eval_source or split not in flags:
         return name, "all"
-    if wanted == "eval" and config.holdout == 0:
+    if split == "eval" and config.holdout == 0:
         raise ValueError(f"data.source {config.source} has no split for evaluation and data.holdout is 0; give a share of it")
-    return name, "rest" if wanted == "train" else "held out"
+    return name, "rest" if split == "train" else "held out"
 
 
 def _rows(n: int, holdout: float, part: str) -> Tensor:
-    """The rows of a part, in order. The held-out ones are those with the smallest hashes, so that their number is exact."""
+    """The rows of a part, in order. The held-out rows are those with the smallest hashes, so that their number is exact."""
     if part == "all" or holdout == 0:
         return torch.arange(n)
     held = max(1, round(n * holdout))

@@ -1,4 +1,4 @@
-"""Several sources in one training: each update takes its samples from one of them, in a fixed rhythm."""
+"""Several sources in one training: each update takes its samples from one of them, in a fixed cycle."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmm.data.loading.sampler import spread
 class Mixture:
     """The training samples of a run, from one source or several.
 
-    A cycle holds `updates[i]` updates on source i, as evenly spread as can be. Which source an update takes, and which of its
-    samples, follow from the step alone, so that a run can be resumed anywhere and on any number of processes.
+    A cycle holds `updates[i]` updates on source i, spread as evenly as possible. The source of an update and its samples follow
+    from the step alone, so a run can be resumed anywhere and on any number of processes.
 
     Args:
         parts: the sources, opened.
-        updates: of each, in a cycle.
+        updates: number of updates of each source in a cycle.
         seed: of the run.
     """
 
@@ -30,13 +30,13 @@ class Mixture:
         self.orders = [part.order(seed, source) for source, part in enumerate(parts)]
 
     def source(self, step: int) -> int:
-        """Which source an update takes."""
+        """The source of an update."""
         return self.cycle[step % len(self.cycle)]
 
     def before(self, source: int, step: int) -> int:
-        """How many updates before this one took the source."""
-        whole, rest = divmod(step, len(self.cycle))
-        return whole * self.updates[source] + self.cycle[:rest].count(source)
+        """Number of updates before a step that took this source."""
+        cycles, rest = divmod(step, len(self.cycle))
+        return cycles * self.updates[source] + self.cycle[:rest].count(source)
 
     @property
     def unit(self) -> int:
@@ -52,14 +52,14 @@ class Mixture:
 
     @property
     def epoch(self) -> int:
-        """Samples that the run sees while it passes once over its first source, as often as each input is repeated."""
+        """Samples of all sources in one pass over the first source, including its repeats."""
         first = len(self.parts[0]) * self.parts[0].config.repeats
         return round(first * len(self.cycle) / self.updates[0])
 
     def batches(
         self, *, batch_size: int, steps: int, start_step: int = 0, accumulation: int = 1, world: int = 1, rank: int = 0
     ) -> Iterator[Batch]:
-        """The micro-batches of one process, from `start_step` to the end of the run; the arguments are `train_batches`'."""
+        """The micro-batches of one process from `start_step` to the end of the run; see `train_batches` for the arguments."""
         streams = [
             train_batches(
                 part,
@@ -86,7 +86,7 @@ class Mixture:
         return next(train_batches(part, config, seed=self.seed, batch_size=samples, steps=1, source=source))
 
     def name_samples(self, step: int, batch_size: int) -> list[int]:
-        """The inputs of an update, in the order of its samples: each as often as it is repeated."""
+        """The indices of an update's inputs, in the order of its samples; each as often as it is repeated."""
         source = self.source(step)
         repeats = self.parts[source].config.repeats
         first = self.before(source, step) * batch_size // repeats

@@ -1,4 +1,4 @@
-"""Opens data of any kind: the one place that chooses between images and videos."""
+"""Opens images or videos, whichever the config describes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmm.data.datasets.images import Images, open_images
 
 
 def open_data(config: DataConfig, split: str) -> Images | Clips:
-    """Opens one part of the data; see `open_images` and `open_clips`."""
+    """Opens one split; see `open_images` and `open_clips`."""
     if isinstance(config, ClipsConfig):
         return open_clips(config, split)
     assert isinstance(config, ImagesConfig)

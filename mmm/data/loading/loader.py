@@ -1,7 +1,9 @@
-"""Batches: which samples a process gets at which step, made in worker processes, the same whatever their number.
+"""Batches: the samples of each step and process, made in worker processes, the same for any number of them.
 
-Nothing here knows images from clips: a set of inputs is whatever has `Samples`' methods. One decoded input may give several
-views, each of which is a sample to the model: R of them in training (`data.repeats`), V in evaluation. They follow each other.
+The loader does not distinguish images from clips: a data set is whatever has the methods of `Samples`. One decoded input may
+give several views, each of which is a sample for the model: R in training (`data.repeats`), V in evaluation. They are adjacent
+in a batch.
+
 Shapes: b inputs, B = b R or b V samples of a micro-batch, C channels, (..., h, w) of a sample.
 """
 
@@ -16,16 +18,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmm.core.rng import Stream, integers, sample_keys, stream
+from mmm.data.config import DataConfig
 from mmm.data.errors import Problem
 from mmm.data.loading.sampler import Order, WeightedOrder
 from mmm.data.loading.worker_pool import load
-from mmm.data.transforms.device_resize import Cuts, Packed
+from mmm.data.transforms.crop import flip, lighting, normalise
+from mmm.data.transforms.device_resize import DeferredCrops, PackedCrops
 
-SUBSTITUTES = 10  # samples that are tried in the place of an unreadable one
+SUBSTITUTES = 10  # samples that are tried in place of an unreadable one
 
 
 class Samples(Protocol):
-    """What can be loaded; `mmm.data.datasets.images.Images` documents the methods."""
+    """A data set that can be loaded; `mmm.data.datasets.images.Images` documents the methods."""
 
     def __len__(self) -> int: ...
 
@@ -36,25 +40,25 @@ class Samples(Protocol):
     def order(self, seed: int, source: int, /) -> Order | WeightedOrder: ...
 
     @property
-    def resized_later(self) -> bool:
-        """Whether training takes `train_cuts`, which the device resizes, and not `train_views`."""
+    def defers_resize(self) -> bool:
+        """Whether training uses `deferred_train_views`, which the device resizes, instead of `train_views`."""
         ...
 
     def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
-        """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and why inputs could not be read, by row."""
+        """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and reasons for unreadable inputs, by row."""
         ...
 
-    def train_cuts(self, index: Tensor, keys: Tensor, /) -> tuple[Cuts, dict[int, str]]:
-        """The same to what the views are cut from."""
+    def deferred_train_views(self, index: Tensor, keys: Tensor, /) -> tuple[DeferredCrops, dict[int, str]]:
+        """The same, before the views are resized."""
         ...
 
     def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]:
-        """Inputs (b,) to uint8 (b V, C, ..., h, w), and the same."""
+        """Inputs (b,) to uint8 (b V, C, ..., h, w), and reasons for unreadable inputs, by row."""
         ...
 
 
 class LoaderConfig(Protocol):
-    """What of the data's configuration concerns the loader."""
+    """The part of the data's configuration that the loader reads."""
 
     @property
     def workers(self) -> int: ...
@@ -71,13 +75,13 @@ class Batch:
     """One micro-batch of one process.
 
     Attributes:
-        pixels: uint8 (B, C, ..., h, w); none until `to` with cuts.
-        keys: from which all else that is drawn for a sample comes, int64 (B,).
-        index: of the samples in the data, int64 (B,); of the substitute where one was needed.
+        pixels: uint8 (B, C, ..., h, w); empty before `to` where the crops are deferred.
+        keys: the source of all random numbers of a sample, int64 (B,).
+        index: of the samples in the data set, int64 (B,); of the substitute where an input was replaced.
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
-        cuts: what the samples are made of on the device (`data.resize device`); none where workers made them.
+        deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
         source: which of several sources the samples are of.
     """
 
@@ -87,21 +91,21 @@ class Batch:
     epoch: Tensor
     labels: Tensor | None
     problems: list[Problem]
-    cuts: Packed | None = None
+    deferred: PackedCrops | None = None
     source: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory; torch's loader calls this where there is a GPU."""
+        """Copies the batch into page-locked memory; torch's loader calls this where there is a GPU."""
         batch = self._each(Tensor.pin_memory)
-        return batch if self.cuts is None else replace(batch, cuts=self.cuts.pin_memory())
+        return batch if self.deferred is None else replace(batch, deferred=self.deferred.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
-        """On a device, without waiting for the copy; cuts are resized there."""
+        """Copies the batch to a device without waiting, and resizes deferred crops there."""
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        return batch if self.cuts is None else replace(batch, pixels=self.cuts.resize(device), cuts=None)
+        return batch if self.deferred is None else replace(batch, pixels=self.deferred.resize(device), deferred=None)
 
     def _each(self, change: Any) -> Batch:
         names = ("pixels", "keys", "index", "epoch") + (() if self.labels is None else ("labels",))
@@ -112,7 +116,10 @@ Request = tuple[list[int], list[int]]  # epochs and indices; lists, because tens
 
 
 class _Views(Dataset[Batch]):
-    """What the worker processes hold. An error that ends the run is returned: raised here, it would arrive as a traceback."""
+    """Makes batches in the worker processes.
+
+    An error that ends the run is returned: raised in a worker, it would reach the parent as a traceback.
+    """
 
     def __init__(self, samples: Samples, seed: int, train: bool, repeats: int, source: int = 0) -> None:
         self.samples, self.seed, self.train, self.repeats, self.source = samples, seed, train, repeats, source
@@ -132,7 +139,7 @@ class _Views(Dataset[Batch]):
         return [Problem(place, self.samples.name(place), failed[row]) for row, place in places.items()]
 
     def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
-        """Each unreadable sample is replaced by the next readable of a row that its key names; the key stays."""
+        """Replaces each unreadable input by the first readable one of a sequence drawn from its key; the key is kept."""
         views, failed = self._read(index, keys)
         problems = self._problems(index, failed)
         for attempt in range(SUBSTITUTES):
@@ -150,21 +157,21 @@ class _Views(Dataset[Batch]):
         return self._batch(views, keys, index, epoch, problems)
 
     def _eval(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
-        """Unreadable inputs are left out."""
+        """Leaves unreadable inputs out."""
         pixels, failed = self.samples.eval_views(index)
         pixels = pixels.unflatten(0, (-1, self.repeats))  # (b, V, ...)
         kept = torch.tensor([row for row in range(len(index)) if row not in failed], dtype=torch.int64)
         return self._batch(pixels[kept], keys[kept], index[kept], epoch[kept], self._problems(index, failed))
 
-    def _read(self, index: Tensor, keys: Tensor) -> tuple[Tensor | Cuts, dict[int, str]]:
-        """(b, R, C, ..., h, w), or what it is cut from."""
-        if self.samples.resized_later:
-            return self.samples.train_cuts(index, keys.flatten())
+    def _read(self, index: Tensor, keys: Tensor) -> tuple[Tensor | DeferredCrops, dict[int, str]]:
+        """Views (b, R, C, ..., h, w), or deferred crops; and the reasons for unreadable inputs, by row."""
+        if self.samples.defers_resize:
+            return self.samples.deferred_train_views(index, keys.flatten())
         pixels, failed = self.samples.train_views(index, keys.flatten())
         return pixels.unflatten(0, (-1, self.repeats)), failed
 
-    def _batch(self, views: Tensor | Cuts, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
-        """One row a view."""
+    def _batch(self, views: Tensor | DeferredCrops, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
+        """A batch with one row for each view."""
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
@@ -173,13 +180,13 @@ class _Views(Dataset[Batch]):
         return Batch(nothing, keys.flatten(), index, epoch, labels, problems, views.pack(), self.source)
 
 
-def _put(views: Tensor | Cuts, rows: Tensor, others: Tensor | Cuts) -> None:
-    """Views of other inputs take the places of some."""
+def _put(views: Tensor | DeferredCrops, rows: Tensor, others: Tensor | DeferredCrops) -> None:
+    """Replaces the views of some rows."""
     if isinstance(views, Tensor):
         assert isinstance(others, Tensor)
         views[rows] = others
     else:
-        assert isinstance(others, Cuts)
+        assert isinstance(others, DeferredCrops)
         views.put(rows, others)
 
 
@@ -198,23 +205,23 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of one process, from step `start_step` to the end of the run.
 
-    Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. The process takes the
-    contiguous `rank`-th part of them, cut into `accumulation` micro-batches. To start in the middle costs nothing. Sample n is
-    view n mod R of input n // R of the order, so that an epoch, which reads each input once, gives R samples of each.
+    Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. A process takes the
+    contiguous `rank`-th part of them, in `accumulation` micro-batches. Starting in the middle costs nothing. Sample n is view n
+    mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
 
     Args:
-        samples: the data.
-        config: of the data; only the numbers of workers and of views are read, the rest is the samples' own.
+        samples: the data set.
+        config: of the data; only the numbers of workers and views are read here.
         seed: of the run.
-        batch_size: of a micro-batch of a process, samples.
-        steps: of the whole run; steps - start_step are given out.
-        start_step: the first.
-        accumulation: micro-batches a step and process.
-        world, rank: number of processes, and which one this is.
-        source: which of several sources this is: samples of two draw apart.
+        batch_size: samples of a micro-batch of one process.
+        steps: of the whole run; steps - start_step are yielded.
+        start_step: the first step.
+        accumulation: micro-batches per step and process.
+        world, rank: number of processes, and the number of this one.
+        source: number of the data set among several of a run, whose samples draw different random numbers.
 
     Raises:
-        ValueError: where too many samples in a row cannot be read, or the views of an input would be parted.
+        ValueError: where too many samples in a row cannot be read, or the views of an input would be in two micro-batches.
     """
     order, repeats = samples.order(seed, source), config.repeats
     if batch_size % repeats:
@@ -232,17 +239,17 @@ def train_batches(
 
 
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
-    """Every input once, in order, in batches that are the same on any number of processes: rank r takes the contiguous r-th part
-    of them, which may be none, so that the parts one after the other are the whole.
+    """Every input once, in order, in batches that do not depend on the number of processes.
 
-    The keys are the same in every run and at every step (seed 0, epoch 0), so that masks drawn from them are too. What cannot be
-    read is left out of its batch, which may be empty, and named in its problems.
+    Rank r takes the contiguous r-th part of the batches, which may be empty; the parts one after the other are all batches. The
+    keys are the same in every run and at every step (seed 0, epoch 0), and so are masks drawn from them. An unreadable input is
+    left out of its batch, which may be empty, and is named in the batch's problems.
 
     Args:
-        samples: the data.
-        config: of the data; only the numbers of workers and of views are read.
-        batch_size: samples, of which an input gives V; the last batch is smaller.
-        world, rank: number of processes, and which one this is.
+        samples: the data set.
+        config: of the data; only the numbers of workers and views are read here.
+        batch_size: samples, of which an input gives V; the last batch may be smaller.
+        world, rank: number of processes, and the number of this one.
     """
     size = max(1, batch_size // config.views)
     batches = -(-len(samples) // size)
@@ -254,3 +261,13 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
             yield [0] * len(index), index
 
     return load(_Views(samples, 0, train=False, repeats=config.views), requests, config.workers)
+
+
+def prepare(batch: Batch, config: DataConfig, *, train: bool) -> Tensor:
+    """Normalises the pixels of a batch on its device, after flips and lighting in training. float32 (B, C, ..., h, w)."""
+    x = batch.pixels
+    if train:
+        x = flip(x, batch.keys, config.flip)
+        if config.lighting:
+            x = lighting(x.float(), batch.keys, config.lighting)
+    return normalise(x, config.mean, config.std)

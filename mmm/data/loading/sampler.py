@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, with no state to save."""
+"""The order of samples: a pure function of the seed, without state to save."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmm.core.rng import Stream, permutation, sample_keys, stream
 
 
 class Order:
-    """Sample p of a run is position p mod n of epoch p // n, whose order is a permutation made from (seed, epoch).
+    """A permutation of the samples for each epoch, made from (seed, epoch).
 
-    So step s means the same samples on any number of processes and after any resume, a batch may reach over the end of an
-    epoch, and a set smaller than a batch works.
+    Sample p of a run is position p mod n of epoch p // n. A step therefore means the same samples on any number of processes
+    and after any resume, a batch may cross the end of an epoch, and a data set may be smaller than a batch.
 
     Args:
-        n: samples in the data.
+        n: number of samples in the data set.
         seed: of the run.
-        source: number of the data among several that a run mixes: two of equal length have different permutations.
+        source: number of the data set among several that a run mixes; two of equal length have different permutations.
         group: number of these samples among the groups of one source.
     """
 
@@ -29,7 +29,7 @@ class Order:
         self._epochs: dict[int, Tensor] = {}
 
     def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Samples first .. first + count - 1 of the run: their epochs and their indices, int64 (count,) each."""
+        """The epochs and indices of samples first .. first + count - 1 of the run, int64 (count,) each."""
         position = torch.arange(first, first + count, dtype=torch.int64)
         epoch, place = position // self.n, position % self.n
         index = torch.empty_like(position)
@@ -39,7 +39,7 @@ class Order:
         return epoch, index
 
     def _epoch(self, number: int) -> Tensor:
-        """The epoch's permutation, (n,); the last two are kept (1.28 million samples: 55 ms and 10 MB each)."""
+        """The permutation of an epoch, (n,). The last two are kept (1.28 million samples: 55 ms and 10 MB each)."""
         if number not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
@@ -49,15 +49,16 @@ class Order:
 
 
 class WeightedOrder:
-    """Several groups of samples, each in an order of its own, which take turns in a fixed rhythm.
+    """Several groups of samples, each with its own order, that alternate in a fixed cycle.
 
-    Of every sum(weights) samples of the run, weights[i] are of group i, as evenly spread as can be; epochs are the group's own.
+    Of every sum(weights) samples of the run, weights[i] are from group i, spread as evenly as possible. Epochs are counted per
+    group.
 
     Args:
-        groups: the places in the data of each group's samples, int64 (n_i,); empty groups are left out.
+        groups: the indices of each group's samples, int64 (n_i,); empty groups are left out.
         weights: of the groups, whole numbers.
         seed: of the run.
-        source: as of `Order`.
+        source: see `Order`.
     """
 
     def __init__(self, groups: Sequence[Tensor], weights: Sequence[int], seed: int, source: int = 0) -> None:
@@ -65,12 +66,12 @@ class WeightedOrder:
         self.groups = [groups[number] for number in numbers]
         self.orders = [Order(len(groups[number]), seed, source, number) for number in numbers]
         self.cycle = torch.tensor(spread([weights[number] for number in numbers]))  # (sum of weights,)
-        # how many of each group stand before each place of a cycle; the last row is a whole cycle
+        # number of samples of each group before each position of a cycle; the last row is a whole cycle
         turns = torch.nn.functional.one_hot(self.cycle, len(numbers))
         self.before = torch.cat([torch.zeros_like(turns[:1]), turns.cumsum(0)])  # (sum of weights + 1, groups)
 
     def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """As `Order.at`."""
+        """See `Order.at`."""
         place = torch.arange(first, first + count, dtype=torch.int64)
         group = self.cycle[place % len(self.cycle)]
         epoch, index = torch.empty_like(place), torch.empty_like(place)
@@ -82,13 +83,13 @@ class WeightedOrder:
         return epoch, index
 
     def _before(self, place: int, group: int) -> int:
-        """How many of a group's samples come before a place in the run."""
+        """Number of a group's samples before a position of the run."""
         cycles, rest = divmod(place, len(self.cycle))
         return cycles * int(self.before[-1, group]) + int(self.before[rest, group])
 
 
 def spread(shares: Sequence[int]) -> list[int]:
-    """A cycle that holds each number as often as its share says, evenly: the next is always the one that lags most behind."""
+    """A cycle that contains each number i shares[i] times, spread evenly: the next number is the one that lags most."""
     total = sum(shares)
     cycle: list[int] = []
     for place in range(1, total + 1):

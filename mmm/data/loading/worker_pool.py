@@ -1,14 +1,14 @@
-"""Worker processes that may hang or die without the run: the sample that they held counts as unreadable, and the rest goes on.
+"""Worker processes that may hang or crash without ending the run: the input that they were reading counts as unreadable.
 
-A decoder can hang inside C, holding Python's lock, deaf to threads, exceptions and SIGTERM (reported of decord, for hours), or
-crash the process. So each worker says, in shared memory, which sample it has in hand, and sets the kernel's alarm before it
-reads one (mmm/data/loading/worker_watchdog.py): SIGALRM's default action ends the process, whatever it is doing. The parent sees
-the death within
-a second, starts the workers anew at the first batch that it has not got, and tells them which sample is lost: reading it raises
-`Unreadable`, so what follows is the same as for any damaged file, on any number of workers. Requests are pure functions of the
-step, so nothing else is lost. (torch's own loader ends the run instead, with an exception in the middle of a training step.)
+A decoder can hang in C code while it holds Python's lock, so that threads, exceptions and SIGTERM have no effect (reported for
+decord), or crash the process. Each worker therefore writes into shared memory which input it reads, and sets an alarm before it
+reads one (worker_watchdog.py). The default action of SIGALRM ends the process, whatever it is doing. The parent process notices
+the end within a second, restarts the workers at the first batch that it has not received, and tells them which input is lost.
+Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of workers. Requests
+are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle of a training
+step instead.)
 
-Without workers nothing watches the decoder, and on Windows, which has no alarm, there is no deadline.
+Without workers nothing watches the decoder. Windows has no alarm, so there is no deadline there.
 """
 
 from __future__ import annotations
@@ -25,96 +25,101 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmm.data.loading.worker_watchdog import NOTHING, Start
+from mmm.data.loading.worker_watchdog import IDLE, InitWorker
 
-TIMEOUT = 600  # seconds without a batch from the workers after which the run ends instead of waiting for ever
-GLANCE = 1.0  # seconds after which the parent looks whether its workers live
-FAREWELL = 20.0  # seconds that a worker may take to end after its connections did: it gives its memory back first
-DEATHS = 3  # times that workers may be killed by others, with no batch in between, before the run ends
+TIMEOUT = 600  # seconds without a batch after which the run ends
+POLL_INTERVAL = 1.0  # seconds between two checks of whether the workers are alive
+SHUTDOWN_TIMEOUT = 20.0  # seconds that a worker may take to end after its connections have: it frees its memory first
+MAX_DEATHS = 3  # times that others may kill workers without a batch in between before the run ends
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
 
 
 def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: int, *, prefetch: int = 2) -> Iterator[Any]:
-    """What `views` makes of each request (`__getitems__`), in order.
+    """Yields the batch that `views` makes of each request (`__getitems__`), in order.
 
     Args:
-        views: makes a batch; a ValueError that it returns instead is raised here.
-        requests: starts the same sequence anew each time.
-        workers: processes; 0 works in this one.
-        prefetch: requests that a worker has before it.
+        views: makes the batches; where it returns a ValueError instead of a batch, the error is raised here.
+        requests: starts the same sequence of requests at each call.
+        workers: number of processes; 0 makes the batches in this process.
+        prefetch: requests that each worker holds in advance.
 
     Raises:
-        ValueError: where workers are killed again and again, or that was returned.
-        RuntimeError: where no batch comes for ten minutes.
+        ValueError: where workers are killed again and again, or `views` returns one.
+        RuntimeError: where no batch arrives for ten minutes.
     """
     lost: dict[int, str] = {}
     done = deaths = 0
     while True:
-        crew = _Crew(views, _Requests(requests, done), workers, prefetch, lost)
-        for batch in crew:
+        pool = WorkerPool(views, _Requests(requests, done), workers, prefetch, lost)
+        for batch in pool:
             if isinstance(batch, ValueError):
                 raise batch
             yield batch
             done, deaths = done + 1, 0
-        if not crew.fallen:
+        if not pool.failure:
             return
-        found = crew.blame()
+        found = pool.find_culprits()
         lost |= found
         deaths += not found
-        if deaths >= DEATHS:
-            raise ValueError(f"worker processes were killed {deaths} times ({crew.fallen}), by lack of memory? Lower data.workers")
+        if deaths >= MAX_DEATHS:
+            raise ValueError(f"worker processes were killed {deaths} times ({pool.failure}), by lack of memory? Lower data.workers")
 
 
-class _Crew:
-    """One start of the workers."""
+class WorkerPool:
+    """The workers, from one start to their end.
+
+    Attributes:
+        failure: how workers ended that should not have ended, or "".
+    """
 
     def __init__(self, views: Dataset[Any], requests: _Requests, workers: int, prefetch: int, lost: dict[int, str]) -> None:
-        self.shows = torch.full((max(1, workers), 2), NOTHING).share_memory_()
+        self.reports = torch.full((max(1, workers), 2), IDLE).share_memory_()
         self.processes: list[Any] = []
-        self.fallen = ""  # how workers ended that should not have
+        self.failure = ""
         parallel: dict[str, Any] = {}
         if workers > 0:
-            # fork: no import anew in a worker, and what is cached in memory is shared
+            # fork: a worker imports nothing again, and shares what is cached in memory
             start = "fork" if sys.platform == "linux" else None
-            parallel = {"timeout": GLANCE, "multiprocessing_context": start, "prefetch_factor": prefetch}
+            parallel = {"timeout": POLL_INTERVAL, "multiprocessing_context": start, "prefetch_factor": prefetch}
         self.loader: DataLoader[Any] = DataLoader(
             views,
             batch_sampler=requests,
-            collate_fn=_same,
+            collate_fn=_identity,
             num_workers=workers,
-            worker_init_fn=Start(self.shows, dict(lost)),
+            worker_init_fn=InitWorker(self.reports, dict(lost)),
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else torch's loader draws from the global one, and changes what follows
+            generator=torch.Generator(),  # otherwise torch's loader advances the global generator
             **parallel,
         )
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches, until the requests end or a worker falls."""
+        """Batches, until the requests end or a worker fails."""
         try:
             yield from self._batches(self._start())
         finally:
             self._end()
 
     def _batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        waiting = time.monotonic()
+        last = time.monotonic()
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, EOFError, OSError) as error:  # the latter two where a worker dies as it hands a batch over
-                slept = isinstance(error, RuntimeError) and "timed out" in str(error)
-                self.fallen = self._fallen(0 if slept else GLANCE if isinstance(error, RuntimeError) else FAREWELL)
-                if self.fallen:
+            except (RuntimeError, EOFError, OSError) as error:  # the last two where a worker dies while it sends a batch
+                timed_out = isinstance(error, RuntimeError) and "timed out" in str(error)
+                seconds = 0 if timed_out else POLL_INTERVAL if isinstance(error, RuntimeError) else SHUTDOWN_TIMEOUT
+                self.failure = self._find_failure(seconds)
+                if self.failure:
                     return
-                if not slept or time.monotonic() - waiting > TIMEOUT:
+                if not timed_out or time.monotonic() - last > TIMEOUT:
                     raise
-                continue  # GLANCE is over, and all are well
+                continue  # all workers are alive
             yield batch
-            waiting = time.monotonic()
+            last = time.monotonic()
 
-    def _fallen(self, seconds: float) -> str:
-        """How workers ended that should not have; waits so long for one that is about to."""
+    def _find_failure(self, seconds: float) -> str:
+        """How workers ended that should not have; waits up to this many seconds for one that is about to end."""
         end = time.monotonic() + seconds
         early = ["killed before its first batch"] * (self.loader.num_workers - len(self.processes))
         while not (found := early + [_ending(process.exitcode) for process in self.processes if process.exitcode]):
@@ -124,8 +129,11 @@ class _Crew:
         return ", ".join(found)
 
     def _start(self) -> Iterator[Any]:
-        """Starts the processes. torch's handler of their deaths, which would raise anywhere in this thread, is taken out again.
-        One that is dead already is not among the `active_children`."""
+        """Starts the processes.
+
+        torch's SIGCHLD handler, which would raise anywhere in this thread, is removed again. A process that is dead already is not
+        among the `active_children`.
+        """
         others = set(multiprocessing.active_children())
         main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
         handler = signal.getsignal(signal.SIGCHLD) if main else None
@@ -140,17 +148,17 @@ class _Crew:
             process.kill()
             process.join()
 
-    def blame(self) -> dict[int, str]:
-        """The samples that workers had in hand when they died of them, and why; a worker that was killed by others blames none."""
-        hands = dict(self.shows.tolist())
+    def find_culprits(self) -> dict[int, str]:
+        """The inputs that ended a worker, and the reasons; a worker that others killed has no culprit."""
+        reading = dict(self.reports.tolist())
         found = {}
         for process in self.processes:
-            how = _ending(process.exitcode) if process.exitcode else ""
-            index = hands.get(process.pid, NOTHING)
-            if index != NOTHING and how == "SIGALRM":
+            ending = _ending(process.exitcode) if process.exitcode else ""
+            index = reading.get(process.pid, IDLE)
+            if index != IDLE and ending == "SIGALRM":
                 found[index] = "reading it took more than {seconds} s"
-            elif index != NOTHING and how in CRASHES:
-                found[index] = f"reading it crashed the process ({how})"
+            elif index != IDLE and ending in CRASHES:
+                found[index] = f"reading it crashed the process ({ending})"
         return found
 
 
@@ -163,7 +171,7 @@ def _ending(code: int) -> str:
 
 
 class _Requests(Iterable[Any]):
-    """Starts anew each time that it is iterated, as torch wants of a batch sampler, after the first `done`."""
+    """The requests after the first `done`, from the start at each iteration, as torch requires of a batch sampler."""
 
     def __init__(self, start: Callable[[], Iterable[Any]], done: int) -> None:
         self.start, self.done = start, done
@@ -172,5 +180,5 @@ class _Requests(Iterable[Any]):
         return islice(self.start(), self.done, None)
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,5 +1,4 @@
-"""What a worker process tells its parent while it reads a sample that may hang it or crash it: see
-`mmm.data.loading.worker_pool`."""
+"""The worker's side of the watchdog: it reports which input it reads, and limits the time of a read. See `worker_pool`."""
 
 from __future__ import annotations
 
@@ -15,64 +14,69 @@ from numpy.typing import NDArray
 from mmm.data.errors import Unreadable
 from mmm.system.malloc import keep_memory
 
-NOTHING = -1  # in hand
+IDLE = -1  # no input is being read
 
 
-class _Desk:
-    """What a worker shows its parent, and what the parent has told it.
+class _State:
+    """The state of a worker process.
 
     Args:
-        show: its process, and the sample that it has in hand, int64 (2,), in shared memory.
-        lost: samples that killed a worker, and why.
+        report: its process id and the input that it reads, int64 (2,), in memory that it shares with the parent process.
+        lost: inputs that ended a worker before, and the reasons.
     """
 
-    def __init__(self, show: NDArray[np.int64], lost: dict[int, str]) -> None:
-        self.show, self.lost = show, lost
+    def __init__(self, report: NDArray[np.int64], lost: dict[int, str]) -> None:
+        self.report, self.lost = report, lost
 
 
-_desk: _Desk | None = None  # of this process, where it is a worker
+_state: _State | None = None  # None in processes that are no workers
 
 
 @contextmanager
-def in_hand(index: int, seconds: float) -> Iterator[None]:
-    """While a sample is read, which may kill the worker: by the alarm after so many seconds, or by a crash.
+def watched(index: int, seconds: float) -> Iterator[None]:
+    """Reads an input inside: the process is killed after this many seconds, and the parent learns which input it was reading.
 
     Raises:
-        Unreadable: where it has killed one before.
+        Unreadable: where the input has ended a worker before.
     """
-    if _desk is None:
+    if _state is None:
         yield
         return
-    if index in _desk.lost:
-        raise Unreadable(_desk.lost[index].format(seconds=f"{seconds:g}"))
-    _desk.show[1] = index
-    _alarm(seconds)
+    if index in _state.lost:
+        raise Unreadable(_state.lost[index].format(seconds=f"{seconds:g}"))
+    _state.report[1] = index
+    _set_alarm(seconds)
     try:
         yield
     finally:
-        _alarm(0)
-        _desk.show[1] = NOTHING
+        _set_alarm(0)
+        _state.report[1] = IDLE
 
 
-def _alarm(seconds: float) -> None:
+def _set_alarm(seconds: float) -> None:
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-class Start:
-    """What a worker does first: one thread; freed memory is kept for the next picture; the parent handles signals to stop."""
+class InitWorker:
+    """Prepares a worker process: one thread, freed memory kept for the next image, signals to stop left to the parent.
 
-    def __init__(self, shows: torch.Tensor, lost: dict[int, str]) -> None:
-        self.shows, self.lost = shows, lost
+    Args:
+        reports: one row for each worker, see `_State`.
+        lost: see `_State`.
+    """
+
+    def __init__(self, reports: torch.Tensor, lost: dict[int, str]) -> None:
+        self.reports, self.lost = reports, lost
 
     def __call__(self, worker: int) -> None:
-        global _desk
+        global _state
         torch.set_num_threads(1)
         keep_memory()
         for number in {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}:
             signal.signal(number, signal.SIG_IGN)
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        show = self.shows[worker].numpy()
-        show[0] = multiprocessing.current_process().pid
-        _desk = _Desk(show, self.lost)
+        report = self.reports[worker].numpy()
+        report[0] = multiprocessing.current_process().pid
+        _state = _State(report, self.lost)

@@ -17,10 +17,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mmm.data.decode.files import MAX_BYTES, refuse_large
+from mmm.data.decode.files import MAX_BYTES, check_size
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import Cells
-from mmm.data.sources.listing import printable
+from mmm.data.sources.base import Column
+from mmm.data.sources.folder import printable
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -139,7 +139,7 @@ class RemoteFiles:
         coming = self.local.coming.pop((number, offset, size), None)
         return self._fetch(number, offset, size) if coming is None else coming.result()
 
-    def expect(self, wanted: Iterable[tuple[int, int, int]]) -> None:
+    def prefetch(self, wanted: Iterable[tuple[int, int, int]]) -> None:
         """Requests what is read next (numbers, offsets, sizes), all at once; what was never read is dropped."""
         local = self.local
         for left in local.coming.values():
@@ -261,12 +261,12 @@ class RemoteTree:
         """Bytes of a file."""
         return self.sizes[path]
 
-    def cells(self, below: str, paths: Sequence[str]) -> Cells:
+    def column(self, below: str, paths: Sequence[str]) -> Column:
         """Files below a folder as samples."""
-        return RemoteCells(self.root, [below + path for path in paths], [self.sizes[below + path] for path in paths])
+        return RemoteColumn(self.root, [below + path for path in paths], [self.sizes[below + path] for path in paths])
 
 
-class RemoteCells:
+class RemoteColumn:
     """Files at addresses as samples, each read whole.
 
     Args:
@@ -285,15 +285,15 @@ class RemoteCells:
     def __getitem__(self, row: int) -> bytes:
         return self.files.read(*self._place(row))
 
-    def expect(self, rows: list[int]) -> None:
+    def prefetch(self, rows: list[int]) -> None:
         """Requests the files that are read next, all at once."""
-        self.files.expect([self._place(row) for row in rows if self.sizes[row] <= MAX_BYTES])
+        self.files.prefetch([self._place(row) for row in rows if self.sizes[row] <= MAX_BYTES])
 
     def name(self, row: int) -> str:
         return printable(self.files.addresses[row].removeprefix(self.root))
 
     def _place(self, row: int) -> tuple[int, int, int]:
-        refuse_large(self.sizes[row])
+        check_size(self.sizes[row])
         return row, 0, self.sizes[row]
 
 

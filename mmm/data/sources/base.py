@@ -1,60 +1,33 @@
-"""What a source of samples offers, whatever it is: splits, and for each a table of encoded samples."""
+"""The interface of all data sources: named splits, and for each split a table of encoded samples.
+
+Shapes: N samples.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-# where evaluation looks, in this order, when no split is named
+# the splits that evaluation takes, in this order, when none is named
 EVALUATION = ("validation", "valid", "val", "eval", "dev", "test")
 
 
-@dataclass(frozen=True)
-class Medium:
-    """What kind of thing a sample is.
+class Column(Protocol):
+    """A column of samples: encoded bytes, paths of files, or pixels.
 
-    Attributes:
-        noun: for messages, in the plural.
-        suffixes: of its files.
-        feature: its type in a table of `datasets`.
-        flag: what names its column in a table.
-        whole: whether a folder of such files, not a file, is a sample.
+    A column may also have `prefetch(rows)`, which is called before these rows are read.
     """
-
-    noun: str
-    suffixes: frozenset[str]
-    feature: str
-    flag: str
-    whole: bool = False
-
-
-PICTURES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".npy"}
-)
-RECORDINGS = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".3gp"}
-    | {".ogv", ".vob", ".mxf"}
-)
-IMAGES = Medium("images", PICTURES, "Image", "data.image_column")
-VIDEOS = Medium("videos", RECORDINGS, "Video", "data.video_column")
-FRAMES = Medium("videos", PICTURES, "Video", "data.video_column", whole=True)
-
-
-class Cells(Protocol):
-    """A column of samples: encoded bytes, the path of a file, or decoded pixels (H, W, C)."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> Any: ...
 
     def name(self, row: int, /) -> str:
-        """What a person would call the sample: a path, or a row of a table."""
+        """The name of a sample in messages: a path, or a row of a table."""
         ...
 
 
@@ -63,14 +36,14 @@ class Table:
     """One split.
 
     Attributes:
-        cells: the samples.
+        column: the samples.
         labels: int64 (N,), or None.
-        classes: the names that the labels count, or None.
-        fingerprint: changes with the data, not with where it lies.
-        parts: where it joins several sources, how many samples each has, one source after the other.
+        classes: the names of the classes, in the order of the labels, or None.
+        fingerprint: a hash that changes with the data, not with its location.
+        parts: for concatenated sources, the number of samples of each.
     """
 
-    cells: Cells
+    column: Column
     labels: Tensor | None
     classes: tuple[str, ...] | None
     fingerprint: str
@@ -83,24 +56,17 @@ class Source(Protocol):
     splits: tuple[str, ...]
 
     def table(self, split: str) -> Table:
-        """One of the splits."""
+        """Returns one of the splits."""
         ...
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest choice, if one is near, and all of them."""
-    choices = list(choices)
-    near = get_close_matches(name, choices, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(choices) or 'none'}"
-
-
 def number_labels(values: Sequence[int | str | None], names: Sequence[str] | None, title: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels as whole numbers, and the names of their classes.
+    """Converts labels to whole numbers.
 
     Args:
         values: whole numbers, or names, which are numbered in alphabetical order; None where a sample has no label.
-        names: of the classes that whole numbers count, where they are known.
-        title: of the values, for messages.
+        names: the names of the classes that whole numbers count, where they are known.
+        title: what the values are, for messages.
 
     Returns:
         int64 (N,), -1 for None, and one name for each class.
@@ -118,11 +84,3 @@ def number_labels(values: Sequence[int | str | None], names: Sequence[str] | Non
         raise ValueError(f"{title} holds {held}; whole numbers or names are expected")
     labels = torch.tensor([-1 if value is None else int(value) for value in values], dtype=torch.int64)  # (N,)
     return labels, tuple(names or map(str, range(int(labels.max()) + 1)))
-
-
-def digest(parts: Iterable[object]) -> str:
-    """A hash of the texts of the parts, 16 hexadecimal digits."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(f"{part}\n".encode(errors="surrogateescape"))
-    return state.hexdigest()[:16]

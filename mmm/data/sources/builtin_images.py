@@ -19,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmm.core.registry import suggest
 from mmm.core.rng import Stream, sample_keys, stream, uniform
 from mmm.data.decode.image import MODES, Pixels
-from mmm.data.sources.base import Table, digest, nearest
+from mmm.data.sources.base import Table
+from mmm.system.files import digest
 
 PHOTOGRAPHS = (
     *("brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
@@ -37,7 +39,7 @@ DEVIATION = (30.0, 60.0)  # standard deviation of a tile's grey values, its loga
 STRIPS = {"train": (0.0, 0.5, 240), "validation": (0.53, 0.70, 60), "test": (0.73, 1.0, 100)}
 
 
-class PixelCells:
+class PixelColumn:
     """Decoded samples in memory.
 
     Args:
@@ -74,13 +76,13 @@ class Photographs:
 
     def __init__(self, name: str, channels: int) -> None:
         if name != "photographs":
-            raise ValueError(f"data.source builtin:{name}: no such built-in data; {nearest(name, ['photographs'])}")
+            raise ValueError(f"data.source builtin:{name}: no such built-in data{suggest(name, ['photographs'])}")
         if channels not in (1, 3):
             raise ValueError(f"data.channels {channels}: builtin:photographs has 1 (grey) or 3")
         self.channels = channels
 
     def table(self, split: str) -> Table:
-        """Cuts the tiles of one split; a pure function of its name."""
+        """DeferredCrops the tiles of one split; a pure function of its name."""
         pixels, names, labels = [], [], []
         for label, file in enumerate(PHOTOGRAPHS):
             picture = photograph(file)
@@ -92,7 +94,7 @@ class Photographs:
         classes = tuple(file.rsplit(".", 1)[0] for file in PHOTOGRAPHS)
         tiles = relit(np.stack(pixels), list(STRIPS).index(split))  # (N, TILE, TILE, C)
         return Table(
-            PixelCells(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, BRIGHTNESS, DEVIATION, *names])
+            PixelColumn(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, BRIGHTNESS, DEVIATION, *names])
         )
 
 

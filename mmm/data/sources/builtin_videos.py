@@ -18,8 +18,7 @@ from filelock import FileLock
 
 from mmm.data.loading.scan import EachOnce, each_once
 from mmm.data.sources import films
-from mmm.data.sources.base import digest
-from mmm.system.user_cache import user_cache
+from mmm.system.files import digest, user_cache
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmm.data.sources.base import EVALUATION, Medium, Table, digest
-from mmm.data.sources.folder import FolderCells
+from mmm.data.media import Medium
+from mmm.data.sources.base import EVALUATION, Table
+from mmm.data.sources.folder import FileColumn
+from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,8 @@ class ListFile:
         if not rows:
             raise ValueError(f"data.source {file} names no {self.medium.noun}")
         labels, classes = _labels(file, [row.label for row in rows], self._names())
-        cells = FolderCells(self.root, [row.path for row in rows])
-        return Table(cells, labels, classes, digest([split, len(rows), *map(tuple, rows)]))
+        column = FileColumn(self.root, [row.path for row in rows])
+        return Table(column, labels, classes, digest([split, len(rows), *map(tuple, rows)]))
 
     def _names(self) -> list[str]:
         """The labels of all splits, so that their numbers agree."""

@@ -1,6 +1,6 @@
-"""A folder of images or of videos.
+"""Folders of images or videos, and single files.
 
-Listed by us: the hub library's own lister takes a class called `train` for a split and loses the rest.
+The folders are listed here and not by `datasets`, whose lister takes a class named `train` for a split and drops the other classes.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from mmm.data.sources.base import EVALUATION, IMAGES, Cells, Medium, Table, digest
-from mmm.data.sources.listing import files_below as files_below
-from mmm.data.sources.listing import folders_in, printable, size_of
+from mmm.data.media import IMAGES, Medium
+from mmm.data.sources.base import EVALUATION, Column, Table
+from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
-SIZES = 1000  # files whose size enters the fingerprint; to ask for all of a million takes minutes on a network
+SIZES = 1000  # files whose size enters the fingerprint; the sizes of a million files on a network take minutes
 
 
-class FolderCells:
-    """Paths relative to a root. Kept in one Arrow array: a list of a million strings is copied into every worker that reads it."""
+class FileColumn:
+    """Paths relative to a root, in one Arrow array: a list of a million strings would be copied into every worker.
+
+    Args:
+        root: the folder.
+        paths: of the samples.
+        split: first part of the samples' names, so that files of two splits have different names.
+    """
 
     def __init__(self, root: Path, paths: list[str], split: str = "") -> None:
         import pyarrow
@@ -39,7 +45,7 @@ class FolderCells:
         return self.root / self._path(row)
 
     def name(self, row: int) -> str:
-        """Below the source, so that files of two splits have two names."""
+        """See `Column.name`."""
         return printable(self.split + self._path(row))
 
     def _path(self, row: int) -> str:
@@ -47,7 +53,7 @@ class FolderCells:
 
 
 class Tree(Protocol):
-    """A folder somewhere: `LocalTree` documents the methods."""
+    """A folder on a disk or at an address; `LocalTree` documents the methods."""
 
     def folders(self, below: str = "", /) -> list[str]: ...
 
@@ -55,11 +61,11 @@ class Tree(Protocol):
 
     def size(self, path: str, /) -> int: ...
 
-    def cells(self, below: str, paths: list[str], /) -> Cells: ...
+    def column(self, below: str, paths: list[str], /) -> Column: ...
 
 
 class LocalTree:
-    """A folder on a disk. Paths within it are relative, with `/`; those of folders end with it."""
+    """A folder on a disk. Paths in it are relative and use `/`; the paths of folders end with `/`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,34 +74,38 @@ class LocalTree:
         return str(self.root)
 
     def folders(self, below: str = "") -> list[str]:
-        """Names of the folders in one, sorted."""
-        return folders_in(self.root / below)
+        """Names of the sub-folders of a folder that are not hidden, sorted."""
+        with os.scandir(self.root / below) as entries:
+            return sorted(entry.name for entry in entries if _is(entry.is_dir) and not entry.name.startswith((".", "__")))
 
     def files(self, below: str = "") -> Iterator[str]:
-        """All files below a folder, by their paths from it, and what can only be refused: pipes, links to nothing."""
+        """Relative paths of all files below a folder, including broken links and pipes, so that they are counted."""
         return files_below(self.root / below, every=True)
 
     def size(self, path: str) -> int:
-        """Bytes of a file; -1 of a link to nothing."""
-        return size_of(self.root / path)
+        """Size of a file in bytes; -1 for a broken link."""
+        try:
+            return (self.root / path).stat().st_size
+        except OSError:
+            return -1
 
-    def cells(self, below: str, paths: list[str]) -> Cells:
-        """Files below a folder as samples."""
-        return FolderCells(self.root / below, paths, below)
+    def column(self, below: str, paths: list[str]) -> Column:
+        """The files at these paths below a folder, as samples."""
+        return FileColumn(self.root / below, paths, below)
 
 
 class Folder:
-    """A tree whose first sub-folders are the classes; without sub-folders the samples have no labels.
+    """A folder whose sub-folders are the classes; without sub-folders the samples have no labels.
 
-    Sub-folders `train` and `validation`, `val`, `test` ... (EVALUATION) are splits, if no other sub-folder holds samples; then the
-    classes are those of all splits together, so that their numbers agree. Links are followed. Hidden files are left out.
+    Sub-folders `train` and `validation`, `val`, `test`, ... (EVALUATION) are splits if no other sub-folder holds samples; the
+    classes are then those of all splits together, so that labels agree. Links are followed. Hidden files are left out.
 
     Args:
         root: the folder.
-        medium: what a sample is: a file of some kind, or a whole folder of such files, as of a video's frames.
+        medium: whether a sample is a file of some kind, or a folder of such files, as for the frames of a video.
 
     Raises:
-        ValueError: if it is empty.
+        ValueError: where the folder cannot be listed.
     """
 
     def __init__(self, root: Path | Tree, medium: Medium = IMAGES) -> None:
@@ -104,10 +114,10 @@ class Folder:
         folders = self.tree.folders()
         known = [name for name in folders if name in ("train", *EVALUATION)]
         others = [name for name in folders if name not in known] if known else []
-        others = [name for name in others if any(self._is_one(path) for path in self.tree.files(f"{name}/"))]
+        others = [name for name in others if any(self._fits(path) for path in self.tree.files(f"{name}/"))]
         self.split_folders = "train" in known and (len(known) > 1 or len(folders) == 1) and not others
         if known and others:
-            message = "%s: %s taken as classes, not as splits, because %s is beside"
+            message = "%s: %s are classes and not splits, because there is also the folder %s"
             logger.warning(message, self.tree, ", ".join(known), others[0])
         self.splits: tuple[str, ...] = tuple(known) if self.split_folders else ("train",)
 
@@ -115,70 +125,112 @@ class Folder:
         """Lists a split.
 
         Raises:
-            ValueError: where there is no sample in it.
+            ValueError: where it holds no sample.
         """
         tree, below = self.tree, f"{split}/" if self.split_folders else ""
         parents = [f"{name}/" for name in self.splits] if self.split_folders else [""]
         classes = tuple(sorted({name for parent in parents for name in tree.folders(parent)}))
-        labelled = self._has_classes(below)  # a test split often has none, where the others have
-        taken = self._take(below, labelled)
+        labelled = self._has_classes(below)  # a test split often has none where the other splits have
+        paths = self._sample_paths(below, labelled)
         labels = None
         if labelled:
             number = {name: i for i, name in enumerate(classes)}
-            labels = torch.tensor([number[path.split("/", 1)[0]] for path in taken], dtype=torch.int64)
-        every = max(1, len(taken) // SIZES)
-        sizes = [tree.size(below + path) for path in taken[::every]]
-        fingerprint = digest([split, len(taken), *taken, *sizes])
-        return Table(tree.cells(below, taken), labels, classes if labels is not None else None, fingerprint)
+            labels = torch.tensor([number[path.split("/", 1)[0]] for path in paths], dtype=torch.int64)
+        sizes = [tree.size(below + path) for path in paths[:: max(1, len(paths) // SIZES)]]
+        fingerprint = digest([split, len(paths), *paths, *sizes])
+        return Table(tree.column(below, paths), labels, classes if labels is not None else None, fingerprint)
 
     def _has_classes(self, below: str) -> bool:
-        """Whether there are sub-folders and, where each is a sample itself, sub-folders of those."""
+        """Whether there are sub-folders and, where a sample is itself a folder, sub-folders in those."""
         folders = self.tree.folders(below)
-        return any(self.tree.folders(f"{below}{name}/") for name in folders) if self.medium.whole else bool(folders)
+        return any(self.tree.folders(f"{below}{name}/") for name in folders) if self.medium.is_folder else bool(folders)
 
-    def _take(self, below: str, with_classes: bool) -> list[str]:
-        """The samples' paths from a folder, sorted; logs what was left out, and why."""
-        noun, whole = self.medium.noun, self.medium.whole
-        taken, left = set(), Counter[str]()
+    def _sample_paths(self, below: str, with_classes: bool) -> list[str]:
+        """The samples' paths from a folder, sorted. Logs how many files of which kind are left out."""
+        noun = self.medium.noun
+        paths, left = set(), Counter[str]()
         for path in self.tree.files(below):
-            sample = path.rpartition("/")[0] if whole else path
-            if not self._is_one(path):
+            sample = path.rpartition("/")[0] if self.medium.is_folder else path
+            if not self._fits(path):
                 left[os.path.splitext(path)[1].lower() or "no extension"] += 1
             elif not sample or (with_classes and "/" not in sample):
                 left[f"{noun} beside the class folders"] += 1
             else:
-                taken.add(sample)
-        where, listed = os.path.join(str(self.tree), below), ", ".join(f"{count} x {what}" for what, count in left.most_common())
-        if not taken:
+                paths.add(sample)
+        where, listed = os.path.join(str(self.tree), below), ", ".join(f"{count} x {kind}" for kind, count in left.most_common())
+        if not paths:
             raise ValueError(f"data.source {where} holds no {noun}" + (f", only {listed}" if left else "; it is empty"))
         if left:
-            logger.warning("%s: %d %s taken; left out: %s", where, len(taken), noun, listed)
-        return sorted(taken)
+            logger.warning("%s: %d %s found; left out: %s", where, len(paths), noun, listed)
+        return sorted(paths)
 
-    def _is_one(self, path: str) -> bool:
+    def _fits(self, path: str) -> bool:
         return os.path.splitext(path)[1].lower() in self.medium.suffixes
 
 
 class FileSource:
-    """Files that are named one by one.
+    """A list of files without labels: a single file, or the files that a glob matches.
 
     Args:
         files: at least one.
-        medium: what a sample is.
+        medium: kind of the files.
 
     Raises:
-        ValueError: for a file that is none of the medium's.
+        ValueError: for a file of another kind.
     """
 
     splits: tuple[str, ...] = ("train",)
 
     def __init__(self, files: Sequence[Path], medium: Medium) -> None:
         if other := [file for file in files if file.suffix.lower() not in medium.suffixes]:
-            raise ValueError(f"data.source {other[0]} is not one of the {medium.noun} that are read")
+            raise ValueError(f"data.source {other[0]} is not one of the {medium.noun} that can be read")
         self.files = files
 
     def table(self, split: str) -> Table:
-        """The files, in the order in which they are given, without labels."""
-        paths = [str(file) for file in self.files]
-        sizes = [size_of(file) for file in self.files[:: max(1, len(paths) // SIZES)]]
-        return Table(FolderCells(Path(), paths), None, None, digest([split, len(paths), *paths, *sizes]))
+        """The files in the given order."""
+        paths, tree = [str(file) for file in self.files], LocalTree(Path())
+        sizes = [tree.size(path) for path in paths[:: max(1, len(paths) // SIZES)]]
+        return Table(FileColumn(tree.root, paths), None, None, digest([split, len(paths), *paths, *sizes]))
+
+
+def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset(), *, every: bool = False) -> Iterator[str]:
+    """Yields the regular files below a root as relative paths with `/`; links are followed, cycles of links are not.
+
+    Args:
+        root: the folder.
+        below: a folder in it; its path ends with `/`.
+        seen: the folders above it.
+        every: also yields what cannot be read: pipes, broken links.
+
+    Raises:
+        ValueError: where a folder cannot be listed.
+    """
+    here = root / below
+    real = os.path.realpath(here)
+    if real in seen:
+        return
+    try:
+        entries = os.scandir(here)
+    except OSError as error:
+        raise ValueError(f"data.source {here} cannot be listed: {error.strerror}") from error
+    with entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if _is(entry.is_dir):
+                yield from files_below(root, f"{below}{entry.name}/", seen | {real}, every=every)
+            elif every or _is(entry.is_file):
+                yield below + entry.name
+
+
+def printable(name: str) -> str:
+    """A name in one line of UTF-8: line breaks and bytes of another encoding are written as \\x0a."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link that points to itself
+        return False

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from mmm.core.registry import suggest
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import EVALUATION, IMAGES, Medium, Table, digest, nearest, number_labels
+from mmm.data.media import IMAGES, Medium
+from mmm.data.sources.base import EVALUATION, Table, number_labels
+from mmm.system.files import digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +25,7 @@ SHARD = re.compile(r"(.+?)-\d+-of-\d+")  # train-00000-of-00005
 LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
-class ArrowCells:
+class ArrowColumn:
     """One column of a data set: encoded bytes, or paths.
 
     Args:
@@ -177,7 +180,7 @@ def dataset_table(
         split: its name.
         columns: of samples and of labels, where they were named.
         medium: what a sample is.
-        root: as of `ArrowCells`.
+        root: as of `ArrowColumn`.
         fingerprint: of the samples; None takes the data set's own.
 
     Raises:
@@ -190,7 +193,7 @@ def dataset_table(
     if label is not None:
         names = getattr(rows.features[label], "names", None)
         labels, classes = number_labels(rows.data.column(label).to_pylist(), names, f"data.label_column {label}")
-    return Table(ArrowCells(rows, column, split, root), labels, classes, fingerprint or digest([split, rows._fingerprint]))
+    return Table(ArrowColumn(rows, column, split, root), labels, classes, fingerprint or digest([split, rows._fingerprint]))
 
 
 def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
@@ -199,7 +202,7 @@ def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
 
     if wanted is not None:
         if wanted not in rows.column_names:
-            raise ValueError(f"{medium.flag} {wanted}: no such column; {nearest(wanted, rows.column_names)}")
+            raise ValueError(f"{medium.flag} {wanted}: no such column{suggest(wanted, rows.column_names)}")
         return wanted
     kinds = {name: rows.data.schema.field(name).type for name in rows.column_names}
     found = [name for name, feature in rows.features.items() if type(feature).__name__ == medium.feature]
@@ -215,7 +218,7 @@ def _label_column(rows: Dataset, wanted: str | None) -> str | None:
     """The column that was named, else the first with a usual name, else the only one of class labels, else None."""
     if wanted is not None:
         if wanted not in rows.column_names:
-            raise ValueError(f"data.label_column {wanted}: no such column; {nearest(wanted, rows.column_names)}")
+            raise ValueError(f"data.label_column {wanted}: no such column{suggest(wanted, rows.column_names)}")
         return wanted
     usual = [name for name in LABELS if name in rows.column_names]
     classes = [name for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]

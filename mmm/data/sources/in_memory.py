@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mmm.core.registry import suggest
 from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import IMAGES, Cells, Table, digest, nearest, number_labels
+from mmm.data.media import IMAGES
+from mmm.data.sources.base import Column, Table, number_labels
 from mmm.data.sources.folder import FileSource
 from mmm.data.sources.huggingface import LABELS, dataset_table
+from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class RegisteredSource:
 
     def __init__(self, name: str, config: DataConfig) -> None:
         if name not in _registered:
-            raise ValueError(f"data.source registered:{name}: nothing is registered under this name; {nearest(name, _registered)}")
+            raise ValueError(f"data.source registered:{name}: nothing is registered under this name{suggest(name, _registered)}")
         data: Any = _registered[name]
         if isinstance(data, Callable) and not hasattr(data, "__getitem__"):  # type: ignore[arg-type]
             data = data()
@@ -90,13 +93,13 @@ class RegisteredSource:
             return FileSource([Path(item) for item in data], config.medium).table("train")
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise ValueError(f"data.source {title}: a {type(data).__name__} has no length or no index; give a map-style data set")
-        cells = ItemCells(data, split, config)
+        cells = ItemColumn(data, split, config)
         labels, classes = _labels(cells, title)
         contents = [_content(cells, row) for row in _spread(len(data))]
         return Table(cells, labels, classes, digest([split, len(data), *contents, *([] if labels is None else labels.tolist())]))
 
 
-class ArrayCells:
+class ArrayColumn:
     """Images of one size in one array, which may be a file that is mapped into memory.
 
     Args:
@@ -140,7 +143,7 @@ def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str
         values = values[None]
     if values.ndim not in (3, 4):
         raise ValueError(f"data.source {title} has shape {values.shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
-    cells = ArrayCells(values, split)
+    cells = ArrayColumn(values, split)
     contents = [_content(cells, row) for row in _spread(len(values))]
     return Table(cells, None, None, digest([split, values.shape, values.dtype, *contents]))
 
@@ -168,7 +171,7 @@ class ArrayFile:
         return array_table(values, split, self.config, str(self.path))
 
 
-class ItemCells:
+class ItemColumn:
     """The samples of a list or of a map-style data set, read when they are needed.
 
     Args:
@@ -215,7 +218,7 @@ class ItemCells:
         return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple) else (item, None)
 
 
-def _labels(cells: ItemCells, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
+def _labels(cells: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """Labels int64 (N,), -1 where a sample has none, and the classes' names."""
     items = cells.items
     values: Any = next((value for name in ("targets", "labels") if (value := getattr(items, name, None)) is not None), None)
@@ -228,7 +231,7 @@ def _labels(cells: ItemCells, title: str) -> tuple[Tensor | None, tuple[str, ...
     return number_labels([_plain(value) for value in values], getattr(items, "classes", None), f"data.source {title}: a label")
 
 
-def _label(cells: ItemCells, row: int) -> Any:
+def _label(cells: ItemColumn, row: int) -> Any:
     try:
         return cells.label(row)
     except Unreadable:
@@ -243,7 +246,7 @@ def _spread(count: int) -> Iterable[int]:
     return range(0, count, max(1, count // CHECKED))
 
 
-def _content(cells: Cells, row: int) -> str:
+def _content(cells: Column, row: int) -> str:
     """A hash of a sample; of a file its path."""
     try:
         sample = cells[row]

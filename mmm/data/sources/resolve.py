@@ -7,12 +7,14 @@ import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from mmm.core.registry import suggest
 from mmm.data.config import DataConfig
+from mmm.data.media import FRAMES, IMAGES, VIDEOS, Medium
 from mmm.data.sources import file_list as lists
 from mmm.data.sources.addresses import FsspecFiles, RemoteTree, list_files, opens
-from mmm.data.sources.base import FRAMES, IMAGES, VIDEOS, Medium, Source, nearest
+from mmm.data.sources.base import Source
 from mmm.data.sources.builtin_images import Photographs
-from mmm.data.sources.concat import Several
+from mmm.data.sources.concat import ConcatSource
 from mmm.data.sources.file_list import ListFile
 from mmm.data.sources.folder import FileSource, Folder, files_below
 from mmm.data.sources.huggingface import Hub, Parquet, SavedDataset
@@ -39,7 +41,7 @@ def find_source(config: DataConfig) -> Source:
     if config.weights and len(config.weights) != len(names):
         raise ValueError(f"data.weights has {len(config.weights)} numbers for {len(names)} of data.source; give each of a+b one")
     if len(names) > 1:
-        return Several([find_source(replace(config, source=part, weights=())) for part in names], names)
+        return ConcatSource([find_source(replace(config, source=part, weights=())) for part in names], names)
     if name.startswith("builtin:"):
         return _builtin(name.removeprefix("builtin:"), config)
     if name.startswith("registered:"):
@@ -85,7 +87,7 @@ def _builtin(name: str, config: DataConfig) -> Source:
     if config.medium is IMAGES:
         return Photographs(name, config.channels)
     if name != "motion":
-        raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}; {nearest(name, ['motion'])}")
+        raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
     from mmm.data.sources.builtin_videos import film_folder  # here, for it imports the readers, and they what is above
 
     return Folder(film_folder(), VIDEOS)

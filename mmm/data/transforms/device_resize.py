@@ -1,9 +1,10 @@
-"""Parts of pictures on their way to the device, which resizes them there: what a worker's core does not do, it decodes for.
+"""Crops that are resized on the training device, so that worker processes have more time to decode (`data.resize device`).
 
-A worker cuts from what it decoded the rectangle in which all crops of an input lie, and sends it with their boxes. One buffer holds
-a whole batch: one block of shared memory, one transfer. With several crops of an input that is also less to send.
+A worker copies from each decoded input the rectangle that contains all of its crops, and sends it with their boxes. One buffer
+holds the rectangles of a whole batch: one block of shared memory and one transfer.
 
-Shapes: b inputs, R crops of each, B = b R samples, T frames (absent for images), (H, W) of a part, (h, w) of a sample, C channels.
+Shapes: b inputs, R crops of each, B = b R samples, T frames (absent for images), (H, W) of a region, (h, w) of a sample, C
+channels.
 """
 
 from __future__ import annotations
@@ -22,94 +23,94 @@ Box = list[int]  # top, left, height, width
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A part of a picture or of a clip's frames.
+class DeferredCrop:
+    """A region of an image, or of a clip's frames.
 
     Attributes:
         pixels: uint8 ([T,] H, W, C).
-        boxes: of the crops that are made of it, from the part's own corner.
+        boxes: of the crops, relative to the region's corner.
     """
 
     pixels: Tensor
     boxes: list[Box]
 
 
-def bounds(boxes: Sequence[Box]) -> tuple[Box, list[Box]]:
-    """The smallest rectangle that holds boxes, and the boxes from its corner."""
+def bounding_box(boxes: Sequence[Box]) -> tuple[Box, list[Box]]:
+    """The smallest rectangle that contains all boxes, and the boxes relative to its corner."""
     top, left = (min(box[side] for box in boxes) for side in (0, 1))
     bottom, right = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
     return [top, left, bottom - top, right - left], [[box[0] - top, box[1] - left, *box[2:]] for box in boxes]
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """Crops that are not resized yet.
+class DeferredCrops:
+    """The crops of a batch before they are resized.
 
     Attributes:
-        inputs: the parts of each input, (b); none for an input that could not be read.
+        inputs: the regions of each input, b lists; an empty list for an input that could not be read.
         shape: of a sample, (C, [T,] h, w).
-        kernel: how they are resized, antialiased.
+        kernel: of the antialiased resize.
     """
 
-    inputs: list[list[Cut]]
+    inputs: list[list[DeferredCrop]]
     shape: tuple[int, ...]
     kernel: Kernel
 
-    def put(self, rows: Tensor, other: Cuts) -> None:
-        """Inputs of another take the places of some."""
-        for row, cuts in zip(rows.tolist(), other.inputs, strict=True):
-            self.inputs[row] = cuts
+    def put(self, rows: Tensor, other: DeferredCrops) -> None:
+        """Replaces the inputs at these rows by those of another batch."""
+        for row, regions in zip(rows.tolist(), other.inputs, strict=True):
+            self.inputs[row] = regions
 
-    def pack(self) -> Packed:
-        """All in one buffer; in a worker process in memory that it shares with its parent, so that it is not copied again."""
+    def pack(self) -> PackedCrops:
+        """Copies all regions into one buffer; in a worker process into shared memory, so that it is not copied again."""
         if not all(self.inputs):
-            raise AssertionError("an input without a part")
-        parts = [cut for cuts in self.inputs for cut in cuts]
-        size = sum(cut.pixels.numel() for cut in parts)
+            raise AssertionError("an input without a region")
+        regions = [region for regions in self.inputs for region in regions]
+        size = sum(region.pixels.numel() for region in regions)
         buffer = torch.empty(0, dtype=torch.uint8)
         if get_worker_info() is None:
             buffer.resize_(size)
-        else:  # as torch's own collate_fn does; share_memory_ would copy
+        else:  # as torch's default collate_fn does; share_memory_ would copy
             buffer = buffer.new(buffer.untyped_storage()._new_shared(size)).resize_(size)
         start = 0
-        for cut in parts:
-            end = start + cut.pixels.numel()
-            buffer[start:end].view(cut.pixels.shape).copy_(cut.pixels)
+        for region in regions:
+            end = start + region.pixels.numel()
+            buffer[start:end].view(region.pixels.shape).copy_(region.pixels)
             start = end
-        return Packed(buffer, [(tuple(cut.pixels.shape), cut.boxes) for cut in parts], self.shape, self.kernel)
+        return PackedCrops(buffer, [(tuple(region.pixels.shape), region.boxes) for region in regions], self.shape, self.kernel)
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The cuts of a batch.
+class PackedCrops:
+    """The crops of a batch in one buffer.
 
     Attributes:
-        buffer: the pixels of all parts, one after the other, uint8.
-        parts: the shape of each, ([T,] H, W, C), and its boxes, in the order of the samples.
-        shape, kernel: as of `Cuts`.
+        buffer: the pixels of all regions, one after the other, uint8.
+        regions: the shape of each region, ([T,] H, W, C), and its boxes, in the order of the samples.
+        shape, kernel: see `DeferredCrops`.
     """
 
     buffer: Tensor
-    parts: list[tuple[tuple[int, ...], list[Box]]]
+    regions: list[tuple[tuple[int, ...], list[Box]]]
     shape: tuple[int, ...]
     kernel: Kernel
 
-    def pin_memory(self) -> Packed:
-        """In page-locked memory."""
+    def pin_memory(self) -> PackedCrops:
+        """Copies the buffer into page-locked memory."""
         return replace(self, buffer=self.buffer.pin_memory())
 
     def resize(self, device: torch.device | str) -> Tensor:
-        """The samples, made on a device, without waiting for the copy there.
+        """Makes the samples on a device, without waiting for the copy to it.
 
         Returns:
-            uint8 (B, C, [T,] h, w). On a CPU the bits that a worker gives; elsewhere at most 1 of 255 off on photographs,
-            2 at hard edges, because there the kernel computes in floating point and a worker's in integers.
+            uint8 (B, C, [T,] h, w). On a CPU they have the same bits as when a worker resizes. On other devices they differ by at
+            most 1 of 255 on photographs and 2 at hard edges, because the kernel computes in floating point there.
         """
         buffer = self.buffer.to(device, non_blocking=True)
-        count, (channels, *sides) = sum(len(boxes) for _, boxes in self.parts), self.shape
+        count, (channels, *sides) = sum(len(boxes) for _, boxes in self.regions), self.shape
         samples = torch.empty(count, *sides, channels, dtype=torch.uint8, device=buffer.device)  # (B, [T,] h, w, C)
         start = row = 0
-        for shape, boxes in self.parts:
+        for shape, boxes in self.regions:
             end = start + prod(shape)
             frames = buffer[start:end].view(-1, *shape[-3:]).permute(0, 3, 1, 2)  # (T or 1, C, H, W)
             for top, left, height, width in boxes:

@@ -1,11 +1,11 @@
-"""Random resized crops of many small images at once, bit for bit what `transforms.resized_crop` gives one by one.
+"""Random resized crops of many small images at once, equal bit for bit to `crop.resized_crop` of each.
 
-A crop of a small image costs more in calls than in arithmetic (32 x 32, one core: 62 us with its calls, 12 us here). Resizing is
-linear, so the crops of a batch are two batched matrix products, whose weights are looked up by a box's offset and length.
+For a small image the function calls of a crop cost more than its arithmetic (32 x 32, one core: 62 us one by one, 12 us here).
+Resizing is linear, so the crops of a batch are two batched matrix products, whose weights depend on a box's offset and length.
 
-The weights are torch's own for uint8: the antialiased cubic kernel (Keys, "Cubic convolution interpolation", 1981, a = -0.5),
-rounded to 16-bit integers, with the result rounded to uint8 after each axis. As float32 holds every integer below 2^24, and no sum
-here is larger, the products are exact in any order: the bits depend neither on the batch nor on the number of threads.
+The weights are torch's for uint8: the antialiased cubic kernel (Keys, "Cubic convolution interpolation", 1981, a = -0.5),
+rounded to 16-bit integers; the result is rounded to uint8 after each axis. float32 represents every integer up to 2^24 exactly,
+and no sum here is larger, so the result depends neither on the batch nor on the number of threads.
 
 Shapes: B samples, C channels, (H, W) of the images, (h, w) of a sample, L the length of a box along one axis.
 """
@@ -17,22 +17,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-LARGEST = 48  # side of an image or a sample, pixels; for larger ones the lookup is no faster (and fills 68 MB at 64)
-EXACT = 2**24  # float32 holds every integer up to this one
+LARGEST = 48  # side of an image or sample in pixels; above it the lookup is not faster (and takes 68 MB at 64 pixels)
+EXACT = 2**24  # float32 represents every integer up to this one
 
 
 def is_small(height: int, width: int, size: tuple[int, int]) -> bool:
-    """Whether `crop_small` takes images of this size."""
+    """Whether `crop_small` can crop images of this size."""
     if max(height, width, *size) > LARGEST:
         return False
     return all(_lookup(side, wanted)[2] for side, wanted in ((height, size[0]), (width, size[1])))
 
 
 def crop_small(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The parts of images in boxes, resized, antialiased bicubic.
+    """Crops and resizes images, bicubic and antialiased.
 
     Args:
-        images: uint8 (B, H, W, C), for which `is_small` holds.
+        images: uint8 (B, H, W, C), of a size for which `is_small` holds.
         boxes: top, left, height, width, int64 (B, 4).
         size: h, w.
 
@@ -51,16 +51,16 @@ def crop_small(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _levels(x: Tensor, scale: Tensor) -> Tensor:
-    """Sums of integers back to whole grey levels, in place. (B, ...), (B,) -> (B, ...)."""
+    """Scales sums of integers back to whole grey levels, in place. (B, ...), (B,) -> (B, ...)."""
     return x.mul_(scale[:, None, None]).add_(0.5).floor_().clamp_(0, 255)
 
 
 @lru_cache(maxsize=16)
 def _lookup(side: int, out: int) -> tuple[Tensor, Tensor, bool]:
-    """Weights of all boxes along an axis of `side` pixels, integers in float32.
+    """Weights of all boxes along an axis of `side` pixels, as integers in float32.
 
     Returns:
-        (offset, L, out, side), what to multiply the sums with (L,), and whether all sums are exact.
+        The weights (offset, L, out, side), the factors for the sums (L,), and whether all sums are exact.
     """
     weights = torch.zeros(side, side + 1, out, side)
     scale = torch.zeros(side + 1)
@@ -75,15 +75,15 @@ def _lookup(side: int, out: int) -> tuple[Tensor, Tensor, bool]:
 
 
 def _taps(length: int, out: int) -> tuple[Tensor, int]:
-    """Weights of `length` pixels for each of `out`, as integers (out, L), and how many bits they were shifted by."""
-    step = length / out  # pixels of the box a pixel of the sample
-    stretch = max(step, 1.0)  # antialiasing: the kernel widens when the image shrinks
+    """Weights of `length` pixels for each of `out` pixels, as integers (out, L), and the number of bits they are shifted by."""
+    step = length / out  # pixels of the box per pixel of the sample
+    stretch = max(step, 1.0)  # antialiasing: the kernel is wider where the image is reduced
     centre = step * (torch.arange(out, dtype=torch.float64) + 0.5)[:, None]  # (out, 1)
     first, end = ((centre + sign * 2 * stretch + 0.5).long().clamp(0, length) for sign in (-1, 1))  # (out, 1)
     pixel = torch.arange(length)[None]  # (1, L)
     weights = _cubic((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < end))  # (out, L)
     weights = weights / weights.sum(1, keepdim=True)
-    # as many bits as keep the largest weight within 16
+    # the number of bits with which the largest weight fits into 16
     bits = next(bits for bits in range(22) if int(0.5 + float(weights.max()) * 2 ** (bits + 1)) >= 2**15)
     return (weights * 2**bits + torch.where(weights < 0, -0.5, 0.5)).trunc().float(), bits
 

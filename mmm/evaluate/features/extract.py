@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmm.config.cli import to_dict
 from mmm.data import Clips, Images, Problem, eval_batches
+from mmm.data.datasets.windows import Windows
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.store import Store
 from mmm.evaluate.features.table import inference
@@ -47,12 +48,18 @@ class ExtractConfig:
     views: Literal["mean", "all"] = "mean"
     """Of a video's clips and crops: the mean of their features, or a row for each."""
 
+    every: float | None = None
+    """Seconds from the start of a video's clip to that of the next: sliding windows over whole videos, each a row with its time;
+    None: the clips of evaluation, eval_clips."""
+
     shard: int = 4096
     """Inputs of a shard: what a stop can cost a process."""
 
     def __post_init__(self) -> None:
         if self.shard < 1:
             raise ValueError(f"shard {self.shard} must be at least 1 input")
+        if self.every is not None and not self.every > 0:
+            raise ValueError(f"every {self.every} must be a number of seconds above 0")
         wrong = [layer for layer in self.layers if layer != LAST and not layer.isdecimal()]
         if wrong or not self.layers:
             raise ValueError(f"layers {' '.join(wrong) or 'is empty'}: give {LAST}, or numbers of blocks, for instance {LAST} 6 12")
@@ -145,7 +152,7 @@ def extract(
 def _features(
     part: Images | Clips, first: int, end: int, make: Layered, config: ExtractConfig, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Tensor], list[Problem]]:
-    """The rows of a shard's inputs: `index`, `view` where views stand apart, and the layers; and what could not be read."""
+    """The rows of a shard's inputs (`index`, `view` if there are several, `time` of windows, the layers), and unreadable inputs."""
     data, views = part.config, part.config.views
     found: dict[str, list[Tensor]] = {}
     problems: list[Problem] = []
@@ -159,6 +166,8 @@ def _features(
             rows = {"index": batch.index[::views] + first}
         else:
             rows = {"index": batch.index + first, "view": torch.arange(views).repeat(len(batch) // views)}
+        if isinstance(part, Windows):
+            rows["time"] = part.times[rows["index"]].float()
         for name, value in (rows | layers).items():
             found.setdefault(name, []).append(value.cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}, problems

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+ROWS = ("index", "view", "time")  # tensors of a shard that are not layers; time is in seconds
 KINDS = {torch.int64: "I64", torch.float32: "F32"}  # as safetensors calls them
 
 
@@ -61,7 +62,7 @@ class Rows:
     @property
     def layers(self) -> list[str]:
         """The names of the layers."""
-        return [name for name in self.shapes if name not in ("index", "view")]
+        return [name for name in self.shapes if name not in ROWS]
 
     def columns(self) -> dict[str, tuple[torch.dtype, Iterator[Tensor]]]:
         """Every column's type, and its rows shard by shard."""
@@ -70,6 +71,8 @@ class Rows:
             found["label"] = (torch.int64, iter([self.labels]))
         if "view" in self.shapes:
             found["view"] = (torch.int64, self._read("view"))
+        if "time" in self.shapes:
+            found["time"] = (torch.float32, self._read("time"))
         return found | {name: (torch.float32, self._read(name)) for name in self.layers}
 
     def _read(self, name: str) -> Iterator[Tensor]:
@@ -107,7 +110,11 @@ def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
 
     columns = rows.columns()
     whole = {name: next(columns.pop(name)[1]) for name in ("index", "label") if name in columns}
-    fields = [("index", pa.int64()), ("name", pa.string())] + [(name, pa.int64()) for name in ("label", "view")]
+    fields = (
+        [("index", pa.int64()), ("name", pa.string())]
+        + [(name, pa.int64()) for name in ("label", "view")]
+        + [("time", pa.float32())]
+    )
     fields = [field for field in fields if field[0] in {"index", "name", *whole, *columns}]
     fields += [(name, pa.list_(pa.float32(), math.prod(rows.shapes[name]))) for name in rows.layers]
     schema, start = pa.schema(fields), 0
@@ -117,7 +124,7 @@ def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
             table: dict[str, Any] = {name: value[here].numpy() for name, value in whole.items()} | {"name": list(names[here])}
             for name, (_, tensors) in columns.items():
                 value = next(tensors).numpy()
-                table[name] = value if name == "view" else pa.FixedSizeListArray.from_arrays(value.reshape(-1), value[0].size)
+                table[name] = value if name in ROWS else pa.FixedSizeListArray.from_arrays(value.reshape(-1), value[0].size)
             file.write_table(pa.table({name: table[name] for name in schema.names}, schema=schema))
 
 

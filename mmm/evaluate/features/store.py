@@ -10,9 +10,8 @@ Everything is written aside and renamed, so that what bears its name is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.data import Clips, Images, Problem
-from mmm.evaluate.features.file_formats import WRITERS, Rows
+from mmm.evaluate.features.file_formats import ROWS, WRITERS, Rows
+from mmm.system.files import replace_text, replacing
 from mmm.train.config import differences, flatten
 
 IDENTITY = "identity.json"
-ROWS = ("index", "view")  # of a shard's tensors, what is no layer
 
 
 class Store:
@@ -68,14 +67,15 @@ class Store:
         if known.exists():
             self._refuse_others(json.loads(known.read_text(encoding="utf-8")), self.parts)
         else:
-            write_aside(known, lambda path: _write_json(path, self.identity))
+            _replace_json(known, self.identity)
         return [number for number in range(self.shards) if not self._path(number).exists()]
 
     def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
         """Keeps a shard: rows in the data's order, and the inputs of it that could not be read."""
         said = {"problems": json.dumps([problem._asdict() for problem in problems])}
         whole = {name: value.contiguous() for name, value in tensors.items()}
-        write_aside(self._path(number), lambda path: save_file(whole, path, said))
+        with replacing(self._path(number)) as temporary:
+            save_file(whole, temporary, said)
 
     def finish(self, part: Images | Clips) -> dict[str, Any]:
         """Puts the shards together, and writes the manifest.
@@ -104,8 +104,9 @@ class Store:
             "problems": problems,
             "names": names,
         }
-        write_aside(manifest_of(self.out), lambda path: _write_json(path, manifest))
-        write_aside(self.out, lambda path: WRITERS[self.out.suffix](path, rows, names))  # last: what is there is finished
+        _replace_json(manifest_of(self.out), manifest)
+        with replacing(self.out) as temporary:  # last: a file that is there is complete
+            WRITERS[self.out.suffix](temporary, rows, names)
         shutil.rmtree(self.parts)
         return manifest
 
@@ -137,20 +138,10 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise ValueError(f"{manifest_of(out)} cannot be read: {error}") from error
 
 
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under another name, and gives it its own when it is whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return dict(file.metadata())
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    replace_text(path, json.dumps(value, indent=1) + "\n")

@@ -12,7 +12,7 @@ from mmm.classifier import HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys, scores, stream
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
 from mmm.evaluate.metrics import check_classes

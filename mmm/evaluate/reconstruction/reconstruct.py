@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmm.core.mask import Mask
+from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
 from mmm.evaluate.reconstruction.baselines import guess_hidden, to_unit
+from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
 
@@ -96,6 +99,25 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
         uses_original=model.target.uses_original,
         errors=errors,
     )
+
+
+def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+    """Reconstructs samples outside a run, in evaluation mode; see `MaskedModel.reconstruct`."""
+    if model.decoder is None:
+        raise ValueError("this model holds an encoder without a decoder, so nothing can be reconstructed; load a whole model")
+    if model.data is None:
+        raise ValueError("this model does not know how its samples are normalised; build it with data=Input(...)")
+    x = model.prepared(samples)
+    keys = sample_keys(seed, 0, torch.arange(x.shape[0], device=x.device))
+    masker, training = model.masker, model.training
+    try:
+        model.eval()
+        if ratio is not None:
+            model.masker = maskers.build(replace(masker.config, ratio=ratio, predict=None))
+        return reconstruct(model, x, model.data, keys)
+    finally:
+        model.masker = masker
+        model.train(training)
 
 
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:

@@ -127,7 +127,7 @@ def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerat
     It needs no other process when it is called, which a sharded one does: processes may evaluate different numbers of batches.
     """
     plain = copy.deepcopy(meta_copy).to_empty(device=accelerator.device)
-    live = {**dict(model.named_buffers()), **model.state_dict()}
+    live = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
     with torch.no_grad():
         for name, value in (*plain.named_parameters(), *plain.named_buffers()):
             value.copy_(gather(live[name]))

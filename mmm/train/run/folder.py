@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mmm.config.serialize import save, to_dict
-from mmm.system.files import Journal, replace_text
+from mmm.system.files import Journal, replace_text, replacing
 from mmm.system.redact import refuse_secrets
 from mmm.train.config import Resume, flatten
 from mmm.train.distributed.processes import on_main
@@ -133,7 +133,8 @@ class RunFolder:
         starts = json.loads(record.read_text())
         replace_text(record, json.dumps([*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}], indent=2) + "\n")
         replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
-        _save(config, chosen)
+        with replacing(chosen) as temporary:
+            save(config, temporary)
 
     def close(self) -> None:
         """Releases the folder."""
@@ -156,14 +157,8 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     starts = json.loads(record.read_text()) if record.exists() else []
     replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
     if not has_trained(folder):
-        _save(config, folder / "config.yaml")  # last: a folder that has it is a run
-
-
-def _save(config: Any, path: Path) -> None:
-    """As `mmm.config.serialize.save`; a kill leaves no half of it."""
-    aside = path.with_name(f"{path.name}.tmp")
-    save(config, aside)
-    aside.replace(path)
+        with replacing(folder / "config.yaml") as temporary:
+            save(config, temporary)  # last: a folder that has it is a run
 
 
 def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
@@ -206,7 +201,7 @@ def _started_only(path: Path) -> bool:
     """Whether a folder holds no more than what a start makes before its first update."""
     if not path.is_dir():
         return False
-    names = {file.name.removesuffix(".tmp") for file in path.iterdir()} - EARLY
+    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"} - EARLY
     return names <= {"checkpoints", "pictures"} and not any(any((path / name).glob("*")) for name in names)
 
 

@@ -1,76 +1,255 @@
-"""Models put together to be filled with what a file holds."""
+"""Models on the meta device, built from what the shapes in a file say, to be filled with its tensors.
+
+Heads stand in no file: the published sizes say how many a width has. Positions do not say their grid, nor pixels their colours.
+
+Legend: p side of a patch, C channels, N tokens of the grid, D width.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
-from mmm.core.tokens import Grid, flat_sine_cosine
+from mmm.core.tokens import Grid, coordinates, sine_cosine
 from mmm.core.types import Input, Reads
 from mmm.decoders import DecoderConfig, decoders
 from mmm.encoders import VisionTransformer
+from mmm.encoders.vit import SIZES
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
-from mmm.tokenizers import tokenizers
-from mmm.weights.formats.shapes import Stack
+from mmm.tokenizers import Patches, tokenizers
+from mmm.weights.formats.base import Options
 
+HEADS = {width: heads for width, _, heads in SIZES.values()}
+MAE_DECODER_HEADS = {256: 8, 512: 16}  # MAE's and CrossMAE's
 VIDEOMAE_TARGET = PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit")
 
 
-def encoder_config(stack: Stack, heads: int, fixed: bool) -> VisionTransformer.Config:
-    """The choices that make an encoder of this stack, as MAE's is."""
-    return VisionTransformer.Config(
+# our name, that of timm, MAE and CrossMAE; those that end in a dot are beginnings
+ENCODER = (
+    ("encoder.cls_token", "cls_token"),
+    ("encoder.pos_embed", "pos_embed"),
+    ("encoder.patch_embed.", "patch_embed."),
+    ("encoder.blocks.", "blocks."),
+    ("encoder.norm.", "norm."),
+)
+DECODER = (
+    ("decoder.mask_token", "mask_token"),
+    ("decoder.pos_embed", "decoder_pos_embed"),
+    ("decoder.blocks.", "decoder_blocks."),
+    ("decoder.norm.", "decoder_norm."),
+    ("decoder.head.", "decoder_pred."),
+)
+FILE = "checkpoint.pth"  # where weights are written in the official layouts
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Transformer blocks of a file: width, number of blocks, hidden width of their MLPs."""
+
+    width: int
+    depth: int
+    hidden: int
+
+    @property
+    def mlp_ratio(self) -> float:
+        """The hidden width over the width."""
+        return self.hidden / self.width
+
+    def __str__(self) -> str:
+        return f"width {self.width} and {self.depth} blocks"
+
+
+def build(
+    encoder: VisionTransformer.Config,
+    *,
+    tokenizer: PartConfig,
+    data: Input,
+    reads: Reads,
+    decoder: DecoderConfig | None = None,
+    target: PixelTarget.Config | None = None,
+    masker: MaskerConfig | None = None,
+) -> MaskedModel:
+    """A model of these choices whose encoder and decoder are on the meta device: `fill` gives them memory and weights."""
+    cutter = tokenizers.build(tokenizer, channels=data.channels)
+    grid = cutter.grid_of(data.size)
+    with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
+        vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, reads=reads)
+        head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
+    wanted = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
+    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted, data=data)
+
+
+def with_head(
+    model: MaskedModel, *, classes: int, pool: PartConfig, head: HeadConfig, labels: tuple[str, ...] | None = None
+) -> Classifier:
+    """A classifier with the encoder of a model that was built here, pool and head on the meta device."""
+    with torch.device("meta"):
+        return Classifier.of(model, classes=classes, pool=pool, head=head, labels=labels)
+
+
+def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
+    """The input of a model: normalised as a file says or, where it does not, as ImageNet's pixels; not at all if not in RGB."""
+    if mean is not None and std is not None:
+        return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    if channels == 3:
+        return Input(size=size)
+    return Input(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def describe_pixels(data: Input) -> str:
+    """The normalisation of a model's input, in words."""
+    return "pixels in [0, 1]" if set(data.std) == {1.0} else f"mean {data.mean} and std {data.std}"
+
+
+def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: str) -> Tensor:
+    """A tensor that alone says something of the model.
+
+    Raises:
+        ValueError: where it is missing, or has another number of dimensions.
+    """
+    if name not in weights:
+        raise ValueError(f"{source} does not fit: it lacks {name}")
+    if weights[name].dim() != dimensions:
+        raise ValueError(f"{source} has {name} as {tuple(weights[name].shape)}; it must have {dimensions} dimensions")
+    return weights[name]
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """An encoder of images under timm's names, as its shapes describe it.
+
+    Attributes:
+        data: size and channels of the images that its positions are for.
+        about: the same in words.
+    """
+
+    config: VisionTransformer.Config
+    tokenizer: Patches.Config
+    data: Input
+    about: str
+
+
+def read_image_encoder(weights: Mapping[str, Tensor], options: Options, source: str, *, optional: bool = False) -> ImageEncoder:
+    """What the shapes of an encoder say, under the names that MAE, CrossMAE and timm share.
+
+    Args:
+        optional: whether there may be no class token and no biases of queries, keys and values.
+
+    Raises:
+        ValueError: where a tensor that alone says something is missing or misshapen, or an argument does not fit.
+    """
+    embedding, table = needed(weights, "patch_embed.proj.weight", 4, source), needed(weights, "pos_embed", 3, source)
+    _, channels, patch, across = embedding.shape
+    if patch != across or not channels or not patch:
+        raise ValueError(f"{source} has patch_embed.proj.weight as {tuple(embedding.shape)}; patches must be square")
+    # without a class token where it may be absent, unless positions for a square and one more show that it was lost
+    whole = options.image_size is None and math.isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1
+    class_token = not optional or "cls_token" in weights or whole
+    biased = not optional or any(name.endswith(".attn.qkv.bias") for name in weights)
+    tokens = table.shape[1] - int(class_token)
+    grid = find_grid(tokens, patch, options.image_size, source)
+    stack = read_stack(weights, "blocks", source)
+    heads = find_heads("heads", options.heads, stack.width, HEADS, source)
+    fixed = is_fixed(table, grid)
+    config = VisionTransformer.Config(
         width=stack.width,
         depth=stack.depth,
         heads=heads,
-        mlp_ratio=stack.hidden / stack.width,
+        mlp_ratio=stack.mlp_ratio,
+        class_token=class_token,
+        qkv_bias="all" if biased else "none",
         positions="sine_cosine" if fixed else "learned",
     )
+    kind = "fixed" if fixed else "learned"
+    about = f"encoder of {stack}, {tokens} patches of {patch} x {patch} pixels and {channels} channels, {kind} positions"
+    data = find_input(tuple(patch * side for side in grid), channels)
+    return ImageEncoder(config, Patches.Config(size=patch), data, about)
 
 
-def assemble(
-    encoder: VisionTransformer.Config,
-    reads: Reads,
-    decoder: DecoderConfig | None,
-    *,
-    tokenizer: PartConfig,
-    channels: int,
-    grid: Grid,
-    target: PixelTarget.Config,
-    masker: MaskerConfig | None = None,
-) -> MaskedModel:
-    """The model of these choices, its encoder's and decoder's weights still to be filled: none keeps what memory held.
+def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
+    """Width, depth and hidden width of the blocks under a prefix. Where several tensors say it, the majority counts, so that an
+    error names the odd one.
 
-    Flat positions, which no file holds, are filled already. Colours are taken as MAE normalises them; of other channels a file
-    does not say, and pixels are taken as they come.
+    Raises:
+        ValueError: naming a block that is missing as a whole.
     """
-    cutter = tokenizers.build(tokenizer, channels=channels)
-    size = tuple(token * places for token, places in zip(cutter.size, grid, strict=True))
-    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    data = Input(size=size) if channels == 3 else Input(size=size, channels=channels, **plain)
-    with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        vit = VisionTransformer(encoder, token=cutter.size, channels=channels, grid=grid, reads=reads)
-        head = None
-        if decoder is not None:
-            head = decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
-    for part in (vit, head):
-        if part is not None:
-            assert not list(part.buffers()), "not in a state dict, it would not be filled"
-            part.to_empty(device="cpu")
-            _fill_positions(part, grid)
-    wanted = PixelTarget(target, token=cutter.size, data=data, encoder=vit)
-    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted)
+    parts = {name: name.removeprefix(f"{prefix}.").split(".", 1) for name in weights if name.startswith(f"{prefix}.")}
+    numbers = {int(part[0]) for part in parts.values() if len(part) == 2 and part[0].isdecimal()}
+    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    if not numbers or absent < max(numbers):
+        raise ValueError(f"{source} does not fit: it lacks {prefix}.{absent}")
+
+    def usual(places: Mapping[str, int]) -> int:
+        known = [(weights[name].shape, places[part[1]]) for name, part in parts.items() if len(part) == 2 and part[1] in places]
+        counts = Counter(shape[axis] for shape, axis in known if len(shape) > axis)
+        if not counts:
+            raise ValueError(f"{source} does not fit: it lacks {', '.join(f'{prefix}.0.{name}' for name in places)}")
+        return counts.most_common(1)[0][0]
+
+    width = usual({"norm1.weight": 0, "norm1.bias": 0, "norm2.weight": 0, "norm2.bias": 0})
+    return Stack(width, len(numbers), usual({"mlp.fc1.weight": 0, "mlp.fc1.bias": 0, "mlp.fc2.weight": 1}))
 
 
-@torch.no_grad()
-def _fill_positions(part: nn.Module, grid: Grid) -> None:
-    """Writes flat positions into a part that has such."""
-    table = part.get_parameter("pos_embed") if hasattr(part, "pos_embed") else None
-    if table is not None and getattr(part.config, "positions", None) == "flat_sine_cosine":
-        tokens = math.prod(grid)
-        table.zero_()
-        table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()
+def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None, source: str) -> Grid:
+    """The grid (H', W') that a table of positions for N `tokens` is for.
+
+    Raises:
+        ValueError: where N is no square and no size is given, or the size does not fit.
+    """
+    if image_size is None:
+        side = math.isqrt(max(tokens, 0))
+        if side * side != tokens or not tokens:
+            raise ValueError(f"{source} has positions for {tokens} tokens, which make no square; give image_size=(height, width)")
+        return side, side
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    grid = tuple(side // patch for side in sides)
+    if len(sides) != 2 or min(grid) < 1 or any(side % patch for side in sides) or math.prod(grid) != tokens:
+        raise ValueError(f"image_size={image_size} does not fit {source}, which has {tokens} patches of {patch} x {patch} pixels")
+    return grid
+
+
+def find_heads(argument: str, given: int | None, width: int, published: Mapping[int, int], source: str) -> int:
+    """The number of heads that is given or, for a published width, that of the published model.
+
+    Raises:
+        ValueError: naming the argument to give, or that it does not divide the width.
+    """
+    heads = published.get(width) if given is None else given
+    if heads is None:
+        raise ValueError(f"{source} has a width of {width}, and no published size says how many heads that has; give {argument}=")
+    if heads < 1 or width % heads:
+        raise ValueError(f"{argument}={heads} does not divide the width of {width} in {source}; give a divisor")
+    return heads
+
+
+def is_fixed(table: Tensor, grid: Grid) -> bool:
+    """Whether a table (1, R + N, D) ends in sines and cosines of this grid, to the precision in which it was stored."""
+    tokens = math.prod(grid)
+    if table.dim() != 3 or table.shape[2] % 2 or table.shape[1] < tokens:
+        return False
+    fixed = sine_cosine(coordinates(grid), table.shape[2])
+    rounded = torch.equal(table, table.bfloat16().to(table.dtype))  # bf16 is off by up to 2^-9
+    return torch.allclose(table[0, -tokens:].double(), fixed, atol=2**-8 if rounded else 1e-3)
+
+
+def describe_assumed(encoder: ImageEncoder, decoder_heads: int, options: Options) -> str:
+    """What no file of MAE's or CrossMAE's says, in words."""
+    standardised = "not standardised" if options.norm_pix is False else "standardised"
+    heads = f"{encoder.config.head_count} heads, {decoder_heads} decoder heads"
+    return f"{heads}, targets {standardised} per patch, {describe_pixels(encoder.data)}"
+
+
+def official_lines(file: Path, kind: str) -> list[str]:
+    """Lines of Python that read an official file, for a model of theirs of the same size."""
+    return ["import torch", f"weights = torch.load({str(file)!r}, weights_only=True)['model']  # for {kind} of the same size"]

@@ -1,4 +1,6 @@
-"""Models from files in CrossMAE's official layout, and such weights from models (Fu et al., TMLR 2025; models_cross.py).
+"""CrossMAE's official layout (Fu et al., TMLR 2025; models_cross.py, transformer_utils.py).
+
+It is MAE's without the encoder's final norm and the decoder's embedding, with mixing weights, their norms, and cross-attention.
 
 No file says which of the encoder's blocks are mixed, only how many maps are: all of them, with the encoder's input or without, are
 told by the number. Nor does one say how many tokens were predicted in training; the files' names do, and not always rightly.
@@ -7,100 +9,104 @@ The authors' tables of positions are kept as they are; those for 448 pixels coun
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from pathlib import Path
 
-from torch import Tensor
+import torch
 
 from mmm.decoders import CrossAttentionDecoder
-from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
-from mmm.tokenizers import Patches
-from mmm.weights.formats.build import assemble, encoder_config
-from mmm.weights.formats.crossmae_layout import CrossLayout, our_name, read_layout, their_name
-from mmm.weights.formats.official import DECODER_HEADS, HEADS, grid_of, heads_of, is_fixed, refuse_odd
-from mmm.weights.matching import listed, refuse_mismatch
+from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.build import (
+    DECODER,
+    ENCODER,
+    FILE,
+    MAE_DECODER_HEADS,
+    build,
+    describe_assumed,
+    find_heads,
+    needed,
+    official_lines,
+    read_image_encoder,
+    read_stack,
+)
+from mmm.weights.matching import fill, renamed, tensors_under
 
-logger = logging.getLogger(__name__)
-
-
-def read_crossmae(weights: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], CrossLayout]:
-    """Weights of CrossMAE's layout, all accounted for, under their own names, and what their shapes say.
-
-    Args:
-        weights: by the file's names.
-        source: where they come from, for messages.
-
-    Raises:
-        ValueError: naming what is missing, extra or misshapen.
-    """
-    layout = read_layout(weights, source)
-    refuse_mismatch(weights, layout.shapes, f"{source} (read as CrossMAE's layout: {layout})")
-    refuse_odd(weights, source)
-    return dict(weights), layout
-
-
-def model_of(
-    weights: Mapping[str, Tensor],
-    source: str,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    norm_pix: bool | None = None,
-    fusion_blocks: tuple[int, ...] | None = None,
-) -> MaskedModel:
-    """The model that a file in CrossMAE's layout holds; the arguments are those of `mmm.load`."""
-    kept, layout = read_crossmae(weights, source)
-    grid = grid_of(layout.tokens, layout.patch, image_size, source)
-    heads = heads_of("heads", heads, layout.encoder.width, HEADS, source)
-    decoder_heads = heads_of("decoder_heads", decoder_heads, layout.decoder.width, DECODER_HEADS, source)
-    chosen, with_input = _mixed(layout, fusion_blocks, source)
-    decoder = CrossAttentionDecoder.Config(
-        width=layout.decoder.width,
-        depth=layout.decoder.depth,
-        heads=decoder_heads,
-        mlp_ratio=layout.decoder.hidden / layout.decoder.width,
-        self_attention=layout.self_attention,
-        fusion="linear",
-        fusion_blocks=chosen,
-        fusion_input=with_input,
-    )
-    fixed = is_fixed(kept["pos_embed"], grid)
-    model = assemble(
-        encoder_config(layout.encoder, heads, fixed),
-        decoder.reads(layout.encoder.depth),
-        decoder,
-        channels=layout.channels,
-        grid=grid,
-        tokenizer=Patches.Config(size=layout.patch),
-        target=PixelTarget.Config(standardise="none" if norm_pix is False else "patch"),
-    )
-    model.load_state_dict({ours: kept[theirs] for theirs in kept if (ours := our_name(theirs))})
-    what = [f"{heads} heads", f"{decoder_heads} decoder heads", "fixed positions" if fixed else "learned positions"]
-    what.append(f"pixels {'not ' if norm_pix is False else ''}standardised per patch")
-    logger.info("%s: CrossMAE's layout, all %d weights used; %s; %s", source, len(kept), layout, ", ".join(what))
-    return model
+MIX = "wfm.linear.weight"
+# our name, CrossMAE's name; those that end in a dot are beginnings
+NAMES = (
+    *(row for row in (*ENCODER, *DECODER) if row[0] != "encoder.norm."),
+    ("decoder.fusion.mix.weight", MIX),
+    ("decoder.fusion.norms.", "dec_norms."),
+)
+SELF = (".norm0.", ".self_attn.")  # what blocks have besides, where predicted tokens see each other
 
 
-def to_crossmae(model: MaskedModel) -> dict[str, Tensor]:
+def names(ours: str) -> tuple[str, ...] | None:
+    """CrossMAE's name of one of our weights."""
+    theirs = renamed(ours, NAMES)
+    return None if theirs is None else (theirs,)
+
+
+@register("crossmae")
+class CrossMAE(Format):
+    """Files of CrossMAE's pretraining."""
+
+    title = "CrossMAE's layout"
+    options = frozenset({"heads", "decoder_heads", "image_size", "norm_pix", "predict", "fusion_blocks"})
+
+    def detect(self, stored: Stored) -> bool:
+        """The mixing weights, their norms and cross-attention are CrossMAE's own."""
+        return any(name.startswith(("dec_norms.", "wfm.")) or ".cross_attn." in name for name in stored.tensors)
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        tensors, source = stored.tensors, str(stored)
+        encoder = read_image_encoder(tensors, options, source)
+        inner, maps = read_stack(tensors, "decoder_blocks", source), needed(tensors, MIX, 2, source).shape[1]
+        depth = encoder.config.shape.depth
+        blocks, with_input = _mixed(depth, maps, options.fusion_blocks, source)
+        decoder = CrossAttentionDecoder.Config(
+            width=inner.width,
+            depth=inner.depth,
+            heads=find_heads("decoder_heads", options.decoder_heads, inner.width, MAE_DECODER_HEADS, source),
+            mlp_ratio=inner.mlp_ratio,
+            self_attention=any(name.startswith("decoder_blocks.") and part in name for name in tensors for part in SELF),
+            fusion="linear",
+            fusion_blocks=blocks,
+            fusion_input=with_input,
+        )
+        model = build(
+            encoder.config,
+            tokenizer=encoder.tokenizer,
+            data=encoder.data,
+            reads=decoder.reads(depth),
+            decoder=decoder,
+            target=PixelTarget.Config(standardise="none" if options.norm_pix is False else "patch"),
+        )
+        about = f"{encoder.about}; decoder of {inner} that read mixtures of {maps} maps"
+        fill(model, tensors, names, f"{source} (read as {self.title}: {about})")
+        self.report(stored, about, describe_assumed(encoder, decoder.heads, options))
+        return model
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        torch.save({"model": to_crossmae(model)}, folder / FILE)
+        return official_lines(folder / FILE, "models_cross.MaskedAutoencoderViT")
+
+
+def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
     """A model's weights under CrossMAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes.
 
     Raises:
         ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
     """
-    weights = {their_name(name) or name: value for name, value in model.state_dict().items()}
-    foreign = [name for name in model.state_dict() if their_name(name) is None]
-    if foreign:
-        raise ValueError(f"CrossMAE's layout has no place for {listed(foreign)}")
-    source = "this model, in CrossMAE's layout,"
-    refuse_mismatch(weights, read_layout(weights, source).shapes, source)
-    return weights
+    tensors = tensors_under(model, names, CrossMAE.title)
+    if MIX not in tensors or "cls_token" not in tensors:
+        lacking = "a class token" if MIX in tensors else "a decoder of cross-attention that mixes the encoder's blocks"
+        raise ValueError(f"{CrossMAE.title} is of a model with {lacking}, and this one has none")
+    return tensors
 
 
-def _mixed(layout: CrossLayout, given: tuple[int, ...] | None, source: str) -> tuple[tuple[int, ...] | None, bool]:
-    """The blocks that are mixed, none for all, and whether the encoder's input is."""
-    depth, maps = layout.encoder.depth, layout.maps
+def _mixed(depth: int, maps: int, given: tuple[int, ...] | None, source: str) -> tuple[tuple[int, ...] | None, bool]:
+    """The blocks that are mixed (None: all), and whether the encoder's input is."""
     if given is None:
         if maps not in (depth, depth + 1):
             raise ValueError(

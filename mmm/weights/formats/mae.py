@@ -1,5 +1,5 @@
-"""Models from files in MAE's official layout, and such weights from models (He et al., CVPR 2022; models_mae.py). timm names the
-weights of its plain vision transformers (`vit_*`) the same way, so they are read here too, as encoders.
+"""MAE's official layout (He et al., CVPR 2022; models_mae.py), of an encoder with its decoder. Its encoder alone is named as timm's
+vision transformers are, and is read as such.
 
 No file says how patches were standardised: those called `mae_pretrain_*_full` were (mae#8), those called `mae_visualize_*` were
 not (mae#3).
@@ -7,100 +7,82 @@ not (mae#3).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from mmm.core.types import Reads
 from mmm.decoders import SelfAttentionDecoder
-from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
-from mmm.tokenizers import Patches
-from mmm.weights.formats.build import assemble, encoder_config
-from mmm.weights.formats.mae_layout import CLASSIFIER, DECODER, MARKS, OTHERS, Layout, our_name, read_layout, their_name
-from mmm.weights.formats.official import DECODER_HEADS, HEADS, grid_of, heads_of, is_fixed, refuse_odd
-from mmm.weights.matching import listed, refuse_mismatch
+from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.build import (
+    DECODER,
+    ENCODER,
+    FILE,
+    MAE_DECODER_HEADS,
+    build,
+    describe_assumed,
+    find_heads,
+    official_lines,
+    read_image_encoder,
+    read_stack,
+)
+from mmm.weights.matching import fill, renamed, tensors_under
 
-logger = logging.getLogger(__name__)
-
-
-def read_mae(weights: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], Layout]:
-    """Weights of MAE's layout, all accounted for, under their own names, and what their shapes say.
-
-    What a classifier adds (`head`, `fc_norm`) is left out with a warning that names it.
-
-    Args:
-        weights: by the file's names.
-        source: where they come from, for messages.
-
-    Raises:
-        ValueError: where they are not of this layout, naming what is missing, extra or misshapen.
-    """
-    other = next((layout for mark, layout in OTHERS.items() if any(name.startswith(mark) for name in weights)), None)
-    if other is not None or not any(mark in weights for mark in MARKS):
-        seen = f"looks like {other}" if other else "is of no known layout"
-        known = "what can be read are run folders, the layouts of MAE, CrossMAE, VideoMAE and timm, and transformers' folders"
-        raise ValueError(f"{source} {seen}; {known}. Its first names: {listed(weights)}")
-    trained = any(name.startswith(DECODER) for name in weights)
-    left = [] if trained else [name for name in weights if name.startswith(CLASSIFIER)]
-    layout = read_layout(weights, source)
-    kept = {name: value for name, value in weights.items() if name not in left}
-    refuse_mismatch(kept, layout.shapes, f"{source} (read as {layout})")
-    refuse_odd(kept, source)
-    if left:
-        unnormed = "" if layout.normed else "; its encoder ends without a norm"
-        logger.warning("%s is a classifier; left out: %s%s", source, listed(left), unnormed)
-    return kept, layout
+NAMES = (*ENCODER, ("decoder.embed.", "decoder_embed."), *DECODER)
+DECODED = ("decoder_embed.", *(theirs for _, theirs in DECODER))  # how names begin that only a file with a decoder has
 
 
-def model_of(
-    weights: Mapping[str, Tensor],
-    source: str,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    norm_pix: bool | None = None,
-) -> MaskedModel:
-    """The model that a file in MAE's layout holds; the arguments are those of `mmm.load`."""
-    kept, layout = read_mae(weights, source)
-    grid = grid_of(layout.tokens, layout.patch, image_size, source)
-    heads = heads_of("heads", heads, layout.encoder.width, HEADS, source)
-    decoder = None
-    if layout.decoder is not None:
-        inner, depth, hidden = layout.decoder.width, layout.decoder.depth, layout.decoder.hidden
-        decoder_heads = heads_of("decoder_heads", decoder_heads, inner, DECODER_HEADS, source)
-        decoder = SelfAttentionDecoder.Config(width=inner, depth=depth, heads=decoder_heads, mlp_ratio=hidden / inner)
-    elif decoder_heads is not None:
-        raise ValueError(f"decoder_heads={decoder_heads} was given, but {source} holds no decoder; leave it out")
-    fixed = is_fixed(kept["pos_embed"], grid)
-    model = assemble(
-        encoder_config(layout.encoder, heads, fixed),
-        Reads(last=layout.normed),
-        decoder,
-        channels=layout.channels,
-        grid=grid,
-        tokenizer=Patches.Config(size=layout.patch),
-        target=PixelTarget.Config(standardise="none" if norm_pix is False else "patch"),
-    )
-    model.load_state_dict({ours: kept[theirs] for theirs in kept if (ours := our_name(theirs))})
-    what = [f"{heads} heads", "fixed positions" if fixed else "learned positions"]
-    if layout.decoder is not None:
-        what.append(f"{decoder_heads} decoder heads, pixels {'not ' if norm_pix is False else ''}standardised per patch")
-    logger.info("%s: MAE's layout (which is timm's), all %d weights used; %s; %s", source, len(kept), layout, ", ".join(what))
-    return model
+def names(ours: str) -> tuple[str, ...] | None:
+    """MAE's name of one of our weights."""
+    theirs = renamed(ours, NAMES)
+    return None if theirs is None else (theirs,)
 
 
-def to_mae(model: MaskedModel) -> dict[str, Tensor]:
-    """A model's weights under MAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes.
+@register("mae")
+class MAE(Format):
+    """Files of MAE's pretraining: mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth, checkpoint-*.pth."""
+
+    title = "MAE's layout"
+    options = frozenset({"heads", "decoder_heads", "image_size", "norm_pix", "predict"})
+
+    def detect(self, stored: Stored) -> bool:
+        """The decoder's names are MAE's own."""
+        return any(name.startswith(DECODED) for name in stored.tensors)
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        tensors, source = stored.tensors, str(stored)
+        encoder = read_image_encoder(tensors, options, source)
+        inner = read_stack(tensors, "decoder_blocks", source)
+        heads = find_heads("decoder_heads", options.decoder_heads, inner.width, MAE_DECODER_HEADS, source)
+        model = build(
+            encoder.config,
+            tokenizer=encoder.tokenizer,
+            data=encoder.data,
+            reads=Reads(),
+            decoder=SelfAttentionDecoder.Config(width=inner.width, depth=inner.depth, heads=heads, mlp_ratio=inner.mlp_ratio),
+            target=PixelTarget.Config(standardise="none" if options.norm_pix is False else "patch"),
+        )
+        about = f"{encoder.about}; decoder of {inner}"
+        fill(model, tensors, names, f"{source} (read as {self.title}: {about})")
+        self.report(stored, about, describe_assumed(encoder, heads, options))
+        return model
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        torch.save({"model": to_mae(model)}, folder / FILE)
+        return official_lines(folder / FILE, "models_mae.MaskedAutoencoderViT")
+
+
+def to_mae(model: Model) -> dict[str, torch.Tensor]:
+    """A model's weights under MAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes. Of a
+    model without a decoder they are those of timm's vision transformers.
 
     Raises:
         ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
     """
-    weights = {their_name(name) or name: value for name, value in model.state_dict().items()}
-    foreign = [name for name in model.state_dict() if their_name(name) is None]
-    if foreign:
-        raise ValueError(f"MAE's layout has no place for {listed(foreign)}")
-    refuse_mismatch(weights, read_layout(weights, "this model, in MAE's layout,").shapes, "this model, in MAE's layout,")
-    return weights
+    tensors = tensors_under(model, names, MAE.title)
+    encoder: Any = model.encoder
+    if len(getattr(encoder, "home", ())) != 2 or "cls_token" not in tensors:
+        raise ValueError(f"{MAE.title} is of images, with a class token; this model has tokens of {model.tokenizer.size}")
+    return tensors

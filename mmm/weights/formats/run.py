@@ -1,48 +1,111 @@
-"""Models from our own run folders: the parts that config.yaml names, with the weights of a checkpoint.
+"""Our own folders: runs, whose weights are a checkpoint's, and saved or exported models, whose weights lie beside config.yaml.
 
-A folder that `mmm export` wrote is one too, whose weights lie beside its config.yaml; they may be the encoder's alone. Of a
-fine-tuned classifier the encoder is read.
-
-What reading needs of config.yaml is the five parts and the shape of the data; the rest belongs to the task that wrote it, which
-need not be here.
+Of config.yaml the parts and the shape of the data are read; the rest belongs to the task that wrote it, which need not be here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mmm.config.cli import from_dict
+from mmm.classifier import Classifier, HeadConfig
 from mmm.config.reading import read_yaml
-from mmm.core.registry import REGISTRIES
+from mmm.config.serialize import from_dict, to_dict
+from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.types import Input, Reads
 from mmm.data import DataConfig
-from mmm.encoders import encoders
-from mmm.maskers import maskers
+from mmm.decoders import DecoderConfig, LinearDecoder
+from mmm.encoders import EncoderConfig, encoders
+from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig
-from mmm.targets import targets
+from mmm.pools import MeanPool
+from mmm.targets import PixelTarget, TargetConfig, targets
 from mmm.tokenizers import tokenizers
+from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
-from mmm.train.checkpoint.writer import damage, newest, read
-from mmm.weights.matching import refuse_mismatch, shapes_of
+from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register
+from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, AVERAGE = "config.yaml", "model.safetensors", "ema.safetensors"
+CONFIG, AVERAGE, RESULT = "config.yaml", "ema.safetensors", "result.json"
+MASKED, HEADED = ("tokenizer", "masker", "encoder", "decoder", "target"), ("tokenizer", "encoder", "pool", "head")
 SHAPE = ("image_size", "channels", "mean", "std")
-PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
-CLIP = "frames"  # what the shape of a clip has beside
-PLAIN = {"masker": {"name": "random"}, "decoder": {"name": "linear"}, "target": {"name": "pixels"}}  # where a run has none
+CLIP = ("frames", "stride", "fps", "sampling")  # besides, of clips
+HUB_CONFIG = "config.json"  # by which the hub counts downloads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The choices of a stored model.
+
+    Attributes:
+        decoded: whether it has the decoder; a masked model may be its encoder alone.
+        headed: whether it is a classifier, with pool and head.
+    """
+
+    tokenizer: PartConfig
+    encoder: EncoderConfig
+    masker: MaskerConfig = RandomMasker.Config()
+    decoder: DecoderConfig = LinearDecoder.Config()
+    target: TargetConfig = PixelTarget.Config()
+    pool: PartConfig = MeanPool.Config()
+    head: HeadConfig = HeadConfig()
+    decoded: bool = False
+    headed: bool = False
+
+    @property
+    def model(self) -> ModelConfig:
+        """The choices of a masked model with its decoder."""
+        return ModelConfig(**{name: getattr(self, name) for name in MASKED})
+
+
+@register("folder")
+class RunFolder(Format):
+    """A run folder, a checkpoint in it, or a folder that `save_pretrained` or `mmm export` wrote."""
+
+    title = "a folder of mmm's"
+
+    def detect(self, stored: Stored) -> bool:
+        """config.yaml is in it, or in the run that it is in."""
+        return run_of(stored.path) is not None
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        run = run_of(stored.path)
+        assert run is not None
+        file = _weights(stored.path, run)
+        parts, data = read_parts(run / CONFIG)
+        weights = read_weights(file) if file.is_file() else dict(read(file.parent)[0][file.stem])  # sharded over several files
+        model = _build(parts, data, weights, _labels(run))
+        fill(model, weights, lambda name: (name,), f"{file}, beside {run / CONFIG},")
+        average = file.with_name(AVERAGE)
+        other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
+        kind = "the moving average of the weights" if file == average else "the weights as they were trained"
+        logger.info("%s: %s, all %d used%s", file, kind, len(weights), other)
+        return model
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        text = yaml.safe_dump(_tree(model), sort_keys=False, width=120)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        (folder / HUB_CONFIG).write_text(json.dumps({"library_name": "mmm", "architectures": [type(model).__name__]}) + "\n")
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        _check(model, folder)
+        return ["import mmm", f"model = mmm.load({str(folder)!r})"]
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that a path means: the folder itself, its `checkpoints`, one of these, or a file of weights in one."""
+    """The folder with config.yaml that a path means: itself, or that of a checkpoint or of a file of weights."""
     place = _place(path)
     depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
@@ -51,71 +114,103 @@ def run_of(path: Path) -> Path | None:
     return run
 
 
-def load_run(path: Path, run: Path) -> MaskedModel:
-    """The model of a run, with the weights that `path` means: the newest whole checkpoint's, or those that it names.
+def read_config(path: Path) -> tuple[ModelConfig, Input]:
+    """The parts of a masked model, and what the data dictates to them, of a config.yaml.
 
     Raises:
-        ValueError: where there is no whole checkpoint, config.yaml cannot be read, or the weights are not of its parts.
+        ValueError: naming the file and the field, or that it is a classifier's.
     """
-    file = _weights(path, run)
-    parts, data = read_config(run / CONFIG)
-    weights = read_weights(file) if file.is_file() else dict(read(file.parent)[0][file.stem])  # sharded over several files
-    if any(name.startswith("head.") for name in weights):
-        return _load_encoder(parts, data, weights, f"{file}, beside {run / CONFIG},")
-    model = MaskedModel.build(parts, data, seed=0)  # any seed: all weights are overwritten
-    if file.parent == run and not any(name.startswith("decoder.") for name in weights):
-        model.decoder = None  # exported without it
-    refuse_mismatch(weights, shapes_of(model.state_dict()), f"{file}, beside {run / CONFIG},")
-    model.load_state_dict(weights)
-    average = file.with_name(AVERAGE)
-    other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
-    kind = "the moving average of the weights" if file == average else "the weights as they were trained"
-    logger.info("%s: %s, all %d used%s", file, kind, len(weights), other)
-    return model
+    parts, data = read_parts(path)
+    if not parts.decoded:
+        raise ValueError(f"{path} says no decoder: it is of a classifier or of an encoder alone")
+    return parts.model, data
 
 
-def _is_classifier(tree: Any) -> bool:
-    """Whether a config is of a run that trained an encoder and a head, and no decoder."""
-    return isinstance(tree, Mapping) and {"encoder", "head"} <= tree.keys() and "decoder" not in tree
-
-
-def _load_encoder(parts: ModelConfig, data: Input, weights: dict[str, Tensor], what: str) -> MaskedModel:
-    """The encoder of a classifier, without its head: a model that has features and no loss."""
-    own = {name: value for name, value in weights.items() if name.startswith("encoder.")}
-    tokenizer = tokenizers.build(parts.tokenizer, channels=data.channels)
-    encoder = encoders.build(
-        parts.encoder,
-        token=tokenizer.size,
-        channels=data.channels,
-        grid=tokenizer.grid_of(data.size),
-        reads=Reads(last="encoder.norm.weight" in own),
-    )
-    target = targets.build(parts.target, token=tokenizer.size, data=data, encoder=encoder)
-    model = MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target)
-    refuse_mismatch(own, shapes_of(model.state_dict()), what)
-    model.load_state_dict(own)
-    left = ", ".join(sorted(weights.keys() - own.keys()))
-    logger.info("%s the encoder of a fine-tuned classifier, all its %d weights used; left out: %s", what, len(own), left)
-    return model
-
-
-def read_config(path: Path) -> tuple[ModelConfig, Input]:
-    """The parts, and what the data dictates to them, of a run's config.yaml; what a classifier has none of is the plainest.
+def read_parts(path: Path) -> tuple[Parts, Input]:
+    """The parts of a model, and what the data dictates to them, of a config.yaml.
 
     Raises:
         ValueError: naming the file and the field.
     """
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
-        parts = PLAIN | _only(tree, tuple(part for part in PARTS if part not in PLAIN or not _is_classifier(tree)), "")
+        headed = isinstance(tree, Mapping) and "head" in tree and "decoder" not in tree
+        parts = {name: value for name, value in _only(tree, HEADED if headed else MASKED, "").items() if name != "decoder" or value}
         _refuse_unknown(parts)
-        shape = (*SHAPE, CLIP) if CLIP in (tree.get("data") or ()) else SHAPE
-        data = _only(tree.get("data"), shape, "data.")
-        return from_dict(ModelConfig, parts), from_dict(DataConfig.variant(set(data)), data, "data.").input()
+        given = tree.get("data")
+        clip = CLIP if isinstance(given, Mapping) and CLIP[0] in given else ()
+        data = _only(given, SHAPE, "data.") | {name: given[name] for name in clip if name in given}
+        parts |= {"decoded": "decoder" in parts, "headed": headed}
+        return from_dict(Parts, parts), from_dict(DataConfig.variant(set(data)), data, "data.").input()
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tuple[str, ...] | None) -> Model:
+    """A model of these parts, its weights still to be overwritten; torch's generator stays as it was."""
+    if parts.decoded:
+        return MaskedModel.build(parts.model, data, seed=0)
+    stored = {name.removeprefix("encoder.") for name in weights if name.startswith("encoder.")}
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = tokenizers.build(parts.tokenizer, channels=data.channels)
+        for last in (True, False):  # whether the encoder ends with a norm, which the weights say
+            encoder = encoders.build(
+                parts.encoder,
+                token=tokenizer.size,
+                channels=data.channels,
+                grid=tokenizer.grid_of(data.size),
+                reads=Reads(last=last),
+                blanks="mask_token" in stored,
+            )
+            if encoder.state_dict().keys() <= stored:
+                break
+        if parts.headed:
+            classes = len(weights.get("head.linear.weight", (None,)))
+            pool, head = parts.pool, parts.head
+            return Classifier.build(tokenizer, encoder, classes=classes, pool=pool, head=head, data=data, labels=labels)
+        target = targets.build(parts.target, token=tokenizer.size, data=data, encoder=encoder)
+        return MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target, data=data)
+
+
+def _labels(run: Path) -> tuple[str, ...] | None:
+    """The names of a classifier's classes: those in config.yaml of a saved model, or in the result of a run."""
+    found = read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("labels")
+    if found is None and (run / RESULT).is_file():
+        try:
+            found = json.loads((run / RESULT).read_text(encoding="utf-8")).get("classes")
+        except (ValueError, RecursionError, AttributeError) as error:
+            raise ValueError(f"{run / RESULT} cannot be read: {error}") from error
+    return tuple(map(str, found)) if isinstance(found, list) else None
+
+
+def _tree(model: Model) -> dict[str, Any]:
+    """What config.yaml says of a model.
+
+    Raises:
+        ValueError: where a part was built without a config, or the model does not know its data.
+    """
+    given = {name: to_dict(value) for name, value in asdict(data_of(model)).items() if value is not None}
+    *frames, height, width = given.pop("size")
+    data = {"image_size": [height, width], **({"frames": frames[0]} if frames else {}), **given}
+    tree: dict[str, Any] = {"data": data}
+    for name in HEADED if isinstance(model, Classifier) else MASKED:
+        part: Any = getattr(model, name)
+        config = getattr(part, "config", None)
+        if part is not None and config is None:
+            raise ValueError(f"the {name} {type(part).__name__} has no `config`, so that it cannot be saved")
+        tree[name] = None if part is None else to_dict(config)
+    return tree | ({"labels": list(model.labels)} if isinstance(model, Classifier) and model.labels is not None else {})
+
+
+def _check(model: Model, folder: Path) -> None:
+    """Refuses a folder that holds another model than the one it was written from."""
+    try:
+        again = RunFolder().read(Stored(folder), Options()).state_dict()
+    except ValueError as error:
+        raise ValueError(f"config.yaml cannot say what this model is: {str(error).replace(str(folder), 'the folder')}") from error
+    assert all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
 
 
 def _only(tree: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -130,7 +225,7 @@ def _only(tree: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
 
 def _refuse_unknown(parts: Mapping[str, Any]) -> None:
     for kind, part in parts.items():
-        if isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
+        if kind in REGISTRIES and isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
             known = ", ".join(sorted(REGISTRIES[kind].parts))
             raise ValueError(
                 f"{kind}.name {part.get('name')!r} is none of {known}; one of your own: --use FILE (in Python, import it)"

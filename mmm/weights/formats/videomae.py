@@ -1,155 +1,195 @@
-"""Models from files in VideoMAE's official layout, and such weights from models (Tong et al., NeurIPS 2022).
+"""VideoMAE's official layout (Tong et al., NeurIPS 2022; modeling_pretrain.py, modeling_finetune.py).
 
-No file says heads, the clip that its positions are for, or how pixels were standardised; the released ones standardise them.
+A file of the encoder alone, or of a classifier, names the encoder's weights without `encoder.`. No file says heads, the clip that
+its positions are for, or how targets were standardised; the released models standardise them.
+
+Legend: D width, t frames and p pixels of a tube's sides, C channels.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
 
-from mmm.core.tokens import Grid
+from mmm.classifier import Classifier, HeadConfig
 from mmm.core.types import Reads
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.layers.transformer import QKVBias
 from mmm.maskers import TubeMasker
-from mmm.model import MaskedModel
+from mmm.pools import MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.build import VIDEOMAE_TARGET, assemble
-from mmm.weights.formats.official import HEADS, heads_of, refuse_odd
-from mmm.weights.formats.videomae_layout import CLASSIFIER, VideoLayout, our_name, read_layout, their_name
-from mmm.weights.matching import listed, refuse_mismatch
-
-logger = logging.getLogger(__name__)
+from mmm.weights.formats.base import Format, Model, Options, Stored, data_of, register
+from mmm.weights.formats.build import (
+    FILE,
+    HEADS,
+    VIDEOMAE_TARGET,
+    Stack,
+    build,
+    describe_pixels,
+    find_heads,
+    find_input,
+    needed,
+    official_lines,
+    read_stack,
+    with_head,
+)
+from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_under
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 CLIP = (16, 224)  # frames and side of every released model's clips
-TABLES = ("encoder.pos_embed", "decoder.pos_embed")
+# our name, VideoMAE's name; those that end in a dot are beginnings
+NAMES = (
+    ("encoder.patch_embed.", "encoder.patch_embed."),
+    ("encoder.blocks.", "encoder.blocks."),
+    ("encoder.norm.", "encoder.norm."),
+    ("decoder.embed.weight", "encoder_to_decoder.weight"),
+    ("decoder.mask_token", "mask_token"),
+    ("decoder.blocks.", "decoder.blocks."),
+    ("decoder.norm.", "decoder.norm."),
+    ("decoder.head.", "decoder.head."),
+    ("head.fc_norm.", "fc_norm."),
+    ("head.linear.", "head."),
+)
+DECODED = ("encoder_to_decoder.", "mask_token", "decoder.")
+TABLES = ("encoder.pos_embed", "decoder.pos_embed")  # which files leave out
+EMBEDDING = "patch_embed.proj.weight"
 
 
-def read_videomae(weights: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], VideoLayout]:
-    """Weights of VideoMAE's layout, all accounted for, under their own names, and what their shapes say.
+def names_with(prefix: str) -> Names:
+    """VideoMAE's names where those of the encoder begin with `prefix`."""
 
-    What a classifier adds (`head`, `fc_norm`) is left out with a warning that names it.
+    def names(ours: str) -> tuple[str, ...] | None:
+        if ours in TABLES:
+            return ()
+        theirs = renamed(ours, NAMES)
+        if theirs is None:
+            return None
+        theirs = re.sub(r"\.attn\.qkv\.([qv]_bias)$", r".attn.\1", theirs)
+        return (prefix + theirs.removeprefix("encoder."),) if ours.startswith("encoder.") else (theirs,)
 
-    Args:
-        weights: by the file's names.
-        source: where they come from, for messages.
-
-    Raises:
-        ValueError: naming what is missing, extra or misshapen.
-    """
-    layout = read_layout(weights, source)
-    left = [] if layout.decoder else [name for name in weights if name.startswith(CLASSIFIER)]
-    kept = {name: value for name, value in weights.items() if name not in left}
-    refuse_mismatch(kept, layout.shapes, f"{source} (read as VideoMAE's layout: {layout})")
-    refuse_odd(kept, source)
-    if left:
-        unnormed = "" if layout.normed else "; its encoder ends without a norm"
-        logger.warning("%s is a classifier; left out: %s%s", source, listed(left), unnormed)
-    return kept, layout
+    return names
 
 
-def model_of(
-    weights: Mapping[str, Tensor],
-    source: str,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    frames: int | None = None,
-    norm_pix: bool | None = None,
-) -> MaskedModel:
-    """The model that a file in VideoMAE's layout holds; the arguments are those of `mmm.load`."""
-    kept, layout = read_videomae(weights, source)
-    grid = grid_of(layout.tube, image_size, frames, source)
-    heads = heads_of("heads", heads, layout.encoder.width, HEADS, source)
-    encoder = VisionTransformer.Config(
-        width=layout.encoder.width,
-        depth=layout.encoder.depth,
-        heads=heads,
-        mlp_ratio=layout.encoder.hidden / layout.encoder.width,
-        class_token=False,
-        positions="flat_sine_cosine",
-        qkv_bias=layout.biases,
-    )
-    model = assemble(
-        encoder,
-        Reads(last=layout.normed),
-        _decoder(layout, decoder_heads, source),
-        tokenizer=Tubes.Config(frames=layout.tube[0], size=layout.tube[1]),
-        channels=layout.channels,
-        grid=grid,
-        target=PixelTarget.Config(standardise="none", pixels="unit") if norm_pix is False else VIDEOMAE_TARGET,
-        masker=TubeMasker.Config(),
-    )
-    found = {ours: value for name, value in kept.items() if (ours := our_name(name, layout.prefix))}
-    tables = {name: value for name, value in model.state_dict().items() if name in TABLES}
-    model.load_state_dict(tables | found)
-    what = f"{layout}; {heads} heads; positions of {' x '.join(map(str, grid))} tubes"
-    logger.info("%s: VideoMAE's layout, all %d weights used; %s", source, len(kept), what)
-    return model
+@register("videomae")
+class VideoMAE(Format):
+    """Files of VideoMAE's pretraining and fine-tuning."""
+
+    title = "VideoMAE's layout"
+    options = frozenset({"heads", "decoder_heads", "image_size", "frames", "norm_pix", "predict"})
+
+    def detect(self, stored: Stored) -> bool:
+        """Keys have no bias of their own, or tokens have a depth; there is no class token, and there are no positions."""
+        tensors = stored.tensors
+        if "cls_token" in tensors or any(name.startswith("pos_embed") for name in tensors):
+            return False
+        marked = any(name.startswith("encoder_to_decoder.") or name.endswith((".attn.q_bias", ".attn.v_bias")) for name in tensors)
+        return marked or (EMBEDDING in tensors and tensors[EMBEDDING].dim() == 5)
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        tensors, source = stored.tensors, str(stored)
+        prefix = "encoder." if any(name.startswith("encoder.") for name in tensors) else ""
+        _, channels, frames, side, across = needed(tensors, prefix + EMBEDDING, 5, source).shape
+        if side != across or not channels * frames * side:
+            shape = tuple(tensors[prefix + EMBEDDING].shape)
+            raise ValueError(f"{source} has {prefix + EMBEDDING} as {shape}; tubes must be square")
+        tokenizer = Tubes.Config(size=side, frames=frames)
+        size = _size(tokenizer, options, source)
+        stack = read_stack(tensors, f"{prefix}blocks", source)
+        inner = read_stack(tensors, "decoder.blocks", source) if any(name.startswith(DECODED) for name in tensors) else None
+        if inner is None and options.decoder_heads is not None:
+            raise ValueError(f"decoder_heads={options.decoder_heads} was given, but {source} holds no decoder; leave it out")
+        heads = find_heads("heads", options.heads, stack.width, HEADS, source)
+        biases: QKVBias = "qv" if any(name.endswith("_bias") for name in tensors) else "none"
+        pooled = inner is None and "fc_norm.weight" in tensors
+        masked = build(
+            VisionTransformer.Config(
+                width=stack.width,
+                depth=stack.depth,
+                heads=heads,
+                mlp_ratio=stack.mlp_ratio,
+                class_token=False,
+                positions="flat_sine_cosine",
+                qkv_bias=biases,
+            ),
+            tokenizer=tokenizer,
+            data=find_input(size, channels),
+            reads=Reads(last=not pooled),
+            decoder=None if inner is None else _decoder(inner, biases, options, source),
+            target=PixelTarget.Config(standardise="none", pixels="unit") if options.norm_pix is False else VIDEOMAE_TARGET,
+            masker=TubeMasker.Config(),
+        )
+        model: Model = masked
+        if pooled and "head.weight" in tensors:
+            model = with_head(masked, classes=len(tensors["head.weight"]), pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
+        elif inner is None:
+            tensors = self.leave_out(stored, "head.", "fc_norm.", reason="it reads the first token, which no pool does")
+        about = f"encoder of {stack}, tubes of {frames} frames and {side} x {side} pixels, {channels} channels"
+        about += "" if inner is None else f", decoder of {inner}"
+        fill(model, tensors, names_with(prefix), f"{source} (read as {self.title}: {about})")
+        grid = " x ".join(map(str, masked.tokenizer.grid_of(size)))
+        self.report(stored, about, f"{heads} heads, positions of {grid} tubes, {describe_pixels(data_of(model))}")
+        return model
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        torch.save({"model": to_videomae(model)}, folder / FILE)
+        return official_lines(folder / FILE, "modeling_pretrain or modeling_finetune")
 
 
-def to_videomae(model: MaskedModel) -> dict[str, Tensor]:
+def to_videomae(model: Model) -> dict[str, torch.Tensor]:
     """A model's weights under VideoMAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes.
 
-    Without a decoder, the encoder's names stand alone, as classifiers are started from. Positions, which that layout computes, are
+    Without a decoder the encoder's names stand alone, as classifiers are started from. Positions, which that layout computes, are
     left out.
 
     Raises:
         ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
     """
-    for part, kind in (("encoder", model.encoder), ("decoder", model.decoder)):
-        if kind is not None and getattr(kind.config, "positions", None) != "flat_sine_cosine":
-            raise ValueError(f"VideoMAE's layout has flat positions; {part}.positions must be flat_sine_cosine")
-    own = {name: value for name, value in model.state_dict().items() if name not in TABLES}
-    foreign = [name for name in own if their_name(name) is None]
-    if foreign:
-        raise ValueError(f"VideoMAE's layout has no place for {listed(foreign)}")
-    alone = "encoder." if model.decoder is None else ""
-    weights = {(their_name(name) or name).removeprefix(alone): value for name, value in own.items()}
-    source = "this model, in VideoMAE's layout,"
-    layout = replace(read_layout(weights, source), normed=any(name.startswith("encoder.norm.") for name in own))
-    refuse_mismatch(weights, layout.shapes, source)
-    return weights
+    decoder: Any = getattr(model, "decoder", None)
+    for part, module in (("encoder", model.encoder), ("decoder", decoder)):
+        positions = None if module is None else getattr(module.config, "positions", None)
+        if module is not None and positions != "flat_sine_cosine":
+            raise ValueError(f"VideoMAE's layout has flat positions; {part}.positions must be flat_sine_cosine, not {positions}")
+    if isinstance(model, Classifier) and not isinstance(model.pool, MeanPool):
+        raise ValueError(
+            f"VideoMAE's layout pools by the mean of the tokens and norms it, not by pool.name {model.pool.config.name}"
+        )
+    biased = [name for name in model.state_dict() if name.endswith(".qkv.bias")]
+    if biased:
+        raise ValueError(f"VideoMAE's layout has no place for {shorten_list(biased)}; encoder.qkv_bias must be qv or none")
+    return tensors_under(model, names_with("" if decoder is None else "encoder."), VideoMAE.title)
 
 
-def grid_of(tube: tuple[int, int], image_size: int | tuple[int, int] | None, frames: int | None, source: str) -> Grid:
-    """The grid (T', H', W') of clips of this size, or of the released models'.
+def _size(tokenizer: Tubes.Config, options: Options, source: str) -> tuple[int, int, int]:
+    """Frames, height and width of a clip: as given, or the released models'.
 
     Raises:
         ValueError: where tubes do not divide the clip.
     """
-    length = CLIP[0] if frames is None else frames
-    side = CLIP[1] if image_size is None else image_size
+    length = CLIP[0] if options.frames is None else options.frames
+    side = CLIP[1] if options.image_size is None else options.image_size
     sides = side if isinstance(side, tuple) else (side, side)
-    size, token = (length, *sides), (tube[0], tube[1], tube[1])
+    size, token = (length, *sides), (tokenizer.frames, tokenizer.size, tokenizer.size)
     if len(size) != 3 or min(size) < 1 or any(pixels % own for pixels, own in zip(size, token, strict=True)):
         raise ValueError(
-            f"frames={length} and image_size={sides} do not fit {source}; give multiples of its tubes' {tube[0]} frames and "
-            f"{tube[1]} pixels"
+            f"frames={length} and image_size={sides} do not fit {source}; give multiples of its tubes' {token[0]} frames and "
+            f"{token[1]} pixels"
         )
-    return tuple(pixels // own for pixels, own in zip(size, token, strict=True))
+    return length, sides[0], sides[1]
 
 
-def _decoder(layout: VideoLayout, heads: int | None, source: str) -> SelfAttentionDecoder.Config | None:
-    """The choices that make the file's decoder, if it has one."""
-    if layout.decoder is None:
-        if heads is not None:
-            raise ValueError(f"decoder_heads={heads} was given, but {source} holds no decoder; leave it out")
-        return None
-    inner = layout.decoder
+def _decoder(inner: Stack, biases: QKVBias, options: Options, source: str) -> SelfAttentionDecoder.Config:
+    """The choices that make the file's decoder."""
     return SelfAttentionDecoder.Config(
         width=inner.width,
         depth=inner.depth,
-        heads=heads_of("decoder_heads", heads, inner.width, DECODER_HEADS, source),
-        mlp_ratio=inner.hidden / inner.width,
+        heads=find_heads("decoder_heads", options.decoder_heads, inner.width, DECODER_HEADS, source),
+        mlp_ratio=inner.mlp_ratio,
         positions="flat_sine_cosine",
-        qkv_bias=layout.biases,
+        qkv_bias=biases,
         embed_bias=False,
     )

@@ -19,7 +19,7 @@ from mmm.data import Batch, Clips, ClipsConfig, ImagesConfig, eval_batches, open
 from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
 from mmm.data.decode.video import BACKENDS, frame_blocks
 from mmm.data.decode.video.reader import Source, Video
-from mmm.data.loading.prepare import prepare
+from mmm.data.loading.loader import prepare
 from mmm.data.transforms.clip_crop import cut, even_boxes, multi_scale_boxes, resize, resize_into
 
 CONFIG = ClipsConfig(image_size=32, frames=4, stride=2, workers=0, holdout=0.0, max_bad=1.0)
@@ -382,7 +382,7 @@ def test_grey_clips_and_the_device_side(tree: Path) -> None:
         ({"fps": 0.0}, "data.fps cannot be 0.0: give a number above 0, or none"),
         ({"crop_sides": (0.5, 1.0)}, "data.crop_sides cannot be .* falling order"),
         ({"eval_crops": 0}, "data.eval_crops cannot be 0"),
-        ({"backend": "dekord"}, "data.backend dekord: no such backend; did you mean decord"),
+        ({"backend": "dekord"}, "data.backend dekord: no such backend; did you mean 'decord'"),
         (
             {"channels": 1, "mean": (0.5,), "std": (0.5,), "backend": "decord"},
             "data.channels cannot be 1: data.backend decord reads 3",

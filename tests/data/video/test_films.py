@@ -135,7 +135,7 @@ def test_the_source_is_read_like_any_folder(tmp_path: Path, monkeypatch: pytest.
     assert pixels.shape == (3, 1, 16, 32, 32)
     assert not failed
     assert [path.name for path in tmp_path.iterdir()] == ["mmm"]
-    with pytest.raises(ValueError, match=r"builtin:motoin: no such built-in videos; did you mean motion\?"):
+    with pytest.raises(ValueError, match=r"builtin:motoin: no such built-in videos; did you mean 'motion'\?"):
         open_data(ClipsConfig(source="builtin:motoin"), "train")
 
 

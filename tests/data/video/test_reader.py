@@ -159,7 +159,7 @@ def test_a_frame_that_is_not_there_is_an_error(zoo: dict[str, Path]) -> None:
     for number in (-1, FRAMES):
         with pytest.raises(IndexError, match="of a video of 40"):
             read_clip(zoo["closed"], [number])
-    with pytest.raises(ValueError, match="no such backend; did you mean decord"):
+    with pytest.raises(ValueError, match="no such backend; did you mean 'decord'"):
         read_clip(zoo["closed"], backend="decrod")
     with pytest.raises(ValueError, match="not installed"):
         require("torchcodec") if importlib.util.find_spec("torchcodec") is None else pytest.skip("torchcodec is installed")

@@ -60,7 +60,7 @@ def test_a_folder_of_videos(tmp_path: Path, video: bytes, caplog: pytest.LogCapt
         clips = opened(tmp_path)
     assert names(clips) == ["a/1.mp4", "b/0.avi", "b/deep/2.MKV"]
     assert clips.labels().tolist() == [0, 1, 1]
-    assert "3 videos taken; left out: 1 x ." in caplog.text
+    assert "3 videos found; left out: 1 x ." in caplog.text
     assert_readable(clips)
 
 
@@ -237,7 +237,7 @@ def test_an_evaluation_list_is_scored_with_the_classes_of_the_training_list(tmp_
         assert (names(train), names(scored)) == (["a.mp4", "b.mp4"], [name])  # nothing is held out
         assert train.classes == scored.classes == ("lift", "push")
         assert scored.labels().tolist() == [label]
-    with pytest.raises(ValueError, match=r"data\.eval_source .*val\.csv has classes that data\.source .* has not: fall"):
+    with pytest.raises(ValueError, match=r"data\.eval_source .*val\.csv has classes that data\.source .* does not have: fall"):
         opened(tmp_path / "ssv2_train.csv", "eval", eval_source=str(tmp_path / "val.csv"))
 
 

@@ -21,7 +21,7 @@ from video_files import write
 from mmm.data import Batch, Clips, ClipsConfig, eval_batches, open_data, train_batches
 from mmm.data.decode.video import BACKENDS, Video
 from mmm.data.decode.video.reader import Source
-from mmm.data.loading import worker_pool as crew
+from mmm.data.loading import worker_pool
 
 CONFIG = ClipsConfig(image_size=16, frames=2, stride=1, workers=2, holdout=0.0, max_bad=1.0, deadline=0.7)
 
@@ -39,7 +39,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "GLANCE", 0.2)
+    monkeypatch.setattr(worker_pool, "POLL_INTERVAL", 0.2)
 
 
 def hang() -> None:
@@ -132,8 +132,8 @@ def test_a_worker_that_dies_before_it_is_known_costs_nothing(monkeypatch: pytest
             died.join()
         return plain()
 
-    monkeypatch.setattr(crew.multiprocessing, "active_children", look)
-    assert list(crew.load(Slow(), numbers(4), 2)) == [[0], [1], [2], [3]]
+    monkeypatch.setattr(worker_pool.multiprocessing, "active_children", look)
+    assert list(worker_pool.load(Slow(), numbers(4), 2)) == [[0], [1], [2], [3]]
     assert len(looks) == 4  # both once more, of the crew that took over
 
 
@@ -159,20 +159,20 @@ def numbers(count: int) -> Callable[[], Iterator[list[int]]]:
 
 def test_workers_that_always_die_end_the_run_with_a_clear_message() -> None:
     with pytest.raises(ValueError, match=r"killed 3 times \(SIGKILL.*Lower data.workers"):
-        list(crew.load(Deadly(), numbers(4), 1))
+        list(worker_pool.load(Deadly(), numbers(4), 1))
 
 
 def test_a_batch_that_takes_longer_than_a_glance_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Canary: torch's loader can be asked again after it timed out, and says so in these words."""
-    assert list(crew.load(Slow(), numbers(3), 1)) == [[0], [1], [2]]
-    monkeypatch.setattr(crew, "TIMEOUT", 0.2)
+    assert list(worker_pool.load(Slow(), numbers(3), 1)) == [[0], [1], [2]]
+    monkeypatch.setattr(worker_pool, "TIMEOUT", 0.2)
     with pytest.raises(RuntimeError, match="timed out"):
-        list(crew.load(Slow(), numbers(3), 1))
+        list(worker_pool.load(Slow(), numbers(3), 1))
 
 
 def test_errors_of_our_own_are_not_taken_for_a_death() -> None:
     with pytest.raises(RuntimeError, match="a bug of ours"):
-        list(crew.load(Wrong(), numbers(3), 1))
+        list(worker_pool.load(Wrong(), numbers(3), 1))
 
 
 def test_the_deaths_of_workers_are_nobody_elses_business(tree: Path) -> None:

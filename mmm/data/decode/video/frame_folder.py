@@ -13,7 +13,7 @@ from PIL import Image
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.decode.video.reader import Source
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import PICTURES
+from mmm.data.media import IMAGE_SUFFIXES
 
 
 class FrameFolder:
@@ -25,7 +25,7 @@ class FrameFolder:
     def __init__(self, source: Source) -> None:
         if isinstance(source, bytes):
             raise Unreadable("a folder of frames is expected, not bytes")
-        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in PICTURES and name[0] != "."]
+        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
         if not names:
             raise Unreadable("a folder without images")
         self.paths = [source / name for name in sorted(names, key=_natural)]
@@ -45,7 +45,7 @@ class FrameFolder:
 def image_sizes(folder: Path, count: int) -> set[tuple[int, int]]:
     """Returns the heights and widths of the first images of a folder, by their headers; those that cannot be read are left out."""
     sizes = set()
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)[:count]:
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:count]:
         with suppress(Exception), Image.open(path) as image:
             sizes.add((image.height, image.width))
     return sizes

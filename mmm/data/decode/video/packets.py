@@ -21,13 +21,12 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from mmm.data.decode.limits import MAX_PIXELS
+from mmm.data.decode.files import MAX_PIXELS
 from mmm.data.decode.video.mp4_header import check_boxes
 from mmm.data.decode.video.reader import Source
 from mmm.data.decode.video.validate import check_size
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import digest
-from mmm.system.user_cache import user_cache
+from mmm.system.files import digest, user_cache
 
 if TYPE_CHECKING:
     from av.container import InputContainer

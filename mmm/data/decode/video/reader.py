@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmm.core.registry import suggest
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.validate import check_file, reasons
-from mmm.data.sources.base import nearest
 from mmm.data.transforms import resize as resizing
 
 # seconds; a container that counts in milliseconds (Matroska) may say that a frame is shown this much later than it is
@@ -165,5 +165,5 @@ def find_backend(name: str) -> Callable[[Source], Video]:
         ValueError: where there is none.
     """
     if name not in BACKENDS:
-        raise ValueError(f"data.backend {name}: no such backend; {nearest(name, BACKENDS)}")
+        raise ValueError(f"data.backend {name}: no such backend{suggest(name, BACKENDS)}")
     return BACKENDS[name]

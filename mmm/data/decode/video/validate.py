@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmm.data.decode.files import refuse_odd, why
-from mmm.data.decode.limits import MAX_PIXELS
+from mmm.data.decode.files import MAX_PIXELS, check_regular, open_error
 from mmm.data.errors import Unreadable
 
 
@@ -28,9 +27,9 @@ def check_file(source: Path | bytes) -> None:
     try:
         status = source.stat()
     except (OSError, ValueError) as error:
-        raise Unreadable(why(error)) from error
+        raise Unreadable(open_error(error)) from error
     if not stat.S_ISDIR(status.st_mode):
-        refuse_odd(status)  # a pipe would be waited for, for ever
+        check_regular(status)  # a pipe would be waited for, for ever
 
 
 @contextmanager

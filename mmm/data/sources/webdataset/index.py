@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmm.data.errors import Unreadable
-from mmm.data.sources.base import Medium
+from mmm.data.media import Medium
 from mmm.data.sources.webdataset.headers import Member, Read, Walk, show
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from mmm.data.loading.scan import EachOnce, each_once
-from mmm.data.sources.base import digest
 from mmm.data.sources.webdataset.headers import Read
 from mmm.data.sources.webdataset.index import Choice, Index, make_index
-from mmm.system.user_cache import user_cache
+from mmm.system.files import digest, user_cache
 
 VERSION = 1  # to be raised where an index says something else of the same file
 WORKERS = 16  # processes that wait for a network
@@ -36,7 +35,7 @@ class Files(Protocol):
 
     def read(self, number: int, offset: int, size: int, /) -> bytes: ...
 
-    def expect(self, wanted: list[tuple[int, int, int]], /) -> None: ...
+    def prefetch(self, wanted: list[tuple[int, int, int]], /) -> None: ...
 
 
 def indices(files: Files, choice: Choice) -> list[Kept]:

@@ -46,7 +46,7 @@ class LocalFiles:
         except OSError as error:
             raise Unreadable(f"the tar cannot be read: {error.strerror}") from error
 
-    def expect(self, wanted: list[tuple[int, int, int]]) -> None:
+    def prefetch(self, wanted: list[tuple[int, int, int]]) -> None:
         """What is read next; a disk needs no notice."""
 
     def _file(self, number: int) -> int:

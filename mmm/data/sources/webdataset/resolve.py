@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mmm.data.config import DataConfig
+from mmm.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmm.data.sources.addresses import PROTOCOLS
-from mmm.data.sources.base import PICTURES, RECORDINGS
 from mmm.data.sources.folder import files_below
 from mmm.data.sources.webdataset.local import LocalFiles
 from mmm.data.sources.webdataset.remote import SCHEMES, HttpFiles
@@ -91,7 +91,7 @@ def _in_folder(root: Path) -> list[Path]:
     """The tars below a folder; none where images or videos lie there as files, for then it is a folder of those."""
     tars = []
     for path in files_below(root):
-        if Path(path).suffix.lower() in PICTURES | RECORDINGS:
+        if Path(path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             return []
         if path.endswith(ENDINGS):
             tars.append(path)

@@ -23,17 +23,18 @@ from torch import Tensor
 from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
 from mmm.data.sources.addresses import PAUSES
-from mmm.data.sources.base import EVALUATION, Table, digest
+from mmm.data.sources.base import EVALUATION, Table
 from mmm.data.sources.webdataset.headers import show
 from mmm.data.sources.webdataset.index import Choice
 from mmm.data.sources.webdataset.index_cache import Files, Kept, indices
+from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
 CLASSES = 10_000_000  # a label above this is none
 
 
-class TarCells:
+class TarColumn:
     """Samples in tars, as bytes.
 
     Args:
@@ -57,9 +58,9 @@ class TarCells:
             raise Unreadable("the tar ends before the sample does")
         return content
 
-    def expect(self, rows: list[int]) -> None:
+    def prefetch(self, rows: list[int]) -> None:
         """Says what is read next: at an address it is asked for all at once."""
-        self.files.expect([tuple(place) for place in self.places[:, rows].T.tolist()])
+        self.files.prefetch([tuple(place) for place in self.places[:, rows].T.tolist()])
 
     def name(self, row: int) -> str:
         return f"{self.titles[int(self.places[0, row])]}/{show(self.names[row].as_py())}"
@@ -99,7 +100,7 @@ class Tars:
         rows = pyarrow.concat_tables([table for table, _ in kept])
         offset, size = (rows[name].to_numpy() for name in ("offset", "size"))
         names = rows["name"].combine_chunks()
-        cells = TarCells(self.files, np.repeat(numbers, counts), offset, size, names, _titles(self.files.addresses))
+        cells = TarColumn(self.files, np.repeat(numbers, counts), offset, size, names, _titles(self.files.addresses))
         labels, classes = _labels(rows["label"].to_pylist(), self._words)
         return Table(cells, labels, classes, digest([split, *(facts["fingerprint"] for _, facts in kept)]))
 

@@ -1,0 +1,28 @@
+"""The picture of a reconstruction, for a notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmm.evaluate.plots.image_grid import paint_grid
+from mmm.evaluate.reconstruction.reconstruct import Reconstruction, psnr
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def draw(shown: Reconstruction, title: str = "Reconstruction") -> Image:
+    """Draws original, visible part, prediction, and both together, one row per sample; of clips their middle frames.
+
+    Args:
+        shown: as `model.reconstruct` returns it.
+        title: above the picture.
+
+    Returns:
+        A Pillow image, which a notebook shows.
+    """
+    hidden = shown.predicted[0, :1].isfinite().double().mean().item()
+    names = ("original", f"visible, {1 - hidden:.0%}", "predicted", "visible + predicted")
+    error = shown.errors["model"].mean().item()
+    figures = [(f"{psnr(error):.1f} dB", "PSNR of the hidden tokens, pixels in [0, 1]")]
+    return paint_grid(list(zip(names, shown.pictures, strict=True)), title=title, figures=figures)

@@ -1,0 +1,125 @@
+"""From images and clips in the usual forms to what a model takes: decoded, resized, cropped, normalised.
+
+Shapes: B samples, C channels, (H, W) of a sample, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmm.core.rng import sample_keys
+from mmm.core.types import Input
+from mmm.data.clip_config import ClipsConfig
+from mmm.data.datasets.clip_sampling import even_frames
+from mmm.data.decode.image import decode_image
+from mmm.data.errors import Unreadable
+from mmm.data.transforms.crop import center_crop, crop_boxes, flip, normalise, resized_crop
+
+SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # MAE's pretraining crop
+
+
+class Transform:
+    """Prepares samples for one model, with its own size, channels, mean and standard deviation.
+
+    An image may be a Pillow image, the path of a file, encoded bytes, an array or a tensor: uint8, or floating point from 0 to 1;
+    (H, W), (H, W, C) or (C, H, W). A clip may be the path of a film, an array or a tensor (T, H, W, C) or (T, C, H, W), or a list
+    of images, its frames. Of a film the model's middle clip is taken, as in evaluation; of more frames than the model takes, as
+    many evenly spaced ones. Several samples come as a list or along one more leading axis. A single sample becomes a batch of one.
+
+    Example:
+        x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
+        x = model.transform([first, second, third])             # (3, 3, 224, 224)
+        x = Transform(model.data, training=True)(images)        # random crops and flips, drawn from torch's generator
+    """
+
+    def __init__(self, data: Input, *, training: bool = False) -> None:
+        """Prepares samples of this size and normalisation.
+
+        Args:
+            data: of the model.
+            training: random resized crops and horizontal flips instead of the middle crop of evaluation.
+        """
+        self.data, self.training = data, training
+
+    def __call__(self, samples: Any) -> Tensor:
+        """Returns normalised samples, fp32 (B, C, H, W) or (B, C, T, H, W), on the CPU.
+
+        Raises:
+            ValueError: a sample has a form, a number of channels or of frames that the model cannot take.
+        """
+        try:
+            clips = [self._frames(sample) for sample in self._listed(samples)]
+        except Unreadable as error:
+            raise ValueError(f"a sample cannot be read: {error}") from error
+        if not clips:
+            raise ValueError("there are no samples; give at least one image or clip")
+        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
+        pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
+        x = normalise(flip(pixels, keys, FLIP) if self.training else pixels, self.data.mean, self.data.std)
+        return x if len(self.data.size) == 3 else x[:, :, 0]
+
+    def _listed(self, samples: Any) -> list[Any]:
+        """Returns the samples one by one."""
+        axes = len(self.data.size) + 1  # of one sample with its channels
+        if isinstance(samples, (np.ndarray, Tensor)):
+            return list(samples) if samples.ndim == axes + 1 else [samples]
+        if not isinstance(samples, Sequence) or isinstance(samples, (str, bytes)):
+            return [samples]
+        frames = axes == 4 and all(not isinstance(one, (str, Path, list, tuple)) and np.ndim(_array(one)) <= 3 for one in samples)
+        return [list(samples)] if frames and len(samples) else list(samples)
+
+    def _frames(self, sample: Any) -> list[np.ndarray[Any, Any]]:
+        """Returns the frames of one sample, uint8 (h, w, C) each; one for an image."""
+        if len(self.data.size) == 2:
+            return [decode_image(sample, self.data.channels)]
+        wanted = self.data.size[0]
+        if isinstance(sample, (str, Path)):
+            return self._film(Path(sample), wanted)
+        if not isinstance(sample, (np.ndarray, Tensor, list, tuple)) or np.ndim(_array(sample[0])) > 3:
+            raise ValueError(f"this model takes clips of {wanted} frames; give a film, a list of frames, or an array (T, H, W, C)")
+        if len(sample) < wanted:
+            raise ValueError(f"a clip has {len(sample)} frames, and this model takes {wanted}; give a longer one")
+        return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), wanted)]
+
+    def _film(self, path: Path, wanted: int) -> list[np.ndarray[Any, Any]]:
+        """Returns the frames of a film's middle clip; of a model that does not know its stride, evenly spaced frames."""
+        from mmm.data.decode.video import OpenVideo
+
+        with OpenVideo(path) as video:
+            numbers = _even(len(video), wanted) if self.data.stride is None else even_frames(video.times, self._clip())[0]
+            return list(video.read(numbers, self.data.channels))  # (T, h, w, C)
+
+    def _clip(self) -> ClipsConfig:
+        """Returns how one clip is chosen from a film: the middle one, as evaluation does."""
+        data = self.data
+        assert data.stride is not None
+        sampling: Any = data.sampling or "dense"
+        return ClipsConfig(frames=data.size[0], stride=data.stride, fps=data.fps, sampling=sampling, eval_clips=1)
+
+    def _crop(self, frames: list[np.ndarray[Any, Any]], key: Tensor) -> Tensor:
+        """Returns one sample, uint8 (C, T, H, W); all its frames are cut alike."""
+        size = (self.data.size[-2], self.data.size[-1])
+        if not self.training:
+            return torch.stack([center_crop(frame, size) for frame in frames], dim=1)
+        heights, widths = (torch.tensor([frames[0].shape[axis]]) for axis in (0, 1))
+        box = crop_boxes(key[None], heights, widths, SCALE, RATIO)[0].tolist()
+        sample = torch.empty(self.data.channels, len(frames), *size, dtype=torch.uint8)
+        for number, frame in enumerate(frames):
+            resized_crop(frame, box, sample[:, number])
+        return sample
+
+
+def _array(value: Any) -> Any:
+    """Returns what has the number of axes of a frame."""
+    return value if isinstance(value, (np.ndarray, Tensor)) else np.empty(())
+
+
+def _even(count: int, wanted: int) -> list[int]:
+    """Returns evenly spaced numbers below `count`, each in the middle of its share."""
+    return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]

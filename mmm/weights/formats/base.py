@@ -1,0 +1,196 @@
+"""A format of weights, and the list of all of them.
+
+A format is a class with `detect`, `read` and `write`, registered under its name; docs/adding_a_part.md shows one. `mmm.load` asks
+each in the order of the list whether it knows what is stored; `mmm export --to NAME` writes by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mmm.classifier import Classifier
+from mmm.core.registry import nearest
+from mmm.core.types import Input
+from mmm.model import MaskedModel
+from mmm.weights.matching import shorten_list
+from mmm.weights.safe_load import read_weights
+
+logger = logging.getLogger(__name__)
+
+Model = MaskedModel | Classifier
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights in a folder, as the hub has them
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Weights that are stored somewhere, before it is known in which format.
+
+    Attributes:
+        path: a folder or a file that exists.
+    """
+
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself, or the one that the file is in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def file(self) -> Path:
+        """The file of weights: the path itself, or the folder's.
+
+        Raises:
+            ValueError: where a folder has none.
+        """
+        if not self.path.is_dir():
+            return self.path
+        for name in (WEIGHTS, PICKLED):
+            if (self.path / name).is_file():
+                return self.path / name
+        raise ValueError(f"{self.path} is no run folder, it has no config.yaml; and it holds neither {WEIGHTS} nor {PICKLED}")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, on the CPU."""
+        return read_weights(self.file)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What the config.json beside the weights says; empty where there is none, or where the file has a name of its own."""
+        return self._json(CONFIG)
+
+    @cached_property
+    def processor(self) -> dict[str, Any]:
+        """What the preprocessor_config.json beside the weights says, likewise."""
+        return self._json(PROCESSOR)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if (self.path.is_file() and self.path.name not in (WEIGHTS, PICKLED)) or not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds no names and values")
+        return found
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What files do not say and a user may; see `mmm.load`. None: not given."""
+
+    heads: int | None = None
+    decoder_heads: int | None = None
+    image_size: int | tuple[int, int] | None = None
+    frames: int | None = None
+    norm_pix: bool | None = None
+    predict: float | None = None
+    fusion_blocks: tuple[int, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+
+class Format:
+    """One way in which models are stored.
+
+    Attributes:
+        name: under which it is registered.
+        title: for messages, for instance "MAE's layout".
+        options: the names of `Options` that `read` uses; any other that is given is refused.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    def detect(self, stored: Stored) -> bool:
+        """Whether this is the format of what is stored."""
+        raise NotImplementedError
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        """The model; every tensor is used or named.
+
+        Raises:
+            ValueError: one line that names what is missing, unexpected or misshapen.
+        """
+        raise NotImplementedError
+
+    def leave_out(self, stored: Stored, *beginnings: str, reason: str) -> dict[str, Tensor]:
+        """The tensors without those whose names begin so, which a warning names."""
+        left = [name for name in stored.tensors if name.startswith(beginnings)]
+        if left:
+            logger.warning("%s: the head was left out (%s), for %s", stored, shorten_list(left), reason)
+        return {name: value for name, value in stored.tensors.items() if name not in left}
+
+    def report(self, stored: Stored, about: str, assumed: str) -> None:
+        """Logs what was read, and what the file does not say."""
+        logger.info("%s: %s, all %d weights used; %s; assumed: %s", stored, self.title, len(stored.tensors), about, assumed)
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        """Writes a model into an empty folder, and returns the lines of Python that load it.
+
+        Raises:
+            ValueError: naming what the format cannot hold, before anything is written.
+        """
+        raise ValueError(f"{self.title} is read here, not written")
+
+
+FORMATS: dict[str, Format] = {}
+"""The formats by name, in the order in which they are asked."""
+
+
+def register(name: str) -> Callable[[type[Format]], type[Format]]:
+    """A decorator that adds a format to the list.
+
+    Raises:
+        ValueError: where the name is taken.
+    """
+
+    def add(kind: type[Format]) -> type[Format]:
+        if name in FORMATS:
+            raise ValueError(f"two formats of weights are called {name!r}")
+        kind.name = name
+        FORMATS[name] = kind()
+        return kind
+
+    return add
+
+
+def data_of(model: Model) -> Input:
+    """What the data dictated to a model.
+
+    Raises:
+        ValueError: where the model does not know.
+    """
+    if model.data is None:
+        raise ValueError(f"this model does not know its data; give {type(model).__name__}(..., data=Input(size=...)) to save it")
+    return model.data
+
+
+def find_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ValueError: where there is none; it names all and the nearest.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"--to {name}: no format is called so; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+    return FORMATS[name]

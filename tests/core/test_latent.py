@@ -1,0 +1,185 @@
+"""Features of a teacher as the target, against plain statements; the teacher's average, and frozen teachers.
+
+Shapes: B samples, N tokens, Q predicted tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm import Mask, MaskedModel
+from mmm.core.rng import sample_keys
+from mmm.core.tokens import take
+from mmm.encoders import VisionTransformer
+from mmm.targets import LatentTarget
+from mmm.tokenizers import Patches
+
+Build = Callable[..., MaskedModel]
+GRID, YES, NO = (3, 4), torch.tensor(True), torch.tensor(False)
+
+
+def model_of(build: Build, **options: Any) -> tuple[MaskedModel, Tensor, Mask]:
+    model = build(target=LatentTarget.Config(**options)).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    return model, x, model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+
+
+def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
+    """What leaves each block, without the class token, by the blocks themselves. (B, N, D) each."""
+    tokens = F.conv2d(x, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
+    tokens = torch.cat([encoder.cls_token.expand(len(x), -1, -1), tokens], dim=1) + encoder.pos_embed
+    found = []
+    for block in encoder.blocks:
+        tokens = block(tokens)
+        found.append(tokens[:, 1:])
+    return found
+
+
+def standard(values: Tensor, dim: int) -> Tensor:
+    return (values - values.mean(dim, keepdim=True)) / (values.var(dim, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def test_ijepa_wants_the_normed_output_of_the_average(build: Build) -> None:
+    model, x, mask = model_of(build)
+    teacher: Any = model.target.teacher["encoder"]
+    wanted = take(standard(teacher.norm(blocks_of(teacher, x)[-1]), -1), mask.predict)
+    output = model(x, mask=mask)
+    assert (output.wanted - wanted).abs().max() < 1e-12
+    off = (output.predicted - wanted).abs()
+    assert output.loss.item() == pytest.approx(torch.where(off < 1, off**2 / 2, off - 0.5).mean().item(), rel=1e-12)
+
+
+def test_data2vec_wants_the_mean_of_blocks_and_pulls_at_the_class_token(build: Build) -> None:
+    """Instance norm over the tokens, mean over the blocks, layer norm (fairseq data2vec2.py); the class token: the tokens' mean."""
+    model, x, mask = model_of(build, blocks=(1, 2), block_norm="instance", loss="mse", class_weight=0.5)
+    first, second = blocks_of(model.target.teacher["encoder"], x)
+    every = standard((standard(first, 1) + standard(second, 1)) / 2, -1)
+    output = model(x, mask=mask)
+    tokens, pooled = output.wanted
+    assert (tokens - take(every, mask.predict)).abs().max() < 1e-12
+    assert (pooled - every.mean(1)).abs().max() < 1e-12
+    seen = model.encoder(model.tokenizer.split(x), GRID, mask).last[:, 0]
+    wanted = F.mse_loss(output.predicted, tokens) + 0.5 * F.mse_loss(seen, pooled)
+    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+
+
+def test_several_blocks_are_wanted_side_by_side(build: Build) -> None:
+    model, x, mask = model_of(build, blocks=(1, 2), join=True, block_norm="layer", norm="none", loss="l1")
+    wanted = torch.cat([standard(one, -1) for one in blocks_of(model.target.teacher["encoder"], x)], dim=-1)
+    output = model(x, mask=mask)
+    assert output.predicted.shape == (2, 9, 48)
+    assert (output.wanted - take(wanted, mask.predict)).abs().max() < 1e-12
+
+
+def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
+    """SdAE: it is shown the predicted tokens alone, whatever the others are."""
+    model, x, mask = model_of(build, view="hidden", loss="cosine")
+    output = model(x, mask=mask)
+    patches = model.tokenizer.split(x)
+    alone = model.target.teacher["encoder"](patches, GRID, Mask(mask.predict, mask.visible)).tokens
+    assert (output.wanted - standard(alone, -1)).abs().max() < 1e-12
+    other = patches.scatter(1, mask.visible[..., None].expand(-1, -1, patches.shape[2]), 3.0)
+    assert torch.equal(model(model.tokenizer.join(other, GRID), mask=mask).wanted, output.wanted)
+
+
+def test_the_average_follows_its_schedule(build: Build) -> None:
+    """average <- m average + (1 - m) encoder, m from 0.9 to 1 over the first half of the run; not where no update was made."""
+    model, _, _ = model_of(build, decay=0.9, decay_end=1.0, decay_until=0.5)
+    teacher: Any = model.target.teacher["encoder"]
+    slow, fast = teacher.blocks[0].mlp.fc1.weight, model.encoder.blocks[0].mlp.fc1.weight
+    for step, decay in enumerate((0.9, 0.92, 0.94, 0.96, 0.98, 1.0, 1.0), start=1):
+        before = slow.clone()
+        model.target.update(model, step, 10, NO)
+        assert torch.equal(slow, before)
+        model.target.update(model, step, 10, YES)
+        assert torch.allclose(slow, decay * before + (1 - decay) * fast, atol=1e-14)
+    assert not any(weight.requires_grad for weight in model.target.parameters())
+
+
+def test_a_training_begins_with_a_teacher_equal_to_the_encoder(build: Build) -> None:
+    model, _, _ = model_of(build)
+    assert not torch.equal(model.target.teacher["encoder"].norm.weight, model.encoder.norm.weight)  # the fixture's noise
+    model.target.begin(model, lambda path: model)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(model.target.teacher["encoder"].state_dict()[name], value)
+
+
+def test_the_teacher_drops_nothing(build: Build) -> None:
+    encoder = VisionTransformer.Config(width=24, depth=2, heads=2, drop_path=0.5)
+    model = build(encoder=encoder, target=LatentTarget.Config()).train()
+    x = torch.randn(8, 3, 12, 16)
+    first = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
+    assert torch.equal(first, model.target.teach(x, model.tokenizer.split(x), GRID).tokens)
+
+
+# --- frozen teachers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
+    teacher = build(encoder=VisionTransformer.Config(width=32, depth=3, heads=2))
+    model = build(target=LatentTarget.Config(teacher="runs/teacher", teacher_width=32, loss="l1"))
+    x, saved = torch.randn(2, 3, 12, 16), model.state_dict()
+    with pytest.raises(ValueError, match="runs/teacher was not read"):
+        model(x)
+    asked = []
+    model.target.begin(model, lambda path: asked.append(path) or teacher)
+    assert asked == ["runs/teacher"]
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+    output = model(x, mask=mask)
+    assert torch.allclose(output.wanted, take(standard(teacher.encode(x).tokens, -1), mask.predict), atol=1e-5)
+    assert output.predicted.shape == (2, 9, 32)
+    pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
+    teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
+    model.target.begin(model, lambda path: teacher)  # the pixels reach it as it was trained on them
+    own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
+    wanted = take(standard(teacher.encode(own).tokens, -1), mask.predict)
+    assert torch.allclose(model(x, mask=mask).wanted, wanted, atol=1e-4)
+    before = [value.clone() for value in teacher.encoder.state_dict().values()]
+    model.target.update(model, 1, 10, YES)
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.encoder.state_dict().values(), strict=True))
+    assert model.state_dict().keys() == saved.keys()
+    model.load_state_dict(saved, strict=True)
+    assert len(model.target.unsaved()) == len(teacher.encoder.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "words"),
+    [
+        ({"encoder": VisionTransformer.Config(width=32, depth=2, heads=2)}, {}, "target.teacher_width 32"),
+        ({"tokenizer": Patches.Config(size=2)}, {}, r"\(6, 8\) tokens"),
+        ({}, {"blocks": (1, 5)}, "blocks 1 to 2"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(build: Build, parts: dict[str, Any], options: dict[str, Any], words: str) -> None:
+    model = build(target=LatentTarget.Config(teacher="runs/teacher", **options))
+    with pytest.raises(ValueError, match=words):
+        model.target.begin(model, lambda path: build(**parts))
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "a loss of classes": ({"loss": "cross_entropy"}, r"target\.loss"),
+    "a decay above 1": ({"decay": 1.5}, r"target\.decay 1\.5"),
+    "joining nothing": ({"join": True}, r"target\.blocks"),
+    "a block of 0": ({"blocks": (0, 1)}, "counted from 1"),
+    "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),
+    "a class token for a hidden view": ({"class_weight": 1.0, "view": "hidden"}, r"target\.class_weight"),
+    "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "must have its width"),
+    "a width of the average": ({"teacher_width": 12}, r"target\.teacher_width"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_in_words(mistake: str, build: Build) -> None:
+    options, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=words):
+        build(target=LatentTarget.Config(**options))
+    bare = VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False)
+    with pytest.raises(ValueError, match="needs a class token"):
+        build(encoder=bare, target=LatentTarget.Config(class_weight=1.0))

@@ -1,0 +1,80 @@
+"""A model in the user's own code: images in, features, pixels and classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmm
+from mmm import Input, Mask, MaskedModel
+from mmm.classifier import Classifier
+
+
+@pytest.fixture
+def photographs() -> list[Image.Image]:
+    values = np.random.default_rng(0).integers(0, 256, (3, 30, 20, 3), dtype=np.uint8)
+    return [Image.fromarray(value) for value in values]
+
+
+def test_encode_takes_images_and_names_what_it_returns(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    model = build().eval()
+    x = model.transform(photographs)
+    with torch.no_grad():
+        features, same = model.encode(photographs), model.encode(x)
+    assert x.shape == (3, 3, 12, 16)
+    assert torch.equal(features.last, same.last)
+    assert torch.equal(features.pooled("both"), torch.cat([features.class_token, features.tokens.mean(1)], 1))
+    kept = model.encode(x, blocks=(0, 2))
+    assert set(kept.blocks) == {0, 2}
+    visible = model.encode(x, mask=Mask(torch.tensor([[0, 5]] * 3), torch.tensor([[1]] * 3)))
+    assert visible.tokens.shape[1] == 2
+
+
+def test_a_model_without_a_class_token_says_so(build: Callable[..., MaskedModel]) -> None:
+    features = build(encoder=mmm.encoders.VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False)).encode(
+        torch.randn(2, 3, 12, 16)
+    )
+    with pytest.raises(ValueError, match="no class token"):
+        features.pooled("class")
+
+
+def test_reconstruct_returns_pixels_and_draw_a_picture(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    model = build().train()
+    shown = model.reconstruct(photographs, ratio=0.5, seed=3)
+    assert model.training
+    assert shown.original.shape == (3, 3, 12, 16)
+    assert 0 <= shown.original.min() <= shown.original.max() <= 1
+    seen = shown.visible[0].isfinite()
+    assert seen.double().mean() == 0.5
+    assert torch.equal(shown.pasted[0][seen], shown.original[0][seen])
+    assert torch.equal(model.reconstruct(photographs, ratio=0.5, seed=3).predicted[0][~seen], shown.predicted[0][~seen])
+    picture = mmm.draw(shown)
+    assert isinstance(picture, Image.Image)
+    alone = MaskedModel(model.tokenizer, model.masker, model.encoder, None, model.target, data=model.data)
+    with pytest.raises(ValueError, match="without a decoder"):
+        alone.reconstruct(photographs)
+
+
+def test_predict_names_classes(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    classifier = Classifier.of(build(), classes=3, labels=("cat", "dog", "owl"))
+    found = classifier.predict(photographs, top=2)
+    with torch.no_grad():
+        chances = classifier.eval()(classifier.transform(photographs)).softmax(1)
+    assert len(found) == 3
+    for row, chance in zip(found, chances, strict=True):
+        values = chance.sort(descending=True).values[:2].tolist()
+        assert list(row.values()) == pytest.approx(values)
+        assert list(row) == [("cat", "dog", "owl")[int(number)] for number in chance.argsort(descending=True)[:2]]
+    assert list(Classifier.of(build(), classes=2).predict(photographs[0])[0]) in (["0", "1"], ["1", "0"])
+
+
+def test_a_model_that_does_not_know_its_data_says_so(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    whole = build()
+    model = MaskedModel(whole.tokenizer, whole.masker, whole.encoder, whole.decoder, whole.target)
+    with pytest.raises(ValueError, match="data=Input"):
+        model.encode(photographs)
+    assert Input(size=(12, 16)).channels == 3

@@ -1,0 +1,72 @@
+"""Samples in every usual form become what evaluation feeds to the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from video_files import pictures, write
+
+from mmm import Input
+from mmm.data.decode.image import decode_image
+from mmm.data.transforms.crop import center_crop, normalise
+from mmm.transform import Transform
+
+DATA = Input(size=(16, 24), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+CLIP = Input(size=(4, 16, 16))
+
+
+@pytest.fixture
+def photograph() -> Image.Image:
+    return Image.fromarray((np.random.default_rng(0).random((40, 50, 3)) * 255).astype(np.uint8))
+
+
+def test_every_form_of_an_image_is_the_same_sample(photograph: Image.Image, tmp_path: Path) -> None:
+    """As evaluation makes it of a file."""
+    path = tmp_path / "photograph.png"
+    photograph.save(path)
+    wanted = normalise(center_crop(decode_image(path, 3), (16, 24))[None], DATA.mean, DATA.std)
+    transform, array = Transform(DATA), np.asarray(photograph)
+    tensor = torch.from_numpy(array.copy())
+    forms = [photograph, path, str(path), path.read_bytes(), array, tensor, tensor.permute(2, 0, 1), array.astype(np.float32) / 255]
+    for form in forms:
+        assert torch.equal(transform(form), wanted)
+        assert torch.equal(transform([form, form]), wanted.expand(2, -1, -1, -1))
+    assert torch.equal(transform(tensor[None].expand(3, -1, -1, -1)), wanted.expand(3, -1, -1, -1))
+
+
+def test_training_draws_crops_from_torch_s_generator(photograph: Image.Image) -> None:
+    transform = Transform(DATA, training=True)
+    torch.manual_seed(3)
+    first = transform([photograph] * 4)
+    assert first.shape == (4, 3, 16, 24)
+    assert not torch.equal(first[0], first[1])
+    torch.manual_seed(3)
+    assert torch.equal(transform([photograph] * 4), first)
+
+
+def test_every_form_of_a_clip(tmp_path: Path) -> None:
+    frames = list(pictures(8))
+    array = np.stack([np.asarray(frame) for frame in frames])  # (T, H, W, C)
+    transform = Transform(CLIP)
+    wanted = transform(array)
+    assert wanted.shape == (1, 3, 4, 16, 16)
+    for form in (list(frames), torch.from_numpy(array), torch.from_numpy(array).permute(0, 3, 1, 2), [array], array[None]):
+        assert torch.equal(transform(form), wanted)
+    assert transform([array, array]).shape == (2, 3, 4, 16, 16)
+    film = write(tmp_path / "film.mp4", count=8, options={"crf": "1"})
+    assert (transform(film) - wanted).abs().mean() < 0.1  # the film is encoded with losses
+
+
+def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        Transform(DATA)([])
+    with pytest.raises(ValueError, match="clips of 4 frames"):
+        Transform(CLIP)(photograph)
+    with pytest.raises(ValueError, match="has 2 frames"):
+        Transform(CLIP)([photograph] * 2)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        Transform(DATA)(torch.randn(3, 20, 20))

@@ -1,0 +1,58 @@
+"""Targets that change in a training: a run that was stopped goes on bit for bit as if it had not been."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmm
+
+RunRecipe = Callable[..., dict[str, Any]]
+TARGETS: dict[str, list[str]] = {
+    "latent": ["--target.name", "latent", "--target.decay", "0.9"],
+}
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_run_with_a_learning_target_resumes_bit_for_bit(target: str, run_recipe: RunRecipe, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = [*TARGETS[target], "--train.steps", "4", "--train.save_every", "2"]
+    run_recipe("image_mae", *flags, "--folder", str(whole))
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step_00000004")
+    run_recipe("image_mae", *flags, "--folder", str(stopped), "--resume")
+    one, other = weights(whole, 4), weights(stopped, 4)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    before = {name: value for name, value in weights(whole, 2).items() if name.startswith("target.")}
+    assert [name for name, value in before.items() if not torch.equal(value, one[name])]  # what the target holds has moved on
+
+
+def test_a_run_learns_the_features_of_a_frozen_run(
+    run_recipe: RunRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SALT's second stage: the teacher is not in the checkpoints, which load without it; another one is refused on a resume."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    run_recipe("image_mae", "--folder", str(teacher))
+    flags = ["--target.name", "latent", "--target.teacher", str(teacher), "--train.steps", "4", "--train.save_every", "2"]
+    run_recipe("image_mae", *flags, "--folder", str(student))
+    assert not [name for name in weights(student, 4) if name.startswith("target.")]
+    shutil.rmtree(student / "checkpoints" / "step_00000004")
+    run_recipe("image_mae", "--seed", "7", "--folder", str(tmp_path / "other"))
+    shutil.rmtree(teacher)
+    (tmp_path / "other").rename(teacher)
+    with pytest.raises(SystemExit):
+        run_recipe("image_mae", *flags, "--folder", str(student), "--resume")
+    assert "target.weights was" in capsys.readouterr().err
+    shutil.rmtree(teacher)
+    loaded = mmm.load(student)
+    assert loaded.encode(torch.randn(1, 1, 32, 32)).tokens.shape == (1, 64, 128)
