@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import PYTHONPATH
-from mmm.train.training import Training
+from mmm.train.state import Training
 from test_load_run import BASE, make
 from test_loop import CONFIG, SAMPLES, ids, lines, loss_of, micro_batches, table
 from torch import nn
