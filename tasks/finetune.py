@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmm.classifier import Classifier
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import Clips, ClipsConfig, Images
 from mmm.data.datasets.labelled import Lessons, open_lessons
 from mmm.data.datasets.mixture import Mixture

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import DataConfig, Samples, eval_batches, open_data

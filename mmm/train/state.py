@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmm.config.diff import changes, check_allowed, differences
 from mmm.train.checkpoint import reader
 from mmm.train.checkpoint.async_writer import AsyncWriter
-from mmm.train.config import changes, check_allowed, differences
 from mmm.train.distributed.fsdp import DDP, copy_into, copy_to_meta, gathered_copy, local, no_sync, shard, sharding_asked
 from mmm.train.distributed.processes import on_main
 from mmm.train.ema import EMA

@@ -19,13 +19,12 @@ from pathlib import Path
 import pytest
 import torch
 from forked import PYTHONPATH
-from mmm.train.state import Training
 from test_load_run import BASE, make
 from test_loop import CONFIG, SAMPLES, ids, lines, loss_of, micro_batches, table
 from torch import nn
 
 from mmm import load
-from mmm.config.cli import save
+from mmm.config.serialize import save
 from mmm.core.rng import sample_keys
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.config import identity
@@ -36,6 +35,7 @@ from mmm.train.optimizer import make_optimizer
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
 from mmm.train.schedule import make_plan
+from mmm.train.state import Training
 
 SETTINGS = replace(CONFIG, steps=6, save_every=2, micro_batch_size=2, log_every=1, max_skipped=3)
 BAD = 2  # the step, counted from 0, that is left out

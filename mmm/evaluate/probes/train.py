@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import BadInputs, Batch, Clips, Images, Problem
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.metrics import Tally
