@@ -66,17 +66,14 @@ def _make(files: Files, choice: Choice, paths: list[Path], stamps: list[tuple[in
         _keep(paths[number], index, stamps[number])
         return {}
 
-    workers = min(len(numbers), _cores() if files.here else WORKERS)
-    workers = workers if workers > 1 else 0
-    for finding in map_inputs(
-        lambda place: files.addresses[numbers[place]], work, len(numbers), workers=workers, title="indexing tars"
-    ):
+    workers = None if files.here else min(len(numbers), WORKERS)
+
+    def name(place: int) -> str:
+        return files.addresses[numbers[place]]
+
+    for finding in map_inputs(name, work, len(numbers), workers=workers, title="indexing tars"):
         if finding.reason is not None:
             raise ValueError(f"data.source {finding.name}: {finding.reason}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Stretches:
