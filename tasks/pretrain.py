@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches

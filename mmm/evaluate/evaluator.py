@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from mmm.core.checks import Positive
 from mmm.core.registry import PartConfig, PartSet, Registry
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
 from mmm.evaluate.run_results import output_name
@@ -42,12 +43,13 @@ evaluators: Registry[Evaluator] = Registry("evaluator")
 class EvaluatorConfig(PartConfig):
     """Base of the `Config` of each evaluation."""
 
-    every: int | None = None
+    every: Positive | None = None
     """Updates between two of these evaluations in the course of a training; none: only at its end."""
 
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"evaluate.{self.name}.every {self.every} must be at least 1, or none")
+    @property
+    def flag(self) -> str:
+        """The name of its flags' group."""
+        return f"evaluate.{self.name}"
 
 
 class EvaluatorSet(PartSet):

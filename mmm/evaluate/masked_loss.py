@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from mmm.core.checks import Positive
 from mmm.data.errors import Problem
 from mmm.data.loading.loader import Batch, eval_batches, prepare
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
@@ -29,16 +30,11 @@ class MaskedLoss(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
-        every: int | None = None
+        every: Positive | None = None
         """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
 
-        samples: int = 2048
+        samples: Positive = 2048
         """Samples, spread evenly over the evaluation part, whose masked loss is measured with the same masks each time."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.samples < 1:
-                raise ValueError(f"evaluate.masked_loss.samples {self.samples} must be at least 1")
 
     config: Config
     online = True

@@ -24,7 +24,7 @@ from test_loop import CONFIG, SAMPLES, ids, lines, loss_of, micro_batches, table
 from torch import nn
 
 from mmm import load
-from mmm.config.cli import save
+from mmm.config.serialize import save
 from mmm.core.rng import sample_keys
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.config import identity

@@ -59,11 +59,10 @@ class FrozenFeatures(Evaluator):
     """The accuracy of nearest neighbours and of a linear classifier on frozen features: trained, untrained, and raw pixels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RepresentationConfig, EvaluatorConfig):
+    class Config(EvaluatorConfig, RepresentationConfig):
         """How features are made and scored."""
 
-        def __post_init__(self) -> None:
-            EvaluatorConfig.__post_init__(self)
+        def validate(self) -> None:
             RepresentationConfig.__post_init__(self)
 
     config: Config

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Positive
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
@@ -49,26 +50,20 @@ class OnlineKnn(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
-        every: int | None = None
+        every: Positive | None = None
         """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
 
-        train_samples: int = 2000
+        train_samples: Positive = 2000
         """Training samples that vote, chosen by key."""
 
-        test_samples: int = 1000
+        test_samples: Positive = 1000
         """Samples of the evaluation part that are classified, chosen by key."""
 
-        k: int = 20
+        k: Positive = 20
         """Nearest training samples that vote for the class of a sample."""
 
         pool: Pool = "mean"
         """Feature of a sample: the mean of its tokens, the class token, or both one behind the other."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("train_samples", "test_samples", "k"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"evaluate.knn.{name} {getattr(self, name)} must be at least 1")
 
     config: Config
     needs_labels = True

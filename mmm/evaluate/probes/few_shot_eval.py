@@ -34,11 +34,10 @@ class FewShotProbe(Evaluator):
     """The accuracy of an attentive probe trained on a few labels per class: of the trained encoder, and of the same untrained."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(TransferConfig, EvaluatorConfig):
+    class Config(EvaluatorConfig, TransferConfig):
         """How probes are trained."""
 
-        def __post_init__(self) -> None:
-            EvaluatorConfig.__post_init__(self)
+        def validate(self) -> None:
             TransferConfig.__post_init__(self)
 
     config: Config

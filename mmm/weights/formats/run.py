@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier, HeadConfig
-from mmm.config.reading import read_yaml
-from mmm.config.serialize import from_dict, to_dict
+from mmm.config.serialize import from_dict, read_yaml, to_dict
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.types import Input, Reads
 from mmm.data import DataConfig
