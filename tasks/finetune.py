@@ -18,7 +18,7 @@ from typing import Any
 from mmm.classifier import Classifier
 from mmm.config.serialize import to_dict
 from mmm.data import Clips, ClipsConfig, Images
-from mmm.data.datasets.labelled import Lessons, open_lessons
+from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.classification import classify, describe_classification
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
@@ -72,7 +72,7 @@ def run(config: Config) -> dict[str, Any]:
     # ---------------------------------------------------------------------------------------------------------- data and model
     pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
     config = config if pretrained is None else with_pretrained(config, pretrained)
-    splits = open_lessons(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
+    splits = open_labelled_splits(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
     data = Mixture([splits.train], (1,), config.seed)
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
@@ -103,14 +103,14 @@ def run(config: Config) -> dict[str, Any]:
         opened as folder,
         open_session(folder, config, training, objective, data, plan, evaluated=evaluated, unit=PAIRS) as session,
     ):
-        best = None if splits.choice is None else BestWeights(folder, training, "held_back_top1")
+        best = None if splits.validation is None else BestWeights(folder, training, "held_back_top1")
         for update in session:
             if update.due(config.train.evaluate_every):
                 update.metrics |= evaluate(session, model, splits, best)
         return finish(config, session, model, splits, best, weights)
 
 
-def evaluate(session: Session, model: Classifier, splits: Lessons, best: BestWeights | None) -> dict[str, float]:
+def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None) -> dict[str, float]:
     """Scores the model on one view of each held-out sample; the samples held back choose the best weights."""
     with session.training.averaged():
         found = score(session, model, splits.watched)
@@ -127,7 +127,7 @@ def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str
 
 
 def finish(
-    config: Config, session: Session, model: Classifier, splits: Lessons, best: BestWeights | None, weights: str
+    config: Config, session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None, weights: str
 ) -> dict[str, Any]:
     """Scores the test part, by all views, with the weights that did best on the samples held back, else with the last."""
     step = session.training.step
@@ -147,15 +147,15 @@ def finish(
     return result
 
 
-def announce(config: Config, splits: Lessons, training: Training, peak: float) -> None:
+def announce(config: Config, splits: LabelledSplits, training: Training, peak: float) -> None:
     """Logs what is trained, and what chooses and scores the weights."""
-    held_back = "" if splits.choice is None else f"; {len(splits.choice):,} samples held back to choose the weights"
+    held_back = "" if splits.validation is None else f"; {len(splits.validation):,} samples held back to choose the weights"
     embedding = peak * min(group.get("lr_scale", 1.0) for group in training.optimizer.param_groups)
     logger.info("from %s, %d classes%s; %s to score", config.model or "scratch", splits.classes, held_back, f"{len(splits.test):,}")
     logger.info("peak learning rate of the embedding %.3g", embedding)
 
 
-def protocol(config: Config, training: Training, splits: Lessons, weights: str) -> Protocol:
+def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> Protocol:
     """The conditions under which the scores are measured.
 
     Args:
@@ -171,7 +171,7 @@ def protocol(config: Config, training: Training, splits: Lessons, weights: str) 
         task="finetune",
         source=str(data.source),
         train=part(splits.train),
-        choice=None if splits.choice is None else part(splits.choice),
+        choice=None if splits.validation is None else part(splits.validation),
         test=part(splits.test),
         size=data.size,
         mean=data.mean,
