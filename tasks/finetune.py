@@ -16,7 +16,7 @@ from typing import Any
 
 from mmm.config.serialize import to_dict
 from mmm.data import BadInputs, Batch, Problem, train_batches
-from mmm.data.datasets.labelled import open_lessons
+from mmm.data.datasets.labelled import open_labelled_splits
 from mmm.evaluate.classification import describe_classification
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
@@ -73,11 +73,11 @@ def run(config: Config) -> dict[str, Any]:
     accelerator = start(config.train)
     pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
     config = config if pretrained is None else with_pretrained(config, pretrained)
-    lessons = open_lessons(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
-    samples = len(lessons.train) * config.data.repeats  # an epoch reads each input once, and gives so many samples of it
+    splits = open_labelled_splits(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
+    samples = len(splits.train) * config.data.repeats  # an epoch reads each input once, and gives so many samples of it
     plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
-    model = build_classifier(config, pretrained, lessons.classes)
+    model = build_classifier(config, pretrained, splits.classes)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
     weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
@@ -86,16 +86,16 @@ def run(config: Config) -> dict[str, Any]:
         accelerator,
         model,
         make_optimizer(model, config.train, layer_decay=config.layer_decay),
-        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": lessons.train.fingerprint},
+        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": splits.train.fingerprint},
         ema=config.train.ema is not None,
     )
-    tuning = FineTuning(config, lessons, plan, training, weights)
+    tuning = FineTuning(config, splits, plan, training, weights)
     if config.dry_run:
         return describe(tuning)
     opened = RunFolder.open(config.folder, "finetune", config, accelerator=accelerator, resume=config.resume)
     with opened as folder, Ranks(training, config.train.timeout):
         unit = math.lcm(2, config.data.repeats)  # what is mixed, is mixed within a micro-batch, in pairs
-        trials = [Trial(tuning.some, soft_loss(config, config.soft, lessons.classes, accelerator.device))]
+        trials = [Trial(tuning.some, soft_loss(config, config.soft, splits.classes, accelerator.device))]
         plan = settle(training, plan, trials, asked=config.train.micro_batch_size, unit=unit, folder=folder.path)
         with naming_the_cure(plan, checkpointed=config.train.checkpoint_blocks, unit=unit):
             return train(replace(tuning, plan=plan), folder)
@@ -103,19 +103,19 @@ def run(config: Config) -> dict[str, Any]:
 
 def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
     """Trains from where the run stands to its end, and scores."""
-    config, lessons, plan, training = tuning.config, tuning.lessons, tuning.plan, tuning.training
+    config, splits, plan, training = tuning.config, tuning.splits, tuning.plan, tuning.training
     accelerator, main = training.accelerator, training.accelerator.is_main_process
     if config.resume:
         folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
         folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
     start_tracker(accelerator, config.train.tracker, folder.path, training.identity)
-    best = None if lessons.choice is None else Best(folder, training, "held_back_top1")
-    bad = BadInputs(folder.path / "bad_inputs.jsonl", lessons.inputs, config.data.max_bad, write=main)
+    best = None if splits.validation is None else Best(folder, training, "held_back_top1")
+    bad = BadInputs(folder.path / "bad_inputs.jsonl", splits.inputs, config.data.max_bad, write=main)
     announce(tuning, folder)
     updates = fit(
         training,
         bad.watch(tuning.batches()),
-        soft_loss(config, config.soft, lessons.classes, accelerator.device),
+        soft_loss(config, config.soft, splits.classes, accelerator.device),
         config=config.train,
         plan=plan,
         seed=config.seed,
@@ -143,7 +143,7 @@ def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
 def watch(tuning: FineTuning, best: Best | None, problems: list[Problem]) -> dict[str, float]:
     """Scores the model on one view of each of the samples that are looked at while training; those held back choose the best."""
     with tuning.averaged():
-        found = tuning.scores(tuning.lessons.watched, problems)
+        found = tuning.scores(tuning.splits.watched, problems)
         if best is not None:
             best.offer(found["top1"])
     part = "test" if best is None else "held_back"
@@ -156,12 +156,12 @@ def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInp
     with tuning.averaged():
         if best is not None and chosen:
             best.load(tuning.model)
-        found = tuning.scores(tuning.lessons.test, bad.pending)
+        found = tuning.scores(tuning.splits.test, bad.pending)
     bad.share()
     bad.check()
     logger.info("%s", bad.report())
     step = best.step if best is not None and chosen else tuning.training.step
-    result = {"run": str(folder.path), "step": step, "classes": tuning.lessons.names, **found}
+    result = {"run": str(folder.path), "step": step, "classes": tuning.splits.names, **found}
     result["protocol"] = tuning.protocol().plain()
     if tuning.training.accelerator.is_main_process:
         (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -171,11 +171,11 @@ def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInp
 
 def announce(tuning: FineTuning, folder: RunFolder) -> None:
     """Says what is about to run."""
-    lessons, plan = tuning.lessons, tuning.plan
-    held = "" if lessons.choice is None else f", {len(lessons.choice):,} held back to choose the weights"
-    what = f"{len(lessons.train):,} {lessons.train.config.medium.noun} of {lessons.classes} classes"
+    splits, plan = tuning.splits, tuning.plan
+    held = "" if splits.validation is None else f", {len(splits.validation):,} held back to choose the weights"
+    what = f"{len(splits.train):,} {splits.train.config.medium.noun} of {splits.classes} classes"
     logger.info(
-        "%s: %s%s, %s to score; run folder %s", lessons.train.config.source, what, held, f"{len(lessons.test):,}", folder.path
+        "%s: %s%s, %s to score; run folder %s", splits.train.config.source, what, held, f"{len(splits.test):,}", folder.path
     )
     logger.info(
         "from %s; %s steps of %s samples (%.4g epochs), peak learning rate %.3g, of the embedding %.3g",
@@ -190,14 +190,14 @@ def announce(tuning: FineTuning, folder: RunFolder) -> None:
 
 def describe(tuning: FineTuning) -> dict[str, Any]:
     """The dry run: what the run would take, on real samples of the data; they are not mixed."""
-    config, lessons, training = tuning.config, tuning.lessons, tuning.training
+    config, splits, training = tuning.config, tuning.splits, tuning.training
     data = replace(config.data, workers=0, repeats=1)
 
     def make_batch(samples: int) -> Batch:
-        return next(train_batches(lessons.train, data, seed=config.seed, batch_size=samples, steps=1))
+        return next(train_batches(splits.train, data, seed=config.seed, batch_size=samples, steps=1))
 
     tokens = {"of a sample": math.prod(tuning.model.tokenizer.grid_of(data.size))}
-    loss_of = soft_loss(config, SoftConfig(), lessons.classes, training.accelerator.device)
+    loss_of = soft_loss(config, SoftConfig(), splits.classes, training.accelerator.device)
     text = dry_run(training, make_batch, loss_of, plan=tuning.plan, tokens=tokens, notes={})
     if training.accelerator.is_main_process:
         print(text)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from mmm.classifier import Classifier
 from mmm.config.serialize import to_dict
 from mmm.data import Batch, Clips, ClipsConfig, Images, Problem, train_batches
-from mmm.data.datasets.labelled import Lessons
+from mmm.data.datasets.labelled import LabelledSplits
 from mmm.evaluate.classification import classify
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of
 from mmm.objectives.finetune import FineTuneConfig
@@ -29,12 +29,12 @@ class FineTuning:
 
     Attributes:
         config: as it is saved.
-        lessons: the samples.
+        splits: the samples.
         weights: fingerprint of the encoder that it starts from.
     """
 
     config: FineTuneConfig
-    lessons: Lessons
+    splits: LabelledSplits
     plan: Plan
     training: Training
     weights: str
@@ -52,7 +52,7 @@ class FineTuning:
         """The micro-batches of this process, from the step where the run stands."""
         plan, accelerator = self.plan, self.training.accelerator
         return train_batches(
-            self.lessons.train,
+            self.splits.train,
             self.config.data,
             seed=self.config.seed,
             batch_size=plan.micro_batch_size,
@@ -66,12 +66,12 @@ class FineTuning:
     def some(self, samples: int) -> Batch:
         """A micro-batch of so many samples, to see what it takes."""
         data = replace(self.config.data, workers=0, repeats=1)
-        return next(train_batches(self.lessons.train, data, seed=self.config.seed, batch_size=samples, steps=1))
+        return next(train_batches(self.splits.train, data, seed=self.config.seed, batch_size=samples, steps=1))
 
     def name_samples(self, step: int) -> list[int]:
         """The inputs of an update, each as often as it is repeated."""
         repeats, size = self.config.data.repeats, self.plan.batch_size
-        _, index = self.lessons.train.order(self.config.seed).at(step * size // repeats, size // repeats)
+        _, index = self.splits.train.order(self.config.seed).at(step * size // repeats, size // repeats)
         return index.repeat_interleave(repeats).tolist()
 
     def scores(self, part: Images | Clips, problems: list[Problem]) -> dict[str, Any]:
@@ -81,19 +81,19 @@ class FineTuning:
 
     def protocol(self) -> Protocol:
         """Under which conditions the scores are measured."""
-        config, lessons, data = self.config, self.lessons, self.config.data
+        config, splits, data = self.config, self.splits, self.config.data
         code = describe_environment(self.training.accelerator)
         clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
 
         def part(samples: Images | Clips) -> PartProtocol:
-            return PartProtocol.of(samples, lessons.classes)
+            return PartProtocol.of(samples, splits.classes)
 
         return Protocol(
             task="finetune",
             source=str(data.source),
-            train=part(lessons.train),
-            choice=None if lessons.choice is None else part(lessons.choice),
-            test=part(lessons.test),
+            train=part(splits.train),
+            choice=None if splits.validation is None else part(splits.validation),
+            test=part(splits.test),
             size=data.size,
             mean=data.mean,
             std=data.std,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mmm.core.checks import Positive
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
+from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.table import Pool, choose, encoded, extract_features, rank_and_world
-from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
 
