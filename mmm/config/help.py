@@ -20,7 +20,7 @@ from mmm.core.registry import REGISTRIES
 COMMON = (
     *("model", "source", "data.source", "also.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
     *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
-    *("folder", "resume", "dry_run"),
+    *("evaluate", "folder", "resume", "dry_run"),
 )
 FEW = 25  # a config with at most so many flags is shown whole
 
