@@ -154,7 +154,7 @@ def test_a_second_source_that_is_missing_is_named(tmp_path: Path, capsys: pytest
             recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--data.source", "builtin:motion", "--encoder.size", "tiny"]
         )
     reset_accelerate()
-    assert "also.data.source is not set" in capsys.readouterr().err
+    assert "second.data.source is not set" in capsys.readouterr().err
 
 
 def test_a_part_of_ones_own_that_is_missing_names_the_flag(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.train.config import TrainConfig
-from mmm.train.memory.usage import Kept, checkpoint_blocks, cure, free_memory, is_lack_of_memory, naming_the_cure
+from mmm.train.memory.usage import SavedTensors, checkpoint_blocks, cure, free_memory, is_lack_of_memory, name_the_cure
 from mmm.train.schedule import make_plan
 
 PLAN = make_plan(TrainConfig(batch_size=96, micro_batch_size=48, learning_rate=0.1, steps=1), samples=96, processes=1)
@@ -33,7 +33,7 @@ ENCODER = VisionTransformer.Config(width=24, depth=4, heads=2, drop_path=0.6)
 def gradients(model, x, mask):
     torch.manual_seed(3)
     model.zero_grad()
-    with Kept(model) as kept:
+    with SavedTensors(model) as kept:
         loss = model(x, mask=mask).loss
     loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}, kept.bytes
@@ -75,7 +75,7 @@ def test_a_model_without_blocks_is_refused():
 
 def test_what_is_kept_is_counted_once_and_without_weights():
     layer, x = nn.Linear(100, 100, bias=False), torch.randn(50, 100)
-    with Kept(layer) as kept:
+    with SavedTensors(layer) as kept:
         y = layer(x).exp()  # exp keeps its result
         _ = y * y
     assert kept.bytes == 2 * 50 * 100 * 4
@@ -107,14 +107,14 @@ def full_system():
 @pytest.mark.parametrize("fill", [full_cpu, full_numpy, full_gpu, full_system])
 def test_a_lack_of_memory_names_the_cure(fill):
     words = r"out of memory: micro-batches of 48 .* set train\.micro_batch_size 24, .* or set train\.checkpoint_blocks true"
-    with pytest.raises(ValueError, match=words), naming_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(ValueError, match=words), name_the_cure(PLAN, checkpointed=False):
         fill()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError(errno.ENOSPC, "No space left on device")])
 def test_other_errors_stay_what_they_are(error):
     assert not is_lack_of_memory(error)
-    with pytest.raises(type(error)) as raised, naming_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(type(error)) as raised, name_the_cure(PLAN, checkpointed=False):
         raise error
     assert raised.value is error
 

@@ -172,34 +172,34 @@ def test_the_dry_run_says_what_repeats_do(films: Path, run_recipe: Run, capsys: 
     assert shown["learning rate"] == "scaled by the samples of an update, repeats among them"
 
 
-JOINT = ("--also.data.image_size", "16", "--also.data.workers", "0", "--also.data.repeats", "1", "--data.repeats", "1")
+JOINT = ("--second.data.image_size", "16", "--second.data.workers", "0", "--second.data.repeats", "1", "--data.repeats", "1")
 
 
 @pytest.fixture
 def joint(films: Path) -> tuple[str, ...]:
-    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--also.data.source", "builtin:photographs")
+    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--second.data.source", "builtin:photographs")
     return ("--preset", "ssv2_imagenet", *sources, *SMALL, *JOINT)
 
 
 def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = run_recipe(
-        "joint_mae", *joint, "--also.updates", "2", "1", "--train.steps", "6", "--evaluate", "reconstruct", "--folder", str(run)
+        "joint_mae", *joint, "--second.updates", "2", "1", "--train.steps", "6", "--evaluate", "reconstruct", "--folder", str(run)
     )
     assert result["held_out_loss"] > 0
-    assert result["held_out_loss_also"] > 0
+    assert result["held_out_loss_second"] > 0
     assert {path.name for path in (run / "pictures").iterdir()} == {
         "loss.png",
-        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_also") for kind in ("png", "webp", "mp4")),
+        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_second") for kind in ("png", "webp", "mp4")),
     }
     saved = load_recipe("joint_mae").pretrain.Config
-    assert load(saved, run / "config.yaml").also.updates == (2, 1)
+    assert load(saved, run / "config.yaml").second.updates == (2, 1)
     assert mmm.load(run).encoder.home == (2, 4, 4)
 
 
 def test_two_sources_stopped_and_resumed_are_never_stopped(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = (*joint, "--also.weight", "0.5", "--train.steps", "5", "--train.save_every", "2")
+    flags = (*joint, "--second.weight", "0.5", "--train.steps", "5", "--train.save_every", "2")
     for folder in (one, two):
         run_recipe("joint_mae", *flags, "--folder", str(folder))
     shutil.rmtree(two / "checkpoints" / "step_00000005")
@@ -211,7 +211,7 @@ def test_two_sources_stopped_and_resumed_are_never_stopped(joint: tuple[str, ...
 def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     """Its weight and its masker reach the weights that come out."""
     plain = run_recipe("joint_mae", *joint, "--train.steps", "2", "--folder", str(tmp_path / "a"))
-    for number, flags in enumerate((("--also.weight", "3"), ("--also.masker.ratio", "0.5"))):
+    for number, flags in enumerate((("--second.weight", "3"), ("--second.masker.ratio", "0.5"))):
         other = run_recipe("joint_mae", *joint, *flags, "--train.steps", "2", "--folder", str(tmp_path / f"{number}"))
         assert other["loss"] != plain["loss"]
 
@@ -219,5 +219,5 @@ def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_
 def test_without_a_second_source_there_are_no_flags_of_it(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("video_mae")
     with pytest.raises(SystemExit):
-        cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "kinetics", "--also.weight", "2"])
-    assert "there is no flag --also.weight" in capsys.readouterr().err
+        cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "kinetics", "--second.weight", "2"])
+    assert "there is no flag --second.weight" in capsys.readouterr().err
