@@ -11,7 +11,7 @@ from conftest import REPOSITORY, load_recipe
 from mmm.config.cli import parse
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 SHOWN = [line for block in BLOCKS for line in block.splitlines() if "recipes/" in line]
 COMMANDS = sorted({line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") for line in SHOWN})
 
