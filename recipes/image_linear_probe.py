@@ -1,7 +1,7 @@
 """Linear probe of a frozen image encoder as MAE publishes it (He et al., CVPR 2022, appendix A.2; main_linprobe.py).
 
     python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
-    python recipes/image_linear_probe.py --model runs/pretrain-1                        for a run of the demonstration of image_mae.py
+    python recipes/image_linear_probe.py --model runs/pretrain-1          for a run of the demonstration of image_mae.py
     python recipes/image_linear_probe.py --model runs/pretrain-1/config.yaml            the same model with random weights
     python recipes/image_linear_probe.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
