@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.config.cli import to_dict
+from mmm.contract import check_own_parts
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches
@@ -125,6 +126,7 @@ def build_model(config: Config) -> MaskedModel:
 def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: what does not fit together is said before anything is opened
+    check_own_parts(model)
     accelerator = start(config.train)
     config = drop_unfit_evaluations(config, model)
     feeds = open_feeds(config)
