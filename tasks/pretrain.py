@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from mmm.config.serialize import to_dict
+from mmm.contract import check_own_parts
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import DataConfig
@@ -76,6 +77,7 @@ class Config(RunConfig):
 def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: what does not fit together is said before anything is opened
+    check_own_parts(model)
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
