@@ -33,6 +33,7 @@ SMALL = {
     "tokenizer": {"size": 4},
     "encoder": {"width": 24, "depth": 2, "heads": 2},
     "decoder": {"width": 16, "depth": 2, "heads": 2},
+    "target": {"cell": 4},
 }
 NEEDS: dict[tuple[str, str], dict[str, PartConfig]] = {  # the other parts that one part cannot do without
     ("decoder", "linear"): {"masker": RandomMasker.Config(blank=True)},
@@ -74,9 +75,9 @@ def test_defaults_build_at_full_size(kind: str, name: str, build: Build) -> None
     assert (config.kind, config.name) == (kind, name)
     assert part.__doc__
     size = (16, 224, 224) if name in OF_CLIPS else (224, 224)
-    defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), "tokenizer": None}
+    defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), "tokenizer": Patches.Config()}
     with torch.device("meta"):
-        chosen = {k: v for k, v in (defaults | NEEDS.get((kind, name), {}) | {kind: config}).items() if v is not None}
+        chosen = defaults | NEEDS.get((kind, name), {}) | {kind: config}
         model = build(size=size, **chosen)
     assert getattr(model, kind).config is config
 
