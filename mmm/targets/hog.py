@@ -23,7 +23,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import LOSSES, Loss, mean_loss
+from mmm.targets.losses import OF_VALUES, Loss, mean_loss
 
 
 @targets.register("hog")
@@ -43,8 +43,8 @@ class HogTarget(Target):
 
         def __post_init__(self) -> None:
             check_positive(self, "cell", "orientations")
-            if self.loss not in LOSSES or self.loss == "cross_entropy":
-                raise ValueError(f"target.loss {self.loss!r} does not fit histograms; choose from mse, l1, smooth_l1, cosine")
+            if self.loss not in OF_VALUES:
+                raise ValueError(f"target.loss {self.loss!r} does not fit histograms; choose from {', '.join(OF_VALUES)}")
 
     config: Config
 

@@ -19,7 +19,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import LOSSES, Loss, mean_loss
+from mmm.targets.losses import OF_VALUES, Loss, mean_loss
 
 
 @targets.register("pixels")
@@ -47,8 +47,8 @@ class PixelTarget(Target):
         """How far a prediction is off."""
 
         def __post_init__(self) -> None:
-            if self.loss not in LOSSES or self.loss == "cross_entropy":
-                raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from mse, l1, smooth_l1, cosine")
+            if self.loss not in OF_VALUES:
+                raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from {', '.join(OF_VALUES)}")
 
     config: Config
     mean: Tensor

@@ -33,7 +33,7 @@ SMALL = {
     "tokenizer": {"size": 4},
     "encoder": {"width": 24, "depth": 2, "heads": 2},
     "decoder": {"width": 16, "depth": 2, "heads": 2},
-    "target": {"cell": 4},
+    "target": {"cell": 4, "clusters": 32},
 }
 NEEDS: dict[tuple[str, str], dict[str, PartConfig]] = {  # the other parts that one part cannot do without
     ("decoder", "linear"): {"masker": RandomMasker.Config(blank=True)},
