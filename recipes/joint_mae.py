@@ -21,9 +21,6 @@ and 83.0, 85.1, 86.5 % on ImageNet; nobody has measured this recipe's own there 
 
 from dataclasses import replace
 
-from image_mae import DEMO as PHOTOGRAPHS
-from video_mae import DEMO as MOTION
-
 from mmm.config.cli import main
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
@@ -33,6 +30,8 @@ from mmm.objectives.masked import SecondSource
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
+from recipes.image_mae import DEMO as PHOTOGRAPHS
+from recipes.video_mae import DEMO as MOTION
 from tasks import pretrain
 
 SSV2_IMAGENET = pretrain.Config(

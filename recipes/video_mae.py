@@ -99,22 +99,24 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
+DEMO_CLIPS = ClipsConfig(
+    source="builtin:motion",
+    eval_split="test",
+    frames=16,
+    stride=1,
+    image_size=32,
+    channels=1,
+    mean=(0.5,),
+    std=(0.18,),
+    crop_sides=(1.0, 0.9, 0.8),
+    workers=1,
+)
+
 # Tubes of four frames, so that motion lies inside a token: with two, a probe finds nothing after so short a run. Masks are drawn
 # over space and time: hidden columns were learned more slowly (at another learning rate). Raw pixels, as for the demonstration of
 # images.
 DEMO = pretrain.Config(
-    data=ClipsConfig(
-        source="builtin:motion",
-        eval_split="test",
-        frames=16,
-        stride=1,
-        image_size=32,
-        channels=1,
-        mean=(0.5,),
-        std=(0.18,),
-        crop_sides=(1.0, 0.9, 0.8),
-        workers=1,
-    ),
+    data=DEMO_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),
     masker=RandomMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(width=128, depth=4, heads=4),

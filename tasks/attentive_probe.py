@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import BadInputs, Batch, Problem, train_batches
 from mmm.data.datasets.labelled import open_lessons
 from mmm.evaluate.classification import describe_classification

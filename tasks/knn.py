@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmm.evaluate.features.extracted import judge_extracted, read_features
-from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.features.frozen_eval import FrozenFeatures, RepresentationConfig, describe_representation, judge_representation
 from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test, open_train
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ def run(config: Config) -> dict[str, Any]:
     device = next(subject.untrained.parameters()).device
     found = judge_representation(models, train, test, config, device=device, dtype=config.dtype, batch_size=config.batch_size)
     found |= {"model": config.model, "source": subject.data.source, "split": test.where}
+    if subject.trained is not None:
+        found["figures"] = FrozenFeatures(FrozenFeatures.Config()).figures(found)
     print(describe_representation(found))
     _write(config, subject, found)
     return found

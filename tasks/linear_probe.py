@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
 from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of
 from mmm.evaluate.probes.setup import ProbeConfig, open_exam

@@ -22,7 +22,7 @@ from typing import Any
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.decode.video import require
 from mmm.data.decode.video.encode import EncodeConfig, reencode
-from mmm.data.loading.scan import EachOnce, Finding, each_once
+from mmm.data.loading.scan import Finding, map_inputs
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Source
 from mmm.data.sources.file_list import ListFile
@@ -73,9 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         clips = open_data(data, split)
         assert isinstance(clips, Clips)
         targets = place(clips, source, split, out)
-        findings = list(
-            each_once(EachOnce(clips.name, _work(clips, targets, config)), len(clips), workers=config.workers, title=split)
-        )
+        findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), workers=config.workers, title=split))
         report["splits"][split] = found = summarise(findings)
         if isinstance(source, ListFile):
             _write_list(out / f"{split}.csv", clips, targets, findings)

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import BadInputs, Batch, DataConfig, Problem, Samples, eval_batches, open_data, train_batches
@@ -147,13 +147,13 @@ def run(config: Config) -> dict[str, Any]:
         make_optimizer(model, config.train),
         identity=identity(to_dict(config), runtime=RUNTIME)
         | {feed.called("data.fingerprint"): feed.samples.fingerprint for feed in feeds}
-        | fingerprint(model),
+        | fingerprint(model, plan),
         ema=config.train.ema is not None,
         sharded=sharding_asked(os.environ),
     )
     unit, asked, tried = (
         math.lcm(*(feed.data.repeats for feed in feeds)),
-        config.train.micro_batch_size,
+        plan.micro_batch_size if model.target.across_batch else config.train.micro_batch_size,
         trials(config, feeds, training),
     )
     if config.dry_run:

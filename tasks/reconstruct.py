@@ -58,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
         batch_size=config.batch_size,
     )
     print(describe_gallery(found))
-    subject.record("reconstruct", found, changes)
+    subject.record("reconstruction", found | {"figures": {"psnr": found["psnr"]["model"]}}, changes)
     return found
 
 

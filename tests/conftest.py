@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -109,11 +108,8 @@ def run_recipe() -> Callable[..., dict[str, object]]:
 
 
 def load_recipe(name: str) -> ModuleType:
-    """A recipe as a module, with its folder on the path, as Python itself puts it there."""
-    folder = str(REPOSITORY / "recipes")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
+    """A recipe as a module."""
+    return importlib.import_module(f"recipes.{name}")
 
 
 def reset_accelerate() -> None:

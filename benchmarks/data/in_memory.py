@@ -24,7 +24,7 @@ from benchmarks.measure import machine
 from mmm.data.datasets.images import Images
 from mmm.data.datasets.mixture import Mixture
 from mmm.data.sources.base import Table
-from mmm.data.sources.builtin_images import PixelColumn
+from mmm.data.sources.in_memory import ArrayColumn
 from mmm.objectives.masked import Feed
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
@@ -52,7 +52,7 @@ def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
     """Trains, and gives what was measured at each log line."""
     data = replace(CIFAR10.data, workers=workers, cache=False)
     pixels = waves(IMAGES, SIDE)
-    cells = PixelColumn(pixels, [str(place) for place in range(IMAGES)])
+    cells = ArrayColumn(pixels, [str(place) for place in range(IMAGES)])
     samples = Images(Table(cells, None, None, "waves"), data, torch.arange(IMAGES), "waves")
     config = replace(CIFAR10, data=data, train=train)
     model, accelerator = pretrain.build_model(config), start(train)

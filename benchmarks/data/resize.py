@@ -4,7 +4,7 @@
     python -m benchmarks.data.resize --rounds 1        does it run at all?
     python -m benchmarks.data.resize --save            also writes a dated table and all numbers into results/
 
-16 frames to 224 x 224 pixels, by blocks as a worker has them (mmm/data/decode/video/frame_blocks.py), for the sides of VideoMAE's
+16 frames to 224 x 224 pixels, by blocks as a worker has them (mmm/data/decode/video/reader.py), for the sides of VideoMAE's
 multi-scale
 crop; wall time, medians over rounds in which both take turns.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.measure import machine, save, table
 from mmm.data import ClipsConfig
-from mmm.data.decode.video.frame_blocks import BLOCK
+from mmm.data.decode.video.reader import BLOCK
 from mmm.data.transforms.resize import compiled, resize_into, torchs
 
 CONFIG = ClipsConfig()

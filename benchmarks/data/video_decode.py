@@ -28,12 +28,11 @@ from torch.utils.data import Dataset
 
 from mmm.core.rng import sample_keys
 from mmm.data import ClipsConfig, Images, open_data
-from mmm.data.datasets.clip_sampling import drawn_frames
+from mmm.data.datasets.clip_sampling import random_frames
 from mmm.data.datasets.clips import Clips
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video import OpenVideo
 from mmm.data.decode.video.encode import EncodeConfig, write_video
-from mmm.data.decode.video.frame_blocks import blocks
 from mmm.data.loading.worker_pool import load
 from mmm.data.transforms.clip_crop import cut, multi_scale_boxes, resize_into
 from mmm.data.transforms.crop import normalise
@@ -95,7 +94,7 @@ def ours(clips: Clips) -> Way:
             assert not failed, failed
             return
         with OpenVideo(clips.raw(number), clips.config.backend) as video:
-            for _ in blocks(video, drawn_frames(video.times, keys, CONFIG).ravel(), 3):
+            for _ in video.blocks(random_frames(video.times, keys, CONFIG).ravel()):
                 pass
 
     return read
@@ -107,7 +106,7 @@ def bare_decord(clips: Clips) -> Way:
 
     def read(number: int, keys: Tensor) -> None:
         reader = decord.VideoReader(str(clips.raw(number)), num_threads=1)
-        (frames,) = drawn_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
+        (frames,) = random_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
         clip = torch.from_numpy(reader.get_batch(frames).asnumpy())
         if len(keys) > 1 or keys[0] != NOTHING:
             crop(clip, keys)

@@ -22,7 +22,7 @@ from benchmarks.reliability.harness import call
 from benchmarks.reliability.runs import picture
 from benchmarks.reliability.watch import Audit, Bait
 from mmm.data.errors import Unreadable
-from mmm.data.sources.films import write_film
+from mmm.data.sources.builtin_videos import write_motion_video
 from mmm.system.files import user_cache
 
 COUNT, QUICK = 1, 1  # times that each is tried
@@ -55,7 +55,7 @@ def make_bait(bait: Path) -> None:
     bait.mkdir(parents=True)
     Image.fromarray(picture(0)).save(bait / "picture.png")
     (bait / "text.txt").write_text("bait")
-    write_film(bait / "film.mp4", "train", 0)
+    write_motion_video(bait / "film.mp4", "train", 0)
 
 
 def judge(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:

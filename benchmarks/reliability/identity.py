@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.reliability.harness import LANES, side_by_side, start
 from benchmarks.reliability.runs import IMAGES, config_of, make_data, picture, quicker
 from mmm.config.overrides import apply_flags, walk
-from mmm.config.serialize import arms
+from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.data import ClipsConfig
 from mmm.tokenizers import Tubes

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.reliability.harness import Sabotage, call, start
 from mmm.data import ClipsConfig, DataConfig, ImagesConfig
-from mmm.data.sources.films import DIRECTIONS, write_film
+from mmm.data.sources.builtin_videos import DIRECTIONS, write_motion_video
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import TubeMasker
@@ -48,7 +48,7 @@ def make_data(work: Path) -> None:
             Image.fromarray(picture(number)).save(path)
         for number in range(FILMS):
             kind = list(DIRECTIONS)[number % len(DIRECTIONS)]
-            write_film(work / "films" / kind / f"{number:03d}.mp4", "train", number)
+            write_motion_video(work / "films" / kind / f"{number:03d}.mp4", "train", number)
 
     made = call(write, work / "data.log")
     if any(made.wait()):

@@ -94,7 +94,7 @@ def _plant(source: Path, manifest: Path, medium: str, count: int) -> None:
 def _put_good(source: Path, medium: str, number: int) -> None:
     from PIL import Image
 
-    from mmm.data.sources.films import write_film
+    from mmm.data.sources.builtin_videos import write_motion_video
 
     suffix = "png" if medium == "image" else "mp4"
     path = source / f"good_{number}.{suffix}"
@@ -103,4 +103,4 @@ def _put_good(source: Path, medium: str, number: int) -> None:
     elif medium == "image":
         Image.fromarray(picture(number)).save(path)
     else:
-        write_film(path, "train", number)
+        write_motion_video(path, "train", number)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+from mmm.core.checks import check_fields, nearest
 
 T = TypeVar("T")
 Part = TypeVar("Part", bound=type)
@@ -16,10 +18,73 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig:
-    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind."""
+    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind.
+
+    Every value is checked against its field's annotation: the type, a `Literal`'s choices, a range (`mmm.core.checks`).
+    """
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.flag)
+        self.validate()
+
+    @property
+    def flag(self) -> str:
+        """The name of its flags' group, for messages."""
+        return self.kind or type(self).__qualname__
+
+    def validate(self) -> None:
+        """Raises ValueError where values do not fit each other; called after each value was checked alone."""
+
+
+class PartSet:
+    """Several parts of one kind as one value of a config: a frozen dataclass whose fields are their configs, under their names.
+
+    A kind derives a class of its own, with which a config's field is annotated:
+
+    >>> class Lamps(PartSet):
+    ...     kind = "lamp"
+    >>> Lamps.of(DeskLamp.Config(watts=9)).desk.watts
+    9
+    """
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def of(cls, *configs: PartConfig) -> Self:
+        """The set of these parts, in this order.
+
+        Raises:
+            ValueError: where one is there twice.
+        """
+        names = [config.name for config in configs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is named twice; each {cls.kind} is used once")
+        return cast(Self, _set_of(cast(Any, cls), tuple(map(type, configs)))(*configs))
+
+    def __iter__(self) -> Iterator[PartConfig]:
+        return (getattr(self, name) for name in self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts, in their order."""
+        return tuple(own.name for own in fields(self))  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the class is made at run time, so that pickle cannot find it
+        return _restore_set, (type(self).__base__, *self)
+
+
+@cache
+def _set_of(kind: type[PartSet], configs: tuple[type[PartConfig], ...]) -> Any:
+    """The class of sets of these parts; sets of the same parts are of the same class, and can be equal."""
+    parts = [(config.name, config, field(default_factory=config)) for config in configs]
+    return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
+
+
+def _restore_set(kind: type[PartSet], *configs: PartConfig) -> PartSet:
+    return kind.of(*configs)
 
 
 class Registry(Generic[T]):
@@ -80,29 +145,18 @@ class Registry(Generic[T]):
         return self[config.name](config, **context)  # type: ignore[call-arg]
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'block'?", or nothing where no choice is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def suggest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
-    choices = list(choices)
-    near = nearest(word, choices)
-    return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
-
-
 def _own_config(part: type) -> type[PartConfig]:
     """The part's nested config; not an inherited one, which would lose its first owner's name."""
     config = part.__dict__.get("Config")
     if not (isinstance(config, type) and issubclass(config, PartConfig) and "__dataclass_fields__" in config.__dict__):
         raise ValueError(f"{part.__qualname__} needs a nested `class Config(PartConfig)` of its own, a frozen kw_only dataclass")
-    for field in fields(config):
-        if field.name == "name":
+    if config.__post_init__ is not PartConfig.__post_init__:
+        raise ValueError(
+            f"{config.__qualname__} has a `__post_init__`, which would skip the checks of its fields; call it `validate`"
+        )
+    for own in fields(config):
+        if own.name == "name":
             raise ValueError(f"{config.__qualname__}.name: `name` is the part's own, call the field otherwise")
-        if field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(
-                f"{config.__qualname__}.{field.name} needs a default, so that the part can be chosen by its name alone"
-            )
+        if own.default is MISSING and own.default_factory is MISSING:
+            raise ValueError(f"{config.__qualname__}.{own.name} needs a default, so that the part can be chosen by its name alone")
     return config

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import shorten
 from typing import Any
 
+from mmm.evaluate.evaluator import Column, evaluators
 from mmm.evaluate.plots.curves import draw_runs
 from mmm.evaluate.run_results import Record
 
@@ -23,20 +24,8 @@ NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_l
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
 LONGEST = 60  # characters of a label that says what differs; above it, rows are named by their folders
-SCORES = {"neighbours": "nearest\nneighbours", "linear": "linear,\nfew labels", "probe": "attentive,\nfew labels"}
-
-COLUMNS = {
-    "steps": ("updates", "{:,.0f}"),
-    "samples": ("samples", "{:,.0f}"),
-    "loss": ("loss", "{:.4f}"),
-    "held_out_loss": ("held-out loss", "{:.4f}"),
-    "neighbours": ("neighbours", "{:.1%}"),
-    "linear": ("linear", "{:.1%}"),
-    "probe": ("attentive probe", "{:.1%}"),
-    "probe_untrained": ("untrained", "{:.1%}"),
-    "psnr": ("PSNR", "{:.2f} dB"),
-    "seconds": ("seconds", "{:,.0f}"),
-}
+FIRST = {"steps": Column("updates", "{:,.0f}"), "samples": Column("samples", "{:,.0f}"), "loss": Column("loss", "{:.4f}")}
+LAST = {"seconds": Column("seconds", "{:,.0f}")}
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class Group:
 
     def values(self, name: str) -> list[float]:
         """A figure of each run that has it."""
-        return [value for run in self.runs if (value := figures(run)[name]) is not None]
+        return [value for run in self.runs if (value := figures(run).get(name)) is not None]
 
     def mean(self, name: str) -> float | None:
         """The mean of a figure over the runs that have it."""
@@ -68,29 +57,30 @@ class Group:
 
 
 def figures(run: Record) -> dict[str, float | None]:
-    """What a run comes to; None where it was not measured."""
-    features, pictures = run.evaluations.get("features", {}), run.evaluations.get("reconstruct", {})
-    probe = run.evaluations.get("transfer", {}).get("probe", {})
-    return {
-        "steps": run.steps,
-        "samples": run.steps * run.config["train.batch_size"],
-        "loss": run.last("loss"),
-        "held_out_loss": run.last("held_out_loss"),
-        "neighbours": features.get("neighbours", {}).get("trained", {}).get("top1"),
-        "linear": features.get("linear", {}).get("trained", {}).get("top1"),
-        "probe": probe.get("trained", {}).get("top1"),
-        "probe_untrained": probe.get("untrained", {}).get("top1"),
-        "psnr": pictures.get("psnr", {}).get("model"),
-        "seconds": run.seconds,
-    }
+    """The numbers of a run, by name; None: not measured."""
+    training = {"steps": run.steps, "samples": run.steps * run.config["train.batch_size"], "loss": run.last("loss")}
+    return training | run.figures | {"seconds": run.seconds}
+
+
+def columns(runs: Sequence[Record]) -> dict[str, Column]:
+    """The columns of the table: the training's, those that evaluations declare, then all other numbers of evaluations."""
+    declared = {name: column for part in evaluators.parts.values() for name, column in part.columns.items()}
+    there = dict.fromkeys(name for run in runs for name in run.figures)
+    known = {name: column for name, column in declared.items() if name in there}
+    return FIRST | known | {name: Column(name) for name in there if name not in known} | LAST
 
 
 def differing(runs: Sequence[Record]) -> list[str]:
     """The names of choices that are not the same in all runs; of a part that is another one, only its name."""
-    names = sorted({name for run in runs for name in run.config} - set(NOT_A_CHOICE))
-    differ = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    names = sorted({name for run in runs for name in run.config if not name.startswith("evaluate.")} - set(NOT_A_CHOICE))
+    differ = _unlike(runs, names)
     swapped = [name.removesuffix("name") for name in differ if name.endswith(".name")]
     return [name for name in differ if name.endswith(".name") or not name.startswith(tuple(swapped) or ("\0",))]
+
+
+def _unlike(runs: Sequence[Record], names: Iterable[str]) -> list[str]:
+    """Those names whose values are not the same in all runs."""
+    return [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
 
 
 def group_runs(runs: Sequence[Record]) -> list[Group]:
@@ -134,6 +124,9 @@ def warnings(runs: Sequence[Record]) -> list[str]:
     ):
         if len(set(value)) > 1:
             said.append(f"not at equal {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}")
+    shared = sorted(set.intersection(*({name for name in run.config if name.startswith("evaluate.")} for run in runs)))
+    if asked := [name for name in _unlike(runs, shared) if not name.endswith(".every")]:
+        said.append(f"they were evaluated differently: {', '.join(asked)}")
     other = [name for name in names if name.startswith(OTHER_LOSS) and name not in SAME_LOSS]
     if other:
         said.append(f"they differ in {', '.join(other)}, so their losses answer different questions; compare the accuracies")
@@ -146,32 +139,44 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
     """The comparison as plain values, and its picture.
 
     Returns:
-        `rows`: for each group its label, runs, choices, and mean and standard error of every figure; `warnings`; `picture`.
+        `columns`: title and format of each figure; `rows`: for each group its label, runs, choices, and mean and standard error of
+        every figure; `warnings`; `picture`.
     """
+    shown = columns([run for group in groups for run in group.runs])
     rows = [
         {
             "label": group.label,
             "runs": [str(run.path) for run in group.runs],
             "choices": dict(group.choices),
-            **{name: {"mean": group.mean(name), "error": group.error(name)} for name in COLUMNS},
+            **{name: {"mean": group.mean(name), "error": group.error(name)} for name in shown},
         }
         for group in groups
     ]
     if picture is not None:
-        accuracies = [(title, [group.mean(name) for group in groups]) for name, title in SCORES.items()]
+        accuracies = [
+            (column.title.replace(" ", "\n"), [group.mean(name) for group in groups])
+            for name, column in shown.items()
+            if column.form.endswith("%}")
+        ]
         draw_runs([(group.label, group.runs) for group in groups], accuracies, picture)
     told = warnings([run for group in groups for run in group.runs])
-    return {"rows": rows, "warnings": told, "picture": None if picture is None else str(picture)}
+    return {
+        "columns": {name: asdict(column) for name, column in shown.items()},
+        "rows": rows,
+        "warnings": told,
+        "picture": None if picture is None else str(picture),
+    }
 
 
 def describe_comparison(found: dict[str, Any]) -> str:
     """The table as text; columns that no run has are left out."""
-    names = [name for name in COLUMNS if any(row[name]["mean"] is not None for row in found["rows"])]
+    shown = {name: Column(**column) for name, column in found["columns"].items()}
+    names = [name for name in shown if any(row[name]["mean"] is not None for row in found["rows"])]
     seeds = max(len(row["runs"]) for row in found["rows"])
-    table = [["", *(["runs"] if seeds > 1 else []), *(COLUMNS[name][0] for name in names)]]
+    table = [["", *(["runs"] if seeds > 1 else []), *(shown[name].title for name in names)]]
     for row in found["rows"]:
         count = [str(len(row["runs"]))] if seeds > 1 else []
-        table.append([row["label"], *count, *(_cell(row[name], COLUMNS[name][1]) for name in names)])
+        table.append([row["label"], *count, *(_cell(row[name], shown[name].form) for name in names)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,19 @@ from typing import Any, Literal
 
 import torch
 
-from mmm.config.cli import from_dict
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict, read_yaml
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source
 from mmm.decoders import SelfAttentionDecoder
-from mmm.evaluate.run_results import record
+from mmm.evaluate.evaluator import Context
+from mmm.evaluate.run_results import output_name, record
 from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
 from mmm.weights.formats.run import CONFIG, read_config, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
-NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
 # a result with one of these set is not the run's own result
 OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_clips", "eval_crops")
 
@@ -105,10 +103,31 @@ class Subject:
     step: int | None
 
     @property
+    def title(self) -> str:
+        """The run's name, or that of the weights' file."""
+        return self.run.name if self.run else self.path.name
+
+    @property
     def name(self) -> str:
-        """For titles."""
-        step = "" if self.step is None else f", step {self.step:,}"
-        return f"{self.run.name}{step}" if self.run else self.path.name
+        """The title with the step."""
+        return self.title if self.step is None else f"{self.title}, step {self.step:,}"
+
+    def context(self, config: SubjectConfig) -> Context:
+        """The context for evaluations of this model; pictures lie with those of the run, or in the working directory."""
+        untrained = self.untrained
+        return Context(
+            data=_uncached(self.data),
+            masker=(self.trained or untrained).masker,
+            device=next(untrained.parameters()).device,
+            title=self.title,
+            untrained=lambda: untrained,
+            pictures=self.run / "pictures" if self.run else Path(),
+            changes=config.changes,
+            step=self.step,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            test_split=config.test_split,
+        )
 
     def output(self, kind: str, changes: Mapping[str, Any], suffix: str = ".png") -> Path:
         """Path of a result: in the pictures of the run, or in the working directory for weights without a run.
@@ -116,9 +135,8 @@ class Subject:
         The name tells apart what was asked: reconstruction_00000500.png is the run's own picture,
         reconstruction_00000500_source-my_images_ratio-0.9.png one of other data and with another ratio.
         """
-        words = [kind, *([] if self.run else [self.path.stem]), *([] if self.step is None else [f"{self.step:08d}"])]
-        words += [f"{name}-{NOT_IN_NAMES.sub('-', redact(str(value))).strip('-.')[-40:]}" for name, value in changes.items()]
-        return (self.run / "pictures" if self.run else Path()) / f"{'_'.join(words)}{suffix}"
+        kind = kind if self.run else f"{kind}_{self.path.stem}"
+        return (self.run / "pictures" if self.run else Path()) / f"{output_name(kind, self.step, changes)}{suffix}"
 
     def record(self, kind: str, found: Mapping[str, Any], changes: Mapping[str, Any]) -> Path | None:
         """Appends a result of trained weights to their run's evaluations, and returns the file; None for other weights."""
@@ -138,7 +156,7 @@ def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subj
     """
     if config.model is None:
         raise ValueError("--model is not set; give a run folder (runs/pretrain-1), a checkpoint in one, or published weights")
-    path, device = Path(config.model).expanduser(), _device(config.device)
+    path, device = Path(config.model).expanduser(), choose_device(config.device)
     run, trained, step = run_of(path), None, None
     if path.name == CONFIG:
         parts, step, run = read_config(path)[0], 0, path.parent
@@ -232,7 +250,8 @@ def _step(path: Path, run: Path) -> int | None:
     return int(folder.name.removeprefix("step_")) if folder is not None and folder.name.startswith("step_") else None
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """Returns the device of this name. None: the accelerator that is there, else the CPU."""
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")

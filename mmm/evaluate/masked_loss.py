@@ -1,19 +1,78 @@
-"""The masked loss on a held-out part, with the same masks every time it is measured."""
+"""The masked loss of held-out samples, with the same masks every time it is measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from mmm.core.checks import Positive
 from mmm.data.errors import Problem
-from mmm.data.loading.loader import Batch
+from mmm.data.loading.loader import Batch, eval_batches, prepare
+from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
+from mmm.evaluate.features.table import all_gather, rank_and_world
+from mmm.model import MaskedModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+@evaluators.register("masked_loss")
+class MaskedLoss(Evaluator):
+    """The mean loss of a held-out sample over all processes.
+
+    It is summed exactly, so that it is the same bits on any number of processes as long as the batches have the same size.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig):
+        every: Positive | None = None
+        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+
+        samples: Positive = 2048
+        """Samples, spread evenly over the evaluation part, whose masked loss is measured with the same masks each time."""
+
+    config: Config
+    online = True
+    columns: ClassVar[Mapping[str, Column]] = {"held_out_loss": Column("held-out loss", "{:.4f}")}
+
+    def why_not(self, model: MaskedModel, context: Context) -> str | None:
+        """An encoder alone has no loss."""
+        return "the model is an encoder without a decoder, so it has no loss" if model.decoder is None else None
+
+    @torch.no_grad()
+    def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+        """Returns `held_out_loss`, the mean over the samples that can be read.
+
+        Raises:
+            ValueError: where not one sample could be read.
+        """
+        part = context.test
+        count = min(self.config.samples, len(part))
+        part = part.subset(torch.arange(count) * len(part) // count)
+        rank, world = rank_and_world()
+        losses: list[torch.Tensor] = []  # of each batch, on its device
+        samples: list[int] = []
+        training = model.training
+        model.eval()
+        for batch in eval_batches(part, part.config, batch_size=context.batch_size, world=world, rank=rank):
+            context.problems += batch.problems
+            if len(batch):
+                batch = batch.to(context.device)
+                x = prepare(batch, part.config, train=False)  # (B, C, ..., h, w)
+                mask = context.masker(batch.keys, model.tokenizer.grid(x), step=0, steps=context.steps)
+                losses.append(model(x, mask=mask).loss)
+                samples.append(len(batch))
+        model.train(training)
+        own = list(zip(torch.stack(losses).tolist(), samples, strict=True)) if losses else []
+        every = [pair for pairs in all_gather(own) for pair in pairs]
+        if not every:
+            raise ValueError(f"not one of {part.title} could be read; see bad_inputs.jsonl in the run folder")
+        return {"held_out_loss": math.fsum(loss * count for loss, count in every) / sum(count for _, count in every)}
 
 
 @torch.no_grad()

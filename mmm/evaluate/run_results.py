@@ -6,6 +6,7 @@ Evaluations stand in `evaluations.jsonl`, one line each, appended: {"kind": "fea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,16 @@ from typing import Any
 
 import yaml
 
-from mmm.config.reading import read_yaml
-from mmm.train.config import flatten
+from mmm.config.diff import flatten
+from mmm.config.serialize import read_yaml
+from mmm.system.redact import redact
 
 EVALUATIONS = "evaluations.jsonl"
+NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
+# numbers in metrics.jsonl that are of the training itself
+OF_TRAINING = frozenset(
+    ("step", "epoch", "loss", "learning_rate", "grad_norm", "skipped", "samples_per_second", "data_wait", "clock")
+)
 
 
 def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Path:
@@ -33,6 +40,14 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
     with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"kind": kind, "step": step, **({"changes": dict(changes)} if changes else {}), **found}) + "\n")
     return run / EVALUATIONS
+
+
+def output_name(kind: str, step: int | None, changes: Mapping[str, Any]) -> str:
+    """The name of a result's file, without its suffix: reconstruction_00000500 is the run's own, of step 500, and
+    reconstruction_00000500_source-my_images_ratio-0.9 one of other data and with another ratio."""
+    words = [kind, *([] if step is None else [f"{step:08d}"])]
+    words += [f"{name}-{NOT_IN_NAMES.sub('-', redact(str(value))).strip('-.')[-40:]}" for name, value in changes.items()]
+    return "_".join(words)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,13 @@ class Record:
         """The last value of a metric."""
         values = self.series(name)[1]
         return values[-1] if values else None
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """The last number of each evaluation, by name: those made in the course of the training, and those of evaluations.jsonl."""
+        names = dict.fromkeys(name for line in self.metrics for name in line if name not in OF_TRAINING)
+        logged = {name: value for name in names if (value := self.last(name)) is not None}
+        return logged | {name: value for line in self.evaluations.values() for name, value in line.get("figures", {}).items()}
 
     @property
     def steps(self) -> int:

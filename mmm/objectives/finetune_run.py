@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from mmm.classifier import Classifier
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import Batch, Clips, ClipsConfig, Images, Problem, train_batches
 from mmm.data.datasets.labelled import Lessons
 from mmm.evaluate.classification import classify

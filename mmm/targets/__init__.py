@@ -4,7 +4,7 @@ from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
 from mmm.targets.clusters import ClusterTarget
 from mmm.targets.hog import HogTarget
 from mmm.targets.latent import LatentTarget
-from mmm.targets.losses import LOSSES, Loss
+from mmm.targets.losses import LOSSES, ValueLoss
 from mmm.targets.pixels import PixelTarget
 
 __all__ = [
@@ -12,11 +12,11 @@ __all__ = [
     "ClusterTarget",
     "HogTarget",
     "LatentTarget",
-    "Loss",
     "PixelTarget",
     "Target",
     "TargetConfig",
     "Taught",
+    "ValueLoss",
     "Wanted",
     "targets",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from mmm.core.checks import ZeroToOne
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features
@@ -19,19 +20,14 @@ from mmm.targets.base import TargetConfig
 class AverageConfig(TargetConfig):
     """Base of the `Config` of targets whose teacher is the encoder's moving average: how slowly it follows."""
 
-    decay: float = 0.996
+    decay: ZeroToOne = 0.996
     """Decay of the average an update, at the run's beginning (I-JEPA: 0.996)."""
 
-    decay_end: float = 1.0
+    decay_end: ZeroToOne = 1.0
     """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
 
-    decay_until: float = 1.0
+    decay_until: ZeroToOne = 1.0
     """Part of the run, 0 to 1, over which the decay moves."""
-
-    def __post_init__(self) -> None:
-        for name in ("decay", "decay_end", "decay_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"target.{name} {getattr(self, name)} is not between 0 and 1")
 
     def decay_at(self, step: int, steps: int) -> float:
         """The average's decay in an update; the first is step 1."""

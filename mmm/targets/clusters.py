@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.checks import check_positive
+from mmm.core.checks import AboveZero, NonNegative, Positive, ZeroToOne
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Alone, Features, Input, UpdateScale
@@ -31,36 +31,29 @@ class ClusterTarget(Target):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
-        decay: float = 0.999
+        decay: ZeroToOne = 0.999
         """Decay of the average an update, at the run's beginning."""
 
-        decay_end: float = 0.9999
+        decay_end: ZeroToOne = 0.9999
         """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
 
-        clusters: int = 16384
+        clusters: Positive = 16384
         """Number of clusters."""
 
-        temperature: float = 0.06
+        temperature: AboveZero = 0.06
         """What the clusters' logits are divided by before they are assigned; lower is harder."""
 
-        prediction_temperature: float = 0.12
+        prediction_temperature: AboveZero = 0.12
         """What logits are divided by where they are compared with assignments."""
 
-        iterations: int = 3
+        iterations: Positive = 3
         """Times that the assignments are balanced over the clusters, and each token's made to sum to 1."""
 
-        learning_rate: float = 0.5
+        learning_rate: AboveZero = 0.5
         """The clusters' learning rate over that of the rest (CAPI: 5e-4 over 1e-3)."""
 
-        weight_decay: float = 0.1
+        weight_decay: NonNegative = 0.1
         """The clusters' weight decay over that of the rest (CAPI: 0.01 over 0.1)."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check_positive(self, "clusters", "iterations")
-            for name in ("temperature", "prediction_temperature"):
-                if getattr(self, name) <= 0:
-                    raise ValueError(f"target.{name} {getattr(self, name)} must be above 0")
 
     config: Config
     across_batch: ClassVar[bool] = True

@@ -18,12 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.checks import check_positive
+from mmm.core.checks import Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import OF_VALUES, Loss, mean_loss
+from mmm.targets.losses import ValueLoss, mean_loss
 
 
 @targets.register("hog")
@@ -32,19 +32,14 @@ class HogTarget(Target):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
-        cell: int = 8
+        cell: Positive = 8
         """Side of the cells that a histogram is taken of, in pixels; a divisor of the token's side."""
 
-        orientations: int = 9
+        orientations: Positive = 9
         """Bins of a histogram, over half a turn."""
 
-        loss: Loss = "mse"
+        loss: ValueLoss = "mse"
         """How far a prediction is off."""
-
-        def __post_init__(self) -> None:
-            check_positive(self, "cell", "orientations")
-            if self.loss not in OF_VALUES:
-                raise ValueError(f"target.loss {self.loss!r} does not fit histograms; choose from {', '.join(OF_VALUES)}")
 
     config: Config
 

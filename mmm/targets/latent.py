@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.checks import NonNegative, Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
 from mmm.targets.average import Average, AverageConfig
 from mmm.targets.base import Target, Taught, Wanted, targets
-from mmm.targets.losses import OF_VALUES, Loss, mean_loss
+from mmm.targets.losses import ValueLoss, mean_loss
 
 EMA = "ema"
 
@@ -36,10 +37,10 @@ class LatentTarget(Target):
         teacher: str = EMA
         """ema: the moving average of the encoder. Else the frozen encoder of this run folder, file or name on the hub."""
 
-        teacher_width: int | None = None
+        teacher_width: Positive | None = None
         """Width of a frozen teacher's features; none: the encoder's."""
 
-        blocks: tuple[int, ...] | None = None
+        blocks: tuple[Positive, ...] | None = None
         """The teacher's blocks, counted from 1, whose outputs are wanted (data2vec 2.0: the last ten of twelve); none: its last
         output, after the final norm."""
 
@@ -56,22 +57,19 @@ class LatentTarget(Target):
         view: Literal["all", "hidden"] = "all"
         """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
 
-        loss: Loss = "smooth_l1"
+        loss: ValueLoss = "smooth_l1"
         """How far a prediction is off."""
 
-        class_weight: float = 0.0
+        class_weight: NonNegative = 0.0
         """Weight of the loss between the encoder's class token and the mean of what is wanted of all tokens (data2vec 2.0)."""
 
-        def __post_init__(self) -> None:
-            if self.loss not in OF_VALUES:
-                raise ValueError(f"target.loss {self.loss!r} does not fit features; choose from {', '.join(OF_VALUES)}")
-            super().__post_init__()
+        def validate(self) -> None:
             if self.join and self.blocks is None:
                 raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
-            if self.blocks is not None and (not self.blocks or min(self.blocks) < 1):
-                raise ValueError(f"target.blocks {self.blocks} are counted from 1")
-            if self.class_weight < 0 or (self.class_weight and self.view == "hidden"):
-                raise ValueError(f"target.class_weight {self.class_weight} must be 0 or more, and 0 where target.view is hidden")
+            if self.blocks == ():
+                raise ValueError("target.blocks names no block; none: the last output")
+            if self.class_weight and self.view == "hidden":
+                raise ValueError(f"target.class_weight {self.class_weight} needs target.view all: the mean is of all tokens")
             if self.teacher == EMA and self.teacher_width is not None:
                 raise ValueError("target.teacher_width is for a frozen teacher; the average is as wide as the encoder")
 

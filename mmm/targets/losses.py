@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Literal["mse", "l1", "smooth_l1", "cosine", "cross_entropy", "soft_cross_entropy"]
+ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -29,7 +29,6 @@ def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
     return -(wanted * predicted.log_softmax(-1)).sum(-1)
 
 
-OF_VALUES = ("mse", "l1", "smooth_l1", "cosine")  # the losses of values, not of classes
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda predicted, wanted: F.mse_loss(predicted, wanted, reduction="none").mean(-1),
     "l1": lambda predicted, wanted: F.l1_loss(predicted, wanted, reduction="none").mean(-1),

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mmm.config.diff import changes, check_allowed, differences
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.checkpoint.async_writer import Saver
-from mmm.train.config import changes, check_allowed, differences
 from mmm.train.distributed.fsdp import DDP, no_sync, shard, sharding_asked, skeleton_of, whole_copy
 from mmm.train.distributed.processes import on_main
 from mmm.train.ema import EMA

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmm.evaluate.evaluator import evaluators
+from mmm.evaluate.run_results import Record
 from mmm.maskers import maskers
+from tasks.__main__ import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_part.md"
 
@@ -39,10 +42,24 @@ def test_the_pages_masker_holds_its_squares_through_a_clip(part: Path) -> None:
 
     with pytest.raises(ValueError, match="checkerboard"):
         maskers["checkerboard"]
-    from image_mae import DEMO
+    from recipes.image_mae import DEMO
 
     parse(DEMO, ["--use", str(part), "--masker.name", "checkerboard"])
     mask = maskers.build(maskers["checkerboard"].Config())(torch.arange(2), (3, 4, 4))
     places = mask.visible.view(2, 8, 3) % 16
     assert bool((places == places[..., :1]).all())
     assert pretrain.Config is type(DEMO)
+
+
+def test_the_pages_evaluation_is_made_by_its_name(tmp_path: Path, run_recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "effective_rank.py").write_text(code)
+    run_recipe("image_mae", "--folder", str(tmp_path / "run"))
+    use = ["--use", str(tmp_path / "effective_rank.py"), "--evaluate", "effective_rank"]
+    try:
+        main(["evaluate", str(tmp_path / "run"), *use, "--evaluate.effective_rank.samples", "64", "--device", "cpu"])
+    finally:
+        evaluators.parts.pop("effective_rank", None)
+    rank = Record.read(tmp_path / "run").figures["effective_rank"]
+    assert 1 < rank < 64
+    assert f"effective_rank: effective_rank {rank:.1f}" in capsys.readouterr().out

@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a loss of classes": ({"loss": "cross_entropy"}, r"target\.loss"),
     "a decay above 1": ({"decay": 1.5}, r"target\.decay 1\.5"),
     "joining nothing": ({"join": True}, r"target\.blocks"),
-    "a block of 0": ({"blocks": (0, 1)}, "counted from 1"),
+    "a block of 0": ({"blocks": (0, 1)}, r"target\.blocks"),
     "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),
     "a class token for a hidden view": ({"class_weight": 1.0, "view": "hidden"}, r"target\.class_weight"),
     "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "must have its width"),

@@ -29,7 +29,7 @@ from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.extracted import read_features
 from mmm.evaluate.features.store import Store
 from mmm.evaluate.loaded_model import SubjectConfig, open_subject
-from tasks.__main__ import _run
+from tasks.__main__ import run_task
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
 STEPS = ("--train.steps", "2", "--train.warmup_steps", "0", "--train.batch_size", "4", "--train.precision", "fp32")
@@ -40,7 +40,7 @@ CPU = ("--device", "cpu", "--batch_size", "4")
 
 def ask(argv: list[str]) -> dict[str, Any]:
     """Runs a task as `mmm TASK ...` does, and gives what it found."""
-    return _run(import_module(f"tasks.{argv[0]}"), argv[0], argv[1:])
+    return run_task(import_module(f"tasks.{argv[0]}"), argv[0], argv[1:])
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import mmm
-from mmm.config.cli import load
+from mmm.config.serialize import load
 from mmm.data import open_data
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
 from mmm.evaluate.features.online_knn import OnlineConfig, OnlineNeighbours

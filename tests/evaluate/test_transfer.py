@@ -15,7 +15,7 @@ from mmm import MaskedModel
 from mmm.core.tokens import coordinates, take
 from mmm.core.types import Shape
 from mmm.data import Clips, ClipsConfig, open_data
-from mmm.data.sources import builtin_videos as film_folder
+from mmm.data.sources.builtin_videos import motion_folder
 from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
 from mmm.evaluate.probes.few_shot_eval import describe_transfer, judge_transfer
 from mmm.evaluate.reconstruction.baselines import from_visible
@@ -27,7 +27,7 @@ QUICK = TransferConfig(labels_per_class=5, heads=2, rates=(1e-3, 1e-2), steps=12
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return film_folder.film_folder(tmp_path_factory.mktemp("films"), {"train": 48, "validation": 8, "test": 16})
+    return motion_folder(tmp_path_factory.mktemp("films"), {"train": 48, "validation": 8, "test": 16})
 
 
 def opened(films: Path, split: str) -> Clips:

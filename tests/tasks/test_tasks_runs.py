@@ -6,30 +6,25 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, load_recipe, reset_accelerate
 from PIL import Image
-from torch import Tensor
 
 from mmm import Input, MaskedModel, ModelConfig
 from mmm.config.cli import main as run_main
-from mmm.core.mask import Mask
-from mmm.core.registry import PartConfig
-from mmm.core.tokens import Grid, take
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
-from mmm.encoders import Encoder, VisionTransformer
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.compare_runs import describe_comparison, differing
 from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
 from mmm.evaluate.plots.curves import draw_loss, draw_runs
 from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget, Target, targets
+from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from tasks import compare
 from tasks.__main__ import main
@@ -111,35 +106,12 @@ def test_a_resume_takes_the_config_in_its_folder(trained: Path, capsys: pytest.C
     assert "masker.ratio was 0.75, is 0.6" in capsys.readouterr().err
 
 
-class Sums(Target):
-    """Predicts each channel's mean: numbers that cannot be drawn."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(PartConfig):
-        """Nothing to choose."""
-
-    def __init__(self, config: Config, *, width: int, data: Input, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.width = config, data.channels
-
-    def forward(self, x: Tensor, patches: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        return take(patches, mask.predict).unflatten(2, (-1, self.width)).mean(2)
-
-    def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask) -> Tensor:
-        return (predicted - wanted).square().mean()
-
-
-def test_a_target_that_is_no_picture_trains_to_the_end(
-    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(targets.parts, "sums", Sums)
-    monkeypatch.setattr(Sums.Config, "name", "sums")
-    monkeypatch.setattr(Sums.Config, "kind", "target")
+def test_a_target_that_is_no_picture_trains_to_the_end(tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("image_mae")
-    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "sums"]
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "latent"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
-    assert "the evaluation reconstruct is left out: the target sums predicts no pixels" in caplog.text
+    assert "the evaluation reconstruct is left out: the target latent predicts no pixels" in caplog.text
     assert "reconstruct" not in result
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
@@ -245,7 +217,7 @@ def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pyte
 def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu"])
     assert "put back from the ORIGINAL" in capsys.readouterr().out
-    found = Record.read(trained).evaluations["reconstruct"]
+    found = Record.read(trained).evaluations["reconstruction"]
     assert Path(found["picture"]) == trained / "pictures" / "reconstruction_00000002.png"
     assert Image.open(found["picture"]).format == "PNG"
     assert 5 < found["psnr"]["model"] < 40
@@ -253,7 +225,7 @@ def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixt
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", *half])
     assert "(50%)" in capsys.readouterr().out
     assert (tmp_path / "half.png").exists()
-    assert Record.read(trained).evaluations["reconstruct"] == found  # another question is not the run's result
+    assert Record.read(trained).evaluations["reconstruction"] == found  # another question is not the run's result
 
 
 def test_reconstruct_shows_all_of_a_folder_that_was_named(trained: Path, tiles: Path, tmp_path: Path) -> None:
@@ -280,8 +252,8 @@ def test_compare_says_what_differs_and_what_came_of_it(
     assert first["held_out_loss"]["mean"] == lines[-1]["held_out_loss"]
     assert first["samples"]["mean"] == 16
     assert first["seconds"]["mean"] == pytest.approx(sum(8 / line["clock"]["samples_per_second"] for line in lines))
-    assert first["neighbours"]["mean"] == Record.read(trained).evaluations["features"]["neighbours"]["trained"]["top1"]
-    assert second["neighbours"]["mean"] is None
+    assert first["features_knn"]["mean"] == Record.read(trained).evaluations["features"]["neighbours"]["trained"]["top1"]
+    assert second["features_knn"]["mean"] is None
 
 
 def test_unequal_steps_are_said(trained: Path, runs: dict[str, Path]) -> None:
@@ -386,7 +358,7 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
     few = ["--samples", "2", "--measured", "4", "--device", "cpu"]
     main(["reconstruct", str(trained), *few])
     picture = trained / "pictures" / "reconstruction_00000002.png"
-    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruct"]
+    before, found = picture.read_bytes(), Record.read(trained).evaluations["reconstruction"]
     for flags, end in (
         (["--source", str(tiles), "--workers", "0"], "_source-" + re.sub(r"\W+", "-", str(tiles)).strip("-")[-40:]),
         (["--ratio", "0.5"], "_ratio-0.5"),
@@ -395,7 +367,7 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
         main(["reconstruct", str(trained), *few, *flags])
         assert (trained / "pictures" / f"{picture.stem}{end}.png").exists()
     assert picture.read_bytes() == before
-    assert Record.read(trained).evaluations["reconstruct"] == found
+    assert Record.read(trained).evaluations["reconstruction"] == found
     assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the others are kept too
     assert all("trained, step 2" in text and tiles.name in text for text in drawn)
     assert "held out" in drawn[0]

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import mmm
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
-from mmm.config.cli import load, save
+from mmm.config.serialize import load, save
 from mmm.core.tokens import Positions
 from mmm.core.types import Input
 from mmm.data import ClipsConfig, ImagesConfig, open_data

@@ -16,6 +16,7 @@ from video_files import write
 
 import mmm
 from mmm.config.cli import main as cli
+from mmm.config.serialize import load
 from tasks.__main__ import main
 
 Run = Callable[..., dict[str, object]]
@@ -192,7 +193,7 @@ def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Ru
         *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_also") for kind in ("png", "webp", "mp4")),
     }
     saved = load_recipe("joint_mae").pretrain.Config
-    assert mmm.config.cli.load(saved, run / "config.yaml").also.updates == (2, 1)
+    assert load(saved, run / "config.yaml").also.updates == (2, 1)
     assert mmm.load(run).encoder.home == (2, 4, 4)
 
 

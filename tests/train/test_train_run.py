@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmm.config.cli import load
+from mmm.config.serialize import load
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.preemption import Stopped
 from mmm.train.distributed.processes import on_main

@@ -1,8 +1,8 @@
-"""Which frames a clip takes: pure functions of the times of a video's frames and, in training, of keys.
+"""Chooses the frames of clips, as pure functions of the times of a video's frames and, in training, of keys.
 
-Dense clips in frames and strides are VideoMAE's (Tong et al., NeurIPS 2022: the start is uniform over those that leave room for
-frames x stride frames, and a short video repeats the last of the clip's frames that it has); segments are TSN's (Wang et al.,
-"Temporal Segment Networks", ECCV 2016, section 3.1).
+Dense clips in frames and strides are VideoMAE's (Tong et al., NeurIPS 2022): the start is uniform over those that leave room for
+frames x stride frames, and in a short video the clip's last frame is repeated. Segments are TSN's (Wang et al., "Temporal Segment
+Networks", ECCV 2016, section 3.1).
 
 Shapes: N frames of a video, V clips, T frames of a clip.
 """
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from mmm.core.rng import Stream, integers, stream, uniform
 from mmm.data.clip_config import ClipsConfig
-from mmm.data.decode.video.reader import shown_at
+from mmm.data.decode.video.reader import frames_at
 
 Times = NDArray[np.float64]
 Frames = NDArray[np.int64]
 
 
-def drawn_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
-    """A training clip for each key.
+def random_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
+    """Draws a training clip for each key.
 
     Args:
         times: when each frame is shown, seconds from the first, (N,).
         keys: (V,).
-        config: frames, stride, fps and sampling are read.
+        config: its frames, stride, fps and sampling are read.
 
     Returns:
-        numbers of frames, (V, T).
+        Numbers of frames, (V, T).
     """
     keys, count = stream(keys, Stream.CLIP), len(times)
     if config.sampling == "segments":
@@ -45,12 +45,12 @@ def drawn_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
 
 
 def even_frames(times: Times, config: ClipsConfig) -> Frames:
-    """The clips of evaluation, evenly spread: (V, T) numbers of frames, V = eval_clips."""
+    """Spreads the clips of evaluation evenly over a video. Returns numbers of frames, (V, T) with V = eval_clips."""
     count, clips = len(times), np.arange(config.eval_clips, dtype=np.float64)[:, None]  # (V, 1)
     if config.sampling == "segments":
         first, length = _segments(count, config.frames)
         return first + (length * (clips + 0.5) / config.eval_clips).astype(np.int64)  # (V, T), interleaved
-    share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1, or the middle
+    share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1; one clip: middle
     if config.fps is None:
         room = max(0, count - config.frames * config.stride)
         return _by_stride((share * room).round().astype(np.int64), count, config)
@@ -58,38 +58,38 @@ def even_frames(times: Times, config: ClipsConfig) -> Frames:
 
 
 def window_frames(times: Times, starts: Times, config: ClipsConfig) -> Frames:
-    """Dense clips that start at given times, seconds from the first frame, (V,): (V, T) numbers of frames."""
+    """Returns the frames of dense clips that start at given times, seconds from the first frame: (V,) to (V, T)."""
     if config.fps is None:
-        return _by_stride(shown_at(times, starts)[:, None], len(times), config)
+        return _by_stride(frames_at(times, starts)[:, None], len(times), config)
     return _by_time(starts[:, None], times, config)
 
 
 def last_start(times: Times, config: ClipsConfig) -> float:
-    """The last time, in seconds, at which a dense clip can start without repeating its last frame; 0 for a short video."""
+    """Returns the last time, in seconds, at which a dense clip can start without repeating its last frame; at least 0."""
     if config.fps is None:
         return float(times[max(0, len(times) - 1 - (config.frames - 1) * config.stride)])
     return max(0.0, float(times[-1]) - (config.frames - 1) / config.fps)
 
 
 def _segments(count: int, parts: int) -> tuple[Frames, Frames]:
-    """The first frame and the length, at least 1, of equal parts of a video, (T,) each."""
+    """Cuts a video into equal parts. Returns the first frame and the length, at least 1, of each, (T,)."""
     bounds = np.arange(parts + 1) * count // parts
     return bounds[:-1], np.maximum(np.diff(bounds), 1)
 
 
 def _by_stride(start: Frames, count: int, config: ClipsConfig) -> Frames:
-    """(V, 1) first frames to (V, T)."""
-    last = (count - 1 - start) // config.stride  # the steps that the video has, (V, 1)
+    """Returns the frames of clips from their first, (V, 1) to (V, T)."""
+    last = (count - 1 - start) // config.stride  # strides until the end of the video, (V, 1)
     return start + config.stride * np.minimum(np.arange(config.frames), last)
 
 
 def _by_time(start: Times, times: Times, config: ClipsConfig) -> Frames:
-    """(V, 1) first moments, seconds, to (V, T) the frames that are seen."""
+    """Returns the frames that are visible in clips from their start in seconds, (V, 1) to (V, T)."""
     assert config.fps is not None
-    last = np.floor((times[-1] - start) * config.fps + 1e-6).clip(0)  # the steps that the video has, (V, 1)
-    return shown_at(times, start + np.minimum(np.arange(config.frames), last) / config.fps)
+    last = np.floor((times[-1] - start) * config.fps + 1e-6).clip(0)  # steps until the end of the video, (V, 1)
+    return frames_at(times, start + np.minimum(np.arange(config.frames), last) / config.fps)
 
 
 def _duration(times: Times) -> float:
-    """Seconds, the last frame's own included: as long as the median one."""
+    """Returns the duration in seconds; the last frame counts with the median interval."""
     return float(times[-1]) + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)

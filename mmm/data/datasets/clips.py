@@ -1,7 +1,7 @@
-"""Clips behind one table: opened by split, decoded once for all the samples that are cut from a video.
+"""Clips of the videos of one split; a video is decoded once for all samples that are cut from it.
 
-Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels lie in memory as the decoder
-gives them, channels last; the device turns them.
+Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels lie in memory as they are
+decoded, channels last.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from mmm.data.clip_config import ClipsConfig
-from mmm.data.datasets.clip_sampling import Frames, Times, drawn_frames, even_frames
+from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_frames
 from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
-from mmm.data.decode.video.frame_blocks import blocks
 from mmm.data.decode.video.frame_folder import image_sizes
 from mmm.data.decode.video.info import inspect
 from mmm.data.decode.video.reader import OpenVideo, Source
@@ -34,12 +33,12 @@ from mmm.data.transforms.device_resize import Box, DeferredCrop, DeferredCrops, 
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 16  # videos after which a process says that all are shorter than a clip
-FOLDERS, IMAGES = 3, 6  # folders of frames that are looked at when they are opened, and images of each
+ENOUGH = 16  # videos that are read before a warning that all are shorter than a clip
+FOLDERS, IMAGES = 3, 6  # folders of frames whose images are checked on opening, and images of each
 
 
 class Lengths:
-    """Compares videos with the clips that are read from them, in all worker processes together, and warns once.
+    """Sums the lengths of videos and of the clips read from them, over all worker processes; warns once if all are short.
 
     Attributes:
         sums: videos, those at least as long as a clip, seconds of clips, seconds of videos; float64 (4,), in shared memory.
@@ -47,15 +46,15 @@ class Lengths:
 
     def __init__(self) -> None:
         self.sums = torch.zeros(4, dtype=torch.float64).share_memory_()
-        self.said = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self.warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def add(self, times: Times, clips: Frames, total: int) -> None:
-        """Adds one video of a data set of `total`: the times of its frames, (N,), and the frames of its clips, (V, T)."""
+        """Adds a video of a data set of `total` by the times of its frames, (N,), and the frames of its clips, (V, T)."""
         long = len(np.unique(clips[0])) == clips.shape[1]
         self.sums += torch.tensor([1.0, long, (times[clips[:, -1]] - times[clips[:, 0]]).sum(), times[-1]])
         videos, long_ones = self.sums[:2].tolist()
-        if videos >= min(total, LOOKED_AT) and not long_ones and not self.said:
-            self.said.fill_(True)
+        if videos >= min(total, ENOUGH) and not long_ones and not self.warned:
+            self.warned.fill_(True)
             logger.warning(
                 "all of the %d videos that were read are shorter than a clip of %d frames, which repeats their last frame; "
                 "lower data.frames, or data.stride (raise data.fps)",
@@ -65,7 +64,7 @@ class Lengths:
 
 
 class Clips(Dataset[ClipsConfig]):
-    """Videos, and the clips that are cut from them: a part of one split."""
+    """Videos of one split, and the clips that are cut from them."""
 
     lengths: Lengths | None = None  # of the videos that have been read
 
@@ -75,34 +74,34 @@ class Clips(Dataset[ClipsConfig]):
         return part
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Random clips and crops, a pure function of the videos and the keys.
+        """Cuts random clips and crops, a pure function of the videos and the keys.
 
         Args:
-            index: which videos, int64 (b,).
+            index: numbers of the videos, int64 (b,).
             keys: one for each of the R samples of a video, one video after the other, (b R,).
 
         Returns:
-            uint8 (b R, C, T, h, w), and for the videos that could not be read, whose samples are left at zero, the reason, by row.
+            uint8 (b R, C, T, h, w); and the reason for each unreadable video, by row: its samples are zero.
         """
         groups = keys.view(len(index), -1)  # (b, R)
         return self._views(index, groups.shape[1], lambda row, views: self._train(int(index[row]), groups[row], views))
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Clips evenly spread over the videos, with crops evenly spread over each, as `train_views` returns them."""
+        """Cuts clips spread evenly over the videos, with crops spread evenly over each; returns them as `train_views` does."""
         spread = partial(even_frames, config=self.config)
         return self._views(index, self.config.views, lambda row, views: self._eval(int(index[row]), views, spread))
 
     def inspect(self, index: int) -> dict[str, Any]:
-        """Decodes all of a video, and says what it is.
+        """Checks a whole video and returns facts about it; see `mmm.data.decode.video.info.inspect`.
 
         Raises:
-            Unreadable: at the first thing that is wrong with it.
+            Unreadable: with the reason.
         """
         with watched(index, self.config.deadline):
             return inspect(self._source(index))
 
     def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
-        """`count` views of each video; `fill` puts those of a row, (V, T, h, w, C), where they belong."""
+        """Returns `count` views of each video, which `fill` writes row by row, (V, T, h, w, C)."""
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
@@ -132,8 +131,8 @@ class Clips(Dataset[ClipsConfig]):
         return self.config.resize == "device"
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """The parts of videos from which a device makes what `train_views` gives: one where samples share their frames, else one
-        for each; the arguments are the same."""
+        """Cuts the regions of videos from which a device makes what `train_views` returns, for the same arguments: one region if
+        samples share their frames, else one for each."""
         config = self.config
         inputs: list[list[DeferredCrop]] = []
         failed: dict[int, str] = {}
@@ -161,19 +160,19 @@ class Clips(Dataset[ClipsConfig]):
         return DeferredCrops(inputs, (config.channels, *config.size), "bilinear"), failed
 
     def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
-        """The frames of a video that samples need, (n, H, W, C) at a time, and where they stand in each clip; samples that differ
-        in the crop only have one clip."""
+        """Yields the frames that samples need, (n, H, W, C) at a time, and their places in each clip; samples that differ in the
+        crop only share one clip."""
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
         with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
-            chosen = drawn_frames(video.times, drawn, config)  # (V, T)
+            chosen = random_frames(video.times, drawn, config)  # (V, T)
             self._add_lengths(video, chosen)
             clips: list[list[int]] = chosen.tolist()
-            for numbers, pixels in blocks(video, chosen.ravel(), config.channels):
+            for numbers, pixels in video.blocks(chosen.ravel(), config.channels):
                 yield torch.from_numpy(pixels), [_places(clip, numbers) for clip in clips]
 
     def _boxes(self, keys: Tensor, height: int, width: int) -> list[Box]:
-        """A crop for each key."""
+        """Draws a crop for each key."""
         config = self.config
         heights, widths = torch.full_like(keys, height), torch.full_like(keys, width)
         if config.crop == "multi_scale":
@@ -188,7 +187,7 @@ class Clips(Dataset[ClipsConfig]):
             chosen = choose(video.times)  # (V, T)
             self._add_lengths(video, chosen)
             wanted, place = np.unique(chosen, return_inverse=True)
-            for numbers, pixels in blocks(video, wanted, config.channels):
+            for numbers, pixels in video.blocks(wanted, config.channels):
                 if not len(small):
                     size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
                     small = torch.empty(len(wanted), *size, config.channels, dtype=torch.uint8)
@@ -210,14 +209,14 @@ class Clips(Dataset[ClipsConfig]):
 
 
 def _places(clip: list[int], numbers: list[int]) -> list[tuple[int, int]]:
-    """Where frames of a block stand in a clip: the clip's place, and the block's."""
+    """Returns where frames of a block are in a clip: pairs of a place in the clip and one in the block."""
     found = {number: place for place, number in enumerate(numbers)}
     return [(t, found[number]) for t, number in enumerate(clip) if number in found]
 
 
 def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Places that follow each other in the clip and in the block, as one: the first in each, and how many. Of a video that is
-    shorter than a clip a frame comes again, and starts another."""
+    """Joins places that follow each other both in the clip and in the block: the first in each, and the number. A repeated frame,
+    at the end of a short video, starts a new run."""
     found: list[tuple[int, int, int]] = []
     for t, k in places:
         if found and (t, k) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
@@ -228,14 +227,14 @@ def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def open_clips(config: ClipsConfig, split: str) -> Clips:
-    """Opens one part of the data.
+    """Opens the videos of a split.
 
     Args:
         config: where the videos are, and how clips are cut from them.
         split: `train` and `eval` are the parts that DataConfig describes; any other name is a split of the source.
 
     Raises:
-        ValueError: of one line, for a source that is missing or empty, a split or a column that does not exist, ...
+        ValueError: for a source that is missing or empty, a split or a column that does not exist, a library that is not installed.
     """
     table, rows, where = select_rows(config, split)
     require(config.backend)

@@ -1,4 +1,4 @@
-"""Sliding windows over videos: clips that start at regular times, each a sample of its own.
+"""Sliding windows over videos: clips that start at regular times, each a separate sample.
 
 Shapes: N windows, b of a batch, V crops of each, T frames, C channels, (h, w) of a sample.
 """
@@ -18,11 +18,11 @@ from mmm.data.datasets.clip_sampling import last_start, window_frames
 from mmm.data.datasets.clips import Clips
 from mmm.data.decode.video.reader import OpenVideo
 from mmm.data.errors import Unreadable
-from mmm.data.loading.scan import EachOnce, each_once
+from mmm.data.loading.scan import map_inputs
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
 
-TOGETHER = 8  # windows of a video that are decoded at once: neighbours share frames, and all are held after resizing
+TOGETHER = 8  # windows of a video that are decoded together: neighbours share frames, and all are held after resizing
 
 
 class Windows(Clips):
@@ -41,11 +41,7 @@ class Windows(Clips):
         return type(self)(self.table, self.config, self.rows[index], self.where, self.times[index])
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """The crops of windows.
-
-        Returns:
-            uint8 (b V, C, T, h, w), and for the windows that could not be read, whose samples are left at zero, the reason, by row.
-        """
+        """Cuts windows, with crops spread evenly over each; see `Clips.eval_views`."""
         frames, height, width = self.config.size
         views = torch.zeros(len(index), self.config.views, frames, height, width, self.config.channels, dtype=torch.uint8)
         failed: dict[int, str] = {}
@@ -64,14 +60,14 @@ class Windows(Clips):
 
 
 def open_windows(clips: Clips, every: float) -> Windows:
-    """Lays windows over videos. The last of a video is the last that it has room for; a short video has one.
+    """Returns the windows of videos. Each fits into its video; a short video has one.
 
     Args:
         clips: the videos.
         every: seconds from the start of a window to that of the next.
 
     Raises:
-        ValueError: for clips that have no start of their own.
+        ValueError: if the clips are not dense, or several are read from a video.
     """
     config = clips.config
     if config.sampling != "dense" or config.eval_clips != 1:
@@ -81,8 +77,8 @@ def open_windows(clips: Clips, every: float) -> Windows:
         with watched(index, config.deadline), OpenVideo(clips.raw(index), config.backend) as video:
             return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
-    findings = each_once(EachOnce(clips.name, work), len(clips), workers=config.workers, title="lengths of videos")
-    counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is met again, and named
+    findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos")
+    counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is reported on reading
     rows = clips.rows.repeat_interleave(counts)
     times = np.concatenate([np.arange(count) * every for count in counts.tolist()])
     return Windows(clips.table, config, rows, f"{clips.where}, a window every {every:g} s", torch.from_numpy(times))

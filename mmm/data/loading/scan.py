@@ -1,4 +1,4 @@
-"""Reads every input of a data set once and reports what cannot be read and what the rest is."""
+"""Processes every input of a data set once in worker processes, and reports what is there and what cannot be read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tqdm import tqdm
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_pool import load
 
-PREFETCH = 8  # inputs that a worker has before it: they take unequal times, and are handed out in turn
+PREFETCH = 8  # inputs that wait for a worker: they take unequal times, and results come in order
 
 
-class Inspected(Protocol):
-    """What can be scanned: images and clips."""
+class Inspectable(Protocol):
+    """A data set that can be scanned: images or clips."""
 
     def __len__(self) -> int: ...
 
@@ -27,46 +27,45 @@ class Inspected(Protocol):
 
 
 class Finding(NamedTuple):
-    """What was found of one input: facts, or why it cannot be read."""
+    """The result for one input: facts, or the reason why it cannot be read."""
 
     name: str
     reason: str | None
     facts: dict[str, Any]
 
 
-class EachOnce(Dataset[Any]):
-    """Does something with each input in the workers, whatever it is; what cannot be read is a finding like any other.
-
-    Args:
-        name: an input's name by its number.
-        work: what is done, with a number, and what comes of it.
-    """
+class _Inputs(Dataset[Any]):
+    """Inputs whose batches are findings."""
 
     def __init__(self, name: Callable[[int], str], work: Callable[[int], dict[str, Any]]) -> None:
         self.name, self.work = name, work
 
     def __getitems__(self, request: list[int]) -> list[Finding]:
-        return [self._one(index) for index in request]
+        return [self._find(index) for index in request]
 
-    def _one(self, index: int) -> Finding:
+    def _find(self, index: int) -> Finding:
         try:
             return Finding(self.name(index), None, self.work(index))
         except Unreadable as error:
             return Finding(self.name(index), str(error), {})
 
 
-def each_once(views: EachOnce, count: int, *, workers: int, title: str) -> Iterator[Finding]:
-    """The findings of all inputs in order, behind a progress bar.
+def map_inputs(
+    name: Callable[[int], str], work: Callable[[int], dict[str, Any]], count: int, *, workers: int, title: str
+) -> Iterator[Finding]:
+    """Yields the findings for all inputs in order, behind a progress bar.
 
     Args:
-        views: what is done with an input.
-        count: of inputs.
+        name: returns an input's name by its number.
+        work: processes an input by its number and returns facts; may raise Unreadable.
+        count: number of inputs.
         workers: processes; 0 works in this one, without deadlines.
-        title: of the bar.
+        title: label of the bar.
     """
     bad = 0
     with tqdm(total=count, desc=title, unit="", dynamic_ncols=True) as bar:
-        for findings in load(views, lambda: ([index] for index in range(count)), workers, prefetch=PREFETCH):
+        requests = lambda: ([index] for index in range(count))  # noqa: E731
+        for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH):
             for finding in findings:
                 bad += finding.reason is not None
                 bar.set_postfix(unreadable=bad, refresh=False)
@@ -74,18 +73,18 @@ def each_once(views: EachOnce, count: int, *, workers: int, title: str) -> Itera
                 yield finding
 
 
-def scan(samples: Inspected, *, workers: int) -> dict[str, Any]:
+def scan(samples: Inspectable, *, workers: int) -> dict[str, Any]:
     """Inspects every input.
 
     Args:
-        samples: a part of a data set.
+        samples: a data set.
         workers: processes.
 
     Returns:
-        how many inputs there are, those that cannot be read with their reasons, and of the others the counts of each text or
-        truth among their facts, and the least, middle and largest of each number.
+        `inputs` and `unreadable`, counts; `reasons`, counts by reason; `files`, each unreadable input with its reason; `facts` of
+        the others: counts of each text or truth value, and least, median (`middle`) and largest of each number.
     """
-    findings = list(each_once(EachOnce(samples.name, samples.inspect), len(samples), workers=workers, title="scan"))
+    findings = list(map_inputs(samples.name, samples.inspect, len(samples), workers=workers, title="scan"))
     bad = [finding for finding in findings if finding.reason is not None]
     return {
         "inputs": len(findings),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmm.config.diff import differences, flatten
 from mmm.data import Problem
 from mmm.evaluate.features.file_formats import READERS
 from mmm.evaluate.features.frozen_eval import RepresentationConfig
@@ -18,7 +19,6 @@ from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import read_manifest
 from mmm.evaluate.features.table import FeatureTable
 from mmm.evaluate.metrics import check_classes
-from mmm.train.config import differences, flatten
 
 
 @dataclass(frozen=True)

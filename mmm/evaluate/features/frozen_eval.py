@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from mmm.data import Clips, Images
+from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
@@ -51,6 +52,47 @@ class RepresentationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+
+
+@evaluators.register("features")
+class FrozenFeatures(Evaluator):
+    """The accuracy of nearest neighbours and of a linear classifier on frozen features: trained, untrained, and raw pixels."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig, RepresentationConfig):
+        """How features are made and scored."""
+
+        def validate(self) -> None:
+            RepresentationConfig.__post_init__(self)
+
+    config: Config
+    needs_labels = True
+    columns: ClassVar[Mapping[str, Column]] = {
+        "features_knn": Column("nearest neighbours", "{:.1%}"),
+        "features_linear": Column("linear", "{:.1%}"),
+    }
+
+    def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+        """Returns what `judge_representation` returns."""
+        models = {"trained": model, "untrained": context.untrained()}
+        return judge_representation(
+            models,
+            context.train,
+            context.test,
+            self.config,
+            device=context.device,
+            dtype=context.dtype,
+            batch_size=context.batch_size,
+        )
+
+    def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the accuracies of the trained model."""
+        methods = {"features_knn": "neighbours", "features_linear": "linear"}
+        return {name: found[method]["trained"]["top1"] for name, method in methods.items()}
+
+    def format(self, found: Mapping[str, Any]) -> str:
+        """Returns a table of all accuracies."""
+        return describe_representation(found)
 
 
 def judge_representation(

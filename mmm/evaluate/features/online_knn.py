@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Positive
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
+from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
-from mmm.evaluate.features.table import Pool, choose, encoded, extract_features
+from mmm.evaluate.features.table import Pool, choose, encoded, extract_features, rank_and_world
 from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
@@ -39,6 +42,53 @@ class OnlineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"neighbours.{name} {value} must be at least 1")
+
+
+@evaluators.register("knn")
+class OnlineKnn(Evaluator):
+    """The accuracy of nearest neighbours on the features so far: the same neighbours and queries each time, middle crops."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig):
+        every: Positive | None = None
+        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+
+        train_samples: Positive = 2000
+        """Training samples that vote, chosen by key."""
+
+        test_samples: Positive = 1000
+        """Samples of the evaluation part that are classified, chosen by key."""
+
+        k: Positive = 20
+        """Nearest training samples that vote for the class of a sample."""
+
+        pool: Pool = "mean"
+        """Feature of a sample: the mean of its tokens, the class token, or both one behind the other."""
+
+    config: Config
+    needs_labels = True
+    online = True
+    columns: ClassVar[Mapping[str, Column]] = {"knn_top1": Column("online nearest neighbours", "{:.1%}")}
+
+    def why_not(self, model: MaskedModel, context: Context) -> str | None:
+        """Labels of which no class is trained on."""
+        train, test = self._samples(context)
+        check_classes(cast(Tensor, train.labels()), cast(Tensor, test.labels()), test.title, train.classes)
+        return None
+
+    def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+        """Returns `knn_top1`, the accuracy in [0, 1], the same on all processes, each of which reads its share of the samples."""
+        extracts = {"own": encoded(model, self.config.pool, context.dtype)}
+        device = context.device
+        tables = [extract_features(part, extracts, device=device, batch_size=context.batch_size) for part in self._samples(context)]
+        train, test = (table["own"] for table in tables)
+        if rank_and_world()[0] == 0:  # all processes know of the same
+            context.problems += train.problems + test.problems
+        scores = nearest_neighbours(*train.labelled(device), *test.labelled(device), self.config.k)
+        return {"knn_top1": scores["top1"]}
+
+    def _samples(self, context: Context) -> tuple[Images | Clips, Images | Clips]:
+        return choose(context.train, self.config.train_samples), choose(context.test, self.config.test_samples)
 
 
 class OnlineNeighbours:

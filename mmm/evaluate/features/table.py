@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from mmm.core.rng import sample_keys, scores
@@ -61,7 +61,7 @@ class FeatureTable:
 
 
 @contextmanager
-def inference(model: MaskedModel, dtype: torch.dtype | None = None) -> Iterator[None]:
+def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Evaluation mode, no gradient, and autocast to `dtype` (none: fp32); the mode is put back after."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -107,7 +107,7 @@ def extract_features(
     Raises:
         ValueError: where not one sample can be read.
     """
-    world, rank = (distributed.get_world_size(), distributed.get_rank()) if _together() else (1, 0)
+    rank, world = rank_and_world()
     values: dict[str, list[Tensor]] = {name: [] for name in extracts}
     index, problems, views = [torch.empty(0, dtype=torch.int64)], [], images.config.views
     batches = eval_batches(images, images.config, batch_size=batch_size, world=world, rank=rank)
@@ -120,7 +120,7 @@ def extract_features(
             for name, extract in extracts.items():
                 values[name].append(extract(x).unflatten(0, (-1, views)).mean(1).cpu())  # (b V, D) -> (b, D)
     own = ({name: torch.cat(parts) for name, parts in values.items() if parts}, torch.cat(index), problems)
-    tables, where, unread = zip(*_all_gather(own), strict=True)
+    tables, where, unread = zip(*all_gather(own), strict=True)
     found, bad = torch.cat(where), [problem for part in unread for problem in part]
     for problem in bad if rank == 0 else []:
         logger.warning("cannot read %s: %s; it is left out of this evaluation", problem.name, problem.reason)
@@ -139,13 +139,15 @@ def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
     return images.subset(chance.argsort()[:count].sort().values)
 
 
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
 
 
-def _all_gather(own: T) -> list[T]:
-    """What every process holds, in their order."""
-    if not _together():
+def all_gather(own: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    if rank_and_world()[1] == 1:
         return [own]
     parts: list[T] = [own] * distributed.get_world_size()
     distributed.all_gather_object(parts, own)

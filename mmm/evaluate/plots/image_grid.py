@@ -1,36 +1,35 @@
-"""Grids of samples as PNG files, each pixel a square of whole pixels, with titles above and plain words below.
+"""Grids of samples as pictures: titles above, text below, and each pixel of a small sample a sharp square.
 
-Shapes: B samples, C channels, s... the sample's axes (H, W or T, H, W).
+Shapes: B samples, C channels, s... a sample's axes (H, W or T, H, W).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmm.evaluate.plots.lettering import FAINT, INK, LEADING, SMALL, TEXT, TITLE, font, shorten, wrap, write_notes
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PAPER, NOTHING = (255, 255, 255), (205, 212, 226)
-CELL = 168  # side that a small sample is enlarged towards, and a large one left at, in pixels
-LARGEST = 320  # side that a large sample is reduced to
-GAP, MARGIN = 6, 28  # pixels
+INK, FAINT, NOTHING = "#1c1e22", "#60646e", (205, 212, 226)
+CELL = 168  # side towards which a small sample is enlarged, pixels
+LARGEST = 320  # side to which a large sample is reduced, pixels
+GAP, MARGIN, LINE = 6, 28, 20  # between cells, around the grid, and from one line of text to the next, pixels
+TITLE, TEXT, SMALL = 16, 13, 11  # heights of text, pixels
+CHARACTER = 0.56  # mean width of a character, of its height
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """Samples as pictures: grey as three equal channels, of more than three the first three, of a clip its middle frame.
+    """Samples as colours: one or two channels become grey, of more than three the first three are shown, of clips the middle frame.
 
     Args:
-        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1], or not a number where there is nothing to show.
+        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN where there is nothing to show.
 
     Returns:
         uint8 (B, H, W, 3).
@@ -51,53 +50,6 @@ def resize_cells(cells: Tensor) -> Tensor:
     return F.interpolate(cells.movedim(-1, 1), size, mode="bicubic", antialias=True).movedim(1, -1)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where things stand in a grid of samples, pixels.
-
-    Attributes:
-        cell: height and width of a sample.
-        columns, rows, groups: of samples; the groups stand side by side.
-        caption: height of the line below a sample, 0 where there is none.
-    """
-
-    cell: tuple[int, int]
-    columns: int
-    rows: int
-    groups: int
-    caption: int = 0
-
-    @property
-    def group(self) -> int:
-        """From the left of one group to the left of the next."""
-        return self.columns * (self.cell[1] + GAP) + 3 * GAP
-
-    @property
-    def width(self) -> int:
-        """Of what stands between the margins."""
-        return max(self.groups * self.group - 4 * GAP, 4 * CELL)
-
-    @property
-    def top(self) -> int:
-        """Of the first row."""
-        return MARGIN + 2 * TITLE + 2 * TEXT
-
-    @property
-    def row(self) -> int:
-        """From the top of one row to the top of the next."""
-        return self.cell[0] + self.caption + GAP
-
-    @property
-    def bottom(self) -> int:
-        """Of the last row."""
-        return self.top + self.rows * self.row - GAP
-
-    def place(self, column: int, sample: int) -> tuple[int, int]:
-        """Left and top of a cell."""
-        group, row = divmod(sample, self.rows)
-        return MARGIN + group * self.group + column * (self.cell[1] + GAP), self.top + row * self.row
-
-
 def draw_grid(
     columns: Sequence[tuple[str, Tensor]],
     path: Path,
@@ -108,7 +60,7 @@ def draw_grid(
     groups: int = 1,
     captions: Sequence[Sequence[str]] = (),
 ) -> Path:
-    """Draws `paint_grid`'s picture into a PNG file, and gives its path."""
+    """Writes the picture of `paint_grid` to a PNG file, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     paint_grid(columns, title=title, notes=notes, figures=figures, groups=groups, captions=captions).save(path, optimize=True)
     return path
@@ -123,36 +75,54 @@ def paint_grid(
     groups: int = 1,
     captions: Sequence[Sequence[str]] = (),
 ) -> Image:
-    """Draws one row a sample and one column a treatment.
+    """Draws one row per sample and one column per treatment.
 
     Args:
         columns: the title and the samples (B, C, s...) of each, as `to_rgb` takes them.
-        title: above all.
-        notes: sentences below, broken where they are too long.
-        figures: below these, a number and what it is, one a line.
+        title: above the grid.
+        notes: sentences below the grid.
+        figures: numbers and their meanings, one per line, below the notes.
         groups: side by side, each with its share of the rows.
         captions: for each column, a line below each of its samples; shortened to the sample's width.
     """
-    from PIL import Image, ImageDraw
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
 
     cells = [resize_cells(to_rgb(samples)).numpy() for _, samples in columns]  # (B, h, w, 3) each
-    rows = -(-len(cells[0]) // groups)
-    layout = Layout(cells[0].shape[1:3], len(columns), rows, groups, LEADING if captions else 0)
-    lines = wrap(notes, layout.width)
-    below = layout.bottom + 2 * TEXT
-    height = below + LEADING * (len(lines) + len(figures)) + (TEXT if lines and figures else 0) + MARGIN - LEADING + TEXT
-    canvas = Image.new("RGB", (layout.width + 2 * MARGIN, height), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, INK, font(TITLE), anchor="lt")
+    rows, (high, wide) = -(-len(cells[0]) // groups), cells[0].shape[1:3]
+    row = high + (LINE if captions else 0) + GAP  # from the top of one row to the top of the next
+    group = len(columns) * (wide + GAP) + 3 * GAP  # from the left of one group to the left of the next
+    width = max(groups * group - 4 * GAP, 4 * CELL)
+    lines = [line for note in notes for line in wrap(note, int(width / (CHARACTER * TEXT)))]
+    heading = wrap(title, int(width / (CHARACTER * TITLE)))
+    top = MARGIN + len(heading) * LINE + 2 * LINE
+    bottom = top + rows * row + LINE
+    size = (width + 2 * MARGIN, bottom + (len(lines) + len(figures)) * LINE + MARGIN)
+    figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, facecolor="white")  # 72 dots an inch: a point is a pixel
+    canvas = FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, height: int, colour: str = FAINT, align: Any = "left") -> None:
+        """Writes a line on its baseline, from the top left corner."""
+        figure.text(x / size[0], 1 - y / size[1], text, size=height, color=colour, ha=align, va="baseline", parse_math=False)
+
+    for number, line in enumerate(heading):
+        write(MARGIN, MARGIN + TITLE + number * LINE, line, TITLE, INK)
     for column, (name, _) in enumerate(columns):
-        for group in range(groups):
-            x, y = layout.place(column, group * layout.rows)
-            draw.text((x + layout.cell[1] // 2, y - TEXT + 3), name, INK, font(TEXT), anchor="ms")
         for sample, cell in enumerate(cells[column]):
-            canvas.paste(Image.fromarray(np.ascontiguousarray(cell)), layout.place(column, sample))
-    for column, texts in enumerate(captions):
-        for sample, text in enumerate(texts):
-            x, y = layout.place(column, sample)
-            draw.text((x, y + layout.cell[0] + TEXT), shorten(text, layout.cell[1]), FAINT, font(SMALL), anchor="ls")
-    write_notes(draw, (MARGIN, below), lines, figures)
-    return canvas
+            x, y = MARGIN + sample // rows * group + column * (wide + GAP), top + sample % rows * row
+            figure.figimage(cell, x, size[1] - y - high, origin="upper")
+            if sample % rows == 0:
+                write(x + wide / 2, y - GAP, name, TEXT, INK, "center")
+            if captions:
+                limit = int(wide / (CHARACTER * SMALL))
+                text = captions[column][sample] if column < len(captions) else ""
+                write(x, y + high + TEXT, text if len(text) <= limit else f"{text[: limit - 1]}…", SMALL)
+    for number, line in enumerate(lines):
+        write(MARGIN, bottom + number * LINE, line, TEXT)
+    indent = MARGIN + CHARACTER * TEXT * max((len(value) for value, _ in figures), default=0)
+    for number, (value, meaning) in enumerate(figures, start=len(lines)):
+        write(indent, bottom + number * LINE, value, TEXT, INK, "right")
+        write(indent + TEXT, bottom + number * LINE, meaning, TEXT)
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")

@@ -10,13 +10,15 @@ Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the enco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from mmm.core.types import Shape
 from mmm.data import Clips, Images
+from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.logistic_regression import few_label_accuracy, few_labels
 from mmm.evaluate.features.table import Extract, extract_features, inference, raw_pixels
 from mmm.evaluate.metrics import check_classes
@@ -25,6 +27,46 @@ from mmm.evaluate.probes.setup import labelled
 from mmm.model import MaskedModel
 
 TITLES = {"raw_pixels": "all pixels", "one_frame": "pixels of one frame"}
+
+
+@evaluators.register("few_shot")
+class FewShotProbe(Evaluator):
+    """The accuracy of an attentive probe trained on a few labels per class: of the trained encoder, and of the same untrained."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig, TransferConfig):
+        """How probes are trained."""
+
+        def validate(self) -> None:
+            TransferConfig.__post_init__(self)
+
+    config: Config
+    needs_labels = True
+    columns: ClassVar[Mapping[str, Column]] = {
+        "few_shot": Column("attentive probe", "{:.1%}"),
+        "few_shot_untrained": Column("untrained", "{:.1%}"),
+    }
+
+    def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+        """Returns what `judge_transfer` returns."""
+        models = {"trained": model, "untrained": context.untrained()}
+        return judge_transfer(
+            models,
+            context.train,
+            context.test,
+            self.config,
+            device=context.device,
+            dtype=context.dtype,
+            batch_size=context.batch_size,
+        )
+
+    def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the accuracy of both encoders."""
+        return {"few_shot": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
+
+    def format(self, found: Mapping[str, Any]) -> str:
+        """Returns a line for each probe and control."""
+        return describe_transfer(found)
 
 
 def judge_transfer(

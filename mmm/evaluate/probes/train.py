@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import BadInputs, Batch, Clips, Images, Problem, train_batches
 from mmm.evaluate.metrics import Tally
 from mmm.evaluate.probes.heads import Probes, grouped, make_probe_optimizer, probes_loss

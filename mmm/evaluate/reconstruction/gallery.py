@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from mmm.core.rng import sample_keys
 from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
-from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
+from mmm.evaluate.features.table import choose, inference, rank_and_world
 from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.evaluate.progress import progress
@@ -50,6 +51,47 @@ class GalleryConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} leaves nothing to show; give at least 1")
+
+
+@evaluators.register("reconstruction")
+class ReconstructionGallery(Evaluator):
+    """Reconstructions of hidden tokens: a picture of a few samples, and the PSNR over many. The main process does all the work."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig, GalleryConfig):
+        """Which samples are drawn and measured."""
+
+        def validate(self) -> None:
+            GalleryConfig.__post_init__(self)
+
+    config: Config
+    columns: ClassVar[Mapping[str, Column]] = {"psnr": Column("PSNR", "{:.2f} dB")}
+
+    def why_not(self, model: MaskedModel, context: Context) -> str | None:
+        """A model without a decoder, or whose target is not pixels."""
+        return why_not(model)
+
+    def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+        """Returns what `make_gallery` returns; nothing in other processes than the main one."""
+        if rank_and_world()[0] != 0:
+            return {}
+        masked = MaskedModel(model.tokenizer, context.masker, model.encoder, model.decoder, model.target)
+        return make_gallery(
+            masked,
+            context.test,
+            self.config,
+            path=context.picture("reconstruction"),
+            title=f"{context.heading}: hidden tokens, predicted",
+            dtype=context.dtype,
+        )
+
+    def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the PSNR of the model's own reconstruction, in dB."""
+        return {"psnr": found["psnr"]["model"]} if found else {}
+
+    def format(self, found: Mapping[str, Any]) -> str:
+        """Returns a line for each way to fill hidden tokens."""
+        return describe_gallery(found) if found else ""
 
 
 def why_not(model: MaskedModel) -> str | None:
@@ -153,7 +195,7 @@ def _groups(shown: Reconstruction) -> int:
     return 2 if len(shown.original) >= SIDE_BY_SIDE else 1
 
 
-def describe_gallery(found: dict[str, Any]) -> str:
+def describe_gallery(found: Mapping[str, Any]) -> str:
     """The figures as lines of text."""
     lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
@@ -164,7 +206,7 @@ def describe_gallery(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _words(found: dict[str, Any]) -> dict[str, str]:
+def _words(found: Mapping[str, Any]) -> dict[str, str]:
     """What each figure is."""
     words = {name: text for name, text in GUESSES.items() if name in found["psnr"]}
     return words if found["uses_original"] else words | {"model": "the model"}

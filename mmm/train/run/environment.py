@@ -19,7 +19,7 @@ from mmm.system.redact import redact
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors", "tyro")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors")
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:

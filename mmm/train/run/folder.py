@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mmm.config.diff import flatten
 from mmm.config.serialize import save, to_dict
 from mmm.system.files import Journal, replace_text, replacing
 from mmm.system.redact import refuse_secrets
-from mmm.train.config import flatten
 from mmm.train.distributed.processes import on_main
 from mmm.train.metrics import Skipped
 from mmm.train.run.environment import describe_environment

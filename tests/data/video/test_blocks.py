@@ -12,8 +12,7 @@ from video_files import write
 
 from mmm.core.rng import sample_keys
 from mmm.data import Clips, ClipsConfig, Unreadable, open_data
-from mmm.data.decode.video import BACKENDS, OpenVideo
-from mmm.data.decode.video import frame_blocks as blocks
+from mmm.data.decode.video import BACKENDS, OpenVideo, reader
 from mmm.data.decode.video.reader import Source, Video
 
 CONFIG = ClipsConfig(image_size=32, frames=4, stride=2, workers=0, holdout=0.0)
@@ -40,12 +39,12 @@ class Whole:
 
 @pytest.mark.parametrize("size", [1, 20_000, 2**40])
 def test_blocks_hold_what_reading_gives(films: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", size)
+    monkeypatch.setattr(reader, "BLOCK", size)
     for kind, path in films.items():
         with OpenVideo(path) as video:
             wanted = [0, 3, 3, len(video) - 1, 1]
             got = {}
-            for numbers, pixels in blocks.blocks(video, wanted, 3):
+            for numbers, pixels in video.blocks(wanted):
                 assert len(pixels) == len(numbers) <= max(1, size // pixels[0].size)
                 got |= {number: frame.copy() for number, frame in zip(numbers, pixels, strict=True)}
             assert sorted(got) == sorted(set(wanted)), kind
@@ -62,7 +61,7 @@ def test_other_backends_give_one_block(films: dict[str, Path], monkeypatch: pyte
         expected = video.read([1, 5])
     monkeypatch.setitem(BACKENDS, "av", whole)
     with OpenVideo(films["closed"]) as video:
-        ((numbers, pixels),) = blocks.blocks(video, [5, 1], 3)
+        ((numbers, pixels),) = video.blocks([5, 1], 3)
     assert numbers == [1, 5]
     assert np.array_equal(pixels, expected)
 
@@ -70,11 +69,11 @@ def test_other_backends_give_one_block(films: dict[str, Path], monkeypatch: pyte
 def test_a_frame_that_is_not_there_or_has_other_channels(films: dict[str, Path]) -> None:
     with OpenVideo(films["closed"]) as video:
         with pytest.raises(IndexError, match=r"frames \[-1\] of a video of"):
-            next(blocks.blocks(video, [-1], 3))
+            next(video.blocks([-1], 3))
         with pytest.raises(IndexError):
-            next(blocks.blocks(video, [len(video)], 3))
+            next(video.blocks([len(video)], 3))
         with pytest.raises(Unreadable, match=r"data\.channels is 2"):
-            next(blocks.blocks(video, [0], 2))
+            next(video.blocks([0], 2))
 
 
 @pytest.mark.parametrize("repeat", ["crop", "clip"])
@@ -84,7 +83,7 @@ def test_samples_do_not_depend_on_the_size_of_a_block(films: dict[str, Path], re
     index = torch.arange(len(clips))
     keys = sample_keys(0, 0, index[:, None], repeat=torch.arange(3)).flatten()
     views, failed = clips.train_views(index, keys)
-    monkeypatch.setattr(blocks, "BLOCK", 1)
+    monkeypatch.setattr(reader, "BLOCK", 1)
     again, failed_too = clips.train_views(index, keys)
     assert not failed
     assert not failed_too

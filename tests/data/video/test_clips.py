@@ -16,8 +16,8 @@ from video_files import all_frames, make_zoo, pictures, write
 
 from mmm.core.rng import sample_keys
 from mmm.data import Batch, Clips, ClipsConfig, ImagesConfig, eval_batches, open_data, train_batches
-from mmm.data.datasets.clip_sampling import drawn_frames, even_frames
-from mmm.data.decode.video import BACKENDS, frame_blocks
+from mmm.data.datasets.clip_sampling import even_frames, random_frames
+from mmm.data.decode.video import BACKENDS, reader
 from mmm.data.decode.video.reader import Source, Video
 from mmm.data.loading.loader import prepare
 from mmm.data.transforms.clip_crop import cut, even_boxes, multi_scale_boxes, resize, resize_into
@@ -49,26 +49,26 @@ def keys(count: int, seed: int = 0) -> Tensor:
 def test_a_short_video_repeats_the_last_frame_of_the_clip(count: int, expected: list[int]) -> None:
     """The published VideoMAE's choices for 16 frames of stride 4."""
     config = ClipsConfig()
-    assert drawn_frames(seconds(count), keys(3), config).tolist() == [expected] * 3
+    assert random_frames(seconds(count), keys(3), config).tolist() == [expected] * 3
     assert even_frames(seconds(count), config).tolist() == [expected]
 
 
 def test_dense_starts_are_even_over_all_that_fit() -> None:
-    clips = drawn_frames(seconds(70), keys(7000), ClipsConfig())
+    clips = random_frames(seconds(70), keys(7000), ClipsConfig())
     counts = np.bincount(clips[:, 0], minlength=7)
     assert len(counts) == 7  # 0 .. 70 - 64
     assert counts.min() > 850
     assert (np.diff(clips) == 4).all()
-    assert np.array_equal(clips[:50], drawn_frames(seconds(70), keys(50), ClipsConfig()))
-    assert not np.array_equal(clips[:50], drawn_frames(seconds(70), keys(50, seed=1), ClipsConfig()))
+    assert np.array_equal(clips[:50], random_frames(seconds(70), keys(50), ClipsConfig()))
+    assert not np.array_equal(clips[:50], random_frames(seconds(70), keys(50, seed=1), ClipsConfig()))
 
 
 def test_segments_take_one_frame_each_over_the_whole_video() -> None:
     config = ClipsConfig(frames=4, sampling="segments")
-    clips = drawn_frames(seconds(22), keys(2000), config)
+    clips = random_frames(seconds(22), keys(2000), config)
     for segment, (first, end) in enumerate([(0, 5), (5, 11), (11, 16), (16, 22)]):
         assert sorted(set(clips[:, segment].tolist())) == list(range(first, end))
-    assert drawn_frames(seconds(2), keys(1), config).tolist() == [[0, 0, 1, 1]]
+    assert random_frames(seconds(2), keys(1), config).tolist() == [[0, 0, 1, 1]]
     assert even_frames(seconds(22), config).tolist() == [[2, 8, 13, 19]]
     assert even_frames(seconds(22), replace(config, eval_clips=2)).tolist() == [[1, 6, 12, 17], [3, 9, 14, 20]]
 
@@ -79,11 +79,11 @@ def test_frames_a_second_are_the_same_whatever_the_rate() -> None:
     assert even_frames(seconds(600, fps=60.0), config)[0].tolist() == [288, 294, 300, 306]
     assert even_frames(seconds(50, fps=5.0), config)[0].tolist() == [24, 24, 25, 25]
     slow_then_fast = np.concatenate([np.arange(10) * 0.5, 5 + np.arange(100) * 0.05])
-    clips = drawn_frames(slow_then_fast, keys(500), config)
+    clips = random_frames(slow_then_fast, keys(500), config)
     shown = slow_then_fast[clips]
     assert (np.abs(np.diff(shown) - 0.1) < 0.51).all()
     assert (np.diff(clips[shown[:, 0] > 5.2]) == 2).all()
-    assert drawn_frames(seconds(5), keys(1), config).tolist() == [[0, 3, 3, 3]]  # 0.17 s are one step and a bit
+    assert random_frames(seconds(5), keys(1), config).tolist() == [[0, 3, 3, 3]]  # 0.17 s are one step and a bit
 
 
 def test_evaluation_spreads_its_clips() -> None:
@@ -197,7 +197,7 @@ def test_a_sample_is_the_crop_of_the_frames_that_its_key_says(tree: Path) -> Non
     for row in range(4):
         truth = np.stack(all_frames(tree / clips.name(int(batch.index[row]))))
         key = batch.keys[row : row + 1]
-        (frames,) = drawn_frames(seconds(len(truth)), key, CONFIG)
+        (frames,) = random_frames(seconds(len(truth)), key, CONFIG)
         height, width = (torch.tensor([side]) for side in truth.shape[1:3])
         (box,) = multi_scale_boxes(key, height, width, (32, 32), SIDES).tolist()
         expected = resize(cut(torch.from_numpy(truth[frames]), box), (32, 32)).permute(3, 0, 1, 2)
@@ -288,8 +288,8 @@ def test_an_epoch_of_repeats_decodes_each_video_once(tree: Path) -> None:
 def test_repeats_share_their_frames_or_draw_new_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(
-        "mmm.data.datasets.clips.drawn_frames",
-        lambda times, drawn, config: (asked.append(len(drawn)), drawn_frames(times, drawn, config))[1],
+        "mmm.data.datasets.clips.random_frames",
+        lambda times, drawn, config: (asked.append(len(drawn)), random_frames(times, drawn, config))[1],
     )
     for repeat, expected in (("crop", 1), ("clip", 3)):
         clips = opened(tree, repeats=3, repeat=repeat)
@@ -329,7 +329,7 @@ def test_evaluation_holds_no_more_frames_of_full_size_than_a_block(tree: Path, m
     clips, held = opened(tree, eval_clips=3), list[int]()
     index = torch.arange(len(clips))
     whole, _ = clips.eval_views(index)
-    monkeypatch.setattr(frame_blocks, "BLOCK", 2 * 64 * 96 * 3)
+    monkeypatch.setattr(reader, "BLOCK", 2 * 64 * 96 * 3)
     monkeypatch.setattr("mmm.data.datasets.clips.resize", lambda clip, size: (held.append(clip.numel()), resize(clip, size))[1])
     views, failed = clips.eval_views(index)
     assert not failed
@@ -379,7 +379,7 @@ def test_grey_clips_and_the_device_side(tree: Path) -> None:
     [
         ({"frames": 0}, "data.frames cannot be 0"),
         ({"stride": 0}, "data.stride cannot be 0"),
-        ({"fps": 0.0}, "data.fps cannot be 0.0: give a number above 0, or none"),
+        ({"fps": 0.0}, "data.fps cannot be 0.0: give a number above 0, or None"),
         ({"crop_sides": (0.5, 1.0)}, "data.crop_sides cannot be .* falling order"),
         ({"eval_crops": 0}, "data.eval_crops cannot be 0"),
         ({"backend": "dekord"}, "data.backend dekord: no such backend; did you mean 'decord'"),

@@ -15,7 +15,7 @@ LIBRARIES = {
 
 @backend("av")
 def _av(source: Source) -> Video:
-    """PyAV: exact on every kind of file that was tried, wheels on all platforms; the default."""
+    """PyAV, the default: exact on every kind of file that was tried, with wheels for all platforms."""
     from mmm.data.decode.video.pyav import AvVideo
 
     return AvVideo(source)
@@ -23,7 +23,7 @@ def _av(source: Source) -> Video:
 
 @backend("decord")
 def _decord(source: Source) -> Video:
-    """decord: for comparison; PyAV reads the files for which it returns wrong frames."""
+    """decord, for comparison. PyAV reads the files for which decord returns wrong frames."""
     from mmm.data.decode.video.decord import open_decord
 
     return open_decord(source)
@@ -31,7 +31,7 @@ def _decord(source: Source) -> Video:
 
 @backend("torchcodec")
 def _torchcodec(source: Source) -> Video:
-    """torchcodec: needs FFmpeg's libraries on the system; PyAV reads the files for which it returns wrong frames."""
+    """torchcodec, which needs FFmpeg's libraries on the system. PyAV reads the files for which it returns wrong frames."""
     from mmm.data.decode.video.torchcodec import open_torchcodec
 
     return open_torchcodec(source)
@@ -39,13 +39,13 @@ def _torchcodec(source: Source) -> Video:
 
 @backend("frames")
 def _frames(source: Source) -> Video:
-    """A folder of images, one a frame; taken of itself for a source that is a folder."""
+    """A folder of images, one per frame; the backend of every source that is a folder."""
     from mmm.data.decode.video.frame_folder import FrameFolder
 
     return FrameFolder(source)
 
 
 def require(name: str) -> None:
-    """Raises ValueError where the library of a backend is not installed."""
+    """Raises ValueError if the library of a backend is not installed."""
     if name in LIBRARIES and importlib.util.find_spec(name) is None:
         raise ValueError(f"data.backend {name}: the library {name} is not installed; {LIBRARIES[name]}")

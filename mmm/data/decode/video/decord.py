@@ -1,8 +1,8 @@
-"""Videos through decord, where it returns what PyAV returns; PyAV reads the others.
+"""Videos through decord, for files of which it returns what PyAV returns; PyAV reads the others.
 
-decord 0.6 returns other frames than those asked for, without an error, on open groups of pictures (measured: 7 clips of 12 of
-HEVC files; H.264 too), on H.264 in AVI, on MPEG-TS, MPEG-PS and ASF, and on damaged streams (12 frames of 15); other colours for
-10-bit and interlaced video; and memory that was never written for the last frame of some AVIs.
+decord 0.6 returns other frames than requested, without an error, on open groups of pictures (measured: 7 clips of 12 of HEVC files;
+H.264 too), on H.264 in AVI, on MPEG-TS, MPEG-PS and ASF, and on damaged streams (12 frames of 15); other colours for 10-bit and
+interlaced video; and uninitialised memory for the last frame of some AVIs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.pyav import AvVideo
 from mmm.data.decode.video.reader import Source, Video
-from mmm.data.decode.video.verify import open_checked
+from mmm.data.decode.video.verify import open_verified
 from mmm.data.errors import Unreadable
 
 
 class DecordVideo:
-    """One open file that decord reads rightly. See `mmm.data.decode.video.reader.Video`."""
+    """One open file that decord reads correctly. See `mmm.data.decode.video.reader.Video`."""
 
     def __init__(self, source: Source, exact: AvVideo) -> None:
         self.times = exact.times
@@ -32,7 +32,7 @@ class DecordVideo:
         if channels != 3:
             raise Unreadable(f"data.channels is {channels}; decord reads 3, data.backend av also 1")
         batch = self.reader.get_batch(frames)
-        clip: Pixels = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # another type where a bridge is set
+        clip: Pixels = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # another type if a bridge is set
         return clip
 
     def close(self) -> None:
@@ -40,6 +40,6 @@ class DecordVideo:
 
 
 def open_decord(source: Source) -> Video:
-    """Opens a file with decord, or with PyAV where decord is not exact."""
-    decord.logging.set_level(decord.logging.QUIET)  # else its FFmpeg writes a line for every frame of some files
-    return open_checked(source, "decord", DecordVideo)
+    """Opens a file with decord, or with PyAV if decord is not exact."""
+    decord.logging.set_level(decord.logging.QUIET)  # else its FFmpeg writes a line for each frame of some files
+    return open_verified(source, "decord", DecordVideo)

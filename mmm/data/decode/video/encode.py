@@ -1,4 +1,4 @@
-"""Writing H.264 files that are fast to read clips from: short groups of pictures, and a stream that is cheap to decode."""
+"""Writes H.264 files from which clips are read fast: short groups of pictures, and a stream that is cheap to decode."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmm.data.decode.image import Pixels
+from mmm.data.decode.video.info import open_av
 from mmm.data.decode.video.reader import OpenVideo, Source
-from mmm.data.decode.video.validate import check_file, reasons
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 MILLISECOND = Fraction(1, 1000)
-COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")  # said of a frame, and kept
+COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")  # attributes of a frame that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +26,27 @@ class EncodeConfig:
     """How videos are encoded for training."""
 
     short_side: int | None = 256
-    """Pixels, to which larger videos are reduced; smaller ones are not enlarged; none keeps the size. Made even."""
+    """Short side of larger videos after encoding, pixels, rounded to an even number; smaller videos and None keep the size"""
 
     group: int = 12
-    """Frames from one keyframe to the next, at most: the shorter, the faster a clip is read, and the larger the file."""
+    """Largest number of frames from one keyframe to the next; with fewer, a clip is read faster and the file is larger"""
 
     crf: int = 23
-    """Quality, from 0 (lossless) to 51; 18 cannot be told from the source."""
+    """Quality, from 0 (lossless) to 51; 18 looks like the source"""
 
     preset: str = "medium"
-    """libx264's: slower ones make smaller files."""
+    """Preset of libx264; slower ones make smaller files"""
 
     fast_decode: bool = True
-    """Leave out what is dear to decode (CABAC, deblocking, weighted prediction): 1.7 times the clips a second, 5 % larger"""
+    """Leave out what is slow to decode (CABAC, deblocking, weighted prediction): 1.7 times the clips a second, 5 % larger files"""
 
     fps: float = 30.0
-    """Frames a second of a folder of frames, which does not say."""
+    """Frames a second of a folder of frames"""
 
     def check(self) -> None:
         """Raises ValueError, naming the field, for values that make no sense."""
         rules = {
-            "short_side": (self.short_side is None or self.short_side >= 2, "give at least 2 pixels, or none"),
+            "short_side": (self.short_side is None or self.short_side >= 2, "give at least 2 pixels, or None"),
             "group": (self.group >= 1, "give at least 1"),
             "crf": (0 <= self.crf <= 51, "give a number from 0 to 51"),
             "fps": (self.fps > 0, "give a number above 0"),
@@ -60,14 +60,14 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
     """Writes frames into an MP4 file, whole or not at all.
 
     Args:
-        frames: with the time at which each is shown, in `unit`s.
-        path: to write.
-        config: how.
+        frames: each with the time at which it is shown, in `unit`s.
+        path: file to write.
+        config: settings of the encoder.
         unit: seconds.
         rate: frames a second, on average.
 
     Returns:
-        how many frames were written.
+        The number of frames.
     """
     import av
 
@@ -105,42 +105,34 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
 
 
 def write_video(path: Path, clip: Iterable[Pixels], *, fps: float, config: EncodeConfig) -> int:
-    """Writes pictures, uint8 (H, W, 3) each, as a video. Returns how many."""
+    """Writes images, uint8 (H, W, 3), as the frames of a video. Returns their number."""
     import av
 
     rate = Fraction(fps).limit_denominator(1001)
-    frames = ((av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"), i) for i, picture in enumerate(clip))
+    frames = ((av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), i) for i, image in enumerate(clip))
     return encode(frames, path, config, 1 / rate, rate)
 
 
 def reencode(source: Source, path: Path, config: EncodeConfig) -> dict[str, Any]:
-    """Encodes a video or a folder of frames anew. The times of its frames are kept, its sound is not, and it is turned upright.
+    """Encodes a video or a folder of frames. The times of its frames are kept, sound is left out, frames are rotated upright.
 
     Returns:
-        its frames, and the bytes before and after.
+        The number of frames, and the bytes before and after.
 
     Raises:
-        Unreadable: where a frame of it cannot be decoded.
+        Unreadable: if a frame cannot be decoded.
     """
     if isinstance(source, Path) and source.is_dir():
         with OpenVideo(source) as video:
-            pictures = (video.read([number])[0] for number in range(len(video)))
-            count = write_video(path, pictures, fps=config.fps, config=config)
+            images = (video.read([number])[0] for number in range(len(video)))
+            count = write_video(path, images, fps=config.fps, config=config)
         before = sum(file.stat().st_size for file in source.iterdir() if file.is_file())
         return {"frames": count, "bytes_before": before, "bytes_after": path.stat().st_size}
-    from mmm.data.decode.video.pyav import AvVideo
-
-    with reasons("cannot be opened"):
-        check_file(source)
-        opened = AvVideo(source)
-    try:
+    with open_av(source) as opened:
         unit = opened.stream.time_base if opened.packets.ordered and opened.stream.time_base else MILLISECOND
         rate = Fraction(opened.stream.average_rate or 30).limit_denominator(1001)
         moments = [round(float(time) / float(unit)) for time in opened.times]
-        with reasons("cannot be decoded"):
-            count = encode(zip(_upright(opened.frames()), moments, strict=True), path, config, unit, rate)
-    finally:
-        opened.close()
+        count = encode(zip(_upright(opened.frames()), moments, strict=True), path, config, unit, rate)
     before = len(source) if isinstance(source, bytes) else source.stat().st_size
     return {"frames": count, "bytes_before": before, "bytes_after": path.stat().st_size}
 
@@ -162,6 +154,6 @@ def _options(config: EncodeConfig) -> dict[str, str]:
 
 
 def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Even, with the short side at most what is wanted."""
+    """Returns an even height and width with the short side at most `short_side`."""
     scale = 1.0 if short_side is None else min(1.0, short_side / min(height, width))
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)

@@ -1,4 +1,4 @@
-"""A video kept as a folder of images, one a frame."""
+"""A video stored as a folder of images, one per frame."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from mmm.data.media import IMAGE_SUFFIXES
 class FrameFolder:
     """The images of a folder, in the order of the numbers in their names. See `mmm.data.decode.video.reader.Video`.
 
-    A folder does not say when its frames are shown: `times` counts them, as if there were one a second.
+    A folder does not say when its frames are shown: `times` counts them, one a second.
     """
 
     def __init__(self, source: Source) -> None:
         if isinstance(source, bytes):
             raise Unreadable("a folder of frames is expected, not bytes")
-        names = [name for name in os.listdir(source) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
-        if not names:
+        self.paths = _images_in(source)
+        if not self.paths:
             raise Unreadable("a folder without images")
-        self.paths = [source / name for name in sorted(names, key=_natural)]
-        self.times = np.arange(len(names), dtype=np.float64)
+        self.times = np.arange(len(self.paths), dtype=np.float64)
 
     def read(self, frames: list[int], channels: int) -> Pixels:
         images = [decode_image(self.paths[number], channels) for number in frames]
@@ -43,15 +42,21 @@ class FrameFolder:
 
 
 def image_sizes(folder: Path, count: int) -> set[tuple[int, int]]:
-    """Returns the heights and widths of the first images of a folder, by their headers; those that cannot be read are left out."""
+    """Returns the heights and widths of the first images of a folder, by their headers; unreadable ones are left out."""
     sizes = set()
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:count]:
+    for path in _images_in(folder)[:count]:
         with suppress(Exception), Image.open(path) as image:
             sizes.add((image.height, image.width))
     return sizes
 
 
+def _images_in(folder: Path) -> list[Path]:
+    """Returns the images of a folder, frame2.jpg before frame10.jpg."""
+    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
+    return [folder / name for name in sorted(names, key=_natural)]
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts frame2.jpg before frame10.jpg."""
+    """Returns a sort key by which numbers in names count as numbers."""
     parts = re.findall(r"\d+|\D+", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,7 +1,7 @@
 """Lists the packets of a video through PyAV: which frames there are, when each is shown, and where decoding can start.
 
-To list packets is to read the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour, where the frames of a clip
-need 16 ms and 0.6 MB. The lists of long videos are therefore kept, by each process in memory and by all in the user's cache.
+Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour, of which the frames of a clip
+need 16 ms and 0.6 MB. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video import VideoStream
 
-# what holds a video; the rest of FFmpeg's list are devices and playlists, which would open other files (measured: a text file
-# called .mp4 that names another file is played)
+# containers of videos; FFmpeg's other formats are devices and playlists, which would open other files (measured: a text file called
+# .mp4 that names another file is played)
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,rm,ivf,gif,h264,hevc,m4v,mjpeg,dv,nut,live_flv"
-# max_pixels: to open a file is to decode some of it, and a frame may be larger than the file's header says
+# max_pixels: opening a file decodes some of it, and a frame may be larger than the file's header says
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-VERSION = 1, av.library_versions["libavformat"]  # to be raised where a list says something else of the same file
-LONG = 1000  # frames from which a list is kept: it takes longer to make (7 ms) than to read from the cache (1 ms)
-KEPT = 64  # lists that a process holds in memory, of 0.9 MB an hour
-SKIPPING = ("h264", "hevc")  # where frames that nothing refers to can be left out; AV1 lost wanted ones
+VERSION = 1, av.library_versions["libavformat"]  # raise it when the list of the same file changes
+LONG = 1000  # frames from which a list is cached: making it (7 ms) takes longer than reading it (1 ms)
+CACHED = 64  # lists that a process holds in memory, 0.9 MB for an hour of video
+SKIPPING = ("h264", "hevc")  # codecs of which frames without references to them can be skipped; AV1 lost requested frames
 
 logger = logging.getLogger(__name__)
 
@@ -64,34 +64,34 @@ class Packets:
 
 
 def open_container(source: Source) -> InputContainer:
-    """Opens a file for reading; playlists, other protocols, and headers that promise too much are refused."""
+    """Opens a file for reading. Raises Unreadable for playlists, other protocols, and headers that promise too much."""
     check_boxes(source)
     try:
         if isinstance(source, bytes):
             return av.open(io.BytesIO(source), "r", options=OPTIONS)
         return av.open("file:" + os.path.abspath(source), "r", options=OPTIONS)
-    except av.error.ArgumentError as error:  # so it refuses what is not in its list
+    except av.error.ArgumentError as error:  # the format is not in CONTAINERS
         raise Unreadable("is no video of a known format") from error
 
 
 def open_stream(container: InputContainer) -> VideoStream:
-    """The first video stream, to be decoded in this thread.
+    """Returns the first video stream, set to decode in this thread.
 
     Raises:
-        Unreadable: where there is none, or its frames are too large.
+        Unreadable: if there is none, or its frames are too large.
     """
-    pictures = [stream for stream in container.streams.video if not int(stream.disposition) & av.stream.Disposition.attached_pic]
-    if not pictures:
+    videos = [stream for stream in container.streams.video if not int(stream.disposition) & av.stream.Disposition.attached_pic]
+    if not videos:
         raise Unreadable("has no video stream")
-    stream = pictures[0]
+    stream = videos[0]
     if stream.codec_context is None:
         raise Unreadable("nothing here decodes its codec")
     height, width = stream.codec_context.height, stream.codec_context.width
-    if not height * width:  # so FFmpeg leaves them where a decoder refused them
+    if not height * width:  # a decoder refused them
         raise Unreadable(f"its frames have no size, or more pixels than the {MAX_PIXELS:,} that are decoded")
     check_size(height, width)
     stream.codec_context.options = {"max_pixels": OPTIONS["max_pixels"]}
-    stream.thread_type = "NONE"  # measured faster on one core, and a decoder's own threads can wait for each other for ever
+    stream.thread_type = "NONE"  # faster on one core, and the threads of a decoder can deadlock
     return stream
 
 
@@ -99,7 +99,7 @@ _memory: dict[tuple[object, ...], Packets] = {}
 
 
 def find_packets(source: Source, container: InputContainer, stream: VideoStream) -> Packets:
-    """Returns the packets from memory or from the user's cache, where they are of this very file; else lists them."""
+    """Returns the packets from memory or from the user's cache, if the file has not changed since; else lists them."""
     if isinstance(source, bytes):
         return list_packets(container, stream)
     status = source.stat()
@@ -110,7 +110,7 @@ def find_packets(source: Source, container: InputContainer, stream: VideoStream)
         if len(packets.stamps) < LONG:
             return packets
         _write(identity, packets)
-    while len(_memory) >= KEPT:
+    while len(_memory) >= CACHED:
         _memory.pop(next(iter(_memory)))
     _memory[identity] = packets
     return packets
@@ -130,7 +130,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> Packets:
             keys.append(stamp)
         if not packet.is_discard:  # what an edit list cuts off is decoded, but not shown
             stamps.append(stamp)
-    # AVI stores no times of presentation: where frames are shown in another order than stored, those given here are wrong
+    # AVI stores no presentation times: if frames are shown in another order than stored, the times here are wrong
     guessed = container.format.name == "avi" and (stream.codec_context.has_b_frames or stream.codec_context.name in SKIPPING)
     ordered = complete and not guessed and len(set(stamps)) == len(stamps) and bool(keys)
     return Packets(np.array(sorted(stamps), np.int64), np.array(sorted(keys), np.int64), open_group, ordered)
@@ -141,7 +141,7 @@ def _path(identity: tuple[object, ...]) -> Path:
 
 
 def _read(identity: tuple[object, ...]) -> Packets | None:
-    """The packets in the cache; None where there are none, or what is there is damaged."""
+    """Returns the packets in the cache; None if there are none, or the file is damaged."""
     try:
         with np.load(_path(identity), allow_pickle=False) as file:
             open_group, ordered = file["flags"].tolist()
@@ -151,13 +151,13 @@ def _read(identity: tuple[object, ...]) -> Packets | None:
 
 
 def _write(identity: tuple[object, ...], packets: Packets) -> None:
-    """Writes packets to the cache, whole or not at all; where that cannot be written, each process lists them once."""
+    """Writes packets to the cache, whole or not at all. Without a cache, each process lists them once."""
     path = _path(identity)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
-            steps = np.diff(packets.stamps, prepend=0)  # constant, for most videos, and then a few bytes
+            steps = np.diff(packets.stamps, prepend=0)  # constant for most videos, and then a few bytes
             np.savez_compressed(file, steps=steps, keys=packets.keys, flags=[packets.open_group, packets.ordered])
         aside.replace(path)
     except OSError as error:
@@ -167,7 +167,7 @@ def _write(identity: tuple[object, ...], packets: Packets) -> None:
 
 
 def decodable(packets: Iterable[Packet]) -> Iterator[Packet]:
-    """The packets from the first keyframe on, without those shown before it: they refer to what is not there."""
+    """Yields the packets from the first keyframe on, without those shown before it, which refer to missing frames."""
     first: int | None = None
     started = False
     for packet in packets:

@@ -8,10 +8,10 @@ second, and right where decord is not (open groups of pictures).
 A packet marked as a keyframe may be a recovery point of H.264 with intra refresh, after which frames are incomplete for a while.
 Decoding therefore starts at a keyframe only if the first frame from there is one, else at an earlier one.
 
-Damage is not hidden. FFmpeg conceals the broken parts of a frame and marks it; from such a frame on, nothing is taken. Of 240
-H.264 and MPEG-4 files with one to three flipped bits, 160 showed it to FFmpeg, and each of these is refused; a flip that leaves a
-valid stream with other pixels cannot be seen (HEVC: almost all), only checksums of the whole file could show it. Missing packets of
-H.264 are found by their frame numbers (`h264.py`).
+Damage is reported. FFmpeg conceals the broken parts of a frame and marks it; such a frame and all after it are refused. Of 240
+H.264 and MPEG-4 files with one to three flipped bits, FFmpeg noticed 160, and each of these is refused; a flip that leaves a valid
+stream with other pixels (HEVC: almost all) could only be found by a checksum of the file. Missing packets of H.264 are found by
+their frame numbers (`h264.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from av.video import VideoFrame, VideoStream
 
 FORMATS = {1: "gray", 3: "rgb24"}
-BACK = (0, 1, 3, 7)  # keyframes by which a seek is set back until it lands before what is wanted; MPEG-TS lands late
+BACK = (0, 1, 3, 7)  # keyframes by which a seek is moved back until it lands early enough; in MPEG-TS seeks land late
 
 
 class AvVideo:
@@ -71,7 +71,7 @@ class AvVideo:
         return clip
 
     def each(self, frames: list[int], channels: int) -> Iterator[tuple[int, Pixels]]:
-        """The frames as they are decoded, each once: its number, and (H, W, C), which holds it until the next is asked for."""
+        """Yields each frame as it is decoded: its number, and uint8 (H, W, C), valid until the next."""
         if channels not in FORMATS:
             raise Unreadable(f"data.channels is {channels}; videos have 1 (grey) or 3")
         missing, shape = set(frames), None
@@ -86,24 +86,24 @@ class AvVideo:
             raise Unreadable(f"frame {min(missing)} of {len(self.times)} cannot be decoded")
 
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames, decoded from the first to the last.
+        """Decodes all frames from the first to the last.
 
         Raises:
-            Unreadable: at the first that is damaged; PyAV's own errors too.
+            Unreadable: at the first damaged one. Errors of PyAV are raised as they are.
         """
         with open_container(self.source) as container:
             stream = open_stream(container)
             yield from _decode(stream, _packets(container, stream), None)
 
     def _by_stamp(self, frames: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The wanted frames, in runs of adjacent groups of pictures, each decoded from the keyframe before it."""
+        """Decodes frames in runs of adjacent groups of pictures, each run from the keyframe before it."""
         stamps = self.packets.stamps[frames]
         groups = np.searchsorted(self.packets.keys, stamps, side="right")
         for run in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(groups) > 1) + 1):
             yield from self._run({int(stamps[place]): frames[place] for place in run})
 
     def _run(self, run: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames of one run, {stamp: number}; those not met on the way from a keyframe are decoded from the start."""
+        """Decodes the frames of one run, {stamp: number}; those not met from a keyframe on are decoded from the start."""
         wanted, stamps = dict(run), set(run)
         decoded = self._from_key(min(run), stamps)
         if decoded is not None:
@@ -114,8 +114,10 @@ class AvVideo:
                 yield from _pick(_decode(stream, _packets(container, stream), stamps), wanted)
 
     def _from_key(self, first: int, wanted: set[int]) -> Iterator[VideoFrame] | None:
-        """Decodes from a keyframe at or before a stamp; None where no seek lands there. Keyframes that prove to be none are
-        forgotten."""
+        """Decodes from a keyframe at or before a stamp; returns None if no seek lands there.
+
+        Keyframes from which decoding does not start with a keyframe are dropped from the list.
+        """
         while True:
             keys = self.packets.keys
             group = int(np.searchsorted(keys, first, side="right")) - 1
@@ -125,7 +127,7 @@ class AvVideo:
                 return None
             frames = _decode(self.stream, chain([landed], packets), wanted)
             place = int(np.searchsorted(keys, landed.pts))
-            if place == 0:  # the start of the file, whatever it is
+            if place == 0:  # the start of the file: there is nothing earlier
                 return frames
             head = next(frames, None)
             if head is not None and head.key_frame:
@@ -133,7 +135,7 @@ class AvVideo:
             self.packets.keys = np.delete(keys, slice(place, group + 1))
 
     def _seek(self, group: int) -> Iterator[Packet]:
-        """The packets from a keyframe or one before it; none where no seek lands there."""
+        """Returns the packets from a keyframe or an earlier one on; none if no seek lands there."""
         keys = self.packets.keys
         for back in BACK[: group + 1]:
             self.container.seek(int(keys[max(0, group - back)]), stream=self.stream, backward=True)
@@ -144,7 +146,7 @@ class AvVideo:
         return iter(())
 
     def _by_count(self, frames: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames of a file whose stamps do not say their order: counted from the first."""
+        """Decodes frames of a file whose stamps do not say their order, by counting from the first."""
         wanted = set(frames)
         for number, frame in enumerate(self.frames()):
             if number in wanted:
@@ -153,7 +155,7 @@ class AvVideo:
                 return
 
     def convert(self, frame: VideoFrame, channels: int) -> Pixels:
-        """uint8 (H, W, C), upright; a view of PyAV's memory, to be copied."""
+        """Converts a frame to uint8 (H, W, C), upright: a view of PyAV's memory, which the next call overwrites."""
         plane = self._pixels.reformat(frame, format=FORMATS[channels], threads=1).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # (H, bytes), padded on the right
         pixels: Pixels = rows[: frame.height, : frame.width * channels].reshape(frame.height, frame.width, channels)
@@ -161,7 +163,7 @@ class AvVideo:
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets to decode from where the container stands."""
+    """Returns the packets to decode from the container's position on."""
     packets: Iterable[Packet] = container.demux(stream)
     if stream.codec_context.name == "h264":
         packets = FrameNumbers(stream.codec_context.extradata).checked(packets)
@@ -169,20 +171,20 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
 
 
 def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | None) -> Iterator[VideoFrame]:
-    """Decodes packets; those that are not wanted, by stamp, and to which no frame refers, are skipped (12 to 36 % faster)."""
+    """Decodes packets. Frames whose stamp is not wanted and to which no frame refers are skipped (12 to 36 % faster)."""
     context = stream.codec_context
     for packet in packets:
         if wanted is not None and context.name in SKIPPING:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in context.decode(packet if packet.size else None):
-            if frame.is_corrupt:  # not those that lead an open group of pictures: their packets were left out
+            if frame.is_corrupt:  # leading frames of an open group of pictures are not among them: `decodable` left them out
                 when = "" if frame.pts is None else f" at {frame.time:.3f} s"
                 raise Unreadable(f"a frame{when} is damaged")
             yield frame
 
 
 def _pick(frames: Iterable[VideoFrame], wanted: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Takes the wanted frames, {stamp: number}, out of the decoded ones, until there are no more."""
+    """Yields the wanted frames, {stamp: number}, and removes them from `wanted`, until it is empty."""
     for frame in frames:
         if frame.pts in wanted:
             yield wanted.pop(frame.pts), frame

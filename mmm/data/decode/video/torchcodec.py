@@ -1,7 +1,7 @@
-"""Videos through torchcodec, a plug-in: it needs FFmpeg's libraries on the system, and its PyPI wheel for x86_64 needs CUDA's.
+"""Videos through torchcodec, an optional library: it needs FFmpeg's libraries on the system, and its PyPI wheel for x86_64 CUDA's.
 
 It scans a file when it opens it (`exact`), which was also the faster mode for clips. On MPEG-TS it returned other frames than a
-full decode (0.17); there, as wherever else it is not exact, PyAV reads.
+full decode (0.17). PyAV reads the files for which it is not exact.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torchcodec.decoders import VideoDecoder
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.pyav import AvVideo
 from mmm.data.decode.video.reader import Source, Video
-from mmm.data.decode.video.verify import open_checked
+from mmm.data.decode.video.verify import open_verified
 from mmm.data.errors import Unreadable
 
 
 class TorchcodecVideo:
-    """One open file that torchcodec reads rightly. See `mmm.data.decode.video.reader.Video`."""
+    """One open file that torchcodec reads correctly. See `mmm.data.decode.video.reader.Video`."""
 
     def __init__(self, source: Source, exact: AvVideo) -> None:
         self.times = exact.times
@@ -36,5 +36,5 @@ class TorchcodecVideo:
 
 
 def open_torchcodec(source: Source) -> Video:
-    """Opens a file with torchcodec, or with PyAV where torchcodec is not exact."""
-    return open_checked(source, "torchcodec", TorchcodecVideo)
+    """Opens a file with torchcodec, or with PyAV if torchcodec is not exact."""
+    return open_verified(source, "torchcodec", TorchcodecVideo)

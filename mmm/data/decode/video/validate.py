@@ -1,4 +1,4 @@
-"""Why a video is not read: what is refused before it is opened, and one line for whatever a decoder raises."""
+"""Refuses unsuitable video files before they are opened, and turns what decoders raise into one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmm.data.errors import Unreadable
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises Unreadable for frames too large to decode, from the header."""
+    """Raises Unreadable for frames that are too large to decode, by the header."""
     if height * width > MAX_PIXELS:
         raise Unreadable(f"its frames have {height} x {width} pixels, more than the {MAX_PIXELS:,} that are decoded")
 
 
 def check_file(source: Path | bytes) -> None:
-    """Raises Unreadable for what need not be opened to be refused."""
+    """Raises Unreadable for an empty or missing file, and for a pipe, a device or a link that leads nowhere."""
     if isinstance(source, bytes):
         if not source:
             raise Unreadable("the file is empty")
@@ -29,12 +29,12 @@ def check_file(source: Path | bytes) -> None:
     except (OSError, ValueError) as error:
         raise Unreadable(open_error(error)) from error
     if not stat.S_ISDIR(status.st_mode):
-        check_regular(status)  # a pipe would be waited for, for ever
+        check_regular(status)  # reading a pipe would block forever
 
 
 @contextmanager
 def reasons(failure: str) -> Iterator[None]:
-    """Turns what other people's decoders raise, which is anything, into Unreadable: what failed, and why, without what varies."""
+    """Turns any exception of a decoder into Unreadable: `failure` and the reason, in words that do not vary from run to run."""
     try:
         yield
     except (Unreadable, ImportError):

@@ -1,4 +1,4 @@
-"""Whether another library reads a file as PyAV does: checked once for each file in each process, before it is believed."""
+"""Verifies that another library reads a file as PyAV does, once for each file in each process, before it is used."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKED = 12  # frames that are compared
+COMPARED = 12  # frames
 
-_exact: dict[object, bool] = {}  # of the libraries and files that this process has met
+_exact: dict[object, bool] = {}  # by library and file, in this process
 
 
-def open_checked(source: Source, name: str, opener: Callable[[Source, AvVideo], Video]) -> Video:
-    """Opens a file with another library where it returns what PyAV returns, bit for bit; else with PyAV, and a line in the log.
+def open_verified(source: Source, name: str, opener: Callable[[Source, AvVideo], Video]) -> Video:
+    """Opens a file with another library if its frames equal PyAV's bit for bit; else with PyAV, which is logged.
 
-    To know it, PyAV decodes the whole file, which shows damage, and some frames are compared, each got by a seek.
+    For that, PyAV decodes the whole file once, which reveals damage, and some frames are compared, each after a seek.
 
     Args:
         source: path or bytes.
-        name: of the library.
-        opener: opens a file with it, given the same file as PyAV has opened it.
+        name: name of the library.
+        opener: opens a file with the library; it also gets the file as PyAV has opened it.
     """
     from mmm.data.decode.video.pyav import AvVideo
 
     video = AvVideo(source)
     try:
-        known = name, _identity(source)
-        if known not in _exact:
-            _exact[known] = _is_exact(source, video, opener)
-            if not _exact[known]:  # one warning a process: a set of HEVC files would fill the log
+        key = name, _identity(source)
+        if key not in _exact:
+            _exact[key] = _is_exact(source, video, opener)
+            if not _exact[key]:  # one warning a process: a set of HEVC files would fill the log
                 level = logging.WARNING if list(_exact.values()).count(False) == 1 else logging.INFO
                 logger.log(level, "%s and others like it: %s is not exact, PyAV reads them instead", _title(source), name)
-        if not _exact[known]:
+        if not _exact[key]:
             return video
         opened = opener(source, video)
     except BaseException:
@@ -53,22 +53,20 @@ def open_checked(source: Source, name: str, opener: Callable[[Source, AvVideo], 
 
 
 def _is_exact(source: Source, video: AvVideo, opener: Callable[[Source, AvVideo], Video]) -> bool:
-    """Compares some frames, from the last to the first, so that each is looked for anew."""
+    """Compares some frames, from the last to the first, so that each needs a seek."""
     total = len(video.times)
     if video.packets.open_group or not video.packets.ordered:
         return False
-    chosen = np.unique(np.linspace(0, total - 1, CHECKED).round().astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, total - 1, COMPARED).round().astype(int)).tolist()
     try:
-        frames = enumerate(video.frames())
-        sums = {number: checksum(video.convert(frame, 3)) for number, frame in frames if number in chosen}
+        sums = {number: checksum(video.convert(frame, 3)) for number, frame in enumerate(video.frames()) if number in chosen}
         other = opener(source, video)
         try:
-            return len(sums) == len(chosen) and all(
-                checksum(other.read([number], 3)) == sums[number] for number in reversed(chosen)
-            )
+            same = (checksum(other.read([number], 3)) == sums[number] for number in reversed(chosen))
+            return len(sums) == len(chosen) and all(same)
         finally:
             other.close()
-    except Exception:  # damage, or what the library cannot read: PyAV says which, where it is met
+    except Exception:  # damage, or what the library cannot read: PyAV reports it when it reads the file
         return False
 
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from mmm.data import ClipsConfig, open_data
 from mmm.data.decode.video import read_clip
-from mmm.data.sources import builtin_videos as folder
-from mmm.data.sources import films
+from mmm.data.sources import builtin_videos as videos
 from mmm.data.sources.builtin_images import PHOTOGRAPHS, photograph
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 
@@ -35,7 +34,7 @@ CLIPS = ClipsConfig(
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
-    folder.film_folder(cache, FEW)
+    videos.motion_folder(cache, FEW)
     return cache
 
 
@@ -57,9 +56,9 @@ def moved(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[int, int
 
 
 def test_films_move_where_their_class_says() -> None:
-    for index, (name, (down, right)) in enumerate(films.DIRECTIONS.items()):
+    for index, (name, (down, right)) in enumerate(videos.DIRECTIONS.items()):
         for further in (0, 8, 16):
-            pictures = films.film("train", index + further)
+            pictures = videos.motion_frames("train", index + further)
             found = moved(pictures[0], pictures[4])
             expected = np.array([down, right]) * 4
             assert np.dot(found, expected) > 0, name
@@ -67,26 +66,26 @@ def test_films_move_where_their_class_says() -> None:
 
 
 def test_films_are_functions_of_their_place() -> None:
-    first = films.film("test", 5)
-    films._plane.cache_clear()
-    films.film("train", 5)
-    np.testing.assert_array_equal(first, films.film("test", 5))
-    assert not np.array_equal(first, films.film("validation", 5))
-    assert not np.array_equal(first, films.film("test", 13))  # of the same class
-    assert first.shape == (films.FRAMES, films.SIDE, films.SIDE)
+    first = videos.motion_frames("test", 5)
+    videos._plane.cache_clear()
+    videos.motion_frames("train", 5)
+    np.testing.assert_array_equal(first, videos.motion_frames("test", 5))
+    assert not np.array_equal(first, videos.motion_frames("validation", 5))
+    assert not np.array_equal(first, videos.motion_frames("test", 13))  # of the same class
+    assert first.shape == (videos.FRAMES, videos.SIDE, videos.SIDE)
 
 
 def test_every_film_has_the_same_light() -> None:
     for index in range(24):
-        pictures = films.film("train", index).astype(float)
-        assert abs(pictures.mean() - films.BRIGHTNESS) < 8
-        assert 16 < pictures.std() < films.CONTRAST + 1
+        pictures = videos.motion_frames("train", index).astype(float)
+        assert abs(pictures.mean() - videos.BRIGHTNESS) < 8
+        assert 16 < pictures.std() < videos.CONTRAST + 1
 
 
 def test_a_frame_says_nothing_of_the_class() -> None:
     """Linear classifiers on single frames, first, middle and last, stay within four standard errors of chance."""
     count, test = 480, 480
-    pictures = np.stack([films.film("train", index)[[0, 10, 19], ::2, ::2] for index in range(count + test)])
+    pictures = np.stack([videos.motion_frames("train", index)[[0, 10, 19], ::2, ::2] for index in range(count + test)])
     values = torch.from_numpy(pictures).float().flatten(2) / 255  # (n, 3, h w)
     labels = torch.arange(count + test) % 8
     for frame in range(3):
@@ -97,39 +96,39 @@ def test_a_frame_says_nothing_of_the_class() -> None:
 
 def test_no_pixel_of_a_photograph_is_in_two_splits() -> None:
     ends: dict[str, int] = {}  # of what the splits before show of a photograph
-    for split, (photographs, start, end) in films.PARTS.items():
+    for split, (photographs, start, end) in videos.PARTS.items():
         for file in photographs:
             grey = np.asarray(photograph(file).convert("L"), dtype=float)
             left, right = round(start * grey.shape[1]), round(end * grey.shape[1])
             assert left >= ends.get(file, 0)
             ends[file] = right
-            plane = films._plane(file, split)
+            plane = videos._plane(file, split)
             assert plane.shape == (2 * len(grey), 2 * (right - left))
             np.testing.assert_array_equal(plane[: len(grey), : right - left], grey[:, left:right])
             np.testing.assert_array_equal(plane, plane[::-1])
             np.testing.assert_array_equal(plane, plane[:, ::-1])
-    assert len(ends) == len(PHOTOGRAPHS) + len(films.UNSEEN)
+    assert len(ends) == len(PHOTOGRAPHS) + len(videos.UNSEEN)
 
 
 def test_files_hold_the_films(cache: Path) -> None:
-    root = folder.film_folder(cache, FEW)
+    root = videos.motion_folder(cache, FEW)
     paths = sorted(root.rglob("*.mp4"))
     assert len(paths) == sum(FEW.values())
-    path = root / "test" / list(films.DIRECTIONS)[3] / "00003.mp4"
-    pixels, wanted = read_clip(path, channels=1)[..., 0].astype(float), films.film("test", 3)
+    path = root / "test" / list(videos.DIRECTIONS)[3] / "00003.mp4"
+    pixels, wanted = read_clip(path, channels=1)[..., 0].astype(float), videos.motion_frames("test", 3)
     assert pixels.shape == wanted.shape
     assert 10 * np.log10(255**2 / ((pixels - wanted) ** 2).mean()) > 32  # dB
 
 
 def test_the_source_is_read_like_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(folder, "COUNTS", FEW)
+    monkeypatch.setattr(videos, "COUNTS", FEW)
     for split, count in FEW.items():
         clips = open_data(CLIPS, split)
         labels = clips.labels()
         assert labels is not None
         assert labels.bincount().tolist() == [count // 8] * 8
-        assert clips.classes == tuple(sorted(films.DIRECTIONS))
+        assert clips.classes == tuple(sorted(videos.DIRECTIONS))
         assert all(clips.classes[label] in clips.name(row) for row, label in enumerate(labels.tolist()))
     pixels, failed = open_data(CLIPS, "eval").eval_views(torch.arange(3))
     assert pixels.shape == (3, 1, 16, 32, 32)
@@ -140,39 +139,39 @@ def test_the_source_is_read_like_any_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_is_there_is_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(films, "write_film", None)
-    root = folder.film_folder(cache, FEW)
-    monkeypatch.setattr(films, "SPEED", (3.0, 4.0))  # other films are other files
+    monkeypatch.setattr(videos, "write_motion_video", None)
+    root = videos.motion_folder(cache, FEW)
+    monkeypatch.setattr(videos, "SPEED", (3.0, 4.0))  # other films are other files
     with pytest.raises(TypeError):
-        folder.film_folder(cache, FEW)
+        videos.motion_folder(cache, FEW)
     assert root.is_dir()
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "list", "half"])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, damage: str) -> None:
-    root = folder.film_folder(tmp_path, FEW)
+    root = videos.motion_folder(tmp_path, FEW)
     victim = sorted(root.rglob("*.mp4"))[7]
     whole = content(root)
-    assert whole == content(folder.film_folder(cache, FEW))
+    assert whole == content(videos.motion_folder(cache, FEW))
     if damage == "cut":
         victim.write_bytes(victim.read_bytes()[:100])
     elif damage == "missing":
         victim.unlink()
     elif damage == "list":
-        (root / folder.SIZES).write_text(json.dumps({})[:1])
+        (root / videos.SIZES).write_text(json.dumps({})[:1])
     else:  # killed while it was being made
         root.rename(root.with_name(f".{root.name}.tmp"))
-    assert folder.film_folder(tmp_path, FEW) == root
+    assert videos.motion_folder(tmp_path, FEW) == root
     assert content(root) == whole
 
 
 def test_two_processes_at_once_end_well(tmp_path: Path, cache: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=folder.film_folder, args=(tmp_path, FEW)) for _ in range(2)]
+    both = [fork.Process(target=videos.motion_folder, args=(tmp_path, FEW)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
-    assert content(folder.film_folder(tmp_path, FEW)) == content(folder.film_folder(cache, FEW))
+    assert content(videos.motion_folder(tmp_path, FEW)) == content(videos.motion_folder(cache, FEW))
     assert not list(tmp_path.glob(".*.tmp"))

@@ -1,0 +1,56 @@
+"""Evaluate a model: any of the evaluations that a pretraining ends with, and your own.
+
+mmm evaluate runs/pretrain-1 --evaluate features reconstruction
+mmm evaluate runs/pretrain-1 --evaluate few_shot --evaluate.few_shot.labels_per_class 10
+mmm evaluate mae_pretrain_vit_base.pth --source /data/imagenet --evaluate knn
+mmm evaluate runs/pretrain-1 --use my_evaluation.py --evaluate mine
+
+Results of a run's own data are appended to its evaluations.jsonl, where mmm compare finds them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmm.evaluate.builtin import FrozenFeatures
+from mmm.evaluate.evaluator import Evaluations, EvaluatorSet
+from mmm.evaluate.loaded_model import SubjectConfig, describe_data, open_subject
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SubjectConfig):
+    """Evaluate a model."""
+
+    evaluate: EvaluatorSet = EvaluatorSet.of(FrozenFeatures.Config())
+    """Evaluations, by name."""
+
+    out: str | None = None
+    """JSON file for the results; none: lines of the run's evaluations.jsonl, where the model is a run's."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Evaluates, prints each result, writes them, and returns them by name."""
+    subject = open_subject(config)
+    model, context = subject.trained or subject.untrained, subject.context(config)
+    logger.info("%s on %s", subject.name, describe_data(context.test))
+    results: dict[str, Any] = {}
+    for result in Evaluations(config.evaluate, model, [context]).finish(model, subject.step, again=True):
+        results[result.name] = result.found | {"figures": result.figures}
+        print(result.text)
+        if config.out is None and (file := subject.record(result.name, results[result.name], config.changes)) is not None:
+            print(f"result: {file}")
+    if config.out is not None:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"results: {config.out}")
+    if len(results) < len(config.evaluate.names):
+        raise ValueError("not all evaluations could be made, see above")
+    return results
