@@ -100,6 +100,15 @@ def test_parts_import_neither_data_nor_training(path: Path) -> None:
 
 
 @over_library
+def test_data_imports_the_core_and_the_system_only(path: Path) -> None:
+    if path.parts[1] != "data":
+        return
+    assert not {
+        name for name in imports(TREES[path]) if within(name, "mmm") and not within(name, "mmm.data", "mmm.core", "mmm.system")
+    }
+
+
+@over_library
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
     """In the function that needs them, or in a reader's own file, which is imported by the function that needs it."""
     if path.parent != Path("mmm/data/decode/video"):

@@ -27,7 +27,7 @@ from mmm.train.distributed.setup import start
 from mmm.train.loop import fit
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import make_plan
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 SAMPLES, STEPS = 8, 3
 SETTINGS = replace(CONFIG, steps=STEPS, batch_size=SAMPLES, micro_batch_size=None, ema=None, clip_norm=None, save_every=STEPS)
@@ -64,7 +64,7 @@ def train(folder: Path, name: str, sharded: bool = False) -> None:
     plan = make_plan(SETTINGS, samples=SAMPLES, processes=accelerator.num_processes)
     model = model_of(TARGETS[name])
     training = Training.prepare(accelerator, model, make_optimizer(model, SETTINGS), identity={}, sharded=sharded)
-    connect(training.bare, accelerator)  # type: ignore
+    connect(training.unwrapped, accelerator)  # type: ignore
     x = torch.randn(STEPS, SAMPLES, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     share = plan.micro_batch_size
     mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
@@ -74,7 +74,7 @@ def train(folder: Path, name: str, sharded: bool = False) -> None:
 
     batches = iter([step[mine] for step in x])
     for update in fit(training, batches, loss_of, config=SETTINGS, plan=plan, seed=0, name_samples=ids):
-        training.bare.target.update(training.bare, update.step, STEPS, update.made)
+        training.unwrapped.target.update(training.unwrapped, update.step, STEPS, update.made)
         if update.save:
             training.save(folder / "checkpoints", 1, needed=update.last)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from mmm.config.diff import differences, flatten
 from mmm.data import Problem
+from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.features.file_formats import READERS
 from mmm.evaluate.features.frozen_eval import RepresentationConfig
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import read_manifest
 from mmm.evaluate.features.table import FeatureTable
-from mmm.evaluate.metrics import check_classes
 
 
 @dataclass(frozen=True)

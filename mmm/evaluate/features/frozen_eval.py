@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 
 from mmm.data import Clips, Images
+from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
-from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
 TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from mmm.core.types import Shape
 from mmm.data import Clips, Images
+from mmm.data.datasets.labelled import check_classes, labelled
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.logistic_regression import few_label_accuracy, few_labels
 from mmm.evaluate.features.table import Extract, extract_features, inference, raw_pixels
-from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
-from mmm.evaluate.probes.setup import labelled
 from mmm.model import MaskedModel
 
 TITLES = {"raw_pixels": "all pixels", "one_frame": "pixels of one frame"}
