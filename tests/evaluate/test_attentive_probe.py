@@ -172,7 +172,7 @@ def test_presets_are_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> 
 def test_help_shows_the_recipe(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(name)
     with pytest.raises(SystemExit) as end:
-        cli.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=["--pool.name", "attentive", "--help"])
+        cli.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=["--pool.name", "attentive", "--help_all"])
     shown = capsys.readouterr().out
     assert end.value.code == 0
     assert recipe.__doc__.split(":")[0][:40] in " ".join(shown.split())

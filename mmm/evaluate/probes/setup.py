@@ -18,9 +18,8 @@ from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool
-from mmm.train.config import TrainConfig
+from mmm.train.config import RunConfig, TrainConfig
 from mmm.train.distributed.setup import precision_of
-from mmm.train.run.place import Resume
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +28,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(RunConfig):
     """A frozen model, and how heads on it are trained."""
 
     model: str | None = None
@@ -51,15 +50,6 @@ class ProbeConfig:
     """Share of the training samples that is not trained on and chooses the learning rate; needed where there are several."""
     test_split: str | None = None
     """Split of the source to score; none: the evaluation part, as in training."""
-    seed: int = 0
-    """Of everything that is drawn: weights of the heads, order, crops, which samples are held back."""
-    folder: str | None = None
-    """Folder of the run; none: runs/TASK-N."""
-    resume: Resume = False
-    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
-    same command does both."""
-    allow: tuple[str, ...] = ()
-    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:
