@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -53,7 +53,7 @@ def small_config(kind: str, name: str) -> PartConfig:
     return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
 
 
-def small_model(size: tuple[int, ...], *, channels: int = 3, **parts: PartConfig) -> MaskedModel:
+def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
 
     A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
@@ -296,7 +296,7 @@ def check_part(kind: str, name: str) -> list[Finding]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             try:
-                model = small_model(size, **parts)
+                model = small_model(size, parts)
                 x, mask = draw(model)
             except ValueError as error:
                 refused.append(Finding(f"{kind} {name}", medium, "a small model is built", str(error)))

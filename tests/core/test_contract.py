@@ -46,7 +46,7 @@ Build = Callable[..., MaskedModel]
 
 
 def model_of(kind: str, name: str, medium: str) -> MaskedModel:
-    return small_model(SIZES[medium], **{kind: small_config(kind, name)})
+    return small_model(SIZES[medium], {kind: small_config(kind, name)})
 
 
 def test_every_kind_of_part_is_registered() -> None:
@@ -63,7 +63,7 @@ def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     size = (16, 224, 224) if ONLY.get(name) == "clips" else (224, 224)
     defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
     with torch.device("meta"):
-        model = small_model(size, **defaults)
+        model = small_model(size, defaults)
     assert getattr(model, kind).config is config
 
 
@@ -92,7 +92,7 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("medium", SIZES)
 def test_every_option_keeps_the_contract(variant: str, medium: str) -> None:
-    model = small_model(SIZES[medium], **VARIANTS[variant])
+    model = small_model(SIZES[medium], VARIANTS[variant])
     for check in CHECKS.values():
         check(model, *draw(model))
 
