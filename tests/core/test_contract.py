@@ -62,6 +62,7 @@ def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     assert part.__doc__
     size = (16, 224, 224) if ONLY.get(name) == "clips" else (224, 224)
     defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
+    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else Patches.Config()
     with torch.device("meta"):
         model = small_model(size, defaults)
     assert getattr(model, kind).config is config
