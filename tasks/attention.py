@@ -31,7 +31,7 @@ class Config(AttentionConfig, SubjectConfig):
     """Images that the model gets at once."""
 
     out: str | None = None
-    """Folder for pictures and numbers; none: the run's pictures, or this folder where the model is no run's."""
+    """Folder for pictures and numbers; None: the run's pictures, or this folder where the model is no run's."""
 
 
 def run(config: Config) -> dict[str, Any]:

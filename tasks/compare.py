@@ -39,7 +39,7 @@ class Config:
     """A recipe to run, once as it is and once with each swap, for each seed."""
 
     preset: str | None = None
-    """The recipe's preset; none: what the recipe itself takes."""
+    """The recipe's preset; None: what the recipe itself takes."""
 
     swap: tuple[str, ...] = ()
     """Variants of the recipe: name=value, or several of them with commas between."""
@@ -51,10 +51,10 @@ class Config:
     """Seeds that every variant is run with."""
 
     launcher: str | None = None
-    """What starts the recipe, for instance "accelerate launch"; none: this Python."""
+    """Command that starts the recipe, for instance "accelerate launch"; None: this Python."""
 
     out: str | None = None
-    """Folder for the table, the plot and the runs of a recipe; none: runs/compare-N with the next free N."""
+    """Folder for the table, the plot and the runs of a recipe; None: runs/compare-N with the next free N."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Config(SubjectConfig):
     """Evaluations, by name."""
 
     out: str | None = None
-    """JSON file for the results; none: lines of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the results; None: lines of the run's evaluations.jsonl, where the model is a run's."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Config(ExtractConfig, SubjectConfig):
     """Extract features."""
 
     test_split: str | None = None
-    """What to read: train or eval, the parts as in training, or a split of the source by its name; none: all of a source that is
+    """Part to read: train or eval, the parts as in training, or a split of the source by its name; None: all of a source that is
     named and has no split for evaluation, else its evaluation part."""
 
     out: str = "features.safetensors"

@@ -38,7 +38,7 @@ class Config(RepresentationConfig, SubjectConfig):
     """File of features to score, with --features."""
 
     out: str | None = None
-    """JSON file for the scores; none: a line of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the scores; None: a line of the run's evaluations.jsonl, where the model is a run's."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Config(ProbeConfig):
     methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
     """trained: by gradient, on augmented samples (train, rates, optimizer); exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
-    """Of the exact method."""
+    """Penalties and convergence of the exact method."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -32,13 +32,13 @@ class Config(GalleryConfig, SubjectConfig):
     """Images that the model gets at once."""
 
     ratio: float | None = None
-    """Fraction of tokens to hide; none: as in training."""
+    """Fraction of tokens to hide; None: as in training."""
 
     norm_pix: bool | None = None
     """For published weights, whether they predict standardised patches, which their file does not say."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, named by what of the data or
+    """PNG file to draw, of clips with .webp and .mp4 beside it; None: in the run's pictures, named by what of the data or
     the ratio is not the run's own; in this folder where the model is no run's."""
 
 

@@ -37,7 +37,7 @@ class Config(SubjectConfig):
     """Retrieve samples."""
 
     queries: str | None = None
-    """Images or videos to ask for, as --source; none: some of the samples that are searched."""
+    """Images or videos to ask for, as --source; None: some of the samples that are searched."""
 
     samples: int = 8
     """Queries, chosen by key."""
@@ -46,7 +46,7 @@ class Config(SubjectConfig):
     """Nearest samples of each."""
 
     pool: Pool | None = None
-    """What of a sample's tokens is its feature: their mean, or the class token; none: the mean, or as the file has it."""
+    """Feature of a sample: the mean of its tokens, or the class token; None: the mean, or as in the file."""
 
     layer: str = "last"
     """Layer whose features are compared: last, or the number of a block."""
@@ -55,10 +55,10 @@ class Config(SubjectConfig):
     """File of features of the samples that are searched, as mmm extract writes it; none computes them."""
 
     query_seed: int = 0
-    """Of the choice of queries."""
+    """Random seed for the choice of queries."""
 
     out: str | None = None
-    """PNG file to draw, the JSON beside it; none: in the run's pictures, or in this folder where the model is no run's."""
+    """PNG file to draw, the JSON beside it; None: in the run's pictures, or in this folder where the model is no run's."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "k"):

@@ -1,4 +1,4 @@
-"""How well a classifier does on a part of the data: each input once, by the mean over its views, over any number of processes.
+"""Accuracy of a classifier: each input once, by the mean over its views, on any number of processes.
 
 Shapes: b inputs, V views of each, K classes.
 """

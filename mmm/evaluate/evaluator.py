@@ -43,7 +43,7 @@ class EvaluatorConfig(PartConfig):
     """Base of the `Config` of each evaluation."""
 
     every: int | None = None
-    """Updates between two of these evaluations in the course of a training; none: only at its end."""
+    """Updates between two of these evaluations in the course of a training; None: only at its end."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -58,7 +58,7 @@ class EvaluatorSet(PartSet):
 
 @dataclass(frozen=True)
 class Column:
-    """How `mmm compare` shows a number.
+    """Display of a number by `mmm compare`.
 
     Attributes:
         title: of the column.
@@ -71,7 +71,7 @@ class Column:
 
 @dataclass(kw_only=True)
 class Context:
-    """What an evaluation is given beside the model.
+    """The data, device and paths that an evaluation gets beside the model.
 
     Attributes:
         data: how the samples are read.

@@ -37,34 +37,34 @@ class SubjectConfig:
     stands for its model untrained."""
 
     source: str | None = None
-    """Images or videos to use, as --data.source of a recipe; none: those of the run."""
+    """Images or videos to use, as --data.source of a recipe; None: those of the run."""
 
     test_split: str | None = None
-    """Split of the source to evaluate on; none: the evaluation part, as in training."""
+    """Split of the source to evaluate on; None: the evaluation part, as in training."""
 
     holdout: float | None = None
-    """Share of the data that is for evaluation, where the source has no split for it; none: the run's."""
+    """Share of the data that is for evaluation, where the source has no split for it; None: the run's."""
 
     image_size: int | None = None
-    """Side of the images or frames that the model gets, in pixels; none: the run's, or that of the published weights."""
+    """Side of the images or frames that the model gets, in pixels; None: the run's, or that of the published weights."""
 
     column: str | None = None
-    """The table's column of images or videos; none: the run's, or found."""
+    """The table's column of images or videos; None: the run's, or found."""
 
     label_column: str | None = None
-    """The table's column of labels; none: the run's, or found."""
+    """The table's column of labels; None: the run's, or found."""
 
     workers: int | None = None
-    """Processes that read the data; none: the run's."""
+    """Processes that read the data; None: the run's."""
 
     eval_clips: int | None = None
-    """Clips of a video that are averaged; none: the run's."""
+    """Clips of a video that are averaged; None: the run's."""
 
     eval_crops: int | None = None
-    """Crops of a clip that are averaged; none: the run's."""
+    """Crops of a clip that are averaged; None: the run's."""
 
     device: str | None = None
-    """Where to compute, for instance cpu or cuda:1; none: the accelerator that is there, else the CPU."""
+    """Where to compute, for instance cpu or cuda:1; None: the accelerator that is there, else the CPU."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the model; what is computed from its features is always fp32."""

@@ -30,7 +30,7 @@ class MaskedLoss(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
         every: int | None = None
-        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+        """Updates between two of these evaluations in the course of a training; None: as many as train.evaluate_every says."""
 
         samples: int = 2048
         """Samples, spread evenly over the evaluation part, whose masked loss is measured with the same masks each time."""

@@ -1,6 +1,6 @@
-"""How well frozen features classify: nearest neighbours and a linear classifier from few labels, each of several features.
+"""Frozen-feature evaluation: the accuracy of nearest neighbours and of a linear classifier trained on few labels.
 
-What a trained encoder scores says little without what the same encoder scores untrained, and what the raw pixels do.
+The accuracy of a trained encoder says little without those of the same encoder with random weights and of raw pixels.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pix
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """How features are made and judged."""
+    """The features and the classifiers on them."""
 
     k: int = 20
-    """Nearest training samples that vote."""
+    """Nearest training samples that vote for the class of a sample."""
 
     labels_per_class: int = 200
-    """Labels of each class that the linear classifier is given, chosen by key; it takes all where there are fewer."""
+    """Labels per class for the linear classifier, chosen by key; all of a class with fewer."""
 
     pool: Pool = "mean"
-    """What of a sample's tokens is its feature: their mean, the class token, or both one behind the other."""
+    """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
     train_samples: int | None = None
-    """Training samples to use, chosen by key; none: all."""
+    """Training samples to use, chosen by key; None: all."""
 
     test_samples: int | None = None
-    """Test samples to use, chosen by key; none: all."""
+    """Test samples to use, chosen by key; None: all."""
 
     raw_pixels: bool = True
-    """Judge the raw pixels as a feature too (of large samples averaged down to 16 frames and 32 x 32)."""
+    """Evaluate raw pixels as a feature too; large samples are averaged down to 16 frames of 32 x 32 pixels."""
 
     label_seed: int = 0
-    """Of the choice of samples and of labels."""
+    """Random seed for the choice of samples and of labels."""
 
     def __post_init__(self) -> None:
         for name in ("k", "labels_per_class", "train_samples", "test_samples"):
@@ -60,7 +60,7 @@ class FrozenFeatures(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RepresentationConfig, EvaluatorConfig):
-        """How features are made and scored."""
+        """The features and the classifiers on them, and how often they are evaluated."""
 
         def __post_init__(self) -> None:
             EvaluatorConfig.__post_init__(self)
@@ -106,17 +106,17 @@ def judge_representation(
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Judges the features of several models, and of none.
+    """Evaluates the features of several models, and raw pixels.
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
         train: samples whose labels may be used.
-        test: samples to score; nothing is chosen by them.
-        dtype: of autocast; none: fp32.
+        test: samples to score; they choose nothing.
+        dtype: of autocast; None: fp32.
 
     Returns:
-        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always naming the test part's commonest;
-        `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
+        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always predicting the most frequent class of
+        the test part; `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
         `labels_per_class`, `pool`; `problems`: inputs that could not be read.
 
     Raises:
@@ -126,7 +126,7 @@ def judge_representation(
     train_labels, test_labels = (part.labels() for part in chosen)
     if train_labels is None or test_labels is None:
         title = train.title if train_labels is None else test.title
-        raise ValueError(f"{title} have no labels to judge features by; name them with data.label_column")
+        raise ValueError(f"{title} have no labels to evaluate features with; name them with data.label_column")
     check_classes(train_labels, test_labels, test.title, train.classes)
     extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
     extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
@@ -159,7 +159,7 @@ def _score(
 
 
 def describe_representation(found: Mapping[str, Any]) -> str:
-    """The scores as a small table of text."""
+    """The accuracies as a table of text."""
     names = list(found["neighbours"])
     rows = [
         (f"{found['k']} nearest neighbours", found["neighbours"]),
@@ -167,7 +167,7 @@ def describe_representation(found: Mapping[str, Any]) -> str:
     ]
     head = f"Frozen features, {found['classes']} classes, {found['train']:,} training and {found['test']:,} test samples"
     wide = max(len(title) for title, _ in rows)
-    lines = [f"{head} (always naming the commonest class: {found['largest_class']:.1%})"]
+    lines = [f"{head} (always predicting the most frequent class: {found['largest_class']:.1%})"]
     lines.append(" " * wide + "".join(f"{TITLES.get(name, name):>13}" for name in names))
     lines += [f"{title:<{wide}}" + "".join(f"{scores[name]['top1']:>13.1%}" for name in names) for title, scores in rows]
     if found["problems"]:

@@ -22,7 +22,7 @@ class OnlineConfig:
     """How often neighbours are asked while training, and how many."""
 
     every: int | None = None
-    """Updates between two nearest-neighbour accuracies of the features so far; none: never. Needs labels."""
+    """Updates between two nearest-neighbour accuracies of the features so far; None: never. Needs labels."""
 
     train_samples: int = 2000
     """Training samples that vote, chosen by key."""
@@ -50,7 +50,7 @@ class OnlineKnn(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
         every: int | None = None
-        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+        """Updates between two of these evaluations in the course of a training; None: as many as train.evaluate_every says."""
 
         train_samples: int = 2000
         """Training samples that vote, chosen by key."""

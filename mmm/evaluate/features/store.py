@@ -1,10 +1,10 @@
-"""Where extracted features lie: shards while they are made, then one file, .safetensors or .parquet, with a manifest beside it.
+"""Storage of extracted features: shards while they are computed, then one .safetensors or .parquet file with a manifest.
 
     features.parquet          index, name, label, [view], and a column for each layer
-    features.parquet.json     what the features are of (`identity`), names, classes, problems: see `Store.finish`
+    features.parquet.json     their `identity`, names, classes, problems: see `Store.finish`
     features.parquet.parts/   while it is unfinished: identity.json and 00000.safetensors, ...
 
-Everything is written aside and renamed, so that what bears its name is whole.
+Everything is written under another name and then renamed, so that a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IDENTITY = "identity.json"
 
 
 class Store:
-    """The features of one model on one part of the data.
+    """Features of one model on one part of the data.
 
     Args:
         out: the file to make; its suffix says the format.
@@ -53,7 +53,7 @@ class Store:
         return number * self.shard, min((number + 1) * self.shard, self.inputs)
 
     def missing(self) -> list[int]:
-        """The shards that are to be made; none of a finished file.
+        """Returns the shards that are not computed yet; none of a finished file.
 
         Raises:
             ValueError: where something else is there.
@@ -71,17 +71,17 @@ class Store:
         return [number for number in range(self.shards) if not self._path(number).exists()]
 
     def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
-        """Keeps a shard: rows in the data's order, and the inputs of it that could not be read."""
+        """Writes a shard: its rows in the data's order, and the inputs that could not be read."""
         said = {"problems": json.dumps([problem._asdict() for problem in problems])}
         whole = {name: value.contiguous() for name, value in tensors.items()}
         with replacing(self._path(number)) as temporary:
             save_file(whole, temporary, said)
 
     def finish(self, part: Images | Clips) -> dict[str, Any]:
-        """Puts the shards together, and writes the manifest.
+        """Joins the shards into the file, and writes the manifest.
 
         Returns:
-            It: `identity`; `inputs`, how many were asked for, and `rows`, how many there are; `shapes` of a row of each layer;
+            The manifest: `identity`; `inputs`, the number of inputs, and `rows`, that of rows; `shapes` of a row of each layer;
             `classes`; `problems`, the inputs that could not be read; `names`, of the input of each row.
 
         Raises:
@@ -120,12 +120,12 @@ class Store:
 
 
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of a file of features lies."""
+    """Path of the manifest of a file of features."""
     return out.with_name(f"{out.name}.json")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a file of features.
+    """Reads the manifest of a file of features.
 
     Raises:
         ValueError: where it has none.

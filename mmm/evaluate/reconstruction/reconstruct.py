@@ -129,16 +129,16 @@ def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
 
 
 def psnr(error: float) -> float:
-    """Of a mean squared error of pixels in [0, 1], in dB; at most 100, where it would be infinite."""
+    """The PSNR of a mean squared error of pixels in [0, 1], in dB; at most 100, in place of infinity."""
     return -10 * math.log10(max(error, 1e-10))
 
 
 @dataclass
 class HiddenError:
-    """Adds up the errors of many batches.
+    """Accumulates the errors of many batches.
 
     Attributes:
-        sums: of each guess, over samples.
+        sums: of the errors over samples, by name.
         samples: how many.
     """
 
@@ -146,7 +146,7 @@ class HiddenError:
     samples: int = 0
 
     def add(self, batches: Iterable[Reconstruction]) -> HiddenError:
-        """Counts batches in."""
+        """Adds batches."""
         for batch in batches:
             self.samples += len(batch.original)
             for name, error in batch.errors.items():
@@ -154,5 +154,5 @@ class HiddenError:
         return self
 
     def psnr(self) -> dict[str, float]:
-        """Of each guess, in dB."""
+        """The PSNR of the model and of each baseline, in dB."""
         return {name: psnr(total / self.samples) for name, total in self.sums.items()}
