@@ -17,7 +17,7 @@ from mmm.config.cli import main
 from mmm.data import ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.features.frozen_eval import RepresentationConfig
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig
 from mmm.evaluate.reconstruction.gallery import GalleryConfig
 from mmm.maskers import RandomMasker
 from mmm.targets import PixelTarget
@@ -101,7 +101,7 @@ DEMO = pretrain.Config(
         evaluate_every=650,
     ),
     evaluate=("features", "reconstruct"),
-    representation=RepresentationConfig(labels_per_class=20),
+    representation=FeatureEvalConfig(labels_per_class=20),
     gallery=GalleryConfig(measured=None),
 )
 

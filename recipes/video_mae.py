@@ -25,7 +25,7 @@ from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.probes.few_shot import TransferConfig
+from mmm.evaluate.probes.few_shot import FewShotConfig
 from mmm.evaluate.reconstruction.gallery import GalleryConfig
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget
@@ -133,7 +133,7 @@ DEMO = pretrain.Config(
         log_every=100,
     ),
     evaluate=("transfer", "reconstruct"),
-    transfer=TransferConfig(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200),
+    transfer=FewShotConfig(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200),
     gallery=GalleryConfig(measured=None),
 )
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.compare_runs import compare, describe_comparison, group_runs
+from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.run_results import Record
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
     folder = _folder(config.out)
     runs += [Record.read(path) for path in make_runs(config, folder)]
     found = compare(group_runs(runs), folder / "comparison.png")
-    text = describe_comparison(found)
+    text = format_comparison(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\ntable: {folder / 'comparison.txt'}, {folder / 'comparison.json'}\nplot: {found['picture']}")

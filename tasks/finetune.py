@@ -17,7 +17,7 @@ from typing import Any
 from mmm.config.cli import to_dict
 from mmm.data import BadInputs, Batch, Problem, train_batches
 from mmm.data.datasets.labelled import open_lessons
-from mmm.evaluate.classification import describe_classification
+from mmm.evaluate.classification import format_classification
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, build_classifier, soft_loss, with_pretrained
@@ -165,7 +165,7 @@ def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInp
     result["protocol"] = tuning.protocol().plain()
     if tuning.training.accelerator.is_main_process:
         (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(describe_classification(result))
+        print(format_classification(result))
     return result
 
 

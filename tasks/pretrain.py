@@ -21,13 +21,13 @@ from mmm.data.datasets.mixture import Mixture
 from mmm.data.transforms.resize import kernel_in_use
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
-from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features, format_features
 from mmm.evaluate.features.online_knn import OnlineConfig, OnlineNeighbours
 from mmm.evaluate.masked_loss import held_out_loss
 from mmm.evaluate.plots.curves import draw_loss
-from mmm.evaluate.probes.few_shot import TransferConfig
-from mmm.evaluate.probes.few_shot_eval import describe_transfer, judge_transfer
-from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.probes.few_shot import FewShotConfig
+from mmm.evaluate.probes.few_shot_eval import evaluate_few_shot, format_few_shot
+from mmm.evaluate.reconstruction.gallery import GalleryConfig, format_gallery, make_gallery
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
@@ -60,14 +60,14 @@ logger = logging.getLogger(__name__)
 RUNTIME = (
     *("folder", "resume", "allow", "dry_run", "init", "evaluate", "held_out"),
     *(f"{place}data.{name}" for place in ("", "also.") for name in ("source", "workers", "cache", "max_bad", "deadline")),
-    *(f"representation.{field.name}" for field in fields(RepresentationConfig)),
+    *(f"representation.{field.name}" for field in fields(FeatureEvalConfig)),
     *(f"gallery.{field.name}" for field in fields(GalleryConfig)),
-    *(f"transfer.{field.name}" for field in fields(TransferConfig)),
+    *(f"transfer.{field.name}" for field in fields(FewShotConfig)),
     *(f"neighbours.{field.name}" for field in fields(OnlineConfig)),
 )
 
 # evaluations that need labels, and how each is told
-JUDGES: dict[str, Callable[[dict[str, Any]], str]] = {"features": describe_representation, "transfer": describe_transfer}
+JUDGES: dict[str, Callable[[dict[str, Any]], str]] = {"features": format_features, "transfer": format_few_shot}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ class Config:
     evaluate: tuple[Literal["features", "transfer", "reconstruct"], ...] = ("reconstruct",)
     """What the run ends with: how well frozen features classify, how well a probe does that learns from few labels (both need
     labels), pictures of reconstructions."""
-    representation: RepresentationConfig = RepresentationConfig()
+    representation: FeatureEvalConfig = FeatureEvalConfig()
     """How features are judged at the end."""
-    transfer: TransferConfig = TransferConfig()
+    transfer: FewShotConfig = FewShotConfig()
     """How encoders are compared by what a probe learns from few labels."""
     gallery: GalleryConfig = GalleryConfig()
     """Which reconstructions are drawn and measured at the end."""
@@ -390,7 +390,7 @@ def finish(
                     shown = open_data(feed.data, "eval")
                     found = make_gallery(feed.masking(model), shown, config.gallery, path=picture, title=title)
                     results[feed.called("reconstruct")] = found
-                    conclude(folder, feed.called("reconstruct"), training.step, found, describe_gallery, main)
+                    conclude(folder, feed.called("reconstruct"), training.step, found, format_gallery, main)
     if main:
         logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
     return results
@@ -411,8 +411,8 @@ def judge(config: Config, name: str, feed: Feed, model: MaskedModel, device: tor
     models = {"trained": model, "untrained": build_model(config).to(device)}
     train, test = open_data(feed.data, "train"), open_data(feed.data, "eval")
     if name == "transfer":
-        return judge_transfer(models, train, test, config.transfer, device=device)
-    return judge_representation(models, train, test, config.representation, device=device)
+        return evaluate_few_shot(models, train, test, config.transfer, device=device)
+    return evaluate_features(models, train, test, config.representation, device=device)
 
 
 def conclude(

@@ -168,7 +168,7 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
     }
 
 
-def describe_comparison(found: dict[str, Any]) -> str:
+def format_comparison(found: dict[str, Any]) -> str:
     """The table as text; columns that no run has are left out."""
     shown = {name: Column(**column) for name, column in found["columns"].items()}
     names = [name for name in shown if any(row[name]["mean"] is not None for row in found["rows"])]

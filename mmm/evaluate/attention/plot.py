@@ -87,7 +87,7 @@ def measure_attention(
     }
 
 
-def describe_attention(found: dict[str, Any]) -> str:
+def format_attention(found: dict[str, Any]) -> str:
     """The means as lines of text."""
     lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} samples:"]
     for reads, mean in found["attention"]["mean"].items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.data import Clips, Images, Problem
-from mmm.evaluate.features.file_formats import ROWS, WRITERS, Rows
+from mmm.evaluate.features.file_formats import READERS, ROWS, WRITERS, Rows
+from mmm.evaluate.features.table import FeatureTable
 from mmm.system.files import replace_text, replacing
 from mmm.train.config import differences, flatten
 
@@ -117,6 +119,63 @@ class Store:
         changed = differences(flatten(found), flatten(self.identity))
         if changed:
             raise ValueError(f"{where} holds other features: {'; '.join(changed)}. Give another --out, or delete it")
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """A file of features.
+
+    Attributes:
+        path: of the file.
+        tables: by layer; of several views the mean.
+        identity: what they are of, see `mmm.evaluate.features.extract.identity_of`.
+        names: of the inputs, in the tables' order.
+    """
+
+    path: Path
+    tables: dict[str, FeatureTable]
+    identity: dict[str, Any]
+    names: list[str]
+
+    @property
+    def table(self) -> FeatureTable:
+        """The table of the first layer; labels and indices of all are the same."""
+        return next(iter(self.tables.values()))
+
+
+def read_features(path: str | Path) -> StoredFeatures:
+    """Reads a file of pooled features.
+
+    Raises:
+        ValueError: where it is none, or holds all tokens.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in READERS or not path.is_file():
+        unfinished = "; it is unfinished, run mmm extract again" if path.with_name(f"{path.name}.parts").exists() else ""
+        raise ValueError(f"{path} is no file of features ({', '.join(READERS)}) as mmm extract writes it{unfinished}")
+    manifest = read_manifest(path)
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    if any(len(shape) > 1 for shape in shapes.values()):
+        raise ValueError(f"{path} holds all tokens; this needs one feature a sample: extract with --pool mean or class")
+    columns = READERS[path.suffix](path, shapes)
+    views = int(columns["view"].max()) + 1 if "view" in columns else 1
+    labels = columns["label"][::views] if "label" in columns else None
+    values = {name: columns[name].unflatten(0, (-1, views)).mean(1) for name in shapes}  # (n V, D) -> (n, D)
+    problems = [Problem(**problem) for problem in manifest["problems"]]
+    tables = {name: FeatureTable(value, labels, columns["index"][::views], problems) for name, value in values.items()}
+    return StoredFeatures(path, tables, manifest["identity"], manifest["names"][::views])
+
+
+def refuse_others(one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
+    """Refuses features that differ in these parts of their identities.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    first, second = ({name: identity[name] for name in names} for identity in (one, other))
+    changed = differences(flatten(first), flatten(second))
+    if changed:
+        raise ValueError(f"{where} do not fit together: {'; '.join(changed)}")
 
 
 def manifest_of(out: Path) -> Path:

@@ -21,7 +21,7 @@ from mmm.core.types import Input
 from mmm.model import MaskedModel
 
 # in the order in which they are shown, with their descriptions for a target that `uses_original`
-GUESSES = {
+BASELINES = {
     "model": "the model, with brightness and contrast estimated from visible tokens",
     "visible_blend": "no model: brightness of the visible tokens, blended by distance",
     "visible_nearest": "no model: a copy of the nearest visible token",
@@ -31,18 +31,18 @@ GUESSES = {
 }
 
 
-def guess_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
+def fill_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
     """All reconstructions of the hidden tokens, (B, Q, P) each, in [0, 1]."""
     stand_in, blend, copy = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
     # `show` may read the tokens that it is given; these hold nothing hidden
-    guesses = {"model": show(model, predicted, stand_in, mask)}
-    guesses |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
+    filled = {"model": show(model, predicted, stand_in, mask)}
+    filled |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
     seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
-    guesses["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(guesses["model"])
+    filled["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(filled["model"])
     if model.target.uses_original:
-        guesses["model_given_original"] = show(model, predicted, patches, mask)
-        guesses["original_alone"] = show(model, torch.zeros_like(predicted), patches, mask)
-    return {name: to_unit(guess, data).clamp(0, 1) for name, guess in guesses.items()}
+        filled["model_given_original"] = show(model, predicted, patches, mask)
+        filled["original_alone"] = show(model, torch.zeros_like(predicted), patches, mask)
+    return {name: to_unit(values, data).clamp(0, 1) for name, values in filled.items()}
 
 
 def show(model: MaskedModel, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:

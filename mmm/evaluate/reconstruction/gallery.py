@@ -19,7 +19,7 @@ from mmm.evaluate.features.table import choose, inference, rank_and_world
 from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.evaluate.progress import progress
-from mmm.evaluate.reconstruction.baselines import GUESSES
+from mmm.evaluate.reconstruction.baselines import BASELINES
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
 from mmm.model import MaskedModel
@@ -92,7 +92,7 @@ class ReconstructionGallery(Evaluator):
 
     def format(self, found: Mapping[str, Any]) -> str:
         """Returns a line for each way to fill hidden tokens."""
-        return describe_gallery(found) if found else ""
+        return format_gallery(found) if found else ""
 
 
 def why_not(model: MaskedModel) -> str | None:
@@ -124,9 +124,9 @@ def make_gallery(
         dtype: of autocast; None: fp32.
 
     Returns:
-        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens;
-        `uses_original`; `psnr` by guess, in dB; `problems`, the inputs that could not be read; `picture`, its path or None; of
-        clips `animation` and `video` too.
+        `data`, the source and the part of it; `samples`, the number that was measured; `hidden`, the fraction of tokens;
+        `uses_original`; `psnr` by name of the reconstruction, in dB; `problems`, the inputs that could not be read; `picture`, its
+        path or None; for clips `animation` and `video` too.
 
     Raises:
         ValueError: where the target's predictions are not pixels, or nothing can be read.
@@ -196,7 +196,7 @@ def _groups(shown: Reconstruction) -> int:
     return 2 if len(shown.original) >= SIDE_BY_SIDE else 1
 
 
-def describe_gallery(found: Mapping[str, Any]) -> str:
+def format_gallery(found: Mapping[str, Any]) -> str:
     """The figures as lines of text."""
     lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
@@ -209,7 +209,7 @@ def describe_gallery(found: Mapping[str, Any]) -> str:
 
 def _words(found: Mapping[str, Any]) -> dict[str, str]:
     """The meaning of each figure."""
-    words = {name: text for name, text in GUESSES.items() if name in found["psnr"]}
+    words = {name: text for name, text in BASELINES.items() if name in found["psnr"]}
     return words if found["uses_original"] else words | {"model": "the model"}
 
 
