@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import AboveZero, Rate, check_fields
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.types import Input
@@ -33,18 +34,15 @@ class HeadConfig:
     norm: Norm = "none"
     """Of what was pooled. layer: with weights, MAE's `fc_norm`; batch: without, by the statistics of the batch, as MAE's linear
     probe does; none."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Rate of dropout before the linear layer."""
-    std: float = 0.02
+    std: AboveZero = 0.02
     """Standard deviation of the linear layer's first weights, a normal that is cut at 2."""
-    epsilon: float = 1e-6
+    epsilon: AboveZero = 1e-6
     """Epsilon of a layer norm (MAE, timm: 1e-6; transformers' VideoMAE: 1e-5)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"head.dropout {self.dropout} is not a rate from 0 to below 1")
-        if self.std <= 0 or self.epsilon <= 0:
-            raise ValueError(f"head.std {self.std} and head.epsilon {self.epsilon} must be above 0")
+        check_fields(self, "head")
 
 
 class Head(nn.Module):

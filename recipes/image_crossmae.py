@@ -23,11 +23,10 @@ What to expect. `imagenet`: the paper reports, after 800 epochs and fine-tuning,
 
 from dataclasses import replace
 
-from image_mae import CIFAR10, DEMO, IMAGENET
-
 from mmm.config.cli import main
 from mmm.decoders import CrossAttentionDecoder
 from mmm.maskers import RandomMasker
+from recipes.image_mae import CIFAR10, DEMO, IMAGENET
 from tasks import pretrain
 
 QUARTER = RandomMasker.Config(ratio=0.75, predict=0.25, rounding="truncate")

@@ -2,10 +2,10 @@
 CVPR 2023): an image is a clip of one tube that stands still, and each update is on images or on clips.
 
     accelerate launch recipes/joint_mae.py                                                     the demonstration: minutes on a CPU
-    accelerate launch recipes/joint_mae.py --data.source /data/ssv2 --also.data.source /data/imagenet     the authors' schedule
-    accelerate launch recipes/joint_mae.py ... --also.updates 2 1          of three updates two on clips and one on images
+    accelerate launch recipes/joint_mae.py --data.source /data/ssv2 --second.data.source /data/imagenet     the authors' schedule
+    accelerate launch recipes/joint_mae.py ... --second.updates 2 1          of three updates two on clips and one on images
 
-Flags of the images begin with --also; all others are of the videos or of both. An epoch passes once over the videos.
+Flags of the images begin with --second; all others are of the videos or of both. An epoch passes once over the videos.
 
 `ssv2_imagenet` follows the authors' published configuration, omnimae_vitbase_ssv2_in1k.yaml, of 800 epochs; the paper trains for
 1,600. They count an epoch as one pass over the images, in which a quarter of the videos is decoded and four crops of each are
@@ -21,18 +21,18 @@ and 83.0, 85.1, 86.5 % on ImageNet; nobody has measured this recipe's own there 
 
 from dataclasses import replace
 
-from image_mae import DEMO as PHOTOGRAPHS
-from video_mae import DEMO as MOTION
-
 from mmm.config.cli import main
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker
 from mmm.objectives.masked import SecondSource
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
+from recipes.image_mae import DEMO as PHOTOGRAPHS
+from recipes.video_mae import DEMO as MOTION
 from tasks import pretrain
 
 SSV2_IMAGENET = pretrain.Config(
@@ -45,7 +45,7 @@ SSV2_IMAGENET = pretrain.Config(
         repeats=4,
         workers=10,
     ),
-    also=SecondSource(
+    second=SecondSource(
         data=ImagesConfig(image_size=224, crop_scale=(0.2, 1.0), workers=10),
         masker=RandomMasker.Config(ratio=0.75),
         updates=(5, 38),
@@ -69,9 +69,8 @@ SSV2_IMAGENET = pretrain.Config(
 # the demonstrations of images and of videos, one after the other in every pair of updates
 DEMO = replace(
     MOTION,
-    also=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
-    evaluate=("features", "transfer", "reconstruct"),
-    representation=PHOTOGRAPHS.representation,
+    second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
+    evaluate=EvaluatorSet.of(*{part.name: part for part in (*PHOTOGRAPHS.evaluate, *MOTION.evaluate)}.values()),
 )
 
 PRESETS: dict[str, pretrain.Config] = {"ssv2_imagenet": SSV2_IMAGENET, "demo": DEMO}

@@ -13,10 +13,9 @@ What to expect. Nobody has published this on Kinetics, and we have not measured 
 
 from dataclasses import replace
 
-from video_mae import PRESETS as MAE
-
 from mmm.config.cli import main
 from mmm.decoders import CrossAttentionDecoder
+from recipes.video_mae import PRESETS as MAE
 from tasks import pretrain
 
 

@@ -19,8 +19,6 @@ recipe's own on these yet.
 
 from dataclasses import replace
 
-from video_mae import DEMO as MOTION
-
 from mmm.classifier import HeadConfig
 from mmm.config.cli import main
 from mmm.data import ClipsConfig
@@ -29,6 +27,8 @@ from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
 from mmm.train.mixup import SoftConfig
+from recipes.video_mae import DEMO as MOTION
+from recipes.video_mae import DEMO_CLIPS
 from tasks import finetune
 
 DATA = ClipsConfig(
@@ -113,7 +113,7 @@ UCF101 = replace(
 
 # of video_mae.py's demonstration: --model its run, or none to compare
 DEMO = finetune.Config(
-    data=replace(MOTION.data, repeats=2, eval_clips=2),
+    data=replace(DEMO_CLIPS, repeats=2, eval_clips=2),
     tokenizer=MOTION.tokenizer,
     encoder=MOTION.encoder,
     soft=SoftConfig(smoothing=0.1),

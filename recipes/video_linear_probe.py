@@ -16,13 +16,12 @@ and theirs adds AutoAugment in training; of its schedule we know the learning ra
 
 from dataclasses import replace
 
-from video_mae import DEMO as MOTION
-
 from mmm.classifier import HeadConfig
 from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.pools import AttentivePool, MeanPool
 from mmm.train.config import TrainConfig
+from recipes.video_mae import DEMO_CLIPS
 from tasks import linear_probe
 
 HEAD = HeadConfig(norm="batch", std=0.01)
@@ -60,7 +59,7 @@ ATTENTIVE = linear_probe.Config(
 )
 
 DEMO = linear_probe.Config(
-    data=replace(MOTION.data, repeats=1, eval_clips=2),
+    data=replace(DEMO_CLIPS, repeats=1, eval_clips=2),
     pool=MeanPool.Config(),
     head=HEAD,
     train=TrainConfig(

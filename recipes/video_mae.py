@@ -25,8 +25,8 @@ from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.probes.few_shot import FewShotConfig
-from mmm.evaluate.reconstruction.gallery import GalleryConfig
+from mmm.evaluate.builtin import FewShotProbe, MaskedLoss, ReconstructionGallery
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
@@ -99,22 +99,24 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
+DEMO_CLIPS = ClipsConfig(
+    source="builtin:motion",
+    eval_split="test",
+    frames=16,
+    stride=1,
+    image_size=32,
+    channels=1,
+    mean=(0.5,),
+    std=(0.18,),
+    crop_sides=(1.0, 0.9, 0.8),
+    workers=1,
+)
+
 # Tubes of four frames, so that motion lies inside a token: with two, a probe finds nothing after so short a run. Masks are drawn
 # over space and time: hidden columns were learned more slowly (at another learning rate). Raw pixels, as for the demonstration of
 # images.
 DEMO = pretrain.Config(
-    data=ClipsConfig(
-        source="builtin:motion",
-        eval_split="test",
-        frames=16,
-        stride=1,
-        image_size=32,
-        channels=1,
-        mean=(0.5,),
-        std=(0.18,),
-        crop_sides=(1.0, 0.9, 0.8),
-        workers=1,
-    ),
+    data=DEMO_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),
     masker=RandomMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(width=128, depth=4, heads=4),
@@ -132,9 +134,11 @@ DEMO = pretrain.Config(
         threads=1,  # the other core decodes
         log_every=100,
     ),
-    evaluate=("transfer", "reconstruct"),
-    transfer=FewShotConfig(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200),
-    gallery=GalleryConfig(measured=None),
+    evaluate=EvaluatorSet.of(
+        MaskedLoss.Config(),
+        FewShotProbe.Config(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200),
+        ReconstructionGallery.Config(measured=None),
+    ),
 )
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""The console script: `mmm TASK ...`. Only the chosen task is imported."""
+"""The console script `mmm TASK [RECIPE] [flags]`. It imports only the chosen task."""
 
 from __future__ import annotations
 
@@ -12,74 +12,96 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-USAGE = "mmm TASK [flags]\n\nTasks (mmm TASK --help shows a task's flags):"
+RECIPES = Path(__file__).parents[1] / "recipes"
+HELP = {"-h", "--help", "--help_all", "--help-all"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one task; gives the process's exit code.
+    """Runs one task and returns the process's exit code.
 
     Args:
-        argv: without the program's name; none: the process's own.
+        argv: without the program's name. None: the process's own.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    known = tasks()
-    if not argv or argv[0] in ("-h", "--help"):
-        print("\n".join([USAGE, *(f"  {name:<17}{summary}" for name, summary in known.items())]))
+    known = summaries(Path(__file__).parent)
+    if not argv or argv[0] in HELP:
+        print(usage(known))
         return 0 if argv else 2
     if argv[0] == "--version":
         print(import_module("mmm").__version__)
         return 0
     name, rest = argv[0], argv[1:]
     if name not in known:
-        from mmm.core.registry import suggest
+        from mmm.core.checks import suggest
 
         print(f"error: no task is called {name!r}{suggest(name, known)}", file=sys.stderr)
         return 2
-    _run(import_module(f"tasks.{name}"), name, rest)
+    run_task(import_module(f"tasks.{name}"), name, rest)
     return 0
 
 
-def tasks() -> dict[str, str]:
-    """Every task's name and the first line of its docstring, read without importing it."""
-    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {file.stem: (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0] for file in files}
+def summaries(folder: Path) -> dict[str, str]:
+    """The name of every task or recipe in a folder, and the first line of its docstring, read without importing it."""
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(folder.glob("[!_]*.py"))}
+    return {name: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for name, text in texts.items()}
 
 
-def _run(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
-    """Reads the task's flags and runs it."""
-    from mmm.config import cli as config
+def usage(tasks: dict[str, str]) -> str:
+    """The text of `mmm --help`."""
+    lines = ["usage: mmm TASK [RECIPE] [--FLAG VALUE ...]", "", "Tasks (mmm TASK --help shows the flags of a task):"]
+    lines += [f"  {name:<17}{summary}" for name, summary in tasks.items()]
+    lines += ["", "Recipes, the values of one experiment (for instance mmm pretrain image_mae --help):"]
+    return "\n".join([*lines, f"  {', '.join(summaries(RECIPES))}"])
+
+
+def run_task(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
+    """Reads the flags of a task and runs it."""
+    from mmm.config import cli
 
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    recipe = argv[0] if first and argv[0] in summaries(RECIPES) else None
+    if recipe is not None:
+        first, argv = first - 1, argv[1:]
     if first and hasattr(task, "POSITIONAL"):  # `mmm knn runs/a` is `mmm knn --model runs/a`
         argv = [f"--{task.POSITIONAL}", *argv]
-    with config.plain_errors(int(os.environ.get("RANK", "0")), running=False):
-        default = _default(task, name, argv)
-    return config.main(task.run, presets=default, doc=task.__doc__ or "", argv=argv, prog=f"mmm {name}")
+    with cli.plain_errors(int(os.environ.get("RANK", "0")), running=False):
+        presets, doc = read_recipe(task, recipe) if recipe else (default_of(task, name, argv), task.__doc__ or "")
+    return cli.main(task.run, presets=presets, doc=doc, argv=argv, prog=" ".join(["mmm", name, *([recipe] if recipe else [])]))
 
 
-def _default(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
-    """What the flags change: the task's own defaults or, where it has none, the saved config that --config names."""
-    if hasattr(task, "defaults"):  # which follow from other flags
-        from mmm.config.overrides import group_flags
+def read_recipe(task: ModuleType, name: str) -> tuple[Any, str]:
+    """The presets and the docstring of a recipe.
 
+    Raises:
+        ValueError: the recipe is for another task.
+    """
+    recipe = import_module(f"recipes.{name}")
+    kind = type(next(iter(recipe.PRESETS.values())))
+    if kind is not task.Config:
+        raise ValueError(f"{name} is a recipe for another task: mmm {kind.__module__.removeprefix('tasks.')} {name}")
+    return recipe.PRESETS, recipe.__doc__ or ""
+
+
+def default_of(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
+    """The config that the flags change: the task's defaults or, where it has none, the saved config that they name."""
+    from mmm.config.overrides import group_flags, resumed_config
+    from mmm.config.serialize import load
+
+    if hasattr(task, "defaults"):  # they depend on other flags
         return task.defaults(dict(group_flags(argv)))
     needed = [field.name for field in fields(task.Config) if field.default is field.default_factory is MISSING]
     if not needed:
         return task.Config()
-    from mmm.config import cli as config
-    from mmm.config.overrides import group_flags, resumed_config
-
     if "--config" in argv[:-1]:
-        return config.load(task.Config, argv[argv.index("--config") + 1])
+        return load(task.Config, argv[argv.index("--config") + 1])
     if (resumed := resumed_config(dict(group_flags(argv)))) is not None:
-        return config.load(task.Config, resumed)
-    missing = f"mmm {name} has no values of its own for {', '.join(needed)}"
-    cure = "start from a saved config (--config runs/x/config.yaml) or run a recipe (accelerate launch recipes/image_mae.py)"
-    if {"-h", "--help"} & set(argv):
-        print(f"{task.__doc__}\n{missing}; {cure}. With either, --help shows all flags.")
+        return load(task.Config, resumed)
+    missing = f"mmm {name} has no default for {', '.join(needed)}"
+    hint = f"name a recipe (mmm {name} image_mae) or a saved config (--config runs/x/config.yaml)"
+    if HELP & set(argv):
+        print(f"{task.__doc__}\n{missing}; {hint}. With either, --help shows all flags.")
         raise SystemExit(0)
-    print(f"error: {missing}; {cure}", file=sys.stderr)
-    raise SystemExit(2)
+    raise ValueError(f"{missing}; {hint}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ accelerate launch recipes/video_linear_probe.py --help                  values f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
@@ -19,9 +19,8 @@ from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import AttentivePool
 from mmm.train.config import TrainConfig
-from mmm.train.distributed.setup import precision_of, start
+from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
-from mmm.train.watchdog.watchdog import Ranks
 
 POSITIONAL = "model"
 TASK = "attentive_probe"
@@ -41,12 +40,14 @@ class Config(ProbeConfig):
 def run(config: Config) -> dict[str, Any]:
     """Probes, writes result.json into the run's folder, and prints the scores."""
     accelerator = start(config.train)
-    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    config = with_precision(config, accelerator)
     exam = open_exam(config, accelerator)
     weights = weights_fingerprint(exam.model.encoder)
     probing = Probing.prepare(config, exam, weights=weights)
-    opened = RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume)
-    with opened as folder, Ranks(probing.training, config.train.timeout):
+    if config.dry_run:
+        print(probing.preview())
+        return {}
+    with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
         protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
         scores = probing.run(folder) | {"protocol": protocol.plain()}
         result = conclude(folder, TASK, exam, {"trained": scores})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmm.classifier import Classifier
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import read_yaml
 from mmm.evaluate.run_results import Record
 from mmm.train.checkpoint.reader import newest
 from mmm.weights.export import export

@@ -3,6 +3,7 @@
 accelerate launch recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
 accelerate launch recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
 accelerate launch recipes/video_finetune.py --model runs/pretrain-2 --data.source kinetics_train.csv
+mmm finetune runs/pretrain-1                                                                           the data of that run
 """
 
 from __future__ import annotations
@@ -14,40 +15,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmm.config.cli import to_dict
-from mmm.data import BadInputs, Batch, Problem, train_batches
-from mmm.data.datasets.labelled import open_lessons
-from mmm.evaluate.classification import format_classification
-from mmm.evaluate.protocol import weights_fingerprint
+from mmm.classifier import Classifier
+from mmm.config.serialize import to_dict
+from mmm.data import Clips, ClipsConfig, Images
+from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
+from mmm.data.datasets.mixture import Mixture
+from mmm.evaluate.classification import classify, format_classification
+from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
-from mmm.objectives.finetune import FineTuneConfig, build_classifier, soft_loss, with_pretrained
-from mmm.objectives.finetune_run import FineTuning
-from mmm.train.best_weights import Best
+from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
+from mmm.train.best_weights import BestWeights
 from mmm.train.config import identity
-from mmm.train.distributed.setup import precision_of, start
-from mmm.train.loop import fit
-from mmm.train.memory.batch_size_finder import settle
-from mmm.train.memory.dry_run import dry_run
-from mmm.train.memory.fitting import Trial
-from mmm.train.memory.usage import checkpoint_blocks, naming_the_cure
+from mmm.train.distributed.setup import start, with_precision
+from mmm.train.memory.usage import checkpoint_blocks
 from mmm.train.mixup import SoftConfig, check_mixing
 from mmm.train.optimizer import make_optimizer
-from mmm.train.progress import show_progress
+from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
-from mmm.train.schedule import due, make_plan
-from mmm.train.trackers import start_tracker
-from mmm.train.training import Training
-from mmm.train.watchdog.watchdog import Ranks
+from mmm.train.schedule import make_plan
+from mmm.train.session import Session, open_session, preview
+from mmm.train.state import Training
 
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
 RESULT = "result.json"
-# of the config, what may differ between a stop and its resume; the data's content is compared by its fingerprint
-RUNTIME = (
-    *("folder", "resume", "allow", "dry_run", "model", "test_split"),
-    *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline", "eval_clips", "eval_crops")),
-)
+PAIRS = 2  # samples are mixed within a micro-batch, in pairs
+# choices that may differ between a stop and its resume, beside those of every run
+RUNTIME = ("model", "test_split", "data.eval_clips", "data.eval_crops")
+# choices that say how a classifier was trained; the rest of a protocol says on which samples and how it was scored
+SCHEDULE = ("train", "soft", "layer_decay", "train_positions", "encoder", "held_back", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """The config that flags change: the data of the run that they name as the model; of another source, its pixels alone."""
+    """The config that flags change: with the data of the run that is named as the model; of another source only its pixels."""
     model = flags.get("model")
     data = run_data(model[-1]) if model else None
     if data is None:
@@ -71,134 +68,125 @@ def defaults(flags: Mapping[str, list[str]]) -> Config:
 def run(config: Config) -> dict[str, Any]:
     """Fine-tunes, writes result.json into the run's folder, and prints the scores of the test part."""
     accelerator = start(config.train)
+    config = with_precision(config, accelerator)
+    # ---------------------------------------------------------------------------------------------------------- data and model
     pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
     config = config if pretrained is None else with_pretrained(config, pretrained)
-    lessons = open_lessons(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
-    samples = len(lessons.train) * config.data.repeats  # an epoch reads each input once, and gives so many samples of it
-    plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
+    splits = open_labelled_splits(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
+    data = Mixture([splits.train], (1,), config.seed)
+    plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
-    model = build_classifier(config, pretrained, lessons.classes)
+    model = build_classifier(config, pretrained, splits.classes)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
     weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
-    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    # ---------------------------------------------------------------------------------------------------------------- training
     training = Training.prepare(
         accelerator,
         model,
         make_optimizer(model, config.train, layer_decay=config.layer_decay),
-        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": lessons.train.fingerprint},
+        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": splits.train.fingerprint},
         ema=config.train.ema is not None,
     )
-    tuning = FineTuning(config, lessons, plan, training, weights)
-    if config.dry_run:
-        return describe(tuning)
+    objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
+    if config.dry_run:  # its few samples are not mixed
+        unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
+        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
+        text = preview(config, training, unmixed, data, plan, tokens=tokens, notes={}, unit=PAIRS)
+        if accelerator.is_main_process:
+            print(text)
+        return {"dry_run": text}
+    announce(config, splits, training, plan.peak)
+    evaluated = splits.inputs - len(splits.train)
     opened = RunFolder.open(config.folder, "finetune", config, accelerator=accelerator, resume=config.resume)
-    with opened as folder, Ranks(training, config.train.timeout):
-        unit = math.lcm(2, config.data.repeats)  # what is mixed, is mixed within a micro-batch, in pairs
-        trials = [Trial(tuning.some, soft_loss(config, config.soft, lessons.classes, accelerator.device))]
-        plan = settle(training, plan, trials, asked=config.train.micro_batch_size, unit=unit, folder=folder.path)
-        with naming_the_cure(plan, checkpointed=config.train.checkpoint_blocks, unit=unit):
-            return train(replace(tuning, plan=plan), folder)
+    with (
+        opened as folder,
+        open_session(folder, config, training, objective, data, plan, evaluated=evaluated, unit=PAIRS) as session,
+    ):
+        best = None if splits.validation is None else BestWeights(folder, training, "held_back_top1")
+        for update in session:
+            if update.due(config.train.evaluate_every):
+                update.metrics |= evaluate(session, model, splits, best)
+        return finish(config, session, model, splits, best, weights)
 
 
-def train(tuning: FineTuning, folder: RunFolder) -> dict[str, Any]:
-    """Trains from where the run stands to its end, and scores."""
-    config, lessons, plan, training = tuning.config, tuning.lessons, tuning.plan, tuning.training
-    accelerator, main = training.accelerator, training.accelerator.is_main_process
-    if config.resume:
-        folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
-        folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
-    start_tracker(accelerator, config.train.tracker, folder.path, training.identity)
-    best = None if lessons.choice is None else Best(folder, training, "held_back_top1")
-    bad = BadInputs(folder.path / "bad_inputs.jsonl", lessons.inputs, config.data.max_bad, write=main)
-    announce(tuning, folder)
-    updates = fit(
-        training,
-        bad.watch(tuning.batches()),
-        soft_loss(config, config.soft, lessons.classes, accelerator.device),
-        config=config.train,
-        plan=plan,
-        seed=config.seed,
-        name_samples=tuning.name_samples,
-    )
-    for update in show_progress(updates, plan, start=training.step, main=main):
-        line = dict(update.metrics or {})
-        if due(update.step, config.train.evaluate_every, plan.steps):
-            line |= watch(tuning, best, bad.pending)
-        folder.note_skipped(update.skipped)
-        if line or update.save or update.last:
-            bad.share()
-        if line:
-            folder.log(update.step, line)
-            accelerator.log(line, step=update.step)
-        if update.save:
-            keep_last, keep_every = config.train.keep_last, config.train.keep_every
-            training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
-        bad.check()  # after the checkpoint, so that a run that stops here keeps it
-    result = finish(tuning, folder, best, bad)
-    accelerator.end_training()  # last: it takes the processes apart
-    return result
-
-
-def watch(tuning: FineTuning, best: Best | None, problems: list[Problem]) -> dict[str, float]:
-    """Scores the model on one view of each of the samples that are looked at while training; those held back choose the best."""
-    with tuning.averaged():
-        found = tuning.scores(tuning.lessons.watched, problems)
+def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None) -> dict[str, float]:
+    """Scores the model on one view of each held-out sample; the samples held back choose the best weights."""
+    with session.training.averaged():
+        found = score(session, model, splits.watched)
         if best is not None:
             best.offer(found["top1"])
     part = "test" if best is None else "held_back"
     return {f"{part}_{name}": found[name] for name in ("top1", "top5", "loss")}
 
 
-def finish(tuning: FineTuning, folder: RunFolder, best: Best | None, bad: BadInputs) -> dict[str, Any]:
-    """Scores the test part, by all views: the weights that did best on the samples held back, else the last."""
-    chosen = best is not None and best.step is not None
-    with tuning.averaged():
-        if best is not None and chosen:
-            best.load(tuning.model)
-        found = tuning.scores(tuning.lessons.test, bad.pending)
-    bad.share()
-    bad.check()
-    logger.info("%s", bad.report())
-    step = best.step if best is not None and chosen else tuning.training.step
-    result = {"run": str(folder.path), "step": step, "classes": tuning.lessons.names, **found}
-    result["protocol"] = tuning.protocol().plain()
-    if tuning.training.accelerator.is_main_process:
-        (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str, Any]:
+    """Scores the model on samples, with the weights that it holds."""
+    size, accelerator = session.plan.micro_batch_size, session.training.accelerator
+    return classify(model, part, batch_size=size, accelerator=accelerator, problems=session.bad_inputs.pending)
+
+
+def finish(
+    config: Config, session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None, weights: str
+) -> dict[str, Any]:
+    """Scores the test part, by all views, with the weights that did best on the samples held back, else with the last."""
+    step = session.training.step
+    with session.training.averaged():
+        if best is not None and best.step is not None:
+            best.load(model)
+            step = best.step
+        found = score(session, model, splits.test)
+    session.bad_inputs.share()
+    session.bad_inputs.check()
+    logger.info("%s", session.bad_inputs.report())
+    result = {"run": str(session.folder.path), "step": step, "classes": splits.names, **found}
+    result["protocol"] = protocol(config, session.training, splits, weights).plain()
+    if session.main:
+        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(format_classification(result))
     return result
 
 
-def announce(tuning: FineTuning, folder: RunFolder) -> None:
-    """Says what is about to run."""
-    lessons, plan = tuning.lessons, tuning.plan
-    held = "" if lessons.choice is None else f", {len(lessons.choice):,} held back to choose the weights"
-    what = f"{len(lessons.train):,} {lessons.train.config.medium.noun} of {lessons.classes} classes"
-    logger.info(
-        "%s: %s%s, %s to score; run folder %s", lessons.train.config.source, what, held, f"{len(lessons.test):,}", folder.path
+def announce(config: Config, splits: LabelledSplits, training: Training, peak: float) -> None:
+    """Logs what is trained, and what chooses and scores the weights."""
+    held_back = "" if splits.validation is None else f"; {len(splits.validation):,} samples held back to choose the weights"
+    embedding = peak * min(group.get("lr_scale", 1.0) for group in training.optimizer.param_groups)
+    logger.info("from %s, %d classes%s; %s to score", config.model or "scratch", splits.classes, held_back, f"{len(splits.test):,}")
+    logger.info("peak learning rate of the embedding %.3g", embedding)
+
+
+def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> Protocol:
+    """The conditions under which the scores are measured.
+
+    Args:
+        weights: fingerprint of the encoder before fine-tuning.
+    """
+    data, environment = config.data, describe_environment(training.accelerator)
+    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
+
+    def part(samples: Images | Clips) -> PartProtocol:
+        return PartProtocol.of(samples, splits.classes)
+
+    return Protocol(
+        task="finetune",
+        source=str(data.source),
+        train=part(splits.train),
+        choice=None if splits.validation is None else part(splits.validation),
+        test=part(splits.test),
+        size=data.size,
+        mean=data.mean,
+        std=data.std,
+        sampling=sampling_of(data) | {"augment": data.augment},
+        views=data.views,
+        clips=clips,
+        crops=crops,
+        pool=to_dict(config.pool),
+        head=to_dict(config.head),
+        schedule={name: value for name, value in training.identity.items() if name.split(".")[0] in SCHEDULE},
+        precision=config.train.precision,
+        model=config.model or "scratch",
+        step=None,
+        weights=weights,
+        mmm=environment["mmm"],
+        commit=environment["commit"],
     )
-    logger.info(
-        "from %s; %s steps of %s samples (%.4g epochs), peak learning rate %.3g, of the embedding %.3g",
-        tuning.config.model or "scratch",
-        f"{plan.steps:,}",
-        f"{plan.batch_size:,}",
-        plan.epoch(plan.steps),
-        plan.peak,
-        plan.peak * min(group.get("lr_scale", 1.0) for group in tuning.training.optimizer.param_groups),
-    )
-
-
-def describe(tuning: FineTuning) -> dict[str, Any]:
-    """The dry run: what the run would take, on real samples of the data; they are not mixed."""
-    config, lessons, training = tuning.config, tuning.lessons, tuning.training
-    data = replace(config.data, workers=0, repeats=1)
-
-    def make_batch(samples: int) -> Batch:
-        return next(train_batches(lessons.train, data, seed=config.seed, batch_size=samples, steps=1))
-
-    tokens = {"of a sample": math.prod(tuning.model.tokenizer.grid_of(data.size))}
-    loss_of = soft_loss(config, SoftConfig(), lessons.classes, training.accelerator.device)
-    text = dry_run(training, make_batch, loss_of, plan=tuning.plan, tokens=tokens, notes={})
-    if training.accelerator.is_main_process:
-        print(text)
-    return {"dry_run": text}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmm.core.rng import sample_keys
+from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.table import choose, inference
@@ -78,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
     logger.info("%s on %s", " and ".join(loaded.name for loaded in subjects), describe_data(part))
     models = [loaded.trained or loaded.untrained for loaded in subjects]
     inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, subjects, strict=True)]
-    across, first, problems = MinibatchCKA(), None, []
+    across, problems = MinibatchCKA(), []
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch) < FEWEST:
@@ -88,20 +89,28 @@ def run(config: Config) -> dict[str, Any]:
         for model, inspection in zip(models, inspections, strict=True):
             device = next(model.parameters()).device
             x = normalise(batch.pixels.to(device), part.config.mean, part.config.std)
-            first = x[: config.shown] if first is None else first
             with inference(model, config.dtype):
                 layers.append(inspection.add(x, keys.to(device)))
         if len(layers) == 2:
             across.add(*layers)
-    if first is None:
+    if not inspections[0].samples:
         raise ValueError(f"fewer than {FEWEST} samples of {part.title} can be read, so layers cannot be compared; give more")
+    shown = _spread(part, config.shown)
     labels = _labels(subjects)
     found = {
-        label: inspection.result() | {"data": describe_data(part), "tokens": _tokens(model, first)}
+        label: inspection.result() | {"data": describe_data(part), "tokens": _tokens(model, shown)}
         for label, inspection, model in zip(labels, inspections, models, strict=True)
     }
     between = across.result().tolist() if len(subjects) == 2 else None
-    return _write(config, subjects, models, found, between, first, problems)
+    return _write(config, subjects, models, found, between, shown, problems)
+
+
+def _spread(part: Images | Clips, count: int) -> Tensor:
+    """Returns samples that are evenly spread over a part, normalised, one view each: neighbours are often of one class."""
+    index = torch.arange(min(count, len(part))) * len(part) // min(count, len(part))
+    config = replace(part.config, workers=0)
+    batches = [batch.pixels[:: config.views] for batch in eval_batches(part.subset(index), config, batch_size=config.views)]
+    return normalise(torch.cat([pixels for pixels in batches if len(pixels)]), config.mean, config.std)
 
 
 def _write(
@@ -110,7 +119,7 @@ def _write(
     models: list[MaskedModel],
     found: dict[str, dict[str, Any]],
     between: list[list[float]] | None,
-    first: Tensor,
+    shown: Tensor,
     problems: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Writes numbers, pictures and the page; prints the claims."""
@@ -119,7 +128,7 @@ def _write(
     pictures = draw_inspection(found, between, folder)
     for number, (label, model, loaded) in enumerate(zip(found, models, subjects, strict=True), start=1):
         path = folder / ("maps.png" if len(models) == 1 else f"maps_{number}.png")
-        pictures.append((_draw_maps(model, loaded, first, label, path), f"Features and attention: {label}", MAPS))
+        pictures.append((_draw_maps(model, loaded, shown, label, path), f"Features and attention: {label}", MAPS))
     title = f"Inside {' and '.join(found)}"
     page = write_page(title, found, pictures, folder / "inspection.html")
     result = {"models": found, "between": between, "problems": problems, "page": str(page)}

@@ -8,18 +8,17 @@ accelerate launch recipes/image_linear_probe.py --model mae_pretrain_vit_base.pt
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
 from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
 from mmm.evaluate.probes.setup import ProbeConfig, open_exam
 from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
-from mmm.train.distributed.setup import precision_of, start
+from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
-from mmm.train.watchdog.watchdog import Ranks
 
 POSITIONAL = "model"
 TASK = "linear_probe"
@@ -38,16 +37,18 @@ class Config(ProbeConfig):
 def run(config: Config) -> dict[str, Any]:
     """Probes, writes result.json into the run's folder, and prints the scores."""
     accelerator = start(config.train)
-    config = replace(config, train=replace(config.train, precision=precision_of(accelerator)))
+    config = with_precision(config, accelerator)
     exam = open_exam(config, accelerator)
     weights = weights_fingerprint(exam.model.encoder)
     probing = Probing.prepare(config, exam, weights=weights) if "trained" in config.methods else None
+    if config.dry_run:
+        print("nothing is trained by gradient" if probing is None else probing.preview())
+        return {}
     found: dict[str, dict[str, Any]] = {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
         if probing is not None:
             protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-            with Ranks(probing.training, config.train.timeout):
-                found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
+            found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
             schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}

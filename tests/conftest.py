@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -96,24 +95,23 @@ def real_data() -> Path:
 
 @pytest.fixture
 def run_recipe() -> Callable[..., dict[str, object]]:
-    """Runs a recipe in this process as its command would: two steps of eight images, and no evaluation, unless flags say more."""
+    """Runs a recipe in this process as its command would: two steps of eight images, and the loss of 16, unless flags say more."""
 
     def run(name: str, *flags: str) -> dict[str, object]:
         recipe = load_recipe(name)
         start = [] if "--config" in flags else ["--preset", "demo"]
-        short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1", "--evaluate"]
-        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, "--held_out", "16", *flags])
+        short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1"]
+        if "--evaluate" not in flags:
+            short += ["--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "16"]
+        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, *flags])
 
     yield run
     reset_accelerate()
 
 
 def load_recipe(name: str) -> ModuleType:
-    """A recipe as a module, with its folder on the path, as Python itself puts it there."""
-    folder = str(REPOSITORY / "recipes")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
+    """A recipe as a module."""
+    return importlib.import_module(f"recipes.{name}")
 
 
 def reset_accelerate() -> None:

@@ -131,7 +131,7 @@ MUTANTS = [
         "core/test_flow.py -k stands_where",
     ),
     # CrossMAE
-    Mutant("mmm/decoders/cross_attention.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
+    Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
         "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
     ),
@@ -166,11 +166,11 @@ MUTANTS = [
     Mutant("mmm/targets/pixels.py", "* spread + centre", "* spread", "core/test_targets.py -k show"),
     Mutant(
         "mmm/targets/pixels.py",
-        "    @torch.no_grad()\n    def forward",
-        "    def forward",
+        "    @torch.no_grad()\n    def pick",
+        "    def pick",
         "core/test_flow.py::test_the_target_takes_no_gradient",
     ),
-    Mutant("mmm/targets/losses.py", "/ weight.sum()", "/ weight.numel()", "core/test_flow.py -k weight_zero"),
+    Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
     Mutant("mmm/targets/losses.py", "else predicted.float()", "else predicted", "core/test_targets.py -k summed_in_fp32"),
     # data
     Mutant(
@@ -261,7 +261,12 @@ MUTANTS = [
         "loss.detach().isfinite(), 1.0, 1.0)",
         "train/test_guard.py -k finite_gradient",
     ),
-    Mutant("mmm/train/ema.py", "made.double() * (1 - decay)", "torch.tensor(1 - decay).double()", "train/test_guard.py -k moves"),
+    Mutant(
+        "mmm/layers/averages.py",
+        "made.to(dtype) * (1 - decay)",
+        "torch.tensor(1 - decay).to(dtype)",
+        "train/test_guard.py -k moves",
+    ),
     Mutant("mmm/train/metrics.py", "self.begun.row > self.max_skipped", "self.begun.row > 99", "train/test_guard.py -k too_many"),
     Mutant("mmm/train/training.py", 'Begun(**state["begun"])', "Begun()", "train/test_signals.py -k every_step"),
     Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "train/test_signals.py -k every_step"),
@@ -277,7 +282,7 @@ MUTANTS = [
         "found = self._own()",
         "train/test_signals.py -k two_processes",
     ),
-    Mutant("mmm/train/config.py", "if name not in allow]", "if not allow]", "train/test_loop.py -k other_choices"),
+    Mutant("mmm/config/diff.py", "if name not in allow]", "if not allow]", "train/test_loop.py -k other_choices"),
     Mutant(
         "mmm/train/distributed/preemption.py",
         "self._launcher not in (None,",
@@ -292,7 +297,7 @@ MUTANTS = [
         "house/test_security.py -k no_secret",
     ),
     Mutant("mmm/train/checkpoint/writer.py", "past[:-keep]", "past[: -keep - 1]", "train/test_checkpoint.py -k last"),
-    Mutant("mmm/train/ema.py", "(averages, values, 1 - decay)", "(averages, values, decay)", "train/test_schedule.py -k ema"),
+    Mutant("mmm/layers/averages.py", "(averages, live, 1 - decay)", "(averages, live, decay)", "train/test_schedule.py -k ema"),
     # the house
     Mutant("mmm/weights/safe_load.py", "weights_only=True, mmap", "weights_only=False, mmap", "house/test_house.py -k stranger"),
     Mutant("mmm/maskers/random.py", "import math\n", "import math\nimport mmm.data\n", "house/test_house.py -k neither_data"),
@@ -492,8 +497,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/weights/hub.py",
-        "allow_patterns=files",
-        "allow_patterns=None",
+        "allow_patterns=files, commit",
+        "allow_patterns=None, commit",
         "weights/test_export.py::test_push_uploads_the_exported_files_and_no_others",
     ),
     Mutant(
@@ -603,7 +608,9 @@ MUTANTS = [
         "mmm/train/distributed/fsdp.py", 'if processes.device.type == "cpu":', "if False:", "train/test_sharding.py -k on_a_cpu"
     ),
     # what strangers send
-    Mutant("mmm/config/reading.py", "except RecursionError:", "except ZeroDivisionError:", "house/test_hostile.py -k yaml_nested"),
+    Mutant(
+        "mmm/config/serialize.py", "except RecursionError:", "except ZeroDivisionError:", "house/test_hostile.py -k yaml_nested"
+    ),
     Mutant(
         "mmm/train/checkpoint/reader.py", "if Path(name).name != name]", "if False]", "house/test_hostile.py -k manifest_that_names"
     ),

@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._dynamo.trace_rules import get_torch_obj_rule_map
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy", 0)  # a name that autograd knows without a driver
@@ -94,6 +95,7 @@ def other_device() -> Iterator[torch.device]:
     """Inside, `DEVICE` may be computed on."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device=...) moves by an operation
+    get_torch_obj_rule_map()  # torch.compile's table of torch's functions is made once; it must not hold those below
     asked, cast = torch.is_autocast_enabled, torch.autocast
     patches = [  # where torch wants to know the device's name
         mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind)),

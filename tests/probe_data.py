@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from mmm.config.cli import save
+from mmm.config.serialize import save
 from mmm.data import ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer

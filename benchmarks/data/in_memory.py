@@ -24,14 +24,14 @@ from benchmarks.measure import machine
 from mmm.data.datasets.images import Images
 from mmm.data.datasets.mixture import Mixture
 from mmm.data.sources.base import Table
-from mmm.data.sources.builtin_images import PixelColumn
-from mmm.objectives.masked import Feed
+from mmm.data.sources.in_memory import ArrayColumn
+from mmm.objectives.masked import DataStream, MaskedObjective
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 from mmm.train.loop import fit
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import make_plan
-from mmm.train.training import Training
+from mmm.train.state import Training
 from recipes.image_mae import CIFAR10
 from tasks import pretrain
 
@@ -52,18 +52,18 @@ def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
     """Trains, and gives what was measured at each log line."""
     data = replace(CIFAR10.data, workers=workers, cache=False)
     pixels = waves(IMAGES, SIDE)
-    cells = PixelColumn(pixels, [str(place) for place in range(IMAGES)])
+    cells = ArrayColumn(pixels, [str(place) for place in range(IMAGES)])
     samples = Images(Table(cells, None, None, "waves"), data, torch.arange(IMAGES), "waves")
     config = replace(CIFAR10, data=data, train=train)
     model, accelerator = pretrain.build_model(config), start(train)
-    feed = Feed("", data, model.masker, 1.0, samples)
+    stream = DataStream("", data, model.masker, 1.0, samples)
     plan = make_plan(train, samples=IMAGES, processes=accelerator.num_processes)
     training = Training.prepare(accelerator, model, make_optimizer(model, train), identity={})
     mixture = Mixture([samples], (1,), config.seed)
     updates = fit(
         training,
-        pretrain.load(mixture, plan, training),
-        feed.loss(model, accelerator.device, plan.steps),
+        mixture.batches(batch_size=plan.micro_batch_size, steps=plan.steps, accumulation=plan.accumulation),
+        MaskedObjective([stream], model.tokenizer, accelerator.device, plan.steps).loss,
         config=train,
         plan=plan,
         seed=config.seed,

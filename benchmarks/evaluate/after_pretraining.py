@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import machine, table
-from mmm.config.cli import load
+from mmm.config.serialize import load
 from mmm.data import ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.features.table import choose

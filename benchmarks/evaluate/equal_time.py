@@ -15,7 +15,6 @@ import argparse
 import importlib
 import json
 import logging
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +24,18 @@ from typing import Any
 import torch
 
 import mmm
-from benchmarks.measure import HOUSE, machine, table
+from benchmarks.measure import machine, table
 from mmm.data import open_data
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.evaluate.run_results import Record
 from mmm.model import MaskedModel
 from tasks import pretrain
 
-RECIPES = {"MAE": "image_mae", "CrossMAE": "image_crossmae"}
+RECIPES = {"MAE": "recipes.image_mae", "CrossMAE": "recipes.image_crossmae"}
 # the published decoders' proportion, 8 blocks of self-attention to 12 of cross-attention, at the size that fits this encoder
 DECODERS = {
     "MAE": SelfAttentionDecoder.Config(width=96, depth=2, heads=3),
@@ -66,8 +67,7 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
         train=train,
         seed=seed,
         folder=str(folder),
-        held_out=128,
-        evaluate=(),
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=128)),
     )
 
 
@@ -160,7 +160,6 @@ def main() -> None:
     parser.add_argument("--train_samples", type=int, default=10000, help="that neighbours and labels are chosen from")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
-    sys.path.insert(0, str(HOUSE / "recipes"))
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -17,7 +17,7 @@ from benchmarks.reliability.runs import config_of
 from mmm.config.cli import parse
 from mmm.config.serialize import to_dict
 from mmm.train.checkpoint import writer as checkpoint
-from mmm.train.run.place import choose
+from mmm.train.run.folder import resolve_folder
 from tasks import export, pretrain
 
 DEEP = 100_000
@@ -104,7 +104,7 @@ def yaml_with_a_tracker_that_is_a_module(place: Place) -> Act:
 @hostile
 def run_named_like_a_format(place: Place) -> Act:
     """Braces and percents, in a name that is logged and written."""
-    return lambda: choose(place.root / "{0.__class__.__init__.__globals__} %s%n %(name)s", "pretrain", "auto")
+    return lambda: resolve_folder(place.root / "{0.__class__.__init__.__globals__} %s%n %(name)s", "pretrain", "auto")
 
 
 @hostile
@@ -113,7 +113,7 @@ def run_that_climbs_into_what_is_there(place: Place) -> Act:
     place.put("mine/precious.txt", "x")
     inner = place.root / "runs"
     inner.mkdir()
-    return lambda: choose(inner / ".." / "mine", "pretrain", "auto")
+    return lambda: resolve_folder(inner / ".." / "mine", "pretrain", "auto")
 
 
 @hostile

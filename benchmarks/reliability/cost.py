@@ -25,8 +25,9 @@ from benchmarks.reliability.runs import config_of, make_data
 from mmm.data.loading.loader import train_batches
 from mmm.data.loading.sampler import Order
 from mmm.encoders import VisionTransformer
+from mmm.train import session
 from mmm.train.config import TrainConfig
-from mmm.train.training import Training
+from mmm.train.state import Training
 from tasks import pretrain
 
 COUNT, QUICK = 240, 60  # updates that are timed
@@ -98,8 +99,9 @@ def _training(work: Path, count: int) -> dict[str, Any]:
 def _time(told: Path) -> None:
     """In the training: notes how long steps take with the guard and without, in turn, and how long saves hold them up."""
     times: dict[str, list[float]] = {"guarded": [], "bare": [], "saves": []}
-    made, save, guard = pretrain.fit, Training.save, (loop.carry, loop.measure_gradient, loop.step_if)
-    none = (lambda loss: loss, lambda *_: torch.tensor(0.0), lambda finite, optimizer, scaler: optimizer.step())
+    made, save = session.fit, Training.save
+    guard = (loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite)
+    none = (lambda loss: loss, lambda *_: torch.tensor(0.0), lambda norm, optimizer, scaler: optimizer.step())
 
     def timed_save(self: Training, *given: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -112,7 +114,8 @@ def _time(told: Path) -> None:
         updates = made(training, *given, **named)
         while True:
             kind = ("guarded", "bare")[training.step % 2]
-            loop.carry, loop.measure_gradient, loop.step_if = guard if kind == "guarded" else none  # type: ignore[assignment]
+            chosen = guard if kind == "guarded" else none
+            loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite = chosen  # type: ignore[assignment]
             began = time.perf_counter()
             update = next(updates, None)
             if update is None:
@@ -121,7 +124,7 @@ def _time(told: Path) -> None:
             yield update
         told.write_text(json.dumps(times))
 
-    pretrain.fit, Training.save = timed_fit, timed_save  # type: ignore[method-assign]
+    session.fit, Training.save = timed_fit, timed_save  # type: ignore[method-assign]
 
 
 def _share_of_hashes(folder: Path) -> float:

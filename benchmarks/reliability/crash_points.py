@@ -24,7 +24,7 @@ from benchmarks.reliability.harness import LANES, Sabotage, side_by_side, start
 from benchmarks.reliability.moments import saved
 from benchmarks.reliability.runs import Variant, config_of, finish, make_data, whole
 from mmm.encoders import VisionTransformer
-from mmm.train.training import Training
+from mmm.train.state import Training
 from tasks import pretrain
 
 COUNT, QUICK = 100_000, 12  # points; there are some hundreds

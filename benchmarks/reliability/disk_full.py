@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.reliability.harness import Sabotage, side_by_side, start
 from benchmarks.reliability.moments import saved
 from benchmarks.reliability.runs import STEPS, Variant, config_of, differs, finish, make_data, whole
+from mmm.objectives.masked import MaskedObjective
 from mmm.train.checkpoint import writer as checkpoint
-from tasks import pretrain
 
 COUNT, QUICK = 20, 4
 LIMITS = (1 << 12, 1 << 14, 1 << 15)  # bytes that a file may have: below the smallest tensors' file, and inside it
@@ -65,19 +65,14 @@ def no_room(limit: int, first: int, last: int) -> Sabotage:
     """Python ignores SIGXFSZ, so that writes beyond the limit fail with an error, as on a full disk."""
 
     def sabotage(rank: int) -> None:
-        made = pretrain.masked_loss
+        made = MaskedObjective.loss
 
-        def limited(*parts: Any, **named: Any) -> Any:
-            loss_of = made(*parts, **named)
+        def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Any:
+            room = limit if first <= step < last else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+            return made(objective, model, batch, step)
 
-            def loss(model: Any, batch: Any, step: int) -> Any:
-                room = limit if first <= step < last else resource.RLIM_INFINITY
-                resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-                return loss_of(model, batch, step)
-
-            return loss
-
-        pretrain.masked_loss = limited
+        MaskedObjective.loss = loss  # type: ignore[method-assign]
 
     return sabotage
 

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.reliability.harness import LANES, side_by_side, start
 from benchmarks.reliability.runs import IMAGES, config_of, make_data, picture, quicker
 from mmm.config.overrides import apply_flags, walk
-from mmm.config.serialize import arms
+from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.data import ClipsConfig
 from mmm.tokenizers import Tubes
@@ -27,12 +27,12 @@ from tasks import pretrain
 COUNT, QUICK = 1000, 16  # choices that are changed; there are about a hundred
 # where a run computes, how often it looks, what it ends with: free to change
 FREE = {
-    *("folder", "resume", "allow", "dry_run", "init", "evaluate", "held_out"),
+    *("folder", "resume", "allow", "dry_run", "init", "evaluate"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"train.{name}" for name in ("micro_batch_size", "checkpoint_blocks", "compile", "strict", "threads", "log_every")),
     *(f"train.{name}" for name in ("max_skipped", "save_every", "keep_last", "keep_every", "evaluate_every", "timeout", "tracker")),
 }
-FREE_GROUPS = ("representation.", "gallery.", "transfer.", "neighbours.")
+FREE_GROUPS = ("evaluate.",)
 NOT_TRIED = {"train.compile": "takes a compiler and a minute", "train.tracker": "takes another package"}
 # values that fit the others, where the next best does not
 FITTING: dict[str, dict[str, Any]] = {

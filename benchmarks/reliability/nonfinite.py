@@ -20,7 +20,7 @@ import mmm.objectives.masked
 from benchmarks.reliability.harness import Sabotage, side_by_side, start
 from benchmarks.reliability.runs import EVERY, STEPS, Variant, config_of, finish, make_data, whole
 from benchmarks.reliability.spies import both, spy, told, watch_weights
-from tasks import pretrain
+from mmm.objectives.masked import MaskedObjective
 
 COUNT, QUICK = 40, 6
 KINDS = ("pixels", "loss", "gradient", "gradient of one rank")
@@ -96,29 +96,25 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
     def sabotage(here: int) -> None:
         if kind == KINDS[-1] and here != rank:
             return
-        made, prepared, bad = pretrain.masked_loss, mmm.objectives.masked.prepare, {"now": False}
+        made, prepared = MaskedObjective.loss, mmm.objectives.masked.prepare
+        bad, before = {"now": False}, {"step": -1}
 
         def spoiled(*parts: Any, **named: Any) -> Any:
             x = prepared(*parts, **named)
             return x * value if bad["now"] and kind == "pixels" else x
 
-        def harmful(*parts: Any, **named: Any) -> Any:
-            loss_of, before = made(*parts, **named), {"step": -1}
+        def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Any:
+            bad["now"] = step in steps and before["step"] != step
+            before["step"] = step
+            found = made(objective, model, batch, step)
+            if bad["now"] and kind == "loss":
+                return found * value
+            if bad["now"] and kind.startswith("gradient"):
+                weight = next(iter(model.parameters()))
+                return found + _Spoil.apply(weight, value)
+            return found
 
-            def loss(model: Any, batch: Any, step: int) -> Any:
-                bad["now"] = step in steps and before["step"] != step
-                before["step"] = step
-                found = loss_of(model, batch, step)
-                if bad["now"] and kind == "loss":
-                    return found * value
-                if bad["now"] and kind.startswith("gradient"):
-                    weight = next(iter(model.parameters()))
-                    return found + _Spoil.apply(weight, value)
-                return found
-
-            return loss
-
-        pretrain.masked_loss = harmful
+        MaskedObjective.loss = loss  # type: ignore[method-assign]
         mmm.objectives.masked.prepare = spoiled
 
     return sabotage

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.reliability.harness import Sabotage, Started, side_by_side, start
 from benchmarks.reliability.runs import STEPS, Variant, config_of, finish, make_data, whole
-from tasks import pretrain
+from mmm.objectives.masked import MaskedObjective
 
 COUNT, QUICK = 2, 1  # times that each kind is tried on each rank
 PROCESSES = 2
@@ -108,24 +108,19 @@ def _saboteur(kind: str, rank: int, step: int, mark: Path) -> Sabotage:
     def sabotage(here: int) -> None:
         if here != rank:
             return
-        made = pretrain.masked_loss
+        made = MaskedObjective.loss
 
-        def harmful(*parts: Any, **named: Any) -> Any:
-            loss_of = made(*parts, **named)
+        def loss(objective: MaskedObjective, model: Any, batch: Any, now: int) -> Any:
+            if now < step:
+                return made(objective, model, batch, now)
+            mark.touch()
+            if kind == "poisoned":
+                return made(objective, model, batch, now) * torch.nan
+            if kind == "raising":
+                raise RuntimeError(f"rank {rank} raises in step {step}")
+            os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
+            return made(objective, model, batch, now)
 
-            def loss(model: Any, batch: Any, now: int) -> Any:
-                if now < step:
-                    return loss_of(model, batch, now)
-                mark.touch()
-                if kind == "poisoned":
-                    return loss_of(model, batch, now) * torch.nan
-                if kind == "raising":
-                    raise RuntimeError(f"rank {rank} raises in step {step}")
-                os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
-                return loss_of(model, batch, now)
-
-            return loss
-
-        pretrain.masked_loss = harmful
+        MaskedObjective.loss = loss  # type: ignore[method-assign]
 
     return sabotage

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability.harness import Sabotage
-from tasks import pretrain
+from mmm.objectives.masked import MaskedObjective
+from mmm.train import session
 
 
 def spy(notes: Path) -> Sabotage:
@@ -20,22 +21,16 @@ def spy(notes: Path) -> Sabotage:
 
     def sabotage(rank: int) -> None:
         notes.mkdir(parents=True, exist_ok=True)
-        made, file = pretrain.masked_loss, (notes / f"rank_{rank}.jsonl").open("a", buffering=1)
+        made, file = MaskedObjective.loss, (notes / f"rank_{rank}.jsonl").open("a", buffering=1)
 
-        def watched(*parts: Any, **named: Any) -> Any:
-            loss_of = made(*parts, **named)
+        def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Any:
+            seen = _Seen(model)
+            value = made(objective, seen, batch, step)  # type: ignore[arg-type]
+            line = {"step": step, "samples": batch.index.tolist(), "epochs": batch.epoch.tolist()} | seen.hashes
+            file.write(json.dumps(line) + "\n")
+            return value
 
-            def loss(model: Any, batch: Any, step: int) -> Any:
-                seen = _Seen(model)
-                value = loss_of(seen, batch, step)
-                file.write(
-                    json.dumps({"step": step, "samples": batch.index.tolist(), "epochs": batch.epoch.tolist()} | seen.hashes) + "\n"
-                )
-                return value
-
-            return loss
-
-        pretrain.masked_loss = watched
+        MaskedObjective.loss = loss  # type: ignore[method-assign]
 
     return sabotage
 
@@ -88,16 +83,16 @@ def watch_weights(notes: Path) -> Sabotage:
 
     def sabotage(rank: int) -> None:
         notes.mkdir(parents=True, exist_ok=True)
-        made, file = pretrain.fit, (notes / f"weights_{rank}.jsonl").open("a", buffering=1)
+        made, file = session.fit, (notes / f"weights_{rank}.jsonl").open("a", buffering=1)
 
         def watched(training: Any, *parts: Any, **named: Any) -> Iterator[Any]:
             for update in made(training, *parts, **named):
                 states = [value for state in training.optimizer.state.values() for value in state.values()]
-                held = [*training.bare.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
+                held = [*training.unwrapped.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
                 file.write(json.dumps([update.step, digest(*held)]) + "\n")
                 yield update
 
-        pretrain.fit = watched
+        session.fit = watched
 
     return sabotage
 

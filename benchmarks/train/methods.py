@@ -16,9 +16,9 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.train.distributed.setup import precision_of, start
-from mmm.train.nonfinite import carry, measure_gradient, step_if
+from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.optimizer import make_optimizer
-from mmm.train.training import Training
+from mmm.train.state import Training
 from recipes.image_mae import IMAGENET
 from recipes.video_mae import KINETICS
 from tasks import pretrain
@@ -117,9 +117,9 @@ def ours(method: str, setting: Setting) -> Way:
     def step() -> None:
         keys = sample_keys(0, next(steps), torch.arange(len(x), device=x.device))
         loss = training.model(x, mask=model.masker(keys, grid)).loss
-        accelerator.backward(carry(loss))
-        norm = measure_gradient(accelerator, training.model, config.train.clip_norm)
-        step_if(norm.isfinite(), training.optimizer, accelerator.scaler)
+        accelerator.backward(nan_if_nonfinite(loss))
+        norm = gradient_norm(accelerator, training.model, config.train.clip_norm)
+        step_if_finite(norm, training.optimizer, accelerator.scaler)
         training.optimizer.zero_grad(set_to_none=True)
 
     mask = model.draw_mask(1, grid, x.device)

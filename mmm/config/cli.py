@@ -1,38 +1,31 @@
-"""The command line of every recipe and task, and configs saved and loaded. The help is tyro's; no other file imports it."""
+"""The command line of every recipe and task: flags become a config, a task runs, and mistakes end in one line."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from mmm.config.overrides import (
     about_demonstration,
     apply_flags,
     group_flags,
     is_demonstration,
-    parts_of,
     pull,
-    sets_of,
     starting_point,
     swap_parts,
     use_file,
 )
-from mmm.config.serialize import from_dict, load, save, to_dict
-from mmm.core.registry import REGISTRIES
 from mmm.system.redact import Redacting, redact
-
-__all__ = ["from_dict", "load", "main", "parse", "save", "to_dict"]
 
 T = TypeVar("T")
 
-HELP = ("-h", "--help")
+HELP, HELP_ALL = {"-h", "--help"}, {"--help_all", "--help-all"}
 GRACE = 5.0  # seconds that other processes wait for the launcher to end them, once rank 0 has said what is wrong
 
 
@@ -44,15 +37,18 @@ def main(
     argv: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> dict[str, Any]:
-    """What a recipe or a task calls: reads the command line, runs, and ends with one line where the user is wrong (exit code 2).
+    """Reads the command line and runs a task. A mistake of the user ends the process with one line and exit code 2.
 
     Args:
-        run: the task's.
-        presets: named values, the paper's first; `demo` runs where neither a preset nor --data.source is given. Or one
-            default; or the config's type, whose own defaults or else --config give the values.
+        run: the task.
+        presets: named values, the publication's first; `demo` runs if neither a preset nor --data.source is given. Or one
+            default; or the config's type, whose defaults or else --config give the values.
         doc: shown by --help.
-        argv: without the program's name; none: the process's own.
-        prog: the program as the user calls it; none: the process's own.
+        argv: without the program's name. None: the process's own.
+        prog: the command as the user types it, without flags. None: the process's own.
+
+    Returns:
+        The task's results.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     rank = int(os.environ.get("RANK", "0"))
@@ -72,66 +68,34 @@ def parse(presets: Mapping[str, T] | T | type[T], argv: Sequence[str], *, doc: s
         ValueError: one line that names the flag and the nearest choice.
         SystemExit: after --help.
     """
-    flags = group_flags(token for token in argv if token not in HELP)
+    flags = group_flags(token for token in argv if token not in HELP | HELP_ALL)
     for file in pull(flags, "use"):
         use_file(Path(file))
     config = swap_parts(starting_point(presets, flags), flags)
-    if set(HELP) & set(argv):
-        _help(config, presets, doc, prog)
+    if (HELP | HELP_ALL) & set(argv):
+        from mmm.config.help import help_text
+
+        text = help_text(config, presets, doc, prog or sys.argv[0], everything=bool(HELP_ALL & set(argv)))
+        if os.environ.get("RANK", "0") == "0":
+            with closed_output_ends_quietly():
+                print(text)
+        sys.exit(0)
     return apply_flags(config, flags)
-
-
-def _help(config: Any, presets: Any, doc: str, prog: str | None) -> NoReturn:
-    """Shows the flags of the chosen parts, and ends."""
-    import tyro  # here: reading a saved config must not need it
-
-    lines = [inspect.cleandoc(doc), "", "What to start from:"]
-    if isinstance(presets, Mapping):
-        demo = "; with neither one nor --data.source: demo" if "demo" in presets else ""
-        lines.append(f"  --preset {{{','.join(presets)}}}: named values; the first is the paper's and the default{demo}")
-    lines += ["  --config FILE: a saved config.yaml; other flags win over it"]
-    lines += ["  --folder RUN --resume: the config of that run; flags that change what it computes need --allow"]
-    lines += ["  --use FILE: a Python file that registers parts of your own; may be repeated"]
-    lines += ["", "Parts; choosing one brings its own flags, shown below for those chosen now:"]
-    for path, part in parts_of(config).items():
-        lines.append(f"  --{path}.name {{{','.join(sorted(REGISTRIES[part.kind].parts))}}} (now: {part.name})")
-    for path, parts in sets_of(config).items():
-        lines.append(
-            f"  --{path} [{{{','.join(sorted(REGISTRIES[parts.kind].parts))}}} ...] (now: {' '.join(parts.names) or 'none'})"
-        )
-    lines += [
-        "",
-        "`none` unsets what may be None. MMM_DEBUG=1 shows an error's traceback. Values below are those that other flags change.",
-    ]
-    with closed_output_ends_quietly():
-        tyro.cli(
-            type(config),
-            default=config,
-            args=["--help"],
-            prog=prog,
-            description="\n".join(lines),
-            use_underscores=True,
-            config=(tyro.conf.AvoidSubcommands,),  # what may be none (a second source) is shown as it is now
-            console_outputs=os.environ.get("RANK", "0") == "0",
-        )
-    raise AssertionError("tyro ends after its help")
 
 
 @contextlib.contextmanager
 def closed_output_ends_quietly() -> Iterator[None]:
-    """Ends the process without a traceback where the reader of its output, for instance `head`, reads no further."""
+    """Ends the process without a traceback if the reader of its output, for instance `head`, stops reading."""
     try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
         sys.exit(1)
 
 
 def _show_messages(rank: int) -> None:
-    """Shows what the library and the tasks log: all of rank 0, of the others warnings."""
+    """Shows the log messages of the library and the tasks: all of rank 0, warnings of the other ranks."""
     logging.basicConfig(format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s")
     for handler in logging.getLogger().handlers:  # a filter of a logger would not see what its children log
         if not any(isinstance(own, Redacting) for own in handler.filters):
@@ -142,10 +106,10 @@ def _show_messages(rank: int) -> None:
 
 @contextlib.contextmanager
 def plain_errors(rank: int, *, running: bool) -> Iterator[None]:
-    """Ends with exit code 2 and one line where the user is wrong: a ValueError, or a file that cannot be had.
+    """Ends the process with exit code 2 and one line after a ValueError, or an OSError that names a file.
 
-    A launcher ends all processes when the first goes, so the others wait until rank 0 has spoken. On the command line all find
-    the same; what only another rank finds while `running`, it says after the wait.
+    A launcher ends all processes when the first one ends, so the other ranks wait until rank 0 has printed its line. All ranks
+    find the same mistake in a command line. While `running`, a mistake that only another rank finds is printed by that rank.
     """
     try:
         yield

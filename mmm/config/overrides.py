@@ -1,4 +1,4 @@
-"""What flags mean: which part is swapped for which, and which value is set."""
+"""Applies command-line flags to a config: they choose its starting point, swap its parts and set its values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from mmm.config.serialize import arms, from_dict, in_words, load, to_dict
-from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
+from mmm.config.serialize import from_dict, load, to_dict
+from mmm.core.checks import arms, in_words, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
 Flags = list[tuple[str, list[str]]]  # name without dashes, and the values that followed it
 
 
 def group_flags(tokens: Iterable[str]) -> Flags:
-    """Each flag with its values; `--a.b=c` is `--a.b c`, and hyphens in names are underscores."""
+    """Groups command-line words into flags with their values. `--a.b=c` equals `--a.b c`; hyphens in names become underscores."""
     flags: Flags = []
     for token in tokens:
         if token.startswith("--"):
@@ -28,12 +29,12 @@ def group_flags(tokens: Iterable[str]) -> Flags:
         elif flags:
             flags[-1][1].append(token)
         else:
-            raise ValueError(f"{token!r} belongs to no flag; flags begin with --, and --help lists them")
+            raise ValueError(f"{token!r} belongs to no flag; flags begin with --, and --help_all lists them")
     return flags
 
 
 def pull(flags: Flags, name: str) -> list[str]:
-    """Takes every flag of this name out, and gives their values."""
+    """Removes every flag of this name, and returns their values."""
     found = [values for flag, values in flags if flag == name]
     flags[:] = [(flag, values) for flag, values in flags if flag != name]
     for values in found:
@@ -50,7 +51,7 @@ def use_file(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--use {path}: not a Python file; its name must end in .py")
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: annotations are looked up there
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: its annotations are looked up there
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -61,13 +62,13 @@ def use_file(path: Path) -> None:
 
 
 def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:
-    """Whether the user says neither what to start from nor where data is, so that the preset `demo` runs."""
+    """Whether the flags name neither a starting point nor data, so that the preset `demo` runs."""
     named = any(flag in flags for flag in ("preset", "config", "data.source")) or resumed_config(flags) is not None
     return isinstance(presets, Mapping) and "demo" in presets and not named
 
 
 def resumed_config(flags: Mapping[str, list[str]]) -> Path | None:
-    """The config of the run that is resumed, from which it goes on; None where a preset or another config is named."""
+    """The saved config of the run that the flags resume. None: they resume none, or name a preset or another config."""
     folder, resume = flags.get("folder"), flags.get("resume", ["false"])
     if not folder or resume == ["false"] or "preset" in flags or "config" in flags:
         return None
@@ -76,16 +77,16 @@ def resumed_config(flags: Mapping[str, list[str]]) -> Path | None:
 
 
 def about_demonstration(presets: Any, prog: str) -> str:
-    """One line: that this is the demonstration, and the command for the real thing."""
-    command = f"accelerate launch {prog}" if prog.endswith(".py") else prog
+    """One line that names the demonstration, and the command for the publication's setting."""
+    command = f"python {prog}" if prog.endswith(".py") else prog
     return (
-        f"No --data.source was given: this is the demonstration, on {presets['demo'].data.source}, which comes with a dependency. "
-        f"The real thing: {command} --data.source FOLDER (preset {next(iter(presets))})"
+        f"No --data.source was given, so this is the demonstration on {presets['demo'].data.source}, which needs no download. "
+        f"On your own data: {command} --data.source FOLDER (preset {next(iter(presets))})"
     )
 
 
 def starting_point(presets: Any, flags: Flags) -> Any:
-    """What the flags change: a saved config, a preset, or the one default."""
+    """The config that the other flags change: a saved one, a preset, or the only default."""
     demonstration, resumed = is_demonstration(presets, dict(flags)), resumed_config(dict(flags))
     names = pull(flags, "preset") if isinstance(presets, Mapping) else []
     files = pull(flags, "config")
@@ -108,7 +109,7 @@ def starting_point(presets: Any, flags: Flags) -> Any:
 
 
 def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every value in a config: its dotted name, its annotation, itself; a nested config comes before what it holds."""
+    """Yields every value of a config with its dotted name and its annotation; a nested config precedes its own values."""
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -118,7 +119,7 @@ def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def parts_of(config: Any) -> dict[str, PartConfig]:
-    """Every part's config by its dotted name, but for those of a set, whose names are fixed."""
+    """The config of every part by its dotted name, except for parts in a set, whose names are fixed."""
     sets = set_members(config)
     return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig) and path not in sets}
 
@@ -134,7 +135,7 @@ def set_members(config: Any) -> set[str]:
 
 
 def _replace(config: T, values: Mapping[str, Any]) -> T:
-    """A copy in which these dotted names have other values, given as YAML has them."""
+    """A copy with other values under these dotted names, given as YAML has them."""
     tree = to_dict(config)
     for path, value in values.items():
         *outer, name = path.split(".")
@@ -143,8 +144,8 @@ def _replace(config: T, values: Mapping[str, Any]) -> T:
 
 
 def swap_parts(config: T, flags: Flags) -> T:
-    """Puts the parts in that are named; one that is there already keeps the values that it has."""
-    for path, parts in sets_of(config).items():  # `--evaluate features knn` says which parts the set holds
+    """Swaps in the parts that the flags name. A part that the config has already keeps its values."""
+    for path, parts in sets_of(config).items():  # `--evaluate features knn` names the parts of the set
         named = [values for flag, values in flags if flag == path]
         if named:
             flags[:] = [(flag, values) for flag, values in flags if flag != path]
@@ -152,19 +153,19 @@ def swap_parts(config: T, flags: Flags) -> T:
             return swap_parts(_replace(config, {path: {name: known.get(name) for name in named[-1]}}), flags)
     for path, part in parts_of(config).items():
         names = pull(flags, f"{path}.name")
-        if names:  # again from the start: the new part may hold parts of its own
+        if names:  # from the beginning: the new part may have parts of its own
             return swap_parts(config if names[-1] == part.name else _replace(config, {path: {"name": names[-1]}}), flags)
     return config
 
 
 def apply_flags(config: T, flags: Flags) -> T:
-    """The config with the flags' values; of a flag that is given twice, the last."""
+    """Sets the values of the flags. The last one counts if a flag is given twice."""
     hints = {path: hint for path, hint, value in walk(config) if not dataclasses.is_dataclass(value)}
     return _replace(config, dict(_meaning(flag, values, hints, config) for flag, values in flags))
 
 
 def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -> tuple[str, Any]:
-    """Which value a flag sets, and to what, as YAML would have it."""
+    """The name and the value, as YAML would have it, that a flag sets."""
     group, dot, name = flag.rpartition(".")
     negated = f"{group}{dot}{name.removeprefix('no_')}"
     if flag not in hints and hints.get(negated) is bool and not values:
@@ -180,7 +181,7 @@ def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -
 
 
 def _elsewhere(flag: str, config: Any) -> str:
-    """The end of an error, where another part of the same kind has the flag."""
+    """The end of an error message if another part of the same kind has the flag, else an empty text."""
     path, _, name = flag.rpartition(".")
     for where, parts in sets_of(config).items():
         name_of, _, _ = flag.removeprefix(f"{where}.").partition(".")
@@ -189,14 +190,14 @@ def _elsewhere(flag: str, config: Any) -> str:
     part = parts_of(config).get(path)
     others = REGISTRIES[part.kind].parts if part else {}
     having = sorted(other for other in others if name in {field.name for field in dataclasses.fields(others[other].Config)})
-    return f" of {path} {part.name}; {' and '.join(having)} would have it: --{path}.name {having[0]}" if part and having else ""
+    return f" for {path} {part.name}; {' and '.join(having)} has it: --{path}.name {having[0]}" if part and having else ""
 
 
 def _nearest_flag(flag: str, hints: dict[str, Any], config: Any) -> str:
-    """The end of an error; a flag without a dot is compared with the last names, so that --steps finds --train.steps."""
+    """The end of an error message. A flag without a dot is compared with last names, so that --steps finds --train.steps."""
     parts = [f"{path}.name" for path in parts_of(config)]
     if f"{flag}.name" in parts:
         return f"; did you mean '--{flag}.name'?"
     spellings = {name if "." in flag else name.rpartition(".")[2]: name for name in ("config", "use", *parts, *hints)}
     near = difflib.get_close_matches(flag, spellings, n=1)
-    return f"; did you mean '--{spellings[near[0]]}'?" if near else "; --help lists all"
+    return f"; did you mean '--{spellings[near[0]]}'?" if near else "; --help_all lists all"

@@ -1,6 +1,6 @@
-"""Configs as plain values and as YAML: nested frozen dataclasses, in which parts stand with their names.
+"""Configs as plain values and as YAML: nested frozen dataclasses, in which each part is stored with its name.
 
-Flags and YAML go through one reader (`from_dict`), so that both mean the same.
+Flags and YAML files are converted by the same function, `from_dict`, so that both have the same meaning.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mmm.config.reading import read_yaml
-from mmm.core.registry import REGISTRIES, PartConfig, PartSet, nearest
+from mmm.core.checks import arms, in_words, nearest
+from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Writes a config as YAML, with the name of every part; equal configs give the same bytes.
+    """Writes a config as YAML, with the name of every part. Equal configs are written as equal bytes.
 
     Raises:
-        ValueError: where the file would not load to an equal object.
+        ValueError: the file would not load to an equal object.
     """
-    again = from_dict(type(config), to_dict(config))  # also makes a float of an int where the field is one
+    again = from_dict(type(config), to_dict(config))  # also turns an int into a float where the field is a float
     if again != config:
         raise ValueError(f"this config would not load to an equal object: {config}")
     Path(path).write_text(yaml.dump(to_dict(again), Dumper=_Dumper, sort_keys=False, width=120), encoding="utf-8")
 
 
 def load(kind: type[T], path: str | Path) -> T:
-    """The config of this type that `save` wrote. Fields that the file lacks take the type's own defaults.
+    """Reads a config of this type that `save` wrote. Fields that the file lacks take the type's defaults.
 
     Raises:
-        ValueError: naming the file, the field and the nearest choice.
-        OSError: where the file cannot be read.
+        ValueError: names the file, the field and the nearest choice.
+        OSError: the file cannot be read.
     """
     try:
         return from_dict(kind, read_yaml(Path(path).read_text(encoding="utf-8")))
@@ -45,6 +45,21 @@ def load(kind: type[T], path: str | Path) -> T:
         raise ValueError(f"{path} is not YAML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_yaml(text: str) -> Any:
+    """Reads nested dicts, lists and scalars. Safe for files from strangers.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, names a Python type, repeats values by aliases, or is nested too deeply.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
 
 
 def to_dict(config: Any) -> Any:
@@ -60,7 +75,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(kind: type[T], tree: Any, where: str = "") -> T:
-    """The inverse of `to_dict`. A scalar may also be text, as the command line has it.
+    """The inverse of `to_dict`. A scalar may also be text, as it is on the command line.
 
     Args:
         kind: the config's type.
@@ -68,7 +83,7 @@ def from_dict(kind: type[T], tree: Any, where: str = "") -> T:
         where: put before names in messages.
 
     Raises:
-        ValueError: for an unknown or a missing name, or a value that does not fit its field.
+        ValueError: a name is unknown or missing, or a value does not fit its field.
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'the config'}: expected names and values, not {tree!r}")
@@ -84,11 +99,11 @@ def from_dict(kind: type[T], tree: Any, where: str = "") -> T:
 
 
 def _value(hint: Any, value: Any, name: str, where: str) -> Any:
-    """The value of a field: a part, a nested config, or a plain value."""
+    """Converts the value of a field: a part, a nested config, or a plain value."""
     if isinstance(hint, type) and issubclass(hint, PartConfig) and isinstance(value, Mapping):
         if "name" not in value:
             raise ValueError(f"{where}{name}.name is missing")
-        assert (hint.kind or name) in REGISTRIES, f"a field that holds a part bears its kind's name, {name!r} does not"
+        assert (hint.kind or name) in REGISTRIES, f"a field that holds a part has the name of the part's kind, {name!r} has not"
         try:
             config = REGISTRIES[hint.kind or name][str(value["name"])].Config
         except ValueError as error:
@@ -100,7 +115,10 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         return _part_set(hint, value, f"{where}{name}.")
     nested = [arm for arm in arms(hint) if dataclasses.is_dataclass(arm)]
     if nested and (value is not None or hint in nested):
-        return from_dict(_variant(nested[0], value), value, f"{where}{name}.")
+        kind: Any = nested[0]
+        if hasattr(kind, "variant") and isinstance(value, Mapping):  # data: images or clips, according to the field names
+            kind = kind.variant(set(value))
+        return from_dict(kind, value, f"{where}{name}.")
     try:
         return _convert(hint, value)
     except (ValueError, TypeError):
@@ -110,7 +128,7 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
 
 
 def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
-    """A set of parts, from their values by name, or from their names alone."""
+    """Converts a set of parts, given as their values by name or as their names alone."""
     named = value if isinstance(value, Mapping) else dict.fromkeys([value] if isinstance(value, str) else value or ())
     configs = []
     for name, tree in named.items():
@@ -122,17 +140,11 @@ def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
     return kind.of(*configs)
 
 
-def _variant(kind: Any, tree: Any) -> Any:
-    """Which type a nested config is of: a type with variants (data: of images or of clips) says which knows these names."""
-    choose = getattr(kind, "variant", None)
-    return kind if choose is None or not isinstance(tree, Mapping) else choose(set(tree))
-
-
 def _convert(hint: Any, value: Any) -> Any:
-    """A plain value as its annotation wants it; ValueError or TypeError where it does not fit."""
+    """Converts a plain value to its annotation. Raises ValueError or TypeError if it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if len(arms(hint)) > 1:
-        for arm in sorted(args, key=lambda arm: arm is not types.NoneType):  # first: else `none` would be a text
+        for arm in sorted(args, key=lambda arm: arm is not types.NoneType):  # None first: else `none` would become a text
             with contextlib.suppress(ValueError, TypeError):
                 return _convert(arm, value)
     elif origin is Literal:
@@ -154,31 +166,17 @@ def _convert(hint: Any, value: Any) -> Any:
     raise TypeError(hint)
 
 
-def arms(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of an annotation; itself where it has none."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases: a dozen lines of them name a billion values, which every message and copy would write out."""
 
-
-def in_words(hint: Any) -> str:
-    """An annotation in words: "a whole number or none"."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
-    if len(arms(hint)) > 1:
-        return " or ".join(map(in_words, arms(hint)))
-    if get_origin(hint) is Literal:
-        *others, last = map(str, get_args(hint))
-        return f"{', '.join(others)} or {last}" if others else last
-    if get_origin(hint) is tuple:
-        args = get_args(hint)
-        return (
-            f"a list, each {in_words(args[0])}"
-            if args[-1] is Ellipsis
-            else f"{len(args)} values ({', '.join(map(in_words, args))})"
-        )
-    return names.get(hint, str(hint))
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read; write the value out")
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Nested names as blocks, lists in one line."""
+    """Writes nested names as blocks and lists in one line."""
 
 
 _Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True))

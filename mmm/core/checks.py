@@ -1,16 +1,120 @@
-"""Checks that several parts' configs make, in words that name the flag."""
+"""Checks of a config against the annotations of its fields: types, choices and ranges. The standard library is all it needs.
+
+A range is part of the annotation, `depth: Positive = 8`, so that no part has to check it.
+"""
 
 from __future__ import annotations
 
-from mmm.core.registry import PartConfig
+import difflib
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def check_positive(config: PartConfig, *names: str) -> None:
-    """Raises ValueError where a field that is set is below 1."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{config.kind}.{name} {value} must be at least 1")
+@dataclass(frozen=True)
+class Limit:
+    """Which numbers an annotation allows.
+
+    Attributes:
+        words: behind "a number" or "a whole number".
+        holds: whether a number is allowed; NaN never is.
+    """
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+Positive = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
+AboveZero = Annotated[float, Limit("above 0", lambda value: value > 0)]
+NonNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]
+Rate = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
+Fraction = Annotated[float, Limit("between 0 and 1", lambda value: 0 < value < 1)]
+Share = Annotated[float, Limit("above 0, at most 1", lambda value: 0 < value <= 1)]
+
+
+def check_fields(config: Any, kind: str) -> None:
+    """Checks every field of a dataclass against its annotation.
+
+    Args:
+        config: the dataclass.
+        kind: the name before the field's own in messages, as flags have it.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    hints = _hints(config.__class__)
+    for field in fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if not fits(hint, value):
+            choices = [str(choice) for arm in arms(hint) if get_origin(arm) is Literal for choice in get_args(arm)]
+            given = f"{value:g}" if isinstance(value, float) else repr(value)
+            raise ValueError(f"{kind}.{field.name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of an annotated type, one of its choices, and in its range."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = [limit for limit in args[1:] if isinstance(limit, Limit)]
+        return fits(args[0], value) and all(limit.holds(value) for limit in limits)
+    if len(arms(hint)) > 1:
+        return any(fits(arm, value) for arm in args)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(each) == len(value) and all(map(fits, each, value))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def arms(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation; itself where it has none."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def in_words(hint: Any) -> str:
+    """An annotation in words: "a whole number or none"."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
+    origin, args = get_origin(hint), get_args(hint)
+    if len(arms(hint)) > 1:
+        return " or ".join(map(in_words, args))
+    if origin is Annotated:
+        return " ".join([in_words(args[0]), *(limit.words for limit in args[1:] if isinstance(limit, Limit))])
+    if origin is Literal:
+        *others, last = map(str, args)
+        return f"{', '.join(others)} or {last}" if others else last
+    if origin is tuple:
+        return (
+            f"a list, each {in_words(args[0])}"
+            if args[-1] is Ellipsis
+            else f"{len(args)} values ({', '.join(map(in_words, args))})"
+        )
+    return names.get(hint, str(hint))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error, "; did you mean 'block'?", or nothing where no choice is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
+    choices = list(choices)
+    near = nearest(word, choices)
+    return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
 
 
 def check_width(kind: str, width: int, heads: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+from mmm.core.checks import check_fields, nearest
 
 T = TypeVar("T")
 Part = TypeVar("Part", bound=type)
@@ -17,10 +18,25 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig:
-    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind."""
+    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind.
+
+    Every value is checked against its field's annotation: the type, a `Literal`'s choices, a range (`mmm.core.checks`).
+    """
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.flag)
+        self.validate()
+
+    @property
+    def flag(self) -> str:
+        """The name of its flags' group, for messages."""
+        return self.kind or type(self).__qualname__
+
+    def validate(self) -> None:
+        """Raises ValueError where values do not fit each other; called after each value was checked alone."""
 
 
 class PartSet:
@@ -129,24 +145,15 @@ class Registry(Generic[T]):
         return self[config.name](config, **context)  # type: ignore[call-arg]
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'block'?", or nothing where no choice is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def suggest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
-    choices = list(choices)
-    near = nearest(word, choices)
-    return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
-
-
 def _own_config(part: type) -> type[PartConfig]:
     """The part's nested config; not an inherited one, which would lose its first owner's name."""
     config = part.__dict__.get("Config")
     if not (isinstance(config, type) and issubclass(config, PartConfig) and "__dataclass_fields__" in config.__dict__):
         raise ValueError(f"{part.__qualname__} needs a nested `class Config(PartConfig)` of its own, a frozen kw_only dataclass")
+    if config.__post_init__ is not PartConfig.__post_init__:
+        raise ValueError(
+            f"{config.__qualname__} has a `__post_init__`, which would skip the checks of its fields; call it `validate`"
+        )
     for own in fields(config):
         if own.name == "name":
             raise ValueError(f"{config.__qualname__}.name: `name` is the part's own, call the field otherwise")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from mmm.system.files import Journal
-
-if TYPE_CHECKING:
-    from mmm.data.loading.loader import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +49,16 @@ class BadInputs:
             if write:
                 self.journal.cut()
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Passes training batches on and collects their problems; a run with too many stops at the batch that shows it.
+    def note(self, problems: Iterable[Problem]) -> None:
+        """Collects the problems of a training batch; a run with too many stops at the batch that shows it.
 
         Raises:
             ValueError: once the problems that this process knows of are more than the allowed share.
         """
-        for batch in batches:
-            self.pending += batch.problems
-            if batch.problems and self._exceeds(self.found.keys() | {problem.name for problem in self.pending}):
-                self.add(self.pending)  # before the run ends, so that the file names them all
-                self.check()
-            yield batch
+        self.pending += problems
+        if self._exceeds(self.found.keys() | {problem.name for problem in self.pending}):
+            self.add(self.pending)  # before the run ends, so that the file names them all
+            self.check()
 
     def share(self) -> None:
         """Exchanges the pending problems between all processes and records them; all processes call it together."""

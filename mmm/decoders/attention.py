@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmm.core.checks import check_positive, check_width
+from mmm.core.checks import AboveZero, NonNegative, Positive, check_width
 from mmm.core.tokens import Fixed, Resize
 from mmm.decoders.fusion import FusedDecoderConfig
 
@@ -13,19 +13,19 @@ from mmm.decoders.fusion import FusedDecoderConfig
 class AttentionDecoderConfig(FusedDecoderConfig):
     """What every decoder is told that attends: the sizes of its blocks, and its tokens' positions."""
 
-    width: int = 512
+    width: Positive = 512
     """Width of the decoder."""
 
-    depth: int = 8
+    depth: Positive = 8
     """Number of blocks."""
 
-    heads: int = 16
+    heads: Positive = 16
     """Number of attention heads."""
 
-    mlp_ratio: float = 4.0
+    mlp_ratio: AboveZero = 4.0
     """Hidden width of a block's MLP over its width."""
 
-    norm_epsilon: float = 1e-6
+    norm_epsilon: NonNegative = 1e-6
     """Epsilon of the layer norms (MAE: 1e-6; transformers: 1e-12)."""
 
     positions: Fixed = "sine_cosine"
@@ -34,6 +34,5 @@ class AttentionDecoderConfig(FusedDecoderConfig):
     resize_positions: Resize = "interpolate"
     """Positions on another grid than the model was built for; see the encoder's."""
 
-    def __post_init__(self) -> None:
-        check_positive(self, "width", "depth", "heads")
+    def validate(self) -> None:
         check_width("decoder", self.width, self.heads)

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, position_table, positions, repeat_rows, take
 from mmm.core.types import Features, Shape
@@ -49,7 +50,7 @@ class CrossAttentionDecoder(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AttentionDecoderConfig):
-        depth: int = 12
+        depth: Positive = 12
         """Number of blocks."""
 
         self_attention: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import NonNegative
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, position_table, positions, repeat_rows, take
 from mmm.core.types import Features, Shape
@@ -39,7 +40,7 @@ class SelfAttentionDecoder(Decoder):
         embed_init: EmbedInit = "xavier"
         """Start that layer Xavier-uniform (MAE) or as torch does a linear layer (VideoMAE)."""
 
-        head_epsilon: float | None = None
+        head_epsilon: NonNegative | None = None
         """Epsilon of the norm before the head, where it differs (transformers' VideoMAE: 1e-5)."""
 
     config: Config

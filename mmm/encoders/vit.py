@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.core.checks import check_positive, check_width
+from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
 from mmm.core.types import Features, Reads, Shape
@@ -35,16 +35,16 @@ class VisionTransformer(Encoder):
         size: Size = "base"
         """Width, depth and heads by name: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16."""
 
-        width: int | None = None
+        width: Positive | None = None
         """Width instead of the size's own."""
 
-        depth: int | None = None
+        depth: Positive | None = None
         """Number of blocks instead of the size's own."""
 
-        heads: int | None = None
+        heads: Positive | None = None
         """Number of attention heads instead of the size's own."""
 
-        mlp_ratio: float = 4.0
+        mlp_ratio: AboveZero = 4.0
         """Hidden width of a block's MLP over its width."""
 
         class_token: bool = True
@@ -63,21 +63,16 @@ class VisionTransformer(Encoder):
         embed_init: EmbedInit = "xavier"
         """Start the patch embedding Xavier-uniform (MAE) or as torch does a convolution (VideoMAE)."""
 
-        drop_path: float = 0.0
+        drop_path: Rate = 0.0
         """Rate of stochastic depth in the last block, rising linearly from the first."""
 
-        norm_epsilon: float = 1e-6
+        norm_epsilon: NonNegative = 1e-6
         """Epsilon of the layer norms (MAE, timm: 1e-6; transformers: 1e-12)."""
 
-        def __post_init__(self) -> None:
-            if self.size not in SIZES:
-                raise ValueError(f"encoder.size {self.size!r} is unknown; choose from {', '.join(SIZES)}")
-            check_positive(self, "width", "depth", "heads")
+        def validate(self) -> None:
             check_width("encoder", self.shape.width, self.head_count)
             if self.positions == "learned" and self.resize_positions == "recompute":
                 raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
-            if not 0 <= self.drop_path < 1:
-                raise ValueError(f"encoder.drop_path {self.drop_path} is not a rate from 0 to below 1")
 
         @property
         def shape(self) -> Shape:

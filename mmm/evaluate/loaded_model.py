@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmm.config.cli import from_dict
-from mmm.config.reading import read_yaml
+from mmm.config.serialize import from_dict, read_yaml
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source

@@ -5,36 +5,13 @@ Shapes: S classifiers, b samples, V views of each, K classes.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 TOP = 5
-
-
-def check_classes(train: Tensor, test: Tensor, where: str, names: Sequence[str] | None = None) -> None:
-    """Compares the classes that are trained on with those that are scored, before anything is computed.
-
-    Args:
-        train, test: labels, int64 (n,) and (m,); those below 0 are none.
-        where: what is scored, for messages.
-        names: of the classes.
-
-    Raises:
-        ValueError: where they have no class in common, so that each accuracy would be 0.
-    """
-    known, scored = (set(labels[labels >= 0].unique().tolist()) for labels in (train, test))
-    if missing := sorted(scored - known):
-        shown = ", ".join(str(label) if names is None else names[label] for label in missing[:5])
-        if len(missing) == len(scored):
-            cure = "give data.label_column with several samples of each class, or another split to score"
-            raise ValueError(f"{where}: none of their classes is trained on ({shown}), so that each accuracy would be 0; {cure}")
-        logger.warning("%s: %d classes are never trained on: %s", where, len(missing), shown)
 
 
 def mean_of_views(logits: Tensor, views: int) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmm.config.diff import differences as differing
+from mmm.config.diff import flatten
 from mmm.data import Clips, DataConfig, Images
-from mmm.train.config import differences as differing
-from mmm.train.config import flatten
 
 # choices of the data that change the pixels that the encoder gets; samples are compared by their fingerprints
 SAMPLES = ("crop_scale", "crop_ratio", "flip", "lighting", "repeats", "frames", "stride", "fps", "sampling", "crop", "crop_sides")

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from mmm.config.reading import read_yaml
+from mmm.config.diff import flatten
+from mmm.config.serialize import read_yaml
 from mmm.system.redact import redact
-from mmm.train.config import flatten
 
 EVALUATIONS = "evaluations.jsonl"
 NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import Fraction
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.rng import Stream, stream
@@ -24,10 +25,10 @@ maskers: Registry[Masker] = Registry("masker")
 class MaskerConfig(PartConfig):
     """What every masker is told."""
 
-    ratio: float = 0.75
+    ratio: Fraction = 0.75
     """Fraction of all tokens that are hidden."""
 
-    predict: float | None = None
+    predict: Fraction | None = None
     """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25); none: all hidden ones."""
 
     rounding: Literal["nearest", "truncate"] = "nearest"
@@ -37,11 +38,11 @@ class MaskerConfig(PartConfig):
     blank: bool = False
     """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"masker.ratio {self.ratio:g} is not between 0 and 1")
-        if self.predict is not None and not 0 < self.predict <= self.ratio:
-            raise ValueError(f"masker.predict {self.predict:g} is not in (0, masker.ratio {self.ratio:g}]")
+    def validate(self) -> None:
+        if self.predict is not None and self.predict > self.ratio:
+            raise ValueError(
+                f"masker.predict {self.predict:g} is above masker.ratio {self.ratio:g}: only hidden tokens are predicted"
+            )
 
 
 class Masker(nn.Module):

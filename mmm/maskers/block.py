@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Fraction, Share
 from mmm.core.rng import permutation, uniform
 from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
@@ -30,26 +31,22 @@ class BlockMasker(Masker):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
-        ratio: float = 0.6
+        ratio: Fraction = 0.6
         """Fraction of all tokens that are hidden."""
 
-        smallest: float = 0.08
+        smallest: Share = 0.08
         """Area of the smallest rectangle, as a fraction of the image (BEiT: 16 of 196 tokens)."""
 
-        largest: float = 0.4
+        largest: Share = 0.4
         """Area of the largest rectangle, as a fraction of the image."""
 
-        aspect: float = 0.3
+        aspect: Share = 0.3
         """Rectangles are between `aspect` and 1 / `aspect` times as high as wide."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.smallest <= self.largest <= 1:
-                raise ValueError(
-                    f"masker.smallest {self.smallest:g} and masker.largest {self.largest:g} need 0 < smallest <= largest <= 1"
-                )
-            if not 0 < self.aspect <= 1:
-                raise ValueError(f"masker.aspect {self.aspect:g} is not in (0, 1]")
+        def validate(self) -> None:
+            super().validate()
+            if self.smallest > self.largest:
+                raise ValueError(f"masker.smallest {self.smallest:g} is above masker.largest {self.largest:g}")
 
     config: Config
 

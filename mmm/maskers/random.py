@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmm.core.checks import check_positive
+from mmm.core.checks import Positive
 from mmm.core.rng import permutation
 from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, maskers
@@ -20,12 +20,8 @@ class RandomMasker(Masker):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
-        unit: int = 1
+        unit: Positive = 1
         """Side of the squares of tokens that are hidden together (SimMIM: 2, for squares of 32 pixels)."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check_positive(self, "unit")
 
     config: Config
 

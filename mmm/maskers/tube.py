@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmm.core.checks import Fraction
 from mmm.core.rng import permutation
 from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
@@ -17,7 +18,7 @@ class TubeMasker(Masker):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
-        ratio: float = 0.9
+        ratio: Fraction = 0.9
         """Fraction of all tokens that are hidden; counted in places: of 14 x 14 at 0.9, 176 are hidden and 20 seen."""
 
     def members(self, grid: Grid) -> Tensor:

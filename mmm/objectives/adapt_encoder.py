@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmm.config.reading import read_yaml
-from mmm.config.serialize import from_dict
+from mmm.config.serialize import from_dict, read_yaml
 from mmm.core.tokens import positions
 from mmm.core.types import Input, Reads
 from mmm.data import DataConfig

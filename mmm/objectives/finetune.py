@@ -1,4 +1,4 @@
-"""What a fine-tuning is: its choices, a classifier that starts from pretrained weights, and its loss."""
+"""Fine-tuning: its choices, a classifier that starts from pretrained weights, and forward including loss."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from mmm.model import MaskedModel
 from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
 from mmm.pools import MeanPool
 from mmm.tokenizers import Patches, tokenizers
-from mmm.train.config import TrainConfig
-from mmm.train.loop import LossOf
+from mmm.train.config import RunConfig, TrainConfig
 from mmm.train.mixup import SoftConfig, SoftTargets, soft_cross_entropy
-from mmm.train.run.place import Resume
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ C = TypeVar("C", bound="FineTuneConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig:
+class FineTuneConfig(RunConfig):
     """A classifier, the samples that it learns, and how."""
 
     model: str | None = None
@@ -48,22 +46,12 @@ class FineTuneConfig:
     train_positions: bool = False
     """Train fixed positions too; learned ones are trained in any case."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=1e-3)
+    """How it is trained."""
     held_back: float = 0.0
     """Share of the training samples that is not trained on, and chooses the weights that are scored in the end: those of the
     evaluation that did best on them. 0: the last weights are scored."""
     test_split: str | None = None
     """Split of the source to score; none: the evaluation part, as in pretraining."""
-    seed: int = 0
-    """Of everything that is drawn: new weights, order, crops, augmentations, which samples are held back."""
-    folder: str | None = None
-    """Folder of the run; none: runs/finetune-N."""
-    resume: Resume = False
-    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
-    same command does both."""
-    allow: tuple[str, ...] = ()
-    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
-    dry_run: bool = False
-    """Print what the run would take, and end."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -110,18 +98,27 @@ def with_pretrained(config: C, model: MaskedModel) -> C:
     return replace(config, tokenizer=tokenizer.config, encoder=replace(own, drop_path=_drop_path(config.encoder)))
 
 
-def soft_loss(config: FineTuneConfig, soft: SoftConfig, classes: int, device: torch.device) -> LossOf:
-    """The loss of a micro-batch, all that is drawn for it from its samples' keys."""
-    targets = SoftTargets(soft, classes)
+class FineTuneObjective:
+    """The cross-entropy of a classifier; all that is drawn for a micro-batch follows from its samples' keys.
 
-    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Tensor:
-        keys, batch = batch.keys, batch.to(device)  # the keys also stay on the CPU, where seeds are read from them
+    Args:
+        data: how samples are read.
+        soft: how labels are softened, and samples mixed.
+        classes: K.
+        device: to compute on.
+    """
+
+    def __init__(self, data: DataConfig, soft: SoftConfig, classes: int, device: torch.device) -> None:
+        self.data, self.soft, self.device = data, soft, device
+        self.targets = SoftTargets(soft, classes)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a micro-batch, ()."""
+        keys, batch = batch.keys, batch.to(self.device)  # the keys also stay on the CPU, where seeds are read from them
         assert batch.labels is not None
-        x = prepare(batch, config.data, train=True)  # (B, C, ..., h, w)
-        x, wanted = targets(erase(x, keys, soft.erase), batch.labels, keys[0])
-        return soft_cross_entropy(wrapped(x), wanted)
-
-    return loss_of
+        x = prepare(batch, self.data, train=True)  # (B, C, ..., h, w)
+        x, target = self.targets(erase(x, keys, self.soft.erase), batch.labels, keys[0])
+        return soft_cross_entropy(model(x), target)
 
 
 def _drop_path(config: EncoderConfig) -> float:

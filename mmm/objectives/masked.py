@@ -1,4 +1,4 @@
-"""What a masked pretraining draws from: a source of samples, how they are masked, and how much their loss counts.
+"""Masked pretraining: the data streams that it draws from, and forward including loss.
 
 Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
 from mmm.train.distributed.processes import EveryProcess
-from mmm.train.loop import LossOf
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,26 +32,26 @@ class SecondSource:
     data: DataConfig = field(default_factory=ImagesConfig)
     masker: MaskerConfig = RandomMasker.Config()
     weight: float = 1.0
-    """What the loss of these samples is multiplied by."""
+    """Factor of the loss of these samples."""
     updates: tuple[int, int] = (1, 1)
-    """Of each cycle, updates on the first source and on this one."""
+    """Updates on the first source and on this one, in each cycle."""
 
     def __post_init__(self) -> None:
         if min(self.updates) < 1:
-            raise ValueError(f"also.updates {self.updates}: give at least 1 update of a cycle to each source")
+            raise ValueError(f"second.updates {self.updates}: give at least 1 update of a cycle to each source")
         if self.weight <= 0:
-            raise ValueError(f"also.weight {self.weight} must be above 0")
+            raise ValueError(f"second.weight {self.weight} must be above 0")
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataStream:
     """One source of a run.
 
     Attributes:
-        name: empty for the first, `also` for the second; put behind the names of its metrics.
+        name: empty for the first, `second` for the second; appended to the names of its metrics.
         data: how its samples are read.
         masker: its own.
-        weight: of its loss.
+        weight: factor of its loss.
         samples: to train on.
     """
 
@@ -63,7 +62,7 @@ class Feed:
     samples: Images | Clips
 
     @classmethod
-    def open(cls, name: str, data: DataConfig, masker: MaskerConfig, weight: float = 1.0) -> Feed:
+    def open(cls, name: str, data: DataConfig, masker: MaskerConfig, weight: float = 1.0) -> DataStream:
         """Opens the training part.
 
         Raises:
@@ -75,36 +74,35 @@ class Feed:
             raise ValueError(re.sub(r"\bdata\.", f"{name}.data.", str(error)) if name else str(error)) from error
         return cls(name, data, maskers.build(masker), weight, samples)
 
-    def called(self, metric: str) -> str:
+    def metric(self, name: str) -> str:
         """A metric's name for this source."""
-        return f"{metric}_{self.name}" if self.name else metric
+        return f"{name}_{self.name}" if self.name else name
 
-    def watched(self, count: int) -> Images | Clips:
-        """The samples whose loss is watched: evenly spread over the evaluation part."""
-        part = open_data(self.data, "eval")
-        count = min(count, len(part))
-        return part.subset(torch.arange(count) * len(part) // count)
 
-    def loss(self, model: MaskedModel, device: torch.device, steps: int) -> LossOf:
-        """The loss of a batch, its masks drawn outside the graph from the samples' keys; unweighted.
+class MaskedObjective:
+    """The loss of masked modelling. Masks are drawn from the samples' keys, outside the compiled graph.
 
-        Args:
-            model: whose tokenizer says what the grid is.
-            device: to compute on.
-            steps: of the run, for maskers with a schedule.
-        """
+    Args:
+        streams: the sources, in the order of the run's `Mixture`.
+        tokenizer: the model's, which computes the grid.
+        device: to compute on.
+        steps: of the run, for maskers with a schedule.
+    """
 
-        def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Tensor:
-            batch = batch.to(device)
-            x = prepare(batch, self.data, train=wrapped.training)  # (B, C, ..., h, w)
-            mask = self.masker(batch.keys, model.tokenizer.grid(x), step=step, steps=steps)
-            return wrapped(x, mask=mask).loss
+    def __init__(self, streams: list[DataStream], tokenizer: Any, device: torch.device, steps: int) -> None:
+        self.streams, self.tokenizer, self.device, self.steps = streams, tokenizer, device, steps
 
-        return loss_of
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a micro-batch times the weight of its source, ()."""
+        stream = self.streams[batch.source]
+        return self.unweighted(stream, model, batch, step) * stream.weight
 
-    def masking(self, model: MaskedModel) -> MaskedModel:
-        """The same parts behind this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
+    def unweighted(self, stream: DataStream, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a micro-batch of a source, ()."""
+        batch = batch.to(self.device)
+        x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
+        mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
+        return model(x, mask=mask).loss
 
 
 def connect(model: MaskedModel, accelerator: Accelerator) -> None:

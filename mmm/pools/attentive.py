@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.checks import check_positive
+from mmm.core.checks import AboveZero, Positive
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
 from mmm.layers.transformer import MLP
@@ -28,19 +28,14 @@ class AttentivePool(Pool):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        queries: int = 1
+        queries: Positive = 1
         """Learned queries; what they gather stands one behind the other, so that the width is so many times the encoder's."""
 
-        heads: int | None = None
+        heads: Positive | None = None
         """Attention heads; none: one for every 64 of the width."""
 
-        mlp_ratio: float | None = 4.0
+        mlp_ratio: AboveZero | None = 4.0
         """Hidden width of the MLP after the attention, over the width; none: no MLP, as in CAE's probe."""
-
-        def __post_init__(self) -> None:
-            check_positive(self, "queries", "heads")
-            if self.mlp_ratio is not None and self.mlp_ratio <= 0:
-                raise ValueError(f"pool.mlp_ratio {self.mlp_ratio} must be above 0, or none")
 
     config: Config
 

@@ -23,7 +23,7 @@ from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
 from mmm.layers.averages import follow
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import LOSSES, Loss, mean_loss
+from mmm.targets.losses import Loss, mean_loss
 
 EMA = "ema"
 
@@ -72,8 +72,8 @@ class LatentTarget(Target):
         class_weight: float = 0.0
         """Weight of the loss between the encoder's class token and the mean of what is wanted of all tokens (data2vec 2.0)."""
 
-        def __post_init__(self) -> None:
-            if self.loss not in LOSSES or self.loss == "cross_entropy":
+        def validate(self) -> None:
+            if self.loss == "cross_entropy":
                 raise ValueError(f"target.loss {self.loss!r} does not fit features; choose from mse, l1, smooth_l1, cosine")
             for name in ("decay", "decay_end", "decay_until"):
                 if not 0 <= getattr(self, name) <= 1:

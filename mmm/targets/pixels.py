@@ -15,11 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import NonNegative
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import LOSSES, Loss, mean_loss
+from mmm.targets.losses import Loss, mean_loss
 
 
 @targets.register("pixels")
@@ -31,7 +32,7 @@ class PixelTarget(Target):
         standardise: Literal["patch", "channel", "none"] = "patch"
         """To mean 0 and variance 1 over a token (MAE's norm_pix), over each channel of a token (VideoMAE), or not at all."""
 
-        epsilon: float = 1e-6
+        epsilon: NonNegative = 1e-6
         """Added where a token's variance may be zero."""
 
         epsilon_inside: bool = True
@@ -46,8 +47,8 @@ class PixelTarget(Target):
         loss: Loss = "mse"
         """How far a prediction is off."""
 
-        def __post_init__(self) -> None:
-            if self.loss not in LOSSES or self.loss == "cross_entropy":
+        def validate(self) -> None:
+            if self.loss == "cross_entropy":
                 raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from mse, l1, smooth_l1, cosine")
 
     config: Config

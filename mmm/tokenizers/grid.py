@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmm.core.checks import check_positive
+from mmm.core.checks import Positive
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid
 
@@ -92,11 +92,8 @@ class Patches(GridTokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        size: int = 16
+        size: Positive = 16
         """Side of a patch, in pixels."""
-
-        def __post_init__(self) -> None:
-            check_positive(self, "size")
 
     def __init__(self, config: Config, *, channels: int) -> None:
         super().__init__((config.size, config.size), channels)
@@ -109,14 +106,11 @@ class Tubes(GridTokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        size: int = 16
+        size: Positive = 16
         """Side of a tube, in pixels."""
 
-        frames: int = 2
+        frames: Positive = 2
         """Depth of a tube, in frames."""
-
-        def __post_init__(self) -> None:
-            check_positive(self, "size", "frames")
 
     def __init__(self, config: Config, *, channels: int) -> None:
         super().__init__((config.frames, config.size, config.size), channels)

@@ -16,16 +16,16 @@ from torch import nn
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.distributed.processes import on_main
 from mmm.train.run.folder import RunFolder
-from mmm.train.training import Training, plain
+from mmm.train.state import Training, plain
 
 logger = logging.getLogger(__name__)
 
 
-class Best:
+class BestWeights:
     """The best weights of a run.
 
     Attributes:
-        step: updates that they had seen; none where nothing was kept yet.
+        step: updates that they had seen; None where nothing was kept yet.
         score: how well they did.
     """
 
@@ -45,14 +45,14 @@ class Best:
         if score <= self.score:
             return
         self.step, self.score = self.training.step, score
-        weights = {plain(name): value for name, value in self.training.bare.state_dict().items()}
+        weights = {plain(name): value for name, value in self.training.unwrapped.state_dict().items()}
         on_main(
             self.training.accelerator,
             lambda: checkpoint.write(self.path, self.training.step, {"model": weights}, {"score": score}, 1),
         )
 
     def load(self, model: nn.Module) -> None:
-        """Puts the best weights into the bare model."""
+        """Copies the best weights into the unwrapped model."""
         assert self.step is not None
         folder = self.path / f"step_{self.step:08d}"
         tensors, _ = checkpoint.read(folder)

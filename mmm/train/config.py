@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmm.core.registry import nearest
+from mmm.config.diff import flatten
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -101,8 +101,30 @@ class TrainConfig:
             raise ValueError(f"train.ema {self.ema} is a decay: give a number between 0 and 1, or none")
 
 
-# These change how and how often, not what is computed (beyond rounding): a resumed run may choose them anew.
-RUNTIME = frozenset(
+Resume = bool | Literal["auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The choices that every task that trains has."""
+
+    train: TrainConfig
+    seed: int = 0
+    """Random seed for new weights, the order of samples, crops, masks, augmentations and parts of the data that are held back."""
+    folder: str | None = None
+    """Folder of the run; none: runs/TASK-N with the next free number."""
+    resume: Resume = False
+    """Go on from the newest whole checkpoint in the run's folder, with the config that lies there. auto: start the run where the
+    folder holds none yet, so that the same command does both."""
+    allow: tuple[str, ...] = ()
+    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps; data.fingerprint for the
+    data's content. Such a run is no longer the one that its first command describes."""
+    dry_run: bool = False
+    """Print what the run would take, and end."""
+
+
+# These change where things are, how and how often, not what is computed (beyond rounding): a resumed run may choose them anew.
+RUNTIME = frozenset(("folder", "resume", "allow", "dry_run")) | frozenset(
     f"train.{name}"
     for name in (
         "micro_batch_size",
@@ -122,53 +144,22 @@ RUNTIME = frozenset(
 )
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level of dotted names, as trackers and messages want it: {"train.batch_size": 64}."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+DATA_RUNTIME = ("source", "workers", "cache", "max_bad", "deadline")  # the data's content is compared by its fingerprint
 
 
 def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dict[str, Any]:
-    """What makes a run the same run: the whole config, flat, but for what may change between a stop and its resume.
+    """The choices that make a run the same run: the flat config without what may change between a stop and its resume.
 
     Args:
         config: nested, of a task.
-        runtime: the task's own names, dotted, that may change, beside those in `RUNTIME`.
+        runtime: the task's own names, dotted, that may change beside `RUNTIME` and `DATA_RUNTIME`; a group covers all in it.
     """
-    flat = json.loads(json.dumps(flatten(config)))  # as JSON will give it back: tuples become lists
-    return {name: value for name, value in flat.items() if name not in RUNTIME and name not in runtime}
+    flat = json.loads(json.dumps(flatten(config)))  # as JSON returns it: tuples become lists
+    return {name: value for name, value in flat.items() if not _may_change(name, runtime)}
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The names whose value differs, and a line for each: "train.batch_size was 64, is 128"."""
-    absent = "not set"
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
-    return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The lines of `changes`."""
-    return list(changes(before, now).values())
-
-
-def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
-    """Refuses changes of a run's identity that nobody asked for by name.
-
-    Args:
-        changed: from `changes`.
-        known: all names of the identity.
-        allow: the names that were asked for; one that did not change does no harm.
-
-    Raises:
-        ValueError: naming each such change; or a name that does not exist.
-    """
-    for name in allow:
-        if name not in known:
-            raise ValueError(f"--allow {name} is no choice of this run{nearest(name, known)}")
-    if refused := [line for name, line in changed.items() if name not in allow]:
-        raise ValueError(f"a run with other choices is not resumed, unless --allow names them: {'; '.join(refused)}")
+def _may_change(name: str, runtime: Collection[str]) -> bool:
+    outer, _, last = name.rpartition(".")
+    if outer.rpartition(".")[2] == "data" and last in DATA_RUNTIME:
+        return True
+    return name in RUNTIME or any(name == own or name.startswith(f"{own}.") for own in runtime)

@@ -17,16 +17,16 @@ given up.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 
 from mmm.train.config import TrainConfig
-from mmm.train.nonfinite import carry
+from mmm.train.nonfinite import nan_if_nonfinite
 from mmm.train.schedule import Plan
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -58,7 +58,7 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and dear
 
 
-class Tree:
+class FixedOrderGradients:
     """Computes the gradients of one update on this process and sums them over all."""
 
     def __init__(self, training: Training, plan: Plan, config: TrainConfig) -> None:
@@ -69,53 +69,53 @@ class Tree:
                 f"whatever train.micro_batch_size {config.micro_batch_size} says; leave train.strict out"
             )
         self.training, self.accumulation, self.all = training, plan.accumulation, plan.processes * plan.accumulation
-        self.weights = [weight for weight in training.bare.parameters() if weight.requires_grad]
+        self.weights = [weight for weight in training.unwrapped.parameters() if weight.requires_grad]
         self.first = True
 
-    def collect(self, compute: Callable[[int], Tensor]) -> list[Tensor]:
+    def compute(self, losses: Iterator[Tensor]) -> list[Tensor]:
         """Leaves the mean gradient of the update in the weights.
 
         A weight that a micro-batch does not use counts with a gradient of 0.
 
         Args:
-            compute: the loss of the micro-batch with this number on this process, with its graph.
+            losses: of this process's micro-batches, each with its graph, computed when it is asked for.
 
         Returns:
             The losses, detached.
         """
-        losses: list[Tensor] = []
+        found: list[Tensor] = []
         before = self._buffers() if self.first else {}
-        gradients = self._subtree(0, self.accumulation, compute, losses)
+        gradients = self._subtree(self.accumulation, losses, found)
         self._refuse_counting(before)
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             add_over_processes([gradient for gradient in gradients if gradient.dtype == dtype])
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
-        return losses
+        return found
 
-    def _subtree(self, first: int, count: int, compute: Callable[[int], Tensor], losses: list[Tensor]) -> list[Tensor]:
-        """The sum of the gradients of so many micro-batches, one tensor a weight."""
+    def _subtree(self, count: int, losses: Iterator[Tensor], found: list[Tensor]) -> list[Tensor]:
+        """The sum of the gradients of the next so many micro-batches, one tensor for each weight."""
         if count > 1:
             half = count // 2
-            left = self._subtree(first, half, compute, losses)
-            torch._foreach_add_(left, self._subtree(first + half, count - half, compute, losses))
+            left = self._subtree(half, losses, found)
+            torch._foreach_add_(left, self._subtree(count - half, losses, found))
             return left
         with self.training.accelerator.no_sync(self.training.model):
-            loss = compute(first)
-            self.training.accelerator.backward(carry(loss) / self.all)
-        losses.append(loss.detach())
+            loss = next(losses)
+            self.training.accelerator.backward(nan_if_nonfinite(loss) / self.all)
+        found.append(loss.detach())
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
         for weight in self.weights:
             weight.grad = None
         return gradients
 
     def _buffers(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.training.bare.named_buffers()}
+        return {name: value.clone() for name, value in self.training.unwrapped.named_buffers()}
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
         """What a forward counts or averages in a buffer, each process would count of its own micro-batches only."""
         self.first = False
-        now = dict(self.training.bare.named_buffers())
+        now = dict(self.training.unwrapped.named_buffers())
         if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:
             raise ValueError(f"train.strict: the model keeps running values ({changed[0]}), which differ by process; leave it out")
 

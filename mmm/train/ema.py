@@ -14,7 +14,13 @@ from mmm.layers.averages import follow
 class EMA:
     """An average of a model's tensors over the updates, `average = decay * average + (1 - decay) * live`.
 
-    Of a sharded model each process averages its own part.
+    <<<<<<< HEAD
+        For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
+        teacher's own tensors: state dicts refer, they do not copy. Each process averages its own part of a sharded model; a
+        teacher's dict is then taken anew for each update, or after the model was sharded.
+    =======
+        Of a sharded model each process averages its own part.
+    >>>>>>> main
     """
 
     def __init__(self, averages: Mapping[str, Tensor]) -> None:
@@ -30,7 +36,7 @@ class EMA:
         """Moves each average towards the model's tensor of the same name; integers (counters) are copied.
 
         Args:
-            made: whether the update was made, a bool () on the device; else the averages of floats stay. none: it was.
+            made: whether the update was made, a bool () on the device; else the averages of floats stay. None: it was.
         """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]

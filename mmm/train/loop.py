@@ -1,11 +1,7 @@
-"""The loop through which every task trains.
+"""One update after another: the loop through which every task trains.
 
-    for update in fit(training, batches, loss_of, config=config.train, plan=plan, seed=seed, name_samples=ids):
-        if update.save:
-            training.save(run.checkpoints, config.train.keep_last, needed=update.last)
-
-Around it stands the task's own `for`, which evaluates, draws pictures and saves; there are no hooks to look for. A signal to stop
-ends it after the update that it fell into (`signals.py`).
+`Session` (session.py) stands around it: it restores, logs and saves. A signal to stop ends the loop after the update that it fell
+into (distributed/preemption.py).
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -22,44 +17,50 @@ from torch import Tensor, nn
 
 from mmm.core.rng import Stream, sample_keys, stream
 from mmm.train.config import TrainConfig
-from mmm.train.deterministic import Tree
-from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
-from mmm.train.metrics import Interval, NameSamples, Skipped
-from mmm.train.nonfinite import carry, measure_gradient, step_if
+from mmm.train.deterministic import FixedOrderGradients
+from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
+from mmm.train.metrics import MetricsAccumulator, NameSamples, Skipped
+from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
-from mmm.train.training import Training
-from mmm.train.waiting import Waited
+from mmm.train.state import Training
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
-# it is given, never `forward` of it: DDP and mixed precision live in the call.
+# it is given, never its `forward`: DDP and mixed precision are in the call.
 LossOf = Callable[[nn.Module, Any, int], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Update:
     """One update was made.
 
     Attributes:
         step: updates made so far.
-        metrics: at log lines, of the updates since the line before: see `Interval.close`.
-        skipped: updates that were left out, of those looked at since the update before.
+        metrics: at a log line, those of the updates since the line before (`MetricsAccumulator.flush`), else empty. A task adds
+            what it evaluates.
+        skipped: updates that were left out, of those synchronised since the update before.
         save: a checkpoint is due.
-        last: none follows, for this is the plan's last or the run was asked to stop.
+        last: none follows, because this is the plan's last or the run was asked to stop.
+        steps: of the whole run.
         made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
     """
 
     step: int
-    metrics: dict[str, float] | None
+    metrics: dict[str, float]
     skipped: tuple[Skipped, ...]
     save: bool
     last: bool
+    steps: int
     made: Tensor
+
+    def due(self, every: int | None) -> bool:
+        """Whether something that happens every so many updates, and after the run's last, happens now."""
+        return due(self.step, every, self.steps)
 
 
 def fit(
     training: Training,
     batches: Iterator[Any],
-    loss_of: LossOf,
+    loss: LossOf,
     *,
     config: TrainConfig,
     plan: Plan,
@@ -68,14 +69,15 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    An update whose loss or gradient is not finite is left out: see `guard.py`. Lines of metrics fall on `log_every` and on
-    `save_every`. What is saved was looked at before; a checkpoint between two lines, after a signal, keeps what the next line holds
-    so far.
+    An update whose loss or gradient is not finite is left out (nonfinite.py). Lines of metrics fall on `log_every` and on
+    `save_every`. The losses are checked before anything is saved; a checkpoint between two lines, after a signal, keeps what the
+    next line holds so far.
 
     Args:
         batches: micro-batches of this process from `training.step` on, `plan.accumulation` for each update.
+        loss: of a micro-batch.
         seed: of the run; the noise inside the model follows from it.
-        name_samples: the ids of an update's samples, in the global batch's order, asked for when a loss is not finite.
+        name_samples: returns the ids of an update's samples, in the global batch's order; called when a loss is not finite.
 
     Yields:
         An `Update` after each.
@@ -85,73 +87,88 @@ def fit(
         Stopped: a signal asked for it, and the caller had its turn to save; on all processes alike.
     """
     if training.step >= plan.steps:
-        return  # a finished run, gone on with: one process could be gone before another has met it in the agreement's group
-    model, accelerator = training.model, training.accelerator
-    interval = Interval(accelerator, plan, name_samples, config.max_skipped, training.begun)
-    waited = Waited(batches)
-    collect = Tree(training, plan, config).collect if config.strict else partial(_mean, training, plan)
+        return  # a finished run is resumed: one process could be gone before another has met it in the agreement's group
+    accelerator = training.accelerator
+    metrics = MetricsAccumulator(accelerator, plan, name_samples, config.max_skipped, training.partial_metrics)
+    fixed_order = FixedOrderGradients(training, plan, config) if config.strict else None
     with StopSignals(answers=accelerator.is_main_process) as signals:
-        agreement = Agreement(accelerator, signals, config.timeout)
+        agreement = StopAgreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
+            # ------------------------------------------------------------------------------------------------ one update
+            signals.begin_update()
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
-            decay = weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end)
-            set_weight_decay(training.optimizer, decay)
-            signals.begin_update()
-            model.train()  # the caller may have evaluated
-
-            def compute(part: int, step: int = step) -> Tensor:
-                seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
-                return loss_of(model, next(waited), step)
-
-            losses = collect(compute)
-            norm = _apply(training, config)
-            interval.add(losses, norm)
+            set_weight_decay(training.optimizer, weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end))
+            training.model.train()  # the caller may have evaluated
+            losses = micro_losses(training, batches, loss, metrics, plan=plan, seed=seed, step=step)
+            found = mean_gradients(training, plan, losses) if fixed_order is None else fixed_order.compute(losses)
+            norm = apply_gradients(training, config)
+            metrics.add(found, norm)
             made = training.step = step + 1
             signals.end_update()
-            stop = made < plan.steps and agreement.asked(made)
+            # -------------------------------------------------------------------------------------------- once in a while
+            stop = made < plan.steps and agreement.stops(made)
             save = stop or due(made, config.save_every, plan.steps)
-            skipped = interval.look(made) if save or due(made, config.log_every, plan.steps) else ()
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
-            metrics = interval.close(made, rate, waited.take()) if line else None
+            skipped = metrics.sync(made) if save or line else ()
+            values = metrics.flush(made, rate) if line else {}
             away = perf_counter()
-            yield Update(made, metrics, skipped, save, last=stop or made == plan.steps, made=norm.isfinite())
-            interval.pause(perf_counter() - away)
-            if stop or (made == plan.steps and agreement.asked(made, last=True)):
+            yield Update(made, values, skipped, save, stop or made == plan.steps, plan.steps, norm.isfinite())
+            metrics.since += perf_counter() - away
+            if stop or (made == plan.steps and agreement.stops(made, last=True)):
                 for tracker in accelerator.trackers:
-                    tracker.finish()  # what it has not written yet
+                    tracker.finish()  # writes what it holds back
                 raise Stopped
 
 
-def _mean(training: Training, plan: Plan, compute: Callable[[int], Tensor]) -> list[Tensor]:
-    """Leaves the mean gradient of an update in the weights; gives the losses of this process's micro-batches."""
-    accelerator, losses = training.accelerator, []
+def micro_losses(
+    training: Training,
+    batches: Iterator[Any],
+    loss: LossOf,
+    metrics: MetricsAccumulator,
+    *,
+    plan: Plan,
+    seed: int,
+    step: int,
+) -> Iterator[Tensor]:
+    """The losses of an update's micro-batches on this process, each with its graph, computed when it is asked for."""
+    accelerator = training.accelerator
+    for part in range(plan.accumulation):
+        seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
+        asked = perf_counter()
+        batch = next(batches)
+        metrics.waited += perf_counter() - asked
+        yield loss(training.model, batch, step)
+
+
+def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> list[Tensor]:
+    """Leaves the mean gradient of an update in the weights; returns the losses, detached."""
+    found = []
     for part in range(plan.accumulation):
         last = part == plan.accumulation - 1
         with nullcontext() if last else training.no_sync():  # processes exchange gradients once an update
-            loss = compute(part)
-            accelerator.backward(carry(loss) / plan.accumulation)
-        losses.append(loss.detach())
-    return losses
+            loss = next(losses)
+            training.accelerator.backward(nan_if_nonfinite(loss) / plan.accumulation)
+        found.append(loss.detach())
+    return found
 
 
-def _apply(training: Training, config: TrainConfig) -> Tensor:
-    """Makes the update that the gradients ask for, where they are finite; gives their norm, ()."""
-    optimizer = training.optimizer
-    norm = measure_gradient(training.accelerator, training.model, config.clip_norm)
-    step_if(norm.isfinite(), optimizer, training.accelerator.scaler)
-    optimizer.zero_grad(set_to_none=True)
+def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
+    """Makes the update that the gradients ask for, where they are finite; returns their norm, ()."""
+    norm = gradient_norm(training.accelerator, training.model, config.clip_norm)
+    step_if_finite(norm, training.optimizer, training.accelerator.scaler)
+    training.optimizer.zero_grad(set_to_none=True)
     if training.ema is not None and config.ema is not None:
-        training.ema.update(training.bare, config.ema, norm.isfinite())
+        training.ema.update(training.unwrapped, config.ema, norm.isfinite())
     return norm
 
 
 def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
     """Makes drop path and dropout a function of the step, so that a resumed run draws what the uninterrupted one drew.
 
-    `part` counts the micro-batches of the update over all processes: on two processes they draw what they draw on one.
+    `part` counts the micro-batches of the update over all processes: two processes draw what one draws.
 
-    Not `torch.manual_seed`: that costs 0.1 ms and seeds every device there is.
+    `torch.manual_seed` would cost 0.1 ms and seed every device there is.
     """
     key = int(stream(sample_keys(seed, step, part), Stream.NOISE))
     torch.default_generator.manual_seed(key)

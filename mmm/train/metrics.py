@@ -1,9 +1,15 @@
-"""What happened since the last line of metrics, kept on the device and looked at once."""
+"""Accumulates losses and gradient norms on the device between log lines, so that logging costs one synchronisation.
+
+The time that a training waits for its data is counted here too. It is the time in which this process asks for a micro-batch and
+has none. On a CPU nothing is computed meanwhile. A GPU goes on with what was queued before, so it stands still for at most that
+long; a share of a few hundredths is the host's own. Each process measures its own; the first one's is shown. (Where another is
+slower, the first waits in the exchange of gradients.)
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,10 +26,16 @@ logger = logging.getLogger(__name__)
 
 NameSamples = Callable[[int], list[int]]
 
+MUCH = 0.1  # share of the time spent waiting for data above which there is advice
+ADVICE = (
+    "To wait less: more data.workers where cores are idle; data.repeats, several samples of a decoded input; smaller inputs "
+    "(videos: mmm prepare_video; photographs: copies not much larger than a sample)"
+)
+
 
 @dataclass(frozen=True)
 class Skipped:
-    """An update that was left out, for a number in it was not finite.
+    """An update that was left out because a number in it was not finite.
 
     Attributes:
         step: counted from 0.
@@ -58,8 +70,8 @@ class NonFiniteError(ValueError):
 
 
 @dataclass
-class Begun:
-    """What the next line of metrics holds so far; a checkpoint between two lines keeps it.
+class PartialMetrics:
+    """The part of the next line of metrics that is already on the host; a checkpoint between two lines keeps it.
 
     Attributes:
         losses, norms: of the updates that were made, means over all their samples.
@@ -73,32 +85,35 @@ class Begun:
     row: int = 0
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; floats come back as they were."""
+        """The values as JSON holds them; floats come back as they were."""
         return asdict(self)
 
 
-class Interval:
-    """The losses and gradient norms of the updates since the last line. Shapes: S updates, P processes, A micro-batches."""
+class MetricsAccumulator:
+    """The losses and gradient norms of the updates since the last line. Shapes: S updates, P processes, A micro-batches.
 
-    def __init__(self, accelerator: Accelerator, plan: Plan, name_samples: NameSamples, max_skipped: int, begun: Begun) -> None:
+    Attributes:
+        waited: seconds in which this process waited for data since the last line; the loop adds to it.
+        since: when the line began, moved on by the time that the caller spends on evaluating and saving.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, plan: Plan, name_samples: NameSamples, max_skipped: int, partial: PartialMetrics
+    ) -> None:
         self.accelerator, self.plan, self.name_samples = accelerator, plan, name_samples
-        self.max_skipped, self.begun = max_skipped, begun
+        self.max_skipped, self.partial = max_skipped, partial
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
-        self.since, self.steps = perf_counter(), 0
+        self.since, self.waited, self.steps = perf_counter(), 0.0, 0
 
     def add(self, losses: list[Tensor], norm: Tensor) -> None:
-        """Notes an update without waiting for it: its micro-batches' losses, and the whole gradient's norm."""
+        """Adds an update without waiting for it: its micro-batches' losses, and the norm of the whole gradient."""
         self.losses.append(torch.stack(losses))  # (A,)
         self.norms.append(norm)
         self.steps += 1
 
-    def pause(self, seconds: float) -> None:
-        """Does not count the time that the caller spent on evaluating and saving."""
-        self.since += seconds
-
-    def look(self, step: int) -> tuple[Skipped, ...]:
-        """Brings the numbers to the host, the one synchronisation of a line, into `begun`.
+    def sync(self, step: int) -> tuple[Skipped, ...]:
+        """Copies the numbers to the host, into `partial`: the one synchronisation of a line.
 
         Args:
             step: updates made so far.
@@ -111,42 +126,41 @@ class Interval:
         """
         losses = self.accelerator.gather(torch.stack(self.losses)[None]).cpu().double()  # (P, S, A)
         norms = torch.stack(self.norms).cpu().double()  # (S,), the same on all processes
-        first, found, begun = step - len(norms), [], self.begun
+        first, found, partial = step - len(norms), [], self.partial
         for offset in range(len(norms)):
             if losses[:, offset].isfinite().all() and norms[offset].isfinite():
-                begun.losses.append(losses[:, offset].flatten().mean().item())  # in one order, whoever computed which
-                begun.norms.append(norms[offset].item())
-                begun.row = 0
-            elif bad := self._refuse(first + offset, losses[:, offset]):
-                found.append(bad)
+                partial.losses.append(losses[:, offset].flatten().mean().item())  # in one order, whoever computed which
+                partial.norms.append(norms[offset].item())
+                partial.row = 0
+            elif skipped := self._count_skipped(first + offset, losses[:, offset]):
+                found.append(skipped)
         self.losses, self.norms = [], []
         return tuple(found)
 
-    def close(self, step: int, rate: float, waited: float = 0.0) -> dict[str, float]:
-        """The line of what was looked at; begins the next.
+    def flush(self, step: int, rate: float) -> dict[str, float]:
+        """Returns the line of what was synchronised, and begins the next.
 
         Args:
             step: updates made so far.
             rate: the learning rate of the last update.
-            waited: for data, seconds.
 
         Returns:
             loss: mean over the samples of the updates that were made. learning_rate, epoch: of the last update. grad_norm: mean,
             before clipping. skipped: updates left out, where there were any. samples_per_second: over all processes.
             data_wait: share of the time that this process waited for data.
         """
-        begun, seconds = self.begun, perf_counter() - self.since
-        metrics = {"loss": _mean(begun.losses), "learning_rate": rate, "epoch": self.plan.epoch(step)}
-        metrics["grad_norm"] = _mean(begun.norms)
-        if begun.skipped:
-            metrics["skipped"] = begun.skipped
+        partial, seconds = self.partial, perf_counter() - self.since
+        metrics = {"loss": _mean(partial.losses), "learning_rate": rate, "epoch": self.plan.epoch(step)}
+        metrics["grad_norm"] = _mean(partial.norms)
+        if partial.skipped:
+            metrics["skipped"] = partial.skipped
         metrics["samples_per_second"] = self.steps * self.plan.batch_size / seconds
-        metrics["data_wait"] = waited / seconds
-        begun.losses, begun.norms, begun.skipped = [], [], 0
-        self.since, self.steps = perf_counter(), 0
+        metrics["data_wait"] = self.waited / seconds
+        partial.losses, partial.norms, partial.skipped = [], [], 0
+        self.since, self.waited, self.steps = perf_counter(), 0.0, 0
         return metrics
 
-    def _refuse(self, step: int, losses: Tensor) -> Skipped | None:
+    def _count_skipped(self, step: int, losses: Tensor) -> Skipped | None:
         """Counts an update that was left out, of losses (P, A)."""
         bad = ~losses.isfinite()
         if not bad.any() and self.accelerator.scaler is not None:
@@ -155,15 +169,32 @@ class Interval:
         if bad.any():
             ids = torch.tensor(ids).view(*bad.shape, -1)[bad].flatten().tolist()  # (P, A, micro-batch)
         skipped = Skipped(step, "loss" if bad.any() else "gradient", ids)
-        self.begun.skipped += 1
-        self.begun.row += 1
-        if self.begun.row > self.max_skipped:
-            raise NonFiniteError(skipped, self.begun.row)
+        self.partial.skipped += 1
+        self.partial.row += 1
+        if self.partial.row > self.max_skipped:
+            raise NonFiniteError(skipped, self.partial.row)
         if self.accelerator.is_main_process:
             logger.warning("%s. This update was left out, on all processes", skipped)
         return skipped
 
 
+class DataWait:
+    """The share of a whole run's time that was spent waiting for data, from its lines of metrics."""
+
+    def __init__(self) -> None:
+        self.waited = self.seconds = 0.0
+
+    def add(self, metrics: Mapping[str, float], samples: int) -> None:
+        """Counts a line; `samples` were trained on since the line before."""
+        seconds = samples / metrics["samples_per_second"]
+        self.waited += metrics["data_wait"] * seconds
+        self.seconds += seconds
+
+    def __str__(self) -> str:
+        share = self.waited / self.seconds if self.seconds else 0.0
+        return f"the training waited for data {share:.1%} of its time" + f". {ADVICE}" * (share > MUCH)
+
+
 def _mean(values: list[float]) -> float:
-    """NaN of none."""
+    """The mean; NaN where there are none."""
     return torch.tensor(values, dtype=torch.float64).mean().item()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmm.core.types import UpdateScale
 from mmm.train.config import TrainConfig
-from mmm.train.distributed.fsdp import placed_as
+from mmm.train.distributed.fsdp import shard_like
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
@@ -107,6 +107,6 @@ def load_optimizer(
     for entry in (*tensors, *rest):
         name, key = entry.rsplit("/", 1)
         # copied, for safetensors maps the file: it could not be freed while the run lives
-        value = placed_as(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
+        value = shard_like(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
         state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

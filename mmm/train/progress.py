@@ -5,58 +5,58 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from time import monotonic
 
 from tqdm import tqdm
 
 from mmm.train.loop import Update
+from mmm.train.metrics import DataWait
 from mmm.train.schedule import Plan
-from mmm.train.waiting import Waits
 
 logger = logging.getLogger(__name__)
 
 SILENCE = 60.0  # seconds after which a log file gets a line between two lines of metrics
 
 
-def show_progress(updates: Iterator[Update], plan: Plan, *, start: int, main: bool) -> Iterator[Update]:
-    """Passes updates on, and shows samples per second, the loss of the last line of metrics, and the time left; at the end, how
-    long was waited for data.
+class Progress:
+    """Shows samples per second, the last loss and the time left; at the end, the time spent waiting for data.
 
-    Args:
-        start: updates made before.
-        main: whether this is the process that shows.
+    Attributes:
+        bar: to be moved on by the samples of each update.
+        shown: when something was shown last.
     """
-    terminal = _shows_bar()
-    bar = tqdm(
-        total=plan.steps * plan.batch_size,
-        initial=start * plan.batch_size,
-        unit=" samples",
-        unit_scale=True,
-        disable=not (main and terminal),
-        dynamic_ncols=True,
-    )
-    waits, line, began = Waits(), start, monotonic()
-    said = began
-    try:
-        for update in updates:
-            bar.update(plan.batch_size)
-            if update.metrics is not None:
-                waits.add(update.metrics, (update.step - line) * plan.batch_size)
-                line = update.step
-                bar.set_postfix(loss=f"{update.metrics['loss']:.4f}", step=update.step, refresh=False)
-            if main and not terminal and (update.metrics is not None or monotonic() - said > SILENCE):
-                pace = (monotonic() - began) / (update.step - start)
-                logger.info(
-                    "%s",
-                    f"step {update.step}/{plan.steps}, {pace:.3g} s each" if update.metrics is None else describe(update, plan),
-                )
-                said = monotonic()
-            yield update
-    finally:  # also of a run that was asked to stop
-        bar.close()
-        if main and waits.seconds:
-            logger.info("%s", waits)
+
+    def __init__(self, plan: Plan, start: int, main: bool) -> None:
+        """`start`: updates made before. `main`: whether this is the process that shows."""
+        self.plan, self.start, self.main, self.terminal = plan, start, main, _shows_bar()
+        self.bar = tqdm(
+            total=plan.steps * plan.batch_size,
+            initial=start * plan.batch_size,
+            unit=" samples",
+            unit_scale=True,
+            disable=not (main and self.terminal),
+            dynamic_ncols=True,
+        )
+        self.wait, self.line = DataWait(), start
+        self.began = self.shown = monotonic()
+
+    def show(self, update: Update) -> None:
+        """Shows an update's metrics; of one without metrics, how far the run is."""
+        self.shown = monotonic()
+        if update.metrics:
+            self.wait.add(update.metrics, (update.step - self.line) * self.plan.batch_size)
+            self.line = update.step
+            self.bar.set_postfix(loss=f"{update.metrics['loss']:.4f}", step=update.step, refresh=False)
+        if self.main and not self.terminal:
+            seconds = (self.shown - self.began) / (update.step - self.start)
+            line = f"step {update.step}/{self.plan.steps}, {seconds:.3g} s each"
+            logger.info("%s", format_metrics(update, self.plan) if update.metrics else line)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()
+        if self.main and self.wait.seconds:
+            logger.info("%s", self.wait)
 
 
 def _shows_bar() -> bool:
@@ -69,9 +69,9 @@ def _shows_bar() -> bool:
         return True  # it has no size
 
 
-def describe(update: Update, plan: Plan) -> str:
+def format_metrics(update: Update, plan: Plan) -> str:
     """One line for a log file. The update has metrics."""
-    metrics = update.metrics or {}
+    metrics = update.metrics
     left = (plan.steps - update.step) * plan.batch_size / metrics["samples_per_second"]
     return (
         f"step {update.step}/{plan.steps}  loss {metrics['loss']:.4f}  learning rate {metrics['learning_rate']:.2e}  "

@@ -1,88 +1,248 @@
-"""What of a training a checkpoint holds, taken out and put back; its tensors may be sharded, or not, in either."""
+"""`Training` is what a checkpoint holds and a resume restores: model, optimizer, average of the weights, step.
+
+Nothing is kept per process, and no generator: samples, masks and noise follow from the step (mmm/core/rng.py). Tensors may be
+sharded or not, here and in the checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmm.train.distributed.fsdp import local, place
+from mmm.config.diff import changes, check_allowed, differences
+from mmm.train.checkpoint import reader
+from mmm.train.checkpoint.async_writer import AsyncWriter
+from mmm.train.distributed.fsdp import DDP, copy_into, copy_to_meta, gathered_copy, local, no_sync, shard, sharding_asked
+from mmm.train.distributed.processes import on_main
+from mmm.train.ema import EMA
+from mmm.train.metrics import PartialMetrics
 from mmm.train.optimizer import load_optimizer, optimizer_state
-from mmm.train.run.environment import circumstances
+from mmm.train.run.environment import fingerprint
 
 if TYPE_CHECKING:
-    from mmm.train.training import Training
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 
-def tensors_of(training: Training) -> dict[str, dict[str, Tensor]]:
-    """Weights, the optimizer's state and averages, by file and name; as they are, not copied."""
-    files = {"model": training.bare.state_dict(), "optimizer": optimizer_state(training.optimizer, _names(training))[0]}
-    if training.ema is not None:
-        files["ema"] = training.ema.averages
-    return {file: {plain(name): value for name, value in values.items()} for file, values in files.items()}
+@dataclass
+class Training:
+    """A model being trained.
 
-
-def state_of(training: Training) -> dict[str, Any]:
-    """All that is not a tensor, as JSON holds it."""
-    scaler = training.accelerator.scaler
-    return {
-        "identity": training.identity,
-        "optimizer": optimizer_state(training.optimizer, _names(training))[1],
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "begun": training.begun.plain(),
-        "written_by": written_by(training),
-    }
-
-
-def written_by(training: Training) -> dict[str, Any]:
-    """The circumstances that a resume is told of where they differ."""
-    return {**circumstances(training.accelerator), "sharded": training.skeleton is not None}
-
-
-def put_back(training: Training, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Puts weights, the optimizer's state and averages into a training of the same shape.
-
-    Args:
-        tensors: whole, by file and name.
-        state: from `state_of`.
+    Attributes:
+        accelerator: from `setup.start`.
+        model: as Accelerate prepared it; call this one to train.
+        optimizer: as Accelerate prepared it.
+        identity: the choices that make the run this run (`config.identity`); a checkpoint of another run is refused.
+        ema: average of the weights, where the run keeps one.
+        step: updates made so far.
+        partial_metrics: what the next line of metrics holds so far.
+        meta_copy: of a sharded model, a copy without values.
     """
-    for name, value in training.bare.state_dict().items():
-        place(value, tensors["model"][plain(name)])
-    load_optimizer(training.optimizer, _names(training), tensors["optimizer"], state["optimizer"])
-    if training.ema is not None:
-        for name, average in training.ema.averages.items():
-            place(average, tensors["ema"][plain(name)])
-    if training.accelerator.scaler is not None:
-        training.accelerator.scaler.load_state_dict(state["scaler"])
 
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]
+    ema: EMA | None = None
+    step: int = 0
+    partial_metrics: PartialMetrics = field(default_factory=PartialMetrics)
+    meta_copy: nn.Module | None = None
 
-def refuse_other_shapes(training: Training, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
-    """Refuses weights of another model, which a change that was asked for can make."""
-    for name, value in training.bare.state_dict().items():
-        if plain(name) not in found or found[plain(name)].shape != value.shape:
-            raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
+    def __post_init__(self) -> None:
+        self.writer = AsyncWriter(self.accelerator, self.meta_copy is not None)
 
+    @classmethod
+    def prepare(
+        cls,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        identity: dict[str, Any],
+        ema: bool = False,
+        sharded: bool = False,
+    ) -> Training:
+        """Hands model and optimizer, and only these, to Accelerate: its loaders resume wrongly, its schedules step per process.
 
-def refuse_poison(training: Training) -> None:
-    """Refuses weights that are not finite, on all processes alike: from a checkpoint of them a run would be resumed."""
-    weights = dict(training.bare.named_parameters())
-    finite = torch.stack([local(value).isfinite().all() for value in weights.values()])
-    if training.skeleton is not None:
-        finite = training.accelerator.gather(finite[None].int()).all(0)  # each process has looked at its own part
-    bad = [name for name, good in zip(weights, finite.tolist(), strict=True) if not good]  # one synchronisation
-    if bad:
-        raise ValueError(
-            f"after step {training.step} weights are not finite ({', '.join(bad[:3])}{', ...' * (len(bad) > 3)}), so no checkpoint "
-            "was written; lower train.learning_rate or set train.clip_norm, and --resume from the last one"
-        )
+        Args:
+            ema: keep an average of the weights.
+            sharded: shard the model; for tasks whose evaluations use `gathered`, where `sharding_asked`.
+
+        Raises:
+            ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
+        """
+        without_values = copy_to_meta(model) if sharded else None
+        if sharded:
+            shard(model, optimizer, accelerator)
+            optimizer = accelerator.prepare_optimizer(optimizer)
+        elif sharding_asked(os.environ):
+            raise ValueError(f"Accelerate's configuration asks for FSDP, with which only pretraining runs; {DDP}")
+        else:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        training = cls(accelerator, model, optimizer, identity, meta_copy=without_values)
+        training.ema = EMA.of(training.unwrapped) if ema else None
+        return training
+
+    # ------------------------------------------------------------------------------------------------------------- the model
+
+    @cached_property
+    def unwrapped(self) -> nn.Module:
+        """The user's module without DDP, mixed precision and compilation; its names have no prefix."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        """A model to evaluate that needs no other process when it is called: the unwrapped one, or a copy of a sharded one.
+
+        Entered by all processes.
+        """
+        sharded = self.meta_copy is not None
+        yield gathered_copy(self.meta_copy, self.unwrapped, self.accelerator) if sharded else self.unwrapped  # type: ignore[arg-type]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model holds the moving average of its weights, where the run keeps one."""
+        return nullcontext() if self.ema is None else self.ema.applied(self.unwrapped)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside, gradients are summed in each process; the next backward pass outside sums them over all."""
+        return self.accelerator.no_sync(self.model) if self.meta_copy is None else no_sync(self.model)
+
+    # ---------------------------------------------------------------------------------------------------------------- saving
+
+    def save(self, checkpoints: Path, keep: int | None, *, keep_every: int | None = None, needed: bool = True) -> None:
+        """Saves this step, by all processes; they wait for a copy in memory, and it is written while the training goes on.
+
+        Args:
+            keep, keep_every: see `writer.prune`.
+            needed: nothing is saved after this: returns when it is there. Else a full disk costs this checkpoint and not the run: a
+                warning when the next is due.
+
+        Raises:
+            ValueError: a weight is not finite. A checkpoint of it would be resumed from, and push out a good one.
+            OSError: it is needed and cannot be written, on all processes alike.
+        """
+        self.wait_for_checkpoint()
+        self._refuse_nonfinite_weights()
+        try:
+            self.writer.start(checkpoints, self.step, self._tensors(), self._plain_state(), keep, keep_every)
+            if needed:
+                self.writer.wait()
+        except OSError as error:
+            if needed:
+                raise
+            self._warn(self.step, error)
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits for the checkpoint that is being written, if one is, by all processes; warns if it could not be written."""
+        step = self.step if self.writer.pending is None else self.writer.pending.step
+        try:
+            self.writer.wait()
+        except OSError as error:
+            self._warn(step, error)
+
+    def _warn(self, step: int, error: OSError) -> None:
+        logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", step, error)
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights, the optimizer's state and averages, by file and name; not copied."""
+        files = {"model": self.unwrapped.state_dict(), "optimizer": optimizer_state(self.optimizer, self._names())[0]}
+        if self.ema is not None:
+            files["ema"] = self.ema.averages
+        return {file: {plain(name): value for name, value in values.items()} for file, values in files.items()}
+
+    def _plain_state(self) -> dict[str, Any]:
+        """All that is not a tensor, as JSON holds it."""
+        scaler = self.accelerator.scaler
+        return {
+            "identity": self.identity,
+            "optimizer": optimizer_state(self.optimizer, self._names())[1],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "metrics": self.partial_metrics.plain(),
+            "written_by": self._fingerprint(),
+        }
+
+    def _refuse_nonfinite_weights(self) -> None:
+        """Raises ValueError on all processes alike: a run would be resumed from a checkpoint of such weights."""
+        weights = dict(self.unwrapped.named_parameters())
+        finite = torch.stack([local(value).isfinite().all() for value in weights.values()])
+        if self.meta_copy is not None:
+            finite = self.accelerator.gather(finite[None].int()).all(0)  # each process has seen its own part
+        bad = [name for name, good in zip(weights, finite.tolist(), strict=True) if not good]  # one synchronisation
+        if bad:
+            raise ValueError(
+                f"after step {self.step} weights are not finite ({', '.join(bad[:3])}{', ...' * (len(bad) > 3)}), so no checkpoint "
+                "was written; lower train.learning_rate or set train.clip_norm, and --resume from the last one"
+            )
+
+    # ------------------------------------------------------------------------------------------------------------- restoring
+
+    def restore(self, checkpoints: Path, allow: Collection[str] = ()) -> list[str]:
+        """Goes on from the newest whole checkpoint, which every process reads; where there is none, from the beginning.
+
+        Args:
+            allow: names of the identity that may differ.
+
+        Returns:
+            A line for each of these that does.
+
+        Raises:
+            ValueError: all are damaged, or the newest is of a run with other choices.
+        """
+        path = on_main(self.accelerator, lambda: reader.newest(checkpoints))
+        if path is None:
+            return []
+        tensors, state = reader.read(path)
+        changed = changes(state["identity"], self.identity)
+        check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
+        if changed:
+            logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
+        if notes := differences(state["written_by"], self._fingerprint()):
+            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
+        self._refuse_other_shapes(tensors["model"], changed)
+        self._load(tensors, state)
+        self.step, self.partial_metrics = state["step"], PartialMetrics(**state["metrics"])
+        return list(changed.values())
+
+    def _load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Copies weights, the optimizer's state and averages into this training.
+
+        Args:
+            tensors: not sharded, by file and name.
+            state: from `_plain_state`.
+        """
+        for name, value in self.unwrapped.state_dict().items():
+            copy_into(value, tensors["model"][plain(name)])
+        load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
+        if self.ema is not None:
+            for name, average in self.ema.averages.items():
+                copy_into(average, tensors["ema"][plain(name)])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
+        """Raises ValueError for the weights of another model, which a change that was allowed can make."""
+        for name, value in self.unwrapped.state_dict().items():
+            if plain(name) not in found or found[plain(name)].shape != value.shape:
+                raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """The environment, of which a resume reports the differences."""
+        return {**fingerprint(self.accelerator), "sharded": self.meta_copy is not None}
+
+    def _names(self) -> dict[Tensor, str]:
+        return {parameter: plain(name) for name, parameter in self.unwrapped.named_parameters()}
 
 
 def plain(name: str) -> str:
     """A tensor's name without what compiling single blocks puts into it."""
     return name.replace("_orig_mod.", "")
-
-
-def _names(training: Training) -> dict[Tensor, str]:
-    return {parameter: plain(name) for name, parameter in training.bare.named_parameters()}

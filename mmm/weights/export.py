@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmm.core.types import Input
+from mmm.data.transforms.crop import margin_of
 from mmm.weights.formats import Model, find_format
 from mmm.weights.formats.base import PROCESSOR
 from mmm.weights.model_card import CARD, Origin, model_card
-
-MARGIN = 256 / 224  # short side over side of the crop, as in evaluation
 
 
 def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
@@ -74,14 +73,17 @@ def refuse_full(folder: Path) -> None:
 
 
 def processor_config(data: Input) -> dict[str, Any]:
-    """preprocessor_config.json as transformers reads it: resized so that the crop is covered with the margin of evaluation, cropped
-    from the centre, scaled to [0, 1] and normalised."""
+    """preprocessor_config.json, as transformers reads it, for what evaluation does.
+
+    Samples are resized so that the crop is covered, images with a margin, cropped at the centre, scaled to [0, 1] and normalised.
+    """
     *frames, height, width = data.size
+    margin = 1.0 if frames else margin_of((height, width))
     kind = {"video_processor_type": "VideoMAEVideoProcessor"} if frames else {}
     return kind | {
         "image_processor_type": "VideoMAEImageProcessor" if frames else "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": round(max(height, width) * MARGIN)},
+        "size": {"shortest_edge": round(max(height, width) * margin)},
         "resample": 3,  # bicubic
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmm.classifier import Classifier
+from mmm.config.diff import flatten
 from mmm.config.serialize import to_dict
-from mmm.train.config import flatten
 from mmm.weights.formats.base import Model
 
 if TYPE_CHECKING:

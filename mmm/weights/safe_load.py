@@ -1,4 +1,4 @@
-"""Reading the tensors of one file that somebody else wrote, without running anything that it holds.
+"""Reads the tensors of a file that somebody else wrote, without running anything that it holds.
 
 A `.pth` file is a pickle, and a pickle is a program. torch's restricted unpickler (`weights_only=True`) builds only tensors and
 plain values, and refuses the `argparse.Namespace` that official files hold beside their weights. It is not turned off here:
@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-WRAPPINGS = ("model", "module")  # where training scripts put the weights: of DDP, of DeepSpeed
+WRAPPINGS = ("model", "module", "state_dict")  # where training scripts put the weights, also one in another
+PREFIXES = ("module.", "_orig_mod.")  # which DDP and torch.compile put before every name
 
 
 class Inert:
-    """Stands where a file holds an object that nobody needs; without a place to keep anything."""
+    """Replaces an object in a file that nobody needs, and keeps nothing of it."""
 
     __slots__ = ()
 
@@ -39,7 +40,7 @@ HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by name, on the CPU: its tensors, or those that a training script put under `model` or `module`.
+    """The weights in a file, by name, on the CPU, without what training scripts put around them.
 
     Raises:
         ValueError: where the file cannot be read, would have to run code to be read, or holds no weights.
@@ -50,10 +51,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pickle(path)
     else:
         raise ValueError(f"{path} is no checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
-    for wrapping in WRAPPINGS:
-        if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
-            found = found[wrapping]
-            break
+    for _ in WRAPPINGS:  # each may be around another; a pickle may also hold itself
+        inner = [found[name] for name in WRAPPINGS if isinstance(found.get(name), dict)] if isinstance(found, dict) else []
+        found = inner[0] if inner else found
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds no weights by name, but {_kind(found)}")
     if not found:
@@ -61,6 +61,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{path} holds {_kind(value)} under {name!r}, where weights have a tensor")
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), ""):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
 
 
@@ -93,7 +95,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first sentence of an error, or its kind where it says nothing."""
+    """The first sentence of an error, or its kind where it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 

@@ -42,7 +42,7 @@ def test_the_pages_masker_holds_its_squares_through_a_clip(part: Path) -> None:
 
     with pytest.raises(ValueError, match="checkerboard"):
         maskers["checkerboard"]
-    from image_mae import DEMO
+    from recipes.image_mae import DEMO
 
     parse(DEMO, ["--use", str(part), "--masker.name", "checkerboard"])
     mask = maskers.build(maskers["checkerboard"].Config())(torch.arange(2), (3, 4, 4))

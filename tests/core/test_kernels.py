@@ -20,9 +20,9 @@ from mmm.layers import cpu_bf16 as kernels
 from mmm.system import malloc as allocator
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
-from mmm.train.nonfinite import carry
+from mmm.train.nonfinite import nan_if_nonfinite
 from mmm.train.optimizer import make_optimizer
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 
 def autocast(enabled: bool = True) -> torch.autocast:
@@ -188,7 +188,7 @@ def one_step(model: MaskedModel, x: Tensor, step: int) -> Tensor:
     """Mask, forward, backward, norm: what a step does on the device."""
     keys = sample_keys(0, step, torch.arange(len(x), device=x.device))
     loss = model(x, mask=model.masker(keys, model.tokenizer.grid(x))).loss
-    carry(loss).backward()
+    nan_if_nonfinite(loss).backward()
     return nn.utils.get_total_norm([w.grad for w in model.parameters() if w.grad is not None]).isfinite()
 
 
@@ -256,5 +256,5 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
     training = Training.prepare(start(config), model, make_optimizer(model, config), identity={})
     assert [type(one).__name__ for one in training.model.encoder.blocks] == ["OptimizedModule"] * 2
     assert training.model(x, mask=mask).loss.item() == pytest.approx(wanted.item(), rel=0.01)
-    assert list(training.bare.state_dict()) == names
+    assert list(training.unwrapped.state_dict()) == names
     reset_accelerate()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mmm.core.checks
 import mmm.core.registry
-from mmm.core.registry import REGISTRIES, PartConfig, Registry, nearest
+from mmm.classifier import HeadConfig
+from mmm.core.checks import nearest
+from mmm.core.registry import REGISTRIES, PartConfig, Registry
+from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import RandomMasker
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
 
 
 @pytest.fixture
@@ -102,7 +110,62 @@ def test_nearest() -> None:
 
 
 def test_the_registry_needs_the_standard_library_only() -> None:
-    tree = ast.parse(Path(mmm.core.registry.__file__).read_text())
-    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in named} <= sys.stdlib_module_names
+    nodes = [
+        node for module in (mmm.core.registry, mmm.core.checks) for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+    ]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in named - {"mmm.core.checks"}} <= sys.stdlib_module_names
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "a bool for a choice": (
+        lambda: PixelTarget.Config(standardise=False),
+        "target.standardise False is not patch, channel or none",
+    ),
+    "a true for a choice": (lambda: VisionTransformer.Config(qkv_bias=True), "encoder.qkv_bias True is not all, qv or none"),
+    "a misspelt choice": (lambda: VisionTransformer.Config(positions="sincos"), "encoder.positions 'sincos' is not sine_cosine, "),
+    "the nearest choice": (lambda: VisionTransformer.Config(size="bass"), "did you mean 'base'"),
+    "a choice of none": (lambda: SelfAttentionDecoder.Config(fusion="foo"), "decoder.fusion 'foo' is not none or linear"),
+    "a number below its range": (lambda: PixelTarget.Config(epsilon=-1), "target.epsilon -1 is not a number of at least 0"),
+    "not a number": (lambda: PixelTarget.Config(epsilon=float("nan")), "target.epsilon nan is not a number of at least 0"),
+    "a text for a number": (
+        lambda: VisionTransformer.Config(width="24"),
+        "encoder.width '24' is not a whole number of at",
+    ),
+    "a fraction for a count": (lambda: Patches.Config(size=4.5), "tokenizer.size 4.5 is not a whole number of at least 1"),
+    "a bool for a number": (lambda: RandomMasker.Config(ratio=True), "masker.ratio True is not a number between 0 and 1"),
+    "a number for a bool": (lambda: RandomMasker.Config(blank=1), "masker.blank 1 is not true or false"),
+    "a list for a tuple": (
+        lambda: CrossAttentionDecoder.Config(fusion_blocks=[1]),
+        "decoder.fusion_blocks .1. is not a",
+    ),
+    "a wrong item": (lambda: CrossAttentionDecoder.Config(fusion_blocks=(1, "2")), "decoder.fusion_blocks"),
+    "a head's norm": (lambda: HeadConfig(norm=True), "head.norm True is not none, layer or batch"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_value_that_its_field_does_not_allow_is_refused_from_python_too(mistake: str) -> None:
+    make, words = WRONG[mistake]
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_whole_number_is_a_number_and_none_where_it_may_be() -> None:
+    assert VisionTransformer.Config(mlp_ratio=4, width=None).mlp_ratio == 4
+
+
+def test_a_config_cannot_skip_the_checks() -> None:
+    registry: Registry[object] = Registry("skipping")
+    try:
+        with pytest.raises(ValueError, match="call it `validate`"):
+
+            @registry.register("one")
+            class Part:
+                @dataclass(frozen=True, kw_only=True)
+                class Config(PartConfig):
+                    def __post_init__(self) -> None:
+                        pass
+    finally:
+        del REGISTRIES["skipping"]

@@ -57,8 +57,8 @@ def test_tiles_are_pieces_of_the_bundled_photographs_in_a_light_of_their_own() -
 
 def test_brightness_and_contrast_say_nothing_of_the_photograph() -> None:
     table = Photographs("photographs", 1).table("train")
-    means = table.column.pixels.mean(axis=(1, 2, 3))
-    deviations = table.column.pixels.std(axis=(1, 2, 3))
+    means = table.column.values.mean(axis=(1, 2, 3))
+    deviations = table.column.values.std(axis=(1, 2, 3))
     assert 85 < means.min() < means.max() < 170
     assert deviations.max() < 61
     by_class = [means[table.labels.numpy() == label] for label in range(len(table.classes))]
@@ -67,9 +67,9 @@ def test_brightness_and_contrast_say_nothing_of_the_photograph() -> None:
 
 def test_tiles_are_the_same_each_time_and_grey_where_asked() -> None:
     first, second = (Photographs("photographs", 1).table("validation") for _ in range(2))
-    np.testing.assert_array_equal(first.column.pixels, second.column.pixels)
+    np.testing.assert_array_equal(first.column.values, second.column.values)
     assert first.fingerprint == second.fingerprint != Photographs("photographs", 1).table("test").fingerprint
-    assert first.column.pixels.shape[1:] == (TILE, TILE, 1)
+    assert first.column.values.shape[1:] == (TILE, TILE, 1)
     brick = Photographs("photographs", 3).table("validation").column[0]
     assert (brick == brick[:, :, :1]).all()  # a grey photograph, repeated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 from dataclasses import replace
@@ -127,6 +128,12 @@ def test_what_a_data_set_cannot_read_is_counted(caplog: pytest.LogCaptureFixture
     (batch,) = train_batches(images, CONFIG, seed=0, batch_size=6, steps=1)
     assert [(problem.index, problem.reason) for problem in batch.problems] == [(1, r"KeyError: 'gone\nfor good'")]
     assert len(opened({"train": Pairs(), "validation": PIXELS[:2]}, "eval")) == 2
+    cut_off = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(cut_off, "PNG")
+    (batch,) = train_batches(
+        opened([Image.open(io.BytesIO(cut_off.getvalue()[:200])), PIXELS[1]]), CONFIG, seed=0, batch_size=2, steps=1
+    )
+    assert [problem.index for problem in batch.problems] == [0]
     with caplog.at_level(logging.INFO):
         opened(FORMS["torch"])
     assert "each sample is read for its label" in caplog.text

@@ -203,14 +203,14 @@ def test_members_are_where_the_standard_library_finds_them(tmp_path: Path, forma
     walk = Walk(lambda offset, size: content[offset : offset + size], len(content))
     with tarfile.open(path) as tar:
         assert [tuple(one) for one in walk] == [(one.name.encode(), one.offset_data, one.size) for one in tar]
-    assert walk.lost is None
+    assert walk.damage is None
 
 
 @pytest.mark.parametrize(
     ("pax", "reason"),
     [
-        ({"size": "-5"}, "a number that is none"),
-        ({"size": "9" * 30}, "a number that is none"),
+        ({"size": "-5"}, "an invalid number"),
+        ({"size": "9" * 30}, "an invalid number"),
         ({"size": str(1 << 60)}, "ends in the middle of"),
         ({"comment": "x" * (2 << 20)}, "a name of"),
     ],
@@ -222,7 +222,7 @@ def test_headers_that_ask_for_too_much_end_the_walk(pax: dict[str, str], reason:
     content = member.tobuf(tarfile.PAX_FORMAT) + bytes(4096)
     walk = Walk(lambda offset, size: content[offset : offset + size], len(content))
     assert list(walk) == []
-    assert reason in str(walk.lost)
+    assert reason in str(walk.damage)
 
 
 @pytest.mark.parametrize(

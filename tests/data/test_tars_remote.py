@@ -16,7 +16,7 @@ from mmm.data import Images, ImagesConfig, Unreadable, open_images, train_batche
 from mmm.data.sources import addresses
 from mmm.data.sources.webdataset import index_cache as tar_cache
 from mmm.data.sources.webdataset import source as tars
-from mmm.data.sources.webdataset.index_cache import FAR, LONG, SHORT, Stretches
+from mmm.data.sources.webdataset.index_cache import FAR, LONG, SHORT, ReadAhead
 
 CONFIG = ImagesConfig(image_size=16, workers=0, holdout=0.0)
 
@@ -141,7 +141,7 @@ def test_a_server_without_ranges_and_an_address_without_a_tar_are_one_line(serve
 
 def test_an_index_is_read_in_few_and_short_requests() -> None:
     asked = list[tuple[int, int]]()
-    read = Stretches(lambda offset, size: asked.append((offset, size)) or bytes(size))
+    read = ReadAhead(lambda offset, size: asked.append((offset, size)) or bytes(size))
     for place in range(0, LONG, 1000):  # small members
         assert len(read(place, 512)) == 512
     assert asked == [(0, LONG), (LONG - LONG % 1000, LONG)]

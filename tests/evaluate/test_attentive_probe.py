@@ -15,7 +15,7 @@ from conftest import load_recipe, reset_accelerate
 from probe_data import TEST, digits_data, write_config, write_digits
 
 from mmm.classifier import HeadConfig
-from mmm.config import cli as configs
+from mmm.config import cli, serialize
 from mmm.data import ClipsConfig, open_data
 from mmm.data.sources.builtin_videos import motion_folder
 from mmm.data.transforms.crop import normalise
@@ -91,7 +91,7 @@ def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
         train=TrainConfig(steps=2, batch_size=8, learning_rate=1e-3),
     )
     (folder / "untrained").mkdir()
-    configs.save(model, folder / "untrained" / "config.yaml")
+    serialize.save(model, folder / "untrained" / "config.yaml")
     training = replace(TRAINING, steps=1, batch_size=4, micro_batch_size=4)
     return attentive_probe.Config(
         model=str(folder / "untrained" / "config.yaml"), data=data, head=HeadConfig(std=0.3), train=training, rates=(1.0,)
@@ -164,15 +164,15 @@ def test_videos_are_probed_from_end_to_end(tmp_path: Path, real_data: Path) -> N
 @pytest.mark.parametrize("name", RECIPES)
 def test_presets_are_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> None:
     for preset, value in load_recipe(name).PRESETS.items():
-        configs.save(value, tmp_path / f"{preset}.yaml")
-        assert configs.load(linear_probe.Config, tmp_path / f"{preset}.yaml") == value
+        serialize.save(value, tmp_path / f"{preset}.yaml")
+        assert serialize.load(linear_probe.Config, tmp_path / f"{preset}.yaml") == value
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_shows_the_recipe(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(name)
     with pytest.raises(SystemExit) as end:
-        configs.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=["--pool.name", "attentive", "--help"])
+        cli.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=["--pool.name", "attentive", "--help_all"])
     shown = capsys.readouterr().out
     assert end.value.code == 0
     assert recipe.__doc__.split(":")[0][:40] in " ".join(shown.split())
@@ -197,13 +197,13 @@ def test_the_demonstration_probes_a_run(run_recipe: Callable[..., Any], tmp_path
     recipe = load_recipe("image_linear_probe")
     short = ["--train.steps", "2", "--train.batch_size", "16", "--methods", "trained", "--folder", str(tmp_path / "probe")]
     argv = ["--model", str(tmp_path / "run"), *short]
-    found = configs.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=argv)
+    found = cli.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=argv)
     assert "this is the demonstration" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert (lines[-1]["kind"], lines[-1]["step"]) == ("linear_probe", 2)
     assert lines[-1]["trained"]["top1"] == found["trained"]["top1"]
     assert found["trained"]["protocol"]["step"] == 2
     with pytest.raises(SystemExit) as end:
-        configs.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=short)
+        cli.main(linear_probe.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=short)
     assert end.value.code == 2
     assert "--model is not set" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from mmm.data.decode.video import read_clip
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.store import Store, read_features
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
-from tasks.__main__ import _run
+from tasks.__main__ import run_task
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
 STEPS = ("--train.steps", "2", "--train.warmup_steps", "0", "--train.batch_size", "4", "--train.precision", "fp32")
@@ -39,7 +39,7 @@ CPU = ("--device", "cpu", "--batch_size", "4")
 
 def ask(argv: list[str]) -> dict[str, Any]:
     """Runs a task as `mmm TASK ...` does, and gives what it found."""
-    return _run(import_module(f"tasks.{argv[0]}"), argv[0], argv[1:])
+    return run_task(import_module(f"tasks.{argv[0]}"), argv[0], argv[1:])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def train(recipe: str, folder: Path, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of images; not to be written to."""
-    data = ("--data.source", "builtin:photographs", "--held_out", "4", "--data.image_size", "16", "--tokenizer.size", "4")
+    data = ("--data.source", "builtin:photographs", "--data.image_size", "16", "--tokenizer.size", "4")
     return train("image_mae", tmp_path_factory.mktemp("run") / "images", *data)
 
 

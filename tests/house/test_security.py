@@ -51,7 +51,7 @@ def banned(tree: ast.AST) -> Iterator[str]:
         if name.startswith(PROCESSES) or last in CALLS or ".".join(name.split(".")[-2:]) in CALLS:
             yield f"{name} in line {call.lineno}"
         if name.startswith("yaml.") and name.split(".")[1] not in WRITING:
-            yield f"{name} in line {call.lineno}: mmm.config.reading reads YAML"
+            yield f"{name} in line {call.lineno}: mmm.config.serialize reads YAML"
         if last in NUMPY and name.split(".")[0] in ("np", "numpy") and "allow_pickle=False" not in ast.unparse(call):
             yield f"{name} in line {call.lineno} without allow_pickle=False"
         if last == "extract" and "tar" in name.lower():

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mmm
-from mmm.config import cli as config
+from mmm.config.cli import main
+from mmm.config.serialize import load, save
 
-RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.py"))
+RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("[!_]*.py"))
 PRETRAINING = [name for name in RECIPES if name.endswith("mae")]
 Run = Callable[..., dict[str, object]]
 SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.depth", "1")
@@ -28,28 +29,29 @@ SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2"
 def test_every_preset_is_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> None:
     for preset, value in load_recipe(name).PRESETS.items():
         first, second = tmp_path / f"{preset}.yaml", tmp_path / f"{preset}-again.yaml"
-        config.save(value, first)
-        loaded = config.load(type(value), first)
+        save(value, first)
+        loaded = load(type(value), first)
         assert loaded == value
-        config.save(loaded, second)
+        save(loaded, second)
         assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_help_shows_the_recipe_and_only_the_chosen_parts(name: str, run_recipe: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        run_recipe(name, "--decoder.name", "linear", "--masker.blank", "--help")
+        run_recipe(name, "--decoder.name", "linear", "--masker.blank", "--help_all")
     shown = capsys.readouterr().out
     assert end.value.code == 0
     assert load_recipe(name).__doc__.split(".")[0][:40] in " ".join(shown.split())
     assert "--masker.ratio" in shown
-    assert "--decoder.depth" not in shown.split("What to start from:")[1]
+    assert "--decoder.depth" not in shown.split("Starting point:")[1]
 
 
 def test_a_run_leaves_what_the_readme_says(run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = ("--evaluate", "features", "reconstruct", "--representation.labels_per_class", "3", "--gallery.measured", "8")
-    result = run_recipe("image_mae", *SMALL, *flags, "--representation.train_samples", "120", "--folder", str(run))
+    flags = ("--evaluate", "masked_loss", "features", "reconstruction", "--evaluate.features.labels_per_class", "3")
+    flags += ("--evaluate.reconstruction.measured", "8")
+    result = run_recipe("image_mae", *SMALL, *flags, "--evaluate.features.train_samples", "120", "--folder", str(run))
     assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "pictures"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "pictures").iterdir()} == {"loss.png", "reconstruction_00000002.png"}
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
@@ -225,11 +227,12 @@ def expect_one_line(act: Callable[[], object], says: str, capsys: pytest.Capture
 
 def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") -> list[dict[str, float]]:
     """Metrics of a recipe: run here by one process, or by torchrun under a watchdog."""
-    fixed = ["--preset", "demo", "--evaluate", "--train.precision", "fp32", "--train.log_every", "1", "--held_out", "17"]
+    fixed = ["--preset", "demo", "--train.precision", "fp32", "--train.log_every", "1"]
+    fixed += ["--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "17"]
     argv = [*SMALL, *fixed, *flags, "--folder", str(run)]
     if processes == 1:
         module = load_recipe(recipe)
-        config.main(module.pretrain.run, presets=module.PRESETS, doc=module.__doc__, argv=argv)
+        main(module.pretrain.run, presets=module.PRESETS, doc=module.__doc__, argv=argv)
         reset_accelerate()
     else:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -120,12 +120,12 @@ def test_joint_pretraining_is_omnimaes() -> None:
     image_updates = -(-images // (32 * gpus))
     clip_updates = -(-videos // (8 * gpus)) // 4
     config = load_recipe("joint_mae").PRESETS["ssv2_imagenet"]
-    clips_turn, images_turn = config.also.updates
+    clips_turn, images_turn = config.second.updates
     epoch = videos * config.data.repeats * (clips_turn + images_turn) / clips_turn  # samples of one pass over the videos
     plan = make_plan(config.train, samples=round(epoch), processes=1)
     assert plan.batch_size == 32 * gpus
     assert config.data.repeats == 4
-    assert config.also.data.repeats == 1
+    assert config.second.data.repeats == 1
     assert plan.steps == pytest.approx(epochs * (image_updates + clip_updates), rel=0.005)
     passes = plan.steps * plan.batch_size * images_turn / (clips_turn + images_turn) / images
     assert passes == pytest.approx(epochs, rel=0.005)
@@ -135,8 +135,8 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert (config.train.weight_decay, config.train.betas, config.train.clip_norm) == (0.05, (0.9, 0.95), None)
     assert (config.data.frames, config.data.fps, config.data.flip) == (16, pytest.approx(16 / 2.7), 0.0)
     assert (config.data.crop, config.data.crop_scale) == ("random_resized", (0.08, 1.0))
-    assert (config.also.data.crop_scale, config.also.data.flip) == ((0.2, 1.0), 0.5)
-    assert [(masker.name, masker.ratio) for masker in (config.masker, config.also.masker)] == [("random", 0.9), ("random", 0.75)]
+    assert (config.second.data.crop_scale, config.second.data.flip) == ((0.2, 1.0), 0.5)
+    assert [(masker.name, masker.ratio) for masker in (config.masker, config.second.masker)] == [("random", 0.9), ("random", 0.75)]
     assert (config.target.standardise, config.target.pixels, config.target.epsilon_inside) == ("channel", "unit", True)
     assert (config.encoder.size, config.encoder.class_token, config.encoder.drop_path) == ("base", False, 0.0)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (384, 4, 16)

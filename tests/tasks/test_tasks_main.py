@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from tasks.__main__ import main, tasks
+from tasks.__main__ import main, summaries
 
 
 def test_help_lists_every_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     files = {path.stem for path in (REPOSITORY / "tasks").glob("*.py") if not path.stem.startswith("_")}
-    assert set(tasks()) == files
-    for name, summary in tasks().items():
+    found = summaries(REPOSITORY / "tasks")
+    assert set(found) == files
+    for name, summary in found.items():
         assert len(summary) > 20, name
         assert f"  {name} " in shown
         assert summary in shown
@@ -67,6 +68,9 @@ print([name for name in sys.modules if name.startswith("tasks.")])
         (["compare", "--recipe", "recipes/image_mae.py", "--swap", "block"], "'block' is no change"),
         (["compare", "--recipe", "recipes/image_mae.py", "--swap", "seed=1"], "seed is the comparison's own"),
         (["pretrain"], "--config runs/x/config.yaml"),
+        (["pretrain", "image_finetune"], "mmm finetune image_finetune"),
+        (["pretrain", "image_mae", "--train.stepz", "1"], "did you mean '--train.steps'"),
+        (["pretrain", "image_mea"], "'image_mea' belongs to no flag"),
     ],
 )
 def test_what_is_wrong_is_one_line(

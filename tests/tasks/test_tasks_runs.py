@@ -111,8 +111,8 @@ def test_a_target_that_is_no_picture_trains_to_the_end(tiles: Path, tmp_path: Pa
     argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "latent"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
-    assert "the evaluation reconstruct is left out: the target latent predicts no pixels" in caplog.text
-    assert "reconstruct" not in result
+    assert "--evaluate reconstruction is left out: target.name latent does not predict pixels" in caplog.text
+    assert "reconstruction" not in result
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
 
@@ -123,12 +123,12 @@ def test_an_evaluation_that_fails_does_not_take_the_run_with_it(
         raise ValueError("none can be read")
 
     recipe = load_recipe("image_mae")
-    monkeypatch.setattr(recipe.pretrain, "make_gallery", fail)
-    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruct"]
+    monkeypatch.setattr(gallery, "make_gallery", fail)
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruction"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
     assert result["step"] == 2
-    assert "the training is complete, and its evaluation reconstruct failed: none can be read" in caplog.text
+    assert "the evaluation reconstruction failed: none can be read" in caplog.text
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_second_source_that_is_missing_is_named(tmp_path: Path, capsys: pytest
             recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--data.source", "builtin:motion", "--encoder.size", "tiny"]
         )
     reset_accelerate()
-    assert "also.data.source is not set" in capsys.readouterr().err
+    assert "second.data.source is not set" in capsys.readouterr().err
 
 
 def test_a_part_of_ones_own_that_is_missing_names_the_flag(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

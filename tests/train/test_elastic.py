@@ -27,8 +27,12 @@ from video_files import write
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
+from mmm.objectives.masked import MaskedObjective
 from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
+from mmm.train.state import Training
 from tasks import pretrain
 
 STEPS, STOP = 5, 2
@@ -53,8 +57,7 @@ CONFIG = pretrain.Config(
         strict=True,
         timeout=60,
     ),
-    held_out=4,
-    evaluate=(),
+    evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
 )
 # processes and data workers: of a whole run; of the rest of one that two processes with one worker began
 WHOLE, REST = ((1, 0), (2, 2)), ((1, 2),)
@@ -120,30 +123,29 @@ def left(run: Path) -> list[Any]:
 
 def record(folder: Path, stop: int | None) -> None:
     """Has pretraining write down what enters its model. `stop`: a step in which the last rank gets a signal."""
-    rank, made = int(os.environ.get("RANK", "0")), pretrain.masked_loss
-    last = int(os.environ.get("WORLD_SIZE", "1")) - 1
+    rank, made, prepare = int(os.environ.get("RANK", "0")), MaskedObjective.loss, Training.prepare
+    last, now = int(os.environ.get("WORLD_SIZE", "1")) - 1, dict[str, Any]()
 
-    def masked_loss(feeds: Any, mixture: Any, model: Any, *rest: Any) -> Any:
-        loss_of, now = made(feeds, mixture, model, *rest), dict[str, Any]()
+    def note(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        if module.training:
+            mask, batch = kwargs["mask"], now["batch"]
+            parts = (batch.index, batch.keys, args[0], mask.visible, mask.predict)
+            rows = [[digest(part[i]) for part in parts] for i in range(len(batch))]
+            with (folder / f"seen_{rank}.jsonl").open("a") as file:
+                file.write(json.dumps([now["step"], *rows]) + "\n")
 
-        def note(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            if module.training:
-                mask, batch = kwargs["mask"], now["batch"]
-                parts = (batch.index, batch.keys, args[0], mask.visible, mask.predict)
-                rows = [[digest(part[i]) for part in parts] for i in range(len(batch))]
-                with (folder / f"seen_{rank}.jsonl").open("a") as file:
-                    file.write(json.dumps([now["step"], *rows]) + "\n")
+    def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Tensor:
+        now.update(batch=batch, step=step)
+        if step == stop and rank == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return made(objective, model, batch, step)
 
-        def loss(wrapped: Any, batch: Any, step: int) -> Tensor:
-            now.update(batch=batch, step=step)
-            if step == stop and rank == last:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return loss_of(wrapped, batch, step)
+    def hooked(*parts: Any, **named: Any) -> Training:
+        training = prepare(*parts, **named)
+        training.unwrapped.register_forward_pre_hook(note, with_kwargs=True)
+        return training
 
-        model.register_forward_pre_hook(note, with_kwargs=True)
-        return loss
-
-    pretrain.masked_loss = masked_loss
+    MaskedObjective.loss, Training.prepare = loss, hooked  # type: ignore[method-assign]
     pretrain.draw_loss = lambda *_, **__: None  # nobody looks at it, and it takes longer than the training
 
 

@@ -30,13 +30,15 @@ from torch.nn import functional as F
 import mmm
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
-from mmm.config.cli import load, save
+from mmm.config.serialize import load, save
 from mmm.core.tokens import Positions
 from mmm.core.types import Input
 from mmm.data import ClipsConfig, ImagesConfig, open_data
 from mmm.data.transforms.crop import normalise
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.classification import classify
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.objectives.adapt_encoder import adapt_encoder
 from mmm.objectives.finetune import build_classifier
 from mmm.tokenizers import Patches, Tubes
@@ -196,8 +198,7 @@ def pretrained(tmp_path: Path, images: Path) -> Path:
         decoder=SelfAttentionDecoder.Config(width=16, depth=1, heads=2),
         train=replace(TRAIN, steps=2),
         folder=str(tmp_path / "pretrained"),
-        evaluate=(),
-        held_out=4,
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
     )
     pretrain.run(config)
     reset_accelerate()
@@ -437,7 +438,7 @@ def test_classes_that_are_never_trained_on_are_said(images: Path, tmp_path: Path
     shutil.copytree(images, tmp_path / "other")
     (tmp_path / "other" / "test" / "light").rename(tmp_path / "other" / "test" / "shiny")
     result = finetune.run(image_config(tmp_path / "other", tmp_path / "run", train={"steps": 1}))
-    assert "hold 1 classes that are never trained on: shiny" in caplog.text
+    assert "1 classes are never trained on: shiny" in caplog.text
     assert result["classes"] == ["dark", "light", "middle", "shiny"]
     assert result["per_class"][1] is None
 

@@ -32,7 +32,7 @@ def test_the_run_goes_on_and_saves_when_there_is_room_again(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, call, at_times)
 
     def look(training):
-        training.settle()
+        training.wait_for_checkpoint()
         seen.append(names(tmp_path / "parts") if training.step > 2 else [])
 
     parts = train(tmp_path / "parts", between=look)

@@ -12,7 +12,7 @@ from test_loop import CONFIG, Bend, Net, assert_same, ids, lines, loss_of, loss_
 from mmm.train import loop
 from mmm.train.ema import EMA
 from mmm.train.metrics import NonFiniteError
-from mmm.train.nonfinite import carry, step_if
+from mmm.train.nonfinite import nan_if_nonfinite, step_if_finite
 
 FLAT = replace(CONFIG, log_every=4, save_every=4)
 
@@ -79,8 +79,8 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path):
 
 def test_the_guard_changes_no_bit_of_a_run_without_such_numbers(tmp_path, monkeypatch):
     guarded = train(tmp_path / "a", FLAT)
-    monkeypatch.setattr(loop, "carry", lambda loss: loss)
-    monkeypatch.setattr(loop, "step_if", lambda finite, optimizer, scaler: optimizer.step())
+    monkeypatch.setattr(loop, "nan_if_nonfinite", lambda loss: loss)
+    monkeypatch.setattr(loop, "step_if_finite", lambda norm, optimizer, scaler: optimizer.step())
     update = EMA.update
     monkeypatch.setattr(EMA, "update", lambda self, model, decay, made: update(self, model, decay))
     assert_same(state(guarded), state(train(tmp_path / "b", FLAT)))
@@ -98,7 +98,7 @@ def test_a_resume_drops_what_it_will_write_again(tmp_path):
 
 def test_a_loss_that_has_a_finite_gradient_is_left_out_too():
     x = torch.zeros(2, requires_grad=True)
-    carry(x.sum() + float("inf")).backward()
+    nan_if_nonfinite(x.sum() + float("inf")).backward()
     assert x.grad.isnan().all()
 
 
@@ -110,9 +110,9 @@ def test_any_optimizer(make):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for weight in model.parameters():
         weight.grad = torch.full_like(weight, float("nan"))
-    step_if(torch.tensor(False), optimizer, None)
+    step_if_finite(torch.tensor(float("nan")), optimizer, None)
     assert_same(before, model.state_dict())
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
-    step_if(torch.tensor(True), optimizer, None)
+    step_if_finite(torch.tensor(1.0), optimizer, None)
     assert not torch.equal(before["layers.0.weight"], model.state_dict()["layers.0.weight"])

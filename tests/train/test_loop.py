@@ -15,24 +15,26 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
 from forked import PYTHONPATH
 from torch import nn
 
+from mmm.train import progress as module
 from mmm.train.config import TrainConfig, identity
 from mmm.train.distributed.processes import on_main
 from mmm.train.distributed.setup import start
 from mmm.train.loop import fit, seed_noise
 from mmm.train.metrics import NonFiniteError
 from mmm.train.optimizer import make_optimizer
-from mmm.train.progress import show_progress
+from mmm.train.progress import Progress
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
 from mmm.train.schedule import make_plan
-from mmm.train.training import Training
-from mmm.train.watchdog.watchdog import Ranks
+from mmm.train.state import Training
+from mmm.train.watchdog.watchdog import Watchdog
 
 SAMPLES = 20  # an epoch is no multiple of the batch
 CONFIG = TrainConfig(
@@ -103,14 +105,18 @@ def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=Non
     training = build(accelerator, config, **choices)
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder, RunLock(folder) if accelerator.is_main_process else None)
-    with run, Ranks(training, config.timeout):
+    with run, Watchdog(training, config.timeout):
         if resume:
             training.restore(run.checkpoints, allow)
             run.cut_metrics(training.step)
         batches = micro_batches(data, plan, training.step, accelerator.process_index)
         name = partial(ids, batch_size=plan.batch_size)
         updates = fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=name)
-        for update in show_progress(updates, plan, start=training.step, main=accelerator.is_main_process):
+        progress = Progress(plan, training.step, accelerator.is_main_process)
+        for update in updates:
+            progress.bar.update(plan.batch_size)
+            if update.metrics or monotonic() - progress.shown > module.SILENCE:
+                progress.show(update)
             run.note_skipped(update.skipped)
             if update.metrics:
                 run.log(update.step, update.metrics)
@@ -120,7 +126,8 @@ def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=Non
                 between(training)
             if update.step == until:
                 break
-        training.settle()
+        training.wait_for_checkpoint()
+        progress.close()
     return training
 
 
@@ -130,7 +137,7 @@ def state(training):
         f"{i}/{key}": value for i, entry in training.optimizer.state_dict()["state"].items() for key, value in entry.items()
     }
     averages = {f"ema/{name}": value for name, value in training.ema.averages.items()} if training.ema else {}
-    return {**training.bare.state_dict(), **optimizer, **averages}
+    return {**training.unwrapped.state_dict(), **optimizer, **averages}
 
 
 def lines(folder):
@@ -197,7 +204,9 @@ def test_resume_from_the_one_before_where_the_newest_is_damaged(tmp_path):
 
 def test_noise_is_there_and_differs_between_steps(tmp_path):
     """Or the tests above would pass without dropout."""
-    assert not torch.equal(train(tmp_path / "a").bare.layers[0].weight, train(tmp_path / "b", dropout=0.0).bare.layers[0].weight)
+    assert not torch.equal(
+        train(tmp_path / "a").unwrapped.layers[0].weight, train(tmp_path / "b", dropout=0.0).unwrapped.layers[0].weight
+    )
     draws = []
     for step, part in ((0, 0), (1, 0), (0, 1), (0, 0)):
         seed_noise(torch.device("cpu"), 3, step, part)
@@ -210,9 +219,9 @@ def test_what_the_caller_does_between_updates_changes_nothing(tmp_path):
     """It evaluates, which draws numbers too, and looks at the average of the weights."""
 
     def evaluate(training):
-        training.bare.eval()
+        training.unwrapped.eval()
         torch.rand(3)
-        with training.ema.applied(training.bare):
+        with training.ema.applied(training.unwrapped):
             pass
 
     assert_same(state(train(tmp_path / "a")), state(train(tmp_path / "b", between=evaluate)))
@@ -309,7 +318,7 @@ def test_poisoned_weights_are_never_saved(tmp_path):
 
     def poison(training):
         if training.step == 2:
-            training.bare.layers[0].weight.data[0, 0] = float("nan")
+            training.unwrapped.layers[0].weight.data[0, 0] = float("nan")
 
     with pytest.raises(ValueError, match=r"after step 3 weights are not finite \(layers\.0\.weight"):
         train(tmp_path, between=poison)
@@ -325,7 +334,7 @@ def test_bf16_trains_and_its_choice_is_known(tmp_path):
     try:
         training = train(tmp_path, replace(CONFIG, precision="bf16"))
         assert precision_of(training.accelerator) == "bf16"
-        assert all(value.dtype == torch.float32 for value in training.bare.parameters())
+        assert all(value.dtype == torch.float32 for value in training.unwrapped.parameters())
     finally:
         AcceleratorState._reset_state()
 
@@ -368,8 +377,8 @@ def test_two_processes_equal_one(tmp_path):
         assert losses == pytest.approx(expected, rel=1e-4)
     resumed = train(tmp_path / "begun", config, resume=True, dropout=0.0)
     assert resumed.step == 12
-    for name, value in one.bare.layers.state_dict().items():
-        torch.testing.assert_close(resumed.bare.layers.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    for name, value in one.unwrapped.layers.state_dict().items():
+        torch.testing.assert_close(resumed.unwrapped.layers.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     # each process's own part of a loss that is not finite is found by both
     assert output.count(f"step 1 samples {ids(1)[6:8]}") == 2
 

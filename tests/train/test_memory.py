@@ -23,7 +23,7 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.train.config import TrainConfig
-from mmm.train.memory.usage import Kept, checkpoint_blocks, cure, free_memory, is_lack_of_memory, naming_the_cure
+from mmm.train.memory.usage import SavedTensors, checkpoint_blocks, cure, free_memory, is_lack_of_memory, name_the_cure
 from mmm.train.schedule import make_plan
 
 PLAN = make_plan(TrainConfig(batch_size=96, micro_batch_size=48, learning_rate=0.1, steps=1), samples=96, processes=1)
@@ -33,7 +33,7 @@ ENCODER = VisionTransformer.Config(width=24, depth=4, heads=2, drop_path=0.6)
 def gradients(model, x, mask):
     torch.manual_seed(3)
     model.zero_grad()
-    with Kept(model) as kept:
+    with SavedTensors(model) as kept:
         loss = model(x, mask=mask).loss
     loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}, kept.bytes
@@ -75,7 +75,7 @@ def test_a_model_without_blocks_is_refused():
 
 def test_what_is_kept_is_counted_once_and_without_weights():
     layer, x = nn.Linear(100, 100, bias=False), torch.randn(50, 100)
-    with Kept(layer) as kept:
+    with SavedTensors(layer) as kept:
         y = layer(x).exp()  # exp keeps its result
         _ = y * y
     assert kept.bytes == 2 * 50 * 100 * 4
@@ -107,14 +107,14 @@ def full_system():
 @pytest.mark.parametrize("fill", [full_cpu, full_numpy, full_gpu, full_system])
 def test_a_lack_of_memory_names_the_cure(fill):
     words = r"out of memory: micro-batches of 48 .* set train\.micro_batch_size 24, .* or set train\.checkpoint_blocks true"
-    with pytest.raises(ValueError, match=words), naming_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(ValueError, match=words), name_the_cure(PLAN, checkpointed=False):
         fill()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError(errno.ENOSPC, "No space left on device")])
 def test_other_errors_stay_what_they_are(error):
     assert not is_lack_of_memory(error)
-    with pytest.raises(type(error)) as raised, naming_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(type(error)) as raised, name_the_cure(PLAN, checkpointed=False):
         raise error
     assert raised.value is error
 
@@ -153,8 +153,8 @@ def test_in_little_memory_a_run_says_what_to_do_or_does_it(tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate(photographs(4)):
         (tmp_path / "pictures" / f"{number}.jpg").write_bytes(picture)
-    flags = "--preset demo --train.steps 1 --train.batch_size 4096 --held_out 8 --data.workers 0 --train.precision fp32 --evaluate"
-    places = ["--data.source", str(tmp_path / "pictures"), "--neighbours.every", "none", "--data.eval_split", "none"]
+    flags = "--preset demo --train.steps 1 --train.batch_size 4096 --data.workers 0 --train.precision fp32 --evaluate"
+    places = ["--data.source", str(tmp_path / "pictures"), "--data.eval_split", "none"]
     code, output = watch([sys.executable, __file__, str(tmp_path), *flags.split(), *places])
     assert code == 0, output
     codes, said = json.loads((tmp_path / "codes.json").read_text()), (tmp_path / "4096.log").read_text()

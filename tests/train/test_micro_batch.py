@@ -11,12 +11,10 @@ from torch import nn
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 from mmm.train.memory import batch_size_finder as module
-from mmm.train.memory import fitting
-from mmm.train.memory.batch_size_finder import search, settle
-from mmm.train.memory.fitting import Trial, state_bytes, tries
+from mmm.train.memory.batch_size_finder import Trial, can_compute, find_micro_batch_size, first_that_fits, state_bytes
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import make_plan, sizes
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 CONFIG = TrainConfig(batch_size=24, learning_rate=0.1, steps=1, precision="fp32", threads=1)
 PLAN = make_plan(CONFIG, samples=24, processes=1)
@@ -72,83 +70,78 @@ def trial(limit: int = 10**9, tried: list[int] | None = None) -> Trial:
 )
 def test_the_first_that_fits_is_taken(share, unit, limit, found, tried):
     asked = []
-    assert search(sizes(share, unit), lambda size: asked.append(size) or size <= limit) == asked[-1]
+    assert first_that_fits(sizes(share, unit), lambda size: asked.append(size) or size <= limit) == asked[-1]
     assert asked == tried
 
 
 def test_where_nothing_fits_the_error_says_what_to_do():
     with pytest.raises(ValueError, match=r"a micro-batch of 4 samples, the smallest there is.*train\.checkpoint_blocks"):
-        search(sizes(24, 4), lambda size: False)
+        first_that_fits(sizes(24, 4), lambda size: False)
 
 
 def as_on_a_gpu(training, trials):
-    return lambda size: tries(training, trials, size, lambda: torch.empty(state_bytes(training), dtype=torch.uint8))
+    return lambda size: can_compute(training, trials, size, lambda: torch.empty(state_bytes(training), dtype=torch.uint8))
 
 
 def test_trials_decide_and_leave_no_trace(training, monkeypatch):
-    monkeypatch.setattr(module, "cpu_rule", as_on_a_gpu)
-    before = {name: value.clone() for name, value in training.bare.state_dict().items()}
+    monkeypatch.setattr(module, "fits_when_counted", as_on_a_gpu)
+    before = {name: value.clone() for name, value in training.unwrapped.state_dict().items()}
     random, asked = torch.get_rng_state(), []
-    plan = settle(training, PLAN, [trial(7), trial(9, asked)], asked=None)
+    plan = find_micro_batch_size(training, PLAN, [trial(7), trial(9, asked)])
     assert (plan.micro_batch_size, plan.accumulation, plan.batch_size) == (6, 4, 24)
     assert asked == [6]  # the first kind of batch did not fit with more
-    assert all(torch.equal(value, before[name]) for name, value in training.bare.state_dict().items())
-    assert all(weight.grad is None for weight in training.bare.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in training.unwrapped.state_dict().items())
+    assert all(weight.grad is None for weight in training.unwrapped.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     assert not training.optimizer.state
 
 
-def test_a_size_that_was_asked_for_is_not_tried(training):
-    plan = make_plan(TrainConfig(batch_size=24, micro_batch_size=3, learning_rate=0.1, steps=1), samples=24, processes=1)
-    assert settle(training, plan, [], asked=3) == plan
-
-
 def test_an_error_that_is_no_lack_of_memory_is_seen(training, monkeypatch):
-    monkeypatch.setattr(module, "cpu_rule", as_on_a_gpu)
+    monkeypatch.setattr(module, "fits_when_counted", as_on_a_gpu)
 
     def wrong(model, batch, step):
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        settle(training, PLAN, [Trial(lambda samples: None, wrong)], asked=None)
+        find_micro_batch_size(training, PLAN, [Trial(lambda samples: None, wrong)])
 
 
 @pytest.mark.parametrize(("samples", "found"), [(25, 24), (23, 12), (11, 6), (1.5, 1)])
 def test_on_a_cpu_what_a_step_keeps_is_compared_with_what_is_free(training, monkeypatch, samples, found):
     """The dropout's mask, its result and the square keep about 3 x WIDE floats of a sample."""
-    sample = fitting._kept_bytes(training, trial(), 2) / 2
+    sample = module._saved_bytes(training, trial(), 2) / 2
     assert 2 * WIDE * 4 < sample < 4 * WIDE * 4
-    weights = sum(weight.nbytes for weight in training.bare.parameters())
-    free = (fitting.PASSING * sample * samples + 3 * weights) / fitting.SHARE
-    monkeypatch.setattr(fitting, "free_memory", lambda: int(free))
-    assert settle(training, PLAN, [trial()], asked=None).micro_batch_size == found
+    weights = sum(weight.nbytes for weight in training.unwrapped.parameters())
+    free = (module.PASSING * sample * samples + 3 * weights) / module.SHARE
+    monkeypatch.setattr(module, "free_memory", lambda: int(free))
+    assert find_micro_batch_size(training, PLAN, [trial()]).micro_batch_size == found
 
 
 def test_all_processes_take_the_least(training, monkeypatch):
     import accelerate.utils
 
-    monkeypatch.setattr(module, "cpu_rule", lambda training, trials: lambda size: True)
+    monkeypatch.setattr(module, "fits_when_counted", lambda training, trials: lambda size: True)
     monkeypatch.setattr(accelerate.utils, "gather_object", lambda found: [*found, len(answers) and answers.pop(0)])
     answers = [False, True]
-    assert settle(training, PLAN, [], asked=None).micro_batch_size == 12
+    assert find_micro_batch_size(training, PLAN, []).micro_batch_size == 12
 
 
 def test_what_was_found_is_kept_for_a_resume_on_the_same_machine(training, tmp_path, monkeypatch):
     rule = {"limit": 12}
-    monkeypatch.setattr(module, "cpu_rule", lambda training, trials: lambda size: size <= rule["limit"])
-    assert settle(training, PLAN, [], asked=None, folder=tmp_path).micro_batch_size == 12
+    monkeypatch.setattr(module, "fits_when_counted", lambda training, trials: lambda size: size <= rule["limit"])
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 12
     rule["limit"] = 3
-    assert settle(training, PLAN, [], asked=None, folder=tmp_path).micro_batch_size == 12
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 12
     kept = json.loads((tmp_path / module.FILE).read_text())
     (tmp_path / module.FILE).write_text(json.dumps(kept | {"for": kept["for"] | {"device": "another"}}))
-    assert settle(training, PLAN, [], asked=None, folder=tmp_path).micro_batch_size == 3
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
     (tmp_path / module.FILE).write_text("{torn")
-    assert settle(training, PLAN, [], asked=None, folder=tmp_path).micro_batch_size == 3
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
 
 
 def test_the_optimizers_state_is_counted_until_it_is_there(training):
-    weights = sum(weight.nbytes for weight in training.bare.parameters())
+    weights = sum(weight.nbytes for weight in training.unwrapped.parameters())
     assert state_bytes(training) == 2 * weights
-    training.bare(torch.randn(4, 4)).backward()
+    training.unwrapped(torch.randn(4, 4)).backward()
     training.optimizer.step()
     assert state_bytes(training) == 0

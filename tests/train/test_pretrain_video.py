@@ -16,6 +16,7 @@ from video_files import write
 
 import mmm
 from mmm.config.cli import main as cli
+from mmm.config.serialize import load
 from tasks.__main__ import main
 
 Run = Callable[..., dict[str, object]]
@@ -38,13 +39,13 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("name", "preset"), [("video_mae", "kinetics"), ("video_crossmae", "ssv2"), ("video_mae", "ucf101")])
 def test_a_recipe_trains_and_is_judged(name: str, preset: str, films: Path, run_recipe: Run, tmp_path: Path) -> None:
     flags = ("--preset", preset, "--data.source", str(films), "--data.holdout", "0.4", "--data.eval_clips", "2", *SMALL)
-    judged = ("--evaluate", "features", "reconstruct", "--representation.k", "3", "--representation.labels_per_class", "2")
+    judged = ("--evaluate", "features", "reconstruction", "--evaluate.features.k", "3", "--evaluate.features.labels_per_class", "2")
     run = tmp_path / "run"
     result = run_recipe(name, *flags, *judged, "--train.steps", "3", "--folder", str(run))
     assert result["features"]["train"] == 7
     assert result["features"]["test"] == 5
     assert set(result["features"]["neighbours"]) == {"trained", "untrained", "raw_pixels"}
-    assert result["reconstruct"]["samples"] == 5
+    assert result["reconstruction"]["samples"] == 5
     assert (run / "pictures" / "reconstruction_00000003.png").is_file()
     model = mmm.load(run)
     assert model.tokenizer.size == (2, 4, 4)
@@ -136,7 +137,7 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
         shutil.copy(real_data / "clips" / "corrupted.mp4", source / split / "b" / "corrupted.mp4")
     run = tmp_path / "run"
     flags = ("--preset", "kinetics", "--data.source", str(source), *SMALL, "--data.max_bad", "0.9", "--train.steps", "3")
-    judged = ("--evaluate", "features", "--representation.k", "1", "--representation.labels_per_class", "1")
+    judged = ("--evaluate", "features", "--evaluate.features.k", "1", "--evaluate.features.labels_per_class", "1")
     result = run_recipe("video_mae", *flags, *judged, "--folder", str(run))
     named = [json.loads(line)["name"] for line in (run / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == len(set(named))
@@ -171,34 +172,44 @@ def test_the_dry_run_says_what_repeats_do(films: Path, run_recipe: Run, capsys: 
     assert shown["learning rate"] == "scaled by the samples of an update, repeats among them"
 
 
-JOINT = ("--also.data.image_size", "16", "--also.data.workers", "0", "--also.data.repeats", "1", "--data.repeats", "1")
+JOINT = ("--second.data.image_size", "16", "--second.data.workers", "0", "--second.data.repeats", "1", "--data.repeats", "1")
 
 
 @pytest.fixture
 def joint(films: Path) -> tuple[str, ...]:
-    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--also.data.source", "builtin:photographs")
+    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--second.data.source", "builtin:photographs")
     return ("--preset", "ssv2_imagenet", *sources, *SMALL, *JOINT)
 
 
 def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = run_recipe(
-        "joint_mae", *joint, "--also.updates", "2", "1", "--train.steps", "6", "--evaluate", "reconstruct", "--folder", str(run)
+        "joint_mae",
+        *joint,
+        "--second.updates",
+        "2",
+        "1",
+        "--train.steps",
+        "6",
+        "--evaluate",
+        "reconstruction",
+        "--folder",
+        str(run),
     )
     assert result["held_out_loss"] > 0
-    assert result["held_out_loss_also"] > 0
+    assert result["held_out_loss_second"] > 0
     assert {path.name for path in (run / "pictures").iterdir()} == {
         "loss.png",
-        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_also") for kind in ("png", "webp", "mp4")),
+        *(f"{name}_00000006.{kind}" for name in ("reconstruction", "reconstruction_second") for kind in ("png", "webp", "mp4")),
     }
     saved = load_recipe("joint_mae").pretrain.Config
-    assert mmm.config.cli.load(saved, run / "config.yaml").also.updates == (2, 1)
+    assert load(saved, run / "config.yaml").second.updates == (2, 1)
     assert mmm.load(run).encoder.home == (2, 4, 4)
 
 
 def test_two_sources_stopped_and_resumed_are_never_stopped(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = (*joint, "--also.weight", "0.5", "--train.steps", "5", "--train.save_every", "2")
+    flags = (*joint, "--second.weight", "0.5", "--train.steps", "5", "--train.save_every", "2")
     for folder in (one, two):
         run_recipe("joint_mae", *flags, "--folder", str(folder))
     shutil.rmtree(two / "checkpoints" / "step_00000005")
@@ -210,7 +221,7 @@ def test_two_sources_stopped_and_resumed_are_never_stopped(joint: tuple[str, ...
 def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     """Its weight and its masker reach the weights that come out."""
     plain = run_recipe("joint_mae", *joint, "--train.steps", "2", "--folder", str(tmp_path / "a"))
-    for number, flags in enumerate((("--also.weight", "3"), ("--also.masker.ratio", "0.5"))):
+    for number, flags in enumerate((("--second.weight", "3"), ("--second.masker.ratio", "0.5"))):
         other = run_recipe("joint_mae", *joint, *flags, "--train.steps", "2", "--folder", str(tmp_path / f"{number}"))
         assert other["loss"] != plain["loss"]
 
@@ -218,5 +229,5 @@ def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_
 def test_without_a_second_source_there_are_no_flags_of_it(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("video_mae")
     with pytest.raises(SystemExit):
-        cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "kinetics", "--also.weight", "2"])
-    assert "there is no flag --also.weight" in capsys.readouterr().err
+        cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "kinetics", "--second.weight", "2"])
+    assert "there is no flag --second.weight" in capsys.readouterr().err

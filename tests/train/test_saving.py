@@ -12,7 +12,7 @@ from mmm.train.checkpoint import writer as checkpoint
 
 def content(folder, step):
     tensors, saved = checkpoint.read(folder / "checkpoints" / f"step_{step:08d}")
-    return {f"{file}/{name}": value for file, values in tensors.items() for name, value in values.items()}, saved["begun"]
+    return {f"{file}/{name}": value for file, values in tensors.items() for name, value in values.items()}, saved["metrics"]
 
 
 def test_the_training_goes_on_and_what_is_written_is_of_its_step(tmp_path, monkeypatch):

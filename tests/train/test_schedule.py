@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mmm.config.diff import differences, flatten
 from mmm.core.types import UpdateScale
-from mmm.train.config import TrainConfig, differences, flatten, identity
+from mmm.train.config import TrainConfig, identity
 from mmm.train.ema import EMA
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import due, learning_rate, make_plan, set_learning_rate, set_weight_decay, split_batch, weight_decay

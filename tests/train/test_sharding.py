@@ -24,19 +24,18 @@ from test_loop import CONFIG, SAMPLES, ids, lines, loss_of, micro_batches, table
 from torch import nn
 
 from mmm import load
-from mmm.config.cli import save
+from mmm.config.serialize import save
 from mmm.core.rng import sample_keys
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.config import identity
-from mmm.train.distributed.fsdp import blocks_of, check_sharding, sharding_asked, whole
+from mmm.train.distributed.fsdp import blocks_of, check_sharding, gather, sharding_asked
 from mmm.train.distributed.setup import start
 from mmm.train.loop import fit
 from mmm.train.optimizer import make_optimizer
 from mmm.train.run.folder import RunFolder
 from mmm.train.run.lock import RunLock
 from mmm.train.schedule import make_plan
-from mmm.train.state import tensors_of
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 SETTINGS = replace(CONFIG, steps=6, save_every=2, micro_batch_size=2, log_every=1, max_skipped=3)
 BAD = 2  # the step, counted from 0, that is left out
@@ -107,7 +106,7 @@ def train(folder, config=SETTINGS, *, sharded=False, until=None, resume=False, b
             run.cut_metrics(training.step)
         batches = micro_batches(table(dtype), plan, training.step, accelerator.process_index)
         for update in fit(training, batches, loss, config=config, plan=plan, seed=3, name_samples=ids):
-            training.bare.update()
+            training.unwrapped.update()
             run.note_skipped(update.skipped)
             if update.metrics:
                 run.log(update.step, update.metrics)
@@ -117,7 +116,7 @@ def train(folder, config=SETTINGS, *, sharded=False, until=None, resume=False, b
                 between(training)
             if update.step == until:
                 break
-        training.settle()
+        training.wait_for_checkpoint()
     return training
 
 
@@ -148,8 +147,8 @@ def one_of_several(folder):
         train(folder / "begun", sharded=True, resume=True)
         return
     training = train(folder / "two", sharded=True)
-    assert all(type(value).__name__ == "DTensor" for value in training.bare.parameters())
-    assert training.bare.blocks[0].linear.weight.to_local().shape == ((3, 2)[rank], 5)
+    assert all(type(value).__name__ == "DTensor" for value in training.unwrapped.parameters())
+    assert training.unwrapped.blocks[0].linear.weight.to_local().shape == ((3, 2)[rank], 5)
     train(folder / "begun", sharded=True, until=HALF)
     if rank == 0:
         shutil.copytree(folder / "begun", folder / "stopped")
@@ -165,14 +164,14 @@ def one_of_several(folder):
 
 def evaluate(training, rank):
     """A whole copy has the weights, and is called by one process without the other."""
-    with training.whole() as plain:
+    with training.gathered() as plain:
         if rank == 0:
             plain(table(torch.float64))
-    live = {**tensors_of(training)["model"], "scale": torch.full((3,), 0.5)}
+    live = {**training._tensors()["model"], "scale": torch.full((3,), 0.5)}
     for name, value in (*plain.named_parameters(), *plain.named_buffers()):
-        assert torch.equal(value, whole(live[name]) + (name == "calls" and rank == 0)), name
-    with training.ema.applied(training.bare), training.whole() as plain:
-        assert torch.equal(plain.embed.weight, whole(training.ema.averages["embed.weight"]))
+        assert torch.equal(value, gather(live[name]) + (name == "calls" and rank == 0)), name
+    with training.ema.applied(training.unwrapped), training.gathered() as plain:
+        assert torch.equal(plain.embed.weight, gather(training.ema.averages["embed.weight"]))
 
 
 def full_disk(folder, rank):
@@ -181,7 +180,7 @@ def full_disk(folder, rank):
 
     def limit(training):
         if training.step == 4:
-            training.settle()
+            training.wait_for_checkpoint()
             assert names(folder / "full") == ["step_00000002"]
         if rank == 1 and training.step in (3, 4):
             resource.setrlimit(resource.RLIMIT_FSIZE, (600 if training.step == 3 else soft, hard))
@@ -207,8 +206,8 @@ def masked_model(folder, rank):
     plan = make_plan(config, samples=8, processes=2)
     for _ in fit(training, iter([x[mine]]), loss_of, config=config, plan=plan, seed=0, name_samples=ids):
         training.save(folder / "masked" / "checkpoints", 1)
-    expected = {name: whole(value) for name, value in training.bare.state_dict().items()}
-    with training.whole() as plain:
+    expected = {name: gather(value) for name, value in training.unwrapped.state_dict().items()}
+    with training.gathered() as plain:
         features = plain.encode(x).tokens
     if rank == 0:
         torch.save({"weights": expected, "features": features}, folder / "masked" / "expected.pt")
@@ -222,9 +221,9 @@ def in_bf16(folder):
     AcceleratorState._reset_state()
     config = replace(SETTINGS, precision="bf16", steps=2, warmup_steps=0)
     training = train(folder / "bf16", config, sharded=True, dtype=torch.float32)
-    assert training.bare.blocks[0].seen == {(torch.float32, torch.float32, torch.bfloat16)}
-    assert all(value.dtype == torch.float32 for value in tensors_of(training)["optimizer"].values())
-    assert all(value.dtype == torch.float32 for value in training.bare.parameters())
+    assert training.unwrapped.blocks[0].seen == {(torch.float32, torch.float32, torch.bfloat16)}
+    assert all(value.dtype == torch.float32 for value in training._tensors()["optimizer"].values())
+    assert all(value.dtype == torch.float32 for value in training.unwrapped.parameters())
 
 
 @pytest.fixture(scope="module")

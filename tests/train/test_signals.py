@@ -24,7 +24,7 @@ from forked import PYTHONPATH
 from test_loop import CONFIG, assert_same, fork_two, lines, loss_of, state, train
 
 from mmm.train.checkpoint import writer as checkpoint
-from mmm.train.distributed.preemption import Agreement, Stopped, StopSignals
+from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
 
 RARE = replace(CONFIG, save_every=1000, log_every=5)  # nothing is due where the signals fall
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -128,11 +128,11 @@ def test_each_run_has_its_own_and_what_was_before_comes_back(request):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopSignals() as signals:
-        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is False
+        assert StopAgreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).stops(1) is False
         os.kill(os.getpid(), signal.SIGINT)
         with StopSignals() as inner:  # two runs in one process: each has its own
             assert not inner.received
-        assert Agreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).asked(1) is True
+        assert StopAgreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).stops(1) is True
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -218,12 +218,12 @@ def one_of_two(folder):
 def apart(rank, told):
     """The step at which two processes stop that nothing else holds together: one is slow, and one is told at its own step."""
     with StopSignals() as signals:
-        agreement = Agreement(SimpleNamespace(num_processes=2, process_index=rank), signals, 60)
+        agreement = StopAgreement(SimpleNamespace(num_processes=2, process_index=rank), signals, 60)
         for step in range(1, 20):
             time.sleep(0.004 * ((step * 7 + rank * 5 + told) % 3))
             if rank == told % 2 and step == told + 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            if agreement.asked(step, last=step == 19):
+            if agreement.stops(step, last=step == 19):
                 return step
     return None
 

@@ -20,7 +20,7 @@ from forked import ends, fork_ranks, watch
 from test_loop import CONFIG, Net, Plain, lines, table, train
 from torch import Tensor, nn
 
-from mmm.train.deterministic import Tree, prepare_strict
+from mmm.train.deterministic import FixedOrderGradients, prepare_strict
 from mmm.train.schedule import make_plan
 
 # twelve micro-batches: six on each of two processes, three on each of four
@@ -144,7 +144,7 @@ def test_running_values_in_the_model_are_refused(tmp_path: Path) -> None:
 def test_a_task_with_micro_batches_of_its_own_is_refused() -> None:
     plan = replace(make_plan(STRICT, samples=20, processes=1), micro_batch_size=12, accumulation=1)
     with pytest.raises(ValueError, match="computes 12 samples together"):
-        Tree(SimpleNamespace(bare=nn.Linear(2, 2)), plan, STRICT)  # type: ignore[arg-type]
+        FixedOrderGradients(SimpleNamespace(unwrapped=nn.Linear(2, 2)), plan, STRICT)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

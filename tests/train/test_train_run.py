@@ -11,14 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmm.config.cli import load
+from mmm.config.serialize import load
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.preemption import Stopped
 from mmm.train.distributed.processes import on_main
 from mmm.train.distributed.setup import start
-from mmm.train.run.folder import RunFolder
+from mmm.train.run.folder import RunFolder, resume_command
 from mmm.train.run.lock import RunLock
-from mmm.train.run.place import resume_command
 
 CONFIG = TrainConfig(batch_size=4, learning_rate=0.1, steps=2, precision="fp32", threads=1)
 
@@ -52,9 +51,9 @@ def test_a_run_that_goes_on_with_other_choices_says_so(tmp_path, accelerator, op
     other = replace(CONFIG, learning_rate=0.3)
     with open_run(tmp_path / "a") as run:
         before = (run.path / "config.yaml").read_text()
-        run.adopt([], 7, other)
+        run.record_changes([], 7, other)
         assert (run.path / "config.yaml").read_text() == before
-        run.adopt(["train.learning_rate was 0.1, is 0.3"], 7, other)
+        run.record_changes(["train.learning_rate was 0.1, is 0.3"], 7, other)
     assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
     assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
     (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())

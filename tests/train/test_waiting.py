@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter, sleep
+from time import sleep
 
 import pytest
 import torch
 from test_loop import table, train
 
-from mmm.train.waiting import ADVICE, Waited, Waits
+from mmm.train.metrics import ADVICE, DataWait
 
 PAUSE = 0.02  # seconds
 
@@ -25,26 +24,9 @@ class Slow:
         return table()[rows]
 
 
-def test_only_waiting_counts() -> None:
-    def batches() -> Iterator[int]:
-        for number in range(3):
-            sleep(PAUSE)
-            yield number
-
-    start, waited, got = perf_counter(), Waited(batches()), []
-    for number in waited:
-        got.append(number)
-        sleep(3 * PAUSE)
-    whole = perf_counter() - start
-    seconds = waited.take()
-    assert got == [0, 1, 2]
-    assert 3 * PAUSE <= seconds <= whole - 9 * PAUSE
-    assert waited.take() == 0
-
-
 def test_a_run_says_how_long_it_waited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        train(tmp_path, data=Slow())
+        train(tmp_path, data=Slow(), between=lambda _: sleep(3 * PAUSE))  # which does not count
     written = [json.loads(line)["clock"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < clock["data_wait"] < 1 for clock in written)
     seconds = sum(
@@ -79,7 +61,7 @@ def test_no_minute_passes_without_a_line(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_advice_comes_only_where_it_helps() -> None:
-    little, much = Waits(), Waits()
+    little, much = DataWait(), DataWait()
     little.add({"samples_per_second": 10.0, "data_wait": 0.04}, 100)
     much.add({"samples_per_second": 10.0, "data_wait": 0.04}, 100)
     much.add({"samples_per_second": 5.0, "data_wait": 0.4}, 100)

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,10 +29,13 @@ from mmm import Input, MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.cli import main as cli
 from mmm.core.rng import sample_keys
+from mmm.core.tokens import take
+from mmm.core.types import Features, Reads, Shape
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import CrossAttentionDecoder
-from mmm.encoders import VisionTransformer
+from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
 from mmm.evaluate.run_results import record
+from mmm.maskers import RandomMasker
 from mmm.pools import pools
 from mmm.weights.formats import FORMATS
 
@@ -256,6 +261,110 @@ def test_what_cannot_be_exported_is_one_line(
     assert error.count("\n") == 1
 
 
+# --- a model of one's own loop ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(12, 16), (4, 8, 8)])
+def test_a_masked_model_is_saved_and_loaded_in_a_line_each(build: Callable[..., MaskedModel], tmp_path: Path, size) -> None:
+    model = build(size, masker=RandomMasker.Config(ratio=0.5, predict=0.25)).eval()
+    model.save_pretrained(tmp_path / "mine", license="mit", results={"top1": 0.5})
+    again = MaskedModel.from_pretrained(tmp_path / "mine")
+    assert same(model, again)
+    assert (again.data, again.masker.config, again.target.config) == (model.data, model.masker.config, model.target.config)
+    assert not again.training
+    card = (tmp_path / "mine" / "README.md").read_text()
+    said = yaml.safe_load(card.split("---\n")[1])
+    tag = "image-feature-extraction" if len(size) == 2 else "feature-extraction"
+    assert (said["license"], said["pipeline_tag"], said["metrics"]) == ("mit", tag, ["accuracy"])
+    assert str(tmp_path) not in card
+    with pytest.raises(ValueError, match="holds no head"):
+        Classifier.from_pretrained(tmp_path / "mine")
+    model.decoder = None
+    model.save_pretrained(tmp_path / "mine")  # over what is there
+    alone, x = MaskedModel.from_pretrained(tmp_path / "mine"), torch.randn(2, 3, *size)
+    assert alone.decoder is None
+    assert torch.equal(alone.encode(x).last, model.encode(x).last)
+
+
+@pytest.mark.parametrize("pool", ["mean", "class", "attentive"])
+def test_a_classifier_is_saved_and_loaded_in_a_line_each(build: Callable[..., MaskedModel], tmp_path: Path, pool: str) -> None:
+    head = HeadConfig(norm="batch", dropout=0.1)
+    model = Classifier.of(build(), classes=3, pool=pools[pool].Config(), head=head, labels=("a", "b", "c")).eval()
+    model.save_pretrained(tmp_path)
+    again, x = Classifier.from_pretrained(tmp_path), torch.randn(2, 3, 12, 16)
+    assert torch.equal(again(x), model(x))
+    assert (again.labels, again.data, again.head.config) == (model.labels, model.data, head)
+    assert "pipeline_tag: image-classification" in (tmp_path / "README.md").read_text()
+    assert MaskedModel.from_pretrained(tmp_path).decoder is None
+
+
+def test_a_model_that_does_not_know_its_data_is_told_so(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    model = build()
+    model.data = None
+    with pytest.raises(ValueError, match="does not know its data; give MaskedModel"):
+        model.save_pretrained(tmp_path)
+
+
+def test_an_encoder_of_one_s_own_goes_where_it_can(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    class Own(Encoder):
+        """A linear layer, whose final norm has a name of its own."""
+
+        @dataclass(frozen=True, kw_only=True)
+        class Config(EncoderConfig):
+            width: int = 8
+
+            @property
+            def shape(self) -> Shape:
+                return Shape(width=self.width, depth=1, prefix=0)
+
+        def __init__(self, config: Any, *, token, channels: int, grid, reads: Reads, blanks: bool = False) -> None:
+            super().__init__()
+            self.config, self.shape = config, config.shape
+            self.embed = torch.nn.Linear(channels * token[0] * token[1], config.width)
+            self.ending = torch.nn.LayerNorm(config.width) if reads.last else torch.nn.Identity()
+
+        def forward(self, patches, grid, mask, blocks=None):
+            where = torch.arange(patches.shape[1])[None] if mask is None else mask.where
+            shown = patches if mask is None else take(patches, mask.visible)
+            return Features(self.ending(self.embed(shown)), 0, where)
+
+    encoders.register("own")(Own)
+    try:
+        model = build(encoder=Own.Config())
+        model.save_pretrained(tmp_path / "own")
+        assert same(MaskedModel.from_pretrained(tmp_path / "own"), model)
+        for name in ("timm", "transformers", "mae"):
+            with pytest.raises(ValueError, match="encoder own|encoder.name own|no place for encoder.embed"):
+                FORMATS[name].write(model, tmp_path)
+    finally:
+        encoders.parts.pop("own")
+
+
+def test_clips_are_not_for_timm(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes images, and this model is of clips; export --to folder, or --to transformers"):
+        FORMATS["timm"].write(build((4, 8, 8)), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 128), (4, 32, 32)])
+def test_transformers_prepares_pixels_as_evaluation_does(build, tmp_path: Path, size, real_data: Path) -> None:
+    """A photograph or a still clip of it, by the processor that preprocessor_config.json names."""
+    import transformers
+
+    build(size).save_pretrained(tmp_path)
+    picture = Image.open(next((real_data / "images").rglob("*.JPEG"))).convert("RGB")
+    picture = picture.crop((0, 0, 256, 256))  # square: half a pixel is rounded otherwise there
+    if len(size) == 2:
+        [found] = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt").pixel_values
+        wanted = MaskedModel.from_pretrained(tmp_path).transform(picture)[0]
+    else:
+        processor = transformers.AutoVideoProcessor.from_pretrained(tmp_path)
+        [frames] = processor([np.asarray(picture)] * 4, return_tensors="pt").pixel_values
+        found = frames.transpose(0, 1)
+        wanted = MaskedModel.from_pretrained(tmp_path).transform(np.stack([np.asarray(picture)] * 4))[0]
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= 1.5 / 255 / 0.15  # theirs rounds otherwise
+
+
 class FakeHub:
     """Stands for huggingface_hub.HfApi, and keeps what it was asked."""
 
@@ -296,6 +405,29 @@ def test_push_uploads_the_exported_files_and_no_others(
         with pytest.raises(SystemExit):
             ask(["push", *argv])
         assert said in capsys.readouterr().err
+
+
+def test_a_model_is_pushed_in_a_line(build: Callable[..., MaskedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    assert build().push_to_hub("someone/model", license="mit") == "https://hub.example/commit/1"
+    (_, options), (_, upload) = FakeHub.asked
+    assert options["private"] is True
+    assert set(upload["allow_patterns"]) == FILES
+    assert not Path(upload["folder_path"]).exists()
+
+
+def test_without_a_network_a_push_is_one_line(
+    build: Callable[..., MaskedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library's own error of a connection that is refused, from a port where nothing listens."""
+    build().save_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SystemExit):
+        ask(["push", str(tmp_path), "--repo", "someone/model"])
+    error = capsys.readouterr().err
+    assert "error: someone/model was not pushed: " in error
+    assert error.count("\n") == 1
 
 
 def test_a_refusal_of_the_hub_never_shows_a_token(

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_load_mae import assert_same, encoder_file
 
+from mmm.weights.formats.timm import to_timm
 from mmm.weights.load import load
 from mmm.weights.safe_load import Inert, read_weights
 
@@ -91,6 +93,39 @@ def test_options_of_a_training_script_are_read_as_nothing(tmp_path: Path) -> Non
         found = read_weights(tmp_path / "a.pth")
         assert found.keys() == WEIGHTS.keys()
         assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {"model": {"state_dict": weights}},
+        lambda weights: {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+        lambda weights: {"model": {f"_orig_mod.{name}": value for name, value in weights.items()}},
+        lambda weights: {f"_orig_mod.module.{name}": value for name, value in weights.items()},
+    ],
+    ids=["state_dict", "nested", "ddp", "compiled", "both"],
+)
+def test_wrappings_of_training_scripts_are_taken_off(tmp_path: Path, wrap: Callable[[object], object]) -> None:
+    torch.save(wrap(WEIGHTS), tmp_path / "a.pth")
+    found = read_weights(tmp_path / "a.pth")
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_a_folder_with_pytorch_model_bin_is_read(tmp_path: Path) -> None:
+    weights = encoder_file()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert_same(to_timm(load(tmp_path, heads=2)), weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_weights_are_refused(tmp_path: Path, value: float) -> None:
+    weights = encoder_file()
+    weights["blocks.1.norm1.bias"][3] = value
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"NaN or infinity in blocks\.1\.norm1\.bias"):
+        load(tmp_path / "nan.pth", heads=2)
 
 
 def test_options_in_place_of_weights_are_refused(tmp_path: Path) -> None:

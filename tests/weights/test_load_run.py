@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm import MaskedModel, ModelConfig
-from mmm.config.cli import save
+from mmm.config.serialize import save
 from mmm.core.registry import PartConfig
 from mmm.data.config import ImagesConfig
 from mmm.decoders import DecoderConfig, LinearDecoder, SelfAttentionDecoder

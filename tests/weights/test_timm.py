@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from test_load_mae import assert_same
 from test_parity_mae import noisy
 from torch import nn
 
-from mmm import MaskedModel
+from mmm import Input, MaskedModel
 from mmm.classifier import Classifier
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
 from mmm.maskers import RandomMasker
 from mmm.tokenizers import Patches
 from mmm.weights.formats.timm import to_timm
@@ -55,6 +57,44 @@ def test_folders_of_the_hub(tmp_path: Path) -> None:
     save_file(original.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "num_classes": 0}))
     assert_same(to_timm(load(tmp_path)), original.state_dict())
+
+
+def test_the_pixels_of_a_folder_are_those_of_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not ImageNet's mean and deviation, where its config.json says others."""
+    cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "input_size": (3, 96, 64)}
+    original = theirs(num_classes=0, img_size=(96, 64), num_heads=6, pretrained_cfg_overlay=cfg)
+    timm.models.save_for_hf(original, tmp_path, model_args={"img_size": [96, 64], "depth": 2, "num_heads": 6})
+    model = load(tmp_path)
+    assert model.data == Input(size=(96, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert "resized bilinear; here they are resized bicubic" in caplog.text
+    images = torch.randn(2, 3, 96, 64)
+    assert (features(model, images) - features(original, images)).abs().max() <= 1e-5
+    data = load_model(LoadedModelConfig(model=str(tmp_path), source="builtin:photographs", device="cpu")).data
+    assert (data.mean, data.std, data.frame_size) == ((0.5,) * 3, (0.5,) * 3, (96, 64))
+
+
+def test_what_is_assumed_for_a_bare_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(theirs(num_classes=0).state_dict(), tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO, "mmm"):
+        load(tmp_path / "weights.pth")
+    assert "assumed: 3 heads, mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architecture": "hf-hub:somebody/model"}, "timm has no architecture 'hf-hub:somebody/model'"),
+        ({"architecture": NAME, "model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args checkpoint_path cannot be read"),
+        ({"architecture": NAME, "model_args": {"depth": 10**9}}, "model_args depth cannot be read"),
+        ({"architecture": "resnet18"}, "what can be read are its plain vision transformers"),
+        ({"architecture": "vit_base_patch32_clip_quickgelu_224"}, "plain vision transformers with GELU"),
+    ],
+)
+def test_architectures_that_cannot_be_read_are_named(tmp_path: Path, config: dict[str, object], said: str) -> None:
+    save_file(theirs(num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

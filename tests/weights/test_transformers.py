@@ -16,10 +16,13 @@ from test_parity_mae import noisy
 from test_parity_videomae import TINY, hidden_map, videomae
 from torch import Tensor, nn
 
-from mmm import Mask, MaskedModel
-from mmm.classifier import Classifier
+from mmm import Input, Mask, MaskedModel
+from mmm.classifier import Classifier, HeadConfig
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.maskers import BlockMasker, RandomMasker
+from mmm.pools import MeanPool
+from mmm.targets import PixelTarget
 from mmm.weights.formats import FORMATS
 from mmm.weights.formats.transformers import DEFAULTS
 from mmm.weights.initialize import initialise_from
@@ -274,6 +277,40 @@ def test_export_says_what_their_last_norm_changes(tmp_path: Path, caplog: pytest
     caplog.clear()
     write_transformers(videomae(TINY, head_epsilon=1e-5), tmp_path)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"target": PixelTarget.Config(standardise="channel")}, "target.standardise channel"),
+        ({"target": PixelTarget.Config(loss="l1", epsilon=1e-4)}, "target.epsilon 0.0001, target.loss l1"),
+        ({"masker": RandomMasker.Config(ratio=0.5, predict=0.25)}, "masker.predict 0.25"),
+        ({"masker": BlockMasker.Config(ratio=0.5)}, "masker.name block"),
+        ({}, ""),
+    ],
+)
+def test_what_config_json_cannot_say_of_the_objective_is_said(tmp_path: Path, caplog, parts, said: str, build) -> None:
+    model = build(size=(12, 12), **({"masker": RandomMasker.Config(ratio=0.5)} | parts))
+    write_transformers(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["mask_ratio"] == 0.5
+    assert said in caplog.text
+    assert said or not caplog.text
+    model.decoder = None  # no training goes on from an encoder
+    caplog.clear()
+    write_transformers(model, tmp_path)
+    assert not caplog.text
+
+
+def test_pixels_are_read_from_the_preprocessor_s_config(tmp_path: Path) -> None:
+    theirs("ViTMAEModel").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert load(tmp_path).data == Input(size=(12, 12), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def test_a_classifier_that_theirs_cannot_hold_is_refused(tmp_path: Path, build) -> None:
+    model = Classifier.of(build(size=(12, 12)), classes=3, pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
+    with pytest.raises(ValueError, match="vit cannot hold pool.name mean, head.norm layer"):
+        write_transformers(model, tmp_path)
 
 
 def test_a_model_starts_from_such_a_folder(tmp_path: Path, build: Callable[..., MaskedModel]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, scores, stream
 from mmm.data.config import DataConfig
 from mmm.data.loading.sampler import Order, WeightedOrder

@@ -1,60 +1,75 @@
-"""Labelled samples in three parts: to learn from, to choose weights by, and to be scored on."""
+"""Labelled samples in three splits: training, validation (to choose weights) and test.
+
+Shapes: N samples.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from mmm.data import Clips, DataConfig, Images, open_data
-from mmm.evaluate.metrics import check_classes
-from mmm.evaluate.probes.setup import hold_back, labelled
+import torch
+from torch import Tensor
+
+from mmm.core.rng import sample_keys, scores, stream
+from mmm.data.config import DataConfig
+from mmm.data.datasets.clips import Clips
+from mmm.data.datasets.images import Images
+from mmm.data.datasets.open import open_data
+
+logger = logging.getLogger(__name__)
+
+HELD_BACK = 102  # stream of random numbers of this file
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Labelled samples in three parts.
+class LabelledSplits:
+    """Labelled samples in three splits.
 
     Attributes:
         train: to train on.
-        choice: held back to choose the weights, or None.
+        validation: held back from the training samples to choose the weights, or None.
         test: to score.
-        classes: K.
+        classes: number of classes.
     """
 
     train: Images | Clips
-    choice: Images | Clips | None
+    validation: Images | Clips | None
     test: Images | Clips
     classes: int
 
     @property
     def inputs(self) -> int:
-        """Of all parts."""
-        return len(self.train) + len(self.choice or ()) + len(self.test)
+        """Number of samples in all splits."""
+        return len(self.train) + len(self.validation or ()) + len(self.test)
 
     @property
     def names(self) -> list[str] | None:
-        """Of the classes, in the labels' order."""
+        """Names of the classes, in the order of the labels."""
         return None if self.train.classes is None else list(self.train.classes)
 
     @property
     def watched(self) -> Images | Clips:
-        """What is looked at while training: the samples that choose, else those of the test; one view of each."""
-        part = self.test if self.choice is None else self.choice
+        """One view of each sample that is scored during training: of the validation split, or else of the test split."""
+        part = self.test if self.validation is None else self.validation
         if isinstance(part, Clips):
             return Clips(part.table, replace(part.config, eval_clips=1, eval_crops=1), part.rows, part.where)
         return part
 
 
-def open_lessons(data: DataConfig, *, test_split: str | None, held_back: float, seed: int) -> Lessons:
-    """Opens the samples.
+def open_labelled_splits(data: DataConfig, *, test_split: str | None, held_back: float, seed: int) -> LabelledSplits:
+    """Opens the samples of a source.
 
     Args:
         data: where they are.
-        test_split: to score; none: the evaluation part.
-        held_back: share of the training samples that chooses the weights.
-        seed: of which ones are.
+        test_split: the split to score. None: the evaluation split.
+        held_back: share of the training samples for validation.
+        seed: of the choice of these samples.
 
     Raises:
-        ValueError: where there are none, without labels, or where the parts do not count the same classes.
+        ValueError: where there are no samples or no labels, or the splits do not have the same classes.
     """
     train, test = labelled(open_data(data, "train")), labelled(open_data(data, test_split or "eval"))
     if train.classes is not None and test.classes is not None and list(train.classes) != list(test.classes):
@@ -65,5 +80,53 @@ def open_lessons(data: DataConfig, *, test_split: str | None, held_back: float, 
     check_classes(train.labels(), test.labels(), test.title, train.classes)
     top = max(int(part.labels().max()) for part in (train, test))
     classes = max(top + 1, 0 if train.classes is None else len(train.classes))
-    rest, choice = hold_back(train, held_back, seed)
-    return Lessons(rest, choice, test, classes)
+    rest, validation = hold_back(train, held_back, seed)
+    return LabelledSplits(rest, validation, test, classes)
+
+
+def labelled(part: Any) -> Any:
+    """The samples of a data set that have a label.
+
+    Raises:
+        ValueError: where none has one.
+    """
+    labels = part.labels()
+    if labels is None or not (labels >= 0).any():
+        raise ValueError(f"{part.title} have no labels to probe with; name them with data.label_column")
+    return part if (labels >= 0).all() else part.subset((labels >= 0).nonzero()[:, 0])
+
+
+def hold_back(part: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Splits samples by their keys into those to train on and those for validation (None where the share is 0).
+
+    Raises:
+        ValueError: where one of the two would be empty.
+    """
+    if share == 0:
+        return part, None
+    count = round(share * len(part))
+    if not 0 < count < len(part):
+        raise ValueError(f"held_back {share} of {len(part)} samples is {count}; give another share")
+    chance = scores(stream(sample_keys(seed, 0, torch.arange(len(part))), HELD_BACK), 1)[:, 0]  # (N,)
+    order = chance.argsort()
+    return part.subset(order[count:].sort().values), part.subset(order[:count].sort().values)
+
+
+def check_classes(train: Tensor, test: Tensor, where: str, names: Sequence[str] | None = None) -> None:
+    """Compares the classes of the training samples with those that are scored. Classes that are never trained on are logged.
+
+    Args:
+        train, test: labels, int64 (N,) and (M,); negative ones are missing.
+        where: the samples that are scored, for messages.
+        names: of the classes.
+
+    Raises:
+        ValueError: where they have no class in common, so that each accuracy would be 0.
+    """
+    known, scored = (set(labels[labels >= 0].unique().tolist()) for labels in (train, test))
+    if missing := sorted(scored - known):
+        shown = ", ".join(str(label) if names is None else names[label] for label in missing[:5])
+        if len(missing) == len(scored):
+            hint = "give data.label_column with several samples of each class, or another split to score"
+            raise ValueError(f"{where}: no class of theirs is trained on ({shown}), so that each accuracy would be 0; {hint}")
+        logger.warning("%s: %d classes are never trained on: %s", where, len(missing), shown)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mmm.data.datasets.clips import Clips
 from mmm.data.datasets.images import Images
@@ -37,6 +39,18 @@ class Mixture:
         return cycles * self.updates[source] + self.cycle[:rest].count(source)
 
     @property
+    def unit(self) -> int:
+        """Samples that a micro-batch is a multiple of: those of a decoded input, of every source."""
+        return math.lcm(*(part.config.repeats for part in self.parts))
+
+    def check(self, micro_batch_size: int) -> None:
+        """Raises ValueError where the samples of a decoded input would be parted."""
+        for part in self.parts:
+            repeats = part.config.repeats
+            if micro_batch_size % repeats:
+                raise ValueError(f"data.repeats {repeats} does not divide a micro-batch of {micro_batch_size} samples; change one")
+
+    @property
     def epoch(self) -> int:
         """Samples of all sources in one pass over the first source, including its repeats."""
         first = len(self.parts[0]) * self.parts[0].config.repeats
@@ -64,6 +78,12 @@ class Mixture:
         for step in range(start_step, steps):
             for _ in range(accumulation):
                 yield next(streams[self.source(step)])
+
+    def sample_batch(self, source: int, samples: int) -> Batch:
+        """A micro-batch of so many samples of a source, read in this process, to see what it takes."""
+        part = self.parts[source]
+        config = replace(part.config, workers=0, repeats=1)
+        return next(train_batches(part, config, seed=self.seed, batch_size=samples, steps=1, source=source))
 
     def name_samples(self, step: int, batch_size: int) -> list[int]:
         """The indices of an update's inputs, in the order of its samples; each as often as it is repeated."""

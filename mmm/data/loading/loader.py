@@ -81,7 +81,8 @@ class Batch:
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
-        deferred: crops that the device resizes (`data.resize device`); None where workers resized them.
+        deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
+        source: which of several sources the samples are of.
     """
 
     pixels: Tensor
@@ -91,6 +92,7 @@ class Batch:
     labels: Tensor | None
     problems: list[Problem]
     deferred: PackedCrops | None = None
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -173,9 +175,9 @@ class _Views(Dataset[Batch]):
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
-            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems)
+            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source)
         nothing = torch.empty(0, dtype=torch.uint8)
-        return Batch(nothing, keys.flatten(), index, epoch, labels, problems, deferred=views.pack())
+        return Batch(nothing, keys.flatten(), index, epoch, labels, problems, views.pack(), self.source)
 
 
 def _put(views: Tensor | DeferredCrops, rows: Tensor, others: Tensor | DeferredCrops) -> None:

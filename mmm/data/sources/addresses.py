@@ -1,8 +1,8 @@
-"""Files at addresses, read in place: what all protocols share, and those that fsspec opens (hf://, s3://, gs:// and their kind).
+"""Files at addresses, read in place: the base of all protocols, and the protocols that fsspec opens (hf://, s3://, gs://, ...).
 
-Credentials are those that fsspec's libraries find by themselves: the login of huggingface_hub, AWS's and Google's files and
-environment. The samples of a batch are requested together, which hides the latency. Nothing is kept on disk but an index of tars.
-Requests that fail are repeated with longer and longer pauses.
+The libraries of fsspec find their credentials by themselves: the login of huggingface_hub, the files and environment variables
+of AWS and Google. The samples of a batch are requested together, which hides the latency. Only the indices of tars are kept on
+disk. Failed requests are repeated after increasing pauses.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from mmm.data.sources.folder import printable
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)|/$")  # paths that are left out; some object stores list folders as files that end in /
-TOGETHER = 16  # requests of a process at once
-PAUSES = (0, 0, 1, 2, 4, 8, 16, 30)  # seconds before each try; the second comes at once, for servers close idle connections
-# of fsspec's protocols; its others read local files, chain protocols or run programs
+# paths that are left out; some object stores list folders as files whose names end with /
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)|/$")
+PARALLEL = 16  # requests of a process at once
+PAUSES = (0, 0, 1, 2, 4, 8, 16, 30)  # seconds before each try; the second has no pause, because servers close idle connections
+# allowed protocols; others of fsspec read local files or chain protocols
 PROTOCOLS = frozenset(
     {"hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hdfs", "webhdfs", "sftp", "ssh"} | {"memory"}
 )
@@ -38,33 +39,33 @@ Stamp = tuple[int, str]
 
 
 def opens(address: str) -> bool:
-    """Whether fsspec is to open an address."""
+    """Whether an address is opened by fsspec."""
     return urlsplit(address).scheme in PROTOCOLS and "::" not in address
 
 
 def file_system(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address, of this process, and the path in it.
+    """The file system of an address in this process, and the path in it.
 
     Raises:
-        ValueError: where a library is not installed, or finds no credentials.
+        ValueError: where a library is not installed or has no credentials.
     """
     from fsspec.core import url_to_fs
 
     try:
         system, path = url_to_fs(address)
-    except Exception as error:  # ImportError names the library; each library has errors of its own
+    except Exception as error:  # ImportError names the library; each library has its own errors
         raise ValueError(f"data.source {address}: {_line(error)}") from error
     return system, str(path)
 
 
 def list_files(address: str) -> tuple[dict[str, int], str | None]:
-    """The files at an address: of a folder all that lie below it, of a glob those that match, or the one file.
+    """Lists the files at an address: all files below a folder, the files that match a glob, or one file.
 
     Returns:
-        their full addresses, sorted, with their sizes in bytes; and of a folder its own address, which ends in `/`.
+        The full addresses of the files, sorted, with their sizes in bytes; and the address of the folder, ending with `/`, or None.
 
     Raises:
-        ValueError: where there is nothing, or it cannot be listed.
+        ValueError: where there is no file, or it cannot be listed.
     """
     system, path = file_system(address)
     try:
@@ -86,13 +87,13 @@ def list_files(address: str) -> tuple[dict[str, int], str | None]:
 
 
 class RemoteFiles:
-    """Files at addresses, by number. See `mmm.data.tar_cache.Files`; a subclass says how bytes are fetched.
+    """Files at addresses, by number. Subclasses implement `fetch_once`.
 
     Args:
         addresses: of the files.
     """
 
-    here = False
+    is_local = False
     checks = "every answer's size and ETag are compared"
 
     def __init__(self, addresses: Sequence[str]) -> None:
@@ -104,11 +105,11 @@ class RemoteFiles:
         return self.__dict__ | {"_local": None}
 
     def fetch_once(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
-        """Requests bytes of a file once, and what its stamp is now.
+        """Requests bytes of a file, and its current stamp, once.
 
         Raises:
-            OSError: another try may succeed.
-            Unreadable: no other try will.
+            OSError: where another try may succeed.
+            Unreadable: where no other try will succeed.
         """
         raise NotImplementedError
 
@@ -116,7 +117,7 @@ class RemoteFiles:
         """The stamp of each file.
 
         Raises:
-            ValueError: one cannot be had.
+            ValueError: where a file cannot be read.
         """
 
         def ask(number: int) -> Stamp:
@@ -125,7 +126,7 @@ class RemoteFiles:
             except Unreadable as error:
                 raise ValueError(f"data.source {self.addresses[number]}: {error}") from error
 
-        with ThreadPoolExecutor(TOGETHER) as threads:  # that end here: data workers are forked later
+        with ThreadPoolExecutor(PARALLEL) as threads:  # which end here, before data workers are forked
             found = list(threads.map(ask, range(len(self.addresses))))
         self._stamps = dict(enumerate(found))
         return found
@@ -134,13 +135,14 @@ class RemoteFiles:
         """Bytes of a file; fewer at its end.
 
         Raises:
-            Unreadable: they did not come, or the file has changed since it was indexed.
+            Unreadable: where they do not come, or the file has changed since it was indexed.
         """
         coming = self.local.coming.pop((number, offset, size), None)
         return self._fetch(number, offset, size) if coming is None else coming.result()
 
     def prefetch(self, wanted: Iterable[tuple[int, int, int]]) -> None:
-        """Requests what is read next (numbers, offsets, sizes), all at once; what was never read is dropped."""
+        """Requests the bytes that are read next (numbers, offsets, sizes) in parallel; earlier ones that were never read are
+        dropped."""
         local = self.local
         for left in local.coming.values():
             left.cancel()
@@ -156,7 +158,7 @@ class RemoteFiles:
         return content
 
     def _ask(self, number: int, offset: int, size: int) -> tuple[bytes, Stamp]:
-        """Repeats the request until it is answered."""
+        """Repeats a request until it is answered."""
         reason = ""
         for pause in PAUSES:
             time.sleep(pause)
@@ -168,14 +170,14 @@ class RemoteFiles:
 
     @property
     def local(self) -> _OfProcess:
-        """The state of this process: a forked worker shares no connection with its parent."""
+        """The state of this process; a forked worker does not share connections with its parent."""
         if self._local is None or self._local.process != os.getpid():
             self._local = _OfProcess()
         return self._local
 
 
 class _OfProcess:
-    """What one process has open."""
+    """The connections and requests of one process."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -185,7 +187,7 @@ class _OfProcess:
 
     @cached_property
     def threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(TOGETHER)
+        return ThreadPoolExecutor(PARALLEL)
 
 
 class FsspecFiles(RemoteFiles):
@@ -193,7 +195,7 @@ class FsspecFiles(RemoteFiles):
 
     Args:
         addresses: of the files.
-        sizes: in bytes, where a listing says them; files are then not looked up one by one to see whether they have changed.
+        sizes: in bytes, where they are listed; the files are then not checked one by one for changes.
     """
 
     checks = "size and checksum are compared when a process first reads a file"
@@ -228,7 +230,7 @@ class FsspecFiles(RemoteFiles):
             raise Unreadable(_line(error)) from error
         except OSError:
             raise
-        except Exception as error:  # each library has errors of its own, and repeats by itself what may be repeated
+        except Exception as error:  # each library has its own errors, and repeats requests by itself
             raise Unreadable(_line(error)) from error
 
 

@@ -1,10 +1,10 @@
-"""Real images that come inside a dependency: tiles of the photographs in scikit-image's wheel. Nothing is downloaded.
+"""Built-in images: tiles of the photographs in scikit-image's wheel. Nothing is downloaded.
 
-The task is to say from which photograph a tile was cut. The split is fixed by geometry: the left half of every photograph is
-for training, a strip in its middle for validation, its right part for test, with gaps, so that no pixel is in two of them.
-Taken are the bundled photographs whose left and right show the same kind of thing (an astronaut beside a flag would ask for
-what was never shown). Tiles that are almost of one grey are left out: they show nothing. Every tile is shown in a light of its own,
-drawn anew, for otherwise its brightness alone would say where it was cut: then an untrained encoder classifies two of three tiles.
+The label of a tile is the photograph that it was cut from. The splits are regions: the left half of each photograph is for
+training, a strip in its middle for validation, and its right part for test, with gaps between, so that no pixel is in two
+splits. Only photographs are used whose left and right parts show the same kind of thing (an astronaut beside a flag would be
+tested on something that was never shown). Tiles of almost uniform grey are left out. Each tile gets a random brightness and
+contrast; without this, brightness alone tells the photograph, and an untrained encoder classifies two of three tiles.
 
 Shapes: N tiles, (H, W) of a tile, C channels.
 """
@@ -19,57 +19,36 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, stream, uniform
 from mmm.data.decode.image import MODES, Pixels
 from mmm.data.sources.base import Table
+from mmm.data.sources.in_memory import ArrayColumn
 from mmm.system.files import digest
 
 PHOTOGRAPHS = (
     *("brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
     *("ihc.png", "moon.png", "motorcycle_left.png", "page.png", "text.png"),
 )
-TILE = 48  # side of a tile, pixels
-STRIDE = 4  # of the corners that tiles may start from, pixels
-HEIGHT = 512  # higher photographs are reduced to this
-CONTRAST = 4.0  # standard deviation of its grey values that a tile must have, of 255
-BRIGHTNESS = (90.0, 165.0)  # mean grey value of a tile, drawn evenly
-DEVIATION = (30.0, 60.0)  # standard deviation of a tile's grey values, its logarithm drawn evenly
-# share of the width where a split starts and ends, and its tiles of every photograph
+TILE = 48  # side of a tile in pixels
+STRIDE = 4  # distance in pixels between the corners of possible tiles
+HEIGHT = 512  # larger photographs are reduced to this height in pixels
+CONTRAST = 4.0  # smallest standard deviation of a tile's grey values, of 255
+BRIGHTNESS = (90.0, 165.0)  # range of a tile's mean grey value, uniformly distributed
+DEVIATION = (30.0, 60.0)  # range of the standard deviation of a tile's grey values, with a uniformly distributed logarithm
+# where each split starts and ends, as a share of the width, and its number of tiles from each photograph
 STRIPS = {"train": (0.0, 0.5, 240), "validation": (0.53, 0.70, 60), "test": (0.73, 1.0, 100)}
-
-
-class PixelColumn:
-    """Decoded samples in memory.
-
-    Args:
-        pixels: uint8 (N, H, W, C).
-        names: of the samples.
-    """
-
-    def __init__(self, pixels: Pixels, names: list[str]) -> None:
-        self.pixels, self.names = pixels, names
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, row: int) -> Pixels:
-        tile: Pixels = self.pixels[row]
-        return tile
-
-    def name(self, row: int) -> str:
-        return self.names[row]
 
 
 class Photographs:
     """`builtin:photographs`.
 
     Args:
-        name: what stands behind `builtin:`.
+        name: the text after `builtin:`.
         channels: 1 for grey, or 3.
 
     Raises:
-        ValueError: for another name or another number of channels.
+        ValueError: for another name or number of channels.
     """
 
     splits = tuple(STRIPS)
@@ -82,7 +61,7 @@ class Photographs:
         self.channels = channels
 
     def table(self, split: str) -> Table:
-        """DeferredCrops the tiles of one split; a pure function of its name."""
+        """The tiles of one split; a pure function of its name."""
         pixels, names, labels = [], [], []
         for label, file in enumerate(PHOTOGRAPHS):
             picture = photograph(file)
@@ -92,18 +71,18 @@ class Photographs:
             names += [f"{file} at {top}, {left}" for top, left in corners]
             labels += [label] * len(corners)
         classes = tuple(file.rsplit(".", 1)[0] for file in PHOTOGRAPHS)
-        tiles = relit(np.stack(pixels), list(STRIPS).index(split))  # (N, TILE, TILE, C)
+        tiles = relight(np.stack(pixels), list(STRIPS).index(split))  # (N, TILE, TILE, C)
         return Table(
-            PixelColumn(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, BRIGHTNESS, DEVIATION, *names])
+            ArrayColumn(tiles, names), torch.tensor(labels), classes, digest([split, tiles.shape, BRIGHTNESS, DEVIATION, *names])
         )
 
 
-def relit(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
-    """Gives each tile the brightness and contrast that its place in the split draws; colours keep their proportions.
+def relight(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+    """Gives each tile a random brightness and contrast that depends on its position in the split; colours keep their proportions.
 
     Args:
-        tiles: uint8 (N, H, W, C), none of one grey.
-        epoch: sets the draws of one split apart from another's.
+        tiles: uint8 (N, H, W, C), none of uniform grey.
+        epoch: different for each split, so that their random numbers differ.
     """
     values = tiles.astype(np.float64)
     grey = values.mean(axis=3)  # (N, H, W)
@@ -116,12 +95,12 @@ def relit(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
 
 
 def photograph(file: str) -> Image.Image:
-    """One of the photographs in scikit-image's wheel, in RGB, at most HEIGHT high."""
-    package = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
+    """A photograph in scikit-image's wheel, in RGB, at most HEIGHT pixels high."""
+    package = importlib.util.find_spec("skimage")  # not imported: only its files are needed
     folders = package.submodule_search_locations if package else None
     path = Path(next(iter(folders or ["skimage"]))) / "data" / file
     if not path.exists():
-        raise ValueError(f"built-in data needs {file} of scikit-image, which is not here; install scikit-image")
+        raise ValueError(f"built-in data needs {file} of scikit-image, which is not installed; install scikit-image")
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.height > HEIGHT:
@@ -130,7 +109,7 @@ def photograph(file: str) -> Image.Image:
 
 
 def _corners(grey: Pixels, split: str) -> list[tuple[int, int]]:
-    """(top, left) of a split's tiles, spread evenly over its strip of a photograph (H, W)."""
+    """(top, left) of a split's tiles, evenly spread over its strip of a photograph (H, W)."""
     start, end, count = STRIPS[split]
     height, width = grey.shape
     contrast = _contrast(grey)  # (H - TILE + 1, W - TILE + 1)
@@ -145,12 +124,12 @@ def _corners(grey: Pixels, split: str) -> list[tuple[int, int]]:
 
 
 def _contrast(grey: Pixels) -> NDArray[np.float64]:
-    """The standard deviation of every tile, by its top left corner: (H, W) -> (H - TILE + 1, W - TILE + 1)."""
+    """The standard deviation of each tile, by its top left corner: (H, W) -> (H - TILE + 1, W - TILE + 1)."""
     first, second = (_tile_sums(grey.astype(np.int64) ** power) / TILE**2 for power in (1, 2))
     return np.sqrt(second - first**2)
 
 
 def _tile_sums(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum over every tile, from sums over the rectangles that start at the image's corner."""
+    """The sum over each tile, from sums over the rectangles that start at the image's corner."""
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # (H + 1, W + 1)
     return sums[TILE:, TILE:] - sums[:-TILE, TILE:] - sums[TILE:, :-TILE] + sums[:-TILE, :-TILE]

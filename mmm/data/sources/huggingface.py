@@ -1,7 +1,8 @@
-"""Tables of images or videos through Hugging Face `datasets`: parquet files, saved data sets, or a name on the hub.
+"""Tables of images or videos, read with Hugging Face `datasets`: parquet files, saved data sets, data sets on the hub.
 
-Rows stay encoded. `datasets` writes an Arrow copy of a parquet file into its cache once (HF_HOME says where) and maps it into
-memory; a cell is then read past its decoder and its formatting (measured: 1.2 us against 140 us a row).
+Rows stay encoded. `datasets` writes an Arrow copy of a parquet file into its cache once (in HF_HOME) and maps it into memory. A
+value is then read from the Arrow column, without the decoding and formatting of `datasets` (measured: 1.2 us instead of 140 us
+per row).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGES, Medium
 from mmm.data.sources.base import EVALUATION, Table, number_labels
@@ -26,34 +27,34 @@ LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
 class ArrowColumn:
-    """One column of a data set: encoded bytes, or paths.
+    """One column of a data set: encoded bytes or paths.
 
     Args:
         rows: the data set, mapped into memory.
-        column: of samples.
-        title: what a row's name starts with.
-        root: the folder below which paths in the table must lie; None trusts them (the hub library wrote them itself); for a
+        column: the name of the column of samples.
+        title: first word of the samples' names.
+        root: the folder below which paths in the table must lie; None accepts any path (the hub library wrote them itself); for a
             table at an address that address, and paths are refused.
     """
 
     def __init__(self, rows: Dataset, column: str, title: str, root: Path | str | None) -> None:
         self.rows, self.column, self.title, self.root = rows, column, title, root
-        self._cells = rows.data.column(column)
+        self._values = rows.data.column(column)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the column itself: the data set is sent as the names of its files, the column would be sent as its bytes."""
-        return {key: value for key, value in self.__dict__.items() if key != "_cells"}
+        """Leaves out the Arrow column: the data set is sent as the names of its files, the column would be sent as its bytes."""
+        return {key: value for key, value in self.__dict__.items() if key != "_values"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._cells = self.rows.data.column(self.column)
+        self._values = self.rows.data.column(self.column)
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self._values)
 
     def __getitem__(self, row: int) -> bytes | Path:
-        cell = self._cells[row].as_py()
-        value = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+        stored = self._values[row].as_py()
+        value = (stored.get("bytes") or stored.get("path")) if isinstance(stored, dict) else stored
         if not value:
             raise Unreadable("the cell is empty")
         return value if isinstance(value, bytes) else self._path(value)
@@ -69,19 +70,20 @@ class ArrowColumn:
         return path
 
     def name(self, row: int) -> str:
-        cell = self._cells[row].as_py()
-        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+        stored = self._values[row].as_py()
+        path = stored.get("path") if isinstance(stored, dict) else stored if isinstance(stored, str) else None
         return f"{self.title} row {row}" + (f" ({path})" if path else "")
 
 
 class Parquet:
-    """Parquet files; a file's split is the start of its name (train-00000-of-00005.parquet), its folder's name, or `train`.
+    """Parquet files. The split of a file is the start of its name (train-00000-of-00005.parquet), the name of its folder, or
+    `train`.
 
     Args:
         files: their paths or addresses, sorted, and their sizes in bytes.
         root: the folder that holds them, or the address that was given.
-        column, label_column: that were named.
-        medium: what a sample is.
+        column, label_column: the columns of samples and labels, where they are named.
+        medium: images or videos.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Parquet:
         self.splits = tuple(self.files)
 
     def table(self, split: str) -> Table:
-        """Reads one split; only its files are converted."""
+        """Reads one split; other files are not converted."""
         from datasets import load_dataset
 
         files = self.files[split]
@@ -104,7 +106,7 @@ class Parquet:
 
 
 class Hub:
-    """A data set on the Hugging Face hub, `owner/name` or `owner/name:subset`. No code of a data set is ever run."""
+    """A data set on the Hugging Face hub, `owner/name` or `owner/name:subset`. Code of a data set is never run."""
 
     def __init__(self, name: str, column: str | None, label_column: str | None, medium: Medium = IMAGES) -> None:
         from datasets import get_dataset_split_names
@@ -118,7 +120,7 @@ class Hub:
         self.splits = tuple(str(split) for split in names)
 
     def table(self, split: str) -> Table:
-        """Downloads, or takes from the cache, one split."""
+        """Downloads one split, or reads it from the cache."""
         from datasets import load_dataset
 
         rows = _load(f"{self.name} cannot be read from the hub", lambda: load_dataset(self.path, self.subset, split=split))
@@ -140,7 +142,7 @@ class SavedDataset:
         return (root / "dataset_dict.json").exists() or all((root / name).exists() for name in ("dataset_info.json", "state.json"))
 
     def table(self, split: str) -> Table:
-        """Maps one split into memory; files that it names must lie below the folder."""
+        """Maps one split into memory; paths in it must be below the folder."""
         from datasets import load_from_disk
 
         folder = self.root / split if (self.root / "dataset_dict.json").exists() else self.root
@@ -156,10 +158,10 @@ def _split_of(file: PurePath) -> str:
 
 
 def _load(complaint: str, read: Callable[[], Any]) -> Any:
-    """`read()`, with what the library raises as one line for the user, after `complaint`."""
+    """Calls `read` and converts errors of the library to one line that begins with `complaint`."""
     try:
         return read()
-    except Exception as error:  # a dozen types: not found, gated, no network, a damaged file, several subsets
+    except Exception as error:  # errors of a dozen types: not found, gated, no network, a damaged file, several subsets
         text = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"data.source {complaint}: {type(error).__name__}: {text[:400]}") from error
 
@@ -178,15 +180,15 @@ def dataset_table(
     Args:
         rows: the split.
         split: its name.
-        columns: of samples and of labels, where they were named.
-        medium: what a sample is.
-        root: as of `ArrowColumn`.
-        fingerprint: of the samples; None takes the data set's own.
+        columns: the columns of samples and labels, where they are named.
+        medium: images or videos.
+        root: see `ArrowColumn`.
+        fingerprint: of the samples. None: the data set's own.
 
     Raises:
         ValueError: where it is not clear which column holds the samples, or labels are neither whole numbers nor names.
     """
-    if rows._indices is not None:  # shuffled or selected: the columns would be read past that
+    if rows._indices is not None:  # shuffled or selected rows; the Arrow columns do not show this
         rows = rows.flatten_indices()
     column, label = _sample_column(rows, columns[0], medium), _label_column(rows, columns[1])
     labels = classes = None
@@ -197,7 +199,7 @@ def dataset_table(
 
 
 def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
-    """The column that was named, else the only one that holds samples, else the only one that holds bytes."""
+    """The column that is named, else the only one of the medium's type, else the only one of bytes."""
     import pyarrow.types as types
 
     if wanted is not None:
@@ -215,7 +217,7 @@ def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
 
 
 def _label_column(rows: Dataset, wanted: str | None) -> str | None:
-    """The column that was named, else the first with a usual name, else the only one of class labels, else None."""
+    """The column that is named, else the first with a usual name, else the only one of class labels, else None."""
     if wanted is not None:
         if wanted not in rows.column_names:
             raise ValueError(f"data.label_column {wanted}: no such column{suggest(wanted, rows.column_names)}")

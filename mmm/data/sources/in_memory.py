@@ -1,6 +1,6 @@
-"""Sources that Python holds: arrays, lists of files or images, and data sets of torch or of Hugging Face.
+"""Sources from Python: arrays, lists of files or images, and data sets of torch or Hugging Face; and `.npy` files.
 
-`register_source` gives one a name for `data.source`, in a script or in a file that `--use` imports:
+`register_source` gives such data a name for `data.source`, in a script or in a file that `--use` imports:
 
     register_source("cats", {"train": train_set, "test": test_set})
     images = open_images(ImagesConfig(source="registered:cats"), "train")
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGES
@@ -33,15 +34,15 @@ from mmm.system.files import digest
 logger = logging.getLogger(__name__)
 
 CHECKED = 16  # samples whose content enters the fingerprint
-KEYS = ("image", "img", "pixel_values", "video")  # of samples that are mappings
+COLUMNS = ("image", "img", "pixel_values", "video")  # names of the image or video in samples that are mappings
 _registered: dict[str, object] = {}
 
 
 def register_source(name: str, data: object) -> None:
-    """Names data that Python holds, so that `data.source registered:NAME` opens it in this process.
+    """Registers data under a name, so that `data.source registered:NAME` opens it in this process.
 
     Args:
-        name: of the source.
+        name: the name of the source.
         data: one of the following, a mapping of splits (train, test, ...) to such data, or a function that returns it, called
             when the source is opened:
 
@@ -57,10 +58,10 @@ def register_source(name: str, data: object) -> None:
 
 
 class RegisteredSource:
-    """Data under the name that `register_source` gave it.
+    """Data that `register_source` registered.
 
     Raises:
-        ValueError: where nothing has this name.
+        ValueError: where nothing is registered under the name.
     """
 
     def __init__(self, name: str, config: DataConfig) -> None:
@@ -74,10 +75,10 @@ class RegisteredSource:
         self.splits = tuple(self.data)
 
     def table(self, split: str) -> Table:
-        """One split.
+        """The samples of one split.
 
         Raises:
-            ValueError: where it is none of the kinds that `register_source` lists.
+            ValueError: where the data is of none of the kinds that `register_source` lists.
         """
         title, data, config = f"registered:{self.name}", self.data[split], self.config
         if isinstance(data, Tensor):
@@ -93,25 +94,25 @@ class RegisteredSource:
             return FileSource([Path(item) for item in data], config.medium).table("train")
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise ValueError(f"data.source {title}: a {type(data).__name__} has no length or no index; give a map-style data set")
-        cells = ItemColumn(data, split, config)
-        labels, classes = _labels(cells, title)
-        contents = [_content(cells, row) for row in _spread(len(data))]
-        return Table(cells, labels, classes, digest([split, len(data), *contents, *([] if labels is None else labels.tolist())]))
+        column = ItemColumn(data, split, config)
+        labels, classes = _labels(column, title)
+        contents = [_content(column, row) for row in _spread(len(data))]
+        return Table(column, labels, classes, digest([split, len(data), *contents, *([] if labels is None else labels.tolist())]))
 
 
 class ArrayColumn:
-    """Images of one size in one array, which may be a file that is mapped into memory.
+    """Images of one size in one array, which may be a memory-mapped file.
 
     Args:
         values: (N, H, W), (N, H, W, C) or (N, C, H, W).
-        title: first word of a sample's name.
+        names: of the images, or the first word of all names.
     """
 
-    def __init__(self, values: NDArray[Any], title: str) -> None:
-        self.values, self.title = values, title
+    def __init__(self, values: NDArray[Any], names: Sequence[str] | str) -> None:
+        self.values, self.names = values, names
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the file itself."""
+        """Replaces a memory-mapped array by the name of its file."""
         file = getattr(self.values, "filename", None)
         return self.__dict__ | ({} if file is None else {"values": file})
 
@@ -127,11 +128,12 @@ class ArrayColumn:
         return np.array(self.values[row])
 
     def name(self, row: int) -> str:
-        return f"{self.title} row {row}"
+        """See `Column.name`."""
+        return f"{self.names} row {row}" if isinstance(self.names, str) else self.names[row]
 
 
 def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str) -> Table:
-    """The images of an array: a stack of them, or a single one, (H, W) or with its channels last or first.
+    """The images of an array: a stack of images, or a single image, (H, W) or with its channels last or first.
 
     Raises:
         ValueError: where videos are wanted, or the array has another number of axes.
@@ -143,13 +145,13 @@ def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str
         values = values[None]
     if values.ndim not in (3, 4):
         raise ValueError(f"data.source {title} has shape {values.shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
-    cells = ArrayColumn(values, split)
-    contents = [_content(cells, row) for row in _spread(len(values))]
-    return Table(cells, None, None, digest([split, values.shape, values.dtype, *contents]))
+    column = ArrayColumn(values, split)
+    contents = [_content(column, row) for row in _spread(len(values))]
+    return Table(column, None, None, digest([split, values.shape, values.dtype, *contents]))
 
 
 class ArrayFile:
-    """A `.npy` file of images, which is mapped into memory."""
+    """A `.npy` file of images, which is memory-mapped."""
 
     splits: tuple[str, ...] = ("train",)
 
@@ -176,15 +178,16 @@ class ItemColumn:
 
     Args:
         items: with a length and an index.
-        split: first word of a sample's name.
+        split: first word of the samples' names.
         config: names the columns of samples that are mappings.
     """
 
     def __init__(self, items: Any, split: str, config: DataConfig) -> None:
         self.items, self.split, self.config = items, split, config
         for item in items if isinstance(items, Sequence) else ():
-            if isinstance(image := self._parts(item)[0], Image.Image):
-                image.load()  # now: worker processes would share the place in its file
+            with suppress(Exception):  # an image that cannot be read is reported when it is decoded
+                if isinstance(image := self._parts(item)[0], Image.Image):
+                    image.load()  # here, because worker processes would share the position in its file
 
     def __len__(self) -> int:
         return len(self.items)
@@ -196,7 +199,7 @@ class ItemColumn:
         return Path(sample) if isinstance(sample, str) else sample
 
     def label(self, row: int) -> Any:
-        """A whole number, a name, or None."""
+        """The label of a sample: a whole number, a name, or None."""
         return self._read(row)[1]
 
     def name(self, row: int) -> str:
@@ -206,34 +209,34 @@ class ItemColumn:
     def _read(self, row: int) -> tuple[Any, Any]:
         try:
             return self._parts(self.items[row])
-        except Exception as error:  # the data set is the user's own code, which may raise anything
+        except Exception as error:  # the data set is the user's code
             raise Unreadable(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
         """The image or video of a sample, and its label or None."""
         if isinstance(item, Mapping):
-            column, label = self.config.column, self.config.label_column
-            key = column or next((key for key in KEYS if key in item), "image")
+            name, label = self.config.column, self.config.label_column
+            key = name or next((key for key in COLUMNS if key in item), "image")
             return item[key], item.get(label or next((key for key in LABELS if key in item), ""))
         return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple) else (item, None)
 
 
-def _labels(cells: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels int64 (N,), -1 where a sample has none, and the classes' names."""
-    items = cells.items
+def _labels(column: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Labels int64 (N,), -1 where a sample has none, and the names of the classes."""
+    items = column.items
     values: Any = next((value for name in ("targets", "labels") if (value := getattr(items, name, None)) is not None), None)
     if values is None:
-        if len(items) == 0 or _label(cells, 0) is None:
+        if len(items) == 0 or _label(column, 0) is None:
             return None, None
         if not isinstance(items, Sequence):
             logger.info("data.source %s: each sample is read for its label; an attribute `targets` would save that", title)
-        values = [_label(cells, row) for row in range(len(items))]
+        values = [_label(column, row) for row in range(len(items))]
     return number_labels([_plain(value) for value in values], getattr(items, "classes", None), f"data.source {title}: a label")
 
 
-def _label(cells: ItemColumn, row: int) -> Any:
+def _label(column: ItemColumn, row: int) -> Any:
     try:
-        return cells.label(row)
+        return column.label(row)
     except Unreadable:
         return None
 
@@ -246,12 +249,13 @@ def _spread(count: int) -> Iterable[int]:
     return range(0, count, max(1, count // CHECKED))
 
 
-def _content(cells: Column, row: int) -> str:
-    """A hash of a sample; of a file its path."""
+def _content(column: Column, row: int) -> str:
+    """A hash of a sample; of a file, a hash of its path; of what cannot be read, the kind of error."""
     try:
-        sample = cells[row]
-    except Unreadable as error:
-        return str(error)
-    if isinstance(sample, Tensor):
-        sample = sample.detach().cpu().float().numpy()
-    return digest([sample.hex() if isinstance(sample, bytes) else sample if isinstance(sample, Path) else sample.tobytes().hex()])
+        sample = column[row]
+        if isinstance(sample, Tensor):
+            sample = sample.detach().cpu().float().numpy()
+        content = sample if isinstance(sample, bytes) else str(sample).encode() if isinstance(sample, Path) else sample.tobytes()
+    except Exception as error:
+        content = type(error).__name__.encode()
+    return digest([content.hex()])

@@ -1,4 +1,4 @@
-"""What `data.source` names: built-in data, a folder, a list, parquet files, tars, a name on the hub, or several of these."""
+"""Opens the source that `data.source` names: built-in data, files, folders, tables, tars, addresses, the hub, or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
 from mmm.data.media import FRAMES, IMAGES, VIDEOS, Medium
 from mmm.data.sources import file_list as lists
@@ -22,24 +22,26 @@ from mmm.data.sources.in_memory import ArrayFile, RegisteredSource
 from mmm.data.sources.webdataset.resolve import ENDINGS, expand, tars_at
 from mmm.data.sources.webdataset.source import Tars
 
-GIVE = {
+CHOICES = {
     "images": "a folder, files, a list file, parquet files, tars, an array (.npy), a name on the hub or builtin:photographs",
     "videos": "a folder, files, a list file, parquet files, tars, a name on the hub or builtin:motion",
 }
 
 
 def find_source(config: DataConfig) -> Source:
-    """Finds the data.
+    """Opens the source that `data.source` names.
 
     Raises:
-        ValueError: where there is nothing.
+        ValueError: where it does not exist or is of no known kind.
     """
     name, medium = config.source, config.medium
     if not name:
-        raise ValueError(f"data.source is not set; give {GIVE[medium.noun]}")
+        raise ValueError(f"data.source is not set; give {CHOICES[medium.noun]}")
     names = [name] if Path(name).expanduser().exists() else [part.strip() for part in name.split("+")]
     if config.weights and len(config.weights) != len(names):
-        raise ValueError(f"data.weights has {len(config.weights)} numbers for {len(names)} of data.source; give each of a+b one")
+        raise ValueError(
+            f"data.weights has {len(config.weights)} numbers for {len(names)} of data.source; give one for each source of a+b"
+        )
     if len(names) > 1:
         return ConcatSource([find_source(replace(config, source=part, weights=())) for part in names], names)
     if name.startswith("builtin:"):
@@ -55,7 +57,7 @@ def find_source(config: DataConfig) -> Source:
         return SavedDataset(path, config.column, config.label_column, medium)
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
-        return _parquet(files, path, config) if files else Folder(path, _kind(path, medium))
+        return _parquet(files, path, config) if files else Folder(path, _video_medium(path, medium))
     if path.is_file() or glob.has_magic(name):
         files = [path] if path.is_file() else sorted(Path(file) for file in glob.glob(str(path), recursive=True))
         return _files(name, files, config)
@@ -65,7 +67,7 @@ def find_source(config: DataConfig) -> Source:
 
 
 def _files(name: str, files: list[Path], config: DataConfig) -> Source:
-    """A single file, or those that a glob matches."""
+    """The source of a single file, or of the files that a glob matches."""
     medium, suffixes = config.medium, {file.suffix.lower() for file in files}
     if not files:
         raise ValueError(f"data.source {name}: no file matches")
@@ -88,7 +90,7 @@ def _builtin(name: str, config: DataConfig) -> Source:
         return Photographs(name, config.channels)
     if name != "motion":
         raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
-    from mmm.data.sources.builtin_videos import motion_folder  # here: it imports the readers, which import this module
+    from mmm.data.sources.builtin_videos import motion_folder  # here: it imports the video readers, which import this module
 
     return Folder(motion_folder(), VIDEOS)
 
@@ -99,10 +101,10 @@ def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:
 
 
 def _remote(name: str, config: DataConfig) -> Source:
-    """Data at an address that fsspec opens: tars, parquet files, or a folder of files.
+    """The source at an address that fsspec opens: tars, parquet files, or a folder of files.
 
     Raises:
-        ValueError: where there is none of them.
+        ValueError: where there is none of these.
     """
     sizes, folders = dict[str, int](), list[str]()
     for address in expand(name):
@@ -121,8 +123,8 @@ def _remote(name: str, config: DataConfig) -> Source:
     return Folder(RemoteTree(folders[0], sizes), config.medium)
 
 
-def _kind(root: Path, medium: Medium) -> Medium:
-    """Videos may be files, or folders of frames: what comes first in the tree says which."""
+def _video_medium(root: Path, medium: Medium) -> Medium:
+    """Whether videos are files or folders of frames, decided by the first of either in the folder."""
     if medium is not VIDEOS:
         return medium
     for path in files_below(root):
@@ -134,6 +136,6 @@ def _kind(root: Path, medium: Medium) -> Medium:
     return VIDEOS
 
 
-def _holds_video(picture: Path) -> bool:
-    """Whether a picture is only the thumbnail of a video beside it."""
-    return any(path.suffix.lower() in VIDEOS.suffixes for path in picture.parent.iterdir())
+def _holds_video(image: Path) -> bool:
+    """Whether there is a video beside an image, which is then its thumbnail."""
+    return any(path.suffix.lower() in VIDEOS.suffixes for path in image.parent.iterdir())

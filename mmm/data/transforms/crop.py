@@ -65,12 +65,17 @@ def resized_crop(image: NDArray[np.uint8], box: list[int], sample: Tensor) -> No
     resize_into(sample[None], part.permute(2, 0, 1)[None], "bicubic")
 
 
+def margin_of(size: tuple[int, int]) -> float:
+    """How much larger than a sample of this height and width, in pixels, an image is made before evaluation crops it."""
+    return MARGIN if min(size) >= MARGIN_SIZES[0] and max(size) <= MARGIN_SIZES[1] else 1.0
+
+
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     """The size to which evaluation resizes an image before the centre crop: the image's own shape, just covering the sample.
 
     Samples of 128 to 224 pixels per side get a margin of 256/224. Heights and widths are in pixels.
     """
-    margin = MARGIN if min(size) >= MARGIN_SIZES[0] and max(size) <= MARGIN_SIZES[1] else 1.0
+    margin = margin_of(size)
     wanted = [round(side * margin) for side in size]
     if wanted[0] * width >= wanted[1] * height:  # the height is the tighter limit
         return wanted[0], max(wanted[1], int(wanted[0] * width / height))

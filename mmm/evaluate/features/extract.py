@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.data.datasets.windows import Windows
 from mmm.data.transforms.crop import normalise

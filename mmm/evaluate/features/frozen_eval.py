@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mmm.data import Clips, Images
+from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import StoredFeatures, refuse_others
 from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
-from mmm.evaluate.metrics import check_classes
 from mmm.model import MaskedModel
 
 TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}
@@ -61,11 +61,10 @@ class FrozenFeatures(Evaluator):
     """The accuracy of nearest neighbours and of a linear classifier on frozen features: trained, untrained, and raw pixels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(FeatureEvalConfig, EvaluatorConfig):
+    class Config(EvaluatorConfig, FeatureEvalConfig):
         """The features and the classifiers on them, and how often they are evaluated."""
 
-        def __post_init__(self) -> None:
-            EvaluatorConfig.__post_init__(self)
+        def validate(self) -> None:
             FeatureEvalConfig.__post_init__(self)
 
     config: Config

@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmm.config.diff import differences, flatten
 from mmm.data import Clips, Images, Problem
 from mmm.evaluate.features.file_formats import READERS, ROWS, WRITERS, Rows
 from mmm.evaluate.features.table import FeatureTable
 from mmm.system.files import replace_text, replacing
-from mmm.train.config import differences, flatten
 
 IDENTITY = "identity.json"
 

@@ -12,6 +12,7 @@ from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, sa
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e22; --paper: #ffffff; --faint: #6e727a; --line: #d9dce3; }
@@ -107,7 +108,7 @@ def _by_block(models: Models, path: Path) -> Path:
     for axes, title in ((left, "relative change"), (middle, "gain of noise"), (right, "directions used")):
         plain(axes, "block", title)
         axes.set_ylim(bottom=0)
-    left.legend(frameon=False, labelcolor=INK, fontsize=8)
+    _legend(figure, left)
     return save_figure(figure, path)
 
 
@@ -123,7 +124,7 @@ def _attention(models: Models, path: Path) -> Path:
         axes.set_ylim(bottom=0)
         if name == "distance":
             axes.axhline(next(iter(models.values()))["attention"]["even"], color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
-            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+            _legend(figure, axes)
     return save_figure(figure, path)
 
 
@@ -148,7 +149,7 @@ def _errors(models: Models, path: Path) -> Path:
     plain(left, "distance to the nearest visible token, tokens", "mean squared error")
     plain(middle, "spatial frequency, cycles per pixel", "energy of the error / of the original")
     plain(right, "fraction hidden", "PSNR of hidden tokens, dB")
-    left.legend(frameon=False, labelcolor=INK, fontsize=8)
+    _legend(figure, left)
     return save_figure(figure, path)
 
 
@@ -167,8 +168,14 @@ def _rings(models: Models, path: Path) -> Path:
     axes.bar(even, [row["even"] for row in rings], width, color="#b9c0cc", label="even attention")
     axes.set_xticks(range(len(rings)), ["beyond" if row["up_to"] is None else f"up to {row['up_to']:g}" for row in rings])
     plain(axes, "distance, tokens", "share of attention to visible tokens")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    _legend(figure, axes)
     return save_figure(figure, path)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Names the models below the plots, where no mark can be covered."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=INK, fontsize=8)
 
 
 def write_page(title: str, models: Models, pictures: list[tuple[Path, str, str]], path: Path) -> Path:

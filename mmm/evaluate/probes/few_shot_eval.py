@@ -2,8 +2,8 @@
 and for controls without an encoder.
 
 All encoders get the same labels, initial weights of the probe, batches and learning rates (`mmm.evaluate.probes.few_shot`). The
-test part is scored once. A second probe sees one frame in place of the clip, and the controls are linear classifiers on pixels: both
-measure what can be classified without motion.
+test part is scored once. A second probe sees one frame in place of the clip, and the controls are linear classifiers on pixels:
+both measure what can be classified without motion.
 
 Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the encoder's width.
 """
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from mmm.core.types import Shape
 from mmm.data import Clips, Images
+from mmm.data.datasets.labelled import check_classes, labelled
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.logistic_regression import few_label_accuracy, few_labels
 from mmm.evaluate.features.table import Extract, extract_features, inference, raw_pixels
-from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.few_shot import FewShotConfig, probe_few_shot
-from mmm.evaluate.probes.setup import labelled
 from mmm.model import MaskedModel
 
 TITLES = {"raw_pixels": "all pixels", "one_frame": "pixels of one frame"}
@@ -35,11 +34,10 @@ class FewShotProbe(Evaluator):
     """The accuracy of an attentive probe on a few labels per class, for the trained encoder and for one with random weights."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(FewShotConfig, EvaluatorConfig):
+    class Config(EvaluatorConfig, FewShotConfig):
         """The labels and the training of the probes, and how often they are evaluated."""
 
-        def __post_init__(self) -> None:
-            EvaluatorConfig.__post_init__(self)
+        def validate(self) -> None:
             FewShotConfig.__post_init__(self)
 
     config: Config

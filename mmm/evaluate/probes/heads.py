@@ -8,8 +8,7 @@ Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 from mmm.classifier import Head, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
-from mmm.data import Batch
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
 
@@ -99,14 +97,3 @@ def make_probe_optimizer(
 
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def grouped(batches: Iterator[Batch], together: int) -> Iterator[list[Batch]]:
-    """Groups micro-batches that the encoder gets one by one and the heads as one batch.
-
-    Args:
-        batches: of this process.
-        together: micro-batches of a group: all of an update, where its statistics are to be of the whole.
-    """
-    while group := list(islice(batches, together)):
-        yield group

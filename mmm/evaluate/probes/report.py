@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mmm.config.cli import to_dict
+from mmm.config.serialize import to_dict
 from mmm.data import Clips, ClipsConfig, Images
 from mmm.evaluate.probes.setup import Exam, ProbeConfig
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of

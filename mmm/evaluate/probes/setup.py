@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmm.classifier import HeadConfig
 from mmm.core.registry import PartConfig
-from mmm.core.rng import sample_keys, scores, stream
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.datasets.labelled import check_classes, hold_back, labelled
 from mmm.data.loading.loader import prepare
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_test
-from mmm.evaluate.metrics import check_classes
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool
-from mmm.train.config import TrainConfig
+from mmm.train.config import RunConfig, TrainConfig
 from mmm.train.distributed.setup import precision_of
-from mmm.train.run.place import Resume
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-HELD_BACK = 102  # this file's stream of draws
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(RunConfig):
     """A frozen model, and how heads on it are trained."""
 
     model: str | None = None
@@ -53,15 +50,6 @@ class ProbeConfig:
     """Share of the training samples that is not trained on and chooses the learning rate; needed where there are several."""
     test_split: str | None = None
     """Split of the source to score; none: the evaluation part, as in training."""
-    seed: int = 0
-    """Of everything that is drawn: weights of the heads, order, crops, which samples are held back."""
-    folder: str | None = None
-    """Folder of the run; none: runs/TASK-N."""
-    resume: Resume = False
-    """Go on from the newest whole checkpoint in the run's folder; auto: start the run where the folder holds none yet, so that the
-    same command does both."""
-    allow: tuple[str, ...] = ()
-    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps."""
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:
@@ -133,34 +121,6 @@ def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
     rest, choice = hold_back(train, config.held_back, config.seed)
     model = (loaded.trained or loaded.untrained).requires_grad_(False)
     return Exam(accelerator, model, loaded, data, rest, choice, test, classes, DTYPES[precision_of(accelerator)])
-
-
-def labelled(part: Any) -> Any:
-    """The samples of a part that have a label.
-
-    Raises:
-        ValueError: where none has.
-    """
-    labels = part.labels()
-    if labels is None or not (labels >= 0).any():
-        raise ValueError(f"{part.title} have no labels to probe with; name them with data.label_column")
-    return part if (labels >= 0).all() else part.subset((labels >= 0).nonzero()[:, 0])
-
-
-def hold_back(part: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Parts samples by key: those to train on, and those to choose by (None where the share is 0).
-
-    Raises:
-        ValueError: where nothing would be left on either side.
-    """
-    if share == 0:
-        return part, None
-    count = round(share * len(part))
-    if not 0 < count < len(part):
-        raise ValueError(f"held_back {share} of {len(part)} samples is {count}; give another share")
-    chance = scores(stream(sample_keys(seed, 0, torch.arange(len(part))), HELD_BACK), 1)[:, 0]  # (N,)
-    order = chance.argsort()
-    return part.subset(order[count:].sort().values), part.subset(order[:count].sort().values)
 
 
 def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:

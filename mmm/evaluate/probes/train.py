@@ -2,33 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mmm.config.cli import to_dict
-from mmm.data import BadInputs, Batch, Clips, Images, Problem, train_batches
+from mmm.config.serialize import to_dict
+from mmm.data import BadInputs, Batch, Clips, Images, Problem
+from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.metrics import Tally
-from mmm.evaluate.probes.heads import Probes, grouped, make_probe_optimizer, probes_loss
+from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.probe_score import score_probes
 from mmm.evaluate.probes.setup import Exam, ProbeConfig
 from mmm.train.config import identity
-from mmm.train.loop import fit
-from mmm.train.progress import show_progress
 from mmm.train.run.folder import RunFolder
-from mmm.train.schedule import Plan, due, make_plan
-from mmm.train.trackers import start_tracker
-from mmm.train.training import Training
+from mmm.train.schedule import Plan, make_plan
+from mmm.train.session import Session, open_session, preview
+from mmm.train.state import Training
 
-# of the config, what may differ between a stop and its resume; data and weights are compared by their fingerprints
-RUNTIME = (
-    *("folder", "resume", "allow", "model", "test_split", "methods", "exact.penalties", "exact.iterations", "exact.tolerance"),
-    *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),
-)
+# choices that may differ between a stop and its resume, beside those of every run; weights are compared by their fingerprint
+RUNTIME = ("model", "test_split", "methods", "exact.penalties", "exact.iterations", "exact.tolerance")
+
+
+@dataclass(frozen=True)
+class BatchGroup:
+    """Micro-batches that the encoder gets one by one, and the heads as one batch.
+
+    Attributes:
+        batches: of this process.
+    """
+
+    batches: list[Batch]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The inputs that could not be read."""
+        return [problem for batch in self.batches for problem in batch.problems]
+
+
+class GroupedBatches(Mixture):
+    """The training samples, in groups of micro-batches of the encoder's size."""
+
+    def __init__(self, part: Images | Clips, seed: int, encoder_batch: int) -> None:
+        super().__init__([part], (1,), seed)
+        self.encoder_batch = encoder_batch
+
+    def batches(  # type: ignore[override]
+        self, *, batch_size: int, steps: int, start_step: int = 0, accumulation: int = 1, world: int = 1, rank: int = 0
+    ) -> Iterator[BatchGroup]:
+        """The groups of one process; the arguments are those of `Mixture.batches`, for the heads."""
+        together = batch_size // self.encoder_batch
+        batches = super().batches(
+            batch_size=self.encoder_batch,
+            steps=steps,
+            start_step=start_step,
+            accumulation=accumulation * together,
+            world=world,
+            rank=rank,
+        )
+        while group := list(islice(batches, together)):
+            yield BatchGroup(group)
+
+    def sample_batch(self, source: int, samples: int) -> BatchGroup:  # type: ignore[override]
+        """A group of one micro-batch, to see what it takes."""
+        return BatchGroup([super().sample_batch(source, samples)])
+
+
+class ProbeObjective:
+    """The loss of heads on a frozen encoder."""
+
+    def __init__(self, exam: Exam, probes: Probes) -> None:
+        """`probes`: unwrapped; they say what they need of the tokens."""
+        self.exam, self.probes = exam, probes
+
+    def loss(self, model: nn.Module, group: BatchGroup, step: int) -> Tensor:
+        """The sum of the heads' mean losses, (). Samples are encoded here, so that encoding does not count as waiting for data."""
+        encoded = [self.exam.encode(batch, train=True) for batch in group.batches]
+        values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
+        return probes_loss(model, (values, torch.cat([labels for _, labels in encoded])), step)
 
 
 @dataclass(frozen=True)
@@ -66,8 +122,29 @@ class Probing:
 
     @property
     def probes(self) -> Probes:
-        """Bare."""
-        return cast(Probes, self.training.bare)
+        """The unwrapped heads."""
+        return cast(Probes, self.training.unwrapped)
+
+    def open_session(self, folder: RunFolder) -> AbstractContextManager[Session]:
+        """The session in which the heads are trained; see `mmm.train.session.open_session`."""
+        parts = (self.exam.choice, self.exam.test)
+        return open_session(
+            folder,
+            self.config,
+            self.training,
+            ProbeObjective(self.exam, self.probes),
+            self.data,
+            self.heads_plan,
+            evaluated=sum(len(part) for part in parts if part is not None),
+            unit=None,
+        )
+
+    def preview(self) -> str:
+        """The table of a dry run."""
+        objective = ProbeObjective(self.exam, self.probes)
+        tokens = {"of a sample": math.prod(self.exam.model.tokenizer.grid_of(self.exam.data.size))}
+        data, plan = self.data, self.heads_plan
+        return preview(self.config, self.training, objective, data, plan, tokens=tokens, notes={}, unit=None)
 
     @property
     def heads_plan(self) -> Plan:
@@ -77,70 +154,19 @@ class Probing:
         size = self.plan.micro_batch_size * together
         return replace(self.plan, micro_batch_size=size, accumulation=self.plan.accumulation // together)
 
-    def loss(self, probes: nn.Module, group: list[Batch], step: int) -> Tensor:
-        """The loss of the heads on micro-batches that are encoded here, so that encoding does not count as waiting for data."""
-        encoded = [self.exam.encode(batch, train=True) for batch in group]
-        values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
-        return probes_loss(probes, (values, torch.cat([labels for _, labels in encoded])), step)
-
-    def batches(self, bad: BadInputs) -> Iterator[list[Batch]]:
-        """Groups of micro-batches, from the step where the run stands."""
-        exam, plan, accelerator = self.exam, self.plan, self.exam.accelerator
-        batches = train_batches(
-            exam.train,
-            exam.data,
-            seed=self.config.seed,
-            batch_size=plan.micro_batch_size,
-            steps=plan.steps,
-            start_step=self.training.step,
-            accumulation=plan.accumulation,
-            world=accelerator.num_processes,
-            rank=accelerator.process_index,
-        )
-        return grouped(bad.watch(batches), plan.accumulation // self.heads_plan.accumulation)
-
-    def name_samples(self, step: int) -> list[int]:
-        """The samples of an update."""
-        repeats, size = self.exam.data.repeats, self.plan.batch_size
-        _, index = self.exam.train.order(self.config.seed).at(step * size // repeats, size // repeats)
-        return index.repeat_interleave(repeats).tolist()
+    @property
+    def data(self) -> GroupedBatches:
+        """The training samples."""
+        return GroupedBatches(self.exam.train, self.config.seed, self.plan.micro_batch_size)
 
     def run(self, folder: RunFolder) -> dict[str, Any]:
-        """Trains from where the run stands to its end; see `choose` for what it gives."""
-        config, training, plan = self.config, self.training, self.plan
-        main = training.accelerator.is_main_process
-        if config.resume:
-            folder.adopt(training.restore(folder.checkpoints, config.allow), training.step, config)
-            folder.cut_metrics(training.step)
-        start_tracker(training.accelerator, config.train.tracker, folder.path, training.identity)
-        total = sum(len(part) for part in (self.exam.train, self.exam.choice, self.exam.test) if part is not None)
-        bad = BadInputs(folder.path / "bad_inputs.jsonl", total, self.exam.data.max_bad, write=main)
-        updates = fit(
-            training,
-            self.batches(bad),
-            self.loss,
-            config=config.train,
-            plan=self.heads_plan,
-            seed=config.seed,
-            name_samples=self.name_samples,
-        )
-        for update in show_progress(updates, plan, start=training.step, main=main):
-            line = dict(update.metrics or {})
-            if self.exam.choice is not None and due(update.step, config.train.evaluate_every, plan.steps):
-                line["held_back_top1"] = max(self.score(self.exam.choice, bad.pending).top1())
-            folder.note_skipped(update.skipped)
-            if line or update.save or update.last:
-                bad.share()
-            if line:
-                folder.log(update.step, line)
-                training.accelerator.log(line, step=update.step)
-            if update.save:
-                keep_last, keep_every = config.train.keep_last, config.train.keep_every
-                training.save(folder.checkpoints, keep_last, keep_every=keep_every, needed=update.last)
-            bad.check()  # after the checkpoint, so that a run that stops here keeps it
-        result = self.choose(bad)
-        training.accelerator.end_training()  # last: it takes the processes apart
-        return result
+        """Trains from where the run stands to its end; see `choose` for what it returns."""
+        with self.open_session(folder) as session:
+            for update in session:
+                if self.exam.choice is not None and update.due(self.config.train.evaluate_every):
+                    tally = self.score(self.exam.choice, session.bad_inputs.pending)
+                    update.metrics["held_back_top1"] = max(tally.top1())
+            return self.choose(session.bad_inputs)
 
     def choose(self, bad: BadInputs) -> dict[str, Any]:
         """Scores all heads; the one that did best on the samples held back is chosen, of equals the first.
@@ -149,8 +175,7 @@ class Probing:
             `tried`, for each rate its peak `learning_rate`, `held_back` (where there is such a part) and `test`, both `top1` and
             `top5`; `chosen`, its place; and of that head on the test part what `Tally.result` gives.
         """
-        average = nullcontext() if self.training.ema is None else self.training.ema.applied(self.probes)
-        with average:
+        with self.training.averaged():
             held = None if self.exam.choice is None else self.score(self.exam.choice, bad.pending)
             test = self.score(self.exam.test, bad.pending)
         bad.share()

@@ -58,11 +58,10 @@ class ReconstructionGallery(Evaluator):
     """Reconstructions of hidden tokens: a picture of a few samples, and the PSNR over many. The main process does all the work."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GalleryConfig, EvaluatorConfig):
+    class Config(EvaluatorConfig, GalleryConfig):
         """The samples that are drawn and measured, and how often."""
 
-        def __post_init__(self) -> None:
-            EvaluatorConfig.__post_init__(self)
+        def validate(self) -> None:
             GalleryConfig.__post_init__(self)
 
     config: Config

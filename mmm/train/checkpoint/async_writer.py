@@ -65,8 +65,8 @@ class Pending:
             raise OSError("parts of it do not appear; the run's folder must be on a file system that all processes share")
 
 
-class Saver:
-    """Writes a run's checkpoints, one at a time. `start` and `settle` are called by all processes."""
+class AsyncWriter:
+    """Writes a run's checkpoints, one at a time. `start` and `wait` are called by all processes."""
 
     def __init__(self, accelerator: Accelerator, sharded: bool) -> None:
         self.accelerator = accelerator
@@ -78,7 +78,7 @@ class Saver:
     def start(
         self, folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int | None, keep_every: int | None
     ) -> None:
-        """Copies what is to be saved, and begins to write it; `settle` comes between two of these.
+        """Copies what is to be saved, and begins to write it; `wait` comes between two of these.
 
         Raises:
             OSError: there is no room even for the folder; on all processes alike.
@@ -102,8 +102,8 @@ class Saver:
 
             pending.whole = _in_thread(finish)
 
-    def settle(self) -> None:
-        """Waits for what is being written, if anything is; all processes learn what came of it.
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, if one is; all processes learn whether it was written.
 
         Raises:
             OSError: it was not written; on all processes alike. What there was of it is deleted.
@@ -122,8 +122,8 @@ class Saver:
         whole = pending.whole
         on_main(self.accelerator, lambda: None if whole is None else whole.result())
 
-    def wait(self) -> None:
-        """Waits for what this process writes, after an error, without a word to the others; their parts may not come any more."""
+    def wait_alone(self) -> None:
+        """Waits for what this process writes, after an error, without the others: their parts may not come any more."""
         pending = self.pending
         for future in () if pending is None else (pending.written, pending.whole):
             if future is not None:

@@ -116,21 +116,21 @@ def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
 
 
-def skeleton_of(model: nn.Module) -> nn.Module:
-    """A copy without values, made before sharding, for `whole_copy`."""
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """A copy without values, made before sharding, for `gathered_copy`."""
     return copy.deepcopy(model).to("meta")
 
 
-def whole_copy(skeleton: nn.Module, model: nn.Module, accelerator: Accelerator) -> nn.Module:
+def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """A model that is not sharded with the weights of one that is, gathered tensor by tensor; by all processes.
 
     It needs no other process when it is called, which a sharded one does: processes may evaluate different numbers of batches.
     """
-    plain = copy.deepcopy(skeleton).to_empty(device=accelerator.device)
+    plain = copy.deepcopy(meta_copy).to_empty(device=accelerator.device)
     live = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
     with torch.no_grad():
         for name, value in (*plain.named_parameters(), *plain.named_buffers()):
-            value.copy_(whole(live[name]))
+            value.copy_(gather(live[name]))
     autocast_forward(plain, accelerator)
     return plain
 
@@ -142,13 +142,13 @@ def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
     return isinstance(value, DTensor)
 
 
-def whole(value: Tensor) -> Tensor:
-    """All of a tensor; of one that is sharded, by all processes."""
+def gather(value: Tensor) -> Tensor:
+    """The whole tensor; of a sharded one, by all processes."""
     return value.full_tensor() if is_sharded(value) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """The part of a tensor that this process holds, sharing its memory."""
     return value.to_local() if is_sharded(value) else value
 
 
@@ -159,15 +159,15 @@ def rows_here(value: DTensor) -> slice:
 
 
 @torch.no_grad()
-def place(into: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded: of that, the rows that this process holds."""
+def copy_into(into: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into one that may be sharded: there only the rows that this process holds."""
     local(into).copy_(value[rows_here(into)] if is_sharded(into) else value)
 
 
-def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of a parameter's state, sharded as the parameter is where it has its shape."""
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a parameter's state, sharded as the parameter is where both have the same shape."""
     if not is_sharded(parameter) or value.shape != parameter.shape:
         return value.clone()
     state = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-    place(state, value)
+    copy_into(state, value)
     return state

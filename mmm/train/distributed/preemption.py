@@ -150,7 +150,7 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-class Agreement:
+class StopAgreement:
     """Whether any process was asked to stop, the same answer on all of them."""
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
@@ -160,12 +160,12 @@ class Agreement:
         )
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
 
-    def asked(self, step: int, *, last: bool = False) -> bool:
-        """Once an update, by all processes.
+    def stops(self, step: int, *, last: bool = False) -> bool:
+        """Called once an update, by all processes.
 
         Args:
             step: updates made so far, for the message.
-            last: nothing follows: answers for this update, and leaves nothing under way.
+            last: nothing follows, so the answer is for this update and nothing is left under way.
         """
         found = self._own() if self.group is None else self._receive()
         if self.group is not None and not found:

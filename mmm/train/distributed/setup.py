@@ -6,14 +6,15 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from mmm.system.malloc import keep_memory
-from mmm.train.config import Precision, TrainConfig
+from mmm.train.config import Precision, RunConfig, TrainConfig
 from mmm.train.deterministic import prepare_strict
 from mmm.train.distributed.fsdp import check_sharding
 from mmm.train.distributed.processes import check_processes, check_strategy, is_set
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=RunConfig)
 
 ACCELERATE_NAMES: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -78,6 +81,11 @@ def keep_order(processes: int) -> bool:
 def precision_of(accelerator: Accelerator) -> Precision:
     """The precision that was chosen, in the words of `train.precision`; save it in place of `auto`."""
     return {name: ours for ours, name in ACCELERATE_NAMES.items()}[str(accelerator.mixed_precision)]
+
+
+def with_precision(config: R, accelerator: Accelerator) -> R:
+    """A task's config with the precision that was chosen in place of `auto`."""
+    return replace(config, train=replace(config.train, precision=precision_of(accelerator)))
 
 
 def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:

@@ -1,16 +1,19 @@
-"""The micro-batch that fits, found once where `train.micro_batch_size` names none, and kept in the run's folder.
+"""Finds the largest micro-batch that fits, once where `train.micro_batch_size` names none; the run's folder keeps it.
 
-A process's whole share of the batch is looked at first, then half of it, a quarter ..., by the rules of `fitting.py`; what fits all
-processes is taken.
+A process's whole share of the batch is tried first, then half of it, a quarter and so on; the size that fits on all processes is
+taken. On a GPU a real micro-step is computed, beside room for the optimizer's state; it must leave a tenth of the memory free. On
+a CPU, where a step of a large setting takes minutes and a lack of memory ends the process without a message, the tensors that two
+samples keep for their backward pass are counted and multiplied.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +22,10 @@ import torch
 from mmm.system.files import replace_text
 from mmm.train.distributed.fsdp import is_sharded
 from mmm.train.distributed.processes import on_main
-from mmm.train.memory.fitting import Trial, cpu_rule, gpu_rule
+from mmm.train.loop import LossOf
+from mmm.train.memory.usage import SavedTensors, free_memory, is_lack_of_memory
 from mmm.train.schedule import Plan, sizes
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,43 +33,58 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE = "micro_batch.json"
+SMALL = 2  # samples of a trial on a CPU
+SHARE = 0.9  # of the memory that may be taken
+PASSING = 1.5  # a step on a CPU takes this times what it keeps: results on their way to others
 
 
-def settle(
-    training: Training, plan: Plan, trials: Sequence[Trial], *, asked: int | None, unit: int = 1, folder: Path | None = None
+@dataclass(frozen=True)
+class Trial:
+    """One kind of micro-batch that a run computes.
+
+    Attributes:
+        make_batch: makes a real one of so many samples.
+        loss: computes its loss.
+    """
+
+    make_batch: Callable[[int], Any]
+    loss: LossOf
+
+
+def find_micro_batch_size(
+    training: Training, plan: Plan, trials: Sequence[Trial], *, unit: int = 1, folder: Path | None = None
 ) -> Plan:
-    """The plan with the largest micro-batch that fits; as it is where one was asked for, or where the weights are sharded.
+    """The plan with the largest micro-batch that fits; the same plan where the weights are sharded.
 
     Args:
         training: about to begin.
         plan: with a process's whole share of the batch as its micro-batch.
         trials: each kind must fit.
-        asked: `train.micro_batch_size`.
-        unit: a micro-batch is a multiple of this.
+        unit: the micro-batch is a multiple of this.
         folder: of the run, which keeps what was found: a resume on the same processes and device takes it again.
 
     Raises:
         ValueError: not even the smallest fits.
     """
     accelerator, share = training.accelerator, plan.micro_batch_size * plan.accumulation
-    if asked is not None or share % unit or any(is_sharded(weight) for weight in training.bare.parameters()):
+    if share % unit or any(is_sharded(weight) for weight in training.unwrapped.parameters()):
         return plan
-    place = _place(accelerator)
-    found = on_main(accelerator, lambda: _kept(folder, place))
+    machine = _machine(accelerator)
+    found = on_main(accelerator, lambda: _read(folder, machine))
     if found not in (known := sizes(share, unit)):
         if accelerator.is_main_process:
             logger.info("looking for the largest micro-batch that fits into memory")
         with _untouched(training):
-            rule = gpu_rule if accelerator.device.type == "cuda" else cpu_rule
+            rule = fits_when_tried if accelerator.device.type == "cuda" else fits_when_counted
             fits = rule(training, trials)
-            found = search(known, lambda size: _all(accelerator, fits(size)))
-        on_main(accelerator, lambda: None if folder is None else _keep(folder, place, found))
+            found = first_that_fits(known, lambda size: _on_all(accelerator, fits(size)))
+        on_main(accelerator, lambda: None if folder is None else _write(folder, machine, found))
     if accelerator.is_main_process:
         logger.info("micro-batch: %d samples of a process's %d, the most that fits (train.micro_batch_size sets it)", found, share)
     return replace(plan, micro_batch_size=found, accumulation=share // found)
 
 
-def search(known: Sequence[int], fits: Callable[[int], bool]) -> int:
+def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
     """The first that fits of sizes in falling order; after one that does not, the next is at most half of it.
 
     Raises:
@@ -84,10 +103,77 @@ def search(known: Sequence[int], fits: Callable[[int], bool]) -> int:
     )
 
 
+# --------------------------------------------------------------------------------------------------------------- whether it fits
+
+
+def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
+    """Whether a micro-step fits on a GPU: one is computed, forward and backward, beside a placeholder for the optimizer's state."""
+    device = training.accelerator.device
+
+    def fits(size: int) -> bool:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        enough = can_compute(training, trials, size, lambda: torch.empty(state_bytes(training), dtype=torch.uint8, device=device))
+        return enough and torch.cuda.max_memory_allocated(device) <= SHARE * free
+
+    return fits
+
+
+def can_compute(training: Training, trials: Sequence[Trial], size: int, placeholder: Callable[[], Any]) -> bool:
+    """Whether micro-steps of this size can be computed while the placeholder is there.
+
+    They are computed on the unwrapped model, which exchanges nothing: a process whose memory ends leaves no other waiting.
+    """
+    try:
+        held = placeholder()
+        for trial in trials:
+            with training.accelerator.autocast():
+                loss = trial.loss(training.unwrapped, trial.make_batch(size), 0)
+            loss.backward()
+            loss.item()  # wait for the device
+        del held
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        return False
+    finally:
+        training.unwrapped.zero_grad(set_to_none=True)
+
+
+def fits_when_counted(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
+    """Whether a micro-step should fit on a CPU, by what a small one keeps."""
+    least = sum(weight.nbytes for weight in training.unwrapped.parameters() if weight.requires_grad) + state_bytes(training)
+    try:
+        kept = max(_saved_bytes(training, trial, SMALL) for trial in trials) / SMALL
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        kept = math.inf
+    free = free_memory()
+    return lambda size: PASSING * kept * size + least <= SHARE * free
+
+
+def _saved_bytes(training: Training, trial: Trial, samples: int) -> int:
+    with SavedTensors(training.unwrapped) as saved, training.accelerator.autocast():
+        trial.loss(training.unwrapped, trial.make_batch(samples), 0)
+    return saved.bytes
+
+
+def state_bytes(training: Training) -> int:
+    """Bytes of the optimizer's state that are not there yet: two tensors for each weight with Adam, else one."""
+    inner: Any = getattr(training.optimizer, "optimizer", training.optimizer)
+    if inner.state:
+        return 0
+    weights = sum(weight.nbytes for group in inner.param_groups for weight in group["params"])
+    return weights * (2 if isinstance(inner, torch.optim.Adam) else 1)
+
+
 @contextmanager
 def _untouched(training: Training) -> Iterator[None]:
-    """Trials leave the generators, and what the model counts, as they were."""
-    model = training.bare.train()
+    """Leaves the generators, and what the model counts, as they were."""
+    model = training.unwrapped.train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
@@ -95,28 +181,30 @@ def _untouched(training: Training) -> Iterator[None]:
         value.copy_(before[name])
 
 
-def _all(accelerator: Accelerator, fits: bool) -> bool:
-    """Whether all processes say yes."""
+def _on_all(accelerator: Accelerator, fits: bool) -> bool:
     from accelerate.utils import gather_object
 
     return all(gather_object([fits]))
 
 
-def _place(accelerator: Accelerator) -> dict[str, Any]:
-    """What a found size holds for."""
+# ------------------------------------------------------------------------------------------------------------- what was found
+
+
+def _machine(accelerator: Accelerator) -> dict[str, Any]:
+    """The machine that a size was found on."""
     if accelerator.device.type != "cuda":
         return {"processes": accelerator.num_processes, "device": accelerator.device.type}
     device = torch.cuda.get_device_properties(accelerator.device)
     return {"processes": accelerator.num_processes, "device": device.name, "memory": device.total_memory}
 
 
-def _kept(folder: Path | None, place: dict[str, Any]) -> int | None:
+def _read(folder: Path | None, machine: dict[str, Any]) -> int | None:
     try:
         found = json.loads((folder / FILE).read_text()) if folder is not None else {}
-        return int(found["micro_batch_size"]) if found["for"] == place else None
+        return int(found["micro_batch_size"]) if found["for"] == machine else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(folder: Path, place: dict[str, Any], size: int) -> None:
-    replace_text(folder / FILE, json.dumps({"micro_batch_size": size, "for": place}, indent=2) + "\n")
+def _write(folder: Path, machine: dict[str, Any], size: int) -> None:
+    replace_text(folder / FILE, json.dumps({"micro_batch_size": size, "for": machine}, indent=2) + "\n")

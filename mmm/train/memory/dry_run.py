@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from mmm.train.loop import LossOf
+from mmm.train.memory.batch_size_finder import Trial
 from mmm.train.schedule import Plan
-from mmm.train.training import Training
+from mmm.train.state import Training
 
 # on a CPU a whole micro-batch of a large setting takes minutes and all the memory: a few samples tell what one costs
 CPU_SAMPLES = 8
@@ -40,8 +41,7 @@ class MicroStep:
 
 def dry_run(
     training: Training,
-    make_batch: Callable[[int], Any],
-    loss_of: LossOf,
+    trial: Trial,
     *,
     plan: Plan,
     tokens: Mapping[str, int],
@@ -50,13 +50,13 @@ def dry_run(
     """Counts and measures, and gives a table to print; nothing is trained.
 
     Args:
-        make_batch: a real micro-batch of so many samples.
+        trial: makes real micro-batches and computes their loss.
         tokens: of one sample, by what becomes of them: {"seen by the encoder": 49, ...}.
         notes: rows of the task's own.
     """
-    forward, both = count_flops(training.bare, make_batch(1), loss_of)
-    total, trainable = count_parameters(training.bare)
-    step = measure_micro_step(training, make_batch, loss_of, plan.micro_batch_size)
+    forward, both = count_flops(training.unwrapped, trial.make_batch(1), trial.loss)
+    total, trainable = count_parameters(training.unwrapped)
+    step = measure_micro_step(training, trial, plan.micro_batch_size)
     rows = {
         "parameters": f"{total:,}" + ("" if total == trainable else f" ({trainable:,} trainable)"),
         **{f"tokens {name}": f"{number:,}" for name, number in tokens.items()},
@@ -99,7 +99,7 @@ def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
     return forward, both
 
 
-def measure_micro_step(training: Training, make_batch: Callable[[int], Any], loss_of: LossOf, samples: int) -> MicroStep:
+def measure_micro_step(training: Training, trial: Trial, samples: int) -> MicroStep:
     """Runs a micro-step on the device; where it runs out of memory, one of half the samples, and so on.
 
     Raises:
@@ -108,7 +108,7 @@ def measure_micro_step(training: Training, make_batch: Callable[[int], Any], los
     samples = min(samples, CPU_SAMPLES) if training.accelerator.device.type == "cpu" else samples
     while True:
         try:
-            return _measure(training, make_batch(samples), loss_of, samples)
+            return _measure(training, trial.make_batch(samples), trial.loss, samples)
         except torch.OutOfMemoryError:
             if samples == 1:
                 raise

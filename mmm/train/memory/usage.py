@@ -60,8 +60,8 @@ class _Again:
         return checkpoint(self.forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else self.forward(*inputs)
 
 
-class Kept:
-    """While it is entered, counts what is kept for a backward pass.
+class SavedTensors:
+    """Counts the bytes that are kept for a backward pass while it is entered.
 
     Args:
         model: whose weights do not count: they are there anyway.
@@ -83,7 +83,7 @@ class Kept:
             self._found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> SavedTensors:
         self._hooks.__enter__()
         return self
 
@@ -117,7 +117,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
+def name_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
     """Turns a lack of memory into one line that says what to set.
 
     Args:

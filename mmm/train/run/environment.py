@@ -19,7 +19,7 @@ from mmm.system.redact import redact
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors", "tyro")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow", "safetensors")
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -29,13 +29,13 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [redact(word) for word in sys.argv],
-        **circumstances(accelerator),
+        **fingerprint(accelerator),
         "system": platform.platform(),
         "precision": precision_of(accelerator),
     }
 
 
-def circumstances(accelerator: Accelerator) -> dict[str, Any]:
+def fingerprint(accelerator: Accelerator) -> dict[str, Any]:
     """What may change between a stop and its resume without a word in the config, and change the bits of what follows."""
     return {
         "mmm": mmm.__version__,

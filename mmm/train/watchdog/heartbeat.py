@@ -15,7 +15,7 @@ from torch import distributed
 
 from mmm.system.redact import redact
 from mmm.train.distributed.processes import on_main
-from mmm.train.training import Training
+from mmm.train.state import Training
 from mmm.train.watchdog.verdict import SILENCE, Beat, State, Verdict, about_answers, about_lives
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A process that dies, stops or raises ends the whole run within a stated time, and one message says which, when and why.
 
-    with RunFolder.open(...) as folder, Ranks(training, config.train.timeout):
+    with RunFolder.open(...) as folder, Watchdog(training, config.train.timeout):
         ...
 
 Each process says twice a second what it does and at which step (`beats.py`). When a collective fails, as gloo's do at once where
@@ -26,7 +26,7 @@ from time import monotonic
 from types import TracebackType
 
 from mmm.train.distributed.preemption import Stopped, end_now
-from mmm.train.training import Training
+from mmm.train.state import Training
 from mmm.train.watchdog.heartbeat import BEAT, Beats, first_line
 from mmm.train.watchdog.verdict import SILENCE, State, Verdict
 
@@ -51,7 +51,7 @@ class RankLost(SystemExit):
         self.said = said
 
 
-class Ranks:
+class Watchdog:
     """Watches the other processes while it is entered, by all of them alike; one process has nothing to watch."""
 
     def __init__(self, training: Training, timeout: float) -> None:
@@ -63,7 +63,7 @@ class Ranks:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Ranks:
+    def __enter__(self) -> Watchdog:
         if self.training.accelerator.num_processes > 1:
             beats = Beats(self.training, self.timeout)
             if beats.watching:
@@ -79,7 +79,7 @@ class Ranks:
             self._leave(error)
         finally:
             if error is not None:
-                self.training.saver.wait()  # after this the run's folder is let go, and another start may write there
+                self.training.writer.wait_alone()  # after this the run's folder is let go, and another start may write there
 
     def _leave(self, error: BaseException | None) -> None:
         beats = self.beats

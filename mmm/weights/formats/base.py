@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mmm.classifier import Classifier
-from mmm.core.registry import nearest
+from mmm.core.checks import nearest
 from mmm.core.types import Input
 from mmm.model import MaskedModel
 from mmm.weights.matching import shorten_list

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier, HeadConfig
-from mmm.config.reading import read_yaml
-from mmm.config.serialize import from_dict, to_dict
+from mmm.config.serialize import from_dict, read_yaml, to_dict
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.types import Input, Reads
 from mmm.data import DataConfig
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 CONFIG, AVERAGE, RESULT = "config.yaml", "ema.safetensors", "result.json"
 MASKED, HEADED = ("tokenizer", "masker", "encoder", "decoder", "target"), ("tokenizer", "encoder", "pool", "head")
 SHAPE = ("image_size", "channels", "mean", "std")
-CLIP = ("frames", "stride", "fps", "sampling")  # besides, of clips
+SAMPLING = ("stride", "fps", "sampling")  # besides, how the frames of clips were chosen, where it is known
 HUB_CONFIG = "config.json"  # by which the hub counts downloads
 
 
@@ -138,10 +137,10 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
         parts = {name: value for name, value in _only(tree, HEADED if headed else MASKED, "").items() if name != "decoder" or value}
         _refuse_unknown(parts)
         given = tree.get("data")
-        clip = CLIP if isinstance(given, Mapping) and CLIP[0] in given else ()
-        data = _only(given, SHAPE, "data.") | {name: given[name] for name in clip if name in given}
+        data = _only(given, SHAPE, "data.") | {name: given[name] for name in ("frames", *SAMPLING) if name in given}
+        unknown: dict[str, Any] = {name: None for name in SAMPLING if name not in data}
         parts |= {"decoded": "decoder" in parts, "headed": headed}
-        return from_dict(Parts, parts), from_dict(DataConfig.variant(set(data)), data, "data.").input()
+        return from_dict(Parts, parts), replace(from_dict(DataConfig.variant(set(data)), data, "data.").input(), **unknown)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except ValueError as error:

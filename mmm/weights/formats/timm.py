@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import Reads
+from mmm.data.transforms.crop import margin_of
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
 from mmm.pools import ClassPool, MeanPool
@@ -107,7 +108,7 @@ class Timm(Format):
             "mean": list(data.mean),
             "std": list(data.std),
             "interpolation": "bicubic",
-            "crop_pct": 224 / 256,
+            "crop_pct": 1 / margin_of((data.size[0], data.size[1])),
             "num_classes": classes,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
@@ -188,7 +189,7 @@ def _described(stored: Stored) -> Any:
     import timm
     from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 
-    arguments = stored.config.get("model_args") or {}
+    arguments = {key: value for key, value in (stored.config.get("model_args") or {}).items() if key != "num_classes"}
     path = stored.folder / CONFIG
     if not isinstance(name, str) or not timm.is_model(name):  # a name may also mean a place to fetch from
         raise ValueError(f"{path}: timm has no architecture {name!r}")

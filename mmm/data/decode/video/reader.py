@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmm.core.registry import suggest
+from mmm.core.checks import suggest
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.validate import check_file, reasons
 from mmm.data.transforms import resize as resizing

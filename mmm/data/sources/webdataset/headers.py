@@ -1,8 +1,9 @@
-"""The members of a tar, found by walking from header to header.
+"""Finds the members of a tar by reading its headers.
 
-Nothing is extracted, and no name that stands in a tar is ever opened: a member is an offset and a size. What is no regular file
-(links, devices, sparse files) is passed over and counted. Formats: POSIX.1-2017, "pax Interchange Format"; GNU tar's long names and
-large numbers. An own walk, for it takes 10 us a member where the standard library takes 23, and bounds what a header may ask for.
+Nothing is extracted, and no name in a tar is ever opened: a member is an offset and a size. Members that are not regular files
+(links, devices, sparse files) are skipped and counted. Formats: POSIX.1-2017, "pax Interchange Format"; GNU tar's long names
+and large numbers. This module takes 10 us per member, where the standard library takes 23, and limits the sizes that a header
+may request.
 """
 
 from __future__ import annotations
@@ -13,47 +14,47 @@ from typing import NamedTuple
 
 BLOCK = 512
 END = bytes(BLOCK)
-EXTRA = 1 << 20  # bytes of a pax header or of a long name; what is longer is damage, or worse
-AFTER = 1 << 20  # bytes behind the end mark that are padding
-PASSED = {b"1": "hard links", b"2": "links", b"3": "devices", b"4": "devices", b"6": "pipes"}
+MAX_EXTRA = 1 << 20  # bytes of a pax header or of a long name; a longer one is damage or an attack
+MAX_PADDING = 1 << 20  # bytes after the end mark
+SKIPPED = {b"1": "hard links", b"2": "links", b"3": "devices", b"4": "devices", b"6": "pipes"}
 
 Read = Callable[[int, int], bytes]
-"""Bytes of a file, by offset and size; fewer at its end."""
+"""Reads bytes of a file, by offset and size; fewer at its end."""
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name, and where its bytes are."""
+    """A regular file in a tar: its name, and the position of its bytes."""
 
     name: bytes
     offset: int
     size: int
 
 
-class Damaged(Exception):  # noqa: N818 (it names the tar)
-    """From here on, a tar is not what it should be."""
+class Damaged(Exception):  # noqa: N818 (named for the tar)
+    """A tar is damaged from here on."""
 
 
 class Walk:
     """Iterates over the regular files of a tar.
 
     Args:
-        read: of the tar.
-        total: its bytes.
+        read: reads bytes of the tar.
+        total: its size in bytes.
 
     Attributes:
-        left: what was passed over, by kind.
-        lost: why the walk ended before the tar's end mark, or None.
-        found: headers that were understood.
+        skipped: number of skipped members of each kind.
+        damage: why the walk ended before the tar's end mark, or None.
+        found: number of valid headers.
     """
 
     def __init__(self, read: Read, total: int) -> None:
         self.read, self.total = read, total
-        self.left = Counter[str]()
-        self.lost: str | None = None
+        self.skipped = Counter[str]()
+        self.damage: str | None = None
         self.found = 0
 
     def __iter__(self) -> Iterator[Member]:
-        place, known = 0, dict[str, bytes]()  # what extra headers say of the next member
+        place, known = 0, dict[str, bytes]()  # from extra headers, for the next member
         try:
             while (header := self.read(place, BLOCK)) != END:
                 kind, name, size = _parse(header, place)
@@ -70,18 +71,18 @@ class Walk:
                 if kind in b"0\x007" and not sparse and not member.name.endswith(b"/"):
                     yield member
                 elif kind not in b"0\x0057":
-                    self.left[PASSED.get(kind, "sparse files" if kind == b"S" else "members of an unknown kind")] += 1
+                    self.skipped[SKIPPED.get(kind, "sparse files" if kind == b"S" else "members of an unknown kind")] += 1
                 elif sparse:
-                    self.left["sparse files"] += 1
-            if self.total - place > AFTER:
-                self.lost = f"{self.total - place:,} bytes follow its end mark"
+                    self.skipped["sparse files"] += 1
+            if self.total - place > MAX_PADDING:
+                self.damage = f"{self.total - place:,} bytes follow its end mark"
         except Damaged as damage:
-            self.lost = str(damage)
+            self.damage = str(damage)
 
     def _after(self, kind: bytes, header: bytes, member: Member) -> int:
-        """Where the next header is."""
+        """The position of the next header."""
         place = member.offset
-        if kind in b"123456":  # these have no content, whatever they say
+        if kind in b"123456":  # these have no content, whatever their headers say
             return place
         extended = kind == b"S" and header[482]
         while extended:
@@ -92,8 +93,8 @@ class Walk:
         return place + _padded(member.size)
 
     def _extra(self, kind: bytes, place: int, size: int) -> dict[str, bytes]:
-        """What a header says that belongs to the next one."""
-        if size > EXTRA:
+        """The fields of an extra header, which belong to the next header."""
+        if size > MAX_EXTRA:
             raise Damaged(f"at byte {place:,} a name of {size:,} bytes")
         content = self._whole(place, size)
         if kind == b"L":
@@ -113,12 +114,12 @@ class Walk:
 
 
 def show(name: bytes) -> str:
-    """A member's name for people."""
+    """A member's name as text."""
     return name.decode(errors="backslashreplace")
 
 
 def _parse(header: bytes, place: int) -> tuple[bytes, bytes, int]:
-    """Kind, name and size of a member."""
+    """The kind, name and size in a header."""
     if len(header) < BLOCK:
         raise Damaged("it has no end mark" if not header else "it ends in the middle of a header")
     asked = _octal(header[148:156])
@@ -130,7 +131,7 @@ def _parse(header: bytes, place: int) -> tuple[bytes, bytes, int]:
 
 
 def _number(field: bytes) -> int:
-    """Octal, or GNU's large number: big-endian behind a byte of 0x80."""
+    """An octal number, or GNU's large number: big-endian after a byte of 0x80."""
     if field[0] & 0x80:
         if field[0] != 0x80:
             raise Damaged("a negative size")
@@ -141,25 +142,25 @@ def _number(field: bytes) -> int:
 def _octal(field: bytes) -> int:
     text = field.split(b"\0", 1)[0].strip()
     if text.strip(b"01234567"):
-        raise Damaged("a number that is none")
+        raise Damaged("an invalid number")
     return int(text or b"0", 8)
 
 
 def _decimal(text: bytes | None) -> int:
     if text is None or not text.isdigit() or len(text) > 19:
-        raise Damaged("a number that is none")
+        raise Damaged("an invalid number")
     return int(text)
 
 
 def _records(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """The records of a pax header: each is its own length, a blank, name=value and a line's end."""
+    """The records of a pax header: each is its own length, a space, name=value and a line feed."""
     place, end = 0, len(content.rstrip(b"\0"))
     while place < end:
         blank = content.find(b" ", place, place + 20)
         length = _decimal(content[place:blank] if blank > 0 else None)
         key, equals, value = content[blank + 1 : place + length].partition(b"=")
         if place + length > end or not equals or not value.endswith(b"\n"):
-            raise Damaged("a pax header that is none")
+            raise Damaged("an invalid pax header")
         yield key.decode(errors="replace"), value[:-1]
         place += length
 

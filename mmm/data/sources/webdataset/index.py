@@ -1,8 +1,8 @@
-"""What a tar holds: its samples, as WebDataset groups members into them.
+"""The index of a tar: its samples, grouped as WebDataset groups members.
 
-Members whose path is the same up to the first dot of the file's name are one sample; what follows that dot is a column, as in a
-table: `0001.jpg`, `0001.cls`, `0001.json`. Only columns of images or videos, and of those `cls`, `txt` and `json` that a label is
-read from, are looked at.
+Members with the same path up to the first dot of the file's name are one sample. The text after that dot is a column, as in a
+table: `0001.jpg`, `0001.cls`, `0001.json`. Only columns of images or videos are used, and those of `cls`, `txt` and `json` that
+hold a label.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mmm.data.sources.webdataset.headers import Member, Read, Walk, show
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 KEY = re.compile(rb"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-WORDS = ("cls", "txt")  # columns that are a label as they stand; others are fields of `json`
-BESIDE = frozenset({"cls", "txt", "json"})  # that are no loss where nothing asks for them
-LABEL = 1 << 8  # bytes of a label that stands alone
-DOCUMENT = 1 << 22  # bytes of a json member
-LARGEST = (1 << 31) - (1 << 12)  # bytes of a sample; the system reads no more at once
+TEXT_LABELS = ("cls", "txt")  # columns whose text is a label; other labels are fields of `json`
+METADATA = frozenset({"cls", "txt", "json"})  # columns that are not counted as left out
+MAX_LABEL = 1 << 8  # bytes of a text label
+MAX_JSON = 1 << 22  # bytes of a json member
+MAX_SAMPLE = (1 << 31) - (1 << 12)  # bytes of a sample; the system reads no more at once
 
 
-class Choice(NamedTuple):
-    """What is looked for in a tar."""
+class Selection(NamedTuple):
+    """The columns to look for in a tar."""
 
     medium: Medium
     column: str | None
@@ -40,34 +40,34 @@ class Index:
     """The samples of one tar.
 
     Attributes:
-        names: of the members, N of them.
-        offsets, sizes: of their bytes.
+        names: the members' names, N of them.
+        offsets, sizes: the positions of their bytes.
         labels: as text, or None where a sample has none.
-        left: how many of what were left out.
-        lost: why the tar could not be walked to its end, or None.
+        skipped: number of members that are left out, by reason.
+        damage: why the tar could not be read to its end, or None.
     """
 
     names: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
-    left: dict[str, int] = field(default_factory=dict)
-    lost: str | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    damage: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the samples, not with where they lie."""
+        """A hash that changes with the samples, not with their positions."""
         state = hashlib.sha256()
         for row in zip(self.names, self.sizes, self.labels, strict=True):
             state.update(b"%b\0%d\0%b\n" % (row[0], row[1], str(row[2]).encode(errors="replace")))
         return state.hexdigest()[:16]
 
 
-def make_index(read: Read, total: int, choice: Choice) -> Index:
-    """Walks over one tar.
+def make_index(read: Read, total: int, selection: Selection) -> Index:
+    """Reads the headers of one tar.
 
     Raises:
-        Unreadable: it is none, is compressed, or leaves open what its samples are.
+        Unreadable: where the file is no tar or is compressed, or it is not clear which members are the samples.
     """
     start = read(0, 8)
     for magic, tool in COMPRESSED.items():
@@ -75,60 +75,59 @@ def make_index(read: Read, total: int, choice: Choice) -> Index:
             raise Unreadable(f"is compressed, and cannot be read in place; unpack it once with {tool}, which leaves a .tar")
     walk = Walk(read, total)
     samples: dict[bytes, _Sample] = {}
-    left = Counter[str]()
+    skipped = Counter[str]()
     for member in walk:
-        key, column, reason = _place(member.name)
+        key, column, reason = _parse_name(member.name)
         if reason is None:
-            reason = samples.setdefault(key, _Sample()).take(column, member, choice)
+            reason = samples.setdefault(key, _Sample()).add(column, member, selection)
         if reason is not None:
-            left[reason] += 1
-    if walk.lost and not walk.found:
+            skipped[reason] += 1
+    if walk.damage and not walk.found:
         raise Unreadable("is no tar")
-    index = Index(lost=walk.lost)
+    index = Index(damage=walk.damage)
+    noun = selection.medium.noun
     for key, sample in samples.items():
-        if len(sample.found) > 1:
-            listed = ", ".join(sorted(sample.found))
-            raise Unreadable(
-                f"holds several {choice.medium.noun} of the sample {show(key)} ({listed}); name one with {choice.medium.flag}"
-            )
-        for member in sample.found.values():
+        if len(sample.members) > 1:
+            listed = ", ".join(sorted(sample.members))
+            raise Unreadable(f"holds several {noun} of the sample {show(key)} ({listed}); name one with {selection.medium.flag}")
+        for member in sample.members.values():
             index.names.append(member.name)
             index.offsets.append(member.offset)
             index.sizes.append(member.size)
-            index.labels.append(_label(read, sample.label, choice, left))
-        if not sample.found:
-            left[f"samples without one of the {choice.medium.noun}"] += 1
-    index.left = dict(left + walk.left)
+            index.labels.append(_read_label(read, sample.label, selection, skipped))
+        if not sample.members:
+            skipped[f"samples without one of the {noun}"] += 1
+    index.skipped = dict(skipped + walk.skipped)
     return index
 
 
 class _Sample:
-    """The members of a sample that matter: by column what it may be, and what holds its label."""
+    """The members of one sample: the images or videos by column, and the member that holds the label."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}
         self.label: Member | None = None
 
-    def take(self, column: str, member: Member, choice: Choice) -> str | None:
-        """Takes a member, or says why not."""
+    def add(self, column: str, member: Member, selection: Selection) -> str | None:
+        """Adds a member, or returns the reason why it is left out."""
         suffix = column.rpartition(".")[2].lower()
-        if f".{suffix}" in choice.medium.suffixes:
-            if choice.column is not None and column != choice.column:
+        if f".{suffix}" in selection.medium.suffixes:
+            if selection.column is not None and column != selection.column:
                 return None
-            if column in self.found:
+            if column in self.members:
                 return "members whose name came before"
-            if member.size > LARGEST:
+            if member.size > MAX_SAMPLE:
                 return "members of more than 2 GiB"
-            self.found[column] = member
-        elif column == (choice.label if choice.label in WORDS else "cls" if choice.label is None else "json"):
+            self.members[column] = member
+        elif column == (selection.label if selection.label in TEXT_LABELS else "cls" if selection.label is None else "json"):
             self.label = self.label or member
-        elif suffix not in BESIDE:
+        elif suffix not in METADATA:
             return f".{suffix}"
         return None
 
 
-def _place(name: bytes) -> tuple[bytes, str, str | None]:
-    """The key and the column of a member, and else why it is none."""
+def _parse_name(name: bytes) -> tuple[bytes, str, str | None]:
+    """The key and the column of a member; or the reason why it is left out."""
     if name.startswith(b"/") or b".." in name.split(b"/"):
         return b"", "", "names that lead out of the tar"
     parts = KEY.fullmatch(name)
@@ -137,21 +136,21 @@ def _place(name: bytes) -> tuple[bytes, str, str | None]:
     return parts[1], parts[2].decode(errors="replace"), None
 
 
-def _label(read: Read, member: Member | None, choice: Choice, left: Counter[str]) -> str | None:
-    """A sample's label as text; what cannot be read is counted."""
+def _read_label(read: Read, member: Member | None, selection: Selection, skipped: Counter[str]) -> str | None:
+    """The label of a sample as text; a label that cannot be read is counted in `skipped`."""
     if member is None:
         return None
     try:
-        if choice.label is None or choice.label in WORDS:
-            if member.size > LABEL:
+        if selection.label is None or selection.label in TEXT_LABELS:
+            if member.size > MAX_LABEL:
                 raise ValueError
             return read(member.offset, member.size).decode().strip()
-        if member.size > DOCUMENT:
+        if member.size > MAX_JSON:
             raise ValueError
-        value = json.loads(read(member.offset, member.size))[choice.label]
+        value = json.loads(read(member.offset, member.size))[selection.label]
         if not isinstance(value, (int, str)):
             raise ValueError
-        return str(int(value) if isinstance(value, bool) else value)[:LABEL]
+        return str(int(value) if isinstance(value, bool) else value)[:MAX_LABEL]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        left["labels that cannot be read"] += 1
+        skipped["labels that cannot be read"] += 1
         return None

@@ -13,23 +13,29 @@ from filelock import FileLock
 
 from mmm.data.loading.scan import map_inputs
 from mmm.data.sources.webdataset.headers import Read
-from mmm.data.sources.webdataset.index import Choice, Index, make_index
-from mmm.system.files import digest, user_cache
+from mmm.data.sources.webdataset.index import Index, Selection, make_index
+from mmm.system.files import digest, replacing, user_cache
 
-VERSION = 1  # to be raised where an index says something else of the same file
+VERSION = 2  # raise it where an index of the same file changes
 WORKERS = 16  # processes that wait for a network
-SHORT, LONG, FAR = 1 << 14, 1 << 22, 1 << 16  # bytes of a stretch after a jump of more than FAR, and of one after a nearer one
+SHORT, LONG, FAR = 1 << 14, 1 << 22, 1 << 16  # bytes of a read after a jump of more than FAR, and after a shorter jump
 
-Kept = tuple[Any, dict[str, Any]]
-"""An index as it is kept: its columns as an Arrow table, and what else is known."""
+CachedIndex = tuple[Any, dict[str, Any]]
+"""An index as it is stored: its columns as an Arrow table, and its other fields."""
 
 
-class Files(Protocol):
-    """Tars somewhere. `mmm.data.sources.webdataset.local` and `mmm.data.sources.webdataset.remote` document the methods."""
+class TarFiles(Protocol):
+    """The bytes of tars. `local.LocalFiles` and `mmm.data.sources.addresses.RemoteFiles` document the methods.
 
-    here: bool
+    Attributes:
+        is_local: whether they are on a disk of this machine.
+        addresses: their paths or addresses.
+        checks: how a changed file is detected, for messages.
+    """
+
+    is_local: bool
     addresses: list[str]
-    checks: str  # what tells that a file has changed
+    checks: str
 
     def stamps(self) -> list[tuple[int, str]]: ...
 
@@ -38,35 +44,35 @@ class Files(Protocol):
     def prefetch(self, wanted: list[tuple[int, int, int]], /) -> None: ...
 
 
-def indices(files: Files, choice: Choice) -> list[Kept]:
-    """The index of each tar; those that are missing, or of a tar that has changed, are made, behind a progress bar.
+def load_indices(files: TarFiles, selection: Selection) -> list[CachedIndex]:
+    """The index of each tar. Those that are missing, or of a tar that has changed, are made behind a progress bar.
 
     Raises:
-        ValueError: a tar cannot be had, or cannot be read in place.
+        ValueError: where a tar does not exist or cannot be read in place.
     """
     stamps, cache = files.stamps(), user_cache() / "tars"
-    paths = [_file(cache, address, choice) for address in files.addresses]
-    found = [_kept(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
+    paths = [_path(cache, address, selection) for address in files.addresses]
+    found = [_read(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
     if None in found:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{digest(files.addresses)}.lock"):  # another process may be at it, and then this one waits
-            _make(files, choice, paths, stamps)
-        found = [_kept(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
+        with FileLock(cache / f".{digest(files.addresses)}.lock"):  # another process may be making them
+            _make(files, selection, paths, stamps)
+        found = [_read(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
     return [index for index in found if index is not None]
 
 
-def _make(files: Files, choice: Choice, paths: list[Path], stamps: list[tuple[int, str]]) -> None:
-    """Walks over the tars that have no index, in worker processes."""
-    numbers = [number for number, path in enumerate(paths) if _kept(path, stamps[number]) is None]
+def _make(files: TarFiles, selection: Selection, paths: list[Path], stamps: list[tuple[int, str]]) -> None:
+    """Makes the missing indices in worker processes."""
+    numbers = [number for number, path in enumerate(paths) if _read(path, stamps[number]) is None]
 
     def work(place: int) -> dict[str, Any]:
         number = numbers[place]
         read = partial(files.read, number)
-        index = make_index(read if files.here else Stretches(read), stamps[number][0], choice)
-        _keep(paths[number], index, stamps[number])
+        index = make_index(read if files.is_local else ReadAhead(read), stamps[number][0], selection)
+        _write(paths[number], index, stamps[number])
         return {}
 
-    workers = min(len(numbers), _cores() if files.here else WORKERS)
+    workers = min(len(numbers), _cores() if files.is_local else WORKERS)
     workers = workers if workers > 1 else 0
     for finding in map_inputs(
         lambda place: files.addresses[numbers[place]], work, len(numbers), workers=workers, title="indexing tars"
@@ -79,11 +85,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Stretches:
-    """Reads a file here and there, ever further on, by few requests: long ones where the places are near, else short ones.
+class ReadAhead:
+    """Reads a file at increasing positions with few requests: long ones where the positions are near, else short ones.
 
     Args:
-        read: of the file.
+        read: reads bytes of the file.
     """
 
     def __init__(self, read: Read) -> None:
@@ -96,27 +102,27 @@ class Stretches:
         return self.held[offset - self.start :][:size]
 
 
-def _file(folder: Path, address: str, choice: Choice) -> Path:
-    """Where the index of a tar is kept: one file for each thing that may be looked for in it."""
-    return folder / f"{digest([VERSION, address, choice.medium.noun, choice.column, choice.label])}.parquet"
+def _path(folder: Path, address: str, selection: Selection) -> Path:
+    """The file of an index; different selections from a tar have different files."""
+    return folder / f"{digest([VERSION, address, selection.medium.noun, selection.column, selection.label])}.parquet"
 
 
-def _keep(path: Path, index: Index, stamp: tuple[int, str]) -> None:
-    """Writes an index; whoever reads sees all of it or nothing."""
+def _write(path: Path, index: Index, stamp: tuple[int, str]) -> None:
+    """Writes an index atomically."""
     import pyarrow
     import pyarrow.parquet
 
     columns = asdict(index)
-    facts = {"stamp": list(stamp), "fingerprint": index.fingerprint, "left": columns.pop("left"), "lost": columns.pop("lost")}
+    facts = {"stamp": list(stamp), "fingerprint": index.fingerprint}
+    facts |= {name: columns.pop(name) for name in ("skipped", "damage")}
     kinds = {"name": pyarrow.binary(), "offset": pyarrow.int64(), "size": pyarrow.int64(), "label": pyarrow.string()}
     table = pyarrow.table([pyarrow.array(columns[f"{name}s"], kind) for name, kind in kinds.items()], list(kinds))
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pyarrow.parquet.write_table(table.replace_schema_metadata({"mmm": json.dumps(facts)}), aside)
-    aside.replace(path)
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"mmm": json.dumps(facts)}), temporary)
 
 
-def _kept(path: Path, stamp: tuple[int, str]) -> Kept | None:
-    """The kept index of the very file that has this stamp, its columns as an Arrow table and the rest; None where there is none."""
+def _read(path: Path, stamp: tuple[int, str]) -> CachedIndex | None:
+    """The stored index of the file with this stamp; None where there is none."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Tars on this machine's disks, read in place by offset. See `mmm.data.sources.webdataset.source.Files`."""
+"""Tars on a disk of this machine, read in place by offset. See `index_cache.TarFiles`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from mmm.data.errors import Unreadable
 
-OPEN = 64  # files that a process keeps open
+MAX_OPEN = 64  # files that a process keeps open
 
 
 class LocalFiles:
-    """Files, by number.
+    """Files on a disk, by number.
 
     Args:
         paths: sorted; at least one.
     """
 
-    here = True
+    is_local = True
     checks = "size and time of change are compared when a file is opened"
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -28,10 +28,10 @@ class LocalFiles:
         self._open: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # another process opens its own
+        return self.__dict__ | {"_open": {}}  # another process opens its own files
 
     def stamps(self) -> list[tuple[int, str]]:
-        """Of each its size in bytes, and what else changes with it: when it was written."""
+        """The size of each file in bytes, and the time of its last change."""
         self._stamps = [_stamp(os.stat(address)) for address in self.addresses]
         return self._stamps
 
@@ -39,7 +39,7 @@ class LocalFiles:
         """Bytes of a file; fewer at its end.
 
         Raises:
-            Unreadable: it is not the file that it was, or the disk fails.
+            Unreadable: where the file has changed since it was indexed, or the disk fails.
         """
         try:
             return _read_at(self._file(number), size, offset)
@@ -47,12 +47,12 @@ class LocalFiles:
             raise Unreadable(f"the tar cannot be read: {error.strerror}") from error
 
     def prefetch(self, wanted: list[tuple[int, int, int]]) -> None:
-        """What is read next; a disk needs no notice."""
+        """Does nothing: a disk needs no announcement."""
 
     def _file(self, number: int) -> int:
-        """The file, opened; the one that was opened longest ago makes room."""
+        """The descriptor of a file; the file that was opened first is closed where too many are open."""
         if number not in self._open:
-            if len(self._open) >= OPEN:
+            if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
             self._open[number] = os.open(self.addresses[number], flags)
@@ -68,5 +68,5 @@ def _stamp(status: os.stat_result) -> tuple[int, str]:
 def _read_at(file: int, size: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(file, size, offset)
-    os.lseek(file, offset, os.SEEK_SET)  # Windows; there, each process opens its own, so that this is nobody else's place
+    os.lseek(file, offset, os.SEEK_SET)  # on Windows, where processes do not share open files
     return os.read(file, size)

@@ -1,4 +1,4 @@
-"""Tars at http and https addresses, read in place by byte ranges: a sample is one request on a connection that stays open."""
+"""Tars at http and https addresses, read in place by byte ranges: one request per sample, on connections that stay open."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from urllib.parse import urljoin, urlsplit
 from mmm.data.errors import Unreadable
 from mmm.data.sources.addresses import RemoteFiles, Stamp
 
-TIMEOUT, REDIRECTS = 30.0, 5  # seconds without a byte; how often an address may lead on
+TIMEOUT, REDIRECTS = 30.0, 5  # seconds without a byte; number of redirections
 SCHEMES = ("http", "https")
-CURE = "download the tars, or serve them with what does: nginx, Apache, object stores"
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+HINT = "download the tars, or serve them with nginx, Apache or an object store"
+RETRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HttpFiles(RemoteFiles):
@@ -35,7 +35,7 @@ class HttpFiles(RemoteFiles):
                 answer.read(1 << 16)
                 whole = answer.isclosed()
             except BaseException as error:
-                connection.close()  # what is left of this answer would be taken for the next
+                connection.close()  # the rest of this answer would be read as the next one
                 if isinstance(error, http.client.HTTPException):
                     raise OSError(f"{type(error).__name__}: {error}") from error
                 raise
@@ -44,7 +44,7 @@ class HttpFiles(RemoteFiles):
         raise Unreadable(f"its address leads on to another, more than {REDIRECTS} times")
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
-        """This thread's connection, which opens itself, also anew."""
+        """This thread's connection to a host; it opens and reopens itself."""
         known: dict[tuple[str, str], http.client.HTTPConnection] = self.local.thread.__dict__.setdefault("known", {})
         if (scheme, host) not in known:
             kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
@@ -53,11 +53,11 @@ class HttpFiles(RemoteFiles):
 
 
 def _take(answer: http.client.HTTPResponse, size: int) -> tuple[bytes, Stamp]:
-    """The bytes that were asked for."""
-    if answer.status in AGAIN:
+    """Reads the requested bytes and the stamp from an answer."""
+    if answer.status in RETRY:
         raise OSError(f"HTTP {answer.status} {answer.reason}")
     if answer.status == 200:
-        raise Unreadable(f"its server does not answer byte ranges; {CURE}")
+        raise Unreadable(f"its server does not answer byte ranges; {HINT}")
     total = answer.headers.get("Content-Range", "").rpartition("/")[2]
     if answer.status != 206 or not total.isdecimal():
         raise Unreadable(f"HTTP {answer.status} {answer.reason}")

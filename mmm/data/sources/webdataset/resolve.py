@@ -1,4 +1,4 @@
-"""Which tars `data.source` names: a file, a folder of them, a glob, a range in braces, or addresses."""
+"""Finds the tars that `data.source` names: a file, a folder, a glob, a range in braces, or http addresses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmm.data.sources.webdataset.local import LocalFiles
 from mmm.data.sources.webdataset.remote import SCHEMES, HttpFiles
 from mmm.data.sources.webdataset.source import Tars
 
-# compressed ones are taken for tars too, for their refusal says what to do
+# including compressed tars, because their error message says what to do
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MOST = 10_000_000  # names that braces may stand for
+MAX_NAMES = 10_000_000  # names that braces may stand for
 
 
 def tars_at(name: str, config: DataConfig) -> Tars | None:
-    """The tars, or None where none are named.
+    """The source of the tars that a name stands for; None where it names no tars.
 
     Raises:
-        ValueError: one is named that cannot be had.
+        ValueError: where a tar does not exist, or the address is of another kind.
     """
     if "://" in name or name.startswith(("pipe:", "file:")):
         return Tars(HttpFiles(_addresses(name)), config, name)
@@ -49,18 +49,18 @@ def tars_at(name: str, config: DataConfig) -> Tars | None:
 
 
 def expand(name: str) -> list[str]:
-    """The names that braces stand for: {000..146} counts, with as many digits; {a,b} lists.
+    """The names that braces stand for: {000..146} counts with this number of digits; {a,b} lists.
 
     Raises:
-        ValueError: for a range that leads nowhere.
+        ValueError: for an empty range, or too many names.
     """
-    parts = BRACES.split(name)  # texts, and between them what stands in braces
+    parts = BRACES.split(name)  # texts, alternating with the contents of braces
     choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
     count = 1
     for choice in choices:
         count *= len(choice)
-    if not 0 < count <= MOST:
-        raise ValueError(f"data.source {name} stands for {count:,} names; give from 1 to {MOST:,}")
+    if not 0 < count <= MAX_NAMES:
+        raise ValueError(f"data.source {name} stands for {count:,} names; give from 1 to {MAX_NAMES:,}")
     return ["".join(words) for words in product(*choices)]
 
 
@@ -69,26 +69,26 @@ def _choices(inside: str) -> list[str]:
     if counted is None:
         return inside.split(",")
     first, last = counted.groups()
-    if int(last) - int(first) > MOST:
-        raise ValueError(f"data.source {{{inside}}} stands for {int(last) - int(first) + 1:,} names; give at most {MOST:,}")
+    if int(last) - int(first) > MAX_NAMES:
+        raise ValueError(f"data.source {{{inside}}} stands for {int(last) - int(first) + 1:,} names; give at most {MAX_NAMES:,}")
     width = len(first) if first.startswith("0") else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
 
 
 def _addresses(name: str) -> list[str]:
-    """Addresses of http and https: WebDataset's `pipe:` would run a program, `file:` would read any file."""
+    """Addresses of tars at http and https: WebDataset's `pipe:` would run a program, and its `file:` would read any file."""
     addresses = expand(name)
     for address in addresses:
         if urlsplit(address).scheme not in SCHEMES:
             known = ", ".join(sorted(PROTOCOLS - {"memory"}))
             raise ValueError(f"data.source {name}: of addresses, http, https, {known} are read; a path stands without `file:`")
         if not urlsplit(address).path.endswith(ENDINGS):
-            raise ValueError(f"data.source {name}: of addresses only those of tars are read, which end in .tar")
+            raise ValueError(f"data.source {name}: of http addresses only those of tars are read, which end in .tar")
     return addresses
 
 
 def _in_folder(root: Path) -> list[Path]:
-    """The tars below a folder; none where images or videos lie there as files, for then it is a folder of those."""
+    """The tars below a folder; none where it also holds images or videos as files, because it is then a folder of those."""
     tars = []
     for path in files_below(root):
         if Path(path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:

@@ -1,0 +1,49 @@
+"""Compares the configs of two runs, by dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmm.core.checks import nearest
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted names, as trackers and messages want it: {"train.batch_size": 64}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The names whose value differs, and a line for each: "train.batch_size was 64, is 128"."""
+    absent = "not set"
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
+    return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The lines of `changes`."""
+    return list(changes(before, now).values())
+
+
+def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
+    """Refuses changes of a run's identity that nobody asked for by name.
+
+    Args:
+        changed: from `changes`.
+        known: all names of the identity.
+        allow: the names that were asked for; one that did not change does no harm.
+
+    Raises:
+        ValueError: naming each such change; or a name that does not exist.
+    """
+    for name in allow:
+        if name not in known:
+            raise ValueError(f"--allow {name} is no choice of this run{nearest(name, known)}")
+    if refused := [line for name, line in changed.items() if name not in allow]:
+        raise ValueError(f"a run with other choices is not resumed, unless --allow names them: {'; '.join(refused)}")

@@ -1,0 +1,109 @@
+"""The text that `--help` prints: where a config starts from, its parts, and its flags with their values and descriptions."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin
+
+from mmm.config.overrides import parts_of, sets_of, walk
+from mmm.config.serialize import to_dict
+from mmm.core.checks import arms
+from mmm.core.registry import REGISTRIES
+
+# the flags that `--help` shows, where a config has them; `--help_all` shows every flag
+COMMON = (
+    *("model", "source", "data.source", "also.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
+    *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
+    *("folder", "resume", "dry_run"),
+)
+FEW = 25  # a config with at most so many flags is shown whole
+
+
+def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: bool) -> str:
+    """The help of a command.
+
+    Args:
+        config: as the other flags of the command line have made it, apart from single values.
+        presets: as `main` has them.
+        doc: printed first, with its lines as they are.
+        prog: the command without its flags.
+        everything: list all flags, and not only the most used ones.
+    """
+    flags = {path: (hint, value) for path, hint, value in walk(config) if not dataclasses.is_dataclass(value)}
+    chosen = set(flags) if everything or len(flags) <= FEW else set(COMMON) & set(flags)
+    title = "Flags:" if chosen == set(flags) else f"Most used flags (--help_all lists all {len(flags)}):"
+    lines = [f"usage: {prog} [--FLAG VALUE ...]", "", doc.strip(), "", "Starting point:", *_starting_points(presets)]
+    texts = field_texts(config)
+    if parts := parts_of(config):
+        lines += ["", "Parts. Choosing another part changes which flags exist; the flags below are those of the current ones:"]
+        lines += [f"  --{path}.name {part.name}  {_choices(sorted(REGISTRIES[part.kind].parts))}" for path, part in parts.items()]
+    for path, chosen_parts in sets_of(config).items():
+        choices = _choices(sorted(REGISTRIES[chosen_parts.kind].parts))
+        lines += _entry(f"--{path} {' '.join(chosen_parts.names)}  {choices}", texts.get(path, ""))
+    lines += ["", title]
+    for path in flags:
+        if path in chosen:
+            lines += _flag(path, *flags[path], texts.get(path, ""))
+    return "\n".join([*lines, "", "`none` unsets a value. The environment variable MMM_DEBUG=1 shows the traceback of an error."])
+
+
+def _starting_points(presets: Any) -> Iterator[str]:
+    """The flags that name the config which the other flags change."""
+    if isinstance(presets, Mapping):
+        demo = " Without --preset and --data.source it is demo." if "demo" in presets else ""
+        yield from _entry(f"--preset {_choices(list(presets))}", f"Named values; the first is the publication's.{demo}")
+    yield from _entry("--config FILE", "A saved config.yaml.")
+    yield from _entry("--folder RUN --resume", "The config of the run that is resumed.")
+    yield from _entry("--use FILE", "A Python file that registers parts of your own; may be repeated.")
+
+
+def _flag(path: str, hint: Any, value: Any, text: str) -> Iterator[str]:
+    """One flag with its value, its choices where it has some, and its description."""
+    plain = to_dict(value)
+    shown = (
+        " ".join(map(str, plain)) if isinstance(plain, list) else str(plain).lower() if plain in (None, True, False) else str(plain)
+    )
+    options = [str(choice) for arm in arms(hint) for choice in _literals(arm)]
+    yield from _entry(f"--{path} {shown}".rstrip() + (f"  {_choices(options)}" if options else ""), text)
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """The choices of a Literal, or of a list of them."""
+    if get_origin(hint) is tuple:
+        return _literals(get_args(hint)[0])
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _choices(names: list[str]) -> str:
+    return "{" + ", ".join(names) + "}"
+
+
+def _entry(flag: str, text: str) -> Iterator[str]:
+    yield f"  {flag}"
+    width = min(shutil.get_terminal_size((120, 24)).columns, 132)
+    yield from textwrap.wrap(text, max(width, 40), initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+
+
+def field_texts(config: Any, where: str = "") -> dict[str, str]:
+    """The text under each field of a config's class, by the field's dotted name; no text where the source is not there."""
+    texts: dict[str, str] = {}
+    for kind in reversed(type(config).__mro__):
+        if "__dataclass_fields__" in kind.__dict__:
+            try:
+                source = inspect.getsource(kind)
+            except OSError:
+                continue
+            for field, text in pairwise(ast.parse(textwrap.dedent(source)).body[0].body):  # type: ignore[attr-defined]
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    texts[f"{where}{ast.unparse(field.target)}"] = " ".join(str(text.value.value).split())
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            texts |= field_texts(value, f"{where}{field.name}.")
+    return texts

@@ -1,0 +1,209 @@
+"""One training of a task, from the start of its run folder to the last checkpoint.
+
+    with RunFolder.open(config.folder, "pretrain", config, ...) as folder, open_session(folder, config, ...) as session:
+        for update in session:
+            if update.due(config.train.evaluate_every):
+                update.metrics["held_out_loss"] = ...
+        ...  # the evaluations that the run ends with
+
+All that tasks have in common is here: the watchdog, the micro-batch that fits, restoring, trackers, unreadable inputs,
+log lines and checkpoints. There are no hooks: the task's own `for` evaluates, and what it adds to `update.metrics` is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mmm.data import BadInputs, Batch
+from mmm.data.datasets.mixture import Mixture
+from mmm.train.config import RunConfig
+from mmm.train.loop import Update, fit
+from mmm.train.memory.batch_size_finder import Trial, find_micro_batch_size
+from mmm.train.memory.dry_run import dry_run
+from mmm.train.memory.usage import name_the_cure
+from mmm.train.progress import SILENCE, Progress
+from mmm.train.run.folder import RunFolder
+from mmm.train.schedule import Plan
+from mmm.train.state import Training
+from mmm.train.trackers import start_tracker
+from mmm.train.watchdog.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+class Objective(Protocol):
+    """Forward including loss."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int, /) -> Tensor:
+        """The mean loss of a micro-batch, (). Moves the batch to the device, and calls `model`, never its `forward`."""
+        ...
+
+
+@dataclass
+class Session:
+    """A training in progress; see `open_session`.
+
+    Attributes:
+        config: of the task.
+        training: the model and its optimizer.
+        objective: its loss.
+        data: the training samples.
+        plan: with the micro-batch that fits.
+        folder: of the run.
+        bad_inputs: the inputs that could not be read; evaluations append theirs to its `pending`.
+        metrics: the last value of each metric.
+    """
+
+    config: RunConfig
+    training: Training
+    objective: Objective
+    data: Mixture
+    plan: Plan
+    folder: RunFolder
+    bad_inputs: BadInputs
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.training.accelerator.is_main_process
+
+    def __iter__(self) -> Iterator[Update]:
+        """Trains from where the run stands to its end; each update is logged and saved after the task's turn."""
+        updates = fit(
+            self.training,
+            self._batches(),
+            self.objective.loss,
+            config=self.config.train,
+            plan=self.plan,
+            seed=self.config.seed,
+            name_samples=partial(self.data.name_samples, batch_size=self.plan.batch_size),
+        )
+        progress = Progress(self.plan, self.training.step, self.main)
+        try:
+            for update in updates:
+                progress.bar.update(self.plan.batch_size)
+                if update.metrics or monotonic() - progress.shown > SILENCE:
+                    progress.show(update)
+                yield update
+                if update.metrics or update.save:
+                    self._record(update)
+        finally:  # also where the run was asked to stop
+            progress.close()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The micro-batches of this process, from the step where the run stands; notes what could not be read."""
+        batches = self.data.batches(
+            batch_size=self.plan.micro_batch_size,
+            steps=self.plan.steps,
+            start_step=self.training.step,
+            accumulation=self.plan.accumulation,
+            world=self.plan.processes,
+            rank=self.training.accelerator.process_index,
+        )
+        for batch in batches:
+            if batch.problems:
+                self.bad_inputs.note(batch.problems)
+            yield batch
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends numbers to metrics.jsonl and passes them to the tracker; nothing where there are none."""
+        if metrics:
+            self.folder.log(step, metrics)
+            self.training.accelerator.log(dict(metrics), step=step)
+            self.metrics |= metrics
+
+    def _record(self, update: Update) -> None:
+        """Logs and saves what is due, and stops the run where too many inputs could not be read."""
+        folder, config = self.folder, self.config.train
+        folder.note_skipped(update.skipped)
+        self.bad_inputs.share()
+        self.log(update.step, update.metrics)
+        if update.save:
+            self.training.save(folder.checkpoints, config.keep_last, keep_every=config.keep_every, needed=update.last)
+        self.bad_inputs.check()  # after the checkpoint, so that a run that stops here keeps it
+
+
+@contextmanager
+def open_session(
+    folder: RunFolder,
+    config: RunConfig,
+    training: Training,
+    objective: Objective,
+    data: Mixture,
+    plan: Plan,
+    *,
+    evaluated: int = 0,
+    unit: int | None = 1,
+) -> Iterator[Session]:
+    """Watches the other processes, finds the micro-batch that fits, and restores the run where one is resumed.
+
+    Args:
+        folder: of the run, open.
+        evaluated: inputs that are read beside the training samples; `data.max_bad` is a share of all.
+        unit: a micro-batch is a multiple of so many samples, beside `data.repeats`; none: the plan's micro-batch is not changed.
+
+    Raises:
+        ValueError: see `find_micro_batch_size` and `Training.restore`; also where memory does not suffice.
+    """
+    accelerator, train = training.accelerator, config.train
+    data.check(plan.micro_batch_size)
+    with Watchdog(training, train.timeout):
+        if train.micro_batch_size is None and unit is not None:
+            plan = fitting_plan(training, objective, data, plan, unit=unit, folder=folder.path)
+        with name_the_cure(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
+            if config.resume:
+                folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)
+                folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
+            start_tracker(accelerator, train.tracker, folder.path, training.identity)
+            inputs = evaluated + sum(len(part) for part in data.parts)
+            max_bad = data.parts[0].config.max_bad
+            bad_inputs = BadInputs(folder.path / "bad_inputs.jsonl", inputs, max_bad, write=accelerator.is_main_process)
+            announce(data, plan, folder.path)
+            yield Session(config, training, objective, data, plan, folder, bad_inputs)
+            accelerator.end_training()  # last: it ends the process group, through which evaluations share their work
+
+
+def fitting_plan(
+    training: Training, objective: Objective, data: Mixture, plan: Plan, *, unit: int, folder: Path | None = None
+) -> Plan:
+    """The plan with the largest micro-batch that fits, tried with one batch of each source."""
+    trials = [Trial(partial(data.sample_batch, source), objective.loss) for source in range(len(data.parts))]
+    return find_micro_batch_size(training, plan, trials, unit=math.lcm(unit, data.unit), folder=folder)
+
+
+def preview(
+    config: RunConfig,
+    training: Training,
+    objective: Objective,
+    data: Mixture,
+    plan: Plan,
+    *,
+    tokens: Mapping[str, int],
+    notes: Mapping[str, str],
+    unit: int | None = 1,
+) -> str:
+    """The table of a dry run: what the run would take, on real samples of its first source; see `open_session` and `dry_run`."""
+    if config.train.micro_batch_size is None and unit is not None:
+        plan = fitting_plan(training, objective, data, plan, unit=unit)
+    return dry_run(training, Trial(partial(data.sample_batch, 0), objective.loss), plan=plan, tokens=tokens, notes=notes)
+
+
+def announce(data: Mixture, plan: Plan, folder: Path) -> None:
+    """Logs what is about to run."""
+    for part in data.parts:
+        classes = "" if part.classes is None else f" of {len(part.classes)} classes"
+        logger.info("%s: %s %s%s (%s)", part.config.source, f"{len(part):,}", part.config.medium.noun, classes, part.where)
+    steps, samples, epochs = f"{plan.steps:,}", f"{plan.batch_size:,}", plan.epoch(plan.steps)
+    logger.info("%s steps of %s samples (%.4g epochs), peak learning rate %.3g", steps, samples, epochs, plan.peak)
+    logger.info("run folder %s", folder)
