@@ -204,8 +204,8 @@ MUTANTS = [
     Mutant("mmm/train/schedule.py", "return peak * progress / rise", "return peak", "train/test_schedule.py"),
     Mutant(
         "mmm/train/loop.py",
-        "backward(carry(loss) / plan.accumulation)",
-        "backward(carry(loss))",
+        "backward(nan_if_nonfinite(loss) / plan.accumulation)",
+        "backward(nan_if_nonfinite(loss))",
         "train/test_loop.py -k accumulation_equals",
     ),
     Mutant(
@@ -232,13 +232,13 @@ MUTANTS = [
         "train/test_checkpoint.py -k no_room",
     ),
     Mutant(
-        "mmm/train/training.py",
+        "mmm/train/state.py",
         "            if needed:\n                raise",
         "            if True:\n                raise",
         "train/test_full_disk.py -k goes_on",
     ),
     Mutant(
-        "mmm/train/training.py",
+        "mmm/train/state.py",
         "            if needed:\n                raise",
         "            if False:\n                raise",
         "train/test_full_disk.py -k needed",
@@ -251,8 +251,8 @@ MUTANTS = [
     Mutant("mmm/system/files.py", "os.truncate(self.path, before)", "self.waiting.clear()", "train/test_full_disk.py -k lines"),
     Mutant(
         "mmm/train/nonfinite.py",
-        "inner.found_inf = (~finite).float()",
-        "inner.found_inf = finite.new_zeros(()).float()",
+        "inner.found_inf = (~norm.isfinite()).float()",
+        "inner.found_inf = norm.new_zeros(())",
         "train/test_guard.py -k moves",
     ),
     Mutant(
@@ -267,8 +267,10 @@ MUTANTS = [
         "torch.tensor(1 - decay).to(dtype)",
         "train/test_guard.py -k moves",
     ),
-    Mutant("mmm/train/metrics.py", "self.begun.row > self.max_skipped", "self.begun.row > 99", "train/test_guard.py -k too_many"),
-    Mutant("mmm/train/training.py", 'Begun(**state["begun"])', "Begun()", "train/test_signals.py -k every_step"),
+    Mutant(
+        "mmm/train/metrics.py", "self.partial.row > self.max_skipped", "self.partial.row > 99", "train/test_guard.py -k too_many"
+    ),
+    Mutant("mmm/train/state.py", 'PartialMetrics(**state["metrics"])', "PartialMetrics()", "train/test_signals.py -k every_step"),
     Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "train/test_signals.py -k every_step"),
     Mutant(
         "mmm/train/distributed/preemption.py",
@@ -455,14 +457,14 @@ MUTANTS = [
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
-        "self.masker(batch.keys",
-        "model.masker(batch.keys",
+        "stream.masker(batch.keys",
+        "self.streams[0].masker(batch.keys",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
-        "tasks/pretrain.py",
-        "(wrapped, batch, step) * feeds[source].weight",
-        "(wrapped, batch, step)",
+        "mmm/objectives/masked.py",
+        "batch, step) * stream.weight",
+        "batch, step)",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
@@ -590,8 +592,8 @@ MUTANTS = [
     Mutant("mmm/train/deterministic.py", "half = count // 2", "half = 1", "train/test_strict.py -k any_processes"),
     Mutant(
         "mmm/train/deterministic.py",
-        "carry(loss) / self.all",
-        "carry(loss) / self.accumulation",
+        "nan_if_nonfinite(loss) / self.all",
+        "nan_if_nonfinite(loss) / self.accumulation",
         "train/test_strict.py -k any_processes",
     ),
     Mutant("mmm/train/deterministic.py", "if changed := [", "if changed := [] and [", "train/test_strict.py -k running_values"),
@@ -695,7 +697,7 @@ MUTANTS = [
         "yield numbers, block",
         "data/video/test_blocks.py",
     ),
-    Mutant("mmm/train/waiting.py", "share > MUCH", "share > 0", "train/test_waiting.py"),
+    Mutant("mmm/train/metrics.py", "share > MUCH", "share > 0", "train/test_waiting.py"),
 ]
 
 

@@ -100,7 +100,7 @@ def _other_parts(config: pretrain.Config) -> dict[str, str]:
     """The kinds of parts of which there is another, and its name."""
     found = {}
     for path, value in parts_of(config).items():
-        if (others := sorted(set(REGISTRIES[value.kind].parts) - {value.name})):
+        if others := sorted(set(REGISTRIES[value.kind].parts) - {value.name}):
             found[path] = others[0]
     return found
 

@@ -39,7 +39,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("name", "preset"), [("video_mae", "kinetics"), ("video_crossmae", "ssv2"), ("video_mae", "ucf101")])
 def test_a_recipe_trains_and_is_judged(name: str, preset: str, films: Path, run_recipe: Run, tmp_path: Path) -> None:
     flags = ("--preset", preset, "--data.source", str(films), "--data.holdout", "0.4", "--data.eval_clips", "2", *SMALL)
-    judged = ("--evaluate", "features", "reconstruction", "--evaluate.features.k", "3", "--evaluate.features.labels_per_class", "2")
+    judged = ("--evaluate", "masked_loss", "features", "reconstruction", "--evaluate.features.k", "3")
+    judged += ("--evaluate.features.labels_per_class", "2")
     run = tmp_path / "run"
     result = run_recipe(name, *flags, *judged, "--train.steps", "3", "--folder", str(run))
     assert result["features"]["train"] == 7
@@ -137,7 +138,7 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
         shutil.copy(real_data / "clips" / "corrupted.mp4", source / split / "b" / "corrupted.mp4")
     run = tmp_path / "run"
     flags = ("--preset", "kinetics", "--data.source", str(source), *SMALL, "--data.max_bad", "0.9", "--train.steps", "3")
-    judged = ("--evaluate", "features", "--evaluate.features.k", "1", "--evaluate.features.labels_per_class", "1")
+    judged = ("--evaluate", "masked_loss", "features", "--evaluate.features.k", "1", "--evaluate.features.labels_per_class", "1")
     result = run_recipe("video_mae", *flags, *judged, "--folder", str(run))
     named = [json.loads(line)["name"] for line in (run / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == len(set(named))
@@ -192,6 +193,7 @@ def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Ru
         "--train.steps",
         "6",
         "--evaluate",
+        "masked_loss",
         "reconstruction",
         "--folder",
         str(run),

@@ -43,7 +43,7 @@ class FewShotProbe(Evaluator):
     config: Config
     needs_labels = True
     columns: ClassVar[Mapping[str, Column]] = {
-        "few_shot": Column("attentive probe", "{:.1%}"),
+        "few_shot_top1": Column("attentive probe", "{:.1%}"),
         "few_shot_untrained": Column("untrained", "{:.1%}"),
     }
 
@@ -62,7 +62,7 @@ class FewShotProbe(Evaluator):
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Returns the accuracy of both encoders."""
-        return {"few_shot": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
+        return {"few_shot_top1": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
 
     def format(self, found: Mapping[str, Any]) -> str:
         """Returns a line for each probe and control."""
