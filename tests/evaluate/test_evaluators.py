@@ -17,7 +17,7 @@ from mmm.config.cli import parse
 from mmm.config.serialize import from_dict, load, save, to_dict
 from mmm.data import ImagesConfig, Problem
 from mmm.evaluate.builtin import FewShotProbe, FrozenFeatures, MaskedLoss, OnlineKnn, ReconstructionGallery
-from mmm.evaluate.compare_runs import compare, describe_comparison, group_runs
+from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.evaluator import Column, Context, Evaluations, Evaluator, EvaluatorConfig, EvaluatorSet, evaluators
 from mmm.evaluate.run_results import Record, record
 
@@ -190,7 +190,7 @@ def test_the_numbers_of_ones_own_evaluation_are_compared(count: type[Evaluator],
     ]
     found = compare(group_runs(runs), None)
     assert list(found["columns"]) == ["steps", "samples", "loss", "held_out_loss", "weights", "my_number", "seconds"]
-    text = describe_comparison(found)
+    text = format_comparison(found)
     assert "12,000" in text
     assert "weights" in text
     assert "my_number" in text
