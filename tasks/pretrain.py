@@ -147,7 +147,7 @@ def scaled(config: Config) -> TrainConfig:
 
 
 def unit_of(model: MaskedModel) -> int | None:
-    """Returns what a searched micro-batch is a multiple of. None: it is not searched, as the target takes a micro-batch together."""
+    """Returns what a searched micro-batch is a multiple of. None: it is not searched, for the target looks across it."""
     return None if model.target.across_batch else 1
 
 
