@@ -25,6 +25,8 @@ from mmm.config.cli import main
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import FrozenFeatures
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker
 from mmm.objectives.masked import SecondSource
 from mmm.targets import PixelTarget
@@ -69,8 +71,7 @@ SSV2_IMAGENET = pretrain.Config(
 DEMO = replace(
     MOTION,
     second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
-    evaluate=("features", "transfer", "reconstruct"),
-    representation=PHOTOGRAPHS.representation,
+    evaluate=EvaluatorSet.of(*MOTION.evaluate, FrozenFeatures.Config(labels_per_class=20)),
 )
 
 PRESETS: dict[str, pretrain.Config] = {"ssv2_imagenet": SSV2_IMAGENET, "demo": DEMO}
