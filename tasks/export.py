@@ -68,7 +68,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def origin_of(path: Path, license: str) -> Origin:
-    """What the run's folder says of the model."""
+    """Returns the source of a model: its run, where it has one."""
     run = run_of(path) if path.exists() else None
     if run is None:
         return Origin(path.name, license=license)
@@ -77,13 +77,13 @@ def origin_of(path: Path, license: str) -> Origin:
 
 
 def _step(path: Path, run: Path) -> int | None:
-    """The step of the checkpoint that a path means."""
+    """Returns the step of the checkpoint that a path stands for."""
     folder = next((one for one in (path, path.parent) if one.name.startswith("step_")), None) or newest(run / "checkpoints")
     return None if folder is None else int(folder.name.removeprefix("step_"))
 
 
 def _out(config: Config, path: Path) -> Path:
-    """The folder to write."""
+    """Returns the folder to write."""
     if config.out is not None:
         return Path(config.out)
     run = run_of(path) if path.exists() else None

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from mmm.config.serialize import to_dict
+from mmm.contract import check_own_parts
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
 from mmm.data import DataConfig
@@ -76,6 +77,7 @@ class Config(RunConfig):
 def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: what does not fit together is said before anything is opened
+    check_own_parts(model)
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
@@ -88,7 +90,7 @@ def run(config: Config) -> dict[str, Any]:
     if "target" not in copied:
         model.target.begin(model, load_model)
     # ---------------------------------------------------------------------------------------------------------------- training
-    fingerprints = fingerprint(model) | {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
+    fingerprints = fingerprint(model, plan) | {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
     training = Training.prepare(
         accelerator,
         model,
@@ -104,7 +106,10 @@ def run(config: Config) -> dict[str, Any]:
     contexts = [context_of(config, stream, accelerator.device, plan) for stream in streams]
     evaluations = Evaluations(config.evaluate, model, contexts, every=config.train.evaluate_every)
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
-    with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=evaluations.inputs) as session:
+    with (
+        opened as folder,
+        open_session(folder, config, training, objective, data, plan, evaluated=evaluations.inputs, unit=unit_of(model)) as session,
+    ):
         for update in session:
             model.target.update(model, update.step, plan.steps, update.made)
             if due := evaluations.due(update.step, plan.steps):
@@ -140,6 +145,11 @@ def scaled(config: Config) -> TrainConfig:
     if not config.scale_by_predicted or masker.predict is None:
         return config.train
     return replace(config.train, learning_rate=config.train.learning_rate * masker.predict / masker.ratio)
+
+
+def unit_of(model: MaskedModel) -> int | None:
+    """What a micro-batch is a multiple of, where its size is searched; none: what a target takes together is not changed."""
+    return None if model.target.across_batch else 1
 
 
 def context_of(config: Config, stream: DataStream, device: torch.device, plan: Plan) -> Context:
@@ -185,7 +195,7 @@ def describe(config: Config, training: Training, objective: MaskedObjective, dat
         "predicted": mask.predict.shape[1],
     }
     notes = {"resizing": kernel_in_use()} | about_repeats(stream.data, plan) | about_sources(config)
-    text = preview(config, training, objective, data, plan, tokens=tokens, notes=notes)
+    text = preview(config, training, objective, data, plan, tokens=tokens, notes=notes, unit=unit_of(model))
     if training.accelerator.is_main_process:
         print(text)
     return {"dry_run": text}

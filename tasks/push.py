@@ -3,8 +3,8 @@
 mmm push my-encoder --repo user/my-encoder
 mmm push my-encoder --repo user/my-encoder --no_private
 
-Log in first (`hf auth login`), or set HF_TOKEN. Only the weights, the config and the card are uploaded. Add a licence to the card
-(README.md) before a model is made public: none is stated.
+Log in first (`hf auth login`), or set HF_TOKEN. Only the weights, the configs and the card are uploaded. State a licence before a
+model is made public: `mmm export --license`, or in the card (README.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Config:
     """Make a repository that only its owner sees; one that exists stays as it is."""
 
     message: str = "Upload by mmm"
-    """Of the commit."""
+    """Message of the commit."""
 
 
 def run(config: Config) -> dict[str, Any]:

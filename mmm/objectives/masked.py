@@ -20,6 +20,7 @@ from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
 from mmm.train.distributed.processes import EveryProcess
+from mmm.train.schedule import Plan
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -122,9 +123,12 @@ def connect(model: MaskedModel, accelerator: Accelerator) -> None:
             part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
 
 
-def fingerprint(model: MaskedModel) -> dict[str, str]:
-    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds."""
-    found = hashlib.sha256()
-    for name, value in (unsaved := model.target.unsaved()).items():
+def fingerprint(model: MaskedModel, plan: Plan) -> dict[str, Any]:
+    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds, and, where
+    the target looks across the batch, the samples that are computed together.
+    """
+    found, target = hashlib.sha256(), model.target
+    for name, value in (unsaved := target.unsaved()).items():
         found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"target.weights": found.hexdigest()[:16]} if unsaved else {}
+    together = {"target.samples_together": plan.micro_batch_size * plan.processes} if target.across_batch else {}
+    return together | ({"target.weights": found.hexdigest()[:16]} if unsaved else {})

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Literal["mse", "l1", "smooth_l1", "cosine", "cross_entropy"]
+ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -24,12 +24,18 @@ def cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(predicted.transpose(1, -1), wanted, reduction="none")
 
 
+def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Of K logits and the shares of K classes."""
+    return -(wanted * predicted.log_softmax(-1)).sum(-1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda predicted, wanted: F.mse_loss(predicted, wanted, reduction="none").mean(-1),
     "l1": lambda predicted, wanted: F.l1_loss(predicted, wanted, reduction="none").mean(-1),
     "smooth_l1": lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none").mean(-1),
     "cosine": cosine,
     "cross_entropy": cross_entropy,
+    "soft_cross_entropy": soft_cross_entropy,
 }
 
 

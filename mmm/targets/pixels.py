@@ -20,7 +20,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import Loss, mean_loss
+from mmm.targets.losses import ValueLoss, mean_loss
 
 
 @targets.register("pixels")
@@ -44,12 +44,8 @@ class PixelTarget(Target):
         pixels: Literal["normalised", "unit"] = "normalised"
         """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
 
-        loss: Loss = "mse"
+        loss: ValueLoss = "mse"
         """How far a prediction is off."""
-
-        def validate(self) -> None:
-            if self.loss == "cross_entropy":
-                raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from mse, l1, smooth_l1, cosine")
 
     config: Config
     mean: Tensor

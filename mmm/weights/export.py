@@ -1,4 +1,4 @@
-"""Models written for others: weights in a format of the list, how pixels are prepared, and a card."""
+"""Exports models: weights in a format of the list, the preparation of pixels, and a card."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mmm.weights.model_card import CARD, Origin, model_card
 
 
 def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
-    """Writes a folder with a model in a format, how its pixels are prepared, and a card: whole or not at all.
+    """Writes a folder with a model in a format, preprocessor_config.json and a card. A failure leaves nothing behind.
 
     Args:
         to: the name of the format.
         out: the folder; new or empty.
-        origin: where the model is from, for the card.
+        origin: source of the model, for the card.
 
     Returns:
         Lines of Python that load it.
 
     Raises:
-        ValueError: where something is there, or naming what the format cannot hold.
+        ValueError: the folder is not empty, or the format cannot hold the model.
     """
     refuse_full(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -57,7 +57,7 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
     """Writes a model's weights and configs into a folder that exists, and returns the lines of Python that load it.
 
     Raises:
-        ValueError: naming what the format cannot hold.
+        ValueError: the format cannot hold the model.
     """
     lines = find_format(to).write(model, folder)
     if model.data is not None:
@@ -67,13 +67,13 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
 
 
 def refuse_full(folder: Path) -> None:
-    """Refuses a place where something is."""
+    """Refuses a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--out {folder} exists already; give another, or delete it")
 
 
 def processor_config(data: Input) -> dict[str, Any]:
-    """preprocessor_config.json, as transformers reads it, for what evaluation does.
+    """Returns preprocessor_config.json, with which transformers prepares samples as evaluation does.
 
     Samples are resized so that the crop is covered, images with a margin, cropped at the centre, scaled to [0, 1] and normalised.
     """

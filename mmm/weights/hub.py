@@ -1,4 +1,4 @@
-"""Folders of weights on the Hugging Face hub, up and down, through its own library, which alone handles the token."""
+"""Downloads and uploads folders of weights through huggingface_hub, which alone handles the token."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | N
         revision, token: as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
-        ValueError: where there is none, it may not be read, or nothing can be reached.
+        ValueError: there is none, it may not be read, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -45,16 +45,16 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
     """Makes the repository where it is missing, and uploads an exported folder's files in one commit.
 
     Args:
-        folder: that `mmm export` or `save_pretrained` wrote.
+        folder: folder that `mmm export` or `save_pretrained` wrote.
         repo: `user/name`.
-        private: of a repository that is made; one that exists stays as it is.
-        message: of the commit.
+        private: whether a new repository is private; an existing one stays as it is.
+        message: message of the commit.
 
     Returns:
         The commit's address.
 
     Raises:
-        ValueError: where the folder is none, the hub refuses, or it cannot be reached.
+        ValueError: the folder is no exported one, the hub refuses, or it cannot be reached.
     """
     folder = Path(folder).expanduser()
     if not NAME.fullmatch(repo):
@@ -79,5 +79,5 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
 
 
 def _said(error: Exception) -> str:
-    """The first line of an error, without a token."""
+    """Returns the first line of an error, without tokens."""
     return SECRETS.sub("***", (str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -1,4 +1,4 @@
-"""Starting a model from weights that another one left."""
+"""Initialises a model from the weights of another."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
         The names of the parts that were copied.
 
     Raises:
-        ValueError: where it cannot be read, or naming what differs: missing, unexpected or misshapen weights, or numbers of heads.
+        ValueError: the weights cannot be read or do not fit; the message names what differs.
     """
     stored = find_stored(path)
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
@@ -59,7 +59,7 @@ def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
 
 
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
-    """Refuses other numbers of heads, which change what weights mean and show in no shape."""
+    """Refuses other numbers of heads, which no shape shows."""
     own, other = _heads(model), _heads(source)
     differ = [f"{name} has {own[name]}, there {other[name]}" for name in own if other.get(name, own[name]) != own[name]]
     if differ:
@@ -67,7 +67,7 @@ def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
 
 
 def _options_of(model: Any) -> dict[str, Any]:
-    """What files do not say, as the model that is started has it."""
+    """Returns the options that files do not state, as the model has them."""
     heads, data = _heads(model), getattr(model, "data", None)
     found: dict[str, Any] = {"decoder_heads": 1}  # a decoder without heads: the file's, if it has one, will not fit it
     for name, beginning in (("heads", "encoder."), ("decoder_heads", "decoder.")):
@@ -85,7 +85,7 @@ def _heads(model: nn.Module) -> dict[str, int]:
 
 
 def _refuse_other_positions(name: str, own: Any, other: Any, where: str) -> None:
-    """Refuses flat positions where the model's are others, or the other way round: they are no weights of a file."""
+    """Refuses flat positions for a model with others, and the reverse: files do not hold them."""
     kinds = [getattr(getattr(part, "config", None), "positions", None) for part in (own, other)]
     if "flat_sine_cosine" in kinds and kinds[0] != kinds[1]:
         raise ValueError(f"{where} is of a model with {kinds[1]} positions; set {name}.positions to {kinds[1]}")

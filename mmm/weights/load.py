@@ -1,4 +1,4 @@
-"""Loading a model from whatever holds one."""
+"""Loads models from run folders, published weights and the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
-OTHERS = {  # how names begin that no format reads, and what they are of; the first that is found counts
+OTHERS = {  # prefixes of names that no format reads, and their layouts; the first match counts
     "pos_embed_spatial": "MAE-ST's layout",
     "vit.": "transformers' ViT without its config.json",
     "videomae.": "transformers' VideoMAE without its config.json",
@@ -66,8 +66,7 @@ def load(
         A masked model, or a classifier where the weights have a head.
 
     Raises:
-        ValueError: one line: what cannot be read, is of no known format, lacks a name or has one too many, or which argument is
-            missing or does not fit.
+        ValueError: the weights cannot be read, are of no known format or do not fit, or an argument is missing or does not fit.
     """
     given = Options(
         heads=heads,
@@ -82,12 +81,12 @@ def load(
 
 
 def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedModel:
-    """As `load`, for what needs no head: a classifier becomes a model without a decoder, and a warning names what is left out."""
+    """Loads a model without a head: a classifier becomes a model without a decoder, and a warning names what is left out."""
     return without_head(load(path, norm_pix=norm_pix), str(path))
 
 
 def without_head(model: Model, source: str) -> MaskedModel:
-    """A masked model as it is, or the encoder of a classifier as a model without a decoder."""
+    """Returns a masked model as it is, and the encoder of a classifier as a model without a decoder."""
     if isinstance(model, MaskedModel):
         return model
     left = [name for name in model.state_dict() if not name.startswith("encoder.")]
@@ -100,10 +99,10 @@ def without_head(model: Model, source: str) -> MaskedModel:
 
 
 def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> M:
-    """As `load`, for a model of one class; see `from_pretrained`.
+    """Loads a model of one class; see `from_pretrained`.
 
     Raises:
-        ValueError: where another is stored.
+        ValueError: a model of another class is stored.
     """
     model: Model = read_stored(find_stored(path, revision=revision, token=token), Options())
     model = without_head(model, str(path)) if issubclass(kind, MaskedModel) else model
@@ -113,10 +112,10 @@ def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, tok
 
 
 def find_stored(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Stored:
-    """What is stored at a path; a name on the hub (`user/name`, no path and no file's name) is fetched.
+    """Returns the weights at a path. A name on the hub (`user/name`, where no such path exists) is fetched.
 
     Raises:
-        ValueError: where there is nothing.
+        ValueError: there is nothing.
     """
     name, path = str(path), Path(path).expanduser()
     if path.exists():
@@ -127,10 +126,10 @@ def find_stored(path: str | Path, *, revision: str | None = None, token: str | b
 
 
 def read_stored(stored: Stored, options: Options) -> Model:
-    """The model that is stored, in the first format that knows it.
+    """Returns the model, read in the first format that detects it.
 
     Raises:
-        ValueError: where no format does, or its `read` refuses.
+        ValueError: no format does, or its `read` refuses.
     """
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
     if form is None:

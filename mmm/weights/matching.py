@@ -1,4 +1,4 @@
-"""Stored weights and a model's own: every name on either side is used, or named in the error."""
+"""Matches stored weights with those of a model: every name on either side is used, or named in an error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LISTED = 8  # names that an error lists before it only counts them
 
 
 def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Compares stored tensors with those that they are to fill, by name.
+    """Checks that stored tensors fit a model, by name and shape.
 
     Args:
         found: stored tensors.
         expected: tensors of the right shapes, for instance on the meta device.
-        source: where `found` comes from, for the error.
+        source: path of the stored tensors, for the error.
 
     Raises:
         ValueError: one line that names what is missing, unexpected, misshapen, of another kind, or not finite.
@@ -43,7 +43,7 @@ def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], names: Names, source: str) -> None:
-    """Copies stored tensors into a model. Parts on the meta device are given memory once everything matches.
+    """Copies stored tensors into a model. Parts on the meta device are allocated once everything matches.
 
     Raises:
         ValueError: see `match_state_dict`; it names the tensors as the file does.
@@ -60,7 +60,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], names: Names, source: 
 
 
 def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tensor]:
-    """A model's weights under the names of a format, as views.
+    """Returns a model's weights under the names of a format, as views.
 
     Raises:
         ValueError: naming the weights for which the format has no place.
@@ -76,7 +76,8 @@ def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tenso
 
 
 def renamed(name: str, table: Iterable[Sequence[str]]) -> str | None:
-    """The second name of a row whose first is `name`, or whose first ends in a dot and begins it. None: there is no such row."""
+    """Returns `name` renamed by the first row that fits: (old, new), where an old name that ends in a dot is a prefix. None: no row
+    fits."""
     for old, new in table:
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name.removeprefix(old)
@@ -84,14 +85,14 @@ def renamed(name: str, table: Iterable[Sequence[str]]) -> str | None:
 
 
 def shorten_list(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are; empty ones do not count."""
+    """Returns the first few names and the number of the others; empty names are skipped."""
     present = [name for name in names if name]
     more = f" and {len(present) - LISTED} more" if len(present) > LISTED else ""
     return ", ".join(present[:LISTED]) + more
 
 
 def _mismatch(name: str, value: Tensor, expected: Tensor) -> str:
-    """What is wrong with a tensor, or an empty string."""
+    """Returns why a tensor does not fit, or an empty string."""
     if value.shape != expected.shape:
         return f"has {name} as {tuple(value.shape)} instead of {tuple(expected.shape)}"
     if value.is_floating_point() != expected.is_floating_point() or value.layout is not torch.strided:
@@ -101,7 +102,7 @@ def _mismatch(name: str, value: Tensor, expected: Tensor) -> str:
 
 @torch.no_grad()
 def _allocate(model: nn.Module) -> None:
-    """Gives memory to parts on the meta device, and computes the positions that files leave out."""
+    """Allocates parts that are on the meta device, and computes the positions that files leave out."""
     for part in model.children():
         if not any(weight.is_meta for weight in part.parameters()):
             continue

@@ -1,4 +1,4 @@
-"""The card of a model: what is known of it, from its parts and its run, and nothing that is not."""
+"""Model cards: the README.md of a saved model, written from its parts and its run."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PARTS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool", "head")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model is from.
+    """The source of a model.
 
     Attributes:
-        name: of the run's folder or of the file. None: not known.
-        config: of the run; None for other weights.
-        step: updates that its weights have seen, where a run says so.
+        name: name of the run's folder or of the file. None: not known.
+        config: config of the run. None: the weights are from no run.
+        step: number of updates of the weights. None: not known.
         evaluations: results in the run's folder, by kind.
         results: other results of these weights, by name.
         license: an identifier of the hub's.
@@ -52,10 +52,10 @@ class Origin:
 
 
 def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> ModelCard:
-    """The card, which is a folder's README.md.
+    """Returns the card of a model.
 
     Args:
-        origin: where the model is from.
+        origin: source of the model.
         load: lines of Python that load it.
     """
     from huggingface_hub import ModelCard
@@ -75,7 +75,7 @@ def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> Mode
 
 
 def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float]) -> ModelCardData:
-    """What the hub reads: library, licence, pipeline, tags and metrics."""
+    """Returns the metadata that the hub reads: library, licence, pipeline, tags and metrics."""
     from huggingface_hub import EvalResult, ModelCardData
 
     clips, headed = len(model.tokenizer.size) == 3, isinstance(model, Classifier)
@@ -108,7 +108,7 @@ def _title(model: Model, origin: Origin) -> str:
 
 
 def _parts(model: Model) -> str:
-    """The parts, how large they are, and what enters."""
+    """Returns the section on the parts, their sizes and their input."""
     parts = {name: part for name in PARTS if (part := getattr(model, name, None)) is not None}
     counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
     sizes = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count)
@@ -121,7 +121,7 @@ def _parts(model: Model) -> str:
 
 
 def _usage(model: Model) -> list[str]:
-    """How the model is called."""
+    """Returns lines of Python that call the model."""
     shape = "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
     if isinstance(model, Classifier):
         return [f"logits = model(x)  # x: normalised pixels, {shape}"]
@@ -130,7 +130,7 @@ def _usage(model: Model) -> list[str]:
 
 
 def _training(origin: Origin) -> str:
-    """What the run's config says."""
+    """Returns the section on training, from the run's config."""
     if origin.config is None:
         return (
             "## How it was trained\n\nNot known: no run says."
@@ -145,7 +145,7 @@ def _training(origin: Origin) -> str:
 
 
 def _source(source: Any) -> str:
-    """The name of a source of data; of a place on a disk only the last part."""
+    """Returns the name of a source of data. A path is shortened to its last part."""
     if source is None:
         return "not stated"
     local = str(source).startswith(("/", "~", ".")) or Path(str(source)).exists()
@@ -153,12 +153,12 @@ def _source(source: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as text and no more, on one line: what a run's folder says may be anybody's."""
+    """Returns a value as one line of plain text. A run folder may come from anybody, so markup is escaped."""
     return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'").replace("|", "&#124;")
 
 
 def _results(origin: Origin) -> dict[tuple[str, str], float]:
-    """What evaluations of these very weights came to, by kind and measure."""
+    """Returns the results of evaluations of exactly these weights, by kind and measure."""
     found = {("", _plain(name)): float(value) for name, value in origin.results.items()}
     for kind, line in origin.evaluations.items():
         if line.get("step") != origin.step or origin.step is None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar, which is no tar
 WRAPPINGS = ("model", "module", "state_dict")  # where training scripts put the weights, also one in another
 PREFIXES = ("module.", "_orig_mod.")  # which DDP and torch.compile put before every name
 
@@ -42,6 +42,8 @@ HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by name, on the CPU, without what training scripts put around them.
 
+    Where a file holds several models side by side, each name begins with that of its model: `teacher.blocks.0.norm1.weight`.
+
     Raises:
         ValueError: where the file cannot be read, would have to run code to be read, or holds no weights.
     """
@@ -54,6 +56,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for _ in WRAPPINGS:  # each may be around another; a pickle may also hold itself
         inner = [found[name] for name in WRAPPINGS if isinstance(found.get(name), dict)] if isinstance(found, dict) else []
         found = inner[0] if inner else found
+    if isinstance(found, dict) and (models := {name: value for name, value in found.items() if _is_state_dict(value)}):
+        found = {f"{model}.{name}": value for model, weights in models.items() for name, value in weights.items()}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds no weights by name, but {_kind(found)}")
     if not found:
@@ -64,6 +68,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), ""):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether a value holds tensors by name and nothing else."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -138,6 +138,17 @@ def test_an_unreadable_image_is_replaced_and_named(run_recipe: Run, tmp_path: Pa
     assert named[0]["name"].endswith("broken.png")
 
 
+def test_data_from_a_file_of_the_user_s_own(run_recipe: Run, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(
+        "import numpy as np\nfrom mmm.data import register_source\n"
+        "images = np.random.default_rng(0).random((12, 3, 40, 40), dtype=np.float32)\n"
+        "register_source('mine', {'train': images[:8], 'test': images[8:]})\n"
+    )
+    flags = ("--use", str(tmp_path / "my_data.py"), "--data.source", "registered:mine", "--data.workers", "2")
+    found = run_recipe("image_mae", *SMALL, *flags, "--folder", str(tmp_path / "run"))
+    assert found["held_out_loss"] > 0
+
+
 def test_too_many_unreadable_images_stop_a_run_at_once_or_after_its_checkpoint(
     run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is given away: folders that mmm, timm and transformers load to the same model, their cards, and the hub."""
+"""Exports: folders that mmm, timm and transformers load to the same model, their cards, and the hub."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ CROSS = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"
 def crossmae_file(
     width: int = 32, depth: int = 3, inner: int = 16, layers: int = 2, side: int = 3, maps: int = 4, self_attn: bool = False
 ) -> Weights:
-    """What the released files hold, written from the published table of names."""
+    """The content of the released files, written from the published table of names."""
     made = encoder_file(width, depth, (side, side))
     made = {name: value for name, value in made.items() if not name.startswith("norm.")}
     made |= {

@@ -54,7 +54,7 @@ def positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def encoder_file(width: int = 32, depth: int = 3, grid: tuple[int, int] = (3, 3), channels: int = 3) -> Weights:
-    """What `mae_pretrain_vit_*.pth` holds, written from the published table of names."""
+    """The content of `mae_pretrain_vit_*.pth`, written from the published table of names."""
     made = {"cls_token": torch.randn(1, 1, width), "pos_embed": positions(grid, width)}
     made |= {
         "patch_embed.proj.weight": 0.2 * torch.randn(width, channels, PATCH, PATCH),
@@ -64,14 +64,14 @@ def encoder_file(width: int = 32, depth: int = 3, grid: tuple[int, int] = (3, 3)
 
 
 def full_file(width: int = 32, depth: int = 3, inner: int = 16, grid: tuple[int, int] = (3, 3), channels: int = 3) -> Weights:
-    """What `mae_pretrain_vit_*_full.pth` holds."""
+    """The content of `mae_pretrain_vit_*_full.pth`."""
     made = encoder_file(width, depth, grid, channels) | linear("decoder_embed", width, inner) | norm("decoder_norm", inner)
     made |= {"mask_token": torch.randn(1, 1, inner), "decoder_pos_embed": positions(grid, inner)}
     return made | blocks("decoder_blocks", inner, 2) | linear("decoder_pred", inner, channels * PATCH**2)
 
 
 def classifier_file(pooled: bool) -> Weights:
-    """What fine-tuning writes: `fc_norm` instead of `norm` where the mean of the tokens is classified."""
+    """The weights that fine-tuning writes: `fc_norm` instead of `norm` where the mean of the tokens is classified."""
     made = encoder_file() | linear("head", 32, 10)
     if pooled:
         made = {name: value for name, value in made.items() if not name.startswith("norm.")} | norm("fc_norm", 32)

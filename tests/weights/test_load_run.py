@@ -30,7 +30,7 @@ from mmm.weights.load import load
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a task saves: the parts, the data, and what only the task knows."""
+    """The config that a task saves: the parts, the data, and what only the task knows."""
 
     data: ImagesConfig
     tokenizer: PartConfig
@@ -62,7 +62,7 @@ def make(config: Config, seed: int) -> MaskedModel:
 
 
 def write(run: Path, config: Config = BASE, steps: tuple[int, ...] = (10,), average: bool = False) -> list[MaskedModel]:
-    """A run folder as training leaves it; gives the model of each checkpoint."""
+    """A run folder as training leaves it; returns the model of each checkpoint."""
     (run / "checkpoints").mkdir(parents=True)
     save(config, run / "config.yaml")
     models = [make(config, seed=step) for step in steps]

@@ -43,13 +43,13 @@ def blocks(name: str, width: int, depth: int) -> Weights:
 
 
 def encoder_file(channels: int = 3) -> Weights:
-    """The encoder's weights, by the names that fine-tuning gives them, written from the published list."""
+    """The encoder's weights, under the names of fine-tuning, written from the published list."""
     made = {"patch_embed.proj.weight": 0.2 * torch.randn(16, channels, 2, 4, 4), "patch_embed.proj.bias": torch.randn(16)}
     return made | blocks("blocks", 16, 2) | norm("norm", 16)
 
 
 def full_file(channels: int = 3) -> Weights:
-    """What `checkpoint.pth` of pretraining holds under `model`."""
+    """The content of `checkpoint.pth` of pretraining under `model`."""
     made = {f"encoder.{name}": value for name, value in encoder_file(channels).items()}
     made |= {"mask_token": torch.randn(1, 1, 8), "encoder_to_decoder.weight": 0.2 * torch.randn(8, 16)}
     return made | blocks("decoder.blocks", 8, 1) | norm("decoder.norm", 8) | linear("decoder.head", 8, channels * 32)

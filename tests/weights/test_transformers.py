@@ -45,7 +45,7 @@ def theirs(name: str, **changes: object) -> nn.Module:
     """One of their models, small, with noise for weights."""
     import transformers
 
-    kind = next(kind for kind in ("ViTMAE", "VideoMAE", "ViT") if name.startswith(kind))
+    kind = next(kind for kind in ("ViTMAE", "VideoMAE", "ViT", "IJepa") if name.startswith(kind))
     size = {"num_frames": 4, "image_size": [8, 12]} if kind == "VideoMAE" else {"image_size": 12}  # a decoder's must be square
     config = getattr(transformers, f"{kind}Config")(**(SMALL | size | changes))
     config._attn_implementation = "sdpa"
@@ -81,7 +81,10 @@ def test_videomae_has_the_same_loss(tmp_path: Path, norm_pix: bool, pooled: bool
     assert model.masker.config.predict == 0.5
 
 
-@pytest.mark.parametrize(("name", "pooled"), [("ViTMAEModel", None), ("VideoMAEModel", True), ("VideoMAEModel", False)], ids=str)
+NAMES = [("ViTMAEModel", None), ("IJepaModel", None), ("VideoMAEModel", True), ("VideoMAEModel", False)]
+
+
+@pytest.mark.parametrize(("name", "pooled"), NAMES, ids=str)
 def test_encoders_have_the_same_features(tmp_path: Path, name: str, pooled: bool | None) -> None:
     original = theirs(name, **({} if pooled is None else {"use_mean_pooling": pooled}))
     original.save_pretrained(tmp_path)
@@ -91,6 +94,11 @@ def test_encoders_have_the_same_features(tmp_path: Path, name: str, pooled: bool
         images = torch.randn(2, 3, 12, 12)
         original.config.mask_ratio = 0.0
         wanted, ours = original(images, noise=torch.arange(9.0).expand(2, -1)).last_hidden_state, model.encode(images).last
+    elif name == "IJepaModel":
+        images = torch.randn(2, 3, 12, 12)
+        wanted, ours = original(images).last_hidden_state, model.encode(images).last
+        assert write_transformers(model, tmp_path / "back") == name
+        assert_same(load_file(tmp_path / "back" / "model.safetensors"), load_file(tmp_path / "model.safetensors"))
     else:
         clips = torch.randn(2, 3, 4, 8, 12)
         wanted, ours = original(clips.transpose(1, 2)).last_hidden_state, model.encode(clips).last
@@ -101,7 +109,7 @@ def test_encoders_have_the_same_features(tmp_path: Path, name: str, pooled: bool
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "fish"}, "label2id": {"cat": 0, "dog": 1, "fish": 2}}
 
 
-@pytest.mark.parametrize("name", ["ViTForImageClassification", "VideoMAEForVideoClassification"])
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "IJepaForImageClassification", "VideoMAEForVideoClassification"])
 def test_classifiers_come_with_their_heads_and_go_back(tmp_path: Path, name: str) -> None:
     original = theirs(name, **LABELS)
     original.save_pretrained(tmp_path / "theirs")

@@ -1,14 +1,14 @@
-"""A format of weights, and the list of all of them.
+"""The base class of formats of weights, and the list of all formats.
 
 A format is a class with `detect`, `read` and `write`, registered under its name; docs/adding_a_part.md shows one. `mmm.load` asks
-each in the order of the list whether it knows what is stored; `mmm export --to NAME` writes by its name.
+each format of the list, in order, whether the weights are of it; `mmm export --to NAME` writes in the format of that name.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights 
 
 @dataclass(frozen=True)
 class Stored:
-    """Weights that are stored somewhere, before it is known in which format.
+    """Stored weights whose format is not known yet.
 
     Attributes:
         path: a folder or a file that exists.
@@ -51,7 +51,7 @@ class Stored:
         """The file of weights: the path itself, or the folder's.
 
         Raises:
-            ValueError: where a folder has none.
+            ValueError: a folder has none.
         """
         if not self.path.is_dir():
             return self.path
@@ -67,12 +67,13 @@ class Stored:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the config.json beside the weights says; empty where there is none, or where the file has a name of its own."""
+        """The content of the config.json beside the weights; empty where there is none, or where the file has another name than in
+        such folders."""
         return self._json(CONFIG)
 
     @cached_property
     def processor(self) -> dict[str, Any]:
-        """What the preprocessor_config.json beside the weights says, likewise."""
+        """The content of the preprocessor_config.json beside the weights, likewise."""
         return self._json(PROCESSOR)
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What files do not say and a user may; see `mmm.load`. None: not given."""
+    """Facts that files do not state and a user may give; see `mmm.load`. None: not given."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -104,15 +105,15 @@ class Options:
     fusion_blocks: tuple[int, ...] | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that are not None."""
+        """Returns the options that are not None, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 class Format:
-    """One way in which models are stored.
+    """One way of storing models.
 
     Attributes:
-        name: under which it is registered.
+        name: its name in the list.
         title: for messages, for instance "MAE's layout".
         options: the names of `Options` that `read` uses; any other that is given is refused.
     """
@@ -122,11 +123,11 @@ class Format:
     options: ClassVar[frozenset[str]] = frozenset()
 
     def detect(self, stored: Stored) -> bool:
-        """Whether this is the format of what is stored."""
+        """Returns whether the weights are of this format."""
         raise NotImplementedError
 
     def read(self, stored: Stored, options: Options) -> Model:
-        """The model; every tensor is used or named.
+        """Returns the model. Every tensor is used, or named in an error or a warning.
 
         Raises:
             ValueError: one line that names what is missing, unexpected or misshapen.
@@ -134,15 +135,20 @@ class Format:
         raise NotImplementedError
 
     def leave_out(self, stored: Stored, *beginnings: str, reason: str) -> dict[str, Tensor]:
-        """The tensors without those whose names begin so, which a warning names."""
+        """Returns the tensors without those of the head, which a warning names.
+
+        Args:
+            beginnings: how the names of the head begin.
+            reason: why the head cannot be used.
+        """
         left = [name for name in stored.tensors if name.startswith(beginnings)]
         if left:
             logger.warning("%s: the head was left out (%s), for %s", stored, shorten_list(left), reason)
         return {name: value for name, value in stored.tensors.items() if name not in left}
 
-    def report(self, stored: Stored, about: str, assumed: str) -> None:
-        """Logs what was read, and what the file does not say."""
-        logger.info("%s: %s, all %d weights used; %s; assumed: %s", stored, self.title, len(stored.tensors), about, assumed)
+    def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:
+        """Logs which tensors were read, and what the file does not say."""
+        logger.info("%s: %s, all %d weights used; %s; assumed: %s", stored, self.title, len(tensors), about, assumed)
 
     def write(self, model: Model, folder: Path) -> list[str]:
         """Writes a model into an empty folder, and returns the lines of Python that load it.
@@ -161,7 +167,7 @@ def register(name: str) -> Callable[[type[Format]], type[Format]]:
     """A decorator that adds a format to the list.
 
     Raises:
-        ValueError: where the name is taken.
+        ValueError: the name is taken.
     """
 
     def add(kind: type[Format]) -> type[Format]:
@@ -175,10 +181,10 @@ def register(name: str) -> Callable[[type[Format]], type[Format]]:
 
 
 def data_of(model: Model) -> Input:
-    """What the data dictated to a model.
+    """Returns the size and normalisation of a model's samples.
 
     Raises:
-        ValueError: where the model does not know.
+        ValueError: the model does not know them.
     """
     if model.data is None:
         raise ValueError(f"this model does not know its data; give {type(model).__name__}(..., data=Input(size=...)) to save it")
@@ -186,10 +192,10 @@ def data_of(model: Model) -> Input:
 
 
 def find_format(name: str) -> Format:
-    """The format of this name.
+    """Returns the format of this name.
 
     Raises:
-        ValueError: where there is none; it names all and the nearest.
+        ValueError: there is none; the message names all and the nearest.
     """
     if name not in FORMATS:
         raise ValueError(f"--to {name}: no format is called so; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")

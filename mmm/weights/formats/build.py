@@ -1,6 +1,6 @@
-"""Models on the meta device, built from what the shapes in a file say, to be filled with its tensors.
+"""Builds models on the meta device from the shapes in a file; `mmm.weights.matching.fill` then copies the tensors.
 
-Heads stand in no file: the published sizes say how many a width has. Positions do not say their grid, nor pixels their colours.
+Files do not state the number of heads, the grid of the positions or the normalisation of pixels: published values are assumed.
 
 Legend: p side of a patch, C channels, N tokens of the grid, D width.
 """
@@ -80,7 +80,7 @@ def build(
     target: PixelTarget.Config | None = None,
     masker: MaskerConfig | None = None,
 ) -> MaskedModel:
-    """A model of these choices whose encoder and decoder are on the meta device: `fill` gives them memory and weights."""
+    """Returns a model whose encoder and decoder are on the meta device; `fill` allocates them."""
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
@@ -93,13 +93,13 @@ def build(
 def with_head(
     model: MaskedModel, *, classes: int, pool: PartConfig, head: HeadConfig, labels: tuple[str, ...] | None = None
 ) -> Classifier:
-    """A classifier with the encoder of a model that was built here, pool and head on the meta device."""
+    """Returns a classifier with the encoder of a model from `build`; pool and head are on the meta device."""
     with torch.device("meta"):
         return Classifier.of(model, classes=classes, pool=pool, head=head, labels=labels)
 
 
 def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
-    """The input of a model: normalised as a file says or, where it does not, as ImageNet's pixels; not at all if not in RGB."""
+    """Returns the size and normalisation of samples. Without mean and std, ImageNet's are assumed for 3 channels, else none."""
     if mean is not None and std is not None:
         return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     if channels == 3:
@@ -108,15 +108,15 @@ def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any 
 
 
 def describe_pixels(data: Input) -> str:
-    """The normalisation of a model's input, in words."""
+    """Returns the normalisation of samples in words."""
     return "pixels in [0, 1]" if set(data.std) == {1.0} else f"mean {data.mean} and std {data.std}"
 
 
 def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: str) -> Tensor:
-    """A tensor that alone says something of the model.
+    """Returns a tensor whose shape describes the model.
 
     Raises:
-        ValueError: where it is missing, or has another number of dimensions.
+        ValueError: it is missing, or has another number of dimensions.
     """
     if name not in weights:
         raise ValueError(f"{source} does not fit: it lacks {name}")
@@ -127,7 +127,7 @@ def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: st
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """An encoder of images under timm's names, as its shapes describe it.
+    """An encoder of images, as the shapes of its weights describe it.
 
     Attributes:
         data: size and channels of the images that its positions are for.
@@ -141,13 +141,13 @@ class ImageEncoder:
 
 
 def read_image_encoder(weights: Mapping[str, Tensor], options: Options, source: str, *, optional: bool = False) -> ImageEncoder:
-    """What the shapes of an encoder say, under the names that MAE, CrossMAE and timm share.
+    """Returns the config of an encoder from the shapes of its weights, under the names that MAE, CrossMAE and timm share.
 
     Args:
         optional: whether there may be no class token and no biases of queries, keys and values.
 
     Raises:
-        ValueError: where a tensor that alone says something is missing or misshapen, or an argument does not fit.
+        ValueError: a tensor is missing or misshapen, or an option does not fit.
     """
     embedding, table = needed(weights, "patch_embed.proj.weight", 4, source), needed(weights, "pos_embed", 3, source)
     _, channels, patch, across = embedding.shape
@@ -178,11 +178,10 @@ def read_image_encoder(weights: Mapping[str, Tensor], options: Options, source: 
 
 
 def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
-    """Width, depth and hidden width of the blocks under a prefix. Where several tensors say it, the majority counts, so that an
-    error names the odd one.
+    """Returns the size of the blocks under a prefix. The majority of the tensors counts, so that a later error names the odd one.
 
     Raises:
-        ValueError: naming a block that is missing as a whole.
+        ValueError: a whole block is missing.
     """
     parts = {name: name.removeprefix(f"{prefix}.").split(".", 1) for name in weights if name.startswith(f"{prefix}.")}
     numbers = {int(part[0]) for part in parts.values() if len(part) == 2 and part[0].isdecimal()}
@@ -202,10 +201,10 @@ def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack
 
 
 def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None, source: str) -> Grid:
-    """The grid (H', W') that a table of positions for N `tokens` is for.
+    """Returns the grid (H', W') of a table of positions for N `tokens`.
 
     Raises:
-        ValueError: where N is no square and no size is given, or the size does not fit.
+        ValueError: N is no square and no size is given, or the size does not fit.
     """
     if image_size is None:
         side = math.isqrt(max(tokens, 0))
@@ -220,10 +219,10 @@ def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None,
 
 
 def find_heads(argument: str, given: int | None, width: int, published: Mapping[int, int], source: str) -> int:
-    """The number of heads that is given or, for a published width, that of the published model.
+    """Returns the given number of heads or, for a published width, that of the published model.
 
     Raises:
-        ValueError: naming the argument to give, or that it does not divide the width.
+        ValueError: the argument is needed, or does not divide the width.
     """
     heads = published.get(width) if given is None else given
     if heads is None:
@@ -234,7 +233,7 @@ def find_heads(argument: str, given: int | None, width: int, published: Mapping[
 
 
 def is_fixed(table: Tensor, grid: Grid) -> bool:
-    """Whether a table (1, R + N, D) ends in sines and cosines of this grid, to the precision in which it was stored."""
+    """Returns whether a table (1, R + N, D) ends in sines and cosines of this grid, up to the rounding of its precision."""
     tokens = math.prod(grid)
     if table.dim() != 3 or table.shape[2] % 2 or table.shape[1] < tokens:
         return False
@@ -244,12 +243,12 @@ def is_fixed(table: Tensor, grid: Grid) -> bool:
 
 
 def describe_assumed(encoder: ImageEncoder, decoder_heads: int, options: Options) -> str:
-    """What no file of MAE's or CrossMAE's says, in words."""
+    """Returns in words what is assumed for a file of MAE or CrossMAE."""
     standardised = "not standardised" if options.norm_pix is False else "standardised"
     heads = f"{encoder.config.head_count} heads, {decoder_heads} decoder heads"
     return f"{heads}, targets {standardised} per patch, {describe_pixels(encoder.data)}"
 
 
-def official_lines(file: Path, kind: str) -> list[str]:
-    """Lines of Python that read an official file, for a model of theirs of the same size."""
-    return ["import torch", f"weights = torch.load({str(file)!r}, weights_only=True)['model']  # for {kind} of the same size"]
+def official_lines(file: Path, kind: str, key: str = "model") -> list[str]:
+    """Returns lines of Python that read an official file."""
+    return ["import torch", f"weights = torch.load({str(file)!r}, weights_only=True)[{key!r}]  # for {kind} of the same size"]

@@ -42,7 +42,7 @@ SELF = (".norm0.", ".self_attn.")  # what blocks have besides, where predicted t
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """CrossMAE's name of one of our weights."""
+    """Returns CrossMAE's name of one of our weights."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None else (theirs,)
 
@@ -55,7 +55,7 @@ class CrossMAE(Format):
     options = frozenset({"heads", "decoder_heads", "image_size", "norm_pix", "predict", "fusion_blocks"})
 
     def detect(self, stored: Stored) -> bool:
-        """The mixing weights, their norms and cross-attention are CrossMAE's own."""
+        """Returns whether there are mixing weights, their norms or cross-attention."""
         return any(name.startswith(("dec_norms.", "wfm.")) or ".cross_attn." in name for name in stored.tensors)
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -84,7 +84,7 @@ class CrossMAE(Format):
         )
         about = f"{encoder.about}; decoder of {inner} that read mixtures of {maps} maps"
         fill(model, tensors, names, f"{source} (read as {self.title}: {about})")
-        self.report(stored, about, describe_assumed(encoder, decoder.heads, options))
+        self.report(stored, tensors, about, describe_assumed(encoder, decoder.heads, options))
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -93,10 +93,10 @@ class CrossMAE(Format):
 
 
 def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
-    """A model's weights under CrossMAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes.
+    """Returns a model's weights under CrossMAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
 
     Raises:
-        ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
+        ValueError: that layout has no place for a weight, or the model lacks one of its parts.
     """
     tensors = tensors_under(model, names, CrossMAE.title)
     if MIX not in tensors or "cls_token" not in tensors:
@@ -106,7 +106,7 @@ def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
 
 
 def _mixed(depth: int, maps: int, given: tuple[int, ...] | None, source: str) -> tuple[tuple[int, ...] | None, bool]:
-    """The blocks that are mixed (None: all), and whether the encoder's input is."""
+    """Returns the blocks that are mixed (None: all), and whether the encoder's input is mixed too."""
     if given is None:
         if maps not in (depth, depth + 1):
             raise ValueError(

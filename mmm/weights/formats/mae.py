@@ -35,7 +35,7 @@ DECODED = ("decoder_embed.", *(theirs for _, theirs in DECODER))  # how names be
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """MAE's name of one of our weights."""
+    """Returns MAE's name of one of our weights."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None else (theirs,)
 
@@ -48,7 +48,7 @@ class MAE(Format):
     options = frozenset({"heads", "decoder_heads", "image_size", "norm_pix", "predict"})
 
     def detect(self, stored: Stored) -> bool:
-        """The decoder's names are MAE's own."""
+        """Returns whether there is a decoder under MAE's names."""
         return any(name.startswith(DECODED) for name in stored.tensors)
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -66,7 +66,7 @@ class MAE(Format):
         )
         about = f"{encoder.about}; decoder of {inner}"
         fill(model, tensors, names, f"{source} (read as {self.title}: {about})")
-        self.report(stored, about, describe_assumed(encoder, heads, options))
+        self.report(stored, tensors, about, describe_assumed(encoder, heads, options))
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -75,11 +75,11 @@ class MAE(Format):
 
 
 def to_mae(model: Model) -> dict[str, torch.Tensor]:
-    """A model's weights under MAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes. Of a
+    """Returns a model's weights under MAE's names, as views, for `torch.save({"model": ...})` or `save_file`. Of a
     model without a decoder they are those of timm's vision transformers.
 
     Raises:
-        ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
+        ValueError: that layout has no place for a weight, or the model lacks one of its parts.
     """
     tensors = tensors_under(model, names, MAE.title)
     encoder: Any = model.encoder

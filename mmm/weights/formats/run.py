@@ -1,6 +1,6 @@
-"""Our own folders: runs, whose weights are a checkpoint's, and saved or exported models, whose weights lie beside config.yaml.
+"""Folders that mmm writes: runs, with weights in checkpoints, and saved models, with weights beside config.yaml.
 
-Of config.yaml the parts and the shape of the data are read; the rest belongs to the task that wrote it, which need not be here.
+Only the parts and the shape of the data are read from config.yaml. The rest belongs to the task that wrote it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HUB_CONFIG = "config.json"  # by which the hub counts downloads
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The choices of a stored model.
+    """The parts of a stored model.
 
     Attributes:
         decoded: whether it has the decoder; a masked model may be its encoder alone.
@@ -65,7 +65,7 @@ class Parts:
 
     @property
     def model(self) -> ModelConfig:
-        """The choices of a masked model with its decoder."""
+        """The config of a masked model with its decoder."""
         return ModelConfig(**{name: getattr(self, name) for name in MASKED})
 
 
@@ -76,7 +76,7 @@ class RunFolder(Format):
     title = "a folder of mmm's"
 
     def detect(self, stored: Stored) -> bool:
-        """config.yaml is in it, or in the run that it is in."""
+        """Returns whether there is a config.yaml of mmm's."""
         return run_of(stored.path) is not None
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -104,7 +104,7 @@ class RunFolder(Format):
 
 
 def run_of(path: Path) -> Path | None:
-    """The folder with config.yaml that a path means: itself, or that of a checkpoint or of a file of weights."""
+    """Returns the run folder of a path: itself, or that of its checkpoint or file of weights. None: it is in no run."""
     place = _place(path)
     depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
@@ -114,7 +114,7 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_config(path: Path) -> tuple[ModelConfig, Input]:
-    """The parts of a masked model, and what the data dictates to them, of a config.yaml.
+    """Returns the parts of a masked model and the size and normalisation of its samples, from a config.yaml.
 
     Raises:
         ValueError: naming the file and the field, or that it is a classifier's.
@@ -126,7 +126,7 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
 
 
 def read_parts(path: Path) -> tuple[Parts, Input]:
-    """The parts of a model, and what the data dictates to them, of a config.yaml.
+    """Returns the parts of a model and the size and normalisation of its samples, from a config.yaml.
 
     Raises:
         ValueError: naming the file and the field.
@@ -148,7 +148,7 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
 
 
 def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tuple[str, ...] | None) -> Model:
-    """A model of these parts, its weights still to be overwritten; torch's generator stays as it was."""
+    """Returns a model of these parts whose weights are to be overwritten; torch's generator is left alone."""
     if parts.decoded:
         return MaskedModel.build(parts.model, data, seed=0)
     stored = {name.removeprefix("encoder.") for name in weights if name.startswith("encoder.")}
@@ -174,7 +174,7 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
 
 
 def _labels(run: Path) -> tuple[str, ...] | None:
-    """The names of a classifier's classes: those in config.yaml of a saved model, or in the result of a run."""
+    """Returns the names of a classifier's classes, from the config.yaml of a saved model or the result of a run."""
     found = read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("labels")
     if found is None and (run / RESULT).is_file():
         try:
@@ -185,10 +185,10 @@ def _labels(run: Path) -> tuple[str, ...] | None:
 
 
 def _tree(model: Model) -> dict[str, Any]:
-    """What config.yaml says of a model.
+    """Returns the content of config.yaml for a model.
 
     Raises:
-        ValueError: where a part was built without a config, or the model does not know its data.
+        ValueError: a part has no config, or the model does not know its data.
     """
     given = {name: to_dict(value) for name, value in asdict(data_of(model)).items() if value is not None}
     *frames, height, width = given.pop("size")
@@ -213,7 +213,7 @@ def _check(model: Model, folder: Path) -> None:
 
 
 def _only(tree: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    """These values of a tree; all must be there, for a default could be another than the run's."""
+    """Returns these values of a tree. All must be present, because a default may differ from the run's."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'the config'}: expected names and values, not {tree!r}")
     for name in names:
@@ -232,12 +232,12 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
 
 
 def _place(path: Path) -> Path:
-    """Where it is; a link to a checkpoint means what it points to, a file stays among its neighbours."""
+    """Returns an absolute path. Links to folders are resolved; a file is taken from the folder in which it is named."""
     return path.absolute() if path.is_file() else path.resolve()
 
 
 def _weights(path: Path, run: Path) -> Path:
-    """The file of weights that a path into a run means; of a checkpoint whole, as its manifest says."""
+    """Returns the file of weights that a path into a run stands for, once its checkpoint is verified."""
     place = _place(path)
     if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
         return run / WEIGHTS

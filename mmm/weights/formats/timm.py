@@ -51,7 +51,7 @@ ARGUMENTS = (  # of a config.json, what is handed to timm; weights that are name
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """timm's name of one of our weights."""
+    """Returns timm's name of one of our weights."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None or theirs.endswith(("q_bias", "v_bias")) else (theirs,)
 
@@ -64,7 +64,7 @@ class Timm(Format):
     options = frozenset({"heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Blocks or patch embedding have timm's names; other layouts that share them are asked before."""
+        """Returns whether blocks or patch embedding have timm's names; formats that share them come earlier in the list."""
         return any(mark in stored.tensors for mark in MARKS) and "pos_embed_spatial" not in stored.tensors
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -95,7 +95,7 @@ class Timm(Format):
         fill(model, tensors, names, f"{source} (read as {self.title}: {encoder.about})")
         unsaid = [] if theirs is not None else [f"{config.head_count} heads"]
         unsaid += [] if "mean" in said else [describe_pixels(data)]
-        self.report(stored, encoder.about, ", ".join(unsaid) or "nothing")
+        self.report(stored, tensors, encoder.about, ", ".join(unsaid) or "nothing")
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -123,10 +123,10 @@ class Timm(Format):
 
 
 def to_timm(model: Model) -> dict[str, Tensor]:
-    """The weights of an encoder of images, and of a classifier's head, under timm's names, as views.
+    """Returns the weights of an encoder of images, and of a classifier's head, under timm's names, as views.
 
     Raises:
-        ValueError: where the encoder or the head is none of timm's plain ones.
+        ValueError: timm's plain vision transformer has no such encoder or head.
     """
     title = "timm's plain vision transformer"
     encoder = model.encoder
@@ -141,10 +141,10 @@ def to_timm(model: Model) -> dict[str, Tensor]:
 
 
 def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
-    """The architecture of timm's that is nearest, and the arguments in which the model differs, `global_pool` among them.
+    """Returns the nearest architecture of timm's, and the arguments in which the model differs from it.
 
     Raises:
-        ValueError: where timm's differs in what no argument says.
+        ValueError: timm has no argument for a difference.
     """
     to_timm(model)
     encoder = model.encoder
@@ -178,10 +178,10 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def _described(stored: Stored) -> Any:
-    """The architecture that config.json names, without weights. None: it names none.
+    """Returns the architecture that config.json names, on the meta device. None: it names none.
 
     Raises:
-        ValueError: where it is no plain vision transformer, or is told what is not known here.
+        ValueError: it is no plain vision transformer, or has an argument that is not supported.
     """
     name = stored.config.get("architecture")
     if name is None:
@@ -207,6 +207,6 @@ def _described(stored: Stored) -> Any:
 
 
 def _epsilon(theirs: nn.Module) -> float:
-    """The epsilon of timm's norms."""
+    """Returns the epsilon of the layer norms."""
     [epsilon] = {module.eps for module in theirs.modules() if isinstance(module, nn.LayerNorm)}
     return epsilon

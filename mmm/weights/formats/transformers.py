@@ -1,4 +1,4 @@
-"""Folders of transformers: ViTMAE, ViT and VideoMAE, each as an encoder, with a decoder or as a classifier.
+"""Folders of transformers: ViTMAE, ViT, I-JEPA and VideoMAE, as an encoder, with a decoder or as a classifier.
 
 config.json says what no weight does, and may leave out what is at transformers' default; preprocessor_config.json says how pixels
 are normalised. Dropout, which published models do not use, is not read.
@@ -35,11 +35,13 @@ from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_und
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["vit_mae", "vit", "videomae"]  # config.json's model_type
-BASE: dict[Kind, str] = {"vit_mae": "vit.", "vit": "vit.", "videomae": "videomae."}
+Kind = Literal["vit_mae", "vit", "ijepa", "videomae"]  # config.json's model_type
+BASE: dict[Kind, str] = {"vit_mae": "vit.", "vit": "vit.", "ijepa": "ijepa.", "videomae": "videomae."}
+TOKENED = ("vit_mae", "vit")  # with a class token
 CLASSES: dict[Kind, dict[str, str]] = {  # by what the model is
     "vit_mae": {"encoder": "ViTMAEModel", "decoder": "ViTMAEForPreTraining"},
     "vit": {"classifier": "ViTForImageClassification"},
+    "ijepa": {"encoder": "IJepaModel", "classifier": "IJepaForImageClassification"},
     "videomae": {
         "encoder": "VideoMAEModel",
         "decoder": "VideoMAEForPreTraining",
@@ -67,6 +69,7 @@ CLIPS: dict[str, Any] = {"qv_bias": True, "norm_pix_loss": True, "num_frames": 1
 DEFAULTS: dict[Kind, dict[str, Any]] = {
     "vit_mae": SHARED | dict(zip(DECODER, (512, 8, 16, 2048), strict=True)) | IMAGES,
     "vit": SHARED | {"qkv_bias": True},
+    "ijepa": SHARED | {"qkv_bias": True},
     "videomae": SHARED | dict(zip(DECODER, (384, 4, 6, 1536), strict=True)) | CLIPS,
 }
 
@@ -91,6 +94,10 @@ OUTSIDE: dict[Kind, tuple[tuple[str, str], ...]] = {
         ("decoder.head.", "decoder.decoder_pred."),
     ),
     "vit": (*IMAGE_ENCODER, ("head.linear.", "classifier.")),
+    "ijepa": (
+        *((ours, theirs.replace("vit.", "ijepa.")) for ours, theirs in IMAGE_ENCODER if ours != "encoder.cls_token"),
+        ("head.linear.", "classifier."),
+    ),
     "videomae": (
         ("encoder.patch_embed.proj.", "videomae.embeddings.patch_embeddings.projection."),
         ("encoder.blocks.", "videomae.encoder.layer."),
@@ -117,7 +124,7 @@ INSIDE = (  # a block
     ("mlp.fc2.", ("output.dense.",)),
 )
 LATER = (  # a spelling of the fifth version, the first's
-    (r"^(vit\.)?layers\.", r"\1encoder.layer."),
+    (r"^(vit\.|ijepa\.)?layers\.", r"\1encoder.layer."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
     (r"\.attention\.k_proj\.", ".attention.attention.key."),
@@ -130,7 +137,7 @@ LATER_VIDEO = ((r"\.query\.bias$", ".q_bias"), (r"\.value\.bias$", ".v_bias"))
 
 
 def names_of(kind: Kind, *, alone: bool) -> Names:
-    """transformers' names of our weights; those of a bare encoder have no beginning in common."""
+    """Returns the function that maps our names to transformers'; those of a bare encoder have no common prefix."""
 
     def names(ours: str) -> tuple[str, ...] | None:
         if kind == "videomae" and ours in TABLES:
@@ -144,7 +151,7 @@ def names_of(kind: Kind, *, alone: bool) -> Names:
 
 
 def block_names(name: str) -> tuple[str, ...] | None:
-    """transformers' names of a weight whose name inside a block is still ours; names outside blocks stay as they are."""
+    """Returns transformers' names of a weight whose name inside a block is still ours. None: a block has no such weight."""
     block = re.fullmatch(r"(.*\.(?:layer|decoder_layers)\.\d+\.)(.*)", name)
     if block is None:
         return (name,)
@@ -155,10 +162,10 @@ def block_names(name: str) -> tuple[str, ...] | None:
 
 
 def first_spelling(weights: Mapping[str, Tensor], video: bool, source: str) -> dict[str, Tensor]:
-    """Weights under the names of transformers' first version.
+    """Returns weights under the names of transformers' first version.
 
     Raises:
-        ValueError: where two spellings of a name occur.
+        ValueError: two spellings of a name occur.
     """
     found = {}
     for name, value in weights.items():
@@ -181,7 +188,7 @@ class Transformers(Format):
     options = frozenset({"predict"})
 
     def detect(self, stored: Stored) -> bool:
-        """config.json names the kind of model."""
+        """Returns whether config.json names a known kind of model."""
         return stored.config.get("model_type") in BASE
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -214,23 +221,24 @@ class Transformers(Format):
         model: Model = masked
         if headed:
             pool: PartConfig = ClassPool.Config() if kind == "vit" else MeanPool.Config()
-            head = HeadConfig(norm="none") if kind == "vit" else HeadConfig(norm="layer", epsilon=HEAD_EPSILON)
+            head = HeadConfig(norm="layer", epsilon=HEAD_EPSILON) if kind == "videomae" else HeadConfig(norm="none")
             classes, labels = len(tensors["classifier.weight"]), _labels(stored.config)
             model = with_head(masked, classes=classes, pool=pool, head=head, labels=labels)
         fill(model, tensors, names_of(kind, alone=alone), source)
         normalised = "nothing" if "image_mean" in stored.processor else f"mean {data.mean} and std {data.std}"
-        self.report(stored, kind, normalised)
+        self.report(stored, tensors, kind, normalised)
         return model
 
     def _head(
         self, tensors: dict[str, Tensor], said: Mapping[str, Any], kind: Kind, decoded: bool, stored: Stored
     ) -> tuple[dict[str, Tensor], bool]:
-        """The tensors that are used, and whether a classifier's head is among them."""
+        """Returns the tensors to use, and whether a classifier's head is among them."""
         if decoded:
             return tensors, False
-        readable = kind == "vit" or said.get("use_mean_pooling", False)
+        readable = kind != "videomae" or said["use_mean_pooling"]
         headed = readable and "classifier.weight" in tensors
-        unread = ("vit.pooler.", "pooler.") if headed else ("classifier.", "fc_norm.", "vit.pooler.", "pooler.")
+        pooler = ("pooler.", f"{BASE[kind]}pooler.")
+        unread = pooler if headed else ("classifier.", "fc_norm.", *pooler)
         left = [name for name in tensors if name.startswith(unread)]
         if left:
             reason = "" if readable else ": it reads the first token, which no pool does"
@@ -238,9 +246,13 @@ class Transformers(Format):
         return {name: value for name, value in tensors.items() if name not in left}, headed
 
     def write(self, model: Model, folder: Path) -> list[str]:
-        kind: Kind = "videomae" if len(model.tokenizer.size) == 3 else "vit" if isinstance(model, Classifier) else "vit_mae"
-        config = _write_config(model, kind)
         alone = not isinstance(model, Classifier) and model.decoder is None
+        kind: Kind = "vit" if isinstance(model, Classifier) else "vit_mae"
+        if len(model.tokenizer.size) == 3:
+            kind = "videomae"
+        elif not model.encoder.shape.prefix and (alone or isinstance(model, Classifier)):
+            kind = "ijepa"
+        config = _write_config(model, kind)
         weights = tensors_under(model, names_of(kind, alone=alone), f"transformers' {kind}")
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -252,22 +264,22 @@ class Transformers(Format):
 
 
 def _read_config(config: Mapping[str, Any], kind: Kind, source: str) -> dict[str, Any]:
-    """The values of a config.json, with transformers' defaults.
+    """Returns the values of a config.json, completed by transformers' defaults.
 
     Raises:
-        ValueError: naming a value of another type, or that cannot be had here.
+        ValueError: a value has another type or is not supported.
     """
     said = DEFAULTS[kind] | dict(config)
     for name, default in DEFAULTS[kind].items():
         if type(said[name]) is not type(default) and name not in ("image_size", "patch_size"):
             raise ValueError(f"{source}: {name} is {said[name]!r}; expected something like {default!r}")
     if said["hidden_act"] != "gelu":
-        raise ValueError(f"{source}: hidden_act is {said['hidden_act']!r}; what can be had is 'gelu'")
+        raise ValueError(f"{source}: hidden_act is {said['hidden_act']!r}; only 'gelu' is supported")
     return said
 
 
 def _sizes(said: Mapping[str, Any], kind: Kind, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The grid, and the size of a sample in pixels (and frames)."""
+    """Returns the grid, and the size of a sample in pixels (and frames)."""
     height, width = _pair(said, "image_size", source)
     side, across = _pair(said, "patch_size", source)
     if side != across or min(height // side, width // side) < 1:
@@ -282,7 +294,7 @@ def _sizes(said: Mapping[str, Any], kind: Kind, source: str) -> tuple[tuple[int,
 
 
 def _method(said: Mapping[str, Any], kind: Kind) -> tuple[PartConfig, MaskerConfig, PixelTarget.Config]:
-    """Tokenizer, masker and target."""
+    """Returns the configs of tokenizer, masker and target."""
     side = said["patch_size"] if isinstance(said["patch_size"], int) else said["patch_size"][0]
     if kind == "videomae":
         target = VIDEOMAE_TARGET if said["norm_pix_loss"] else PixelTarget.Config(standardise="none", pixels="unit")
@@ -300,7 +312,7 @@ def _encoder(said: Mapping[str, Any], kind: Kind) -> VisionTransformer.Config:
         norm_epsilon=said["layer_norm_eps"],
     )
     if kind != "videomae":
-        return replace(config, qkv_bias="all" if said["qkv_bias"] else "none")
+        return replace(config, class_token=kind in TOKENED, qkv_bias="all" if said["qkv_bias"] else "none")
     biases: QKVBias = "qv" if said["qv_bias"] else "none"
     return replace(config, class_token=False, positions="flat_sine_cosine", qkv_bias=biases)
 
@@ -322,7 +334,7 @@ def _decoder(said: Mapping[str, Any], kind: Kind) -> SelfAttentionDecoder.Config
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes in their order, but for the numbers that stand for names where there are none."""
+    """Returns the names of the classes in order. None: there are none but LABEL_0, LABEL_1 and so on."""
     names = config.get("id2label")
     if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
         return None
@@ -331,7 +343,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _pair(said: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
-    """Height and width, which may be one number."""
+    """Returns height and width; a single number stands for both."""
     value = said[name]
     sides = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
@@ -343,11 +355,10 @@ def _pair(said: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
 
 
 def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
-    """The config.json of a model.
+    """Returns the config.json of a model.
 
     Raises:
-        ValueError: naming the choices that it cannot say and that change what the model computes; those that only training
-            depends on are named in a warning.
+        ValueError: a choice that changes the computation cannot be stated. What only changes training is named in a warning.
     """
     encoder, decoder = model.encoder, None if isinstance(model, Classifier) else model.decoder
     if not isinstance(encoder, VisionTransformer) or not isinstance(decoder, (SelfAttentionDecoder, type(None))):
@@ -389,9 +400,9 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
 
 
 def _objective(model: Any, kind: Kind) -> dict[str, Any]:
-    """What config.json says of the masks and the loss; a warning names the rest."""
+    """Returns the fields of config.json on masks and loss; a warning names what it cannot state."""
     target, masker = model.target.config, model.masker.config
-    images = kind == "vit_mae"
+    images = kind != "videomae"
     pixels = isinstance(target, PixelTarget.Config)
     standardised = pixels and target.standardise != "none"
     theirs = PixelTarget.Config(standardise="patch") if images else VIDEOMAE_TARGET
@@ -412,21 +423,21 @@ def _objective(model: Any, kind: Kind) -> dict[str, Any]:
     if lost and model.decoder is not None:
         logger.warning("transformers' %s has no place for %s; a training that goes on there is another", kind, shorten_list(lost))
     said: dict[str, Any] = {"norm_pix_loss": standardised}
-    return said | ({"mask_ratio": masker.ratio} if images else {})
+    return said | ({"mask_ratio": masker.ratio} if images else {}) if kind != "ijepa" else {}
 
 
 def _refuse_others(model: Model, encoder: VisionTransformer, decoder: SelfAttentionDecoder.Config | None, kind: Kind) -> None:
-    """Refuses choices that change what is computed and that theirs does not have."""
+    """Refuses choices that transformers' model does not have."""
     own, images = encoder.config, kind != "videomae"
     wrong = {
-        f"encoder.class_token {own.class_token}": own.class_token != images,
+        f"encoder.class_token {own.class_token}": own.class_token != (kind in TOKENED),
         f"encoder.qkv_bias {own.qkv_bias}": own.qkv_bias not in ("all" if images else "qv", "none"),
         f"encoder.positions {own.positions}": not images and own.positions != "flat_sine_cosine",
         "an encoder without a final norm": images and not encoder.reads.last,
     }
     if isinstance(model, Classifier):
         pool, head = model.pool.config, model.head.config
-        wrong |= {f"pool.name {pool.name}": not isinstance(pool, ClassPool.Config if images else MeanPool.Config)}
+        wrong |= {f"pool.name {pool.name}": not isinstance(pool, ClassPool.Config if kind == "vit" else MeanPool.Config)}
         wrong |= {f"head.norm {head.norm}": head.norm != ("none" if images else "layer")}
         if not images and head.norm == "layer" and head.epsilon != HEAD_EPSILON:
             logger.warning("transformers' norm before the head has an epsilon of %g, not %g", HEAD_EPSILON, head.epsilon)

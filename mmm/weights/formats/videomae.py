@@ -61,7 +61,7 @@ EMBEDDING = "patch_embed.proj.weight"
 
 
 def names_with(prefix: str) -> Names:
-    """VideoMAE's names where those of the encoder begin with `prefix`."""
+    """Returns the function that maps our names to VideoMAE's, with `prefix` before those of the encoder."""
 
     def names(ours: str) -> tuple[str, ...] | None:
         if ours in TABLES:
@@ -83,7 +83,7 @@ class VideoMAE(Format):
     options = frozenset({"heads", "decoder_heads", "image_size", "frames", "norm_pix", "predict"})
 
     def detect(self, stored: Stored) -> bool:
-        """Keys have no bias of their own, or tokens have a depth; there is no class token, and there are no positions."""
+        """Returns whether only queries and values have biases, or tokens have a depth, without class token and positions."""
         tensors = stored.tensors
         if "cls_token" in tensors or any(name.startswith("pos_embed") for name in tensors):
             return False
@@ -132,7 +132,7 @@ class VideoMAE(Format):
         about += "" if inner is None else f", decoder of {inner}"
         fill(model, tensors, names_with(prefix), f"{source} (read as {self.title}: {about})")
         grid = " x ".join(map(str, masked.tokenizer.grid_of(size)))
-        self.report(stored, about, f"{heads} heads, positions of {grid} tubes, {describe_pixels(data_of(model))}")
+        self.report(stored, tensors, about, f"{heads} heads, positions of {grid} tubes, {describe_pixels(data_of(model))}")
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -141,13 +141,13 @@ class VideoMAE(Format):
 
 
 def to_videomae(model: Model) -> dict[str, torch.Tensor]:
-    """A model's weights under VideoMAE's names, as views: what `torch.save({"model": ...})` or safetensors' `save_file` takes.
+    """Returns a model's weights under VideoMAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
 
     Without a decoder the encoder's names stand alone, as classifiers are started from. Positions, which that layout computes, are
     left out.
 
     Raises:
-        ValueError: naming the weights for which that layout has no place, or that it has and the model lacks.
+        ValueError: that layout has no place for a weight or a choice.
     """
     decoder: Any = getattr(model, "decoder", None)
     for part, module in (("encoder", model.encoder), ("decoder", decoder)):
@@ -165,10 +165,10 @@ def to_videomae(model: Model) -> dict[str, torch.Tensor]:
 
 
 def _size(tokenizer: Tubes.Config, options: Options, source: str) -> tuple[int, int, int]:
-    """Frames, height and width of a clip: as given, or the released models'.
+    """Returns frames, height and width of a clip: the given ones, or those of the released models.
 
     Raises:
-        ValueError: where tubes do not divide the clip.
+        ValueError: tubes do not divide the clip.
     """
     length = CLIP[0] if options.frames is None else options.frames
     side = CLIP[1] if options.image_size is None else options.image_size
@@ -183,7 +183,7 @@ def _size(tokenizer: Tubes.Config, options: Options, source: str) -> tuple[int, 
 
 
 def _decoder(inner: Stack, biases: QKVBias, options: Options, source: str) -> SelfAttentionDecoder.Config:
-    """The choices that make the file's decoder."""
+    """Returns the config of the file's decoder."""
     return SelfAttentionDecoder.Config(
         width=inner.width,
         depth=inner.depth,
