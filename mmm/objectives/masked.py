@@ -124,7 +124,7 @@ def connect(model: MaskedModel, accelerator: Accelerator) -> None:
 
 
 def fingerprint(model: MaskedModel, plan: Plan) -> dict[str, Any]:
-    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds, and, where
+    """Values that a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds, and, where
     the target looks across the batch, the samples that are computed together.
     """
     found, target = hashlib.sha256(), model.target
