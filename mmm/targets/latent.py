@@ -129,7 +129,7 @@ class LatentTarget(Target):
 
     @torch.no_grad()
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """Returns the values of the predicted tokens, (kmB, Q, K), with `class_weight` also those of each mask's class token, (mB, K)."""
+        """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             patches, grid = taught.tokens
             return self._encode(patches, grid, Mask(mask.predict, mask.predict))
