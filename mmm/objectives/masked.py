@@ -114,8 +114,8 @@ def connect(model: MaskedModel, accelerator: Accelerator) -> None:
 
 
 def fingerprint(model: MaskedModel, plan: Plan) -> dict[str, Any]:
-    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds, and, where
-    the target looks across the batch, the samples that are computed together.
+    """Values that a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds, and,
+    if the target looks across the batch, the samples that are computed together.
     """
     found, target = hashlib.sha256(), model.target
     for name, value in (unsaved := target.unsaved()).items():
