@@ -20,7 +20,7 @@ from mmm.config.serialize import to_dict
 from mmm.data import Clips, ClipsConfig, Images
 from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
-from mmm.evaluate.classification import classify, describe_classification
+from mmm.evaluate.classification import classify, format_classification
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
@@ -143,7 +143,7 @@ def finish(
     result["protocol"] = protocol(config, session.training, splits, weights).plain()
     if session.main:
         (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(describe_classification(result))
+        print(format_classification(result))
     return result
 
 

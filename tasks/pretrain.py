@@ -20,7 +20,7 @@ from mmm.data.transforms.resize import kernel_in_use
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss, ReconstructionGallery
-from mmm.evaluate.evaluator import Context, Evaluations, EvaluatorSet
+from mmm.evaluate.evaluator import Context, Due, Evaluations, EvaluatorSet
 from mmm.evaluate.plots.curves import draw_loss
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
@@ -103,19 +103,18 @@ def run(config: Config) -> dict[str, Any]:
     if config.dry_run:
         return describe(config, training, objective, data, plan)
     connect(model, accelerator)
-    contexts = [context_of(config, stream, accelerator.device, plan) for stream in streams]
+    contexts = [open_context(config, stream, accelerator.device, plan.steps) for stream in streams]
     evaluations = Evaluations(config.evaluate, model, contexts, every=config.train.evaluate_every)
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
     with (
         opened as folder,
         open_session(folder, config, training, objective, data, plan, evaluated=evaluations.inputs, unit=unit_of(model)) as session,
     ):
+        evaluations.write_to(folder.path.name, folder.pictures if session.main else None)
         for update in session:
             model.target.update(model, update.step, plan.steps, update.made)
             if due := evaluations.due(update.step, plan.steps):
-                with training.gathered() as gathered:
-                    update.metrics |= evaluations.measure(due, cast(MaskedModel, gathered), update.step)
-                session.bad_inputs.pending += evaluations.take_problems()
+                update.metrics |= measure(session, evaluations, due)
         return finish(session, evaluations)
 
 
@@ -148,12 +147,12 @@ def scaled(config: Config) -> TrainConfig:
 
 
 def unit_of(model: MaskedModel) -> int | None:
-    """What a micro-batch is a multiple of, where its size is searched; none: what a target takes together is not changed."""
+    """Returns what a searched micro-batch is a multiple of. None: it is not searched, for the target looks across it."""
     return None if model.target.across_batch else 1
 
 
-def context_of(config: Config, stream: DataStream, device: torch.device, plan: Plan) -> Context:
-    """What evaluations need to know of a source."""
+def open_context(config: Config, stream: DataStream, device: torch.device, steps: int) -> Context:
+    """The context of evaluations on one source."""
     return Context(
         data=stream.data,
         masker=stream.masker,
@@ -161,27 +160,35 @@ def context_of(config: Config, stream: DataStream, device: torch.device, plan: P
         title="",
         untrained=lambda: build_model(config).to(device),
         source=stream.name,
-        steps=plan.steps,
-        batch_size=plan.micro_batch_size,
+        steps=steps,
     )
 
 
+def measure(session: Session, evaluations: Evaluations, due: list[Due]) -> dict[str, float]:
+    """Makes the evaluations that are due in the course of the training."""
+    training = session.training
+    with training.gathered() as model:
+        size = session.plan.micro_batch_size
+        figures = evaluations.measure(due, cast(MaskedModel, model), training.step, batch_size=size)
+    session.bad_inputs.pending += evaluations.take_problems()
+    return figures
+
+
 def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
-    """Ends the run with its evaluations and the loss curve."""
+    """Makes the evaluations that a run ends with, records and prints them, and draws the loss curve."""
     training, folder = session.training, session.folder
     logger.info("%s", session.bad_inputs.report())
-    for context in evaluations.contexts:
-        context.title, context.pictures = folder.path.name, folder.pictures if session.main else None
-    results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **session.metrics}
-    with training.averaged(), training.gathered() as gathered:
-        for result in evaluations.finish(cast(MaskedModel, gathered), training.step):
+    results: dict[str, Any] = {"run": str(folder.path), "step": training.step}
+    with training.averaged(), training.gathered() as model:
+        for result in evaluations.finish(cast(MaskedModel, model), training.step):
             results[result.name] = result.found
+            session.log(training.step, result.figures)
             if session.main:
                 record(folder.path, result.name, training.step, result.found | {"figures": result.figures})
                 print(result.text)
     if session.main:
         logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
-    return results
+    return session.metrics | results
 
 
 def describe(config: Config, training: Training, objective: MaskedObjective, data: Mixture, plan: Plan) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class EvaluatorSet(PartSet):
 
 @dataclass(frozen=True)
 class Column:
-    """How `mmm compare` shows a number.
+    """Display of a number by `mmm compare`.
 
     Attributes:
         title: of the column.
@@ -73,7 +73,7 @@ class Column:
 
 @dataclass(kw_only=True)
 class Context:
-    """What an evaluation is given beside the model.
+    """The data, device and paths that an evaluation gets beside the model.
 
     Attributes:
         data: how the samples are read.
@@ -172,6 +172,9 @@ class Evaluator(ABC):
         return f"{self.config.name}: {', '.join(shown)}"
 
 
+Due = tuple[Evaluator, Context]
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of one evaluation on one source.
@@ -206,7 +209,7 @@ class Evaluations:
 
     def __init__(self, configs: EvaluatorSet, model: MaskedModel, contexts: Sequence[Context], *, every: int | None = None) -> None:
         self.every, self.contexts = every, list(contexts)
-        self.pairs: list[tuple[Evaluator, Context]] = []
+        self.pairs: list[Due] = []
         for evaluator in (evaluators.build(config) for config in configs):
             for context in self.contexts:
                 if reason := self._why_not(evaluator, model, context):
@@ -230,7 +233,12 @@ class Evaluations:
         online = [context for evaluator, context in self.pairs if self._interval(evaluator) is not None or evaluator.online]
         return sum(len(context.test) for context in self.contexts if any(context is one for one in online))
 
-    def due(self, step: int, steps: int) -> list[tuple[Evaluator, Context]]:
+    def write_to(self, title: str, pictures: Path | None) -> None:
+        """Names the run for titles, and its folder of pictures; None: no pictures."""
+        for context in self.contexts:
+            context.title, context.pictures = title, pictures
+
+    def due(self, step: int, steps: int) -> list[Due]:
         """The evaluations to make after an update, in the course of a training of so many."""
         return [
             (evaluator, context)
@@ -238,14 +246,20 @@ class Evaluations:
             if due(step, self._interval(evaluator), steps) and (evaluator.online or step < steps)
         ]
 
-    def measure(self, due: Sequence[tuple[Evaluator, Context]], model: MaskedModel, step: int) -> dict[str, float]:
-        """Makes evaluations and returns their numbers, by names that tell sources apart.
+    def measure(self, due: Sequence[Due], model: MaskedModel, step: int, *, batch_size: int) -> dict[str, float]:
+        """Makes evaluations in the course of a training, and returns their numbers by names that tell sources apart.
 
         Args:
             due: from `due`.
             model: that needs no other process.
+            batch_size: samples that the model gets at once, in place of that of the context.
         """
-        return {name: value for pair in due for name, value in self._result(*pair, model, step).figures.items()}
+        figures: dict[str, float] = {}
+        for evaluator, context in due:
+            usual, context.batch_size = context.batch_size, batch_size
+            figures |= self._result(evaluator, context, model, step).figures
+            context.batch_size = usual
+        return figures
 
     def finish(self, model: MaskedModel, step: int | None, *, again: bool = False) -> Iterator[Result]:
         """Makes the evaluations that a training ends with, one by one. One that fails is logged as an error, and left out.

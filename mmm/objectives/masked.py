@@ -79,16 +79,6 @@ class DataStream:
         """A metric's name for this source."""
         return f"{name}_{self.name}" if self.name else name
 
-    def held_out(self, count: int) -> Images | Clips:
-        """So many samples of the evaluation part, evenly spread over it."""
-        part = open_data(self.data, "eval")
-        count = min(count, len(part))
-        return part.subset(torch.arange(count) * len(part) // count)
-
-    def with_masker(self, model: MaskedModel) -> MaskedModel:
-        """The same model with this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
-
 
 class MaskedObjective:
     """The loss of masked modelling. Masks are drawn from the samples' keys, outside the compiled graph.

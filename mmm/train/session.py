@@ -116,15 +116,19 @@ class Session:
                 self.bad_inputs.note(batch.problems)
             yield batch
 
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends numbers to metrics.jsonl and passes them to the tracker; nothing where there are none."""
+        if metrics:
+            self.folder.log(step, metrics)
+            self.training.accelerator.log(dict(metrics), step=step)
+            self.metrics |= metrics
+
     def _record(self, update: Update) -> None:
         """Logs and saves what is due, and stops the run where too many inputs could not be read."""
         folder, config = self.folder, self.config.train
         folder.note_skipped(update.skipped)
         self.bad_inputs.share()
-        if update.metrics:
-            folder.log(update.step, update.metrics)
-            self.training.accelerator.log(update.metrics, step=update.step)
-            self.metrics |= update.metrics
+        self.log(update.step, update.metrics)
         if update.save:
             self.training.save(folder.checkpoints, config.keep_last, keep_every=config.keep_every, needed=update.last)
         self.bad_inputs.check()  # after the checkpoint, so that a run that stops here keeps it
