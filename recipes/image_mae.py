@@ -17,8 +17,8 @@ from mmm.config.cli import main
 from mmm.data import ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.features.frozen_eval import RepresentationConfig
-from mmm.evaluate.reconstruction.gallery import GalleryConfig
+from mmm.evaluate.builtin import FrozenFeatures, MaskedLoss, ReconstructionGallery
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
@@ -67,7 +67,7 @@ CIFAR10 = pretrain.Config(
         betas=(0.9, 0.95),
         log_every=50,
     ),
-    evaluate=("features", "reconstruct"),
+    evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
 # Raw pixels, because 4 x 4 patches that are standardised one by one can hardly be predicted (from their neighbours a linear model
@@ -100,9 +100,9 @@ DEMO = pretrain.Config(
         log_every=100,
         evaluate_every=650,
     ),
-    evaluate=("features", "reconstruct"),
-    representation=RepresentationConfig(labels_per_class=20),
-    gallery=GalleryConfig(measured=None),
+    evaluate=EvaluatorSet.of(
+        MaskedLoss.Config(), FrozenFeatures.Config(labels_per_class=20), ReconstructionGallery.Config(measured=None)
+    ),
 )
 
 PRESETS = {"imagenet": IMAGENET, "imagenet_1600": IMAGENET_1600, "cifar10": CIFAR10, "demo": DEMO}

@@ -25,6 +25,7 @@ from mmm.config.cli import main
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker
 from mmm.objectives.masked import SecondSource
 from mmm.targets import PixelTarget
@@ -32,6 +33,7 @@ from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
 from recipes.image_mae import DEMO as PHOTOGRAPHS
 from recipes.video_mae import DEMO as MOTION
+from recipes.video_mae import PROBE
 from tasks import pretrain
 
 SSV2_IMAGENET = pretrain.Config(
@@ -69,8 +71,7 @@ SSV2_IMAGENET = pretrain.Config(
 DEMO = replace(
     MOTION,
     second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
-    evaluate=("features", "transfer", "reconstruct"),
-    representation=PHOTOGRAPHS.representation,
+    evaluate=EvaluatorSet.of(*PHOTOGRAPHS.evaluate, PROBE),
 )
 
 PRESETS: dict[str, pretrain.Config] = {"ssv2_imagenet": SSV2_IMAGENET, "demo": DEMO}

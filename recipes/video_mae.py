@@ -25,8 +25,8 @@ from mmm.config.cli import main
 from mmm.data import ClipsConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.probes.few_shot import TransferConfig
-from mmm.evaluate.reconstruction.gallery import GalleryConfig
+from mmm.evaluate.builtin import FewShotProbe, MaskedLoss, ReconstructionGallery
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
@@ -112,6 +112,8 @@ DEMO_CLIPS = ClipsConfig(
     workers=1,
 )
 
+PROBE = FewShotProbe.Config(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200)
+
 # Tubes of four frames, so that motion lies inside a token: with two, a probe finds nothing after so short a run. Masks are drawn
 # over space and time: hidden columns were learned more slowly (at another learning rate). Raw pixels, as for the demonstration of
 # images.
@@ -134,9 +136,11 @@ DEMO = pretrain.Config(
         threads=1,  # the other core decodes
         log_every=100,
     ),
-    evaluate=("transfer", "reconstruct"),
-    transfer=TransferConfig(labels_per_class=10, heads=4, rates=(3e-4, 1e-3, 3e-3), steps=200),
-    gallery=GalleryConfig(measured=None),
+    evaluate=EvaluatorSet.of(
+        MaskedLoss.Config(),
+        PROBE,
+        ReconstructionGallery.Config(measured=None),
+    ),
 )
 
 PRESETS = {

@@ -100,8 +100,9 @@ def run_recipe() -> Callable[..., dict[str, object]]:
     def run(name: str, *flags: str) -> dict[str, object]:
         recipe = load_recipe(name)
         start = [] if "--config" in flags else ["--preset", "demo"]
-        short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1", "--evaluate"]
-        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, "--held_out", "16", *flags])
+        short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1"]
+        few = [] if "--evaluate" in flags else ["--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "16"]
+        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, *few, *flags])
 
     yield run
     reset_accelerate()

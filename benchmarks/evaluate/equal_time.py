@@ -28,6 +28,8 @@ from benchmarks.measure import machine, table
 from mmm.data import open_data
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
 from mmm.evaluate.run_results import Record
 from mmm.model import MaskedModel
@@ -65,8 +67,7 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
         train=train,
         seed=seed,
         folder=str(folder),
-        held_out=128,
-        evaluate=(),
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=128)),
     )
 
 

@@ -19,6 +19,8 @@ from mmm.data import ClipsConfig, DataConfig, ImagesConfig
 from mmm.data.sources.builtin_videos import DIRECTIONS, write_motion_video
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.maskers import TubeMasker
 from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
@@ -98,8 +100,7 @@ def config_of(work: Path, medium: str = "image", workers: int = 0, **train: Any)
         encoder=VisionTransformer.Config(width=24, depth=2, heads=2, drop_path=0.2),
         decoder=SelfAttentionDecoder.Config(width=16, depth=1, heads=2),
         train=TrainConfig(**chosen | train),
-        held_out=4,
-        evaluate=(),
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
     )
 
 

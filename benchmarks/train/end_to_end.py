@@ -31,6 +31,8 @@ from benchmarks.data.video_decode import render
 from benchmarks.measure import machine, save, table
 from mmm.data import open_data, train_batches
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from recipes import image_mae, video_mae
 from tasks import pretrain
 
@@ -52,8 +54,7 @@ def config_of(recipe: pretrain.Config, source: Path, folder: Path, options: argp
             save_every=options.steps,
         ),
         folder=str(folder),
-        evaluate=(),
-        held_out=1,
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=1)),
     )
 
 

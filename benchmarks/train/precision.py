@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import machine, save, table
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.run_results import Record
 from recipes.image_mae import DEMO
 from tasks import pretrain
@@ -46,7 +48,7 @@ def train(precision: str, seed: int, options: argparse.Namespace, folder: Path) 
         ),
         seed=seed,
         folder=str(folder),
-        evaluate=(),
+        evaluate=EvaluatorSet.of(MaskedLoss.Config()),
     )
     result = pretrain.run(config)
     record = Record.read(folder)

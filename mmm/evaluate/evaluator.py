@@ -90,6 +90,7 @@ class Context:
         dtype: of autocast; None: fp32.
         test_split: split of the source to evaluate on; None: the evaluation part, as in training.
         problems: inputs that could not be read; evaluations append those of their own process.
+        train_samples: the training samples, where they are open already.
     """
 
     data: DataConfig
@@ -106,11 +107,12 @@ class Context:
     dtype: torch.dtype | None = None
     test_split: str | None = None
     problems: list[Problem] = field(default_factory=list)
+    train_samples: Images | Clips | None = None
 
     @cached_property
     def train(self) -> Images | Clips:
         """The samples that the model is trained on, and whose labels may be used."""
-        return open_data(self.data, "train")
+        return open_data(self.data, "train") if self.train_samples is None else self.train_samples
 
     @cached_property
     def test(self) -> Images | Clips:

@@ -96,11 +96,12 @@ def test_every_task_runs_there(tmp_path: Path, device: torch.device) -> None:
     parts = "--masker.name block --masker.predict 0.25 --tokenizer.size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2"
     parts += " --decoder.name cross_attention --decoder.width 16 --decoder.depth 2 --decoder.heads 2 --decoder.fusion linear"
     train = "--train.steps 2 --train.batch_size 8 --train.micro_batch_size 4 --train.log_every 1"
-    looks = "--train.evaluate_every 2 --neighbours.every 2 --train.ema 0.9 --evaluate transfer reconstruct --held_out 16"
-    few = "--transfer.steps 2 --transfer.labels_per_class 4"
+    looks = "--train.evaluate_every 2 --train.ema 0.9 --evaluate masked_loss knn few_shot reconstruction"
+    looks += " --evaluate.masked_loss.samples 16"
+    few = "--evaluate.few_shot.steps 2 --evaluate.few_shot.labels_per_class 4"
     argv = f"{data} {parts} {train} {looks} {few} --folder {run}".split()
     found = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv)
-    assert {"held_out_loss", "neighbours_top1", "transfer", "reconstruct"} <= set(found)
+    assert {"held_out_loss", "knn_top1", "few_shot", "reconstruction"} <= set(found)
 
     for task in (
         "knn --labels_per_class 4",

@@ -68,7 +68,7 @@ def train(recipe: str, folder: Path, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of images; not to be written to."""
-    data = ("--data.source", "builtin:photographs", "--held_out", "4", "--data.image_size", "16", "--tokenizer.size", "4")
+    data = ("--data.source", "builtin:photographs", "--data.image_size", "16", "--tokenizer.size", "4")
     return train("image_mae", tmp_path_factory.mktemp("run") / "images", *data)
 
 

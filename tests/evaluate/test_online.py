@@ -8,34 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_recipe
 from PIL import Image
 
 import mmm
+from mmm.config.cli import main
 from mmm.config.serialize import load
 from mmm.data import open_data
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
-from mmm.evaluate.features.online_knn import OnlineConfig, OnlineNeighbours
 from mmm.evaluate.run_results import Record
 from tasks import pretrain
 
 Run = Callable[..., dict[str, object]]
-FEW = ("--neighbours.train_samples", "60", "--neighbours.test_samples", "30", "--neighbours.k", "5")
-SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", *FEW)
+KNN = ("--evaluate", "knn", "--evaluate.knn.train_samples", "60", "--evaluate.knn.test_samples", "30", "--evaluate.knn.k", "5")
+SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2")
 
 
 def test_accuracy_is_in_the_metrics_and_is_that_of_the_end(run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = run_recipe("image_mae", *SMALL, "--neighbours.every", "2", "--train.steps", "5", "--folder", str(run))
+    result = run_recipe("image_mae", *SMALL, *KNN, "--evaluate.knn.every", "2", "--train.steps", "5", "--folder", str(run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "neighbours_top1" in line] == [2, 4, 5]
-    assert Record.read(run).series("neighbours_top1")[0] == [2, 4, 5]
+    assert [line["step"] for line in lines if "knn_top1" in line] == [2, 4, 5]
+    assert Record.read(run).series("knn_top1")[0] == [2, 4, 5]
     assert (run / "pictures" / "loss.png").is_file()
     data = load(pretrain.Config, run / "config.yaml").data
     judged = RepresentationConfig(k=5, train_samples=60, test_samples=30, raw_pixels=False)
     found = judge_representation(
         {"own": mmm.load(run)}, open_data(data, "train"), open_data(data, "eval"), judged, device=torch.device("cpu")
     )
-    assert result["neighbours_top1"] == found["neighbours"]["own"]["top1"]
+    assert result["knn_top1"] == found["neighbours"]["own"]["top1"]
 
 
 def test_asking_changes_nothing_of_the_training(run_recipe: Run, tmp_path: Path) -> None:
@@ -47,19 +48,21 @@ def test_asking_changes_nothing_of_the_training(run_recipe: Run, tmp_path: Path)
         "0.3",
         "--train.steps",
         "4",
-        "--neighbours.every",
+        *KNN,
+        "--evaluate.knn.every",
         "1",
         "--folder",
         str(tmp_path / "b"),
     )
-    assert "neighbours_top1" not in plain
+    assert "knn_top1" not in plain
     assert plain["loss"] == asked["loss"]
 
 
-def test_without_labels_it_is_refused(tmp_path: Path) -> None:
+def test_without_labels_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(4):
         Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match=r"--neighbours\.every needs labels"):
-        OnlineNeighbours(OnlineConfig(every=1), mmm.data.ImagesConfig(source=str(tmp_path), holdout=0.5))
-    with pytest.raises(ValueError, match=r"neighbours\.k 0"):
-        OnlineConfig(k=0)
+    argv = ["--data.source", str(tmp_path), "--data.holdout", "0.5", "--data.eval_split", "none", *KNN]
+    recipe = load_recipe("image_mae")
+    with pytest.raises(SystemExit):
+        main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "demo", *SMALL, *argv])
+    assert "--evaluate knn: it needs labels" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Four short runs of the MAE recipe: two ratios, two seeds each; not to be written to."""
     folder, recipe = tmp_path_factory.mktemp("runs"), load_recipe("image_mae")
-    data = ("--data.source", str(tiles), "--data.holdout", "0.3", "--data.eval_split", "none", "--evaluate")
+    data = ("--data.source", str(tiles), "--data.holdout", "0.3", "--data.eval_split", "none", "--evaluate", "masked_loss")
     for name in ("75-3", "75-4", "50-3", "50-4"):
         ratio, seed = name.split("-")
         choices = ("--masker.ratio", f"0.{ratio}", "--seed", seed, "--folder", str(folder / name))
@@ -111,8 +111,8 @@ def test_a_target_that_is_no_picture_trains_to_the_end(tiles: Path, tmp_path: Pa
     argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "latent"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
-    assert "the evaluation reconstruct is left out: the target latent predicts no pixels" in caplog.text
-    assert "reconstruct" not in result
+    assert "--evaluate reconstruction is left out: target.name latent does not predict pixels" in caplog.text
+    assert "reconstruction" not in result
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
 
@@ -123,12 +123,12 @@ def test_an_evaluation_that_fails_does_not_take_the_run_with_it(
         raise ValueError("none can be read")
 
     recipe = load_recipe("image_mae")
-    monkeypatch.setattr(recipe.pretrain, "make_gallery", fail)
-    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruct"]
+    monkeypatch.setattr(gallery, "make_gallery", fail)
+    argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruction"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
     assert result["step"] == 2
-    assert "the training is complete, and its evaluation reconstruct failed: none can be read" in caplog.text
+    assert "the evaluation reconstruction failed: none can be read" in caplog.text
     assert (tmp_path / "run" / "pictures" / "loss.png").exists()
 
 

@@ -27,6 +27,8 @@ from video_files import write
 from mmm.data import ClipsConfig, ImagesConfig
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.objectives.masked import MaskedObjective
 from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
@@ -55,8 +57,7 @@ CONFIG = pretrain.Config(
         strict=True,
         timeout=60,
     ),
-    held_out=4,
-    evaluate=(),
+    evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
 )
 # processes and data workers: of a whole run; of the rest of one that two processes with one worker began
 WHOLE, REST = ((1, 0), (2, 2)), ((1, 2),)

@@ -36,7 +36,9 @@ from mmm.core.types import Input
 from mmm.data import ClipsConfig, ImagesConfig, open_data
 from mmm.data.transforms.crop import normalise
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.classification import classify
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.objectives.adapt_encoder import adapt_encoder
 from mmm.objectives.finetune import build_classifier
 from mmm.tokenizers import Patches, Tubes
@@ -196,8 +198,7 @@ def pretrained(tmp_path: Path, images: Path) -> Path:
         decoder=SelfAttentionDecoder.Config(width=16, depth=1, heads=2),
         train=replace(TRAIN, steps=2),
         folder=str(tmp_path / "pretrained"),
-        evaluate=(),
-        held_out=4,
+        evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
     )
     pretrain.run(config)
     reset_accelerate()

@@ -153,8 +153,8 @@ def test_in_little_memory_a_run_says_what_to_do_or_does_it(tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate(photographs(4)):
         (tmp_path / "pictures" / f"{number}.jpg").write_bytes(picture)
-    flags = "--preset demo --train.steps 1 --train.batch_size 4096 --held_out 8 --data.workers 0 --train.precision fp32 --evaluate"
-    places = ["--data.source", str(tmp_path / "pictures"), "--neighbours.every", "none", "--data.eval_split", "none"]
+    flags = "--preset demo --train.steps 1 --train.batch_size 4096 --data.workers 0 --train.precision fp32 --evaluate"
+    places = ["--data.source", str(tmp_path / "pictures"), "--data.eval_split", "none"]
     code, output = watch([sys.executable, __file__, str(tmp_path), *flags.split(), *places])
     assert code == 0, output
     codes, said = json.loads((tmp_path / "codes.json").read_text()), (tmp_path / "4096.log").read_text()

@@ -39,13 +39,14 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("name", "preset"), [("video_mae", "kinetics"), ("video_crossmae", "ssv2"), ("video_mae", "ucf101")])
 def test_a_recipe_trains_and_is_judged(name: str, preset: str, films: Path, run_recipe: Run, tmp_path: Path) -> None:
     flags = ("--preset", preset, "--data.source", str(films), "--data.holdout", "0.4", "--data.eval_clips", "2", *SMALL)
-    judged = ("--evaluate", "features", "reconstruct", "--representation.k", "3", "--representation.labels_per_class", "2")
+    judged = ("--evaluate", "masked_loss", "features", "reconstruction", "--evaluate.features.k", "3")
+    judged += ("--evaluate.features.labels_per_class", "2")
     run = tmp_path / "run"
     result = run_recipe(name, *flags, *judged, "--train.steps", "3", "--folder", str(run))
     assert result["features"]["train"] == 7
     assert result["features"]["test"] == 5
     assert set(result["features"]["neighbours"]) == {"trained", "untrained", "raw_pixels"}
-    assert result["reconstruct"]["samples"] == 5
+    assert result["reconstruction"]["samples"] == 5
     assert (run / "pictures" / "reconstruction_00000003.png").is_file()
     model = mmm.load(run)
     assert model.tokenizer.size == (2, 4, 4)
@@ -137,7 +138,7 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
         shutil.copy(real_data / "clips" / "corrupted.mp4", source / split / "b" / "corrupted.mp4")
     run = tmp_path / "run"
     flags = ("--preset", "kinetics", "--data.source", str(source), *SMALL, "--data.max_bad", "0.9", "--train.steps", "3")
-    judged = ("--evaluate", "features", "--representation.k", "1", "--representation.labels_per_class", "1")
+    judged = ("--evaluate", "masked_loss", "features", "--evaluate.features.k", "1", "--evaluate.features.labels_per_class", "1")
     result = run_recipe("video_mae", *flags, *judged, "--folder", str(run))
     named = [json.loads(line)["name"] for line in (run / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == len(set(named))
@@ -184,7 +185,18 @@ def joint(films: Path) -> tuple[str, ...]:
 def test_images_and_clips_in_one_training(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = run_recipe(
-        "joint_mae", *joint, "--second.updates", "2", "1", "--train.steps", "6", "--evaluate", "reconstruct", "--folder", str(run)
+        "joint_mae",
+        *joint,
+        "--second.updates",
+        "2",
+        "1",
+        "--train.steps",
+        "6",
+        "--evaluate",
+        "masked_loss",
+        "reconstruction",
+        "--folder",
+        str(run),
     )
     assert result["held_out_loss"] > 0
     assert result["held_out_loss_second"] > 0

@@ -6,42 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from mmm.core.checks import Positive
-from mmm.data import Clips, DataConfig, Images, Problem, open_data
+from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.table import Pool, choose, encoded, extract_features, rank_and_world
 from mmm.model import MaskedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineConfig:
-    """How often neighbours are asked while training, and how many."""
-
-    every: int | None = None
-    """Updates between two nearest-neighbour accuracies of the features so far; none: never. Needs labels."""
-
-    train_samples: int = 2000
-    """Training samples that vote, chosen by key."""
-
-    test_samples: int = 1000
-    """Samples of the evaluation part that are asked about, chosen by key."""
-
-    k: int = 20
-    """Nearest training samples that vote."""
-
-    pool: Pool = "mean"
-    """What of a sample's tokens is its feature."""
-
-    def __post_init__(self) -> None:
-        for name in ("every", "train_samples", "test_samples", "k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"neighbours.{name} {value} must be at least 1")
 
 
 @evaluators.register("knn")
@@ -89,35 +62,3 @@ class OnlineKnn(Evaluator):
 
     def _samples(self, context: Context) -> tuple[Images | Clips, Images | Clips]:
         return choose(context.train, self.config.train_samples), choose(context.test, self.config.test_samples)
-
-
-class OnlineNeighbours:
-    """Asks the same neighbours about the same samples each time, in evaluation's middle crops.
-
-    Args:
-        config: how many.
-        data: the run's; nothing is kept in memory of it.
-
-    Raises:
-        ValueError: where the data has no labels.
-    """
-
-    def __init__(self, config: OnlineConfig, data: DataConfig) -> None:
-        self.config = config
-        self.train = choose(open_data(data, "train"), config.train_samples)
-        self.test = choose(open_data(data, "eval"), config.test_samples)
-        labels = [part.labels() for part in (self.train, self.test)]
-        for part, own in zip((self.train, self.test), labels, strict=True):
-            if own is None:
-                raise ValueError(
-                    f"--neighbours.every needs labels, and {part.title} have none; give data.label_column, or leave it out"
-                )
-        check_classes(cast(Tensor, labels[0]), cast(Tensor, labels[1]), self.test.title, self.train.classes)
-
-    def accuracy(self, model: MaskedModel, device: torch.device, batch_size: int) -> tuple[float, list[Problem]]:
-        """Top-1 accuracy in [0, 1], the same on all processes, each of which reads its part; and what could not be read."""
-        extracts = {"own": encoded(model, self.config.pool)}
-        parts: tuple[Images | Clips, ...] = (self.train, self.test)
-        known, asked = (extract_features(part, extracts, device=device, batch_size=batch_size)["own"] for part in parts)
-        found = nearest_neighbours(*known.labelled(device), *asked.labelled(device), self.config.k)
-        return found["top1"], known.problems + asked.problems

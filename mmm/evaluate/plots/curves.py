@@ -40,7 +40,7 @@ def draw_loss(run: Record, path: Path) -> Path:
 def _neighbours(axes: Axes, run: Record) -> None:
     """The accuracy of nearest neighbours, where it was asked for, on an axis of its own on the right; and the legend."""
     handles, labels = axes.get_legend_handles_labels()
-    steps, top1 = run.series("neighbours_top1")
+    steps, top1 = run.series("knn_top1")
     if steps:
         beside = axes.twinx()
         handles += beside.plot(steps, [100 * value for value in top1], color=COLOURS[2], linewidth=1.4, marker="o", markersize=3.5)
