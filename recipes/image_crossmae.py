@@ -1,10 +1,11 @@
-"""CrossMAE on images (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025): MAE's setting with a decoder of
-cross-attention only, a quarter of the tokens predicted, and each decoder block reading its own mixture of the encoder's blocks.
+"""CrossMAE on images (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025): MAE's setting with a decoder
+of cross-attention only. A quarter of the tokens is predicted, and each decoder block reads its own weighted sum of the encoder's
+blocks.
 
-    accelerate launch recipes/image_crossmae.py                                   the demonstration: minutes on a CPU, no download
-    accelerate launch recipes/image_crossmae.py --data.source /data/imagenet      the paper's setting, ViT-B/16, 25 % predicted
-    accelerate launch recipes/image_crossmae.py --preset imagenet_75 --data.source /data/imagenet       all hidden tokens predicted
-    accelerate launch recipes/image_crossmae.py --preset cifar10 --data.source uoft-cs/cifar10
+    python recipes/image_crossmae.py                                   the demonstration: minutes on a CPU, no download
+    python recipes/image_crossmae.py --data.source /data/imagenet      the paper's setting, ViT-B/16, 25 % predicted
+    python recipes/image_crossmae.py --preset imagenet_75 --data.source /data/imagenet       all hidden tokens predicted
+    python recipes/image_crossmae.py --preset cifar10 --data.source uoft-cs/cifar10
 
 The other published sizes, in either of the first two presets:
 
@@ -12,14 +13,13 @@ The other published sizes, in either of the first two presets:
     --encoder.size large
     --encoder.size huge --tokenizer.size 14
 
-The same from the other side, to the last value:
+The same config, written as flags of image_mae.py:
 
-    accelerate launch recipes/image_mae.py --data.source /data/imagenet --decoder.name cross_attention --decoder.fusion linear
+    python recipes/image_mae.py --data.source /data/imagenet --decoder.name cross_attention --decoder.fusion linear
         --masker.predict 0.25 --masker.rounding truncate --scale_by_predicted
 
-What to expect. `imagenet`: the paper reports, after 800 epochs and fine-tuning, 79.2 (S), 83.5 (B), 85.4 (L), 86.3 (H) % top-1 with
-25 % predicted and 79.3, 83.7, 85.4, 86.4 with 75 %; nobody has measured this recipe's own on ImageNet yet.
-"""
+Results. `imagenet`: after 800 epochs and fine-tuning, the paper reports a top-1 accuracy of 79.2 (S), 83.5 (B), 85.4 (L) and 86.3
+% (H) with 25 % predicted, and of 79.3, 83.7, 85.4 and 86.4 % with 75 %. This recipe has not been run on ImageNet yet."""
 
 from dataclasses import replace
 
@@ -31,8 +31,8 @@ from tasks import pretrain
 
 QUARTER = RandomMasker.Config(ratio=0.75, predict=0.25, rounding="truncate")
 
-# scale_by_predicted: the learning rate falls with the share of the hidden tokens that is predicted, here to a third, as in the
-# authors' code unless it is told not to
+# scale_by_predicted: the learning rate is multiplied by the fraction of the hidden tokens that is predicted, here a third. This
+# is the default of the authors' code.
 IMAGENET_25 = replace(
     IMAGENET,
     masker=QUARTER,

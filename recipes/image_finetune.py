@@ -1,18 +1,17 @@
 """Fine-tune a masked model's encoder to classify images, as MAE does (He et al., CVPR 2022, appendix A.1 and table 9).
 
-    accelerate launch recipes/image_finetune.py --model runs/pretrain-1                 the demonstration: minutes on a CPU
-    accelerate launch recipes/image_finetune.py                                         the same from scratch, to compare
-    accelerate launch recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
-    accelerate launch recipes/image_finetune.py --preset imagenet_large --model mae_large.pth --data.source /data/imagenet
-    accelerate launch recipes/image_finetune.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
+    python recipes/image_finetune.py --model runs/pretrain-1                 the demonstration: minutes on a CPU
+    python recipes/image_finetune.py                                         random weights, to compare
+    python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
+    python recipes/image_finetune.py --preset imagenet_large --model mae_large.pth --data.source /data/imagenet
+    python recipes/image_finetune.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
-The demonstration takes a run of recipes/image_mae.py's own demonstration, and `cifar10` one of its `cifar10`. Another size than
-that of the pretraining is one flag: --data.image_size 448. `--held_back 0.02` keeps a part of the training images back, and the
-weights that do best on them are scored, not the last ones.
+The demonstration needs a run of the demonstration of recipes/image_mae.py, and `cifar10` a run of its preset `cifar10`. Images
+may be larger than in the pretraining: --data.image_size 448. With `--held_back 0.02`, 2 % of the training images are held back,
+and the weights with the best accuracy on them are evaluated instead of the last ones.
 
-What to expect. `imagenet`: the authors report 83.6 (B), 85.9 (L) and 86.9 (H) % top-1, pretrained for 1,600 epochs; nobody has
-measured this recipe's own on ImageNet yet. `cifar10` and `demo`: docs/results.md.
-"""
+Results. `imagenet`: the authors report a top-1 accuracy of 83.6 (B), 85.9 (L) and 86.9 % (H) after 1,600 epochs of pretraining.
+This recipe has not been run on ImageNet yet. `cifar10` and `demo`: docs/results.md."""
 
 from dataclasses import replace
 

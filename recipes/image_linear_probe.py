@@ -1,17 +1,16 @@
 """Linear probe of a frozen image encoder as MAE publishes it (He et al., CVPR 2022, appendix A.2; main_linprobe.py).
 
-    accelerate launch recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
-    accelerate launch recipes/image_linear_probe.py --model runs/pretrain-1                        of image_mae.py's demonstration
-    accelerate launch recipes/image_linear_probe.py --model runs/pretrain-1/config.yaml            the same model, untrained
-    accelerate launch recipes/image_linear_probe.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
+    python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
+    python recipes/image_linear_probe.py --model runs/pretrain-1          for a run of the demonstration of image_mae.py
+    python recipes/image_linear_probe.py --model runs/pretrain-1/config.yaml            the same model with random weights
+    python recipes/image_linear_probe.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
-One forward of the encoder serves all heads: `--rates 0.5 1 2 --held_back 0.01` tries three learning rates at little more than the
-cost of one, and lets a hundredth of the training samples choose. An encoder without a class token, or without a final norm
-(CrossMAE), takes `--pool.name mean`.
+All heads share one forward pass of the encoder. `--rates 0.5 1 2 --held_back 0.01` tries three learning rates at little more than
+the cost of one, and chooses by the accuracy on one percent of the training samples. Use `--pool.name mean` for an encoder without
+a class token or without a final norm (CrossMAE).
 
-What to expect. `imagenet`: the authors report 68.0 % (B), 75.8 % (L) and 76.6 % (H) top-1; nobody has measured this recipe's own
-yet. Their statistics of the batch norm are of the 512 images of one GPU, these are of the whole batch.
-"""
+Results. `imagenet`: the authors report a top-1 accuracy of 68.0 (B), 75.8 (L) and 76.6 % (H). This recipe has not been run on
+ImageNet yet. The authors' batch norm has the statistics of the 512 images on one GPU, this one those of the whole batch."""
 
 from mmm.classifier import HeadConfig
 from mmm.config.cli import main
@@ -63,7 +62,7 @@ CIFAR10 = linear_probe.Config(
 )
 
 DEMO = linear_probe.Config(
-    data=ImagesConfig(  # as image_mae.py's demonstration reads it
+    data=ImagesConfig(  # as in the demonstration of image_mae.py
         source="builtin:photographs",
         eval_split="test",
         image_size=32,

@@ -1,15 +1,14 @@
 """MAE on images (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
-    accelerate launch recipes/image_mae.py                                  the demonstration: minutes on a CPU, no download
-    accelerate launch recipes/image_mae.py --data.source /data/imagenet     the paper's setting, ViT-B/16
-    accelerate launch recipes/image_mae.py --preset imagenet_1600 --data.source /data/imagenet      as the released weights
-    accelerate launch recipes/image_mae.py --data.source /data/imagenet --encoder.size large
-    accelerate launch recipes/image_mae.py --data.source /data/imagenet --encoder.size huge --tokenizer.size 14
-    accelerate launch recipes/image_mae.py --preset cifar10 --data.source uoft-cs/cifar10
+    python recipes/image_mae.py                                  the demonstration: minutes on a CPU, no download
+    python recipes/image_mae.py --data.source /data/imagenet     the paper's setting, ViT-B/16
+    python recipes/image_mae.py --preset imagenet_1600 --data.source /data/imagenet      the released weights' schedule
+    python recipes/image_mae.py --data.source /data/imagenet --encoder.size large
+    python recipes/image_mae.py --data.source /data/imagenet --encoder.size huge --tokenizer.size 14
+    python recipes/image_mae.py --preset cifar10 --data.source uoft-cs/cifar10
 
-What to expect. `imagenet`: the paper reports 83.6 % (B), 85.9 % (L) and 86.9 % (H) top-1 after fine-tuning, pretrained for 1,600
-epochs; nobody has measured this recipe's own on ImageNet yet. `cifar10` and `demo`: docs/results.md.
-"""
+Results. `imagenet_1600`: the paper reports a top-1 accuracy of 83.6 % (B), 85.9 % (L) and 86.9 % (H) after fine-tuning. This
+recipe has not been run on ImageNet yet. `cifar10` and `demo`: docs/results.md."""
 
 from dataclasses import replace
 
@@ -57,7 +56,7 @@ CIFAR10 = pretrain.Config(
     masker=RandomMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(size="tiny"),
     decoder=SelfAttentionDecoder.Config(width=96, depth=4, heads=3),
-    target=PixelTarget.Config(standardise="none"),  # as for the demonstration, whose patches are as small
+    target=PixelTarget.Config(standardise="none"),  # as in the demonstration, whose patches have the same size
     train=TrainConfig(
         epochs=400,
         batch_size=512,
@@ -70,8 +69,8 @@ CIFAR10 = pretrain.Config(
     evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
-# Raw pixels, because 4 x 4 patches that are standardised one by one can hardly be predicted (from their neighbours a linear model
-# explains 9 % of their variance, and 46 % of the raw): in these few minutes nothing would be learned.
+# The target is raw pixels, because standardised patches of 4 x 4 pixels are hard to predict: a linear model of the neighbouring
+# patches explains 9 % of their variance, and 46 % of that of raw pixels. In a few minutes the model would learn nothing.
 DEMO = pretrain.Config(
     data=ImagesConfig(
         source="builtin:photographs",

@@ -1,14 +1,15 @@
-"""CrossMAE's decoder on videos: VideoMAE's setting, with cross-attention only, a quarter of the tokens predicted, and each decoder
-block reading its own mixture of the encoder's blocks. Fu et al. (TMLR 2025) have done it with images, and only hope for videos.
+"""CrossMAE's decoder on videos: VideoMAE's setting, with cross-attention only, a quarter of the tokens predicted, and each
+decoder block reading its own weighted sum of the encoder's blocks. Fu et al. (TMLR 2025) did this with images and name videos as
+future work.
 
-    accelerate launch recipes/video_crossmae.py                                           the demonstration: minutes on a CPU
-    accelerate launch recipes/video_crossmae.py --data.source /data/kinetics400/train     ViT-B, 25 % of the tokens predicted
-    accelerate launch recipes/video_crossmae.py --preset ssv2 --data.source ssv2_train.csv
+    python recipes/video_crossmae.py                                           the demonstration: minutes on a CPU
+    python recipes/video_crossmae.py --data.source /data/kinetics400/train     ViT-B, 25 % of the tokens predicted
+    python recipes/video_crossmae.py --preset ssv2 --data.source ssv2_train.csv
 
-Of a clip's 1,568 tokens 1,408 are hidden, and self-attention over them all costs more than the encoder; here 392 are predicted, and
-attend to the 160 visible ones only.
+A clip has 1,568 tokens, of which 1,408 are hidden. Self-attention over all of them costs more than the encoder. Here 392 tokens are
+predicted, and attend to the 160 visible ones only.
 
-What to expect. Nobody has published this on Kinetics, and we have not measured it there. `demo`: docs/results.md.
+Results. There is no published result on Kinetics, and we have none. `demo`: docs/results.md.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ def crossed(preset: pretrain.Config, decoder: CrossAttentionDecoder.Config) -> p
     return replace(preset, masker=replace(preset.masker, predict=0.25), decoder=decoder, scale_by_predicted=True)
 
 
-# VideoMAE's width, and 12 blocks of cross-attention, as the image recipe has for MAE's 8
+# VideoMAE's width, and 12 blocks of cross-attention, as in the image recipe, where MAE has 8
 LARGE = CrossAttentionDecoder.Config(width=384, depth=12, heads=6, fusion="linear", positions="flat_sine_cosine")
 
 PRESETS = {name: crossed(MAE[name], LARGE) for name in ("kinetics", "ssv2", "ucf101")}

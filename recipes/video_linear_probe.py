@@ -1,18 +1,18 @@
 """Probes of a frozen video encoder: a linear classifier on the mean of its tokens, or attentive pooling.
 
-    accelerate launch recipes/video_linear_probe.py --model videomae_base.pth --data.source /data/kinetics400
-    accelerate launch recipes/video_linear_probe.py --preset attentive --model runs/pretrain-1 --data.source /data/kinetics400
-    accelerate launch recipes/video_linear_probe.py --model runs/pretrain-1             of video_mae.py's demonstration
-    accelerate launch recipes/video_linear_probe.py --model runs/pretrain-1/config.yaml          the same model, untrained
+    python recipes/video_linear_probe.py --model videomae_base.pth --data.source /data/kinetics400
+    python recipes/video_linear_probe.py --preset attentive --model runs/pretrain-1 --data.source /data/kinetics400
+    python recipes/video_linear_probe.py --model runs/pretrain-1             for a run of the demonstration of video_mae.py
+    python recipes/video_linear_probe.py --model runs/pretrain-1/config.yaml          the same model with random weights
 
-A video's score is the mean over clips and crops (`--data.eval_clips 5 --data.eval_crops 3`) that are cut from one decode.
-`--preset ... --data.flip 0` for data in which left and right have a meaning (Something-Something).
+The score of a video is the mean over clips and crops (`--data.eval_clips 5 --data.eval_crops 3`), which are cut from one decode.
+Set `--data.flip 0` for data in which left and right have a meaning (Something-Something).
 
-What to expect. `kinetics`: clips and test views as VideoMAE has them, the classifier as MAE trains it on images; no paper gives a
-recipe in full, and nobody has measured this one. `attentive`: as V-JEPA evaluates (Bardes et al., 2024: 80.8 % for its own ViT-L
-on Kinetics-400, 16 x 8 x 3), but for two things: theirs attends to all clips of a video at once, here their scores are averaged,
-and theirs adds AutoAugment in training; of its schedule we know the learning rate from their code, not every value.
-"""
+Results. `kinetics` has the clips and test views of VideoMAE and the classifier of MAE; no paper states such a recipe in full, and
+this one has not been run. `attentive` follows the evaluation of V-JEPA (Bardes et al., 2024), which reports 80.8 % for its own
+ViT-L on Kinetics-400 with 16 frames, 8 clips and 3 crops. Two things differ: theirs attends to all clips of a video at once, and
+here the scores of the clips are averaged; and theirs uses AutoAugment. Its learning rate is known from the authors' code, other
+values of its schedule are not."""
 
 from dataclasses import replace
 

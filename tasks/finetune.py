@@ -1,8 +1,8 @@
 """Fine-tune a classifier of images or clips: all its weights, from a pretrained encoder or from scratch.
 
-accelerate launch recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
-accelerate launch recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
-accelerate launch recipes/video_finetune.py --model runs/pretrain-2 --data.source kinetics_train.csv
+python recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
+python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
+python recipes/video_finetune.py --model runs/pretrain-2 --data.source kinetics_train.csv
 mmm finetune runs/pretrain-1                                                                           the data of that run
 """
 

@@ -3,7 +3,7 @@
 mmm linear_probe runs/pretrain-1                                        exact: features once, then a sweep of the penalty
 mmm linear_probe runs/pretrain-1/config.yaml                            the same model, untrained
 mmm linear_probe runs/pretrain-1 --methods trained exact --rates 0.3 1 3 --held_back 0.05
-accelerate launch recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
+python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Encode a set of videos once for training: small, and cheap to read clips from (8 times the clips a second of 720p).
+"""Encode a set of videos once for training: small, and fast to read clips from (8 times the clips a second of 720p).
 
     mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
     mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
 
-Folders keep their tree, a list file is written anew beside the videos, and a table becomes a tree of its classes. Videos that are
-done are left alone, so that a run that was stopped goes on; those that cannot be decoded whole are left out and reported.
+Folders keep their tree, a list file is written again beside the videos, and a table becomes a tree of its classes. Videos that are
+encoded already are skipped, so that the same command goes on after a stop; those that cannot be decoded are left out and reported.
 """
 
 from __future__ import annotations
@@ -40,22 +40,25 @@ class Config(EncodeConfig):
     """Encode a set of videos for training."""
 
     source: str | None = None
-    """The videos: as data.source of a recipe."""
+    """The videos, as data.source of a recipe."""
+
+    root: str | None = None
+    """Folder from which relative paths in a list file start; None: the list's own folder."""
 
     out: str | None = None
     """Folder for the encoded videos and the report."""
 
     video_column: str | None = None
-    """The table's column of videos; none finds it."""
+    """Column of videos in a table; None finds it."""
 
     label_column: str | None = None
-    """The table's column of labels; none finds it."""
+    """Column of labels in a table; None finds it."""
 
     workers: int = 4
-    """Processes, of one thread each."""
+    """Worker processes, of one thread each."""
 
     deadline: float = 3600.0
-    """Seconds after which a video that is still being encoded is given up."""
+    """Seconds after which a video that is still being encoded is left out."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -64,27 +67,28 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError("out is not set; give the folder for the encoded videos")
     config.check()
     require("av")
-    data = ClipsConfig(source=config.source, video_column=config.video_column, label_column=config.label_column, holdout=0.0)
+    names = {name: getattr(config, name) for name in ("source", "root", "video_column", "label_column")}
+    data = ClipsConfig(**names, holdout=0.0)
     source, out = find_source(data), Path(config.out)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(EncodeConfig)}
     report: dict[str, Any] = {"source": config.source, "settings": settings, "splits": {}}
-    _refuse_other_settings(out, settings)
+    _check_settings(out, settings)
     for split in source.splits:
         clips = open_data(data, split)
         assert isinstance(clips, Clips)
-        targets = place(clips, source, split, out)
+        targets = target_paths(clips, source, split, out)
         findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), workers=config.workers, title=split))
         report["splits"][split] = found = summarise(findings)
         if isinstance(source, ListFile):
             _write_list(out / f"{split}.csv", clips, targets, findings)
         _write(out / REPORT, report)
-        print(describe(split, found))
+        print(format_summary(split, found))
     print(f"report: {out / REPORT}")
     return report
 
 
-def place(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
-    """Where each video goes."""
+def target_paths(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
+    """Returns the path of each encoded video."""
     top = out if isinstance(source, ListFile) or source.splits == ("train",) else out / split
     names = [_relative(clips, index) for index in range(len(clips))]
     stems = [Path(name).with_suffix("").as_posix() for name in names]
@@ -93,8 +97,9 @@ def place(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
 
 
 def _relative(clips: Clips, index: int) -> str:
-    cells, labels = clips.table.column, clips.table.labels
-    if isinstance(cells, FileColumn):
+    """Returns the path of a video below the folder of its split, with its old extension."""
+    labels = clips.table.labels
+    if isinstance(clips.table.column, FileColumn):
         return "/".join(part for part in Path(clips.name(index)).parts if part not in ("/", "..", "."))
     row = int(clips.rows[index])
     folder = "" if labels is None or clips.classes is None else clips.classes[int(labels[row])].replace("/", "_") + "/"
@@ -102,7 +107,7 @@ def _relative(clips: Clips, index: int) -> str:
 
 
 def _work(clips: Clips, targets: list[Path], config: Config) -> Callable[[int], dict[str, Any]]:
-    """What a worker does with a video."""
+    """Returns the function that encodes a video in a worker."""
 
     def work(index: int) -> dict[str, Any]:
         source, target = clips.raw(index), targets[index]
@@ -116,7 +121,7 @@ def _work(clips: Clips, targets: list[Path], config: Config) -> Callable[[int], 
 
 
 def summarise(findings: list[Finding]) -> dict[str, Any]:
-    """Counts, sizes, and what could not be encoded."""
+    """Returns counts, sizes in bytes, and the videos that could not be encoded."""
     done = [finding.facts for finding in findings if finding.reason is None]
     return {
         "videos": len(findings),
@@ -128,15 +133,15 @@ def summarise(findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def describe(split: str, found: dict[str, Any]) -> str:
-    """A summary for a person."""
+def format_summary(split: str, found: dict[str, Any]) -> str:
+    """Returns a summary of one split."""
     sizes = f"{found['bytes_before'] / 2**20:.1f} MiB became {found['bytes_after'] / 2**20:.1f}"
     lines = [f"{split}: {found['encoded']} of {found['videos']} videos encoded ({sizes}), {found['done_before']} done before"]
     return "\n".join(lines + [f"  left out: {file['name']}: {file['reason']}" for file in found["left_out"]])
 
 
-def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the folder holds videos that were encoded in another way."""
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the folder holds videos that were encoded with other settings."""
     if (out / REPORT).exists():
         other = json.loads((out / REPORT).read_text(encoding="utf-8"))["settings"]
         differing = [name for name in settings if other.get(name) != settings[name]]
@@ -153,7 +158,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def _write_list(path: Path, clips: Clips, targets: list[Path], findings: list[Finding]) -> None:
-    """The list of the videos that were encoded, with their labels."""
+    """Writes a list of the encoded videos with their labels."""
     labels = clips.labels()
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -129,7 +129,6 @@ def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
     with training.averaged(), training.gathered() as model:
         for result in evaluations.finish(cast(MaskedModel, model), training.step):
             results[result.name] = result.found
-            session.log(result.figures)
             if session.main:
                 record(folder.path, result.name, training.step, result.found | {"figures": result.figures})
                 print(result.text)

@@ -27,7 +27,7 @@ from mmm.data.sources.resolve import find_source
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "source"
-SHOWN = 20  # unreadable inputs that are printed; the report has all
+PRINTED = 20  # unreadable inputs that are printed; the report has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +35,25 @@ class Config:
     """Check a data set."""
 
     source: str | None = None
-    """What to check: as data.source of a recipe."""
+    """The data to check, as data.source of a recipe."""
+
+    root: str | None = None
+    """Folder from which relative paths in a list file start; None: the list's own folder."""
 
     medium: Literal["videos", "images"] | None = None
-    """Type of the inputs; None: found from the files. Images in folders count as images unless this says videos"""
+    """Type of the inputs; None finds it by the files. Folders of images are read as images, unless this says videos."""
 
     column: str | None = None
-    """The table's column of videos or images; none finds it."""
+    """Column of videos or images in a table; None finds it."""
 
     workers: int = 4
-    """Processes."""
+    """Worker processes."""
 
     deadline: float = 300.0
-    """Seconds after which an input that is still being read is given up."""
+    """Seconds after which an input that is still being read counts as unreadable."""
 
     out: str = "scan.json"
-    """The report."""
+    """File for the report."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def check(config: Config) -> dict[str, Any]:
         samples = open_data(data, split)
         logger.info("%s: %d %s", split, len(samples), data.medium.noun)
         report["splits"][split] = found = scan(samples, workers=config.workers)
-        print(describe(split, found))
+        print(format_summary(split, found))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     Path(config.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"report: {config.out}")
@@ -82,49 +85,53 @@ def check(config: Config) -> dict[str, Any]:
 
 def data_config(config: Config) -> DataConfig:
     """Returns the config of all inputs of the source."""
-    if (config.medium or detect_medium(config.source)) == "images":
-        return ImagesConfig(source=config.source, image_column=config.column, deadline=config.deadline, holdout=0.0)
-    return ClipsConfig(source=config.source, video_column=config.column, deadline=config.deadline, holdout=0.0)
+    common: dict[str, Any] = {"source": config.source, "root": config.root, "deadline": config.deadline, "holdout": 0.0}
+    if (config.medium or detect_medium(config.source, config.root)) == "images":
+        return ImagesConfig(image_column=config.column, **common)
+    return ClipsConfig(video_column=config.column, **common)
 
 
-def detect_medium(source: str | None) -> str:
-    """Returns "videos" or "images", by the files of a folder or the first input of anything else."""
+def detect_medium(source: str | None, root: str | None = None) -> str:
+    """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
     try:
-        found = find_source(ClipsConfig(source=source))
+        found = find_source(ClipsConfig(source=source, root=root))
         found = found.sources[0] if isinstance(found, ConcatSource) else found
         if isinstance(found, Folder):
             return "images" if found.medium is FRAMES else "videos"
-        cell = found.table(found.splits[0]).column[0]
+        first = found.table(found.splits[0]).column[0]
     except (ValueError, Unreadable):
-        return "images"  # whatever is wrong with the source, opening it as images says it
-    if not isinstance(cell, (bytes, Path)):  # decoded pixels
+        return "images"  # what is wrong with the source is reported when it is opened
+    if not isinstance(first, (bytes, Path)):  # decoded pixels
         return "images"
-    if isinstance(cell, Path) and cell.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        return "videos" if cell.suffix.lower() in VIDEO_SUFFIXES else "images"
-    if isinstance(cell, Path) and cell.is_dir():  # frames
+    if isinstance(first, Path) and first.is_dir():  # frames
         return "videos"
+    if isinstance(first, Path) and first.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        return "videos" if first.suffix.lower() in VIDEO_SUFFIXES else "images"
+    return "videos" if _opens_as_video(first) and not _is_image(first) else "images"
+
+
+def _is_image(sample: bytes | Path) -> bool:
     try:
-        decode_image(cell, 3)
+        decode_image(sample, 3)
     except Unreadable:
-        return "videos" if _opens(cell) else "images"
-    return "images"
+        return False
+    return True
 
 
-def _opens(cell: bytes | Path) -> bool:
-    """Whether an input opens as a video."""
+def _opens_as_video(sample: bytes | Path) -> bool:
     try:
-        with OpenVideo(cell):
+        with OpenVideo(sample):
             return True
     except Unreadable:
         return False
 
 
-def describe(split: str, found: dict[str, Any]) -> str:
-    """A summary for a person."""
+def format_summary(split: str, found: dict[str, Any]) -> str:
+    """Returns a summary of one split."""
     lines = [f"{split}: {found['unreadable']} of {found['inputs']} cannot be read"]
     lines += [f"  {count} x {reason}" for reason, count in found["reasons"].items()]
-    lines += [f"    {file['name']}: {file['reason']}" for file in found["files"][:SHOWN]]
-    lines += [f"    and {len(found['files']) - SHOWN} more"] * (len(found["files"]) > SHOWN)
+    lines += [f"    {file['name']}: {file['reason']}" for file in found["files"][:PRINTED]]
+    lines += [f"    and {len(found['files']) - PRINTED} more"] * (len(found["files"]) > PRINTED)
     for name, values in found["facts"].items():
         lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in list(values.items())[:8]))
     return "\n".join(lines)

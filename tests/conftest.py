@@ -95,14 +95,15 @@ def real_data() -> Path:
 
 @pytest.fixture
 def run_recipe() -> Callable[..., dict[str, object]]:
-    """Runs a recipe in this process as its command would: two steps of eight images, and no evaluation, unless flags say more."""
+    """Runs a recipe in this process as its command would: two steps of eight images and the masked loss, unless flags say more."""
 
     def run(name: str, *flags: str) -> dict[str, object]:
         recipe = load_recipe(name)
         start = [] if "--config" in flags else ["--preset", "demo"]
         short = [*start, "--train.steps", "2", "--train.batch_size", "8", "--train.log_every", "1"]
-        few = [] if "--evaluate" in flags else ["--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "16"]
-        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, *few, *flags])
+        loss = ["--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "16"]
+        short += [] if "--evaluate" in flags else loss
+        return main(recipe.pretrain.run, presets=recipe.PRESETS, doc=recipe.__doc__, argv=[*short, *flags])
 
     yield run
     reset_accelerate()

@@ -27,7 +27,7 @@ from tasks import pretrain
 COUNT, QUICK = 1000, 16  # choices that are changed; there are about a hundred
 # where a run computes, how often it looks, what it ends with: free to change
 FREE = {
-    *("folder", "resume", "allow", "dry_run", "init", "evaluate", "held_out"),
+    *("folder", "resume", "allow", "dry_run", "init", "evaluate"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),
     *(f"train.{name}" for name in ("micro_batch_size", "checkpoint_blocks", "compile", "strict", "threads", "log_every")),
     *(f"train.{name}" for name in ("max_skipped", "save_every", "keep_last", "keep_every", "evaluate_every", "timeout", "tracker")),

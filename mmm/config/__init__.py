@@ -1,1 +1,1 @@
-"""Configs: the command line, flags, YAML."""
+"""Configs: command line, flags, YAML files, comparison."""

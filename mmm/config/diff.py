@@ -9,7 +9,7 @@ from mmm.core.checks import nearest
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level of dotted names, as trackers and messages want it: {"train.batch_size": 64}."""
+    """Turns a nested config into one level of dotted names: {"train.batch_size": 64}."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The names whose value differs, and a line for each: "train.batch_size was 64, is 128"."""
+    """Returns the names whose values differ, with a line for each: "train.batch_size was 64, is 128"."""
     absent = "not set"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name, absent) != now.get(name, absent))
     return {name: f"{name} was {before.get(name, absent)}, is {now.get(name, absent)}" for name in names}
@@ -32,15 +32,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Collection[str]) -> None:
-    """Refuses changes of a run's identity that nobody asked for by name.
+    """Refuses a resume with another config, except for the changes that `--allow` names.
 
     Args:
         changed: from `changes`.
-        known: all names of the identity.
-        allow: the names that were asked for; one that did not change does no harm.
+        known: all names of the config that identify the run.
+        allow: names that may differ. They need not differ.
 
     Raises:
-        ValueError: naming each such change; or a name that does not exist.
+        ValueError: names each change that is not allowed, or a name in `allow` that does not exist.
     """
     for name in allow:
         if name not in known:

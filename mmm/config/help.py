@@ -18,9 +18,9 @@ from mmm.core.registry import REGISTRIES
 
 # the flags that `--help` shows, where a config has them; `--help_all` shows every flag
 COMMON = (
-    *("model", "source", "data.source", "also.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
+    *("model", "source", "data.source", "second.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
     *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
-    *("folder", "resume", "dry_run"),
+    *("evaluate", "folder", "resume", "dry_run"),
 )
 FEW = 25  # a config with at most so many flags is shown whole
 

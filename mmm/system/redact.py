@@ -1,4 +1,4 @@
-"""Secrets are not written down: access tokens, passwords in addresses, and what the environment holds under a secret's name."""
+"""Removes secrets from logs and files: access tokens, passwords in addresses, and environment variables with a secret's name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 
 HIDDEN = "***"
 SECRETS = re.compile(
-    r"\bhf_\w+|(?<=://)[^/@\s]+(?=@)|(?<=[a-z][a-z]:/)[^/@\s]+(?=@)"  # Hugging Face's tokens; the user part of an address
-    r"|(?<=[?&])(?:[\w-]*token|sig|signature|X-Amz-[\w-]+|[\w-]*key)=[^&\s]+"  # of a signed address
+    r"\bhf_\w+|(?<=://)[^/@\s]+(?=@)|(?<=[a-z][a-z]:/)[^/@\s]+(?=@)"  # tokens of Hugging Face; the user part of an address
+    r"|(?<=[?&])(?:[\w-]*token|sig|signature|X-Amz-[\w-]+|[\w-]*key)=[^&\s]+"  # parameters of a signed address
     r"|(?<=Bearer )\S+|\b(?:AKIA|ghp_|github_pat_|glpat-|sk-)[\w-]{12,}",
     re.IGNORECASE,
 )
 NAMES = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
-SHORTEST = 8  # characters: a shorter value would hide words that are no secret
+SHORTEST = 8  # characters: a shorter value would hide ordinary words
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text without secrets.
+    """Replaces the secrets in a text by ***.
 
     Args:
-        environment: whose variables with a secret's name (HF_TOKEN, WANDB_API_KEY) count; none: this process's.
+        text: for instance a log message.
+        environment: variables with the name of a secret (HF_TOKEN, WANDB_API_KEY) are replaced. None: those of this process.
     """
     environment = os.environ if environment is None else environment
     for value in {value for name, value in environment.items() if NAMES.search(name) and len(value) >= SHORTEST}:
@@ -32,13 +33,13 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def refuse_secrets(flat: Mapping[str, Any]) -> None:
-    """Before a config is written into a run folder, which people share.
+    """Refuses a config with secrets, because it is written into the run folder, which people share.
 
     Args:
-        flat: the config's values by dotted name.
+        flat: values of the config by dotted name.
 
     Raises:
-        ValueError: naming each that holds a secret, and not the secret.
+        ValueError: names each value that contains a secret, without the secret.
     """
     if found := [name for name, value in flat.items() if redact(str(value)) != str(value)]:
         raise ValueError(
@@ -48,10 +49,10 @@ def refuse_secrets(flat: Mapping[str, Any]) -> None:
 
 
 class Redacting(logging.Filter):
-    """Takes secrets out of what is logged, tracebacks aside, whichever library logs it."""
+    """Removes secrets from the log messages of all libraries, except from tracebacks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets everything pass, redacted."""
+        """Redacts the message; no message is dropped."""
         said = record.getMessage()
         if (clean := redact(said)) != said:
             record.msg, record.args = clean, ()

@@ -1,1 +1,1 @@
-"""Training: one loop through which every task goes."""
+"""Training: one session, and in it one loop, for every task that trains."""

@@ -16,9 +16,7 @@ given up.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
@@ -27,35 +25,6 @@ from mmm.train.config import TrainConfig
 from mmm.train.nonfinite import nan_if_nonfinite
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-
-def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
-    """Refuses what would round differently on another number of processes, and asks for deterministic kernels, before the start.
-
-    Raises:
-        ValueError: with the cure.
-    """
-    if not isinstance(config.micro_batch_size, int):
-        raise ValueError(
-            f"train.strict sums micro-batches of one fixed size, and train.micro_batch_size {config.micro_batch_size} follows from "
-            "the machine; give a number of samples that also fits the largest number of processes, batch_size / processes or less"
-        )
-    if processes.num_processes & (processes.num_processes - 1):
-        raise ValueError(f"train.strict adds processes in pairs, and {processes.num_processes} is no power of two; start 2, 4 or 8")
-    if config.compile:
-        raise ValueError("train.compile cuts the model where processes exchange, and rounds differently; not with train.strict")
-    if processes.device.type == "cpu":
-        if config.threads is None:
-            raise ValueError(
-                "train.threads none is the process's share of the cores, and changes sums; train.strict needs a number"
-            )
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
-    torch.use_deterministic_algorithms(True, warn_only=True)  # gather's and attention's backward add atomically otherwise
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and dear
 
 
 class FixedOrderGradients:

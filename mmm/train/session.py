@@ -117,19 +117,15 @@ class Session:
                 self.bad_inputs.note(batch.problems)
             yield batch
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Writes numbers of the step where the training stands into metrics.jsonl and to the trackers."""
-        if metrics:
-            self.folder.log(self.training.step, metrics)
-            self.training.accelerator.log(dict(metrics), step=self.training.step)
-            self.metrics |= metrics
-
     def _record(self, update: Update) -> None:
         """Logs and saves what is due, and stops the run where too many inputs could not be read."""
         folder, config = self.folder, self.config.train
         folder.note_skipped(update.skipped)
         self.bad_inputs.share()
-        self.log(update.metrics)
+        if update.metrics:
+            folder.log(update.step, update.metrics)
+            self.training.accelerator.log(update.metrics, step=update.step)
+            self.metrics |= update.metrics
         if update.save:
             self.training.save(folder.checkpoints, config.keep_last, keep_every=config.keep_every, needed=update.last)
         self.bad_inputs.check()  # after the checkpoint, so that a run that stops here keeps it

@@ -97,8 +97,7 @@ def test_every_task_runs_there(tmp_path: Path, device: torch.device) -> None:
     parts += " --decoder.name cross_attention --decoder.width 16 --decoder.depth 2 --decoder.heads 2 --decoder.fusion linear"
     train = "--train.steps 2 --train.batch_size 8 --train.micro_batch_size 4 --train.log_every 1"
     looks = "--train.evaluate_every 2 --train.ema 0.9 --evaluate masked_loss knn few_shot reconstruction"
-    looks += " --evaluate.masked_loss.samples 16"
-    few = "--evaluate.few_shot.steps 2 --evaluate.few_shot.labels_per_class 4"
+    few = "--evaluate.masked_loss.samples 16 --evaluate.few_shot.steps 2 --evaluate.few_shot.labels_per_class 4"
     argv = f"{data} {parts} {train} {looks} {few} --folder {run}".split()
     found = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv)
     assert {"held_out_loss", "knn_top1", "few_shot", "reconstruction"} <= set(found)

@@ -198,8 +198,14 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
 def test_a_run_stops_at_the_batch_that_shows_too_many(damaged: Images, tmp_path: Path) -> None:
     bad = BadInputs(tmp_path / "bad_inputs.jsonl", total=len(damaged), max_bad=(len(BAD) - 1) / len(damaged))
     seen = list[Batch]()
+
+    def read() -> None:
+        for batch in train_batches(damaged, CONFIG, seed=0, batch_size=2, steps=100):
+            bad.note(batch.problems)
+            seen.append(batch)
+
     with pytest.raises(ValueError, match=rf"^{len(BAD)} of {len(damaged)} inputs cannot be read .* more than data\.max_bad"):
-        seen.extend(bad.watch(train_batches(damaged, CONFIG, seed=0, batch_size=2, steps=100)))
+        read()
     assert 0 < len({problem.name for batch in seen for problem in batch.problems}) < len(BAD)
     assert len((tmp_path / "bad_inputs.jsonl").read_text().splitlines()) == len(BAD)
 

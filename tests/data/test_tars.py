@@ -88,7 +88,8 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     root = shards(tmp_path / "set", COUNTS, pictures)
     walked: list[int] = []
     make = module.make_index
-    monkeypatch.setattr(module, "_cores", lambda: 1)  # no worker processes, whose calls are not seen here
+    # one core: no worker processes, whose calls are not seen here
+    monkeypatch.setattr("mmm.data.loading.scan.os.sched_getaffinity", lambda process: {0}, raising=False)
     monkeypatch.setattr(module, "make_index", lambda read, total, choice: walked.append(total) or make(read, total, choice))
     first = opened(root)
     assert len(walked) == 3

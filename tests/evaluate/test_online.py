@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_recipe
 from PIL import Image
 
 import mmm
-from mmm.config.cli import main
 from mmm.config.serialize import load
 from mmm.data import open_data
 from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
+from mmm.evaluate.features.online_knn import OnlineKnn
 from mmm.evaluate.run_results import Record
 from tasks import pretrain
 
 Run = Callable[..., dict[str, object]]
-KNN = ("--evaluate", "knn", "--evaluate.knn.train_samples", "60", "--evaluate.knn.test_samples", "30", "--evaluate.knn.k", "5")
 SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2")
+KNN = ("--evaluate", "knn", "--evaluate.knn.train_samples", "60", "--evaluate.knn.test_samples", "30", "--evaluate.knn.k", "5")
 
 
 def test_accuracy_is_in_the_metrics_and_is_that_of_the_end(run_recipe: Run, tmp_path: Path) -> None:
@@ -58,11 +57,11 @@ def test_asking_changes_nothing_of_the_training(run_recipe: Run, tmp_path: Path)
     assert plain["loss"] == asked["loss"]
 
 
-def test_without_labels_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_labels_it_is_refused(run_recipe: Run, tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    argv = ["--data.source", str(tmp_path), "--data.holdout", "0.5", "--data.eval_split", "none", *KNN]
-    recipe = load_recipe("image_mae")
+    source = ("--data.source", str(tmp_path), "--data.holdout", "0.5", "--data.eval_split", "none", "--data.channels", "3")
     with pytest.raises(SystemExit):
-        main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "demo", *SMALL, *argv])
-    assert "--evaluate knn: it needs labels" in capsys.readouterr().err
+        run_recipe("image_mae", *SMALL, *KNN, *source, "--data.mean", "0.5", "0.5", "0.5", "--data.std", "1", "1", "1")
+    with pytest.raises(ValueError, match=r"evaluate\.knn\.k 0"):
+        OnlineKnn.Config(k=0)

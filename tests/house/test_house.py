@@ -1,4 +1,4 @@
-"""The order of the house, read from its syntax trees: which way imports point, and what is never written."""
+"""Rules for the source, checked on its syntax trees: the directions of imports, and code that is never written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ FILES = sorted(path.relative_to(HOUSE) for top in ("mmm", "tasks", "recipes", "b
 LIBRARY = [path for path in FILES if path.parts[0] == "mmm"]
 TREES = {path: ast.parse((HOUSE / path).read_text(encoding="utf-8")) for path in FILES}
 KINDS = {"tokenizers", "maskers", "encoders", "decoders", "targets", "pools"}
-# what parts may stand on
+# the packages and loose files of mmm/; each imports only those before it, apart from the exceptions below
+ORDER = (
+    *("core", "system", "config", "layers", "tokenizers", "maskers", "encoders", "decoders", "targets", "pools"),
+    *("model", "classifier", "data", "transform", "train", "weights", "evaluate", "objectives"),
+)
+LOOSE = {"__init__.py", "model.py", "classifier.py", "transform.py"}
+# the public names and the methods of a model import, when they are called, what saves, loads, prepares and draws
+PUBLIC = {Path("mmm/__init__.py"), Path("mmm/core/pretrained.py"), Path("mmm/model.py")}
+# parts may import these
 CORE = {"core", "layers", "model", "__init__"}
 ONLY_WHERE_USED = (
     *("accelerate", "av", "datasets", "decord", "huggingface_hub", "matplotlib"),
@@ -95,8 +103,53 @@ def test_parts_import_neither_data_nor_training(path: Path) -> None:
     ours = {name for name in imports(TREES[path]) if within(name, "mmm")}
     # what the public names and the methods of a model need when they are called: saving, loading, transforms, pictures
     public = {"mmm.weights", "mmm.transform", "mmm.evaluate.reconstruction"}
-    lent = public if path in (Path("mmm/__init__.py"), Path("mmm/core/pretrained.py"), Path("mmm/model.py")) else set()
+    lent = public if path in PUBLIC else set()
     assert not {name for name in ours if name.split(".")[1] not in allowed and not any(within(name, one) for one in lent)}
+
+
+def test_the_loose_files_of_the_library() -> None:
+    assert {path.name for path in (HOUSE / "mmm").glob("*.py")} == LOOSE
+    assert {path.parent.name for path in (HOUSE / "mmm").glob("*/__init__.py")} | {name.removesuffix(".py") for name in LOOSE} == {
+        *ORDER,
+        "__init__",
+    }
+
+
+@over_library
+def test_packages_import_only_those_before_them(path: Path) -> None:
+    own = path.parts[1].removesuffix(".py")
+    if path in PUBLIC:
+        return
+    ours = {name.split(".")[1] for name in modules_of(path) if within(name, "mmm") and name != "mmm"}
+    assert not {name for name in ours - {own} if ORDER.index(name) > ORDER.index(own)}
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules of ours that a file imports at its top or in its functions, apart from those for type checkers alone."""
+    typing = {
+        id(inner)
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    nodes = [node for node in ast.walk(TREES[path]) if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in typing]
+    found = {name for node in nodes for name in imports(node)}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in found} & MODULES.keys()
+
+
+MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def test_no_import_circle() -> None:
+    """Imports in functions count, too, except for those of the root `mmm` and of the methods that save, load and draw a model."""
+    left = {name: modules_of(path) - {name, "mmm"} for name, path in MODULES.items() if path not in PUBLIC}
+    while ends := [
+        name for name, needed in left.items() if not needed & left.keys() or not any(name in one for one in left.values())
+    ]:
+        for name in ends:  # it imports none of the others, or none of them imports it: no circle passes through it
+            del left[name]
+    assert not {name: sorted(needed & left.keys()) for name, needed in left.items()}
 
 
 @over_library

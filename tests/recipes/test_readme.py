@@ -1,4 +1,4 @@
-"""What the README shows, works: its Python runs, its flags parse, its files are there."""
+"""The README is right: its Python runs, its flags parse, its links lead to files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from conftest import REPOSITORY, load_recipe
 from mmm.config.cli import parse
 
 README = (REPOSITORY / "README.md").read_text()
-SHOWN = [line for line in README.splitlines() if "recipes/" in line and ".py" in line]
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+SHOWN = [line for block in BLOCKS for line in block.splitlines() if "recipes/" in line]
 COMMANDS = sorted({line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") for line in SHOWN})
 
 

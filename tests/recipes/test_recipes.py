@@ -49,19 +49,9 @@ def test_help_shows_the_recipe_and_only_the_chosen_parts(name: str, run_recipe: 
 
 def test_a_run_leaves_what_the_readme_says(run_recipe: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = ("--evaluate", "features", "reconstruction", "--evaluate.features.labels_per_class", "3")
-    flags += ("--evaluate.features.train_samples", "120", "--evaluate.reconstruction.measured", "8")
-    result = run_recipe(
-        "image_mae",
-        *SMALL,
-        *flags,
-        "--evaluate.features.train_samples",
-        "120",
-        "--evaluate.reconstruction.measured",
-        "8",
-        "--folder",
-        str(run),
-    )
+    flags = ("--evaluate", "masked_loss", "features", "reconstruction", "--evaluate.masked_loss.samples", "16")
+    flags += ("--evaluate.features.labels_per_class", "3", "--evaluate.reconstruction.measured", "8")
+    result = run_recipe("image_mae", *SMALL, *flags, "--evaluate.features.train_samples", "120", "--folder", str(run))
     assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "pictures"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "pictures").iterdir()} == {"loss.png", "reconstruction_00000002.png"}
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
@@ -237,8 +227,18 @@ def expect_one_line(act: Callable[[], object], says: str, capsys: pytest.Capture
 
 def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") -> list[dict[str, float]]:
     """Metrics of a recipe: run here by one process, or by torchrun under a watchdog."""
-    fixed = ["--preset", "demo", "--evaluate", "masked_loss", "--evaluate.masked_loss.samples", "17"]
-    fixed += ["--train.precision", "fp32", "--train.log_every", "1"]
+    fixed = [
+        "--preset",
+        "demo",
+        "--evaluate",
+        "masked_loss",
+        "--evaluate.masked_loss.samples",
+        "17",
+        "--train.precision",
+        "fp32",
+        "--train.log_every",
+        "1",
+    ]
     argv = [*SMALL, *fixed, *flags, "--folder", str(run)]
     if processes == 1:
         module = load_recipe(recipe)

@@ -109,6 +109,7 @@ def test_a_resume_takes_the_config_in_its_folder(trained: Path, capsys: pytest.C
 def test_a_target_that_is_no_picture_trains_to_the_end(tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("image_mae")
     argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--target.name", "latent"]
+    argv += ["--evaluate", "reconstruction"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
     assert "--evaluate reconstruction is left out: target.name latent does not predict pixels" in caplog.text
@@ -123,7 +124,7 @@ def test_an_evaluation_that_fails_does_not_take_the_run_with_it(
         raise ValueError("none can be read")
 
     recipe = load_recipe("image_mae")
-    monkeypatch.setattr(gallery, "make_gallery", fail)
+    monkeypatch.setattr("mmm.evaluate.reconstruction.gallery.make_gallery", fail)
     argv = [*SHORT, *SMALL, "--data.source", str(tiles), "--data.eval_split", "none", "--evaluate", "reconstruction"]
     result = run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()

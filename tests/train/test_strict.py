@@ -20,7 +20,8 @@ from forked import ends, fork_ranks, watch
 from test_loop import CONFIG, Net, Plain, lines, table, train
 from torch import Tensor, nn
 
-from mmm.train.deterministic import FixedOrderGradients, prepare_strict
+from mmm.train.deterministic import FixedOrderGradients
+from mmm.train.distributed.setup import prepare_strict
 from mmm.train.schedule import make_plan
 
 # twelve micro-batches: six on each of two processes, three on each of four

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class _Inputs(Dataset[Any]):
 
 
 def map_inputs(
-    name: Callable[[int], str], work: Callable[[int], dict[str, Any]], count: int, *, workers: int, title: str
+    name: Callable[[int], str], work: Callable[[int], dict[str, Any]], count: int, *, workers: int | None, title: str
 ) -> Iterator[Finding]:
     """Yields the findings for all inputs in order, behind a progress bar.
 
@@ -59,10 +60,13 @@ def map_inputs(
         name: returns an input's name by its number.
         work: processes an input by its number and returns facts; may raise Unreadable.
         count: number of inputs.
-        workers: processes; 0 works in this one, without deadlines.
+        workers: processes; 0 works in this one, without deadlines; None takes one for each core, or this one if one is enough.
         title: label of the bar.
     """
     bad = 0
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, count) if min(cores, count) > 1 else 0
     with tqdm(total=count, desc=title, unit="", dynamic_ncols=True) as bar:
         requests = lambda: ([index] for index in range(count))  # noqa: E731
         for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH):

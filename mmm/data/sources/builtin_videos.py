@@ -8,7 +8,7 @@ A single frame does not reveal the class, by construction: mirror images continu
 video starts at a place drawn uniformly over one period of it, so that in each frame of each class the place is uniform too. No
 place is excluded for its content. All videos have the same brightness and contrast.
 
-The folder is written aside and renamed when it is complete. Its name holds a hash of everything that the videos depend on; a list
+The folder gets its name when it is complete. Its name holds a hash of everything that the videos depend on; a list
 of file sizes in it shows whether it is still complete, else it is rendered again.
 
 Shapes: T frames, (H, W) of a part of a photograph, (h, w) of a video.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from functools import cache
@@ -33,7 +32,7 @@ from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.encode import EncodeConfig, write_video
 from mmm.data.loading.scan import map_inputs
 from mmm.data.sources.builtin_images import PHOTOGRAPHS, photograph
-from mmm.system.files import digest, user_cache
+from mmm.system.files import digest, replacing, user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -97,28 +96,24 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _render(folder: Path, counts: Mapping[str, int]) -> None:
-    """Encodes all videos into a temporary folder, and renames it."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed: this one holds the lock
+    """Encodes all videos into a temporary folder, which then replaces the old one."""
+    for left in folder.parent.glob(f".{folder.name}.*tmp"):  # by a process that was killed: this one holds the lock
+        shutil.rmtree(left, ignore_errors=True)
     names = [(split, index) for split, count in counts.items() for index in range(count)]
     logger.info("rendering %d short videos into %s, once", len(names), folder)
     classes = list(DIRECTIONS)
-    paths = [aside / split / classes[index % len(classes)] / f"{index:05d}.mp4" for split, index in names]
+    with replacing(folder) as temporary:
+        paths = [temporary / split / classes[index % len(classes)] / f"{index:05d}.mp4" for split, index in names]
 
-    def work(number: int) -> dict[str, int]:
-        write_motion_video(paths[number], *names[number])
-        return {}
+        def work(number: int) -> dict[str, int]:
+            write_motion_video(paths[number], *names[number])
+            return {}
 
-    for finding in map_inputs(lambda number: str(paths[number]), work, len(paths), workers=_cores(), title="videos"):
-        assert finding.reason is None
-    sizes = {path.relative_to(aside).as_posix(): path.stat().st_size for path in paths}
-    (aside / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for finding in map_inputs(lambda number: str(paths[number]), work, len(paths), workers=None, title="videos"):
+            assert finding.reason is None
+        sizes = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in paths}
+        (temporary / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_motion_video(path: Path, split: str, index: int) -> None:

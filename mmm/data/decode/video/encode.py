@@ -13,6 +13,7 @@ import numpy as np
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.info import open_av
 from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.system.files import replacing
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -71,36 +72,31 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
     """
     import av
 
-    aside = path.with_name(f".{path.name}.tmp")
     count = 0
-    try:
-        with av.open(str(aside), "w", format="mp4") as container:
-            stream: Any = None
-            for frame, moment in frames:
-                if stream is None:
-                    stream = container.add_stream("libx264", rate=rate, options=_options(config))
-                    stream.height, stream.width = _size(frame.height, frame.width, config.short_side)
-                    stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", config.group
-                    stream.codec_context.time_base = unit
-                    for name in COLOURS:
-                        setattr(stream.codec_context, name, getattr(frame, name))
-                small = frame.reformat(
-                    stream.width,
-                    stream.height,
-                    format="yuv420p",
-                    interpolation="BICUBIC",
-                    src_color_range=frame.color_range,
-                    dst_color_range=frame.color_range,
-                    threads=1,
-                )
-                small.pts, small.time_base, small.pict_type = moment, unit, 0  # the encoder chooses the keyframes
-                container.mux(stream.encode(small))
-                count += 1
-            if stream is not None:
-                container.mux(stream.encode())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream: Any = None
+        for frame, moment in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options=_options(config))
+                stream.height, stream.width = _size(frame.height, frame.width, config.short_side)
+                stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", config.group
+                stream.codec_context.time_base = unit
+                for name in COLOURS:
+                    setattr(stream.codec_context, name, getattr(frame, name))
+            small = frame.reformat(
+                stream.width,
+                stream.height,
+                format="yuv420p",
+                interpolation="BICUBIC",
+                src_color_range=frame.color_range,
+                dst_color_range=frame.color_range,
+                threads=1,
+            )
+            small.pts, small.time_base, small.pict_type = moment, unit, 0  # the encoder chooses the keyframes
+            container.mux(stream.encode(small))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode())
     return count
 
 

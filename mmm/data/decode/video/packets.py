@@ -12,7 +12,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from mmm.data.decode.video.mp4_header import check_boxes
 from mmm.data.decode.video.reader import Source
 from mmm.data.decode.video.validate import check_size
 from mmm.data.errors import Unreadable
-from mmm.system.files import digest, user_cache
+from mmm.system.files import digest, replacing, user_cache
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -153,17 +152,13 @@ def _read(identity: tuple[object, ...]) -> Packets | None:
 def _write(identity: tuple[object, ...], packets: Packets) -> None:
     """Writes packets to the cache, whole or not at all. Without a cache, each process lists them once."""
     path = _path(identity)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             steps = np.diff(packets.stamps, prepend=0)  # constant for most videos, and then a few bytes
             np.savez_compressed(file, steps=steps, keys=packets.keys, flags=[packets.open_group, packets.ordered])
-        aside.replace(path)
     except OSError as error:
         logger.debug("%s: %s", path, error)
-        with suppress(OSError):
-            aside.unlink()
 
 
 def decodable(packets: Iterable[Packet]) -> Iterator[Packet]:

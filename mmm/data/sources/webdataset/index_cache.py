@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -72,17 +71,13 @@ def _make(files: TarFiles, selection: Selection, paths: list[Path], stamps: list
         _write(paths[number], index, stamps[number])
         return {}
 
-    workers = min(len(numbers), _cores() if files.is_local else WORKERS)
-    workers = workers if workers > 1 else 0
-    for finding in map_inputs(
-        lambda place: files.addresses[numbers[place]], work, len(numbers), workers=workers, title="indexing tars"
-    ):
+    def name(place: int) -> str:
+        return files.addresses[numbers[place]]
+
+    workers = None if files.is_local else min(len(numbers), WORKERS)
+    for finding in map_inputs(name, work, len(numbers), workers=workers, title="indexing tars"):
         if finding.reason is not None:
             raise ValueError(f"data.source {finding.name}: {finding.reason}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ReadAhead:
