@@ -473,8 +473,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/objectives/masked.py",
-        "batch, step) * stream.weight",
-        "batch, step)",
+        "mask=mask).loss * stream.weight",
+        "mask=mask).loss",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(

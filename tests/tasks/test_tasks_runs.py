@@ -292,7 +292,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     run = Record.read(trained)
     assert run.steps == 2
     assert run.evaluations["features"]["k"] == 2
-    assert Image.open(draw_loss(run, tmp_path / "new" / "loss.png")).size[0] > 900
+    assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
