@@ -1,4 +1,4 @@
-"""The configuration that decoders with attention share."""
+"""Options of decoders with attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmm.decoders.fusion import FusedDecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecoderConfig(FusedDecoderConfig):
-    """Base of the `Config` of decoders with attention: the sizes of their blocks, and the positions of their tokens."""
+    """Options of decoders with attention: the sizes of the blocks and the positions of the tokens."""
 
     width: Positive = 512
     """Width of the decoder."""

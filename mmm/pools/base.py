@@ -1,4 +1,4 @@
-"""The interface of pools."""
+"""The interface of a pool."""
 
 from __future__ import annotations
 

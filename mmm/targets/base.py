@@ -1,4 +1,4 @@
-"""The interface of targets.
+"""The interface of a target.
 
 Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted tokens, K values predicted a token.
 """
@@ -31,7 +31,7 @@ class TargetConfig(PartConfig):
 
 @dataclass(frozen=True)
 class Taught:
-    """Targets of every token of a batch, from which those of a mask are picked.
+    """Values that a target computes once for a batch, for all masks.
 
     Attributes:
         tokens: of every token, (B, N, ...) for the default `pick`.
@@ -43,9 +43,7 @@ class Taught:
 
 
 class Target(nn.Module):
-    """Computes what is predicted, and the loss.
-
-    Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
+    """The values to predict. Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
         config: the user's choices.
@@ -67,7 +65,7 @@ class Target(nn.Module):
 
     @abstractmethod
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
-        """Returns the targets of every token, computed once for all masks.
+        """Computes the values of every token, once for all masks.
 
         Args:
             x: the model's input, (B, C, H, W) or (B, C, T, H, W).
@@ -76,7 +74,7 @@ class Target(nn.Module):
         """
 
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """Returns the targets of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
+        """Selects the values of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
         return take(taught.tokens, mask.predict)
 
     @abstractmethod

@@ -41,10 +41,10 @@ class ClusterTarget(Target):
         """Number of clusters."""
 
         temperature: AboveZero = 0.06
-        """What the clusters' logits are divided by before they are assigned; lower is harder."""
+        """Temperature of the cluster assignments; a lower value makes them harder."""
 
         prediction_temperature: AboveZero = 0.12
-        """What logits are divided by where they are compared with assignments."""
+        """Temperature of the predictions that are compared with the assignments."""
 
         iterations: Positive = 3
         """Times that the assignments are balanced over the clusters, and each token's made to sum to 1."""

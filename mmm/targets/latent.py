@@ -121,7 +121,7 @@ class LatentTarget(Target):
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
-        """What is wanted of every token, (B, N, K); where the teacher sees the predicted tokens alone, the patches."""
+        """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, the patches."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
@@ -129,7 +129,7 @@ class LatentTarget(Target):
 
     @torch.no_grad()
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """What is wanted of the predicted tokens, (kmB, Q, K), and where it counts of each mask's class token, (mB, K)."""
+        """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             patches, grid = taught.tokens
             return self._encode(patches, grid, Mask(mask.predict, mask.predict))
@@ -150,7 +150,7 @@ class LatentTarget(Target):
             self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
 
     def _encode(self, patches: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
-        """What is wanted of the tokens that the teacher sees, (B, M, K), in fp32 or better."""
+        """Returns the values of the tokens that the teacher sees, (B, M, K), in fp32 or better."""
         assert self.teacher is not None
         features: Features = self.teacher(patches, grid, mask, self.config.blocks or ())
         chosen = [features.last] if self.config.blocks is None else [features.blocks[block] for block in self.config.blocks]
