@@ -14,13 +14,7 @@ from mmm.layers.averages import follow
 class EMA:
     """An average of a model's tensors over the updates, `average = decay * average + (1 - decay) * live`.
 
-    <<<<<<< HEAD
-        For the weights of a run, `EMA.of(model)` keeps copies. For a teacher, `EMA(teacher.state_dict())` averages into the
-        teacher's own tensors: state dicts refer, they do not copy. Each process averages its own part of a sharded model; a
-        teacher's dict is then taken anew for each update, or after the model was sharded.
-    =======
-        Of a sharded model each process averages its own part.
-    >>>>>>> main
+    Each process averages its own part of a sharded model.
     """
 
     def __init__(self, averages: Mapping[str, Tensor]) -> None:
