@@ -307,7 +307,7 @@ def check_part(kind: str, name: str) -> list[Finding]:
 
 
 def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
-    """A broken rule. Any other error that a part raises is a fault, too."""
+    """Returns the fault that a check finds, or None. Any other error of a part is a fault too."""
     try:
         run(model, x, mask)
     except ContractError as broken:

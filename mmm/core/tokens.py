@@ -1,4 +1,4 @@
-"""Gathering of tokens, their positions, and the number that a ratio leaves visible.
+"""Tokens: gathering them, their positions, and how many a ratio leaves.
 
 Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axes of the grid, D width.
 """

@@ -1,4 +1,4 @@
-"""Types of the interfaces between data, parts and training.
+"""Values that the data, the parts and the training hand to each other.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
@@ -117,7 +117,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Shape:
-    """Properties of an encoder that a decoder is built for.
+    """The shape of an encoder, from which a decoder is built.
 
     Attributes:
         width: D.
@@ -132,7 +132,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class RequiredFeatures:
-    """Features of an encoder that a decoder reads. Other features are neither kept nor built.
+    """The features that a decoder requires of an encoder; nothing else is kept or built.
 
     Attributes:
         last: whether the output of the final norm is required.
@@ -161,7 +161,7 @@ class UpdateScale:
 
 
 class Collective(Protocol):
-    """Communication between the processes of a training, for a part that computes over the whole batch."""
+    """Reductions over the processes of a training, for a part that looks across the batch."""
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the processes, on each of them; the value itself may be overwritten."""

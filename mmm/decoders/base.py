@@ -1,4 +1,4 @@
-"""The interface of a decoder, and the properties that its config states before it is built."""
+"""The interface of decoders."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ decoders: Registry[Decoder] = Registry("decoder")
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(PartConfig):
-    """Options of every decoder."""
+    """Base of every decoder's `Config`."""
 
     def required_features(self, depth: int) -> RequiredFeatures:
-        """Returns the features that it reads of an encoder with `depth` blocks. Here: the output of the final norm."""
+        """Returns the features that it requires of an encoder of `depth` blocks. Here: the output of the final norm."""
         return RequiredFeatures(last=True)
 
 

@@ -19,10 +19,10 @@ from mmm.decoders.base import DecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FusedDecoderConfig(DecoderConfig):
-    """Options of decoders that can read a weighted sum of the encoder's blocks."""
+    """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
     fusion: Literal["none", "linear"] = "none"
-    """Features that are read: the normed output of the encoder, or a learned weighted sum of its blocks, normed."""
+    """Input from the encoder: its last, normed output, or a learned weighted sum of the outputs of its blocks, normed."""
 
     fusion_blocks: tuple[int, ...] | None = None
     """The encoder's blocks that are added up, counted from 1, where fusion is linear. None: all of them."""

@@ -1,4 +1,4 @@
-"""The interface of a pool."""
+"""The interface of pools."""
 
 from __future__ import annotations
 
