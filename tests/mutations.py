@@ -35,7 +35,7 @@ PARITY_CROSSMAE = "core/test_parity_crossmae.py -k second_statement"
 MUTANTS = [
     # what is hidden
     Mutant(
-        "mmm/encoders/vit.py",
+        "mmm/encoders/base.py",
         "take(patches, mask.visible)",
         "take(patches - patches.mean(1, keepdim=True), mask.visible)",
         "core/test_flow.py::test_hidden_values_never_reach_a_prediction",
@@ -473,8 +473,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/objectives/masked.py",
-        "batch, step) * stream.weight",
-        "batch, step)",
+        "mask=mask).loss * stream.weight",
+        "mask=mask).loss",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
