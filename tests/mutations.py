@@ -454,7 +454,7 @@ MUTANTS = [
         "start_step=0,",
         "data/test_mixture.py -k stopped",
     ),
-    Mutant("mmm/data/datasets/mixture.py", "part.order(seed, source)", "part.order(seed)", "data/test_mixture.py -k alike"),
+    Mutant("mmm/data/datasets/mixture.py", "part.order(seed, source)", "part.order(seed)", "data/test_mixture.py -k names_of"),
     Mutant("mmm/data/loading/loader.py", "samples.order(seed, source)", "samples.order(seed, 0)", "data/test_mixture.py -k alike"),
     Mutant("mmm/data/loading/sampler.py", "seed, source, number) for", "seed, source, 0) for", "data/test_several.py -k alike"),
     Mutant("mmm/data/transforms/augment.py", 'name.startswith("Posterize")', "False", "data/test_augment.py -k magnitude"),
