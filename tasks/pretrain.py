@@ -169,13 +169,15 @@ def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
     training, folder = session.training, session.folder
     logger.info("%s", session.bad_inputs.report())
     results: dict[str, Any] = {"run": str(folder.path), "step": training.step}
+    figures: dict[str, float] = {}
     with training.averaged(), training.gathered() as model:
         for result in evaluations.finish(cast(MaskedModel, model), training.step):
             results[result.name] = result.found
-            session.log(training.step, result.figures)
+            figures |= result.figures
             if session.main:
                 record(folder.path, result.name, training.step, result.found | {"figures": result.figures})
                 print(result.text)
+    session.log(training.step, figures)
     if session.main:
         logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
     return session.metrics | results
