@@ -29,7 +29,7 @@ import torch
 from mmm.core.checks import Positive
 from mmm.core.registry import PartConfig, PartSet, Registry
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
-from mmm.evaluate.run_results import output_name
+from mmm.evaluate.run_results import output_name, record
 from mmm.maskers import Masker
 from mmm.model import MaskedModel
 from mmm.train.schedule import due
@@ -90,6 +90,7 @@ class Context:
         dtype: of autocast; None: fp32.
         test_split: split of the source to evaluate on; None: the evaluation part, as in training.
         problems: inputs that could not be read; evaluations append those of their own process.
+        train_samples: the training samples, where they are open already.
     """
 
     data: DataConfig
@@ -106,11 +107,12 @@ class Context:
     dtype: torch.dtype | None = None
     test_split: str | None = None
     problems: list[Problem] = field(default_factory=list)
+    train_samples: Images | Clips | None = None
 
     @cached_property
     def train(self) -> Images | Clips:
         """The samples that the model is trained on, and whose labels may be used."""
-        return open_data(self.data, "train")
+        return open_data(self.data, "train") if self.train_samples is None else self.train_samples
 
     @cached_property
     def test(self) -> Images | Clips:
@@ -190,6 +192,10 @@ class Result:
     found: dict[str, Any]
     figures: dict[str, float]
     text: str
+
+    def record(self, run: Path, step: int) -> Path:
+        """Appends the result to the evaluations.jsonl of a run, and returns that file."""
+        return record(run, self.name, step, self.found | {"figures": self.figures})
 
 
 class Evaluations:

@@ -292,7 +292,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     run = Record.read(trained)
     assert run.steps == 2
     assert run.evaluations["features"]["k"] == 2
-    assert Image.open(draw_loss(run, tmp_path / "new" / "loss.png")).size[0] > 900
+    assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
@@ -439,6 +439,6 @@ def test_classes_that_are_never_trained_on_are_refused(
         with pytest.raises(SystemExit) as ended:
             main(argv)
         assert ended.value.code == 2
-        assert "none of their classes is trained on" in capsys.readouterr().err
+        assert "no class of theirs is trained on" in capsys.readouterr().err
     reset_accelerate()
     assert Record.read(trained).evaluations == {}

@@ -19,8 +19,9 @@ LEGEND = 100  # characters of a line of the legend
 COLOURS = ("#2f6fde", "#e4572e", "#2a9d6f", "#8f5bd6", "#c98a0c", "#17889c", "#d1478c", "#6b7280")
 
 
-def draw_loss(run: Record, path: Path) -> Path:
+def draw_loss(folder: Path, path: Path) -> Path:
     """The loss of a run, of training and held-out samples, with the learning rate light behind it."""
+    run = Record.read(folder)
     figure = new_figure(7.2, 4.0)
     axes = figure.add_subplot()
     steps, loss = run.series("loss")
