@@ -125,20 +125,14 @@ def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
     """Ends the run with its last evaluations and the loss curve."""
     training, folder = session.training, session.folder
     logger.info("%s", session.bad_inputs.report())
-<<<<<<< HEAD
-    results: dict[str, Any] = {"run": str(folder.path), "step": training.step}
-    figures: dict[str, float] = {}
-=======
     results: dict[str, Any] = {}
->>>>>>> main
     with training.averaged(), training.gathered() as model:
         for result in evaluations.finish(cast(MaskedModel, model), training.step):
             results[result.name] = result.found
-            figures |= result.figures
+            session.log(training.step, result.figures)
             if session.main:
                 result.record(folder.path, training.step)
                 print(result.text)
-    session.log(training.step, figures)
     if session.main:
         logger.info("loss curve: %s", draw_loss(folder.path, folder.pictures / "loss.png"))
     return {"run": str(folder.path), "step": training.step, **session.metrics, **results}
