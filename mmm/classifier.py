@@ -29,11 +29,11 @@ Norm = Literal["none", "layer", "batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Layers from pooled tokens to class scores."""
+    """The layers between pooled tokens and class scores."""
 
     norm: Norm = "none"
-    """Norm of the pooled features. layer: with weights, MAE's `fc_norm`; batch: without, by the statistics of the batch, as in
-    MAE's linear probe; none."""
+    """Norm of the pooled tokens. layer: with weights (MAE's `fc_norm`); batch: without weights, by the statistics of the batch
+    (MAE's linear probe)."""
     dropout: Rate = 0.0
     """Rate of dropout before the linear layer."""
     std: AboveZero = 0.02
@@ -124,8 +124,8 @@ class Classifier(Pretrained, nn.Module):
 
         Args:
             classes: K.
-            pool: none: the mean of the tokens.
-            head: none: `HeadConfig()`.
+            pool: None: the mean of the tokens.
+            head: None: `HeadConfig()`.
             frozen: see `__init__`.
             seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
             data, labels: see `__init__`.

@@ -67,8 +67,8 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "target": PixelTarget.Config(),
         **parts,
     }
-    reads = chosen["decoder"].reads(chosen["encoder"].shape.depth)
-    chosen.setdefault("masker", RandomMasker.Config(blank=reads.hidden))
+    required = chosen["decoder"].required_features(chosen["encoder"].shape.depth)
+    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():
@@ -153,7 +153,7 @@ def _same(one: Mask, other: Mask) -> bool:
 
 
 def _counts(index: Tensor, tokens: int) -> Tensor:
-    """How often each token is in each row, (rows, N)."""
+    """Counts each token in each row, (rows, N)."""
     return torch.zeros(len(index), tokens, dtype=torch.int64).scatter_add(1, index, torch.ones_like(index))
 
 
@@ -307,7 +307,7 @@ def check_part(kind: str, name: str) -> list[Finding]:
 
 
 def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
-    """A broken rule. Any other error that a part raises is a fault, too."""
+    """Returns the fault that a check finds, or None. Any other error of a part is a fault too."""
     try:
         run(model, x, mask)
     except ContractError as broken:

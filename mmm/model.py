@@ -109,15 +109,15 @@ class MaskedModel(Pretrained, nn.Module):
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
-        reads = config.decoder.reads(shape.depth)
-        if reads.hidden and not config.masker.blank:
+        required = config.decoder.required_features(shape.depth)
+        if required.hidden and not config.masker.blank:
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(
             config.encoder,
             token=tokenizer.size,
             channels=data.channels,
             grid=grid,
-            reads=reads,
+            required=required,
             blanks=config.masker.blank,
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
@@ -154,7 +154,7 @@ class MaskedModel(Pretrained, nn.Module):
 
         Args:
             x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
-            blocks: blocks whose outputs are kept, 0 for what enters the first. None: those that the decoder reads.
+            blocks: blocks whose outputs are kept, 0 for what enters the first. None: those that the decoder requires.
             mask: encodes only what it shows. None: every token, in the grid's order.
 
         Raises:

@@ -34,7 +34,7 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
     else:
         assert isinstance(decoder, CrossAttentionDecoder.Config)
         forward += decoder.depth * cross_block(predicted, seen, decoder, shape.width)
-    maps = len(decoder.reads(shape.depth).blocks)  # mixed for every block of the decoder that reads them
+    maps = len(decoder.required_features(shape.depth).blocks)  # mixed for every block of the decoder that reads them
     mixtures = decoder.depth if isinstance(decoder, CrossAttentionDecoder.Config) else 1
     forward += 2.0 * maps * mixtures * seen * shape.width + linear(predicted, decoder.width, model.target.width)
     return 3 * forward + 2 * embed

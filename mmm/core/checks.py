@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Limit:
-    """Which numbers an annotation allows.
+    """The numbers that an annotation allows.
 
     Attributes:
         words: behind "a number" or "a whole number".

@@ -1,8 +1,7 @@
-"""Other people's draws under our keys: code that draws from global generators is called with those seeded, and restored after.
+"""Global generators, seeded from a key and restored, for code of other libraries that draws from them.
 
-The rest of mmm draws from keys alone (`mmm/core/rng.py`). timm's augmentations draw from Python's and NumPy's generators, and
-fill what
-they erase from torch's.
+All other draws of mmm come from keys alone (`mmm/core/rng.py`). timm's augmentations draw from Python's and NumPy's generators, and
+fill erased areas from torch's.
 """
 
 from __future__ import annotations

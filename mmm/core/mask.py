@@ -17,7 +17,7 @@ from mmm.core.types import pytree
 @pytree
 @dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
 class Mask:
-    """Which tokens the encoder sees and which ones the decoder predicts.
+    """Sets of tokens: those that the encoder sees and those that the decoder predicts.
 
     Attributes:
         visible: int64 (mB, V), tokens whose values the encoder may see, in any order.

@@ -1,4 +1,4 @@
-"""Gathering of tokens, their positions, and the number that a ratio leaves visible.
+"""Tokens: gathering them, their positions, and how many a ratio leaves.
 
 Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axes of the grid, D width.
 """
@@ -53,7 +53,7 @@ def keep_count(ratio: float, tokens: int) -> int:
 
 
 def coordinates(grid: Grid) -> Tensor:
-    """Where each token stands, in tokens: float64 (N, n), the last axis fastest."""
+    """Coordinates of each token, in tokens: float64 (N, n), the last axis fastest."""
     axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
     return torch.stack(axes, dim=-1).flatten(0, -2)  # (N, n)
 

@@ -1,4 +1,4 @@
-"""Types of the interfaces between data, parts and training.
+"""Values that the data, the parts and the training hand to each other.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
@@ -117,7 +117,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Shape:
-    """Properties of an encoder that a decoder is built for.
+    """The shape of an encoder, from which a decoder is built.
 
     Attributes:
         width: D.
@@ -131,13 +131,13 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Reads:
-    """Features of an encoder that a decoder reads. Other features are neither kept nor built.
+class RequiredFeatures:
+    """The features that a decoder requires of an encoder; nothing else is kept or built.
 
     Attributes:
-        last: whether it reads the final norm's output.
-        blocks: the blocks whose outputs it reads; 0 is what enters the first.
-        hidden: whether it reads features of the hidden tokens, so that masks must blank them rather than drop them.
+        last: whether the output of the final norm is required.
+        blocks: the blocks whose outputs are required; 0 is the input of the first.
+        hidden: whether features of hidden tokens are required, so that masks must blank them rather than drop them.
     """
 
     last: bool = True
@@ -147,7 +147,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class UpdateScale:
-    """How fast the parameters of a module learn, beside those of the rest: its attribute `update_scale`, in any part.
+    """Factors of the learning rate and the weight decay of a module's parameters: its attribute `update_scale`, in any part.
 
     The scales of a module inside another one are multiplied.
 
@@ -161,7 +161,7 @@ class UpdateScale:
 
 
 class Collective(Protocol):
-    """Communication between the processes of a training, for a part that computes over the whole batch."""
+    """Reductions over the processes of a training, for a part that looks across the batch."""
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the processes, on each of them; the value itself may be overwritten."""

@@ -1,4 +1,4 @@
-"""Options of decoders with attention."""
+"""The configuration that decoders with attention share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmm.decoders.fusion import FusedDecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecoderConfig(FusedDecoderConfig):
-    """Options of decoders with attention: the sizes of the blocks and the positions of the tokens."""
+    """Base of the `Config` of decoders with attention: the sizes of their blocks, and the positions of their tokens."""
 
     width: Positive = 512
     """Width of the decoder."""

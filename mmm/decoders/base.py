@@ -1,4 +1,4 @@
-"""The interface of a decoder, and the properties that its config states before it is built."""
+"""The interface of decoders."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid
-from mmm.core.types import Features, Reads
+from mmm.core.types import Features, RequiredFeatures
 
 decoders: Registry[Decoder] = Registry("decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(PartConfig):
-    """Options of every decoder."""
+    """Base of every decoder's `Config`."""
 
-    def reads(self, depth: int) -> Reads:
-        """Returns the features that it reads of an encoder with `depth` blocks. Here: the output of the final norm."""
-        return Reads(last=True)
+    def required_features(self, depth: int) -> RequiredFeatures:
+        """Returns the features that it requires of an encoder of `depth` blocks. Here: the output of the final norm."""
+        return RequiredFeatures(last=True)
 
 
 class Decoder(nn.Module):

@@ -13,33 +13,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.core.types import Features, Reads, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.decoders.base import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedDecoderConfig(DecoderConfig):
-    """Options of decoders that can read a weighted sum of the encoder's blocks."""
+    """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
     fusion: Literal["none", "linear"] = "none"
-    """Features that are read: the normed output of the encoder, or a learned weighted sum of its blocks, normed."""
+    """Input from the encoder: its last, normed output, or a learned weighted sum of the outputs of its blocks, normed."""
 
     fusion_blocks: tuple[int, ...] | None = None
-    """The encoder's blocks that are mixed, counted from 1, where fusion is linear; none: all of them."""
+    """The encoder's blocks that are added up, counted from 1, where fusion is linear. None: all of them."""
 
     fusion_input: bool = True
-    """Mix in what enters the first block, too, where fusion is linear."""
+    """Add the input of the first block, too, where fusion is linear."""
 
-    def reads(self, depth: int) -> Reads:
-        """The last output, or the blocks that are mixed; then the encoder's final norm is not built."""
+    def required_features(self, depth: int) -> RequiredFeatures:
+        """The last output, or the blocks that are added up; then the encoder's final norm is not built."""
         if self.fusion == "none":
-            return Reads(last=True)
+            return RequiredFeatures(last=True)
         blocks = tuple(range(1, depth + 1)) if self.fusion_blocks is None else self.fusion_blocks
         if not blocks or not all(1 <= block <= depth for block in blocks):
             raise ValueError(f"decoder.fusion_blocks {blocks} are not all among the encoder's blocks 1 to {depth}")
         if depth not in blocks:  # what nobody reads gets no gradient, and DDP waits for it
             raise ValueError(f"decoder.fusion_blocks {blocks} leave out the encoder's last block, {depth}; add it")
-        return Reads(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)
+        return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)
 
 
 class LastOutput(nn.Module):
@@ -111,5 +111,5 @@ class LinearFusion(nn.Module):
 
 def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module:
     """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block."""
-    reads = config.reads(encoder.depth)
-    return LastOutput(inputs) if reads.last else LinearFusion(encoder.width, reads.blocks, inputs, epsilon)
+    required = config.required_features(encoder.depth)
+    return LastOutput(inputs) if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
-from mmm.core.types import Features, Reads, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.decoders.base import Decoder, DecoderConfig, decoders
 from mmm.layers.transformer import initialise
 
@@ -24,8 +24,8 @@ class LinearDecoder(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
-        def reads(self, depth: int) -> Reads:
-            return Reads(last=True, hidden=True)
+        def required_features(self, depth: int) -> RequiredFeatures:
+            return RequiredFeatures(last=True, hidden=True)
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
         """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid, take
-from mmm.core.types import Features, Reads, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 
 encoders: Registry[Encoder] = Registry("encoder")
 
@@ -28,8 +28,8 @@ class EncoderConfig(PartConfig):
 
 
 class Encoder(nn.Module):
-    """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, what a decoder reads (`reads`), and
-    whether masks leave `blanks`.
+    """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, the features that the decoder requires
+    (`required`), and whether masks leave `blanks`.
 
     A subclass implements `encode`, which is given the values of visible tokens alone: hidden pixels cannot reach it.
 
@@ -37,15 +37,15 @@ class Encoder(nn.Module):
         config: the user's choices.
         shape: the config's.
         home: the grid that the encoder was built for; any other grid can be encoded too.
-        reads: the features that are required where `forward` does not name others.
+        required: the features that are returned where `forward` does not name others.
         mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
     mask_token: nn.Parameter | None
 
-    def __init__(self, config: EncoderConfig, *, grid: Grid, reads: Reads) -> None:
+    def __init__(self, config: EncoderConfig, *, grid: Grid, required: RequiredFeatures) -> None:
         super().__init__()
-        self.config, self.shape, self.home, self.reads = config, config.shape, grid, reads
+        self.config, self.shape, self.home, self.required = config, config.shape, grid, required
         self.register_parameter("mask_token", None)
 
     def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] | None = None) -> Features:
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         """
         where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where
         visible = patches if mask is None else take(patches, mask.visible)
-        return self.encode(visible, where, grid, self.reads.blocks if blocks is None else blocks)
+        return self.encode(visible, where, grid, self.required.blocks if blocks is None else blocks)
 
     @abstractmethod
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:

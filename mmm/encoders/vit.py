@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
 from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
-from mmm.core.types import Features, Reads, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.layers.patch_embed import Embedding
 from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
@@ -85,7 +85,7 @@ class VisionTransformer(Encoder):
     config: Config
 
     def __init__(
-        self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, reads: Reads, blanks: bool = False
+        self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, required: RequiredFeatures, blanks: bool = False
     ) -> None:
         """Builds it.
 
@@ -94,10 +94,10 @@ class VisionTransformer(Encoder):
             token: a token's size, in pixels (and frames).
             channels: C.
             grid: the home grid, for which the table of positions is stored; any other grid can be encoded too.
-            reads: what will be read of it: a final norm that nobody reads is not built.
+            required: the features that the decoder requires; a final norm that it does not require is not built.
             blanks: whether masks will blank tokens, which needs a mask token.
         """
-        super().__init__(config, grid=grid, reads=reads)
+        super().__init__(config, grid=grid, required=required)
         width = self.shape.width
         self.patch_embed = Embedding(token, channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
@@ -113,7 +113,7 @@ class VisionTransformer(Encoder):
             drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
         )
-        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if reads.last else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if required.last else nn.Identity()
         self.apply(initialise)
         if config.embed_init == "torch":
             self.patch_embed.proj.reset_parameters()

@@ -1,6 +1,6 @@
 """Batch normalisation without weights, by statistics of all processes, for frozen features.
 
-torch's SyncBatchNorm has no CPU form, and gradients that this one does not need: what it normalises comes from a frozen encoder.
+torch's SyncBatchNorm does not run on a CPU, and it computes gradients, which features of a frozen encoder do not need.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from torch import Tensor, distributed, nn
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon): in training of the batch, in evaluation the running ones, as torch's BatchNorm1d.
+    """(x - mean) / sqrt(var + epsilon), by the statistics of the batch in training and the running ones in evaluation.
 
-    But for the start: the first batches are averaged evenly until one counts for no more than the momentum. torch's running
-    values still hold 12 % of the 0 and 1 that they start from after 20 batches, which is more than most features vary.
+    It differs from torch's BatchNorm1d at the start: the first batches are averaged evenly, until one counts for no more than the
+    momentum. torch's running values still hold 12 % of their initial 0 and 1 after 20 batches, which is more than most features
+    vary.
     """
 
     mean: Tensor
@@ -29,7 +30,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """fp32 (B, D) of (B, D).
+        """(B, D) -> fp32 (B, D).
 
         Raises:
             ValueError: a gradient would have to pass, in training on several processes.

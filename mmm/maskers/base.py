@@ -1,4 +1,4 @@
-"""Base of all maskers: they order the units of a grid, and the order is cut into visible, dropped and predicted tokens.
+"""The base of maskers: they order the units of a grid, and the order is cut into visible, dropped and predicted tokens.
 
 Shapes: B samples, N tokens, U units of S tokens each (a unit is one token, a square of them, or a column through time).
 """
@@ -23,17 +23,17 @@ maskers: Registry[Masker] = Registry("masker")
 
 @dataclass(frozen=True, kw_only=True)
 class MaskerConfig(PartConfig):
-    """Options of every masker."""
+    """Base of every masker's `Config`."""
 
     ratio: Fraction = 0.75
     """Fraction of all tokens that are hidden."""
 
     predict: Fraction | None = None
-    """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25); none: all hidden ones."""
+    """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25). None: all hidden ones."""
 
     rounding: Literal["nearest", "truncate"] = "nearest"
-    """How counts become whole: the nearest number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens that
-    are neither visible nor predicted: of 196 tokens at ratio 0.75 and predict 0.15, 30 are predicted instead of 29)."""
+    """Rounding of counts: to the nearest whole number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens
+    that are neither visible nor predicted: of 196 tokens at ratio 0.75 and predict 0.15, 30 are predicted instead of 29)."""
 
     blank: bool = False
     """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""
@@ -72,7 +72,7 @@ class Masker(nn.Module):
         return Mask(visible, hidden[:, -predicted * each :], hidden if self.config.blank else None)
 
     def counts(self, units: int) -> tuple[int, int]:
-        """How many units are visible and how many are predicted, of `units`."""
+        """Returns how many of `units` units are visible, and how many are predicted."""
         ratio = self.config.ratio
         predict = ratio if self.config.predict is None else self.config.predict
         if self.config.rounding == "truncate":

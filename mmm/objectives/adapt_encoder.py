@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmm.config.serialize import from_dict, read_yaml
 from mmm.core.tokens import positions
-from mmm.core.types import Input, Reads
+from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
 from mmm.model import MaskedModel
@@ -83,7 +83,7 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     grid = model.tokenizer.grid_of(data.size)
     config = replace(source.config, drop_path=drop_path)
     token, channels = model.tokenizer.size, model.tokenizer.channels
-    encoder = encoders.build(config, token=token, channels=channels, grid=grid, reads=Reads(last=last_norm))
+    encoder = encoders.build(config, token=token, channels=channels, grid=grid, required=RequiredFeatures(last=last_norm))
     found: dict[str, Tensor] = source.state_dict()
     table, prefix = source.pos_embed.detach(), source.shape.prefix
     found["pos_embed"] = positions(table, source.home, grid, prefix, config.positions, config.resize_positions)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.data import Batch, DataConfig, ImagesConfig
 from mmm.data.loading.loader import prepare
 from mmm.data.transforms.augment import erase
@@ -75,7 +75,12 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
         if pretrained is None:
             tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
             grid = tokenizer.grid_of(data.size)
-            context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": grid, "reads": Reads(last=last_norm)}
+            context: Any = {
+                "token": tokenizer.size,
+                "channels": data.channels,
+                "grid": grid,
+                "reads": RequiredFeatures(last=last_norm),
+            }
             encoder = encoders.build(config.encoder, **context)
         else:
             tokenizer = pretrained.tokenizer

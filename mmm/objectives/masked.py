@@ -115,7 +115,8 @@ class MaskedObjective:
         mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
         return model(x, mask=mask).loss * stream.weight
 
-    def connect(self, model: MaskedModel, accelerator: Accelerator) -> None:
+    @staticmethod
+    def connect(model: MaskedModel, accelerator: Accelerator) -> None:
         """Lets targets that look across the batch ask all processes, which must train in step from now on."""
         for part in model.modules():
             if isinstance(part, Target):

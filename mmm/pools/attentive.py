@@ -29,13 +29,13 @@ class AttentivePool(Pool):
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
         queries: Positive = 1
-        """Learned queries; what they gather stands one behind the other, so that the width is so many times the encoder's."""
+        """Learned queries; their outputs are concatenated, so that the width is so many times the encoder's."""
 
         heads: Positive | None = None
-        """Attention heads; none: one for every 64 of the width."""
+        """Attention heads. None: one for every 64 of the width."""
 
         mlp_ratio: AboveZero | None = 4.0
-        """Hidden width of the MLP after the attention, over the width; none: no MLP, as in CAE's probe."""
+        """Hidden width of the MLP after the attention, over the width. None: no MLP, as in CAE's probe."""
 
     config: Config
 

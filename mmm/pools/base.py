@@ -1,4 +1,4 @@
-"""The interface of a pool."""
+"""The interface of pools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pool(nn.Module):
 
     Attributes:
         config: the user's choices.
-        width: of what it gives, D'.
+        width: D', of the pooled vector.
     """
 
     config: PartConfig

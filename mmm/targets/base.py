@@ -1,4 +1,4 @@
-"""The interface of a target.
+"""The interface of targets.
 
 Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted tokens, K values predicted a token.
 """
@@ -31,7 +31,7 @@ class TargetConfig(PartConfig):
 
 @dataclass(frozen=True)
 class Taught:
-    """Values that a target computes once for a batch, for all masks.
+    """Targets of every token of a batch, from which those of a mask are picked.
 
     Attributes:
         tokens: of every token, (B, N, ...) for the default `pick`.
@@ -43,7 +43,9 @@ class Taught:
 
 
 class Target(nn.Module):
-    """The values to predict. Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
+    """Computes what is predicted, and the loss.
+
+    Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
         config: the user's choices.
@@ -65,7 +67,7 @@ class Target(nn.Module):
 
     @abstractmethod
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
-        """Computes the values of every token, once for all masks.
+        """Returns the targets of every token, computed once for all masks.
 
         Args:
             x: the model's input, (B, C, H, W) or (B, C, T, H, W).
@@ -74,12 +76,12 @@ class Target(nn.Module):
         """
 
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """Selects the values of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
+        """Returns the targets of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
         return take(taught.tokens, mask.predict)
 
     @abstractmethod
     def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
-        """How far (kmB, Q, K) is off what is wanted, (); the features are for what is wanted of a class token."""
+        """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
 
     def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
         """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.

@@ -20,12 +20,12 @@ def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of K logits and an int64 class."""
+    """Cross-entropy of K logits with an int64 class."""
     return F.cross_entropy(predicted.transpose(1, -1), wanted, reduction="none")
 
 
 def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of K logits and the probabilities of K classes."""
+    """Cross-entropy of K logits with the shares of K classes."""
     return -(wanted * predicted.log_softmax(-1)).sum(-1)
 
 

@@ -45,7 +45,7 @@ class PixelTarget(Target):
         """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
 
         loss: ValueLoss = "mse"
-        """How far a prediction is off."""
+        """Loss of a token."""
 
     config: Config
     mean: Tensor
@@ -70,7 +70,7 @@ class PixelTarget(Target):
 
     @torch.no_grad()
     def pick(self, taught: Taught, mask: Mask) -> Tensor:
-        """Returns the standardised pixels of the predicted tokens, fp32 (kmB, Q, P)."""
+        """Returns the pixels of the predicted tokens as they are to be predicted, fp32 (kmB, Q, P)."""
         raw = self._source(take(taught.tokens, mask.predict))
         centre, spread = self._statistics(raw)
         return ((raw - centre) / spread).flatten(2)
@@ -104,7 +104,7 @@ class PixelTarget(Target):
         return pixels * self.std + self.mean if self.config.pixels == "unit" else pixels
 
     def _statistics(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and the deviation of each token, broadcastable over (kmB, Q, n, C)."""
+        """Returns the centre, which is subtracted, and the spread, which is divided by; both broadcast over (kmB, Q, n, C)."""
         if self.config.standardise == "none":
             return pixels.new_zeros(()), pixels.new_ones(())
         over = (2, 3) if self.config.standardise == "patch" else (2,)

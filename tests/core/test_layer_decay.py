@@ -10,7 +10,7 @@ import torch
 
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer, encoders
 from mmm.maskers import RandomMasker
 from mmm.pools import AttentivePool
@@ -44,7 +44,7 @@ DECAYED = {name for name in SCALES if name.endswith("weight") and "norm" not in 
 
 def classifier(attentive: bool = False) -> Classifier:
     config = VisionTransformer.Config(width=24, depth=DEPTH, heads=2)
-    encoder = encoders.build(config, token=(4, 4), channels=3, grid=(2, 2), reads=Reads())
+    encoder = encoders.build(config, token=(4, 4), channels=3, grid=(2, 2), required=RequiredFeatures())
     encoder.pos_embed.requires_grad_(True)
     tokenizer = tokenizers.build(Patches.Config(size=4), channels=3)
     pool = AttentivePool.Config(heads=2) if attentive else None

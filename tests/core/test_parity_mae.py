@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm import Input, Mask, MaskedModel, ModelConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
@@ -201,7 +201,7 @@ def test_at_another_size_features_equal_timms_own_interpolation(image: tuple[int
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=0, dynamic_img_size=True)
     noisy(theirs.double())
     config = VisionTransformer.Config(size="tiny", depth=2, positions="learned", resize_positions="antialias")
-    ours = VisionTransformer(config, token=(8, 8), channels=3, grid=(4, 4), reads=Reads()).double()
+    ours = VisionTransformer(config, token=(8, 8), channels=3, grid=(4, 4), required=RequiredFeatures()).double()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, *image, dtype=torch.float64)
     patches = Patches(Patches.Config(size=8), channels=3)
@@ -325,7 +325,7 @@ def photographs(folder: Path, many: int) -> Tensor:
 def test_timm_takes_the_encoder_and_gives_the_same_features(size: str, name: str, real_data: Path) -> None:
     config = VisionTransformer.Config(size=size)
     with torch.device("meta"):
-        encoder = VisionTransformer(config, token=(16, 16), channels=3, grid=(14, 14), reads=Reads())
+        encoder = VisionTransformer(config, token=(16, 16), channels=3, grid=(14, 14), required=RequiredFeatures())
         other = timm.create_model(f"{name}_patch16_224", num_classes=0)
     noisy(encoder.to_empty(device="cpu"))
     other.load_state_dict(encoder.state_dict(), strict=True, assign=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmm import Input, Mask, MaskedModel, ModelConfig
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import flat_sine_cosine
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.layers.transformer import QueryValueLinear
@@ -348,7 +348,7 @@ def test_biases_of_attention(kind: str) -> None:
     encoder = VisionTransformer.Config(width=24, depth=2, heads=2, qkv_bias=kind)
     whole = VisionTransformer.Config(width=24, depth=2, heads=2)
     built = {"token": (4, 4), "channels": 3, "grid": (3, 4)}
-    ours, timms = (VisionTransformer(config, reads=Reads(), **built).double() for config in (encoder, whole))
+    ours, timms = (VisionTransformer(config, required=RequiredFeatures(), **built).double() for config in (encoder, whole))
     with torch.no_grad():
         for block in ours.blocks:
             if kind == "qv":

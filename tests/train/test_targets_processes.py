@@ -20,7 +20,7 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
-from mmm.objectives.masked import connect
+from mmm.objectives.masked import MaskedObjective
 from mmm.targets import ClusterTarget, LatentTarget, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.distributed.setup import start
@@ -64,7 +64,7 @@ def train(folder: Path, name: str, sharded: bool = False) -> None:
     plan = make_plan(SETTINGS, samples=SAMPLES, processes=accelerator.num_processes)
     model = model_of(TARGETS[name])
     training = Training.prepare(accelerator, model, make_optimizer(model, SETTINGS), identity={}, sharded=sharded)
-    connect(training.unwrapped, accelerator)  # type: ignore
+    MaskedObjective.connect(training.unwrapped, accelerator)  # type: ignore
     x = torch.randn(STEPS, SAMPLES, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     share = plan.micro_batch_size
     mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))

@@ -29,8 +29,7 @@ from mmm import Input, MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.cli import main as cli
 from mmm.core.rng import sample_keys
-from mmm.core.tokens import take
-from mmm.core.types import Features, Reads, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
@@ -223,10 +222,10 @@ def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
     """A plain file: its card does not say how it was trained."""
     from safetensors.torch import save_file
 
-    from mmm.core.types import Reads
+    from mmm.core.types import RequiredFeatures
 
     encoder = VisionTransformer(
-        VisionTransformer.Config(size="tiny", depth=1), token=(8, 8), channels=3, grid=(4, 4), reads=Reads()
+        VisionTransformer.Config(size="tiny", depth=1), token=(8, 8), channels=3, grid=(4, 4), required=RequiredFeatures()
     )  # fmt: skip
     save_file(encoder.state_dict(), tmp_path / "published.safetensors")
     found = ask(["export", str(tmp_path / "published.safetensors")])
@@ -317,16 +316,13 @@ def test_an_encoder_of_one_s_own_goes_where_it_can(build: Callable[..., MaskedMo
             def shape(self) -> Shape:
                 return Shape(width=self.width, depth=1, prefix=0)
 
-        def __init__(self, config: Any, *, token, channels: int, grid, reads: Reads, blanks: bool = False) -> None:
-            super().__init__()
-            self.config, self.shape = config, config.shape
+        def __init__(self, config: Any, *, token, channels: int, grid, required: RequiredFeatures, blanks: bool = False) -> None:
+            super().__init__(config, grid=grid, required=required)
             self.embed = torch.nn.Linear(channels * token[0] * token[1], config.width)
-            self.ending = torch.nn.LayerNorm(config.width) if reads.last else torch.nn.Identity()
+            self.ending = torch.nn.LayerNorm(config.width) if required.last else torch.nn.Identity()
 
-        def forward(self, patches, grid, mask, blocks=None):
-            where = torch.arange(patches.shape[1])[None] if mask is None else mask.where
-            shown = patches if mask is None else take(patches, mask.visible)
-            return Features(self.ending(self.embed(shown)), 0, where)
+        def encode(self, visible, where, grid, blocks):
+            return Features(self.ending(self.embed(visible)), 0, where)
 
     encoders.register("own")(Own)
     try:

@@ -123,7 +123,9 @@ def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], nam
     inner = CrossAttentionDecoder.Config(width=decoder[0], depth=decoder[1], heads=8, fusion="linear")
     config = VisionTransformer.Config(width=width, depth=depth, heads=width // 64)
     data = find_input((224, 224), 3)
-    weights = to_crossmae(build_parts(config, tokenizer=Patches.Config(), data=data, reads=inner.reads(depth), decoder=inner))
+    weights = to_crossmae(
+        build_parts(config, tokenizer=Patches.Config(), data=data, required=inner.required_features(depth), decoder=inner)
+    )
     assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 
 
@@ -132,7 +134,7 @@ def test_shapes_say_the_depth_the_maps_and_self_attention(write: Callable[..., P
         model = load_small(write(crossmae_file(depth=4, layers=3, maps=5, self_attn=True)))
     config = model.decoder.config  # type: ignore
     assert (config.depth, config.self_attention, config.fusion_blocks, config.fusion_input) == (3, True, None, True)
-    assert model.encoder.reads.blocks == (0, 1, 2, 3, 4)  # type: ignore
+    assert model.encoder.required.blocks == (0, 1, 2, 3, 4)  # type: ignore
     facts = ("CrossMAE's layout", "weights used", "3 blocks that read mixtures of 5 maps", "4 decoder heads", "fixed positions")
     assert all(fact in caplog.text for fact in facts)
 
@@ -146,7 +148,7 @@ def test_some_blocks_are_told_by_an_argument(write: Callable[..., Path]) -> None
         load_small(path, fusion_blocks=(1, 2))
     for given, reads in (((2, 3, 4), (2, 3, 4)), ((0, 2, 4), (0, 2, 4))):
         model = load_small(path, fusion_blocks=given)
-        assert model.encoder.reads.blocks == reads  # type: ignore
+        assert model.encoder.required.blocks == reads  # type: ignore
         assert_same(to_crossmae(model), weights)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmm import Mask, MaskedModel
 from mmm.classifier import Classifier
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
@@ -197,7 +197,7 @@ def test_heads_come_from_the_published_tables(write: Callable[..., Path]) -> Non
 def test_published_sizes(encoder: tuple[int, int], patch: int, names: int, numbers: int) -> None:
     config = VisionTransformer.Config(width=encoder[0], depth=encoder[1], heads=16)
     tokenizer, decoder = Patches.Config(size=patch), SelfAttentionDecoder.Config(width=512, depth=8, heads=16)
-    model = build_parts(config, tokenizer=tokenizer, data=find_input((224, 224), 3), reads=Reads(), decoder=decoder)
+    model = build_parts(config, tokenizer=tokenizer, data=find_input((224, 224), 3), required=RequiredFeatures(), decoder=decoder)
     weights = to_mae(model)
     assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 

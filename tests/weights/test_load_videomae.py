@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmm import Mask, MaskedModel
 from mmm.classifier import Classifier, HeadConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import TubeMasker
@@ -156,7 +156,7 @@ def published(encoder: tuple[int, int], decoder: tuple[int, int] | None, normed:
         heads = DECODER_HEADS[decoder[0]]
         inner = SelfAttentionDecoder.Config(width=decoder[0], depth=decoder[1], heads=heads, embed_bias=False, **flat)  # type: ignore
     data = find_input((16, 224, 224), 3)
-    return build_parts(config, tokenizer=Tubes.Config(), data=data, reads=Reads(last=normed), decoder=inner)
+    return build_parts(config, tokenizer=Tubes.Config(), data=data, required=RequiredFeatures(last=normed), decoder=inner)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.tokens import Grid, coordinates, sine_cosine
-from mmm.core.types import Input, Reads
+from mmm.core.types import Input, RequiredFeatures
 from mmm.decoders import DecoderConfig, decoders
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
@@ -75,7 +75,7 @@ def build(
     *,
     tokenizer: PartConfig,
     data: Input,
-    reads: Reads,
+    required: RequiredFeatures,
     decoder: DecoderConfig | None = None,
     target: PixelTarget.Config | None = None,
     masker: MaskerConfig | None = None,
@@ -84,7 +84,7 @@ def build(
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, reads=reads)
+        vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
         head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
     wanted = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
     return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted, data=data)

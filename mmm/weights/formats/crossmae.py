@@ -78,7 +78,7 @@ class CrossMAE(Format):
             encoder.config,
             tokenizer=encoder.tokenizer,
             data=encoder.data,
-            reads=decoder.reads(depth),
+            required=decoder.required_features(depth),
             decoder=decoder,
             target=PixelTarget.Config(standardise="none" if options.norm_pix is False else "patch"),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.weights.formats.base import Format, Model, Options, Stored, register
 from mmm.weights.formats.build import build, describe_pixels, official_lines, read_image_encoder
 from mmm.weights.formats.timm import names, to_timm
@@ -34,7 +34,7 @@ class IJEPA(Format):
         average = {name.removeprefix(AVERAGE): value for name, value in stored.tensors.items() if name.startswith(AVERAGE)}
         tensors = {name.removeprefix("module."): value for name, value in average.items()}
         encoder = read_image_encoder(tensors, options, str(stored), optional=True)
-        model = build(encoder.config, tokenizer=encoder.tokenizer, data=encoder.data, reads=Reads())
+        model = build(encoder.config, tokenizer=encoder.tokenizer, data=encoder.data, required=RequiredFeatures())
         fill(model, tensors, names, f"{stored} (read as {self.title}: {encoder.about})")
         about = f"{encoder.about}; only the target encoder is read"
         self.report(stored, tensors, about, f"{encoder.config.head_count} heads, {describe_pixels(encoder.data)}")

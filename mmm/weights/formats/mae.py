@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.targets import PixelTarget
 from mmm.weights.formats.base import Format, Model, Options, Stored, register
@@ -60,7 +60,7 @@ class MAE(Format):
             encoder.config,
             tokenizer=encoder.tokenizer,
             data=encoder.data,
-            reads=Reads(),
+            required=RequiredFeatures(),
             decoder=SelfAttentionDecoder.Config(width=inner.width, depth=inner.depth, heads=heads, mlp_ratio=inner.mlp_ratio),
             target=PixelTarget.Config(standardise="none" if options.norm_pix is False else "patch"),
         )

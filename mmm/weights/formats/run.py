@@ -20,7 +20,7 @@ from torch import Tensor
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.serialize import from_dict, read_yaml, to_dict
 from mmm.core.registry import REGISTRIES, PartConfig
-from mmm.core.types import Input, Reads
+from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.decoders import DecoderConfig, LinearDecoder
 from mmm.encoders import EncoderConfig, encoders
@@ -160,7 +160,7 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
                 token=tokenizer.size,
                 channels=data.channels,
                 grid=tokenizer.grid_of(data.size),
-                reads=Reads(last=last),
+                required=RequiredFeatures(last=last),
                 blanks="mask_token" in stored,
             )
             if encoder.state_dict().keys() <= stored:

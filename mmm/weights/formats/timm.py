@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.data.transforms.crop import margin_of
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
@@ -82,7 +82,7 @@ class Timm(Format):
         data = find_input(encoder.data.size, encoder.data.channels, said.get("mean"), said.get("std"))
         if said.get("interpolation", "bicubic") != "bicubic":
             logger.warning("%s was trained on images resized %s; here they are resized bicubic", stored, said["interpolation"])
-        masked = build(config, tokenizer=encoder.tokenizer, data=data, reads=Reads(last=normed))
+        masked = build(config, tokenizer=encoder.tokenizer, data=data, required=RequiredFeatures(last=normed))
         model: Model = masked
         if "head.weight" in tensors:
             averaged = stored.config.get("global_pool", "token" if normed and config.class_token else "avg") == "avg"
@@ -166,11 +166,11 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
     given |= {"patch_size": sides.pop(), "img_size": shape, "in_chans": model.tokenizer.channels}
     given |= {"mlp_ratio": ratio, "qkv_bias": config.qkv_bias == "all", "class_token": config.class_token}
     normed = isinstance(model, Classifier) and model.head.config.norm == "layer"
-    if normed and encoder.reads.last:
+    if normed and encoder.required.last:
         raise ValueError(
             "timm's classifiers norm their tokens before the pool or after it; this one has head.norm layer beside its own"
         )
-    given |= {"final_norm": encoder.reads.last or normed, "fc_norm": normed}
+    given |= {"final_norm": encoder.required.last or normed, "fc_norm": normed}
     changed = {name: value for name, value in given.items() if value != usual[name]}
     averaged = isinstance(model.pool, MeanPool) if isinstance(model, Classifier) else not config.class_token
     changed |= {"global_pool": "avg" if averaged else "token", "fc_norm": normed}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.layers.transformer import QKVBias
@@ -213,7 +213,7 @@ class Transformers(Format):
             encoder,
             tokenizer=tokenizer,
             data=data,
-            reads=Reads(last=kind != "videomae" or not said["use_mean_pooling"]),
+            required=RequiredFeatures(last=kind != "videomae" or not said["use_mean_pooling"]),
             decoder=_decoder(said, kind) if decoded else None,
             target=target,
             masker=masker,
@@ -395,7 +395,7 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
     if kind != "videomae":
         return said | {"qkv_bias": own.qkv_bias == "all"}
     frames = model.tokenizer.size[0]
-    clips = {"num_frames": frames * home[0], "tubelet_size": frames, "use_mean_pooling": not encoder.reads.last}
+    clips = {"num_frames": frames * home[0], "tubelet_size": frames, "use_mean_pooling": not encoder.required.last}
     return said | clips | {"qv_bias": own.qkv_bias == "qv"}
 
 
@@ -433,7 +433,7 @@ def _refuse_others(model: Model, encoder: VisionTransformer, decoder: SelfAttent
         f"encoder.class_token {own.class_token}": own.class_token != (kind in TOKENED),
         f"encoder.qkv_bias {own.qkv_bias}": own.qkv_bias not in ("all" if images else "qv", "none"),
         f"encoder.positions {own.positions}": not images and own.positions != "flat_sine_cosine",
-        "an encoder without a final norm": images and not encoder.reads.last,
+        "an encoder without a final norm": images and not encoder.required.last,
     }
     if isinstance(model, Classifier):
         pool, head = model.pool.config, model.head.config

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mmm.classifier import Classifier, HeadConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.layers.transformer import QKVBias
@@ -118,7 +118,7 @@ class VideoMAE(Format):
             ),
             tokenizer=tokenizer,
             data=find_input(size, channels),
-            reads=Reads(last=not pooled),
+            required=RequiredFeatures(last=not pooled),
             decoder=None if inner is None else _decoder(inner, biases, options, source),
             target=PixelTarget.Config(standardise="none", pixels="unit") if options.norm_pix is False else VIDEOMAE_TARGET,
             masker=TubeMasker.Config(),
