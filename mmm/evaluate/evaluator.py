@@ -252,17 +252,17 @@ class Evaluations:
             if due(step, self._interval(evaluator), steps) and (evaluator.online or step < steps)
         ]
 
-    def measure(self, due: Sequence[Due], model: MaskedModel, step: int, *, batch_size: int) -> dict[str, float]:
+    def measure(self, due: Sequence[Due], model: MaskedModel, step: int, *, batch_size: int | None = None) -> dict[str, float]:
         """Makes evaluations in the course of a training, and returns their numbers by names that tell sources apart.
 
         Args:
             due: from `due`.
             model: that needs no other process.
-            batch_size: samples that the model gets at once, in place of that of the context.
+            batch_size: samples that the model gets at once; None: as many as the context says.
         """
         figures: dict[str, float] = {}
         for evaluator, context in due:
-            usual, context.batch_size = context.batch_size, batch_size
+            usual, context.batch_size = context.batch_size, batch_size or context.batch_size
             figures |= self._result(evaluator, context, model, step).figures
             context.batch_size = usual
         return figures
