@@ -29,11 +29,11 @@ Norm = Literal["none", "layer", "batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """What stands between pooled tokens and class scores."""
+    """Layers from pooled tokens to class scores."""
 
     norm: Norm = "none"
-    """Of what was pooled. layer: with weights, MAE's `fc_norm`; batch: without, by the statistics of the batch, as MAE's linear
-    probe does; none."""
+    """Norm of the pooled features. layer: with weights, MAE's `fc_norm`; batch: without, by the statistics of the batch, as in
+    MAE's linear probe; none."""
     dropout: Rate = 0.0
     """Rate of dropout before the linear layer."""
     std: AboveZero = 0.02

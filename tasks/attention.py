@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.attention.plot import AttentionConfig, describe_attention, draw_attention, draw_fusion, measure_attention
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, describe_data, open_subject, open_test
+from mmm.evaluate.attention.plot import AttentionConfig, draw_attention, draw_fusion, format_attention, measure_attention
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, describe_data, load_model, open_test
 
 logger = logging.getLogger(__name__)
 
@@ -24,36 +24,36 @@ POSITIONAL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(AttentionConfig, SubjectConfig):
+class Config(AttentionConfig, LoadedModelConfig):
     """Look at a decoder."""
 
     batch_size: int = 32
     """Images that the model gets at once."""
 
     out: str | None = None
-    """Folder for pictures and numbers; none: the run's pictures, or this folder where the model is no run's."""
+    """Folder for pictures and numbers; None: the run's pictures, or this folder where the model is no run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Measures, draws, prints the means and writes everything."""
-    subject = open_subject(config)
-    test = open_test(subject.data, config.test_split)
-    logger.info("%s on %s (%s)", subject.name, subject.data.source, test.where)
-    model = subject.trained or subject.untrained
+    loaded = load_model(config)
+    test = open_test(loaded.data, config.test_split)
+    logger.info("%s on %s (%s)", loaded.name, loaded.data.source, test.where)
+    model = loaded.trained or loaded.untrained
     found = measure_attention(model, test, config, dtype=config.dtype, batch_size=config.batch_size)
-    _draw(found, config, subject, f"{subject.name} on {describe_data(test)}")
-    print("\n".join([describe_attention(found), *(f"picture: {picture}" for picture in found["pictures"])]))
-    subject.record("attention", found, config.changes)
+    _draw(found, config, loaded, f"{loaded.name} on {describe_data(test)}")
+    print("\n".join([format_attention(found), *(f"picture: {picture}" for picture in found["pictures"])]))
+    loaded.record("attention", found, config.changes)
     return found
 
 
-def _draw(found: dict[str, Any], config: Config, subject: Subject, title: str) -> None:
+def _draw(found: dict[str, Any], config: Config, loaded: LoadedModel, title: str) -> None:
     """Draws the pictures, names them in what was found, and writes the numbers beside them."""
 
     def path(kind: str, suffix: str = ".png") -> Path:
         if config.out is None:
-            return subject.output(kind, config.changes, suffix)
-        return Path(config.out) / subject.output(kind, {}, suffix).name
+            return loaded.output(kind, config.changes, suffix)
+        return Path(config.out) / loaded.output(kind, {}, suffix).name
 
     pictures = [draw_attention(found, path("attention"), f"{title}: attention of the decoder")]
     if found["fusion"] is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
-from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
 from mmm.evaluate.probes.setup import ProbeConfig, open_exam
 from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
@@ -52,6 +52,6 @@ def run(config: Config) -> dict[str, Any]:
         scores = probing.run(folder) | {"protocol": protocol.plain()}
         result = conclude(folder, TASK, exam, {"trained": scores})
     if accelerator.is_main_process:
-        print(describe_probe(result))
+        print(format_probe(result))
         print(f"scores and protocol: {folder.path / 'result.json'}")
     return result

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.compare_runs import compare, describe_comparison, group_runs
+from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.run_results import Record
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Config:
     """A recipe to run, once as it is and once with each swap, for each seed."""
 
     preset: str | None = None
-    """The recipe's preset; none: what the recipe itself takes."""
+    """The recipe's preset; None: what the recipe itself takes."""
 
     swap: tuple[str, ...] = ()
     """Variants of the recipe: name=value, or several of them with commas between."""
@@ -51,10 +51,10 @@ class Config:
     """Seeds that every variant is run with."""
 
     launcher: str | None = None
-    """What starts the recipe, for instance "accelerate launch"; none: this Python."""
+    """Command that starts the recipe, for instance "accelerate launch"; None: this Python."""
 
     out: str | None = None
-    """Folder for the table, the plot and the runs of a recipe; none: runs/compare-N with the next free N."""
+    """Folder for the table, the plot and the runs of a recipe; None: runs/compare-N with the next free N."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
     folder = _folder(config.out)
     runs += [Record.read(path) for path in make_runs(config, folder)]
     found = compare(group_runs(runs), folder / "comparison.png")
-    text = describe_comparison(found)
+    text = format_comparison(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\ntable: {folder / 'comparison.txt'}, {folder / 'comparison.json'}\nplot: {found['picture']}")

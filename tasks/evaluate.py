@@ -18,7 +18,7 @@ from typing import Any
 
 from mmm.evaluate.builtin import FrozenFeatures
 from mmm.evaluate.evaluator import Evaluations, EvaluatorSet
-from mmm.evaluate.loaded_model import SubjectConfig, describe_data, open_subject
+from mmm.evaluate.loaded_model import LoadedModelConfig, describe_data, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -26,26 +26,26 @@ POSITIONAL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SubjectConfig):
+class Config(LoadedModelConfig):
     """Evaluate a model."""
 
     evaluate: EvaluatorSet = EvaluatorSet.of(FrozenFeatures.Config())
     """Evaluations, by name."""
 
     out: str | None = None
-    """JSON file for the results; none: lines of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the results; None: lines of the run's evaluations.jsonl, where the model is a run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Evaluates, prints each result, writes them, and returns them by name."""
-    subject = open_subject(config)
-    model, context = subject.trained or subject.untrained, subject.context(config)
-    logger.info("%s on %s", subject.name, describe_data(context.test))
+    loaded = load_model(config)
+    model, context = loaded.trained or loaded.untrained, loaded.context(config)
+    logger.info("%s on %s", loaded.name, describe_data(context.test))
     results: dict[str, Any] = {}
-    for result in Evaluations(config.evaluate, model, [context]).finish(model, subject.step, again=True):
+    for result in Evaluations(config.evaluate, model, [context]).finish(model, loaded.step, again=True):
         results[result.name] = result.found | {"figures": result.figures}
         print(result.text)
-        if config.out is None and (file := subject.record(result.name, results[result.name], config.changes)) is not None:
+        if config.out is None and (file := loaded.record(result.name, results[result.name], config.changes)) is not None:
             print(f"result: {file}")
     if config.out is not None:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from mmm.data import Clips, Images
 from mmm.data.datasets.windows import Windows, open_windows
 from mmm.evaluate.features.extract import ExtractConfig, extract, identity_of
 from mmm.evaluate.features.store import Store, manifest_of
-from mmm.evaluate.loaded_model import SubjectConfig, describe_data, open_shown, open_subject
+from mmm.evaluate.loaded_model import LoadedModelConfig, describe_data, load_model, open_shown
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 
@@ -32,11 +32,11 @@ COVERED = 0.1  # share of the videos that clips of evaluation cover, below which
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExtractConfig, SubjectConfig):
+class Config(ExtractConfig, LoadedModelConfig):
     """Extract features."""
 
     test_split: str | None = None
-    """What to read: train or eval, the parts as in training, or a split of the source by its name; none: all of a source that is
+    """Part to read: train or eval, the parts as in training, or a split of the source by its name; None: all of a source that is
     named and has no split for evaluation, else its evaluation part."""
 
     out: str = "features.safetensors"
@@ -46,13 +46,13 @@ class Config(ExtractConfig, SubjectConfig):
 def run(config: Config) -> dict[str, Any]:
     """Extracts what is missing, puts it together, and gives the manifest without the names."""
     accelerator = start(TrainConfig(epochs=1, batch_size=config.batch_size, learning_rate=1.0, precision=config.precision))
-    subject = open_subject(replace(config, device=config.device or str(accelerator.device)))
-    part = open_shown(config, subject.data)
+    loaded = load_model(replace(config, device=config.device or str(accelerator.device)))
+    part = open_shown(config, loaded.data)
     if config.every is not None:
         if not isinstance(part, Clips):
             raise ValueError(f"every {config.every} is for videos, and this model is of images")
         part = open_windows(part, config.every)
-    model = subject.trained or subject.untrained
+    model = loaded.trained or loaded.untrained
     features: dict[str, Any] = {
         "layers": list(config.layers),
         "pool": config.pool,
@@ -62,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
     features |= {} if config.every is None else {"every": config.every}
     identity = identity_of(model, part) | {"features": features, "shard": config.shard}
     store = Store(Path(config.out), identity, inputs=len(part), shard=config.shard)
-    logger.info("%s on %s (%s), %s inputs", subject.name, subject.data.source, part.where, f"{len(part):,}")
+    logger.info("%s on %s (%s), %s inputs", loaded.name, loaded.data.source, part.where, f"{len(part):,}")
     found = extract(model, part, config, store, accelerator=accelerator, dtype=config.dtype, batch_size=config.batch_size)
     if accelerator.is_main_process:
         print(describe(found, store.out, part))

@@ -20,16 +20,13 @@ from mmm.config.serialize import to_dict
 from mmm.data import Clips, ClipsConfig, Images
 from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
-from mmm.evaluate.classification import classify, describe_classification
+from mmm.evaluate.classification import classify, format_classification
 from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
 from mmm.train.best_weights import BestWeights
-from mmm.train.config import identity
 from mmm.train.distributed.setup import start, with_precision
-from mmm.train.memory.usage import checkpoint_blocks
 from mmm.train.mixup import SoftConfig, check_mixing
-from mmm.train.optimizer import make_optimizer
 from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import make_plan
@@ -77,22 +74,17 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
     model = build_classifier(config, pretrained, splits.classes)
-    if config.train.checkpoint_blocks:
-        checkpoint_blocks(model)
     weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
     # ---------------------------------------------------------------------------------------------------------------- training
-    training = Training.prepare(
-        accelerator,
-        model,
-        make_optimizer(model, config.train, layer_decay=config.layer_decay),
-        identity=identity(to_dict(config), runtime=RUNTIME) | {"data.fingerprint": splits.train.fingerprint},
-        ema=config.train.ema is not None,
+    fingerprints = {"data.fingerprint": splits.train.fingerprint}
+    training = Training.begin(
+        accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
     if config.dry_run:  # its few samples are not mixed
         unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
         tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
-        text = preview(config, training, unmixed, data, plan, tokens=tokens, notes={}, unit=PAIRS)
+        text = preview(config, training, unmixed, data, plan, tokens=tokens, unit=PAIRS)
         if accelerator.is_main_process:
             print(text)
         return {"dry_run": text}
@@ -143,7 +135,7 @@ def finish(
     result["protocol"] = protocol(config, session.training, splits, weights).plain()
     if session.main:
         (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(describe_classification(result))
+        print(format_classification(result))
     return result
 
 

@@ -30,7 +30,7 @@ from mmm.evaluate.inside.inspection import Inspection
 from mmm.evaluate.inside.maps import feature_colours, token_attention
 from mmm.evaluate.inside.report import draw_inspection, write_page
 from mmm.evaluate.inside.similarity import MinibatchCKA
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, describe_data, open_shown, open_subject
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, describe_data, load_model, open_shown
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.model import MaskedModel
 
@@ -41,7 +41,7 @@ FEWEST = 4  # samples of a batch that unbiased CKA needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SubjectConfig):
+class Config(LoadedModelConfig):
     """Look inside a model, or inside two."""
 
     models: tuple[str, ...] = ()
@@ -74,11 +74,11 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"{len(names)} models are named; give one or two: mmm inspect runs/a runs/b")
     if config.batch_size < FEWEST:
         raise ValueError(f"--batch_size {config.batch_size} is too small to compare layers; give at least {FEWEST}")
-    subjects = [open_subject(replace(config, model=name)) for name in names]
+    subjects = [load_model(replace(config, model=name)) for name in names]
     part = choose(open_shown(config, subjects[0].data), config.samples, config.mask_seed)
-    logger.info("%s on %s", " and ".join(subject.name for subject in subjects), describe_data(part))
-    models = [subject.trained or subject.untrained for subject in subjects]
-    inspections = [Inspection(model, subject.data.input()) for model, subject in zip(models, subjects, strict=True)]
+    logger.info("%s on %s", " and ".join(loaded.name for loaded in subjects), describe_data(part))
+    models = [loaded.trained or loaded.untrained for loaded in subjects]
+    inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, subjects, strict=True)]
     across, problems = MinibatchCKA(), []
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         problems += [problem._asdict() for problem in batch.problems]
@@ -115,7 +115,7 @@ def _spread(part: Images | Clips, count: int) -> Tensor:
 
 def _write(
     config: Config,
-    subjects: list[Subject],
+    subjects: list[LoadedModel],
     models: list[MaskedModel],
     found: dict[str, dict[str, Any]],
     between: list[list[float]] | None,
@@ -126,9 +126,9 @@ def _write(
     folder = Path(config.out) if config.out is not None else (subjects[0].run or Path()) / "inspection"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_inspection(found, between, folder)
-    for number, (label, model, subject) in enumerate(zip(found, models, subjects, strict=True), start=1):
+    for number, (label, model, loaded) in enumerate(zip(found, models, subjects, strict=True), start=1):
         path = folder / ("maps.png" if len(models) == 1 else f"maps_{number}.png")
-        pictures.append((_draw_maps(model, subject, shown, label, path), f"Features and attention: {label}", MAPS))
+        pictures.append((_draw_maps(model, loaded, shown, label, path), f"Features and attention: {label}", MAPS))
     title = f"Inside {' and '.join(found)}"
     page = write_page(title, found, pictures, folder / "inspection.html")
     result = {"models": found, "between": between, "problems": problems, "page": str(page)}
@@ -151,14 +151,14 @@ MAPS = (
 
 
 @torch.no_grad()
-def _draw_maps(model: MaskedModel, subject: Subject, x: Tensor, label: str, path: Path) -> Path:
+def _draw_maps(model: MaskedModel, loaded: LoadedModel, x: Tensor, label: str, path: Path) -> Path:
     """Draws components of features and the attention of the middle token, one row per sample."""
     x = x.to(next(model.parameters()).device)
     with inference(model):
         tokens, grid = model.encode(x).tokens, model.tokenizer.grid(x)
         middle = sum(count // 2 * stride for count, stride in zip(grid, _strides(grid), strict=True))
         looks = token_attention(model, x, middle)
-    mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (subject.data.mean, subject.data.std))
+    mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (loaded.data.mean, loaded.data.std))
     columns = [("sample", x.cpu() * std + mean)]
     for name, centred in (("components", False), ("without the place", True)):
         columns.append((name, _as_picture(feature_colours(tokens, centre_places=centred), grid, model.tokenizer.size)))
@@ -193,8 +193,8 @@ def _tokens(model: MaskedModel, x: Tensor) -> int:
     return count + product
 
 
-def _labels(subjects: list[Subject]) -> list[str]:
+def _labels(subjects: list[LoadedModel]) -> list[str]:
     """Returns a name for each model; two of the same name are told apart."""
-    names = [subject.name for subject in subjects]
-    names = [f"{name}, random weights" if subject.step == 0 else name for name, subject in zip(names, subjects, strict=True)]
+    names = [loaded.name for loaded in subjects]
+    names = [f"{name}, random weights" if loaded.step == 0 else name for name, loaded in zip(names, subjects, strict=True)]
     return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, start=1)]

@@ -1,10 +1,10 @@
-"""Classify with frozen features: nearest neighbours and a linear classifier from few labels, trained against untrained.
+"""Classify with frozen features: nearest neighbours and a linear classifier from few labels, trained against random weights.
 
 mmm knn runs/pretrain-1
 mmm knn runs/pretrain-1/checkpoints/step_00000500 --labels_per_class 10
 mmm knn mae_pretrain_vit_base.pth --source /data/imagenet --train_samples 100000
-mmm knn runs/pretrain-1/config.yaml                                           the same model, untrained
-mmm knn --features train.parquet --test_features test.parquet                 layers that mmm extract wrote, each judged
+mmm knn runs/pretrain-1/config.yaml                                           the same model with random weights
+mmm knn --features train.parquet --test_features test.parquet                 layers that mmm extract wrote, each evaluated
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.features.extracted import judge_extracted, read_features
-from mmm.evaluate.features.frozen_eval import FrozenFeatures, RepresentationConfig, describe_representation, judge_representation
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test, open_train
+from mmm.evaluate.features.frozen_eval import (
+    FeatureEvalConfig,
+    FrozenFeatures,
+    evaluate_feature_files,
+    evaluate_features,
+    format_features,
+)
+from mmm.evaluate.features.store import read_features
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_test, open_train
 
 logger = logging.getLogger(__name__)
 
@@ -25,64 +31,64 @@ POSITIONAL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RepresentationConfig, SubjectConfig):
-    """Judge frozen features."""
+class Config(FeatureEvalConfig, LoadedModelConfig):
+    """Evaluate frozen features."""
 
     untrained: bool = True
-    """Judge the same model with its random initialisation too."""
+    """Evaluate the same model with random weights too."""
 
     features: str | None = None
-    """File of features to know, as mmm extract writes it, in the place of a model and its data."""
+    """File of training features, as mmm extract writes it, in place of a model and its data."""
 
     test_features: str | None = None
-    """File of features to score, with --features."""
+    """File of test features, with --features."""
 
     out: str | None = None
-    """JSON file for the scores; none: a line of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the scores; None: a line of the run's evaluations.jsonl, where the model is a run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Judges the features, prints a table and writes the scores."""
+    """Evaluates the features, prints a table and writes the scores."""
     if config.features is not None or config.test_features is not None:
-        return judge_files(config)
-    subject = open_subject(config)
-    train, test = open_train(subject.data), open_test(subject.data, config.test_split)
-    models = {} if subject.trained is None else {"trained": subject.trained}
+        return evaluate_files(config)
+    loaded = load_model(config)
+    train, test = open_train(loaded.data), open_test(loaded.data, config.test_split)
+    models = {} if loaded.trained is None else {"trained": loaded.trained}
     if config.untrained or not models:
-        models["untrained"] = subject.untrained
-    logger.info("%s on %s: %s to know, %s to ask", subject.name, subject.data.source, train.where, test.where)
-    device = next(subject.untrained.parameters()).device
-    found = judge_representation(models, train, test, config, device=device, dtype=config.dtype, batch_size=config.batch_size)
-    found |= {"model": config.model, "source": subject.data.source, "split": test.where}
-    if subject.trained is not None:
+        models["untrained"] = loaded.untrained
+    logger.info("%s on %s: neighbours from %s, queries from %s", loaded.name, loaded.data.source, train.where, test.where)
+    device = next(loaded.untrained.parameters()).device
+    found = evaluate_features(models, train, test, config, device=device, dtype=config.dtype, batch_size=config.batch_size)
+    found |= {"model": config.model, "source": loaded.data.source, "split": test.where}
+    if loaded.trained is not None:
         found["figures"] = FrozenFeatures(FrozenFeatures.Config()).figures(found)
-    print(describe_representation(found))
-    _write(config, subject, found)
+    print(format_features(found))
+    _write(config, loaded, found)
     return found
 
 
-def judge_files(config: Config) -> dict[str, Any]:
-    """The same for features from files.
+def evaluate_files(config: Config) -> dict[str, Any]:
+    """Evaluates features from files.
 
     Raises:
         ValueError: where a file is missing, or a model is named too.
     """
     if config.features is None or config.test_features is None:
-        raise ValueError("--features and --test_features go together: what is known, and what is asked")
+        raise ValueError("--features and --test_features go together: give both")
     if config.model is not None:
-        raise ValueError("--features stand in the place of a model and its data; leave --model out")
-    found = judge_extracted(read_features(config.features), read_features(config.test_features), config)
+        raise ValueError("--features takes the place of a model and its data; leave --model out")
+    found = evaluate_feature_files(read_features(config.features), read_features(config.test_features), config)
     found |= {"features": config.features, "test_features": config.test_features}
-    print(describe_representation(found))
+    print(format_features(found))
     _write(config, None, found)
     return found
 
 
-def _write(config: Config, subject: Subject | None, found: dict[str, Any]) -> None:
-    """To the file that was asked for, or beside the run's other results."""
+def _write(config: Config, loaded: LoadedModel | None, found: dict[str, Any]) -> None:
+    """Writes the scores to the file that is named, or to the run's evaluations."""
     if config.out is not None:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(f"scores: {config.out}")
-    elif subject is not None and (file := subject.record("features", found, config.changes)) is not None:
+    elif loaded is not None and (file := loaded.record("features", found, config.changes)) is not None:
         print(f"scores: {file}")

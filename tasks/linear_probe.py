@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mmm.config.serialize import to_dict
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
-from mmm.evaluate.probes.report import conclude, describe_probe, protocol_of, schedule_of
+from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
 from mmm.evaluate.probes.setup import ProbeConfig, open_exam
 from mmm.evaluate.probes.train import Probing
 from mmm.evaluate.protocol import weights_fingerprint
@@ -31,7 +31,7 @@ class Config(ProbeConfig):
     methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
     """trained: by gradient, on augmented samples (train, rates, optimizer); exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
-    """Of the exact method."""
+    """Penalties and convergence of the exact method."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -58,6 +58,6 @@ def run(config: Config) -> dict[str, Any]:
             found["exact"] = scores | {"protocol": protocol.plain()}
         result = conclude(folder, TASK, exam, found)
     if accelerator.is_main_process:
-        print(describe_probe(result))
+        print(format_probe(result))
         print(f"scores and protocol: {folder.path / 'result.json'}")
     return result

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-
-from mmm.config.serialize import to_dict
+from mmm.contract import check_own_parts
 from mmm.core.registry import PartConfig
-from mmm.core.rng import sample_keys
 from mmm.data import DataConfig
-from mmm.data.datasets.mixture import Mixture
-from mmm.data.transforms.resize import kernel_in_use
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss, ReconstructionGallery
 from mmm.evaluate.evaluator import Context, Evaluations, EvaluatorSet
 from mmm.evaluate.plots.curves import draw_loss
-from mmm.evaluate.run_results import Record, record
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
-from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, connect, fingerprint
+from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, fingerprints, initialise, open_streams
 from mmm.targets import PixelTarget, TargetConfig
 from mmm.tokenizers import Patches
-from mmm.train import (
-    Plan,
-    RunConfig,
-    RunFolder,
-    Session,
-    TrainConfig,
-    Training,
-    checkpoint_blocks,
-    identity,
-    make_optimizer,
-    make_plan,
-    open_session,
-    preview,
-    sharding_asked,
-    start,
-    with_precision,
-)
-from mmm.weights.initialize import initialise_from
-from mmm.weights.load import load as load_model
+from mmm.train.config import RunConfig, TrainConfig
+from mmm.train.distributed.setup import start, with_precision
+from mmm.train.run.folder import RunFolder
+from mmm.train.schedule import make_plan
+from mmm.train.session import Session, open_session, preview
+from mmm.train.state import Training
 
 logger = logging.getLogger(__name__)
 
-# choices that may differ between a stop and its resume, beside those of every run
-RUNTIME = ("init", "evaluate")
+RUNTIME = ("init", "evaluate")  # choices that may differ between a stop and its resume, beside those of every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,46 +48,44 @@ class Config(RunConfig):
     scale_by_predicted: bool = False
     """Scale the learning rate by the share of hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config())
-    """Evaluations in the course of the training and at its end, by name."""
+    """Evaluations by name, in the course of the training or at its end."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
-    model = build_model(config)  # first: what does not fit together is said before anything is opened
+    model = build_model(config)  # first: parts that do not fit together are refused before anything is opened
+    check_own_parts(model)
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
-    # ---------------------------------------------------------------------------------------------------------- data and model
-    streams = open_streams(config)
-    data = Mixture([stream.samples for stream in streams], config.second.updates if config.second else (1,), config.seed)
+    # ------------------------------------------------------------------------------------------------- data, model and optimizer
+    streams, data = open_streams(config.data, config.masker, config.second, config.seed)
     plan = make_plan(scaled(config), samples=data.epoch, processes=accelerator.num_processes)
-    if config.train.checkpoint_blocks:
-        checkpoint_blocks(model)
-    copied = set() if config.init is None else initialise_from(model, config.init)
-    if "target" not in copied:
-        model.target.begin(model, load_model)
-    # ---------------------------------------------------------------------------------------------------------------- training
-    fingerprints = fingerprint(model) | {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
-    training = Training.prepare(
-        accelerator,
-        model,
-        make_optimizer(model, config.train),
-        identity=identity(to_dict(config), runtime=RUNTIME) | fingerprints,
-        ema=config.train.ema is not None,
-        sharded=sharding_asked(os.environ),
+    initialise(model, config.init)
+    training = Training.begin(
+        accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )
     objective = MaskedObjective(streams, model.tokenizer, accelerator.device, plan.steps)
+    unit = None if model.target.across_batch else 1  # the micro-batch is not searched where the target looks across it
     if config.dry_run:
-        return describe(config, training, objective, data, plan)
-    connect(model, accelerator)
-    contexts = [context_of(config, stream, accelerator.device, plan) for stream in streams]
+        text = preview(config, training, objective, data, plan, tokens=objective.count_tokens(config.seed), unit=unit)
+        if accelerator.is_main_process:
+            print(text)
+        return {"dry_run": text}
+    # -------------------------------------------------------------------------------------------------------------- evaluations
+    contexts = [make_context(config, stream, training, plan.steps) for stream in streams]
     evaluations = Evaluations(config.evaluate, model, contexts, every=config.train.evaluate_every)
+    # ----------------------------------------------------------------------------------------------------------------- training
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
-    with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=evaluations.inputs) as session:
+    count = evaluations.inputs
+    with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=count, unit=unit) as session:
+        objective.connect(model, accelerator)
+        evaluations.write_to(folder.path.name, folder.pictures if session.main else None)
         for update in session:
             model.target.update(model, update.step, plan.steps, update.made)
             if due := evaluations.due(update.step, plan.steps):
+                size = session.plan.micro_batch_size
                 with training.gathered() as gathered:
-                    update.metrics |= evaluations.measure(due, cast(MaskedModel, gathered), update.step)
+                    update.metrics |= evaluations.measure(due, cast(MaskedModel, gathered), update.step, batch_size=size)
                 session.bad_inputs.pending += evaluations.take_problems()
         return finish(session, evaluations)
 
@@ -122,18 +98,6 @@ def build_model(config: Config) -> MaskedModel:
     return MaskedModel.build(parts, config.data.input(), seed=config.seed)
 
 
-def open_streams(config: Config) -> list[DataStream]:
-    """Opens the sources.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    streams = [DataStream.open("", config.data, config.masker)]
-    if config.second is not None:
-        streams.append(DataStream.open("second", config.second.data, config.second.masker, config.second.weight))
-    return streams
-
-
 def scaled(config: Config) -> TrainConfig:
     """The training choices, the learning rate scaled where the config asks for it."""
     masker = config.masker
@@ -142,8 +106,9 @@ def scaled(config: Config) -> TrainConfig:
     return replace(config.train, learning_rate=config.train.learning_rate * masker.predict / masker.ratio)
 
 
-def context_of(config: Config, stream: DataStream, device: torch.device, plan: Plan) -> Context:
-    """What evaluations need to know of a source."""
+def make_context(config: Config, stream: DataStream, training: Training, steps: int) -> Context:
+    """What evaluations are given of a source; the run's folder is not open yet."""
+    device = training.accelerator.device
     return Context(
         data=stream.data,
         masker=stream.masker,
@@ -151,65 +116,23 @@ def context_of(config: Config, stream: DataStream, device: torch.device, plan: P
         title="",
         untrained=lambda: build_model(config).to(device),
         source=stream.name,
-        steps=plan.steps,
-        batch_size=plan.micro_batch_size,
+        steps=steps,
+        train_samples=stream.samples,
     )
 
 
 def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
-    """Ends the run with its evaluations and the loss curve."""
+    """Ends the run with its last evaluations and the loss curve."""
     training, folder = session.training, session.folder
     logger.info("%s", session.bad_inputs.report())
-    for context in evaluations.contexts:
-        context.title, context.pictures = folder.path.name, folder.pictures if session.main else None
-    results: dict[str, Any] = {"run": str(folder.path), "step": training.step, **session.metrics}
-    with training.averaged(), training.gathered() as gathered:
-        for result in evaluations.finish(cast(MaskedModel, gathered), training.step):
+    results: dict[str, Any] = {}
+    with training.averaged(), training.gathered() as model:
+        for result in evaluations.finish(cast(MaskedModel, model), training.step):
             results[result.name] = result.found
+            session.log(training.step, result.figures)
             if session.main:
-                record(folder.path, result.name, training.step, result.found | {"figures": result.figures})
+                result.record(folder.path, training.step)
                 print(result.text)
     if session.main:
-        logger.info("loss curve: %s", draw_loss(Record.read(folder.path), folder.pictures / "loss.png"))
-    return results
-
-
-def describe(config: Config, training: Training, objective: MaskedObjective, data: Mixture, plan: Plan) -> dict[str, Any]:
-    """The dry run: what the run would take, on real samples of its first source."""
-    stream, model = objective.streams[0], cast(MaskedModel, training.unwrapped)
-    grid = model.tokenizer.grid_of(stream.data.size)
-    mask = stream.masker(sample_keys(config.seed, 0, 0), grid)
-    tokens = {
-        "of a sample": math.prod(grid),
-        "seen by the encoder": mask.visible.shape[1],
-        "predicted": mask.predict.shape[1],
-    }
-    notes = {"resizing": kernel_in_use()} | about_repeats(stream.data, plan) | about_sources(config)
-    text = preview(config, training, objective, data, plan, tokens=tokens, notes=notes)
-    if training.accelerator.is_main_process:
-        print(text)
-    return {"dry_run": text}
-
-
-def about_repeats(data: DataConfig, plan: Plan) -> dict[str, str]:
-    """What decoding once and cutting several samples does to epochs, batches and the learning rate."""
-    if data.repeats == 1:
-        return {}
-    noun, epochs = data.medium.noun, plan.epoch(plan.steps)
-    return {
-        "data.repeats": f"{data.repeats} samples of each decoded input",
-        "effective epochs": f"{epochs * data.repeats:.4g} samples of each of the {noun}; each is decoded {epochs:.4g} times",
-        "inputs an update": f"{plan.batch_size // data.repeats:,}, for {plan.batch_size:,} samples",
-        "learning rate": "scaled by the samples of an update, repeats among them",
-    }
-
-
-def about_sources(config: Config) -> dict[str, str]:
-    """How often each of two sources has its turn."""
-    if config.second is None:
-        return {}
-    first, second = config.second.updates
-    return {
-        "two sources": f"of {first + second} updates {first} on {config.data.source}, which this table is of, "
-        f"and {second} on {config.second.data.source}; an epoch passes once over the first"
-    }
+        logger.info("loss curve: %s", draw_loss(folder.path, folder.pictures / "loss.png"))
+    return {"run": str(folder.path), "step": training.step, **session.metrics, **results}

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.loaded_model import SubjectConfig, open_shown, open_subject
-from mmm.evaluate.reconstruction.gallery import GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_shown
+from mmm.evaluate.reconstruction.gallery import GalleryConfig, format_gallery, make_gallery
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
@@ -25,40 +25,40 @@ POSITIONAL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(GalleryConfig, SubjectConfig):
+class Config(GalleryConfig, LoadedModelConfig):
     """Show reconstructions."""
 
     batch_size: int = 64
     """Images that the model gets at once."""
 
     ratio: float | None = None
-    """Fraction of tokens to hide; none: as in training."""
+    """Fraction of tokens to hide; None: as in training."""
 
     norm_pix: bool | None = None
     """For published weights, whether they predict standardised patches, which their file does not say."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; none: in the run's pictures, named by what of the data or
+    """PNG file to draw, of clips with .webp and .mp4 beside it; None: in the run's pictures, named by what of the data or
     the ratio is not the run's own; in this folder where the model is no run's."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Draws the grid, prints the figures and records them."""
-    subject = open_subject(config, norm_pix=config.norm_pix)
-    model = _remasked(subject.trained or subject.untrained, config.ratio)
-    shown, changes = open_shown(config, subject.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
-    logger.info("%s on %s (%s)", subject.name, subject.data.source, shown.where)
+    loaded = load_model(config, norm_pix=config.norm_pix)
+    model = _remasked(loaded.trained or loaded.untrained, config.ratio)
+    shown, changes = open_shown(config, loaded.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
+    logger.info("%s on %s (%s)", loaded.name, loaded.data.source, shown.where)
     found = make_gallery(
         model,
         shown,
         config,
-        path=Path(config.out) if config.out is not None else subject.output("reconstruction", changes),
-        title=f"{subject.name}: hidden tokens, predicted",
+        path=Path(config.out) if config.out is not None else loaded.output("reconstruction", changes),
+        title=f"{loaded.name}: hidden tokens, predicted",
         dtype=config.dtype,
         batch_size=config.batch_size,
     )
-    print(describe_gallery(found))
-    subject.record("reconstruction", found | {"figures": {"psnr": found["psnr"]["model"]}}, changes)
+    print(format_gallery(found))
+    loaded.record("reconstruction", found | {"figures": {"psnr": found["psnr"]["model"]}}, changes)
     return found
 
 

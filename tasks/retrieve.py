@@ -21,10 +21,10 @@ from torch import Tensor
 from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
 from mmm.evaluate.features.extract import ExtractConfig, identity_of, layer_name, layered
-from mmm.evaluate.features.extracted import read_features, refuse_others
-from mmm.evaluate.features.retrieval import Shelf, describe_neighbours, draw_neighbours, retrieve
+from mmm.evaluate.features.retrieval import FeatureIndex, draw_neighbours, format_neighbours, retrieve
+from mmm.evaluate.features.store import read_features, refuse_others
 from mmm.evaluate.features.table import FeatureTable, choose, extract_features
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_shown, open_subject
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_shown
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ Pool = Literal["mean", "class"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SubjectConfig):
+class Config(LoadedModelConfig):
     """Retrieve samples."""
 
     queries: str | None = None
-    """Images or videos to ask for, as --source; none: some of the samples that are searched."""
+    """Images or videos to ask for, as --source; None: some of the samples that are searched."""
 
     samples: int = 8
     """Queries, chosen by key."""
@@ -46,7 +46,7 @@ class Config(SubjectConfig):
     """Nearest samples of each."""
 
     pool: Pool | None = None
-    """What of a sample's tokens is its feature: their mean, or the class token; none: the mean, or as the file has it."""
+    """Feature of a sample: the mean of its tokens, or the class token; None: the mean, or as in the file."""
 
     layer: str = "last"
     """Layer whose features are compared: last, or the number of a block."""
@@ -55,10 +55,10 @@ class Config(SubjectConfig):
     """File of features of the samples that are searched, as mmm extract writes it; none computes them."""
 
     query_seed: int = 0
-    """Of the choice of queries."""
+    """Random seed for the choice of queries."""
 
     out: str | None = None
-    """PNG file to draw, the JSON beside it; none: in the run's pictures, or in this folder where the model is no run's."""
+    """PNG file to draw, the JSON beside it; None: in the run's pictures, or in this folder where the model is no run's."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "k"):
@@ -68,23 +68,23 @@ class Config(SubjectConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Searches, draws, prints and writes."""
-    subject = open_subject(config)
-    part = open_shown(config, subject.data)
-    logger.info("%s on %s (%s)", subject.name, subject.data.source, part.where)
-    bank, pool = search_in(config, subject, part)
+    loaded = load_model(config)
+    part = open_shown(config, loaded.data)
+    logger.info("%s on %s (%s)", loaded.name, loaded.data.source, part.where)
+    bank, pool = search_in(config, loaded, part)
     own = None if config.queries is not None else chosen(len(bank.table.index), config)
-    queries = asked(config, subject, pool) if own is None else bank.take(own)
+    queries = asked(config, loaded, pool) if own is None else bank.take(own)
     found = retrieve(queries, bank, config.k, own=own)
     changes = config.changes | ({} if config.queries is None else {"queries": config.queries})
-    path = Path(config.out) if config.out is not None else subject.output("retrieval", changes)
-    draw_neighbours(found, queries, bank, path, f"{subject.name}: nearest by {layer_name(config.layer)}")
-    found |= {"model": config.model, "source": subject.data.source, "layer": config.layer, "pool": pool, "picture": str(path)}
+    path = Path(config.out) if config.out is not None else loaded.output("retrieval", changes)
+    draw_neighbours(found, queries, bank, path, f"{loaded.name}: nearest by {layer_name(config.layer)}")
+    found |= {"model": config.model, "source": loaded.data.source, "layer": config.layer, "pool": pool, "picture": str(path)}
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{describe_neighbours(found)}\npicture: {path}, with {path.with_suffix('.json')}")
+    print(f"{format_neighbours(found)}\npicture: {path}, with {path.with_suffix('.json')}")
     return found
 
 
-def search_in(config: Config, subject: Subject, part: Images | Clips) -> tuple[Shelf, Pool]:
+def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tuple[FeatureIndex, Pool]:
     """The samples to search, with features that are computed or read, and how their tokens were pooled.
 
     Raises:
@@ -92,26 +92,26 @@ def search_in(config: Config, subject: Subject, part: Images | Clips) -> tuple[S
     """
     if config.features is None:
         pool = config.pool or "mean"
-        return Shelf(part, features_of(config, subject, part, pool)), pool
+        return FeatureIndex(part, features_of(config, loaded, part, pool)), pool
     file = read_features(config.features)
-    own = identity_of(subject.trained or subject.untrained, part)
+    own = identity_of(loaded.trained or loaded.untrained, part)
     refuse_others(file.identity, own, ("model", "data", "pixels"), f"{config.features} and this model and source")
     name, pool = layer_name(config.layer), file.identity["features"]["pool"]
     if name not in file.tables:
         raise ValueError(f"--layer {config.layer}: {config.features} holds {', '.join(file.tables)}")
     if config.pool not in (None, pool):
         raise ValueError(f"--pool {config.pool}: {config.features} was extracted with {pool}; leave it out")
-    return Shelf(part, file.tables[name]), pool
+    return FeatureIndex(part, file.tables[name]), pool
 
 
-def asked(config: Config, subject: Subject, pool: Pool) -> Shelf:
+def asked(config: Config, loaded: LoadedModel, pool: Pool) -> FeatureIndex:
     """The queries of another source."""
     names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root"))
     names |= {"source": config.queries, "split": "train", "label_column": config.label_column}
-    names[subject.data.medium.flag.removeprefix("data.")] = config.column
-    every = open_shown(replace(config, source=config.queries, test_split=None), replace(subject.data, **names))
+    names[loaded.data.medium.flag.removeprefix("data.")] = config.column
+    every = open_shown(replace(config, source=config.queries, test_split=None), replace(loaded.data, **names))
     part = choose(every, config.samples, config.query_seed)
-    return Shelf(part, features_of(config, subject, part, pool))
+    return FeatureIndex(part, features_of(config, loaded, part, pool))
 
 
 def chosen(count: int, config: Config) -> Tensor:
@@ -120,9 +120,9 @@ def chosen(count: int, config: Config) -> Tensor:
     return chance.argsort()[: config.samples].sort().values
 
 
-def features_of(config: Config, subject: Subject, part: Images | Clips, pool: Pool) -> FeatureTable:
+def features_of(config: Config, loaded: LoadedModel, part: Images | Clips, pool: Pool) -> FeatureTable:
     """Features of one layer."""
-    model = subject.trained or subject.untrained
+    model = loaded.trained or loaded.untrained
     make, name = layered(model, ExtractConfig(layers=(config.layer,), pool=pool), config.dtype), layer_name(config.layer)
     device = next(model.parameters()).device
     return extract_features(part, {name: lambda x: make(x)[name]}, device=device, batch_size=config.batch_size)[name]

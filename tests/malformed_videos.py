@@ -1,4 +1,4 @@
-"""Videos that are damaged, odd, or no videos at all, as `malformed` has images; each of at most eight frames."""
+"""Videos that are damaged, unusual, or no videos, like the images of `malformed`; each has at most eight frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMES = 8
 
 
 def video(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[int], tuple[bytes, str | Pixels]]:
-    """Makes a kind of a function from a seed to bytes, and to a reason or to frames."""
+    """Registers a function from a seed to bytes, and to a reason or to frames."""
 
     def kind(seed: int) -> Case:
         data, what = function(seed)
@@ -33,12 +33,12 @@ def video(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[in
 
 
 def odd(name: str, place: Callable[[Path], object], reason: str) -> None:
-    """A kind that is no file of bytes."""
+    """Registers a kind that is not a regular file."""
     VIDEOS[name] = lambda seed: Case(place, reason, None, f"{name}_{seed}.mp4")
 
 
 def film(seed: int, count: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Pixels:
-    """A window that moves over a real photograph, (T, H, W, 3)."""
+    """Returns frames of a window that moves over a photograph, (T, H, W, 3)."""
     whole = photograph(seed, height + count, width + 2 * count)
     return np.stack([whole[i : i + height, 2 * i : 2 * i + width] for i in range(count)])
 
@@ -53,7 +53,7 @@ def filmed(
     codec_options: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """Encodes frames, so well that they come back; `moments` are when they are shown, in milliseconds."""
+    """Encodes frames almost without loss; `moments` are when they are shown, in milliseconds."""
     unit = Fraction(1, 30) if moments is None else Fraction(1, 1000)
     chosen = {"crf": "4", "preset": "ultrafast"} if codec == "libx264" else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def filmed(
 
 
 def patched(data: bytes, box: bytes, offset: int, layout: str, *values: int) -> bytes:
-    """The content of a box, changed, wherever there is one of this kind; the offset counts from behind its name."""
+    """Changes the content of each box of a kind; the offset counts from the end of its name."""
     found, at = bytearray(data), data.find(box)
     assert at > 0
     while at > 0:
@@ -81,7 +81,7 @@ def patched(data: bytes, box: bytes, offset: int, layout: str, *values: int) -> 
 
 
 def stream_of(data: bytes) -> tuple[int, int]:
-    """Where the pictures of a file lie: from behind the first, so that what is broken is met."""
+    """Returns where the frames of a file are stored, without the first, so that damage there is read."""
     at = data.index(b"mdat")
     (size,) = struct.unpack_from(">I", data, at - 4)
     return at + 4 + size // 4, at - 4 + size
@@ -132,7 +132,7 @@ def sound_only(seed: int) -> tuple[bytes, str]:
 
 @video
 def no_frames(seed: int) -> tuple[bytes, str]:
-    """The tables of a file, emptied."""
+    """The tables of the file are empty."""
     data = patched(filmed(film(seed)), b"stsz", 4, ">II", 0, 0)
     return patched(patched(data, b"stts", 4, ">I", 0), b"stsc", 4, ">I", 0), "has no frames|cannot be opened|cannot be decoded"
 
@@ -199,7 +199,7 @@ def bomb_size(seed: int) -> tuple[bytes, str]:
 
 @video
 def bomb_size_mkv(seed: int) -> tuple[bytes, str]:
-    """Matroska's PixelWidth and PixelHeight, changed to 65,535 in the bytes that they have."""
+    """Matroska's PixelWidth and PixelHeight are changed to 65,535, in as many bytes."""
     data = filmed(film(seed, 2, 300, 300), ".mkv", "ffv1")
     for side in (b"\xb0\x82", b"\xba\x82"):
         data = data.replace(side + b"\x01\x2c", side + b"\xff\xff")
@@ -211,7 +211,7 @@ def bomb_size_mkv(seed: int) -> tuple[bytes, str]:
 
 @video
 def duration_of_hours(seed: int) -> tuple[bytes, Pixels]:
-    """The header says four hours, and the frames are there."""
+    """The header says four hours; all frames are there."""
     frames = film(seed)
     data = patched(filmed(frames), b"mvhd", 16, ">I", 4 * 3600 * 1000)
     return patched(data, b"mdhd", 16, ">I", 4 * 3600 * 15360), frames

@@ -35,7 +35,7 @@ PARITY_CROSSMAE = "core/test_parity_crossmae.py -k second_statement"
 MUTANTS = [
     # what is hidden
     Mutant(
-        "mmm/encoders/vit.py",
+        "mmm/encoders/base.py",
         "take(patches, mask.visible)",
         "take(patches - patches.mean(1, keepdim=True), mask.visible)",
         "core/test_flow.py::test_hidden_values_never_reach_a_prediction",
@@ -454,6 +454,16 @@ MUTANTS = [
         "start_step=0,",
         "data/test_mixture.py -k stopped",
     ),
+    Mutant("mmm/data/datasets/mixture.py", "part.order(seed, source)", "part.order(seed)", "data/test_mixture.py -k alike"),
+    Mutant("mmm/data/loading/loader.py", "samples.order(seed, source)", "samples.order(seed, 0)", "data/test_mixture.py -k alike"),
+    Mutant("mmm/data/loading/sampler.py", "seed, source, number) for", "seed, source, 0) for", "data/test_several.py -k alike"),
+    Mutant("mmm/data/transforms/augment.py", 'name.startswith("Posterize")', "False", "data/test_augment.py -k magnitude"),
+    Mutant("mmm/data/transforms/crop.py", "<= MARGIN_SIZES[1]", "<= 999", "data/test_transforms.py -k mae_s_transform"),
+    Mutant("mmm/data/errors.py", "if new and self._exceeds(", "if False and self._exceeds(", "data/test_loader.py -k stops_at"),
+    Mutant("mmm/data/sources/huggingface.py", "if rows._indices is not None:", "if False:", "data/test_in_memory.py -k hugging"),
+    Mutant("mmm/data/decode/image.py", "least >= 0 and largest <= 1", "True", "data/test_decode.py -k reason"),
+    Mutant("mmm/data/sources/addresses.py", '{"cache_type": "none"} if', "{} if", "data/test_addresses.py -k fetched"),
+    Mutant("mmm/data/sources/addresses.py", 'and "::" not in address', "", "data/test_addresses.py -k one_line"),
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
@@ -463,8 +473,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/objectives/masked.py",
-        "batch, step) * stream.weight",
-        "batch, step)",
+        "mask=mask).loss * stream.weight",
+        "mask=mask).loss",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(

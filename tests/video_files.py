@@ -1,4 +1,4 @@
-"""Small video files of every awkward kind, made when they are needed."""
+"""Small video files of many kinds, made when they are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAMES, HEIGHT, WIDTH = 40, 64, 96
 
 
 def pictures(count: int = FRAMES, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Iterable[Pixels]:
-    """A texture that moves, so that no two frames are alike."""
+    """Yields frames of a moving texture, all different."""
     texture = np.random.default_rng(seed).integers(0, 256, (height + 40, width + 80, 3), dtype=np.uint8)
     texture = texture[::4, ::4].repeat(4, 0).repeat(4, 1)
     for i in range(count):
@@ -53,7 +53,7 @@ def write(
 
 
 def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number: False, container: str | None = None) -> Path:
-    """Copies packets, but for those with certain numbers, into another file."""
+    """Copies packets into another file, except those with certain numbers."""
     with av.open(str(source)) as old, av.open(str(path), "w", format=container) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
@@ -64,7 +64,7 @@ def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number:
 
 
 def sound(path: Path) -> Path:
-    """A file with sound and no picture."""
+    """Writes a file with sound and no video."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream("aac", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
@@ -75,7 +75,7 @@ def sound(path: Path) -> Path:
 
 
 def flipped(path: Path, source: Path, seed: int, bits: int = 3) -> Path:
-    """A copy with some bits of its stream flipped."""
+    """Writes a copy with some bits of the stream flipped."""
     data, generator = bytearray(source.read_bytes()), np.random.default_rng(seed)
     start = data.find(b"mdat") + 1000
     for place in generator.integers(start, len(data) - 2000, bits):
@@ -85,7 +85,7 @@ def flipped(path: Path, source: Path, seed: int, bits: int = 3) -> Path:
 
 
 def all_frames(path: Path) -> list[Pixels]:
-    """The truth: one decode from the first frame to the last, upright."""
+    """Decodes a file from the first frame to the last, upright: the reference."""
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         stream.thread_type = "NONE"
@@ -93,7 +93,7 @@ def all_frames(path: Path) -> list[Pixels]:
 
 
 def make_zoo(folder: Path) -> dict[str, Path]:
-    """Readable files by kind; what this PyAV cannot encode is left out."""
+    """Writes readable files; returns them by kind. Kinds that this PyAV cannot encode are left out."""
     intervals = np.random.default_rng(1).integers(10, 90, FRAMES)
     closed = write(folder / "closed.mp4", options={"crf": "23", "preset": "veryfast"})
     x264 = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"
@@ -133,7 +133,7 @@ def make_zoo(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def ordinary_priority() -> Iterator[None]:
-    """SVT-AV1, where it runs as root, gives its caller real-time priority for good: before all else that wants the processor."""
+    """Restores the scheduling policy: SVT-AV1, run as root, gives its caller real-time priority permanently."""
     before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
     try:
         yield
@@ -143,8 +143,8 @@ def ordinary_priority() -> Iterator[None]:
 
 
 def trimmed(source: Path, path: Path, start: int) -> Path:
-    """Copies a file from its frame `start` on without encoding it anew, as `ffmpeg -ss` and phones do: the packets from the
-    keyframe before it stay, and an edit list hides them."""
+    """Copies a file from its frame `start` on without encoding, like `ffmpeg -ss` and phones: the packets from the keyframe before
+    it stay, and an edit list hides them."""
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = [packet for packet in old.demux(video=0) if packet.dts is not None]

@@ -1,4 +1,4 @@
-"""Clips of long videos beside a plain seek: what it costs to know where every frame is.
+"""The cost of clips from long videos, relative to a plain seek.
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.long_videos
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.long_videos --seconds 10 3600 --clips 60
@@ -32,7 +32,7 @@ HEIGHT, WIDTH, RATE, FRAMES, STRIDE = 256, 340, 30, 16, 4
 
 
 def lengthened(minute: Path, path: Path, seconds: int) -> Path:
-    """Repeats the packets of a video until it is so long."""
+    """Repeats the packets of a video of one minute until it is as long as requested."""
     with av.open(str(minute)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         length = 60 * RATE * round(1 / (RATE * old.streams.video[0].time_base))
@@ -84,7 +84,7 @@ def milliseconds(read: Callable[[], None]) -> float:
 
 
 def measure(path: Path, clips: int) -> dict[str, list[float]]:
-    """CPU milliseconds of each way and clip."""
+    """Returns CPU milliseconds of each way and clip."""
     with OpenVideo(path) as video:
         room = len(video) - FRAMES * STRIDE
     costs: dict[str, list[float]] = {name: [] for name in ("plain seek", "memory", "disk", "list")}

@@ -1,11 +1,10 @@
-"""The video half of `benchmarks.data.pipeline`: clips by each backend on one core: opening and decoding, cropping and resizing,
-apart.
+"""The video part of `benchmarks.data.pipeline`: clips a second of each backend on one core, decoding and cropping apart.
 
 The pattern is VideoMAE's: open a file, take 16 frames of stride 4 from a random start, one multi-scale crop, 224 pixels. Times are
 CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; the others
-are what a worker does (`train_views`); `decord` lists the packets too and has checked the files before. Four crops a decode is
-data.repeats 4. `av, device` is data.resize device: what a worker does where the device resizes; it stands beside decord's decoding
-alone, as if that were all that decord's worker had to do. Growth is that of memory and of open files over many clips.
+are what a worker does (`train_views`); `decord` also lists the packets and has verified the files before. Four crops a decode is
+data.repeats 4. `av, device` is the work of a worker with data.resize device; it is compared with decord's decoding alone, as if
+decord's worker had nothing else to do. Growth is that of memory and of open files over many clips.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
 
 
 def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
-    """A slow flight over photographs, with the noise of a sensor."""
+    """Yields frames of a slow movement over photographs, with the noise of a sensor."""
     from skimage import data
 
     generator = np.random.default_rng(seed)
@@ -68,7 +67,7 @@ def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
 
 
 def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[str, Path]:
-    """The films, H.264 of quality 23: a folder for each kind."""
+    """Writes the videos, H.264 of quality 23: a folder for each kind."""
     found: dict[str, Path] = {}
     for kind in kinds:
         height, width, group, fast = FILMS[kind]
@@ -81,7 +80,7 @@ def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[
 
 
 def ours(clips: Clips) -> Way:
-    """What a worker does; without keys it decodes only."""
+    """Returns what a worker does; without keys it only decodes."""
 
     def read(number: int, keys: Tensor) -> None:
         if (len(keys) > 1 or keys[0] != NOTHING) and clips.defers_resize:
@@ -101,7 +100,7 @@ def ours(clips: Clips) -> Way:
 
 
 def bare_decord(clips: Clips) -> Way:
-    """As VideoMAE's loader."""
+    """Returns what VideoMAE's loader does."""
     import decord
 
     def read(number: int, keys: Tensor) -> None:
@@ -115,7 +114,7 @@ def bare_decord(clips: Clips) -> Way:
 
 
 def ways(source: Path) -> dict[str, Way]:
-    """What is installed here, each with the folder open."""
+    """Opens a folder with each backend that is installed."""
 
     def opened(backend: str, **choices: Any) -> Clips:
         clips = open_data(replace(CONFIG, source=str(source), backend=backend, **choices), "train")
@@ -131,7 +130,7 @@ def ways(source: Path) -> dict[str, Way]:
 
 
 def crop(clip: Tensor, keys: Tensor) -> None:
-    """A multi-scale crop for each key, into uint8 (R, T, h, w, C)."""
+    """Cuts a multi-scale crop for each key, into uint8 (R, T, h, w, C)."""
     height, width = (torch.full_like(keys, side) for side in clip.shape[1:3])
     boxes = multi_scale_boxes(keys, height, width, CONFIG.frame_size, CONFIG.crop_sides).tolist()
     for views, box in zip(torch.empty(len(keys), *CONFIG.size, 3, dtype=torch.uint8), boxes, strict=True):
@@ -139,7 +138,7 @@ def crop(clip: Tensor, keys: Tensor) -> None:
 
 
 def one(way: Way, number: int, turn: int) -> dict[str, float]:
-    """CPU milliseconds of one clip, each from opening on: the decode alone, with one crop, with four."""
+    """Returns CPU milliseconds of one clip from opening on: the decode alone, with one crop, with four."""
     keys = sample_keys(0, turn, torch.tensor([[number]]), repeat=torch.arange(4)).flatten()
     costs = {}
     for name, drawn in (("decode", torch.tensor([NOTHING])), ("one", keys[:1]), ("four", keys)):
@@ -150,7 +149,7 @@ def one(way: Way, number: int, turn: int) -> dict[str, float]:
 
 
 def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds and clips a second of each backend, in turn on the same clips."""
+    """Returns median milliseconds and clips a second of each backend, in turn on the same clips."""
     readers = ways(source)
     numbers = readable(source)
     rounds = {name: list[dict[str, float]]() for name in readers}
@@ -179,7 +178,7 @@ def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
 
 
 def readable(source: Path) -> list[int]:
-    """The videos of a folder that can be read."""
+    """Returns the numbers of the readable videos of a folder."""
     clips = open_data(replace(CONFIG, source=str(source)), "train")
     assert isinstance(clips, Clips)
     return [n for n in range(len(clips)) if not clips.train_views(torch.tensor([n]), sample_keys(0, 0, torch.tensor([n])))[1]]
@@ -196,7 +195,7 @@ class Ready(Dataset[Any]):
 
 
 def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: int = 12) -> float:
-    """Of a sample, wall time: what data.resize device leaves to the device, the transfer included."""
+    """Returns the wall time of the work that data.resize device leaves to the device, transfer included, for a sample."""
     costs = []
     for turn in range(rounds):
         cuts, failed = samples.deferred_train_views(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
@@ -211,7 +210,8 @@ def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: i
 
 
 def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
-    """Milliseconds a uint8 sample of this size: from a worker to this process (wall time), and to the device and normalised."""
+    """Returns milliseconds for a uint8 sample of this size: from a worker to this process (wall time), and to the device,
+    normalised."""
     batch = torch.zeros(samples, *size, 3, dtype=torch.uint8).movedim(-1, 1)  # (B, C, ...)
     moments, costs = [], []
     for got in load(Ready(batch), lambda: iter(range(batches)), 1):
@@ -226,7 +226,7 @@ def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, 
 
 
 def growth(source: Path, clips: int) -> dict[str, float]:
-    """Memory (KiB) and open files that reading many clips leaves behind, after a fifth of them as a warm-up."""
+    """Returns the memory (KiB) and open files that reading many clips leaves behind, after a fifth of them as a warm-up."""
     samples = open_data(replace(CONFIG, source=str(source)), "train")
     assert isinstance(samples, Clips)
     before = (0.0, 0)
@@ -244,14 +244,14 @@ def growth(source: Path, clips: int) -> dict[str, float]:
 
 
 def _held() -> tuple[float, int]:
-    """Resident memory in KiB, and open files."""
+    """Returns resident memory in KiB, and the number of open files."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024, len(list(Path("/proc/self/fd").iterdir()))
 
 
 def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
-    """Of the table, without its head."""
+    """Returns the rows of the table."""
     lines = []
     for kind, by_backend in found.items():
         for name, cost in by_backend.items():

@@ -30,7 +30,7 @@ from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
-from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.evaluate.run_results import Record
 from mmm.model import MaskedModel
 from tasks import pretrain
@@ -115,8 +115,8 @@ def judge(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> dict[
     models: dict[str, MaskedModel] = {name: mmm.load(run["folder"]) for name, run in runs.items()}
     models |= {f"untrained {seed}": pretrain.build_model(replace(config, seed=seed)) for seed in options.seeds}
     data = replace(config.data, cache=False)
-    judged = RepresentationConfig(labels_per_class=100, train_samples=options.train_samples)
-    return judge_representation(models, open_data(data, "train"), open_data(data, "eval"), judged, device="cpu")
+    judged = FeatureEvalConfig(labels_per_class=100, train_samples=options.train_samples)
+    return evaluate_features(models, open_data(data, "train"), open_data(data, "eval"), judged, device="cpu")
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace) -> str:

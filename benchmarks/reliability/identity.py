@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.reliability.harness import LANES, side_by_side, start
 from benchmarks.reliability.runs import IMAGES, config_of, make_data, picture, quicker
-from mmm.config.overrides import apply_flags, walk
+from mmm.config.overrides import apply_flags, parts_of, walk
 from mmm.core.checks import arms
-from mmm.core.registry import REGISTRIES, PartConfig
+from mmm.core.registry import REGISTRIES
 from mmm.data import ClipsConfig
 from mmm.tokenizers import Tubes
 from tasks import pretrain
@@ -32,7 +32,7 @@ FREE = {
     *(f"train.{name}" for name in ("micro_batch_size", "checkpoint_blocks", "compile", "strict", "threads", "log_every")),
     *(f"train.{name}" for name in ("max_skipped", "save_every", "keep_last", "keep_every", "evaluate_every", "timeout", "tracker")),
 }
-FREE_GROUPS = ("representation.", "gallery.", "transfer.", "neighbours.")
+FREE_GROUPS = ("evaluate.",)
 NOT_TRIED = {"train.compile": "takes a compiler and a minute", "train.tracker": "takes another package"}
 # values that fit the others, where the next best does not
 FITTING: dict[str, dict[str, Any]] = {
@@ -51,7 +51,6 @@ FITTING: dict[str, dict[str, Any]] = {
     "train.ema": {"train.ema": 0.5},
     "masker.ratio": {"masker.ratio": 0.5},
     "masker.predict": {"masker.predict": 0.25},
-    "evaluate": {"evaluate": []},
     "resume": {"resume": "true"},
     "allow": {"allow": ["train.ema"]},
 }
@@ -100,8 +99,8 @@ def _is_nested(value: Any) -> bool:
 def _other_parts(config: pretrain.Config) -> dict[str, str]:
     """The kinds of parts of which there is another, and its name."""
     found = {}
-    for path, _, value in walk(config):
-        if isinstance(value, PartConfig) and (others := sorted(set(REGISTRIES[value.kind].parts) - {value.name})):
+    for path, value in parts_of(config).items():
+        if others := sorted(set(REGISTRIES[value.kind].parts) - {value.name}):
             found[path] = others[0]
     return found
 

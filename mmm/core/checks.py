@@ -31,6 +31,7 @@ Positive = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
 AboveZero = Annotated[float, Limit("above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]
 Rate = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
+ZeroToOne = Annotated[float, Limit("from 0 to 1", lambda value: 0 <= value <= 1)]
 Fraction = Annotated[float, Limit("between 0 and 1", lambda value: 0 < value < 1)]
 Share = Annotated[float, Limit("above 0, at most 1", lambda value: 0 < value <= 1)]
 

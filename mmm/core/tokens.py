@@ -1,4 +1,4 @@
-"""What every part needs to know about tokens: gathering them, where they stand, and how many a ratio leaves.
+"""Gathering of tokens, their positions, and the number that a ratio leaves visible.
 
 Shapes: B samples, k rows a sample, N tokens of the grid, K chosen tokens, n axes of the grid, D width.
 """

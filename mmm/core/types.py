@@ -1,4 +1,4 @@
-"""What the data, the parts and the training tell each other.
+"""Types of the interfaces between data, parts and training.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
@@ -37,7 +37,7 @@ def pytree(kind: type[T]) -> type[T]:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What the data dictates to the parts.
+    """Properties of the data that the parts are built for.
 
     Attributes:
         size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
@@ -117,7 +117,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a decoder must know of an encoder.
+    """Properties of an encoder that a decoder is built for.
 
     Attributes:
         width: D.
@@ -132,7 +132,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a decoder reads of an encoder, so that nothing else is kept or built.
+    """Features of an encoder that a decoder reads. Other features are neither kept nor built.
 
     Attributes:
         last: whether it reads the final norm's output.
@@ -161,7 +161,7 @@ class UpdateScale:
 
 
 class Collective(Protocol):
-    """What processes that train together tell each other, for a part that looks across the batch."""
+    """Communication between the processes of a training, for a part that computes over the whole batch."""
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the processes, on each of them; the value itself may be overwritten."""

@@ -38,7 +38,7 @@ class ClipsConfig(DataConfig):
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames at a constant distance; segments: one random frame from each equal segment of the video"""
     repeat: Literal["crop", "clip"] = "crop"
-    """what differs between the samples of one decode (data.repeats): the crop only, or the frames too"""
+    """difference between the samples of one decode (data.repeats): the crop only, or also the frames"""
     crop: Literal["multi_scale", "random_resized"] = "multi_scale"
     """multi_scale: a side of the crop is a share of the short side (crop_sides), at one of 13 places;
     random_resized: area (crop_scale), shape (crop_ratio) and place are random"""

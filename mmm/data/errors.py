@@ -55,8 +55,9 @@ class BadInputs:
         Raises:
             ValueError: once the problems that this process knows of are more than the allowed share.
         """
-        self.pending += problems
-        if self._exceeds(self.found.keys() | {problem.name for problem in self.pending}):
+        new = list(problems)
+        self.pending += new
+        if new and self._exceeds(self.found.keys() | {problem.name for problem in self.pending}):
             self.add(self.pending)  # before the run ends, so that the file names them all
             self.check()
 

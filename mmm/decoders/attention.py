@@ -1,4 +1,4 @@
-"""What every decoder is told that attends."""
+"""Options of decoders with attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmm.decoders.fusion import FusedDecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecoderConfig(FusedDecoderConfig):
-    """What every decoder is told that attends: the sizes of its blocks, and its tokens' positions."""
+    """Options of decoders with attention: the sizes of the blocks and the positions of the tokens."""
 
     width: Positive = 512
     """Width of the decoder."""

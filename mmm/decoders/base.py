@@ -1,4 +1,4 @@
-"""What every decoder is, and what it says of itself before it is built."""
+"""The interface of a decoder, and the properties that its config states before it is built."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ decoders: Registry[Decoder] = Registry("decoder")
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(PartConfig):
-    """What every decoder is told."""
+    """Options of every decoder."""
 
     def reads(self, depth: int) -> Reads:
-        """What it reads of an encoder of `depth` blocks. Here: the final norm's output."""
+        """Returns the features that it reads of an encoder with `depth` blocks. Here: the output of the final norm."""
         return Reads(last=True)
 
 

@@ -19,10 +19,10 @@ from mmm.decoders.base import DecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FusedDecoderConfig(DecoderConfig):
-    """What every decoder is told that can read a mixture of the encoder's blocks."""
+    """Options of decoders that can read a weighted sum of the encoder's blocks."""
 
     fusion: Literal["none", "linear"] = "none"
-    """What is read of the encoder: its last, normed output, or a learned mixture of its blocks, normed."""
+    """Features that are read: the normed output of the encoder, or a learned weighted sum of its blocks, normed."""
 
     fusion_blocks: tuple[int, ...] | None = None
     """The encoder's blocks that are mixed, counted from 1, where fusion is linear; none: all of them."""

@@ -1,23 +1,25 @@
-"""What every encoder is, and what it says of itself before it is built."""
+"""The interface of encoders."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
-from mmm.core.tokens import Grid
-from mmm.core.types import Features, Shape
+from mmm.core.tokens import Grid, take
+from mmm.core.types import Features, Reads, Shape
 
 encoders: Registry[Encoder] = Registry("encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(PartConfig):
-    """What every encoder is told."""
+    """Base of every encoder's `Config`."""
 
     @property
     @abstractmethod
@@ -26,17 +28,59 @@ class EncoderConfig(PartConfig):
 
 
 class Encoder(nn.Module):
-    """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, what is read (`reads`), and whether
-    masks leave `blanks`.
+    """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, what a decoder reads (`reads`), and
+    whether masks leave `blanks`.
+
+    A subclass implements `encode`, which is given the values of visible tokens alone: hidden pixels cannot reach it.
 
     Attributes:
         config: the user's choices.
         shape: the config's.
+        home: the grid that the encoder was built for; any other grid can be encoded too.
+        reads: the features that are required where `forward` does not name others.
+        mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
-    config: EncoderConfig
-    shape: Shape
+    mask_token: nn.Parameter | None
+
+    def __init__(self, config: EncoderConfig, *, grid: Grid, reads: Reads) -> None:
+        super().__init__()
+        self.config, self.shape, self.home, self.reads = config, config.shape, grid, reads
+        self.register_parameter("mask_token", None)
+
+    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] | None = None) -> Features:
+        """Features of the visible and blank tokens of a mask; without a mask, of all tokens in order.
+
+        Args:
+            patches: raw values of every token, (B, N, P).
+            grid: the arrangement of the N tokens.
+            mask: with (mB, V) visible tokens and, where tokens are blanked, (mB, H) blank ones.
+            blocks: the blocks whose outputs are returned; None: those that the decoder requires.
+        """
+        where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where
+        visible = patches if mask is None else take(patches, mask.visible)
+        return self.encode(visible, where, grid, self.reads.blocks if blocks is None else blocks)
 
     @abstractmethod
-    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] | None = None) -> Features:
-        """Features of the tokens that the mask shows; without a mask, of all in order. patches: (B, N, P)."""
+    def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
+        """Features of visible and blank tokens.
+
+        Args:
+            visible: raw values of the visible tokens, (mB, V, P).
+            where: place on the grid of each visible token, then of each blank one, (mB, V + H); or (1, N) for all tokens in order.
+            grid: the arrangement of the N tokens.
+            blocks: the blocks whose outputs are returned; 0 is the input of the first.
+        """
+
+    def append_mask_tokens(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Puts a mask token behind the visible tokens for each blank one, (mB, V, D) -> (mB, V + H, D).
+
+        Raises:
+            ValueError: where there are blank tokens and the encoder has no mask token.
+        """
+        blanks = where.shape[1] - tokens.shape[1]
+        if not blanks:
+            return tokens
+        if self.mask_token is None:
+            raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
+        return torch.cat([tokens, self.mask_token.expand(tokens.shape[0], blanks, -1)], dim=1)

@@ -6,7 +6,6 @@ R prefix tokens (1 with a class token, else 0), D width.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
-from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
 from mmm.core.types import Features, Reads, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
@@ -99,12 +97,12 @@ class VisionTransformer(Encoder):
             reads: what will be read of it: a final norm that nobody reads is not built.
             blanks: whether masks will blank tokens, which needs a mask token.
         """
-        super().__init__()
-        self.config, self.shape, self.home, self.reads = config, config.shape, grid, reads
+        super().__init__(config, grid=grid, reads=reads)
         width = self.shape.width
         self.patch_embed = Embedding(token, channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if blanks else None
+        if blanks:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = position_table(grid, width, self.shape.prefix, config.positions)
         self.blocks = make_blocks(
             width,
@@ -123,32 +121,19 @@ class VisionTransformer(Encoder):
             if special is not None:
                 nn.init.normal_(special, std=0.02)
 
-    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] | None = None) -> Features:
-        """Features of the tokens that the mask shows; without a mask, of all in order.
-
-        Args:
-            patches: (B, N, P).
-            grid: the arrangement of the N tokens.
-            mask: with (mB, V) visible tokens and, where tokens are blanked, (mB, H) blank ones.
-            blocks: which blocks' outputs to keep; the decoder's where none are named.
-        """
-        keep = self.reads.blocks if blocks is None else blocks
-        where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where  # (mB, M)
-        tokens = self.embed(patches, grid, mask, where)  # (mB, R + M, D)
-        kept = {0: tokens} if 0 in keep else {}
+    def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
+        """Features of the tokens at `where`, (mB, R + M, D); see `Encoder.encode`."""
+        tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
+        kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens)
-            if number in keep:
+            if number in blocks:
                 kept[number] = tokens
         return Features(self.norm(tokens), self.shape.prefix, where, kept)
 
-    def embed(self, patches: Tensor, grid: Grid, mask: Mask | None, where: Tensor) -> Tensor:
-        """What enters the first block: gathered first, embedded after, so that hidden tokens cost nothing. (mB, R + M, D)."""
-        tokens = self.patch_embed(patches if mask is None else take(patches, mask.visible))  # (mB, V, D)
-        if mask is not None and mask.blank is not None:
-            if self.mask_token is None:
-                raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
-            tokens = torch.cat([tokens, self.mask_token.expand(*mask.blank.shape, -1)], dim=1)  # (mB, V + H, D)
+    def embed(self, visible: Tensor, where: Tensor, grid: Grid) -> Tensor:
+        """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""
+        tokens = self.append_mask_tokens(self.patch_embed(visible), where)  # (mB, V, P) -> (mB, V + H, D)
         table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions, self.config.resize_positions)
         tokens = tokens + take(table[:, self.shape.prefix :], where)
         if self.cls_token is None:

@@ -1,4 +1,4 @@
-"""How well a classifier does on a part of the data: each input once, by the mean over its views, over any number of processes.
+"""Accuracy of a classifier: each input once, by the mean over its views, on any number of processes.
 
 Shapes: b inputs, V views of each, K classes.
 """
@@ -76,7 +76,7 @@ def log_mean_of_views(logits: Tensor, views: int) -> Tensor:
     return shares.logsumexp(1) - math.log(views)
 
 
-def describe_classification(found: Mapping[str, Any]) -> str:
+def format_classification(found: Mapping[str, Any]) -> str:
     """The scores of a fine-tuned classifier as text."""
     protocol = found["protocol"]
     views = f", {protocol['clips']} clips x {protocol['crops']} crops" if protocol["views"] > 1 else ""

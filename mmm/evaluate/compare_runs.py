@@ -1,4 +1,4 @@
-"""Several runs in one table: what differs between them, and what came of it."""
+"""Comparison of several runs: their differing choices and their figures, in one table and one plot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmm.evaluate.run_results import Record
 
 logger = logging.getLogger(__name__)
 
-# these say where and how often, not what
+# choices that do not change what is computed
 NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
 NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_last", "evaluate_every")}
-# names whose difference makes two losses answers to two questions, but for how hidden tokens are kept from the encoder
+# choices that make losses incomparable, except for how hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
 LONGEST = 60  # characters of a label that says what differs; above it, rows are named by their folders
@@ -116,7 +116,7 @@ def _folders(paths: Sequence[Path]) -> list[str]:
 
 
 def warnings(runs: Sequence[Record]) -> list[str]:
-    """What makes the comparison unfair, one sentence each."""
+    """Returns the reasons for which the comparison is unfair, one sentence each."""
     names, said = differing(runs), []
     for unit, value in (
         ("updates", [run.steps for run in runs]),
@@ -129,7 +129,7 @@ def warnings(runs: Sequence[Record]) -> list[str]:
         said.append(f"they were evaluated differently: {', '.join(asked)}")
     other = [name for name in names if name.startswith(OTHER_LOSS) and name not in SAME_LOSS]
     if other:
-        said.append(f"they differ in {', '.join(other)}, so their losses answer different questions; compare the accuracies")
+        said.append(f"they differ in {', '.join(other)}, so their losses cannot be compared; compare the accuracies")
     if len({tuple(sorted(str(run.config.get("seed")) for run in group.runs)) for group in group_runs(runs)}) > 1:
         said.append("not with the same seeds")
     return said
@@ -168,7 +168,7 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
     }
 
 
-def describe_comparison(found: dict[str, Any]) -> str:
+def format_comparison(found: dict[str, Any]) -> str:
     """The table as text; columns that no run has are left out."""
     shown = {name: Column(**column) for name, column in found["columns"].items()}
     names = [name for name in shown if any(row[name]["mean"] is not None for row in found["rows"])]
@@ -186,11 +186,11 @@ def describe_comparison(found: dict[str, Any]) -> str:
         lines.append("mean ± standard error over the runs of a row")
     if not all(value in row["label"] for row in found["rows"] for value in row["choices"].values()):
         lines += ["", *_describe_choices(found["rows"])]
-    return "\n".join([*lines, *(f"mind: {said}" for said in found["warnings"])])
+    return "\n".join([*lines, *(f"warning: {said}" for said in found["warnings"])])
 
 
 def _describe_choices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What differs, a line for each choice with the values of all rows, where the labels do not say it."""
+    """Lines of text: each differing choice with its values in all rows."""
     names = dict.fromkeys(name for row in rows for name in row["choices"])
     values = {name: [shorten(row["choices"].get(name, "-"), LONGEST, placeholder="...") for row in rows] for name in names}
     return [f"{name}: {' | '.join(value)}" for name, value in values.items()]

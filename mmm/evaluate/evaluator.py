@@ -29,7 +29,7 @@ import torch
 from mmm.core.checks import Positive
 from mmm.core.registry import PartConfig, PartSet, Registry
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
-from mmm.evaluate.run_results import output_name
+from mmm.evaluate.run_results import output_name, record
 from mmm.maskers import Masker
 from mmm.model import MaskedModel
 from mmm.train.schedule import due
@@ -60,7 +60,7 @@ class EvaluatorSet(PartSet):
 
 @dataclass(frozen=True)
 class Column:
-    """How `mmm compare` shows a number.
+    """Display of a number by `mmm compare`.
 
     Attributes:
         title: of the column.
@@ -73,7 +73,7 @@ class Column:
 
 @dataclass(kw_only=True)
 class Context:
-    """What an evaluation is given beside the model.
+    """The data, device and paths that an evaluation gets beside the model.
 
     Attributes:
         data: how the samples are read.
@@ -90,6 +90,7 @@ class Context:
         dtype: of autocast; None: fp32.
         test_split: split of the source to evaluate on; None: the evaluation part, as in training.
         problems: inputs that could not be read; evaluations append those of their own process.
+        train_samples: the training samples, where they are open already.
     """
 
     data: DataConfig
@@ -106,11 +107,12 @@ class Context:
     dtype: torch.dtype | None = None
     test_split: str | None = None
     problems: list[Problem] = field(default_factory=list)
+    train_samples: Images | Clips | None = None
 
     @cached_property
     def train(self) -> Images | Clips:
         """The samples that the model is trained on, and whose labels may be used."""
-        return open_data(self.data, "train")
+        return open_data(self.data, "train") if self.train_samples is None else self.train_samples
 
     @cached_property
     def test(self) -> Images | Clips:
@@ -172,6 +174,9 @@ class Evaluator(ABC):
         return f"{self.config.name}: {', '.join(shown)}"
 
 
+Due = tuple[Evaluator, Context]
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of one evaluation on one source.
@@ -187,6 +192,10 @@ class Result:
     found: dict[str, Any]
     figures: dict[str, float]
     text: str
+
+    def record(self, run: Path, step: int) -> Path:
+        """Appends the result to the evaluations.jsonl of a run, and returns that file."""
+        return record(run, self.name, step, self.found | {"figures": self.figures})
 
 
 class Evaluations:
@@ -206,7 +215,7 @@ class Evaluations:
 
     def __init__(self, configs: EvaluatorSet, model: MaskedModel, contexts: Sequence[Context], *, every: int | None = None) -> None:
         self.every, self.contexts = every, list(contexts)
-        self.pairs: list[tuple[Evaluator, Context]] = []
+        self.pairs: list[Due] = []
         for evaluator in (evaluators.build(config) for config in configs):
             for context in self.contexts:
                 if reason := self._why_not(evaluator, model, context):
@@ -230,7 +239,12 @@ class Evaluations:
         online = [context for evaluator, context in self.pairs if self._interval(evaluator) is not None or evaluator.online]
         return sum(len(context.test) for context in self.contexts if any(context is one for one in online))
 
-    def due(self, step: int, steps: int) -> list[tuple[Evaluator, Context]]:
+    def write_to(self, title: str, pictures: Path | None) -> None:
+        """Names the run for titles, and its folder of pictures; None: no pictures."""
+        for context in self.contexts:
+            context.title, context.pictures = title, pictures
+
+    def due(self, step: int, steps: int) -> list[Due]:
         """The evaluations to make after an update, in the course of a training of so many."""
         return [
             (evaluator, context)
@@ -238,14 +252,20 @@ class Evaluations:
             if due(step, self._interval(evaluator), steps) and (evaluator.online or step < steps)
         ]
 
-    def measure(self, due: Sequence[tuple[Evaluator, Context]], model: MaskedModel, step: int) -> dict[str, float]:
-        """Makes evaluations and returns their numbers, by names that tell sources apart.
+    def measure(self, due: Sequence[Due], model: MaskedModel, step: int, *, batch_size: int) -> dict[str, float]:
+        """Makes evaluations in the course of a training, and returns their numbers by names that tell sources apart.
 
         Args:
             due: from `due`.
             model: that needs no other process.
+            batch_size: samples that the model gets at once, in place of that of the context.
         """
-        return {name: value for pair in due for name, value in self._result(*pair, model, step).figures.items()}
+        figures: dict[str, float] = {}
+        for evaluator, context in due:
+            usual, context.batch_size = context.batch_size, batch_size
+            figures |= self._result(evaluator, context, model, step).figures
+            context.batch_size = usual
+        return figures
 
     def finish(self, model: MaskedModel, step: int | None, *, again: bool = False) -> Iterator[Result]:
         """Makes the evaluations that a training ends with, one by one. One that fails is logged as an error, and left out.

@@ -1,4 +1,4 @@
-"""What is evaluated: a model from a run folder or from published weights, and the images to evaluate it on."""
+"""A model from a run folder or from published weights, and the images or clips to evaluate it on."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ from mmm.weights.formats.run import CONFIG, read_config, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
-# a result with one of these set is not the run's own result
+# where one of these is set, a result is not the run's own
 OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_clips", "eval_crops")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectConfig:
-    """Which model, on which data, and how it is computed."""
+class LoadedModelConfig:
+    """The model, its data, and how it is computed."""
 
     model: str | None = None
-    """A run folder, a checkpoint or a file of weights in one, or published weights (.pth, .safetensors). A run's config.yaml
-    stands for its model untrained."""
+    """A run folder, a checkpoint or a file of weights in one, or published weights (.pth, .safetensors). The config.yaml of a run
+    means its model with random weights."""
 
     source: str | None = None
-    """Images or videos to use, as --data.source of a recipe; none: those of the run."""
+    """Images or videos to use, as --data.source of a recipe; None: those of the run."""
 
     test_split: str | None = None
-    """Split of the source to evaluate on; none: the evaluation part, as in training."""
+    """Split of the source to evaluate on; None: the evaluation part, as in training."""
 
     holdout: float | None = None
-    """Share of the data that is for evaluation, where the source has no split for it; none: the run's."""
+    """Share of the data that is held out for evaluation, where the source has no split for it; None: the run's."""
 
     image_size: int | None = None
-    """Side of the images or frames that the model gets, in pixels; none: the run's, or that of the published weights."""
+    """Side of the images or frames that the model gets, in pixels; None: the run's, or that of the published weights."""
 
     column: str | None = None
-    """The table's column of images or videos; none: the run's, or found."""
+    """The table's column of images or videos; None: the run's, or found."""
 
     label_column: str | None = None
-    """The table's column of labels; none: the run's, or found."""
+    """The table's column of labels; None: the run's, or found."""
 
     workers: int | None = None
-    """Processes that read the data; none: the run's."""
+    """Processes that read the data; None: the run's."""
 
     eval_clips: int | None = None
-    """Clips of a video that are averaged; none: the run's."""
+    """Clips of a video that are averaged; None: the run's."""
 
     eval_crops: int | None = None
-    """Crops of a clip that are averaged; none: the run's."""
+    """Crops of a clip that are averaged; None: the run's."""
 
     device: str | None = None
-    """Where to compute, for instance cpu or cuda:1; none: the accelerator that is there, else the CPU."""
+    """Device, for instance cpu or cuda:1; None: the accelerator of this machine, else the CPU."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the model; what is computed from its features is always fp32."""
+    """Precision of the model; what is computed from its features is always fp32."""
 
     batch_size: int = 256
     """Samples that the model gets at once."""
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """For autocast."""
+        """The type for autocast; None: fp32."""
         return torch.bfloat16 if self.precision == "bf16" else None
 
     @property
@@ -83,7 +83,7 @@ class SubjectConfig:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model to evaluate.
 
     Attributes:
@@ -91,7 +91,7 @@ class Subject:
         untrained: the same parts with the run's random initialisation, on the same device.
         data: the images or clips.
         path: of the model, as it was named.
-        run: the folder that the model is from, or None.
+        run: folder of the run that the model is from, or None.
         step: updates that its weights have seen, where a run says so.
     """
 
@@ -112,7 +112,7 @@ class Subject:
         """The title with the step."""
         return self.title if self.step is None else f"{self.title}, step {self.step:,}"
 
-    def context(self, config: SubjectConfig) -> Context:
+    def context(self, config: LoadedModelConfig) -> Context:
         """The context for evaluations of this model; pictures lie with those of the run, or in the working directory."""
         untrained = self.untrained
         return Context(
@@ -145,7 +145,7 @@ class Subject:
         return record(self.run, kind, self.step, found, changes)
 
 
-def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subject:
+def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> LoadedModel:
     """Loads the model and decides on the data.
 
     Args:
@@ -165,7 +165,7 @@ def open_subject(config: SubjectConfig, *, norm_pix: bool | None = None) -> Subj
         parts, step = parts_of(trained), None if run is None else _step(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
     untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
-    return Subject(trained, untrained, data, path, run, step)
+    return LoadedModel(trained, untrained, data, path, run, step)
 
 
 def parts_of(model: MaskedModel) -> ModelConfig:
@@ -179,7 +179,7 @@ def open_test(data: DataConfig, split: str | None = None) -> Images | Clips:
     return open_data(_uncached(data), split or "eval")
 
 
-def open_shown(config: SubjectConfig, data: DataConfig) -> Images | Clips:
+def open_shown(config: LoadedModelConfig, data: DataConfig) -> Images | Clips:
     """The samples to show: as `open_test`, but all of a source that the user named and that has no part for evaluation."""
     if config.source is None or config.test_split is not None or set(EVALUATION) & set(find_source(data).splits):
         return open_test(data, config.test_split)
@@ -197,12 +197,12 @@ def open_train(data: DataConfig) -> Images | Clips:
 
 
 def _uncached(data: DataConfig) -> DataConfig:
-    """Each sample is read once, so nothing is kept."""
+    """The same data without a cache, because each sample is read once."""
     return replace(data, cache=False) if isinstance(data, ImagesConfig) else data
 
 
-def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
-    """The data of the run, or of the usual normalisation, but for what the user names."""
+def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
+    """The data of the run, or the usual normalisation, with the choices that the user names."""
     data = _data_of_weights(model) if saved is None else _saved_data(saved)
     names = ["source", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
@@ -223,7 +223,7 @@ def _data(config: SubjectConfig, saved: Path | None, model: MaskedModel | None) 
 
 
 def _saved_data(saved: Path) -> DataConfig:
-    """Of a run's config.yaml."""
+    """Reads the data of a run's config.yaml."""
     tree = read_yaml(saved.read_text(encoding="utf-8"))["data"]
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
@@ -238,7 +238,7 @@ def _data_of_weights(model: MaskedModel | None) -> DataConfig:
 
 
 def _seed(run: Path | None) -> int:
-    """Of the run."""
+    """The random seed of a run."""
     return 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
 
 

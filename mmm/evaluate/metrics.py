@@ -1,4 +1,4 @@
-"""How often a classifier is right: top-1, top-5 and per class, of several classifiers at once, over any number of processes.
+"""Accuracy: top-1, top-5 and per class, of several classifiers at once, over any number of processes.
 
 Shapes: S classifiers, b samples, V views of each, K classes.
 """
@@ -15,7 +15,7 @@ TOP = 5
 
 
 def mean_of_views(logits: Tensor, views: int) -> Tensor:
-    """Shares of the classes, the mean over a sample's views of their softmax, as published video results are computed.
+    """Probabilities of the classes: the mean over a sample's views of their softmax, as published video results are computed.
 
     Args:
         logits: (..., b V, K), the views of a sample one after the other.
@@ -28,10 +28,10 @@ def mean_of_views(logits: Tensor, views: int) -> Tensor:
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are ahead of the right one. Of equal scores the lower class is ahead, so that no sort decides.
+    """Counts the classes that are ranked above the right one. The lower of two classes with equal scores ranks higher.
 
     Args:
-        scores: (..., b, K). Where the right one's, or any of a sample, is not a number, all are ahead.
+        scores: (..., b, K). Where any score of a sample is NaN, all classes rank higher.
         labels: int64 (b,).
 
     Returns:
@@ -45,7 +45,7 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class Tally:
-    """Counts samples, and those whose class came first or among the first five, by class.
+    """Counts samples per class, and those whose class is ranked first or among the first five.
 
     Attributes:
         seen: int64 (K,).
@@ -53,7 +53,7 @@ class Tally:
     """
 
     def __init__(self, classifiers: int, classes: int, device: torch.device | str = "cpu") -> None:
-        """Nothing counted yet."""
+        """Starts with counts of zero."""
         self.seen = torch.zeros(classes, dtype=torch.int64, device=device)
         self.first, self.among = (torch.zeros(classifiers, classes, dtype=torch.int64, device=device) for _ in range(2))
 
@@ -73,12 +73,12 @@ class Tally:
         return whole
 
     def top1(self) -> list[float]:
-        """Of each classifier."""
+        """The top-1 accuracy of each classifier, in [0, 1]."""
         return (self.first.sum(1).cpu().double() / self.seen.sum().cpu()).tolist()
 
     def result(self, classifier: int) -> dict[str, Any]:
-        """Of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample), `mean_per_class`, and
-        the number of `samples`."""
+        """Accuracies of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample) and
+        `mean_per_class`; and the number of `samples`."""
         first, among, seen = (count.cpu().double() for count in (self.first[classifier], self.among[classifier], self.seen))
         shares = (first / seen)[seen > 0]
         return {

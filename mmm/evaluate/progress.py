@@ -39,7 +39,7 @@ def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int
 
 
 def _is_terminal() -> bool:
-    """Whether a bar can be seen: some terminals have a width of 0."""
+    """Returns whether a bar can be seen: some terminals have a width of 0."""
     try:
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Under which conditions an accuracy was measured: what two numbers must share to be compared."""
+"""Protocol of a measured accuracy: the conditions that two numbers must share to be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmm.config.diff import differences as differing
 from mmm.config.diff import flatten
 from mmm.data import Clips, DataConfig, Images
 
-# of the data's configuration, what changes which pixels the encoder gets; of the rest, parts are told by their fingerprints
+# choices of the data that change the pixels that the encoder gets; samples are compared by their fingerprints
 SAMPLES = ("crop_scale", "crop_ratio", "flip", "lighting", "repeats", "frames", "stride", "fps", "sampling", "crop", "crop_sides")
 
 
@@ -37,7 +37,7 @@ class PartProtocol:
 
     @classmethod
     def of(cls, part: Images | Clips, classes: int) -> PartProtocol:
-        """Of a part whose samples all have labels."""
+        """Describes a part whose samples all have labels."""
         labels = part.labels()
         assert labels is not None
         return cls(part.where, part.fingerprint, len(part), tuple(labels.bincount(minlength=classes).tolist()))
@@ -45,7 +45,7 @@ class PartProtocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What was done, so that it can be done again.
+    """All that is needed to repeat a measurement.
 
     Attributes:
         task: for instance linear_probe.
@@ -89,12 +89,12 @@ class Protocol:
     commit: str | None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns plain values, as JSON holds them."""
         return json.loads(json.dumps(asdict(self)))
 
 
 def read_protocol(result: str | Path, method: str) -> dict[str, Any]:
-    """The protocol of one method in a `result.json`.
+    """Reads the protocol of one method from a `result.json`.
 
     Raises:
         ValueError: where the file has none.
@@ -106,7 +106,7 @@ def read_protocol(result: str | Path, method: str) -> dict[str, Any]:
 
 
 def differences(one: Protocol | Mapping[str, Any], other: Protocol | Mapping[str, Any]) -> list[str]:
-    """What two measurements do not share, a line for each: "views was 1, is 15"; empty where numbers can be compared as they are.
+    """Lists the conditions that two measurements do not share, such as "views was 1, is 15"; empty where they can be compared.
 
     Protocols may be given as they are in memory or as JSON holds them.
     """
@@ -115,7 +115,7 @@ def differences(one: Protocol | Mapping[str, Any], other: Protocol | Mapping[str
 
 
 def sampling_of(data: DataConfig) -> dict[str, Any]:
-    """How training samples are cut."""
+    """The choices of the data that say how training samples are cut."""
     known = {field.name for field in fields(data)}
     return {name: getattr(data, name) for name in SAMPLES if name in known}
 

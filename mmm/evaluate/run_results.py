@@ -1,6 +1,6 @@
-"""What a run folder says of its run: config, metrics, and the results of evaluations.
+"""Results of a run, read from its folder: config, metrics, and evaluations.
 
-Evaluations stand in `evaluations.jsonl`, one line each, appended: {"kind": "features", "step": 1000, ...what was found}.
+Evaluations are lines of `evaluations.jsonl`: {"kind": "features", "step": 1000, "figures": {...}, ...}.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
 
     Args:
         run: its folder.
-        kind: `features` or `reconstruct`.
+        kind: name of the evaluation, for instance `features`.
         step: updates that the weights had seen.
-        found: of plain values.
+        found: the result, of plain values; its `figures` are compared by `mmm compare`.
         changes: choices that make it a result of other data or settings than the run's own; it is kept, and is not the run's.
     """
     with (run / EVALUATIONS).open("a", encoding="utf-8") as file:

@@ -27,6 +27,6 @@ def follow(averages: Sequence[Tensor], live: Sequence[Tensor], decay: float, mad
 
 
 def _local(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """Returns the part of a tensor that this process holds, sharing its memory."""
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value  # a DTensor
     return part

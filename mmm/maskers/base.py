@@ -1,4 +1,4 @@
-"""What maskers share: they order the units of a grid, and the order is cut into visible, dropped and predicted tokens.
+"""Base of all maskers: they order the units of a grid, and the order is cut into visible, dropped and predicted tokens.
 
 Shapes: B samples, N tokens, U units of S tokens each (a unit is one token, a square of them, or a column through time).
 """
@@ -23,7 +23,7 @@ maskers: Registry[Masker] = Registry("masker")
 
 @dataclass(frozen=True, kw_only=True)
 class MaskerConfig(PartConfig):
-    """What every masker is told."""
+    """Options of every masker."""
 
     ratio: Fraction = 0.75
     """Fraction of all tokens that are hidden."""

@@ -6,6 +6,7 @@ Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmm.core.rng import sample_keys
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.datasets.mixture import Mixture
 from mmm.data.loading.loader import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
 from mmm.train.distributed.processes import EveryProcess
+from mmm.train.schedule import Plan
+from mmm.weights.initialize import initialise_from
+from mmm.weights.load import load
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,15 +84,15 @@ class DataStream:
         """A metric's name for this source."""
         return f"{name}_{self.name}" if self.name else name
 
-    def held_out(self, count: int) -> Images | Clips:
-        """So many samples of the evaluation part, evenly spread over it."""
-        part = open_data(self.data, "eval")
-        count = min(count, len(part))
-        return part.subset(torch.arange(count) * len(part) // count)
 
-    def with_masker(self, model: MaskedModel) -> MaskedModel:
-        """The same model with this source's masker."""
-        return MaskedModel(model.tokenizer, self.masker, model.encoder, model.decoder, model.target, data=model.data)
+def open_streams(
+    data: DataConfig, masker: MaskerConfig, second: SecondSource | None, seed: int
+) -> tuple[list[DataStream], Mixture]:
+    """Opens one source or two, and the training samples that a run draws from them."""
+    streams = [DataStream.open("", data, masker)]
+    if second is not None:
+        streams.append(DataStream.open("second", second.data, second.masker, second.weight))
+    return streams, Mixture([stream.samples for stream in streams], (1,) if second is None else second.updates, seed)
 
 
 class MaskedObjective:
@@ -104,27 +110,44 @@ class MaskedObjective:
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """The mean loss of a micro-batch times the weight of its source, ()."""
-        stream = self.streams[batch.source]
-        return self.unweighted(stream, model, batch, step) * stream.weight
-
-    def unweighted(self, stream: DataStream, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of a micro-batch of a source, ()."""
-        batch = batch.to(self.device)
+        stream, batch = self.streams[batch.source], batch.to(self.device)
         x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
         mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
-        return model(x, mask=mask).loss
+        return model(x, mask=mask).loss * stream.weight
+
+    def connect(self, model: MaskedModel, accelerator: Accelerator) -> None:
+        """Lets targets that look across the batch ask all processes, which must train in step from now on."""
+        for part in model.modules():
+            if isinstance(part, Target):
+                part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
+
+    def count_tokens(self, seed: int) -> dict[str, int]:
+        """Tokens of a sample of the first source, by what becomes of them."""
+        stream = self.streams[0]
+        grid = self.tokenizer.grid_of(stream.data.size)
+        mask = stream.masker(sample_keys(seed, 0, 0), grid)
+        return {
+            "of a sample": math.prod(grid),
+            "seen by the encoder": mask.visible.shape[1],
+            "predicted": mask.predict.shape[1],
+        }
 
 
-def connect(model: MaskedModel, accelerator: Accelerator) -> None:
-    """Hands the targets that look across the batch a way to ask all processes, which must from now on train in step."""
-    for part in model.modules():
-        if isinstance(part, Target):
-            part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
+def initialise(model: MaskedModel, weights: str | None) -> None:
+    """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
+    copied = set() if weights is None else initialise_from(model, weights)
+    if "target" not in copied:
+        model.target.begin(model, load)
 
 
-def fingerprint(model: MaskedModel) -> dict[str, str]:
-    """What a run depends on beside its config: a hash of the weights that the target has read and no checkpoint holds."""
-    found = hashlib.sha256()
-    for name, value in (unsaved := model.target.unsaved()).items():
-        found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"target.weights": found.hexdigest()[:16]} if unsaved else {}
+def fingerprints(model: MaskedModel, streams: list[DataStream], plan: Plan) -> dict[str, Any]:
+    """Returns what a run depends on beside its config: hashes of its data and of weights that the target has read and no checkpoint
+    holds, and, if the target looks across the batch, the number of samples that are computed together.
+    """
+    found: dict[str, Any] = {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
+    if model.target.across_batch:
+        found["target.samples_together"] = plan.micro_batch_size * plan.processes
+    unsaved, digest = model.target.unsaved(), hashlib.sha256()
+    for name, value in unsaved.items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found | ({"target.weights": digest.hexdigest()[:16]} if unsaved else {})

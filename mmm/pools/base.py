@@ -1,4 +1,4 @@
-"""What every pool is."""
+"""The interface of a pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every target is and may do.
+"""The interface of a target.
 
 Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted tokens, K values predicted a token.
 """
@@ -31,7 +31,7 @@ class TargetConfig(PartConfig):
 
 @dataclass(frozen=True)
 class Taught:
-    """What a target knows of a batch, whatever the masks.
+    """Values that a target computes once for a batch, for all masks.
 
     Attributes:
         tokens: of every token, (B, N, ...) for the default `pick`.
@@ -43,7 +43,7 @@ class Taught:
 
 
 class Target(nn.Module):
-    """What is predicted. Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
+    """The values to predict. Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
         config: the user's choices.
@@ -65,7 +65,7 @@ class Target(nn.Module):
 
     @abstractmethod
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
-        """What is known of every token, once for all masks.
+        """Computes the values of every token, once for all masks.
 
         Args:
             x: the model's input, (B, C, H, W) or (B, C, T, H, W).
@@ -74,7 +74,7 @@ class Target(nn.Module):
         """
 
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """What is wanted of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
+        """Selects the values of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
         return take(taught.tokens, mask.predict)
 
     @abstractmethod

@@ -9,7 +9,6 @@ Shapes: B samples, R prefix tokens, N tokens of the grid, mB masks, kmB rows of 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.checks import NonNegative, Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
-from mmm.layers.averages import follow
-from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import Loss, mean_loss
+from mmm.targets.average import Average, AverageConfig
+from mmm.targets.base import Target, Taught, Wanted, targets
+from mmm.targets.losses import ValueLoss, mean_loss
 
 EMA = "ema"
 
@@ -33,23 +33,14 @@ class LatentTarget(Target):
     """Features that a teacher has of the predicted tokens."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(TargetConfig):
+    class Config(AverageConfig):
         teacher: str = EMA
         """ema: the moving average of the encoder. Else the frozen encoder of this run folder, file or name on the hub."""
 
-        teacher_width: int | None = None
+        teacher_width: Positive | None = None
         """Width of a frozen teacher's features; none: the encoder's."""
 
-        decay: float = 0.996
-        """Decay of the average an update, at the run's beginning (I-JEPA: 0.996)."""
-
-        decay_end: float = 1.0
-        """Decay at the end of `decay_until`, to which it rises linearly; then it stays."""
-
-        decay_until: float = 1.0
-        """Part of the run, 0 to 1, over which the decay rises."""
-
-        blocks: tuple[int, ...] | None = None
+        blocks: tuple[Positive, ...] | None = None
         """The teacher's blocks, counted from 1, whose outputs are wanted (data2vec 2.0: the last ten of twelve); none: its last
         output, after the final norm."""
 
@@ -66,30 +57,24 @@ class LatentTarget(Target):
         view: Literal["all", "hidden"] = "all"
         """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
 
-        loss: Loss = "smooth_l1"
+        loss: ValueLoss = "smooth_l1"
         """How far a prediction is off."""
 
-        class_weight: float = 0.0
+        class_weight: NonNegative = 0.0
         """Weight of the loss between the encoder's class token and the mean of what is wanted of all tokens (data2vec 2.0)."""
 
         def validate(self) -> None:
-            if self.loss == "cross_entropy":
-                raise ValueError(f"target.loss {self.loss!r} does not fit features; choose from mse, l1, smooth_l1, cosine")
-            for name in ("decay", "decay_end", "decay_until"):
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ValueError(f"target.{name} {getattr(self, name)} is not between 0 and 1")
             if self.join and self.blocks is None:
                 raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
-            if self.blocks is not None and (not self.blocks or min(self.blocks) < 1):
-                raise ValueError(f"target.blocks {self.blocks} are counted from 1")
-            if self.class_weight < 0 or (self.class_weight and self.view == "hidden"):
-                raise ValueError(f"target.class_weight {self.class_weight} must be 0 or more, and 0 where target.view is hidden")
+            if self.blocks == ():
+                raise ValueError("target.blocks names no block; none: the last output")
+            if self.class_weight and self.view == "hidden":
+                raise ValueError(f"target.class_weight {self.class_weight} needs target.view all: the mean is of all tokens")
             if self.teacher == EMA and self.teacher_width is not None:
                 raise ValueError("target.teacher_width is for a frozen teacher; the average is as wide as the encoder")
 
     config: Config
-    scale: Tensor | None
-    shift: Tensor | None
+    teacher: Average | Frozen | None
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder or, where the teacher is frozen, without one: `begin` reads it."""
@@ -102,21 +87,12 @@ class LatentTarget(Target):
             raise ValueError("target.class_weight compares the class token with what is wanted, which must have its width")
         width = config.teacher_width or shape.width
         self.width = width * (len(config.blocks) if config.join and config.blocks else 1)
-        self.teacher = nn.ModuleDict()
         if config.teacher == EMA:
             self._refuse_missing_blocks(shape.depth)
-            self.teacher["encoder"] = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self.register_buffer("scale", None, persistent=False)  # from the pixels' normalisation to that of a frozen teacher
-        self.register_buffer("shift", None, persistent=False)
+        self.teacher = Average(encoder) if config.teacher == EMA else None
         # a frozen teacher is read again by each training, and not kept in its checkpoints
         self.register_state_dict_post_hook(_leave_frozen_out)
         self.register_load_state_dict_post_hook(_miss_no_frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, in which the teacher stays as it is: it drops nothing."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def begin(self, model: Any, load: Callable[[str], Any]) -> None:
         """Makes the teacher equal to the encoder, or reads it.
@@ -124,8 +100,8 @@ class LatentTarget(Target):
         Raises:
             ValueError: it cannot be read, or does not fit.
         """
-        if self.config.teacher == EMA:
-            self.teacher["encoder"].load_state_dict(model.encoder.state_dict())
+        if isinstance(self.teacher, Average):
+            self.teacher.restart(model.encoder)
             return
         name, found = self.config.teacher, load(self.config.teacher)
         width, grid = found.encoder.shape.width, found.tokenizer.grid_of(self.data.size)
@@ -136,31 +112,24 @@ class LatentTarget(Target):
                 f"target.teacher {name} makes {grid} tokens of a sample of {self.data.size}, and the model {self.grid}"
             )
         self._refuse_missing_blocks(found.encoder.shape.depth)
-        device, own, other = next(model.parameters()).device, self.data, found.data
-        if other is not None and (own.mean, own.std) != (other.mean, other.std):
-            shape = (-1, *(1 for _ in own.size))  # over (B, C, s...)
-            mean, std, to_mean, to_std = (torch.tensor(one).view(shape) for one in (own.mean, own.std, other.mean, other.std))
-            self.scale, self.shift = (std / to_std).to(device), ((mean - to_mean) / to_std).to(device)
-        self.teacher["tokenizer"], self.teacher["encoder"] = found.tokenizer, found.encoder.requires_grad_(False)
-        self.teacher.eval().to(device)
+        self.teacher = Frozen(found.tokenizer, found.encoder, self.data, found.data or self.data)
+        self.teacher.to(next(model.parameters()).device)
 
     def unsaved(self) -> dict[str, Tensor]:
         """A frozen teacher's weights."""
-        return {} if self.config.teacher == EMA else self.teacher.state_dict()
+        return self.teacher.state_dict() if isinstance(self.teacher, Frozen) else {}
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
-        """What is wanted of every token, (B, N, K); where the teacher sees the predicted tokens alone, the patches."""
-        if not self.teacher:
+        """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, the patches."""
+        if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
-        if "tokenizer" in self.teacher:
-            tokenizer: Any = self.teacher["tokenizer"]
-            patches = tokenizer.split(x if self.scale is None or self.shift is None else x * self.scale + self.shift)
+        patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
         return Taught((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
 
     @torch.no_grad()
     def pick(self, taught: Taught, mask: Mask) -> Wanted:
-        """What is wanted of the predicted tokens, (kmB, Q, K), and where it counts of each mask's class token, (mB, K)."""
+        """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             patches, grid = taught.tokens
             return self._encode(patches, grid, Mask(mask.predict, mask.predict))
@@ -177,18 +146,13 @@ class LatentTarget(Target):
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
         """Moves the average towards the encoder."""
-        if self.config.teacher == EMA:
-            follow(list(self.teacher.parameters()), list(model.encoder.parameters()), self.decay(step, steps), made)
-
-    def decay(self, step: int, steps: int) -> float:
-        """The average's decay in an update; the first is step 1."""
-        config, progress = self.config, (step - 1) / steps
-        share = min(1.0, progress / config.decay_until) if config.decay_until else 1.0
-        return config.decay + (config.decay_end - config.decay) * share
+        if isinstance(self.teacher, Average):
+            self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
 
     def _encode(self, patches: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
-        """What is wanted of the tokens that the teacher sees, (B, M, K), in fp32 or better."""
-        features: Features = self.teacher["encoder"](patches, grid, mask, self.config.blocks or ())
+        """Returns the values of the tokens that the teacher sees, (B, M, K), in fp32 or better."""
+        assert self.teacher is not None
+        features: Features = self.teacher(patches, grid, mask, self.config.blocks or ())
         chosen = [features.last] if self.config.blocks is None else [features.blocks[block] for block in self.config.blocks]
         maps = [self._normed(one[:, features.prefix :]) for one in chosen]
         wanted = torch.cat(maps, dim=-1) if self.config.join else torch.stack(maps).mean(0)
@@ -206,6 +170,34 @@ class LatentTarget(Target):
     def _refuse_missing_blocks(self, depth: int) -> None:
         if self.config.blocks is not None and max(self.config.blocks) > depth:
             raise ValueError(f"target.blocks {self.config.blocks} are not all among the teacher's blocks 1 to {depth}")
+
+
+class Frozen(nn.Module):
+    """An encoder of another model, with its tokenizer, that gets no gradient."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, own: Input, other: Input) -> None:
+        """For pixels normalised as `own` says, where it was trained on pixels as `other` says."""
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder.requires_grad_(False).eval()
+        shape = (-1, *(1 for _ in own.size))  # over (B, C, s...)
+        mean, std, to_mean, to_std = (torch.tensor(one).view(shape) for one in (own.mean, own.std, other.mean, other.std))
+        self.register_buffer("scale", std / to_std, persistent=False)
+        self.register_buffer("shift", (mean - to_mean) / to_std, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever the mode of the model."""
+        return super().train(False)
+
+    def split(self, x: Tensor) -> Tensor:
+        """The values of its tokens, (B, N, P), of normalised pixels (B, C, s...)."""
+        return self.tokenizer.split(x * self.scale + self.shift)
+
+    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
+        """As an encoder's."""
+        return self.encoder(patches, grid, mask, blocks)
 
 
 def _is_frozen(part: nn.Module) -> bool:

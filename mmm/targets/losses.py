@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Literal["mse", "l1", "smooth_l1", "cosine", "cross_entropy"]
+ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -20,8 +20,13 @@ def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Of K logits and an int64 class."""
+    """Cross-entropy of K logits and an int64 class."""
     return F.cross_entropy(predicted.transpose(1, -1), wanted, reduction="none")
+
+
+def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of K logits and the probabilities of K classes."""
+    return -(wanted * predicted.log_softmax(-1)).sum(-1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -30,6 +35,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smooth_l1": lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none").mean(-1),
     "cosine": cosine,
     "cross_entropy": cross_entropy,
+    "soft_cross_entropy": soft_cross_entropy,
 }
 
 

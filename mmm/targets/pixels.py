@@ -20,7 +20,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
-from mmm.targets.losses import Loss, mean_loss
+from mmm.targets.losses import ValueLoss, mean_loss
 
 
 @targets.register("pixels")
@@ -44,12 +44,8 @@ class PixelTarget(Target):
         pixels: Literal["normalised", "unit"] = "normalised"
         """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
 
-        loss: Loss = "mse"
+        loss: ValueLoss = "mse"
         """How far a prediction is off."""
-
-        def validate(self) -> None:
-            if self.loss == "cross_entropy":
-                raise ValueError(f"target.loss {self.loss!r} does not fit pixels; choose from mse, l1, smooth_l1, cosine")
 
     config: Config
     mean: Tensor
@@ -74,7 +70,7 @@ class PixelTarget(Target):
 
     @torch.no_grad()
     def pick(self, taught: Taught, mask: Mask) -> Tensor:
-        """What is wanted of the predicted tokens, fp32 (kmB, Q, P)."""
+        """Returns the standardised pixels of the predicted tokens, fp32 (kmB, Q, P)."""
         raw = self._source(take(taught.tokens, mask.predict))
         centre, spread = self._statistics(raw)
         return ((raw - centre) / spread).flatten(2)
@@ -108,7 +104,7 @@ class PixelTarget(Target):
         return pixels * self.std + self.mean if self.config.pixels == "unit" else pixels
 
     def _statistics(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What is subtracted and divided by, broadcasting over (kmB, Q, n, C)."""
+        """Returns the mean and the deviation of each token, broadcastable over (kmB, Q, n, C)."""
         if self.config.standardise == "none":
             return pixels.new_zeros(()), pixels.new_ones(())
         over = (2, 3) if self.config.standardise == "patch" else (2,)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mmm.data import BadInputs, Batch
 from mmm.data.datasets.mixture import Mixture
+from mmm.data.transforms.resize import kernel_in_use
 from mmm.train.config import RunConfig
 from mmm.train.loop import Update, fit
 from mmm.train.memory.batch_size_finder import Trial, find_micro_batch_size
@@ -116,15 +117,19 @@ class Session:
                 self.bad_inputs.note(batch.problems)
             yield batch
 
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends numbers to metrics.jsonl and passes them to the tracker; nothing where there are none."""
+        if metrics:
+            self.folder.log(step, metrics)
+            self.training.accelerator.log(dict(metrics), step=step)
+            self.metrics |= metrics
+
     def _record(self, update: Update) -> None:
         """Logs and saves what is due, and stops the run where too many inputs could not be read."""
         folder, config = self.folder, self.config.train
         folder.note_skipped(update.skipped)
         self.bad_inputs.share()
-        if update.metrics:
-            folder.log(update.step, update.metrics)
-            self.training.accelerator.log(update.metrics, step=update.step)
-            self.metrics |= update.metrics
+        self.log(update.step, update.metrics)
         if update.save:
             self.training.save(folder.checkpoints, config.keep_last, keep_every=config.keep_every, needed=update.last)
         self.bad_inputs.check()  # after the checkpoint, so that a run that stops here keeps it
@@ -186,13 +191,38 @@ def preview(
     plan: Plan,
     *,
     tokens: Mapping[str, int],
-    notes: Mapping[str, str],
     unit: int | None = 1,
 ) -> str:
     """The table of a dry run: what the run would take, on real samples of its first source; see `open_session` and `dry_run`."""
     if config.train.micro_batch_size is None and unit is not None:
         plan = fitting_plan(training, objective, data, plan, unit=unit)
+    notes = {"resizing": kernel_in_use()} | about_repeats(data, plan) | about_sources(data)
     return dry_run(training, Trial(partial(data.sample_batch, 0), objective.loss), plan=plan, tokens=tokens, notes=notes)
+
+
+def about_repeats(data: Mixture, plan: Plan) -> dict[str, str]:
+    """What decoding once and cropping several samples does to epochs, batches and the learning rate."""
+    config = data.parts[0].config
+    if config.repeats == 1:
+        return {}
+    noun, epochs = config.medium.noun, plan.epoch(plan.steps)
+    return {
+        "data.repeats": f"{config.repeats} samples of each decoded input",
+        "effective epochs": f"{epochs * config.repeats:.4g} samples of each of the {noun}; each is decoded {epochs:.4g} times",
+        "inputs an update": f"{plan.batch_size // config.repeats:,}, for {plan.batch_size:,} samples",
+        "learning rate": "scaled by the samples of an update, repeats among them",
+    }
+
+
+def about_sources(data: Mixture) -> dict[str, str]:
+    """How often each of two sources has its turn."""
+    if len(data.parts) == 1:
+        return {}
+    (first, second), names = data.updates, [part.config.source for part in data.parts]
+    return {
+        "two sources": f"of {first + second} updates {first} on {names[0]}, which this table is of, and {second} on {names[1]}; "
+        "an epoch passes once over the first"
+    }
 
 
 def announce(data: Mixture, plan: Plan, folder: Path) -> None:

@@ -19,13 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from mmm.config.diff import changes, check_allowed, differences
+from mmm.config.serialize import to_dict
 from mmm.train.checkpoint import reader
 from mmm.train.checkpoint.async_writer import AsyncWriter
+from mmm.train.config import RunConfig, identity
 from mmm.train.distributed.fsdp import DDP, copy_into, copy_to_meta, gathered_copy, local, no_sync, shard, sharding_asked
 from mmm.train.distributed.processes import on_main
 from mmm.train.ema import EMA
+from mmm.train.memory.usage import checkpoint_blocks
 from mmm.train.metrics import PartialMetrics
-from mmm.train.optimizer import load_optimizer, optimizer_state
+from mmm.train.optimizer import load_optimizer, make_optimizer, optimizer_state
 from mmm.train.run.environment import fingerprint
 
 if TYPE_CHECKING:
@@ -60,6 +63,37 @@ class Training:
 
     def __post_init__(self) -> None:
         self.writer = AsyncWriter(self.accelerator, self.meta_copy is not None)
+
+    @classmethod
+    def begin(
+        cls,
+        accelerator: Accelerator,
+        model: nn.Module,
+        config: RunConfig,
+        *,
+        runtime: Collection[str],
+        fingerprints: Mapping[str, str],
+        layer_decay: float | None = None,
+        can_shard: bool = False,
+    ) -> Training:
+        """Makes the optimizer and hands it and the model to Accelerate, as a task's config says.
+
+        Args:
+            runtime: names of the config that may differ between a stop and its resume.
+            fingerprints: of what the run depends on beside its config; they join the identity.
+            layer_decay: see `make_optimizer`.
+            can_shard: whether the task's evaluations use `gathered`, so that the model may be sharded where that is asked for.
+        """
+        if config.train.checkpoint_blocks:
+            checkpoint_blocks(model)
+        return cls.prepare(
+            accelerator,
+            model,
+            make_optimizer(model, config.train, layer_decay=layer_decay),
+            identity=identity(to_dict(config), runtime=runtime) | dict(fingerprints),
+            ema=config.train.ema is not None,
+            sharded=can_shard and sharding_asked(os.environ),
+        )
 
     @classmethod
     def prepare(

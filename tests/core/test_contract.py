@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm import Input, Mask, MaskedModel, Output
+from mmm import Input, Mask, MaskedModel
+from mmm.contract import CHECKS, KINDS, SIZES, draw, small_config, small_model
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, integers, sample_keys, stream
 from mmm.core.tokens import Grid
@@ -27,127 +32,47 @@ from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.maskers.base import Masker
 from mmm.targets import PixelTarget, Target, TargetConfig, Taught, targets
 from mmm.tokenizers import Patches, Tubes
+from tasks.__main__ import main
 
-MODALITIES = {"image": (12, 16), "clip": (4, 12, 16)}
-SMALL = {
-    "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
-    "decoder": {"width": 16, "depth": 2, "heads": 2},
-}
-NEEDS: dict[tuple[str, str], dict[str, PartConfig]] = {  # the other parts that one part cannot do without
-    ("decoder", "linear"): {"masker": RandomMasker.Config(blank=True)},
-}
-PARTS = [(kind, name) for kind in ("tokenizer", "masker", "encoder", "decoder", "target") for name in REGISTRIES[kind].parts]
-OF_IMAGES, OF_CLIPS = {"patches"}, {"tubes"}
+PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
+ONLY = {"patches": "images", "tubes": "clips"}
 CASES = [
-    pytest.param(kind, name, modality, id=f"{kind}-{name}-{modality}")
+    pytest.param(kind, name, medium, id=f"{kind}-{name}-{medium}")
     for kind, name in PARTS
-    for modality in MODALITIES
-    if name not in (OF_IMAGES if modality == "clip" else OF_CLIPS)
+    for medium in SIZES
+    if ONLY.get(name, medium) == medium
 ]
 Build = Callable[..., MaskedModel]
 
 
-def small(kind: str, name: str) -> PartConfig:
-    config = REGISTRIES[kind][name].Config
-    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
-
-
-def model_of(kind: str, name: str, modality: str, build: Build) -> MaskedModel:
-    return build(size=MODALITIES[modality], **(NEEDS.get((kind, name), {}) | {kind: small(kind, name)}))
-
-
-def data_of(model: MaskedModel, modality: str, samples: int = 4) -> tuple[Tensor, Mask]:
-    x = torch.randn(samples, 3, *MODALITIES[modality])
-    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+def model_of(kind: str, name: str, medium: str) -> MaskedModel:
+    return small_model(SIZES[medium], {kind: small_config(kind, name)})
 
 
 def test_every_kind_of_part_is_registered() -> None:
-    # a pool is a part of classifiers, not of masked models: tests/core/test_classifier.py
-    assert (
-        {kind for kind, _ in PARTS}
-        == set(REGISTRIES) - {"pool", "evaluator"}
-        >= {"tokenizer", "masker", "encoder", "decoder", "target"}
-    )
+    # pools are parts of classifiers (test_classifier.py), and evaluators are no part of a model
+    assert {kind for kind, _ in PARTS} == set(KINDS) == set(REGISTRIES) - {"pool", "evaluator"}
 
 
 @pytest.mark.parametrize(("kind", "name"), PARTS, ids=map("-".join, PARTS))
-def test_defaults_build_at_full_size(kind: str, name: str, build: Build) -> None:
+def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     part = REGISTRIES[kind][name]
     config = part.Config()
     assert (config.kind, config.name) == (kind, name)
     assert part.__doc__
-    size = (16, 224, 224) if name in OF_CLIPS else (224, 224)
-    defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), "tokenizer": None}
+    size = (16, 224, 224) if ONLY.get(name) == "clips" else (224, 224)
+    defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
+    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else Patches.Config()
     with torch.device("meta"):
-        chosen = {k: v for k, v in (defaults | NEEDS.get((kind, name), {}) | {kind: config}).items() if v is not None}
-        model = build(size=size, **chosen)
+        model = small_model(size, defaults)
     assert getattr(model, kind).config is config
 
 
-@pytest.mark.parametrize(("kind", "name", "modality"), CASES)
-def test_every_part_keeps_the_contract(kind: str, name: str, modality: str, build: Build) -> None:
-    model = model_of(kind, name, modality, build)
-    x, mask = data_of(model, modality)
-    output = model(x, mask=mask)
-    check_shapes(model, x, output)
-    check_gradients(model, output)
-    check_copies(model, x, output)
-    check_precision(model, x, output)
-    assert torch.equal(model(x, mask=mask).loss, output.loss)  # nothing was kept from one call to the next
-
-
-def check_shapes(model: MaskedModel, x: Tensor, output: Output) -> None:
-    rows, queries = output.mask.predict.shape
-    assert output.loss.shape == ()
-    assert output.loss.dtype == torch.float32
-    assert output.loss.isfinite()
-    assert output.predicted.shape == (rows, queries, model.target.width)
-    assert output.wanted.shape in {output.predicted.shape, (rows, queries)}
-    assert output.wanted.dtype in {torch.float32, torch.int64}
-    assert not output.wanted.requires_grad
-    grid = model.tokenizer.grid(x)
-    features = model.encode(x)
-    assert features.tokens.shape == (len(x), math.prod(grid), model.encoder.shape.width)
-    assert features.prefix == model.encoder.shape.prefix
-    shown = model.target.show(output.predicted, model.tokenizer.split(x), output.mask)
-    assert shown is None or shown.shape == (rows, queries, model.tokenizer.width)
-
-
-def check_gradients(model: MaskedModel, output: Output) -> None:
-    output.loss.backward()
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            assert weight.grad is not None, f"{name} gets no gradient"
-            assert weight.grad.isfinite().all(), name
-            assert weight.grad.any(), f"{name} gets a gradient of zero"
-        else:
-            assert weight.grad is None, name
-    model.zero_grad()
-
-
-def check_copies(model: MaskedModel, x: Tensor, output: Output) -> None:
-    """A copy gives the same; so does another model with this one's saved weights."""
-    assert torch.equal(copy.deepcopy(model)(x, mask=output.mask).predicted, output.predicted)
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight.fill_(0.5)
-    other.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(other(x, mask=output.mask).predicted, output.predicted)
-
-
-def check_precision(model: MaskedModel, x: Tensor, output: Output) -> None:
-    """The loss of half-precision autocast is fp32 and close; double precision goes all the way through, and is closer."""
-    with torch.autocast("cpu", torch.bfloat16):
-        half = model(x, mask=output.mask)
-    assert half.loss.dtype == torch.float32
-    assert half.predicted.dtype == torch.bfloat16
-    assert half.wanted.dtype == output.wanted.dtype
-    assert half.loss.item() == pytest.approx(output.loss.item(), rel=2e-2)
-    double = copy.deepcopy(model).double()(x.double(), mask=output.mask)
-    assert double.loss.dtype == double.predicted.dtype == torch.float64
-    assert double.loss.item() == pytest.approx(output.loss.item(), rel=1e-5)
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(("kind", "name", "medium"), CASES)
+def test_every_part_keeps_the_contract(kind: str, name: str, medium: str, check: str) -> None:
+    model = model_of(kind, name, medium)
+    CHECKS[check](model, *draw(model))
 
 
 VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is built or read
@@ -166,31 +91,135 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_every_option_keeps_the_contract(variant: str, modality: str, build: Build) -> None:
-    model = build(size=MODALITIES[modality], **VARIANTS[variant])
-    x, mask = data_of(model, modality)
-    output = model(x, mask=mask)
-    check_shapes(model, x, output)
-    check_gradients(model, output)
-    check_copies(model, x, output)
-    check_precision(model, x, output)
+@pytest.mark.parametrize("medium", SIZES)
+def test_every_option_keeps_the_contract(variant: str, medium: str) -> None:
+    model = small_model(SIZES[medium], VARIANTS[variant])
+    for check in CHECKS.values():
+        check(model, *draw(model))
+
+
+# --- parts that are wrong are found ---------------------------------------------------------------------------------------------
+
+WRONG = '''
+"""Parts with one fault each."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmm.encoders import VisionTransformer, encoders
+from mmm.maskers import Masker, MaskerConfig, maskers
+from mmm.core.rng import permutation
+
+
+def register(name, **methods):
+    config = dataclass(frozen=True, kw_only=True)(type("Config", (MaskerConfig,), {"__annotations__": {}}))
+    maskers.register(name)(type(name, (Masker,), {"Config": config, "__module__": __name__, **methods}))
+
+
+def units(grid):
+    return math.prod(grid)
+
+
+register("generator", order=lambda self, keys, grid: torch.rand(len(keys), units(grid)).argsort(1))
+register("twice", order=lambda self, keys, grid: torch.zeros(len(keys), units(grid), dtype=torch.int64))
+register("batch", order=lambda self, keys, grid: permutation(keys.sum() + keys * 0, units(grid)))
+register("cpu", order=lambda self, keys, grid: permutation(keys, units(grid)) + torch.zeros(units(grid), dtype=torch.int64))
+
+
+@encoders.register("leaky")
+class Leaky(VisionTransformer):
+    """Sees the mean of all patches."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(VisionTransformer.Config):
+        pass
+
+    def forward(self, patches, grid, mask, blocks=None):
+        return super().forward(patches - patches.mean(1, keepdim=True), grid, mask, blocks)
+
+
+@encoders.register("idle")
+class Idle(VisionTransformer):
+    """Holds a weight that it does not use."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(VisionTransformer.Config):
+        pass
+
+    def __init__(self, config, **context):
+        super().__init__(config, **context)
+        self.unused = nn.Linear(2, 2)
+'''
+FAULTS = {  # of each part, the check that fails and a part of what it says
+    "masker generator": ("masks depend on each sample's key alone", "torch's generator"),
+    "masker twice": ("the order of units is a permutation", "a permutation of the units"),
+    "masker batch": ("masks depend on each sample's key alone", "depends on the other samples"),
+    "masker cpu": ("masks lie on the keys' device", "mixes tensors of the CPU"),
+    "encoder leaky": ("hidden pixels change nothing", "hidden pixels change the encoder's features"),
+    "encoder idle": ("every weight has a gradient", "unused.weight gets no gradient"),
+}
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Iterator[Path]:
+    """A user's file; its parts are gone again after the test."""
+    (tmp_path / "wrong.py").write_text(WRONG)
+    yield tmp_path / "wrong.py"
+    for part in FAULTS:
+        kind, name = part.split()
+        REGISTRIES[kind].parts.pop(name, None)
+
+
+def test_mmm_check_finds_what_is_wrong_with_a_user_s_parts(wrong: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        main(["check", str(wrong)])
+    assert exit_code.value.code == 1
+    printed = capsys.readouterr().out
+    for part, (check, fault) in FAULTS.items():
+        after = printed.partition(f"{part}, images: ")[2].partition(" checks passed\n")[2]
+        lines = list(takewhile(lambda line: line.startswith("  "), after.splitlines()))
+        assert any(line.startswith(f"  {check}: ") and fault in line for line in lines), (part, lines)
+
+
+def test_mmm_check_accepts_the_page_s_masker_and_refuses_a_file_without_parts(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs" / "adding_a_part.md").read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "page.py").write_text(code[1])
+    (tmp_path / "nothing.py").write_text("")
+    try:
+        assert main(["check", str(tmp_path / "page.py")]) == 0
+    finally:
+        maskers.parts.pop("checkerboard", None)
+    with pytest.raises(SystemExit) as exit_code:
+        main(["check", str(tmp_path / "nothing.py")])
+    assert exit_code.value.code == 2
+
+
+@pytest.mark.parametrize("flags", ["--encoder.name leaky", "--masker.name generator"])
+def test_a_run_with_a_wrong_part_ends_before_it_starts(flags: str, wrong: Path, run_recipe, capsys, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_recipe("image_mae", "--use", str(wrong), *flags.split(), "--folder", str(tmp_path / "run"))
+    assert "mmm check FILE" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # the parts of the plain model are compiled together, once a modality; the others one by one
 PLAIN = {"vit", "self_attention", "pixels"}
-COMPILED = [pytest.param("encoder", "vit", modality, id=f"plain-{modality}") for modality in MODALITIES] + [
-    pytest.param(kind, name, "image", id=name)
+COMPILED = [pytest.param("encoder", "vit", medium, id=f"plain-{medium}") for medium in SIZES] + [
+    pytest.param(kind, name, "images", id=name)
     for kind, name in PARTS
     if kind in ("encoder", "decoder", "target") and name not in PLAIN
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "modality"), COMPILED)
-def test_the_forward_is_one_graph(kind: str, name: str, modality: str, build: Build) -> None:
+@pytest.mark.parametrize(("kind", "name", "medium"), COMPILED)
+def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
     """With a given mask nothing in it needs Python: no hashing, no sort, no question to the device."""
-    model = model_of(kind, name, modality, build)
-    x, mask = data_of(model, modality, samples=2)
+    model = model_of(kind, name, medium)
+    x, mask = draw(model, samples=2)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert compiled(x, mask=mask).loss.item() == pytest.approx(model(x, mask=mask).loss.item(), rel=1e-6)

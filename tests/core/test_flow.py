@@ -278,10 +278,10 @@ def test_positions_are_resized_bicubically_and_at_home_are_themselves(kind: str,
     patches = torch.zeros(1, 12, 48)
     base = F.linear(patches, torch.zeros(24, 48), encoder.patch_embed.proj.bias)
     where = torch.arange(12)[None]
-    assert torch.equal(encoder.embed(patches, (3, 4), None, where)[:, 1:], base + encoder.pos_embed[:, 1:])
+    assert torch.equal(encoder.embed(patches, where, (3, 4))[:, 1:], base + encoder.pos_embed[:, 1:])
     picture = encoder.pos_embed[0, 1:].view(3, 4, 24).permute(2, 0, 1)[None]
     wanted = F.interpolate(picture, size=(6, 5), mode="bicubic", align_corners=False)[0].permute(1, 2, 0).reshape(30, 24)
-    away = encoder.embed(torch.zeros(1, 30, 48), (6, 5), None, torch.arange(30)[None])
+    away = encoder.embed(torch.zeros(1, 30, 48), torch.arange(30)[None], (6, 5))
     assert (away[0, 1:] - encoder.patch_embed.proj.bias - wanted).abs().max() <= 1e-6
     assert torch.equal(away[0, :1], encoder.cls_token[0] + encoder.pos_embed[0, :1])  # the class token's row is not resized
 

@@ -11,11 +11,12 @@ import torch
 from conftest import load_recipe, reset_accelerate
 from other_device import DEVICE, other_device
 from probe_data import write_digits
-from test_contract import CASES, VARIANTS, data_of, model_of
+from test_contract import CASES, VARIANTS, model_of
 
 from mmm import Mask, MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.cli import main as run_main
+from mmm.contract import draw
 from mmm.core.rng import sample_keys
 from mmm.maskers import maskers
 from mmm.pools import pools
@@ -48,13 +49,13 @@ def step(model: MaskedModel, x: torch.Tensor, mask: Mask) -> list[float]:
         return [before.item(), norm.item(), model(x, mask=mask).loss.item()]
 
 
-def check(make: Callable[[], MaskedModel], modality: str, device: torch.device) -> None:
+def check(make: Callable[[], MaskedModel], device: torch.device) -> None:
     """An update, an encoding and a picture come out on the device as they do on the CPU; the masker is never moved."""
     torch.manual_seed(0)
     model = make()
     torch.manual_seed(0)
     other = make().to(device)
-    x, mask = data_of(model, modality)
+    x, mask = draw(model)
     keys = sample_keys(0, 0, torch.arange(len(x)))
     drawn = maskers.build(model.masker.config)(keys.to(device), model.tokenizer.grid(x))
     assert torch.equal(drawn.visible.cpu(), mask.visible)
@@ -65,14 +66,14 @@ def check(make: Callable[[], MaskedModel], modality: str, device: torch.device) 
     assert shown is None or shown.device == device
 
 
-@pytest.mark.parametrize(("kind", "name", "modality"), CASES)
-def test_every_part_trains_there_as_on_the_cpu(kind: str, name: str, modality: str, build: Build, device: torch.device) -> None:
-    check(lambda: model_of(kind, name, modality, build), modality, device)
+@pytest.mark.parametrize(("kind", "name", "medium"), CASES)
+def test_every_part_trains_there_as_on_the_cpu(kind: str, name: str, medium: str, device: torch.device) -> None:
+    check(lambda: model_of(kind, name, medium), device)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_option_trains_there_as_on_the_cpu(variant: str, build: Build, device: torch.device) -> None:
-    check(lambda: build(size=(12, 16), **VARIANTS[variant]), "image", device)
+    check(lambda: build(size=(12, 16), **VARIANTS[variant]), device)
 
 
 @pytest.mark.parametrize("name", list(pools.parts))

@@ -328,7 +328,7 @@ def test_flat_positions_are_resized_and_at_home_are_themselves(decoder, build) -
 
     def places(grid: tuple[int, int, int]) -> Tensor:
         tokens = math.prod(grid)
-        return model.encoder.embed(torch.zeros(1, tokens, 96), grid, None, torch.arange(tokens)[None])[0]
+        return model.encoder.embed(torch.zeros(1, tokens, 96), torch.arange(tokens)[None], grid)[0]
 
     home = flat_sine_cosine(24, 24).float()
     assert torch.equal(places((2, 3, 4)), home)

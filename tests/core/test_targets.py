@@ -143,6 +143,7 @@ PLAIN = {
     ),
     "cosine": lambda p, w: 1 - sum(a * b for a, b in zip(p, w, strict=True)) / math.hypot(*p) / math.hypot(*w),
     "cross_entropy": lambda p, w: math.log(sum(math.exp(a) for a in p)) - p[w],
+    "soft_cross_entropy": lambda p, w: sum(b * (math.log(sum(math.exp(a) for a in p)) - a) for a, b in zip(p, w, strict=True)),
 }
 
 
@@ -173,7 +174,7 @@ def test_maes_loss_is_the_mean_over_hidden_tokens_of_the_batch() -> None:
     assert part.loss(predicted, wanted, MASK, NO_FEATURES).item() == pytest.approx(F.mse_loss(predicted, wanted).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "soft_cross_entropy", "mean_squared"])
 def test_a_loss_that_pixels_do_not_have_is_refused(loss: str) -> None:
     with pytest.raises(ValueError, match=r"target\.loss"):
         PixelTarget.Config(loss=loss)

@@ -16,7 +16,7 @@ from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
-from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
+from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.run_results import Record
 from mmm.layers.transformer import CrossAttention
 from mmm.maskers import RandomMasker
@@ -130,14 +130,14 @@ def test_a_decoder_without_attention_is_refused(build: Build) -> None:
         look(model)
 
 
-def test_mixtures_count_the_maps_size(build: Build) -> None:
+def test_fusion_weights_count_the_maps_size(build: Build) -> None:
     model = build(size=(24, 16), decoder=replace(CROSS, fusion_blocks=(2,)))
     fusion, sizes = fusion_of(model.decoder), MapSizes()
     x, mask = torch.randn(2, 3, 24, 16), model.masker(sample_keys(0, 0, torch.arange(2)), (6, 4))
     features = model.encoder(model.tokenizer.split(x), (6, 4), mask)
     sizes.add(features)
     sizes.add(features)
-    found = mixtures(fusion, sizes)
+    found = fusion_weights(fusion, sizes)
     assert found["maps"] == [0, 2]
     assert found["weights"] == fusion.mix.weight.double().tolist()
     rms = [features.blocks[block].square().mean().sqrt().item() for block in (0, 2)]

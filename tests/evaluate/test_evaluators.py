@@ -17,7 +17,7 @@ from mmm.config.cli import parse
 from mmm.config.serialize import from_dict, load, save, to_dict
 from mmm.data import ImagesConfig, Problem
 from mmm.evaluate.builtin import FewShotProbe, FrozenFeatures, MaskedLoss, OnlineKnn, ReconstructionGallery
-from mmm.evaluate.compare_runs import compare, describe_comparison, group_runs
+from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.evaluator import Column, Context, Evaluations, Evaluator, EvaluatorConfig, EvaluatorSet, evaluators
 from mmm.evaluate.run_results import Record, record
 
@@ -120,7 +120,7 @@ def test_each_is_made_when_it_is_due(count: type[Evaluator], build: Build, conte
         3: ["masked_loss"], 4: ["count"], 6: ["masked_loss"], 8: ["count"], 9: ["masked_loss"], 10: ["masked_loss"],
     }  # fmt: skip
     assert evaluations.inputs == len(context.test)
-    figures = evaluations.measure(evaluations.due(8, 10), model, 8)
+    figures = evaluations.measure(evaluations.due(8, 10), model, 8, batch_size=4)
     assert figures == {"weights": sum(weight.numel() for weight in model.parameters())}
     assert [problem.name for problem in evaluations.take_problems()] == ["one"]
     assert evaluations.take_problems() == []
@@ -134,9 +134,9 @@ def test_each_is_made_when_it_is_due(count: type[Evaluator], build: Build, conte
 def test_the_masked_loss_is_the_models_own_on_the_same_masks(build: Build, context: Context) -> None:
     model = build((16, 16), 1)
     evaluations = Evaluations(EvaluatorSet.of(MaskedLoss.Config(samples=20)), model, [context])
-    one = evaluations.measure(evaluations.due(10, 10), model, 10)["held_out_loss"]
+    one = evaluations.measure(evaluations.due(10, 10), model, 10, batch_size=4)["held_out_loss"]
     context.batch_size = 7
-    assert evaluations.measure(evaluations.due(10, 10), model, 10)["held_out_loss"] == pytest.approx(one, rel=1e-6)
+    assert evaluations.measure(evaluations.due(10, 10), model, 10, batch_size=4)["held_out_loss"] == pytest.approx(one, rel=1e-6)
     assert model.training
     assert 0.1 < one < 10
 
@@ -190,7 +190,7 @@ def test_the_numbers_of_ones_own_evaluation_are_compared(count: type[Evaluator],
     ]
     found = compare(group_runs(runs), None)
     assert list(found["columns"]) == ["steps", "samples", "loss", "held_out_loss", "weights", "my_number", "seconds"]
-    text = describe_comparison(found)
+    text = format_comparison(found)
     assert "12,000" in text
     assert "weights" in text
     assert "my_number" in text

@@ -26,9 +26,8 @@ from mmm.config.cli import main as cli
 from mmm.data import ImagesConfig, open_data, open_images
 from mmm.data.decode.video import read_clip
 from mmm.data.transforms.crop import normalise
-from mmm.evaluate.features.extracted import read_features
-from mmm.evaluate.features.store import Store
-from mmm.evaluate.loaded_model import SubjectConfig, open_subject
+from mmm.evaluate.features.store import Store, read_features
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
 from tasks.__main__ import run_task
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
@@ -99,7 +98,7 @@ def _fresh() -> Any:
 def plain_loop(run: Path, tiles: Path) -> tuple[list[int], dict[str, Tensor]]:
     """One image at a time, by hand: the last layer's mean, and block 1's class token."""
     model = mmm.load(run).eval()
-    own = open_subject(SubjectConfig(model=str(run), device="cpu")).data
+    own = load_model(LoadedModelConfig(model=str(run), device="cpu")).data
     data = replace(own, source=str(tiles), split="train", eval_split=None, holdout=0.0, workers=0)
     images, index, found = open_data(data, "train"), [], {"last": [], "block_1": []}
     for place in range(len(images)):
@@ -237,8 +236,8 @@ def test_views_of_clips_are_averaged_or_kept_apart(video_run: Path, films: Path,
     assert mean.values.shape == (6, 24)
     torch.testing.assert_close(apart.values, mean.values, atol=1e-6, rtol=1e-5)
     model = mmm.load(video_run).eval()
-    views = SubjectConfig(model=str(video_run), source=str(films), eval_clips=2, eval_crops=3, device="cpu")
-    data = replace(open_subject(views).data, holdout=0.0)
+    views = LoadedModelConfig(model=str(video_run), source=str(films), eval_clips=2, eval_crops=3, device="cpu")
+    data = replace(load_model(views).data, holdout=0.0)
     pixels, _ = open_data(data, "train").eval_views(torch.tensor([4]))
     with torch.no_grad():
         wanted = model.encode(normalise(pixels, data.mean, data.std)).tokens.mean((0, 1))
@@ -339,7 +338,7 @@ def test_sliding_windows_have_a_row_and_a_time_each(
     columns = load_file(out) if suffix == "safetensors" else parquet.read_table(out).to_pydict()
     assert torch.as_tensor(columns["time"]).tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.0]
     model = mmm.load(video_run).eval()
-    config = open_subject(SubjectConfig(model=str(video_run), device="cpu")).data
+    config = load_model(LoadedModelConfig(model=str(video_run), device="cpu")).data
     frames = [[start + 2 * place for place in range(4)] for start in starts]
     numbers = [number for clip in frames for number in clip]
     pixels = read_clip(films / "long.mp4", numbers, size=16, channels=1)  # (7 T, h, w, C)

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from mmm import MaskedModel
 from mmm.data import Images, ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.features.frozen_eval import RepresentationConfig, describe_representation, judge_representation
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features, format_features
 from mmm.evaluate.features.table import RAW_SIDE, choose, encoded, extract_features, raw_pixels
 from mmm.evaluate.progress import progress
 
@@ -92,14 +92,14 @@ def test_images_are_chosen_by_key(tiles: tuple[Images, Images]) -> None:
 
 def test_judging_gives_every_feature_its_scores(build: Build, tiles: tuple[Images, Images]) -> None:
     model = build((16, 16), 1)
-    config = RepresentationConfig(labels_per_class=10, train_samples=300, test_samples=120)
-    found = judge_representation({"trained": model}, *tiles, config, device="cpu")
+    config = FeatureEvalConfig(labels_per_class=10, train_samples=300, test_samples=120)
+    found = evaluate_features({"trained": model}, *tiles, config, device="cpu")
     assert (found["train"], found["test"], found["classes"]) == (300, 120, 12)
     for kind in ("neighbours", "linear"):
         assert set(found[kind]) == {"trained", "raw_pixels"}
         assert all(1 / 12 < scores["top1"] < 1 for scores in found[kind].values())
     assert json.loads(json.dumps(found)) == found
-    text = describe_representation(found)
+    text = format_features(found)
     assert "raw pixels" in text
     assert f"{found['linear']['trained']['top1']:.1%}" in text
 
@@ -109,9 +109,9 @@ def test_images_without_labels_are_said(real_data: Path, build: Build, tmp_path:
     (tmp_path / "one.jpg").write_bytes(file.read_bytes())
     flat = open_images(ImagesConfig(source=str(tmp_path), image_size=(12, 16), holdout=0.0, workers=0), "train")
     with pytest.raises(ValueError, match="no labels"):
-        judge_representation({"trained": build()}, flat, flat, RepresentationConfig(), device="cpu")
+        evaluate_features({"trained": build()}, flat, flat, FeatureEvalConfig(), device="cpu")
     with pytest.raises(ValueError, match="k 0 must be at least 1"):
-        RepresentationConfig(k=0)
+        FeatureEvalConfig(k=0)
 
 
 TOGETHER = """
@@ -149,9 +149,9 @@ def test_minutes_of_work_are_not_silent(
     """Issue 13, point 23: nothing was heard for two minutes from nearest neighbours on 50,000 images."""
     monkeypatch.setattr("mmm.evaluate.progress.SECONDS", 0.0)
     monkeypatch.setattr("mmm.evaluate.features.knn.BLOCK", 300 * 50)
-    config = RepresentationConfig(labels_per_class=10, train_samples=300, test_samples=120)
+    config = FeatureEvalConfig(labels_per_class=10, train_samples=300, test_samples=120)
     with caplog.at_level("INFO"):
-        judge_representation({"trained": build((16, 16), 1)}, *tiles, config, device="cpu", batch_size=64)
+        evaluate_features({"trained": build((16, 16), 1)}, *tiles, config, device="cpu", batch_size=64)
     heard = [record.getMessage() for record in caplog.records]
     assert [line for line in heard if "features of" in line] == [
         *(f"features of the images of {tiles[0].where}: {done} of 300" for done in (64, 128, 192, 256)),

@@ -32,7 +32,7 @@ from mmm.core.types import Shape
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
-from mmm.evaluate.probes.report import describe_probe
+from mmm.evaluate.probes.report import format_probe
 from mmm.evaluate.probes.setup import Exam
 from mmm.evaluate.protocol import differences, read_protocol, weights_fingerprint
 from mmm.pools import ClassPool, MeanPool
@@ -239,7 +239,7 @@ def test_the_task_scores_every_rate_and_says_how(setting: linear_probe.Config, t
     said = capsys.readouterr().out
     assert f"{trained['top1']:.2%}" in said
     assert "(chosen)" in said
-    assert describe_probe(found) in said
+    assert format_probe(found) in said
 
 
 def test_protocols_name_what_differs(setting: linear_probe.Config, tmp_path: Path) -> None:

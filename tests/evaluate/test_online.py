@@ -13,7 +13,7 @@ from PIL import Image
 import mmm
 from mmm.config.serialize import load
 from mmm.data import open_data
-from mmm.evaluate.features.frozen_eval import RepresentationConfig, judge_representation
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.evaluate.features.online_knn import OnlineKnn
 from mmm.evaluate.run_results import Record
 from tasks import pretrain
@@ -31,8 +31,8 @@ def test_accuracy_is_in_the_metrics_and_is_that_of_the_end(run_recipe: Run, tmp_
     assert Record.read(run).series("knn_top1")[0] == [2, 4, 5]
     assert (run / "pictures" / "loss.png").is_file()
     data = load(pretrain.Config, run / "config.yaml").data
-    judged = RepresentationConfig(k=5, train_samples=60, test_samples=30, raw_pixels=False)
-    found = judge_representation(
+    judged = FeatureEvalConfig(k=5, train_samples=60, test_samples=30, raw_pixels=False)
+    found = evaluate_features(
         {"own": mmm.load(run)}, open_data(data, "train"), open_data(data, "eval"), judged, device=torch.device("cpu")
     )
     assert result["knn_top1"] == found["neighbours"]["own"]["top1"]

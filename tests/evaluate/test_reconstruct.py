@@ -1,4 +1,4 @@
-"""Reconstructions: what is shown where, that the honest guesses know nothing hidden, and that the figures are what they say."""
+"""Reconstructions: what is shown where, that the honest filled know nothing hidden, and that the figures are what they say."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mmm.core.tokens import take
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import LinearDecoder
 from mmm.evaluate.plots.image_grid import CELL, GAP, MARGIN, NOTHING, draw_grid, resize_cells, to_rgb
-from mmm.evaluate.reconstruction.baselines import guess_hidden
-from mmm.evaluate.reconstruction.gallery import GIVEN, OWN, GalleryConfig, describe_gallery, make_gallery
+from mmm.evaluate.reconstruction.baselines import fill_hidden
+from mmm.evaluate.reconstruction.gallery import GIVEN, OWN, GalleryConfig, format_gallery, make_gallery
 from mmm.evaluate.reconstruction.reconstruct import Reconstruction, every_hidden, psnr, reconstruct
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.targets import PixelTarget
@@ -66,7 +66,7 @@ def test_honest_guesses_know_nothing_hidden(build: Build, standardise: str, pixe
     mask = every_hidden(model.masker(sample_keys(0, 0, torch.arange(2)), grid), 2, 12)
     other = patches.scatter(1, mask.predict[..., None].expand(-1, -1, patches.shape[2]), 7.0)
     predicted = model(x, mask=mask).predicted
-    first, second = (guess_hidden(model, predicted, values, grid, mask, data) for values in (patches, other))
+    first, second = (fill_hidden(model, predicted, values, grid, mask, data) for values in (patches, other))
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == (set() if standardise == "none" else {"model_given_original", "original_alone"})
 
@@ -92,10 +92,10 @@ def test_given_the_original_a_perfect_prediction_is_perfect(build: Build) -> Non
     x, data = sample(model, channels=1)
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     mask = every_hidden(model.masker(sample_keys(0, 0, torch.arange(2)), grid), 2, 12)
-    guesses = guess_hidden(model, model(x, mask=mask).wanted, patches, grid, mask, data)
+    filled = fill_hidden(model, model(x, mask=mask).wanted, patches, grid, mask, data)
     hidden = take(patches * data.std[0] + data.mean[0], mask.predict)
-    assert torch.allclose(guesses["model_given_original"], hidden, atol=1e-5)
-    assert torch.allclose(guesses["original_alone"], hidden.mean(2, keepdim=True).expand_as(hidden), atol=1e-5)
+    assert torch.allclose(filled["model_given_original"], hidden, atol=1e-5)
+    assert torch.allclose(filled["original_alone"], hidden.mean(2, keepdim=True).expand_as(hidden), atol=1e-5)
 
 
 def test_a_flat_image_is_guessed_from_what_is_visible(build: Build) -> None:
@@ -177,10 +177,10 @@ def test_a_gallery_of_real_photographs(build: Build, real_data: Path, tmp_path: 
     assert found["hidden"] == pytest.approx(0.75)
     assert ["broken.jpg" in problem["name"] for problem in found["problems"]] == [True]
     assert Image.open(tmp_path / "grid.png").size[0] > 4 * 144
-    assert GIVEN in describe_gallery(found)
+    assert GIVEN in format_gallery(found)
     same = make_gallery(model, images, GalleryConfig(samples=3, measured=None), path=None, batch_size=5)
     assert same["psnr"] == pytest.approx(found["psnr"], abs=1e-3)
-    assert OWN not in describe_gallery(same)
+    assert OWN not in format_gallery(same)
     other = make_gallery(model, images, GalleryConfig(samples=3, measured=None, mask_seed=1), path=None)
     assert other["psnr"] != pytest.approx(found["psnr"], abs=1e-3)
     model.target.config = replace(model.target.config, standardise="none")

@@ -13,7 +13,7 @@ from PIL import Image
 from test_extract import CPU, ask, films, run, tiles, video_run  # noqa: F401 (fixtures)
 
 from mmm.data import ImagesConfig, open_images
-from mmm.evaluate.features.retrieval import Shelf, nearest, retrieve
+from mmm.evaluate.features.retrieval import FeatureIndex, nearest, retrieve
 from mmm.evaluate.features.table import FeatureTable
 from mmm.evaluate.plots.image_grid import MARGIN
 
@@ -33,14 +33,14 @@ def test_nearest_is_by_cosine_and_never_oneself() -> None:
 def test_the_share_of_the_same_class_counts_labelled_queries(tiles: Path) -> None:  # noqa: F811
     images = open_images(ImagesConfig(source=str(tiles), image_size=16, holdout=0.0, workers=0), "train")
     values = torch.eye(4).repeat(2, 1) + 0.01 * torch.arange(8.0)[:, None]
-    shelf = Shelf(images, FeatureTable(values, torch.tensor([0, 1, 2, 3, 0, 1, 0, -1]), torch.arange(8), []))
+    index = FeatureIndex(images, FeatureTable(values, torch.tensor([0, 1, 2, 3, 0, 1, 0, -1]), torch.arange(8), []))
     own = torch.arange(8)
-    found = retrieve(shelf, shelf, 1, own=own)
+    found = retrieve(index, index, 1, own=own)
     assert [query["neighbours"][0]["row"] for query in found["queries"]] == [4, 5, 6, 7, 0, 1, 2, 3]
     assert found["same_class"] == pytest.approx(4 / 7)
     assert found["queries"][7]["label"] is None
     with pytest.raises(ValueError, match="too few"):
-        retrieve(shelf.take(own[:1]), shelf.take(own[:1]), 1, own=own[:1])
+        retrieve(index.take(own[:1]), index.take(own[:1]), 1, own=own[:1])
 
 
 def test_a_copy_is_found_and_shown(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811

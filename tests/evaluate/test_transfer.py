@@ -16,13 +16,13 @@ from mmm.core.tokens import coordinates, take
 from mmm.core.types import Shape
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.sources.builtin_videos import motion_folder
-from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
-from mmm.evaluate.probes.few_shot_eval import describe_transfer, judge_transfer
+from mmm.evaluate.probes.few_shot import FewShotConfig, probe_few_shot
+from mmm.evaluate.probes.few_shot_eval import evaluate_few_shot, format_few_shot
 from mmm.evaluate.reconstruction.baselines import from_visible
 
 Build = Callable[..., MaskedModel]
 SHAPE = Shape(width=16, depth=1, prefix=0)
-QUICK = TransferConfig(labels_per_class=5, heads=2, rates=(1e-3, 1e-2), steps=12, batch_size=16)
+QUICK = FewShotConfig(labels_per_class=5, heads=2, rates=(1e-3, 1e-2), steps=12, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,11 @@ def opened(films: Path, split: str) -> Clips:
     return part
 
 
-def judged(build: Build, films: Path, config: TransferConfig = QUICK, test: Clips | None = None) -> dict[str, Any]:
+def judged(build: Build, films: Path, config: FewShotConfig = QUICK, test: Clips | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     model, other = (build((4, 8, 8), channels=1) for _ in range(2))
     models = {"trained": model, "untrained": other, "again": model}
-    return judge_transfer(models, opened(films, "train"), test or opened(films, "test"), config, device="cpu", batch_size=20)
+    return evaluate_few_shot(models, opened(films, "train"), test or opened(films, "test"), config, device="cpu", batch_size=20)
 
 
 def where(tokens: int = 6, samples: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -58,13 +58,13 @@ def where(tokens: int = 6, samples: int = 120, seed: int = 0) -> tuple[Tensor, T
 def test_the_probe_reads_what_only_some_token_says() -> None:
     known, asked = where(), where(seed=1)
     held = torch.arange(120) < 24
-    config = TransferConfig(labels_per_class=60, heads=2, rates=(1e-4, 3e-3), steps=150)
-    found = probe_few_labels(known, held, asked, SHAPE, 2, config)
+    config = FewShotConfig(labels_per_class=60, heads=2, rates=(1e-4, 3e-3), steps=150)
+    found = probe_few_shot(known, held, asked, SHAPE, 2, config)
     assert found["top1"] > 0.85
     assert found["rate"] == 3e-3  # the small one cannot have learned in so few steps
     assert found["held_back"]["0.003"] > found["held_back"]["0.0001"]
     mixed = known[1][torch.randperm(120, generator=torch.Generator().manual_seed(0))]
-    assert probe_few_labels((known[0], mixed), held, asked, SHAPE, 2, config)["top1"] < 0.75
+    assert probe_few_shot((known[0], mixed), held, asked, SHAPE, 2, config)["top1"] < 0.75
 
 
 def test_the_test_part_chooses_nothing(build: Build, films: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_is_told(build: Build, films: Path) -> None:
     found = judged(build, films)
     assert (found["labels"], found["test"], found["classes"]) == (40, 16, 8)
     assert set(found["controls"]) == {"raw_pixels", "one_frame"}
-    text = describe_transfer(found)
+    text = format_few_shot(found)
     for words in ("5 labels of each of 8 classes", "16 test samples", "trained, one frame", "all pixels", "pixels of one frame"):
         assert words in text
 
@@ -115,8 +115,8 @@ def test_one_frame_shows_one_frame(build: Build, films: Path) -> None:
 
     torch.manual_seed(0)
     models = {"trained": build((4, 8, 8), channels=1)}
-    moving = judge_transfer(models, opened(films, "train"), opened(films, "test"), QUICK, device="cpu")
-    standing = judge_transfer(models, still("train"), still("test"), QUICK, device="cpu")
+    moving = evaluate_few_shot(models, opened(films, "train"), opened(films, "test"), QUICK, device="cpu")
+    standing = evaluate_few_shot(models, still("train"), still("test"), QUICK, device="cpu")
     assert moving["one_frame"] == standing["one_frame"]
     assert moving["controls"]["one_frame"] == standing["controls"]["one_frame"]
     assert moving["probe"] != standing["probe"]
@@ -126,21 +126,21 @@ def test_samples_without_labels_are_refused(build: Build, films: Path) -> None:
     part = opened(films, "train")
     part.table = replace(part.table, labels=None)
     with pytest.raises(ValueError, match="have no labels"):
-        judge_transfer({"trained": build((4, 8, 8), channels=1)}, part, opened(films, "test"), QUICK, device="cpu")
+        evaluate_few_shot({"trained": build((4, 8, 8), channels=1)}, part, opened(films, "test"), QUICK, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"labels_per_class": 1}, "at least 2"),
-        ({"steps": 0}, "transfer.steps 0 must be at least 1"),
-        ({"rates": ()}, "transfer.rates"),
-        ({"rates": (0.0,)}, "transfer.rates"),
+        ({"steps": 0}, "few_shot.steps 0 must be at least 1"),
+        ({"rates": ()}, "few_shot.rates"),
+        ({"rates": (0.0,)}, "few_shot.rates"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransferConfig(**values)
+        FewShotConfig(**values)
 
 
 def test_the_nearest_visible_token_of_a_clip_is_copied() -> None:

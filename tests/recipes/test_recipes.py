@@ -54,7 +54,12 @@ def test_a_run_leaves_what_the_readme_says(run_recipe: Run, tmp_path: Path) -> N
     result = run_recipe("image_mae", *SMALL, *flags, "--evaluate.features.train_samples", "120", "--folder", str(run))
     assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "pictures"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "pictures").iterdir()} == {"loss.png", "reconstruction_00000002.png"}
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        2,
+        2,
+    ]  # and evaluations
     assert set(result["features"]["linear"]) == {"trained", "untrained", "raw_pixels"}
     model = mmm.load(run)
     weights = load_file(run / "checkpoints" / "step_00000002" / "model.safetensors")
@@ -136,6 +141,17 @@ def test_an_unreadable_image_is_replaced_and_named(run_recipe: Run, tmp_path: Pa
     named = [json.loads(line) for line in (tmp_path / "run" / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == 1
     assert named[0]["name"].endswith("broken.png")
+
+
+def test_data_from_a_file_of_the_user_s_own(run_recipe: Run, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(
+        "import numpy as np\nfrom mmm.data import register_source\n"
+        "images = np.random.default_rng(0).random((12, 3, 40, 40), dtype=np.float32)\n"
+        "register_source('mine', {'train': images[:8], 'test': images[8:]})\n"
+    )
+    flags = ("--use", str(tmp_path / "my_data.py"), "--data.source", "registered:mine", "--data.workers", "2")
+    found = run_recipe("image_mae", *SMALL, *flags, "--folder", str(tmp_path / "run"))
+    assert found["held_out_loss"] > 0
 
 
 def test_too_many_unreadable_images_stop_a_run_at_once_or_after_its_checkpoint(

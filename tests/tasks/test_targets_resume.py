@@ -16,6 +16,7 @@ import mmm
 RunRecipe = Callable[..., dict[str, Any]]
 TARGETS: dict[str, list[str]] = {
     "latent": ["--target.name", "latent", "--target.decay", "0.9"],
+    "clusters": ["--target.name", "clusters", "--target.clusters", "32", "--target.decay", "0.9"],
 }
 
 
@@ -35,6 +36,15 @@ def test_a_run_with_a_learning_target_resumes_bit_for_bit(target: str, run_recip
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     before = {name: value for name, value in weights(whole, 2).items() if name.startswith("target.")}
     assert [name for name, value in before.items() if not torch.equal(value, one[name])]  # what the target holds has moved on
+
+
+def test_samples_that_are_assigned_together_belong_to_a_run(run_recipe: RunRecipe, tmp_path: Path, capsys: Any) -> None:
+    """The whole batch is, unless `train.micro_batch_size` says otherwise: another number would be another method."""
+    flags = ["--target.name", "clusters", "--target.clusters", "32", "--folder", str(tmp_path / "run")]
+    run_recipe("image_mae", *flags)
+    with pytest.raises(SystemExit):
+        run_recipe("image_mae", *flags, "--train.micro_batch_size", "4", "--resume")
+    assert "target.samples_together was 8, is 4" in capsys.readouterr().err
 
 
 def test_a_run_learns_the_features_of_a_frozen_run(

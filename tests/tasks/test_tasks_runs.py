@@ -18,8 +18,8 @@ from mmm.config.cli import main as run_main
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.compare_runs import describe_comparison, differing
-from mmm.evaluate.loaded_model import SubjectConfig, open_subject, parts_of
+from mmm.evaluate.compare_runs import differing, format_comparison
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, parts_of
 from mmm.evaluate.plots.curves import draw_loss, draw_runs
 from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
@@ -186,13 +186,13 @@ def test_knn_of_a_config_is_of_the_untrained_model(trained: Path, tmp_path: Path
 
 
 def test_the_untrained_model_is_the_one_that_the_run_began_with(trained: Path) -> None:
-    subject = open_subject(SubjectConfig(model=str(trained), device="cpu"))
-    assert (subject.run, subject.step, subject.name) == (trained, 2, "trained, step 2")
-    began = MaskedModel.build(parts_of(subject.untrained), subject.data.input(), seed=3).state_dict()
-    assert all(torch.equal(value, began[name]) for name, value in subject.untrained.state_dict().items())
-    assert subject.trained is not None
-    assert any(not torch.equal(value, began[name]) for name, value in subject.trained.state_dict().items())
-    one = open_subject(SubjectConfig(model=str(trained / "checkpoints" / "step_00000002"), device="cpu", source="other"))
+    loaded = load_model(LoadedModelConfig(model=str(trained), device="cpu"))
+    assert (loaded.run, loaded.step, loaded.name) == (trained, 2, "trained, step 2")
+    began = MaskedModel.build(parts_of(loaded.untrained), loaded.data.input(), seed=3).state_dict()
+    assert all(torch.equal(value, began[name]) for name, value in loaded.untrained.state_dict().items())
+    assert loaded.trained is not None
+    assert any(not torch.equal(value, began[name]) for name, value in loaded.trained.state_dict().items())
+    one = load_model(LoadedModelConfig(model=str(trained / "checkpoints" / "step_00000002"), device="cpu", source="other"))
     assert (one.step, one.data.source, one.data.channels) == (2, "other", 1)
 
 
@@ -278,7 +278,7 @@ def test_seeds_become_one_row_with_an_error(runs: dict[str, Path]) -> None:
     losses = [run.last("loss") for run in records[:2]]
     assert groups[0].mean("loss") == pytest.approx(sum(losses) / 2)
     assert groups[0].error("loss") == pytest.approx(abs(losses[0] - losses[1]) / 2)
-    text = describe_comparison(compare.compare(groups, None))
+    text = format_comparison(compare.compare(groups, None))
     assert "±" in text
     assert "seeds" not in text
     assert [group.label for group in compare.group_runs(records[:2])] == ["seed=3", "seed=4"]
@@ -292,7 +292,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     run = Record.read(trained)
     assert run.steps == 2
     assert run.evaluations["features"]["k"] == 2
-    assert Image.open(draw_loss(run, tmp_path / "new" / "loss.png")).size[0] > 900
+    assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
@@ -405,7 +405,7 @@ def test_unlike_runs_fit_into_table_and_plot(
     )
     groups = compare.group_runs([Record.read(trained), Record.read(runs["50-4"])])
     assert [group.label for group in groups] == ["trained", "50-4"]
-    text = describe_comparison(compare.compare(groups, None))
+    text = format_comparison(compare.compare(groups, None))
     assert "encoder.width: 240 | 24" in text
     assert max(map(len, text.splitlines())) < 160
     figures = []

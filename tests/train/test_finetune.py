@@ -45,6 +45,7 @@ from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 from mmm.train.mixup import SoftConfig
+from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import make_plan
 from tasks import finetune
 
@@ -258,7 +259,7 @@ def test_a_model_of_one_size_is_tuned_at_another(
     classifier = build_classifier(config, model, 3)
     encoder: Any = classifier.encoder
     before = encoder.pos_embed.detach().clone()
-    optimizer = finetune.make_optimizer(classifier, TRAIN, layer_decay=0.5)
+    optimizer = make_optimizer(classifier, TRAIN, layer_decay=0.5)
     F.cross_entropy(classifier(torch.randn(4, 3, 4, 12, 12)), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
     assert torch.equal(before, encoder.pos_embed) == (positions != "learned" and not trains)

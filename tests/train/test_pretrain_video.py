@@ -61,20 +61,20 @@ def test_features_of_a_video_are_the_mean_of_its_views(films: Path, run_recipe: 
     from mmm.data import eval_batches
     from mmm.data.transforms.crop import normalise
     from mmm.evaluate.features.table import encoded, extract_features
-    from mmm.evaluate.loaded_model import SubjectConfig, open_subject, open_train
+    from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_train
 
     run = tmp_path / "run"
     run_recipe("video_mae", "--preset", "kinetics", "--data.source", str(films), *SMALL, "--folder", str(run))
-    subject = open_subject(SubjectConfig(model=str(run), eval_clips=2, eval_crops=3, device="cpu"))
-    videos = open_train(subject.data)
-    assert subject.trained is not None
-    table = extract_features(videos, {"mean": encoded(subject.trained, "mean")}, device="cpu", batch_size=13)["mean"]
+    loaded = load_model(LoadedModelConfig(model=str(run), eval_clips=2, eval_crops=3, device="cpu"))
+    videos = open_train(loaded.data)
+    assert loaded.trained is not None
+    table = extract_features(videos, {"mean": encoded(loaded.trained, "mean")}, device="cpu", batch_size=13)["mean"]
     assert table.index.tolist() == list(range(len(videos)))
-    for batch in eval_batches(videos, subject.data, batch_size=6):  # one video at a time
+    for batch in eval_batches(videos, loaded.data, batch_size=6):  # one video at a time
         assert len(batch) == 6
-        x = normalise(batch.pixels, subject.data.mean, subject.data.std)
+        x = normalise(batch.pixels, loaded.data.mean, loaded.data.std)
         with torch.no_grad():
-            plain = torch.stack([subject.trained.encode(view[None]).tokens.mean((0, 1)) for view in x]).mean(0)
+            plain = torch.stack([loaded.trained.encode(view[None]).tokens.mean((0, 1)) for view in x]).mean(0)
         torch.testing.assert_close(table.values[batch.index[0]], plain, rtol=1e-4, atol=1e-5)
 
 

@@ -237,11 +237,11 @@ def runs(tmp_path_factory):
     return folder
 
 
-def several(folder, count):
+def several(folder, count, script=__file__):
     """Becomes so many processes; one that waits for a dead one fails the test and does not hang it. Gives what they say."""
-    script = [sys.executable, __file__, str(folder), str(count)]
+    command = [sys.executable, script, str(folder), str(count)]
     path = {"PYTHONPATH": PYTHONPATH}
-    done = subprocess.run(script, env=os.environ | path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

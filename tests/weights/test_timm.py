@@ -18,7 +18,7 @@ from torch import nn
 from mmm import Input, MaskedModel
 from mmm.classifier import Classifier
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.loaded_model import SubjectConfig, open_subject
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
 from mmm.maskers import RandomMasker
 from mmm.tokenizers import Patches
 from mmm.weights.formats.timm import to_timm
@@ -69,7 +69,7 @@ def test_the_pixels_of_a_folder_are_those_of_evaluation(tmp_path: Path, caplog: 
     assert "resized bilinear; here they are resized bicubic" in caplog.text
     images = torch.randn(2, 3, 96, 64)
     assert (features(model, images) - features(original, images)).abs().max() <= 1e-5
-    data = open_subject(SubjectConfig(model=str(tmp_path), source="builtin:photographs", device="cpu")).data
+    data = load_model(LoadedModelConfig(model=str(tmp_path), source="builtin:photographs", device="cpu")).data
     assert (data.mean, data.std, data.frame_size) == ((0.5,) * 3, (0.5,) * 3, (96, 64))
 
 

@@ -199,14 +199,24 @@ def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
         values = values[:, :, None]  # (H, W, 1)
     if values.ndim != 3 or 0 in values.shape:
         raise Unreadable(f"has shape {values.shape}; (height, width, channels) or (channels, height, width) is expected")
-    fits = (channels, 1) if channels == 3 else (channels,)  # grey becomes RGB
+    fits = accepted_channels(channels)
     if values.shape[2] not in fits and values.shape[0] in fits:
         values = np.moveaxis(values, 0, 2)
-    if values.shape[2] == 1 and channels == 3:
-        values = values.repeat(3, axis=2)
-    if values.shape[2] != channels:
-        raise Unreadable(f"has {values.shape[2]} channels, data.channels is {channels}")
+    if values.shape[2] not in fits:
+        raise Unreadable(f"has {min(values.shape[0], values.shape[2])} channels, data.channels is {channels}")
     check_pixels(values.shape[0], values.shape[1])
+    pixels = _to_uint8(values)
+    if pixels.shape[2] == channels:
+        return pixels
+    return pixels.repeat(3, axis=2) if channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+
+
+def accepted_channels(channels: int) -> tuple[int, ...]:
+    """Numbers of channels of an array from which an image with `channels` channels is made: grey and RGB become each other."""
+    return (channels, 4 - channels) if channels in (1, 3) else (channels,)
+
+
+def _to_uint8(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.uint16:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmm.core.checks import suggest
 from mmm.data.config import DataConfig
+from mmm.data.decode.image import accepted_channels
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGES
 from mmm.data.sources.base import Column, Table, number_labels
@@ -66,7 +67,8 @@ class RegisteredSource:
 
     def __init__(self, name: str, config: DataConfig) -> None:
         if name not in _registered:
-            raise ValueError(f"data.source registered:{name}: nothing is registered under this name{suggest(name, _registered)}")
+            hint = f"give the file that calls register_source with --use{suggest(name, _registered)}"
+            raise ValueError(f"data.source registered:{name}: nothing is registered under this name; {hint}")
         data: Any = _registered[name]
         if isinstance(data, Callable) and not hasattr(data, "__getitem__"):  # type: ignore[arg-type]
             data = data()
@@ -140,8 +142,8 @@ def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str
     """
     if config.medium is not IMAGES:
         raise ValueError(f"data.source {title}: an array holds images; give files of {config.medium.noun}")
-    channels = (config.channels, 1) if config.channels == 3 else (config.channels,)
-    if values.ndim == 2 or (values.ndim == 3 and (values.shape[2] in channels or values.shape[0] in channels)):
+    last = accepted_channels(config.channels)
+    if values.ndim == 2 or (values.ndim == 3 and (values.shape[2] in last or values.shape[0] == config.channels)):
         values = values[None]
     if values.ndim not in (3, 4):
         raise ValueError(f"data.source {title} has shape {values.shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")

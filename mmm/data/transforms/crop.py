@@ -66,7 +66,7 @@ def resized_crop(image: NDArray[np.uint8], box: list[int], sample: Tensor) -> No
 
 
 def margin_of(size: tuple[int, int]) -> float:
-    """How much larger than a sample of this height and width, in pixels, an image is made before evaluation crops it."""
+    """The ratio of the image's size to the sample's, (h, w) in pixels, before the centre crop of evaluation."""
     return MARGIN if min(size) >= MARGIN_SIZES[0] and max(size) <= MARGIN_SIZES[1] else 1.0
 
 

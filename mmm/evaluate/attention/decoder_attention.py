@@ -60,7 +60,7 @@ def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -
 
 
 def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
-    """What the last `queries` tokens of a layer attend to, fp32 (B, h, queries, K), from the layer's input."""
+    """Attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from the layer's input."""
     if isinstance(layer, CrossAttention):
         x, source = inputs
         q = rearrange(layer.q(x), "b q (h c) -> b h q c", h=layer.num_heads)
@@ -74,7 +74,7 @@ def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int
 
 @dataclass
 class Layer:
-    """The attention of one layer, summed over samples.
+    """Attention of one layer, summed over samples.
 
     Attributes:
         reads: `all`, `encoded` or `predicted` tokens.
@@ -91,7 +91,7 @@ class Layer:
 
 @dataclass
 class DecoderAttention:
-    """Adds up where a decoder looks, batch by batch.
+    """Accumulates the attention of a decoder over batches.
 
     Attributes:
         layers: by name, in the decoder's order.
@@ -103,7 +103,7 @@ class DecoderAttention:
 
     @torch.no_grad()
     def add(self, decoder: nn.Module, features: Features, mask: Mask, grid: tuple[int, ...]) -> None:
-        """Runs the decoder once, and counts its attention in."""
+        """Runs the decoder once, and adds its attention."""
         rows = len(mask.predict)
 
         def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -119,7 +119,7 @@ class DecoderAttention:
         self.samples += rows
 
     def result(self) -> dict[str, Any]:
-        """Plain numbers: every layer's, and the mean over the layers that read the same."""
+        """Returns plain numbers: those of every layer, and the mean over the layers that read the same tokens."""
         layers = [{"layer": name, **self._numbers([layer])} for name, layer in self.layers.items()]
         found: dict[str, Any] = {"layers": layers, "mean": {}}
         for reads in dict.fromkeys(layer.reads for layer in self.layers.values()):
@@ -143,7 +143,7 @@ class DecoderAttention:
 
 
 def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> tuple[str, tuple[int, int, int, int]]:
-    """What a layer reads, and how many of its keys belong to each of `SETS`, in their order along K but for the token itself."""
+    """Returns what a layer reads, and the number of its keys in each of `SETS`, in their order along K, the token itself aside."""
     queries, keys = weights.shape[2:]
     encoded = features.prefix + features.where.shape[1]
     if isinstance(layer, CrossAttention):
@@ -165,5 +165,5 @@ def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
 
 
 def _ratio(share: Tensor, evenly: Tensor) -> float | None:
-    """Attention to one token of a set over even attention; none where the set is empty."""
+    """Attention to one token of a set relative to even attention; None for an empty set."""
     return (share / evenly).item() if evenly else None

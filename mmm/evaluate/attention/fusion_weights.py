@@ -1,7 +1,7 @@
-"""What each decoder block reads of the encoder: the weights of inter-block fusion (Fu et al., TMLR 2025, section 3.4).
+"""Weights of inter-block fusion: the encoder maps that each decoder block reads (Fu et al., TMLR 2025, section 3.4).
 
-A block's weights alone say little where the maps are of different size, and each mixture is normed after. So two things are given:
-the weights as they are, and what each map contributes: |weight| times the map's root mean square, as a share of the block's.
+The weights of a block alone say little, because the maps differ in size and each weighted sum is normalised. So there are two
+measures: the weights as they are, and the contribution of each map: |weight| times its root mean square, as a share of the block's.
 
 Shapes: d decoder blocks, k maps (0 is what enters the encoder's first block).
 """
@@ -19,17 +19,17 @@ from mmm.decoders.fusion import LinearFusion
 
 
 def fusion_of(decoder: nn.Module) -> LinearFusion | None:
-    """The decoder's learned mixture, where it has one."""
+    """Returns the decoder's learned fusion, or None where it has none."""
     return next((part for part in decoder.modules() if isinstance(part, LinearFusion)), None)
 
 
 @dataclass
 class MapSizes:
-    """Adds up the maps' squares, batch by batch.
+    """Accumulates the mean squares of the encoder's maps over batches.
 
     Attributes:
         squares: the sum of each map's mean squares, fp64, by its number.
-        batches: how many samples were counted.
+        samples: number of samples.
     """
 
     squares: dict[int, float] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class MapSizes:
 
     @torch.no_grad()
     def add(self, features: Features) -> None:
-        """Counts the maps of a batch."""
+        """Adds the maps of a batch."""
         many = len(features.last)
         for number, one in features.blocks.items():
             self.squares[number] = self.squares.get(number, 0.0) + one.cpu().double().square().mean().item() * many
@@ -49,8 +49,8 @@ class MapSizes:
 
 
 @torch.no_grad()
-def mixtures(fusion: LinearFusion, sizes: MapSizes) -> dict[str, Any]:
-    """Plain numbers: `maps`, their numbers; `weights` (d, k); `shares` (d, k), each row of sum 1; `sizes` (k,)."""
+def fusion_weights(fusion: LinearFusion, sizes: MapSizes) -> dict[str, Any]:
+    """Returns plain numbers: `maps`, their numbers; `weights` (d, k); `shares` (d, k), each row of sum 1; `sizes` (k,)."""
     weights, size = fusion.mix.weight.cpu().double(), sizes.of(fusion.blocks)
     part = weights.abs() * size
     shares = part / part.sum(1, keepdim=True)

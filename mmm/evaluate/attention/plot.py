@@ -1,4 +1,4 @@
-"""Views of a decoder: where it looks and what it mixes, measured over samples, as numbers, words and pictures."""
+"""Attention and fusion weights of a decoder, measured over samples: as numbers, text and plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.attention.decoder_attention import READS, SETS, DecoderAttention
-from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, mixtures
+from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.features.table import choose, inference
 from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
 from mmm.evaluate.progress import progress
@@ -30,38 +30,38 @@ WRITTEN = 16  # maps up to which numbers are written into a heat map
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """How many samples a decoder's attention is measured over."""
+    """The samples over which a decoder's attention is measured."""
 
     samples: int | None = 256
-    """Samples, chosen by key; none: all."""
+    """Samples, chosen by key; None: all."""
 
     mask_seed: int = 0
-    """Of the masks and of the choice of samples."""
+    """Random seed for the masks and the choice of samples."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples {self.samples} leaves nothing to look at; give at least 1")
+            raise ValueError(f"samples {self.samples} leaves nothing to measure; give at least 1")
 
 
 def measure_attention(
     model: MaskedModel, images: Images | Clips, config: AttentionConfig, *, dtype: torch.dtype | None = None, batch_size: int = 64
 ) -> dict[str, Any]:
-    """Where a model's decoder looks, with masks as in training.
+    """Measures the attention of a model's decoder, with masks as in training.
 
     Args:
         model: on its device.
         images: the part of the data.
-        dtype: of autocast; none: fp32.
+        dtype: of autocast; None: fp32.
 
     Returns:
-        `samples`; `attention`, of `DecoderAttention.result`; `fusion`, of `mixtures`, or None; `problems`, the inputs that cannot
-        be read.
+        `samples`; `attention`, see `DecoderAttention.result`; `fusion`, see `fusion_weights`, or None; `problems`, the inputs that
+        cannot be read.
 
     Raises:
         ValueError: where the model has no decoder with attention, or nothing can be read.
     """
     if model.decoder is None:
-        raise ValueError("this model holds an encoder without a decoder, so there is no decoder to look at; give a whole model")
+        raise ValueError("this model holds an encoder without a decoder, so there is no attention to measure; give a whole model")
     part, device = choose(images, config.samples, config.mask_seed), next(model.parameters()).device
     data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), []
     batches = eval_batches(part, part.config, batch_size=batch_size)
@@ -82,12 +82,12 @@ def measure_attention(
     return {
         "samples": looks.samples,
         "attention": looks.result(),
-        "fusion": None if fusion is None else mixtures(fusion, sizes),
+        "fusion": None if fusion is None else fusion_weights(fusion, sizes),
         "problems": problems,
     }
 
 
-def describe_attention(found: dict[str, Any]) -> str:
+def format_attention(found: dict[str, Any]) -> str:
     """The means as lines of text."""
     lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} samples:"]
     for reads, mean in found["attention"]["mean"].items():

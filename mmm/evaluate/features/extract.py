@@ -1,7 +1,7 @@
-"""Features of a data set, on disk: any layers of an encoder, pooled or all tokens, in shards that a stop does not cost.
+"""Features of a data set on disk: any layers of an encoder, pooled or all tokens, in shards that survive a stop.
 
-Which inputs a shard holds, and how they are cut into batches, follows from its number alone: the same shard comes out bit for bit
-whichever process makes it, and however often the work was stopped.
+The inputs of a shard and their batches follow from its number alone, so that a shard has the same bits whichever process computes
+it and however often the work was stopped.
 
 Shapes: b inputs, V views of each, C channels, R prefix tokens, N tokens, D width.
 """
@@ -37,23 +37,23 @@ LAST = "last"
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """Which features, and in what portions."""
+    """The features to extract, and the size of a shard."""
 
     layers: tuple[str, ...] = (LAST,)
     """Layers: last (after the final norm, where there is one), or numbers of blocks; 0 is what enters the first."""
 
     pool: Literal["mean", "class", "tokens"] = "mean"
-    """What of a sample's tokens is kept: their mean, the class token, or all of them, the class token first."""
+    """Feature of a sample: the mean of its tokens, the class token, or all tokens, the class token first."""
 
     views: Literal["mean", "all"] = "mean"
-    """Of a video's clips and crops: the mean of their features, or a row for each."""
+    """Features of the clips and crops of a video: their mean, or a row for each."""
 
     every: float | None = None
     """Seconds from the start of a video's clip to that of the next: sliding windows over whole videos, each a row with its time;
     None: the clips of evaluation, eval_clips."""
 
     shard: int = 4096
-    """Inputs of a shard: what a stop can cost a process."""
+    """Inputs of a shard, the most that a stop can cost a process."""
 
     def __post_init__(self) -> None:
         if self.shard < 1:
@@ -66,12 +66,13 @@ class ExtractConfig:
 
 
 def layer_name(layer: str) -> str:
-    """What a layer is called in a file: last, block_6."""
+    """The name of a layer in a file: last, block_6."""
     return layer if layer == LAST else f"block_{int(layer)}"
 
 
 def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None = None) -> Layered:
-    """What makes the features of each layer, by its name in the file, fp32: (B, D), or (B, R + N, D) where all tokens are kept.
+    """Returns a function that computes the features of each layer, by its name in the file: fp32 (B, D), or (B, R + N, D) with all
+    tokens.
 
     Raises:
         ValueError: where the encoder has no such layer, or no class token.
@@ -97,7 +98,7 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
 
 
 def identity_of(model: MaskedModel, part: Images | Clips) -> dict[str, Any]:
-    """What features are of: plain values that change with the model, with the data, and with how samples are cut from it."""
+    """Identity of features: plain values that change with the model, the data, and how samples are cut from it."""
     data = part.config
     clips = {"eval_clips": getattr(data, "eval_clips", 1), "eval_crops": getattr(data, "eval_crops", 1)}
     names = ("frames", "stride", "fps", "sampling")
@@ -121,13 +122,13 @@ def extract(
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Writes what is missing of the features; each process makes its share of the shards, and the main one puts them together.
+    """Computes the missing shards, each process its share; the main process then joins them into one file.
 
     Args:
         model: on its device.
         part: what to read; each input once, none put in an unreadable one's place.
-        store: where they go, of this model and this data.
-        dtype: of autocast; none: fp32.
+        store: the file to write, for this model and this data.
+        dtype: of autocast; None: fp32.
         batch_size: of a process, views.
 
     Returns:

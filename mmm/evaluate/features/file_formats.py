@@ -1,4 +1,4 @@
-"""Shards of features put together into one file, of which one tensor of one shard is in memory at a time.
+"""Joins shards of features into one file; one tensor of one shard is in memory at a time.
 
 Shapes: n rows of all shards, s... a row's values of one layer.
 """
@@ -24,7 +24,7 @@ KINDS = {torch.int64: "I64", torch.float32: "F32"}  # as safetensors calls them
 
 @dataclass(frozen=True)
 class Rows:
-    """What shards hold together.
+    """The rows of all shards.
 
     Attributes:
         paths: of the shards that hold a row, in order.
@@ -42,7 +42,7 @@ class Rows:
 
     @classmethod
     def of(cls, paths: Sequence[Path], labels: Tensor | None) -> Rows:
-        """Of shards, whose inputs have these labels, (N,) by their index."""
+        """Reads the shapes and indices of shards, whose inputs have these labels, (N,) by index."""
         kept, indices = [], [torch.empty(0, dtype=torch.int64)]
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
@@ -56,7 +56,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """All rows."""
+        """Number of rows."""
         return len(self.index)
 
     @property
@@ -65,7 +65,7 @@ class Rows:
         return [name for name in self.shapes if name not in ROWS]
 
     def columns(self) -> dict[str, tuple[torch.dtype, Iterator[Tensor]]]:
-        """Every column's type, and its rows shard by shard."""
+        """The type of each column, and its rows shard by shard."""
         found: dict[str, tuple[torch.dtype, Iterator[Tensor]]] = {"index": (torch.int64, iter([self.index]))}
         if self.labels is not None:
             found["label"] = (torch.int64, iter([self.labels]))
@@ -82,7 +82,7 @@ class Rows:
 
 
 def write_safetensors(path: Path, rows: Rows, names: Sequence[str]) -> None:
-    """One tensor a column; names stay in the manifest, for the format has no texts.
+    """Writes one tensor per column; names stay in the manifest, because the format holds no text.
 
     Its layout: the header's length, 8 bytes, little endian; the header, JSON; the tensors' bytes one behind the other.
     """
@@ -104,7 +104,7 @@ def write_safetensors(path: Path, rows: Rows, names: Sequence[str]) -> None:
 
 
 def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
-    """One row an input (or a view), its layers as lists of fixed length; a group of rows a shard."""
+    """Writes one row per input (or view), the layers as lists of fixed length, one row group per shard."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -129,12 +129,12 @@ def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
 
 
 def read_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All columns."""
+    """Reads all columns."""
     return load_file(path)
 
 
 def read_parquet(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All columns but the names; the layers in their shapes."""
+    """Reads all columns except the names, the layers in their shapes."""
     from pyarrow import parquet
 
     table = parquet.read_table(path)

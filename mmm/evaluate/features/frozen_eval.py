@@ -1,21 +1,23 @@
-"""How well frozen features classify: nearest neighbours and a linear classifier from few labels, each of several features.
+"""Frozen-feature evaluation: the accuracy of nearest neighbours and of a linear classifier trained on few labels.
 
-What a trained encoder scores says little without what the same encoder scores untrained, and what the raw pixels do.
+The accuracy of a trained encoder says little without those of the same encoder with random weights and of raw pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from torch import Tensor
 
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
+from mmm.evaluate.features.store import StoredFeatures, refuse_others
 from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
 from mmm.model import MaskedModel
 
@@ -23,29 +25,29 @@ TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pix
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepresentationConfig:
-    """How features are made and judged."""
+class FeatureEvalConfig:
+    """The features and the classifiers on them."""
 
     k: int = 20
-    """Nearest training samples that vote."""
+    """Nearest training samples that vote for the class of a sample."""
 
     labels_per_class: int = 200
-    """Labels of each class that the linear classifier is given, chosen by key; it takes all where there are fewer."""
+    """Labels per class for the linear classifier, chosen by key; all of a class with fewer."""
 
     pool: Pool = "mean"
-    """What of a sample's tokens is its feature: their mean, the class token, or both one behind the other."""
+    """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
     train_samples: int | None = None
-    """Training samples to use, chosen by key; none: all."""
+    """Training samples to use, chosen by key; None: all."""
 
     test_samples: int | None = None
-    """Test samples to use, chosen by key; none: all."""
+    """Test samples to use, chosen by key; None: all."""
 
     raw_pixels: bool = True
-    """Judge the raw pixels as a feature too (of large samples averaged down to 16 frames and 32 x 32)."""
+    """Evaluate raw pixels as a feature too; large samples are averaged down to 16 frames of 32 x 32 pixels."""
 
     label_seed: int = 0
-    """Of the choice of samples and of labels."""
+    """Random seed for the choice of samples and of labels."""
 
     def __post_init__(self) -> None:
         for name in ("k", "labels_per_class", "train_samples", "test_samples"):
@@ -59,11 +61,11 @@ class FrozenFeatures(Evaluator):
     """The accuracy of nearest neighbours and of a linear classifier on frozen features: trained, untrained, and raw pixels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(EvaluatorConfig, RepresentationConfig):
-        """How features are made and scored."""
+    class Config(EvaluatorConfig, FeatureEvalConfig):
+        """The features and the classifiers on them, and how often they are evaluated."""
 
         def validate(self) -> None:
-            RepresentationConfig.__post_init__(self)
+            FeatureEvalConfig.__post_init__(self)
 
     config: Config
     needs_labels = True
@@ -73,9 +75,9 @@ class FrozenFeatures(Evaluator):
     }
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns what `judge_representation` returns."""
+        """Returns what `evaluate_features` returns."""
         models = {"trained": model, "untrained": context.untrained()}
-        return judge_representation(
+        return evaluate_features(
             models,
             context.train,
             context.test,
@@ -92,73 +94,109 @@ class FrozenFeatures(Evaluator):
 
     def format(self, found: Mapping[str, Any]) -> str:
         """Returns a table of all accuracies."""
-        return describe_representation(found)
+        return format_features(found)
 
 
-def judge_representation(
+def evaluate_features(
     models: Mapping[str, MaskedModel],
     train: Images | Clips,
     test: Images | Clips,
-    config: RepresentationConfig,
+    config: FeatureEvalConfig,
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Judges the features of several models, and of none.
+    """Evaluates the features of several models, and raw pixels.
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
         train: samples whose labels may be used.
-        test: samples to score; nothing is chosen by them.
-        dtype: of autocast; none: fp32.
+        test: samples to score; they choose nothing.
+        dtype: of autocast; None: fp32.
 
     Returns:
-        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always naming the test part's commonest;
-        `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
-        `labels_per_class`, `pool`; `problems`: inputs that could not be read.
+        See `score_features`.
 
     Raises:
         ValueError: without labels, where no class of the test samples is trained on, or where nothing can be read.
     """
-    chosen = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
-    train_labels, test_labels = (part.labels() for part in chosen)
-    if train_labels is None or test_labels is None:
-        title = train.title if train_labels is None else test.title
-        raise ValueError(f"{title} have no labels to judge features by; name them with data.label_column")
-    check_classes(train_labels, test_labels, test.title, train.classes)
+    parts = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
+    for part in parts:
+        if part.labels() is None:
+            raise ValueError(f"{part.title} have no labels to evaluate features with; name them with data.label_column")
+    check_classes(cast(Tensor, parts[0].labels()), cast(Tensor, parts[1].labels()), test.title, train.classes)
     extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
     extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
-    known, asked = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in chosen)
-    first = next(iter(extracts))
-    labels = asked[first].labelled("cpu")[1]
+    train_tables, test_tables = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in parts)
+    return score_features(train_tables, test_tables, config, pool=config.pool, device=device)
+
+
+def score_features(
+    train: Mapping[str, FeatureTable],
+    test: Mapping[str, FeatureTable],
+    config: FeatureEvalConfig,
+    *,
+    pool: str,
+    device: torch.device | str,
+) -> dict[str, Any]:
+    """Scores features that are computed, by their names.
+
+    Args:
+        train: features whose labels may be used.
+        test: features to score, of the same samples under every name.
+        pool: how tokens were pooled.
+        device: to compute on.
+
+    Returns:
+        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always predicting the most frequent class of
+        the test part; `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
+        `labels_per_class`, `pool`; `problems`: inputs that could not be read.
+    """
+    name = next(iter(train))
+    labels = test[name].labelled("cpu")[1]
     found: dict[str, Any] = {
-        "train": len(known[first].labelled("cpu")[1]),
+        "train": len(train[name].labelled("cpu")[1]),
         "test": len(labels),
         "classes": len(labels.unique()),
         "largest_class": labels.bincount().max().item() / len(labels),
         "k": config.k,
         "labels_per_class": config.labels_per_class,
-        "pool": config.pool,
+        "pool": pool,
         "neighbours": {},
         "linear": {},
-        "problems": [problem._asdict() for problem in known[first].problems + asked[first].problems],
+        "problems": [problem._asdict() for problem in train[name].problems + test[name].problems],
     }
-    for name in extracts:
-        found["neighbours"][name], found["linear"][name] = _score(known[name], asked[name], config, device)
+    for name in train:
+        values = (*train[name].labelled(device), *test[name].labelled(device))
+        found["neighbours"][name] = nearest_neighbours(*values, config.k)
+        found["linear"][name] = few_label_accuracy(*values, config.labels_per_class, config.label_seed)
     return found
 
 
-def _score(
-    known: FeatureTable, asked: FeatureTable, config: RepresentationConfig, device: torch.device | str
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Nearest neighbours and the linear classifier on one feature."""
-    tables = (*known.labelled(device), *asked.labelled(device))
-    return nearest_neighbours(*tables, config.k), few_label_accuracy(*tables, config.labels_per_class, config.label_seed)
+def evaluate_feature_files(train: StoredFeatures, test: StoredFeatures, config: FeatureEvalConfig) -> dict[str, Any]:
+    """Scores the layers in two files of features of one model, on the CPU; see `score_features`.
+
+    Args:
+        train: features whose labels may be used.
+        test: features to score.
+
+    Raises:
+        ValueError: where they are of different models, of the same samples, without labels, or without a class in common.
+    """
+    where = f"{train.path} and {test.path}"
+    refuse_others(train.identity, test.identity, ("model", "pixels", "features"), where)
+    if train.identity["data"]["fingerprint"] == test.identity["data"]["fingerprint"]:
+        raise ValueError(f"{where} are of the same samples, each of which would be its own neighbour; extract another split")
+    for one in (train, test):
+        if one.table.labels is None or not (one.table.labels >= 0).any():
+            raise ValueError(f"{one.path} holds no labels to evaluate features with; extract with --label_column")
+    check_classes(train.table.labelled("cpu")[1], test.table.labelled("cpu")[1], str(test.path))
+    return score_features(train.tables, test.tables, config, pool=train.identity["features"]["pool"], device="cpu")
 
 
-def describe_representation(found: Mapping[str, Any]) -> str:
-    """The scores as a small table of text."""
+def format_features(found: Mapping[str, Any]) -> str:
+    """The accuracies as a table of text."""
     names = list(found["neighbours"])
     rows = [
         (f"{found['k']} nearest neighbours", found["neighbours"]),
@@ -166,7 +204,7 @@ def describe_representation(found: Mapping[str, Any]) -> str:
     ]
     head = f"Frozen features, {found['classes']} classes, {found['train']:,} training and {found['test']:,} test samples"
     wide = max(len(title) for title, _ in rows)
-    lines = [f"{head} (always naming the commonest class: {found['largest_class']:.1%})"]
+    lines = [f"{head} (always predicting the most frequent class: {found['largest_class']:.1%})"]
     lines.append(" " * wide + "".join(f"{TITLES.get(name, name):>13}" for name in names))
     lines += [f"{title:<{wide}}" + "".join(f"{scores[name]['top1']:>13.1%}" for name in names) for title, scores in rows]
     if found["problems"]:

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours on frozen features: what an encoder knows without training anything on top.
+"""Weighted nearest neighbours on frozen features: a classifier without any training.
 
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4: each of the k
 nearest training samples by cosine similarity s votes for its class with exp(s / 0.07).
@@ -19,14 +19,14 @@ BLOCK = 2**26  # similarities held at once: 256 MiB in fp32
 
 
 def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20) -> Tensor:
-    """How much the k nearest training samples speak for each class.
+    """Sums the votes of the k nearest training samples for each class.
 
     Args:
         train: features (n, D), fp32, on the device that computes.
         labels: int64 (n,).
         test: features (m, D).
         classes: C.
-        k: neighbours that vote; all n where there are fewer.
+        k: neighbours that vote; all n if there are fewer.
 
     Returns:
         (m, C), 0 where no neighbour is of the class.
@@ -45,14 +45,14 @@ def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k
 
 
 def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
-    """The share of samples whose class is among the `top` with the most votes; without a vote it is not.
+    """The share of samples whose class is among the `top` with the most votes; a class without a vote never is.
 
-    Of equal votes, the lower class wins, so that the answer never depends on a sort.
+    The lower of two classes with equal votes wins, so that the result does not depend on a sort.
 
     Args:
         votes: (m, C).
         labels: int64 (m,).
-        top: how many classes may be named.
+        top: number of classes that count as predicted.
     """
     own = votes.gather(1, labels[:, None])  # (m, 1)
     earlier = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]  # (m, C)

@@ -1,4 +1,4 @@
-"""A linear classifier from few labels on frozen features: multinomial logistic regression with a chosen L2 penalty.
+"""Multinomial logistic regression on frozen features, trained on few labels, with a chosen L2 penalty.
 
 The labels are drawn, and part of them held back to choose the penalty, by key; the test part is used once, to score.
 
@@ -6,6 +6,8 @@ Shapes: n labelled samples, m test samples, D values a feature, C classes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ HELD_BACK = 0.2  # fraction of the labels that choose the penalty
 
 
 def few_labels(labels: Tensor, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws `each` samples of every class (all, where it has fewer), and splits them, by key.
+    """Draws `each` samples of every class (all of a class with fewer), and splits them, by key.
 
     Args:
         labels: int64 (N,), of all training samples.
@@ -29,8 +31,8 @@ def few_labels(labels: Tensor, each: int, seed: int = 0) -> tuple[Tensor, Tensor
         seed: of the draw.
 
     Returns:
-        Positions in `labels`, sorted: those to fit on and those that choose the penalty, which are a fifth of each class's
-        and none of a class with a single label.
+        Positions in `labels`, sorted: those to fit to, and those that choose the penalty: a fifth of each class, and none of a
+        class with a single label.
     """
     chance = scores(stream(sample_keys(seed, 0, torch.arange(len(labels), device=labels.device)), LABELS), 1)[:, 0]
     order = chance.argsort()
@@ -55,7 +57,7 @@ class Logistic:
         self.bias = torch.zeros(classes, dtype=torch.float32, device=device, requires_grad=True)
 
     def fit(self, x: Tensor, labels: Tensor, penalty: float, *, iterations: int = 100, tolerance: float = 1e-5) -> Logistic:
-        """Goes on from the present weights to the optimum for x (n, D) and labels int64 (n,)."""
+        """Continues from the present weights to the optimum for x (n, D) and labels int64 (n,)."""
         search = torch.optim.LBFGS(
             [self.weight, self.bias],
             max_iter=iterations,
@@ -94,7 +96,7 @@ class Logistic:
 def few_label_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, each: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """Trains on `each` labels a class and scores the test part.
+    """Trains on `each` labels per class and scores the test part.
 
     Args:
         train: features (N, D) of which few are used, on the device that computes.
@@ -105,32 +107,52 @@ def few_label_accuracy(
         seed: of the draw of labels.
 
     Returns:
-        `top1`, the test accuracy in [0, 1]; `labels`, how many were used in all; `penalty`, the one that was chosen.
+        `top1`, the test accuracy in [0, 1]; `labels`, the number that was used; `penalty`, the chosen one, 0.01 without choice.
     """
     fit, choose = few_labels(train_labels, each, seed)
     used = torch.cat([fit, choose]).sort().values
     classes = int(torch.cat([train_labels[used], test_labels]).max()) + 1
-    penalty = _best_penalty(train, train_labels, fit, choose, classes)
-    centre, spread = statistics(train[used])
-    model = Logistic(train.shape[1], classes, train.device)
-    model.fit((train[used] - centre) / spread, train_labels[used], penalty)
-    top1 = model.accuracy((test - centre) / spread, test_labels)
-    return {"top1": top1, "labels": len(used), "penalty": penalty}
+    penalty = 0.01
+    if len(choose):
+        found = try_penalties(train, train_labels, fit, choose, PENALTIES, classes, iterations=30, tolerance=1e-4)
+        penalty = PENALTIES[found.index(max(found))]  # the stronger of equals
+    fitted, scored = standardise(train[used], test)
+    model = Logistic(train.shape[1], classes, train.device).fit(fitted, train_labels[used], penalty)
+    return {"top1": model.accuracy(scored, test_labels), "labels": len(used), "penalty": penalty}
 
 
-def _best_penalty(train: Tensor, labels: Tensor, fit: Tensor, choose: Tensor, classes: int) -> float:
-    """The penalty with the highest accuracy on the held-back labels, the stronger of equals; 0.01 where none were held back."""
-    if not len(choose):
-        return 0.01
-    centre, spread = statistics(train[fit])
-    inner, outer = ((train[part] - centre) / spread for part in (fit, choose))
-    model, found = Logistic(train.shape[1], classes, train.device), []
-    for penalty in progress(PENALTIES, len(PENALTIES), "penalties of the linear classifier"):
-        found.append(model.fit(inner, labels[fit], penalty, iterations=30, tolerance=1e-4).accuracy(outer, labels[choose]))
-    return PENALTIES[found.index(max(found))]
+def try_penalties(
+    x: Tensor,
+    labels: Tensor,
+    fit: Tensor,
+    choose: Tensor,
+    penalties: Sequence[float],
+    classes: int,
+    *,
+    iterations: int,
+    tolerance: float,
+) -> list[float]:
+    """Fits to some samples with each penalty, and returns the accuracies on others.
+
+    Args:
+        x: features (n, D).
+        labels: int64 (n,).
+        fit, choose: positions of the samples to fit to and to score.
+        penalties: from strong to weak, because each fit starts from the weights of the one before.
+    """
+    inner, outer = standardise(x[fit], x[choose])
+    model = Logistic(x.shape[1], classes, x.device)
+    return [
+        model.fit(inner, labels[fit], penalty, iterations=iterations, tolerance=tolerance).accuracy(outer, labels[choose])
+        for penalty in progress(penalties, len(penalties), "penalties of the linear classifier")
+    ]
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each value, (D,) each; a value that never changes has 1."""
-    spread, centre = torch.std_mean(x.cpu().double(), dim=0, correction=0)  # on the CPU: not every device has fp64
-    return centre.to(x), spread.where(spread > 1e-6 * (1 + centre.abs()), 1.0).to(x)
+def standardise(fitted: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardises both by mean and standard deviation of the samples that are fitted, (n, D) and (m, D).
+
+    A value that never changes is only centred.
+    """
+    spread, centre = torch.std_mean(fitted.cpu().double(), dim=0, correction=0)  # on the CPU: not every device has fp64
+    spread = spread.where(spread > 1e-6 * (1 + centre.abs()), 1.0)
+    return (fitted - centre.to(fitted)) / spread.to(fitted), (scored - centre.to(fitted)) / spread.to(fitted)

@@ -1,4 +1,4 @@
-"""The nearest samples of some queries, by the cosine of their features: who they are, and as a picture.
+"""Retrieval: the nearest samples of queries by the cosine of their features, and a picture of them.
 
 Shapes: q queries, n samples to search, k neighbours, D values a feature, C channels, s... a sample's axes.
 """
@@ -21,7 +21,7 @@ from mmm.evaluate.plots.image_grid import draw_grid
 
 
 @dataclass(frozen=True)
-class Shelf:
+class FeatureIndex:
     """Samples and their features.
 
     Attributes:
@@ -32,11 +32,11 @@ class Shelf:
     part: Images | Clips
     table: FeatureTable
 
-    def take(self, rows: Tensor) -> Shelf:
+    def take(self, rows: Tensor) -> FeatureIndex:
         """Some rows of the table, int64 (q,)."""
         table = self.table
         labels = None if table.labels is None else table.labels[rows]
-        return Shelf(self.part, FeatureTable(table.values[rows], labels, table.index[rows], table.problems))
+        return FeatureIndex(self.part, FeatureTable(table.values[rows], labels, table.index[rows], table.problems))
 
     def describe(self, row: int) -> dict[str, Any]:
         """Index, name and label of the sample of a row."""
@@ -48,12 +48,12 @@ class Shelf:
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, *, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The rows of the k nearest of each query, int64 (q, k), nearest first, and their cosines, (q, k).
+    """Returns the rows of the k nearest samples of each query, int64 (q, k), nearest first, and their cosines, (q, k).
 
     Args:
         queries: (q, D).
         bank: (n, D).
-        k: at most how many; fewer where the bank is smaller.
+        k: neighbours of a query; fewer if the bank is smaller.
         own: each query's own row in the bank, which is not its neighbour, (q,).
     """
     cosines = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (q, n)
@@ -63,14 +63,14 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, own: Tensor | None = None)
     return found.indices.cpu(), found.values.cpu()
 
 
-def retrieve(queries: Shelf, bank: Shelf, k: int, *, own: Tensor | None = None) -> dict[str, Any]:
-    """Searches.
+def retrieve(queries: FeatureIndex, bank: FeatureIndex, k: int, *, own: Tensor | None = None) -> dict[str, Any]:
+    """Finds the nearest samples of each query.
 
     Args:
         own: each query's own row in the bank, int64 (q,), where the queries are from it.
 
     Returns:
-        `queries`: of each its index, name, label and `neighbours`, these with their `row` in the bank and `similarity`; and
+        `queries`: for each its index, name, label and `neighbours`, these with their `row` in the bank and `similarity`; and
         `same_class`: where both have labels of the same classes, the share of neighbours with their query's label.
 
     Raises:
@@ -84,15 +84,15 @@ def retrieve(queries: Shelf, bank: Shelf, k: int, *, own: Tensor | None = None) 
         pairs = zip(rows[query].tolist(), cosines[query].tolist(), strict=True)
         neighbours = [{"row": row, "similarity": cosine, **bank.describe(row)} for row, cosine in pairs]
         found.append({**queries.describe(query), "neighbours": neighbours})
-    asked, known = queries.table.labels, bank.table.labels
+    labels, others = queries.table.labels, bank.table.labels
     same = None
-    if asked is not None and known is not None and queries.part.classes == bank.part.classes and (asked >= 0).any():
-        same = (known[rows] == asked[:, None])[asked >= 0].cpu().double().mean().item()
+    if labels is not None and others is not None and queries.part.classes == bank.part.classes and (labels >= 0).any():
+        same = (others[rows] == labels[:, None])[labels >= 0].cpu().double().mean().item()
     return {"queries": found, "same_class": same}
 
 
-def draw_neighbours(found: dict[str, Any], queries: Shelf, bank: Shelf, path: Path, title: str) -> Path:
-    """A row for each query: the query, then its neighbours, with labels and similarities; of clips the middle frames."""
+def draw_neighbours(found: dict[str, Any], queries: FeatureIndex, bank: FeatureIndex, path: Path, title: str) -> Path:
+    """Draws a row per query: the query, then its neighbours, with labels and similarities; for clips the middle frames."""
     count = len(found["queries"][0]["neighbours"])
     columns = [("query", samples(queries.part, [query["index"] for query in found["queries"]]))]
     captions = [[_words(query) for query in found["queries"]]]
@@ -100,12 +100,14 @@ def draw_neighbours(found: dict[str, Any], queries: Shelf, bank: Shelf, path: Pa
         column = [query["neighbours"][place] for query in found["queries"]]
         columns.append((f"{place + 1}", samples(bank.part, [neighbour["index"] for neighbour in column])))
         captions.append([f"{neighbour['similarity']:.2f} {_words(neighbour)}" for neighbour in column])
-    notes = [f"Data: {describe_data(bank.part)}. Below each: the cosine of its features and the query's, and its label."]
+    notes = [
+        f"Data: {describe_data(bank.part)}. Below each sample: the cosine between its features and the query's, and its label."
+    ]
     return draw_grid(columns, path, title=title, notes=notes, captions=captions)
 
 
 def samples(part: Images | Clips, index: Sequence[int]) -> Tensor:
-    """Samples as the model gets them, their first view, in [0, 1]: (q, C, s...)."""
+    """The first view of samples, as the model gets it, in [0, 1]: (q, C, s...)."""
     pixels, _ = part.eval_views(torch.tensor(index, dtype=torch.int64))
     return pixels[:: part.config.views].float() / 255
 
@@ -115,12 +117,12 @@ def _words(sample: dict[str, Any]) -> str:
     return Path(sample["name"]).name if sample["label"] is None else str(sample["label"])
 
 
-def describe_neighbours(found: dict[str, Any]) -> str:
+def format_neighbours(found: dict[str, Any]) -> str:
     """The neighbours as lines of text."""
     lines = []
     for query in found["queries"]:
         lines.append(f"{query['name']} ({_words(query)})")
         lines += [f"  {near['similarity']:6.3f}  {near['name']} ({_words(near)})" for near in query["neighbours"]]
     if found["same_class"] is not None:
-        lines.append(f"of these neighbours {found['same_class']:.1%} are of their query's class")
+        lines.append(f"{found['same_class']:.1%} of these neighbours have the class of their query")
     return "\n".join(lines)

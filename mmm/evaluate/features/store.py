@@ -1,10 +1,10 @@
-"""Where extracted features lie: shards while they are made, then one file, .safetensors or .parquet, with a manifest beside it.
+"""Storage of extracted features: shards while they are computed, then one .safetensors or .parquet file with a manifest.
 
     features.parquet          index, name, label, [view], and a column for each layer
-    features.parquet.json     what the features are of (`identity`), names, classes, problems: see `Store.finish`
+    features.parquet.json     their `identity`, names, classes, problems: see `Store.finish`
     features.parquet.parts/   while it is unfinished: identity.json and 00000.safetensors, ...
 
-Everything is written aside and renamed, so that what bears its name is whole.
+Everything is written under another name and then renamed, so that a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from torch import Tensor
 
 from mmm.config.diff import differences, flatten
 from mmm.data import Clips, Images, Problem
-from mmm.evaluate.features.file_formats import ROWS, WRITERS, Rows
+from mmm.evaluate.features.file_formats import READERS, ROWS, WRITERS, Rows
+from mmm.evaluate.features.table import FeatureTable
 from mmm.system.files import replace_text, replacing
 
 IDENTITY = "identity.json"
 
 
 class Store:
-    """The features of one model on one part of the data.
+    """Features of one model on one part of the data.
 
     Args:
         out: the file to make; its suffix says the format.
@@ -53,7 +55,7 @@ class Store:
         return number * self.shard, min((number + 1) * self.shard, self.inputs)
 
     def missing(self) -> list[int]:
-        """The shards that are to be made; none of a finished file.
+        """Returns the shards that are not computed yet; none of a finished file.
 
         Raises:
             ValueError: where something else is there.
@@ -71,17 +73,17 @@ class Store:
         return [number for number in range(self.shards) if not self._path(number).exists()]
 
     def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
-        """Keeps a shard: rows in the data's order, and the inputs of it that could not be read."""
+        """Writes a shard: its rows in the data's order, and the inputs that could not be read."""
         said = {"problems": json.dumps([problem._asdict() for problem in problems])}
         whole = {name: value.contiguous() for name, value in tensors.items()}
         with replacing(self._path(number)) as temporary:
             save_file(whole, temporary, said)
 
     def finish(self, part: Images | Clips) -> dict[str, Any]:
-        """Puts the shards together, and writes the manifest.
+        """Joins the shards into the file, and writes the manifest.
 
         Returns:
-            It: `identity`; `inputs`, how many were asked for, and `rows`, how many there are; `shapes` of a row of each layer;
+            The manifest: `identity`; `inputs`, the number of inputs, and `rows`, that of rows; `shapes` of a row of each layer;
             `classes`; `problems`, the inputs that could not be read; `names`, of the input of each row.
 
         Raises:
@@ -119,13 +121,70 @@ class Store:
             raise ValueError(f"{where} holds other features: {'; '.join(changed)}. Give another --out, or delete it")
 
 
+@dataclass(frozen=True)
+class StoredFeatures:
+    """A file of features.
+
+    Attributes:
+        path: of the file.
+        tables: by layer; of several views the mean.
+        identity: what they are of, see `mmm.evaluate.features.extract.identity_of`.
+        names: of the inputs, in the tables' order.
+    """
+
+    path: Path
+    tables: dict[str, FeatureTable]
+    identity: dict[str, Any]
+    names: list[str]
+
+    @property
+    def table(self) -> FeatureTable:
+        """The table of the first layer; labels and indices of all are the same."""
+        return next(iter(self.tables.values()))
+
+
+def read_features(path: str | Path) -> StoredFeatures:
+    """Reads a file of pooled features.
+
+    Raises:
+        ValueError: where it is none, or holds all tokens.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in READERS or not path.is_file():
+        unfinished = "; it is unfinished, run mmm extract again" if path.with_name(f"{path.name}.parts").exists() else ""
+        raise ValueError(f"{path} is no file of features ({', '.join(READERS)}) as mmm extract writes it{unfinished}")
+    manifest = read_manifest(path)
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    if any(len(shape) > 1 for shape in shapes.values()):
+        raise ValueError(f"{path} holds all tokens; this needs one feature a sample: extract with --pool mean or class")
+    columns = READERS[path.suffix](path, shapes)
+    views = int(columns["view"].max()) + 1 if "view" in columns else 1
+    labels = columns["label"][::views] if "label" in columns else None
+    values = {name: columns[name].unflatten(0, (-1, views)).mean(1) for name in shapes}  # (n V, D) -> (n, D)
+    problems = [Problem(**problem) for problem in manifest["problems"]]
+    tables = {name: FeatureTable(value, labels, columns["index"][::views], problems) for name, value in values.items()}
+    return StoredFeatures(path, tables, manifest["identity"], manifest["names"][::views])
+
+
+def refuse_others(one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
+    """Refuses features that differ in these parts of their identities.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    first, second = ({name: identity[name] for name in names} for identity in (one, other))
+    changed = differences(flatten(first), flatten(second))
+    if changed:
+        raise ValueError(f"{where} do not fit together: {'; '.join(changed)}")
+
+
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of a file of features lies."""
+    """Path of the manifest of a file of features."""
     return out.with_name(f"{out.name}.json")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a file of features.
+    """Reads the manifest of a file of features.
 
     Raises:
         ValueError: where it has none.

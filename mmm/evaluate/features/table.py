@@ -62,7 +62,7 @@ class FeatureTable:
 
 @contextmanager
 def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Evaluation mode, no gradient, and autocast to `dtype` (none: fp32); the mode is put back after."""
+    """Evaluation mode, no gradient, and autocast to `dtype` (None: fp32); restores the mode afterwards."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -132,7 +132,7 @@ def extract_features(
 
 
 def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
-    """At most `count` of the samples, chosen by key, in the data's order; none: all."""
+    """At most `count` of the samples, chosen by key, in the data's order; None: all."""
     if count is None or count >= len(images):
         return images
     chance = scores(sample_keys(seed, 0, torch.arange(len(images))), 1)[:, 0]  # (N,)

@@ -19,8 +19,9 @@ LEGEND = 100  # characters of a line of the legend
 COLOURS = ("#2f6fde", "#e4572e", "#2a9d6f", "#8f5bd6", "#c98a0c", "#17889c", "#d1478c", "#6b7280")
 
 
-def draw_loss(run: Record, path: Path) -> Path:
+def draw_loss(folder: Path, path: Path) -> Path:
     """The loss of a run, of training and held-out samples, with the learning rate light behind it."""
+    run = Record.read(folder)
     figure = new_figure(7.2, 4.0)
     axes = figure.add_subplot()
     steps, loss = run.series("loss")
@@ -40,7 +41,7 @@ def draw_loss(run: Record, path: Path) -> Path:
 def _neighbours(axes: Axes, run: Record) -> None:
     """The accuracy of nearest neighbours, where it was asked for, on an axis of its own on the right; and the legend."""
     handles, labels = axes.get_legend_handles_labels()
-    steps, top1 = run.series("neighbours_top1")
+    steps, top1 = run.series("knn_top1")
     if steps:
         beside = axes.twinx()
         handles += beside.plot(steps, [100 * value for value in top1], color=COLOURS[2], linewidth=1.4, marker="o", markersize=3.5)

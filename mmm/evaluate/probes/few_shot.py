@@ -1,4 +1,4 @@
-"""An attentive probe from few labels: a query that is trained reads all tokens of a frozen encoder.
+"""An attentive probe trained on few labels: a learned query attends to all tokens of a frozen encoder.
 
 Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", 2024, section 4. The tokens of so few
 samples are kept, so that the encoder runs once. Several learning rates are tried at once; the one that is best on labels held back
@@ -30,17 +30,17 @@ WARMUP = 0.1  # part of the updates over which the learning rate rises
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig:
-    """How encoders are compared by few labels."""
+class FewShotConfig:
+    """The labels and the training of few-shot probes."""
 
     labels_per_class: int = 25
     """Labels of each class, chosen by key; a fifth of them chooses the learning rate first, and is then trained on too."""
 
     heads: int | None = None
-    """Attention heads of the probe; none: one for every 64 of the encoder's width."""
+    """Attention heads of the probe; None: one per 64 of the encoder's width."""
 
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates that are tried for each encoder."""
+    """Learning rates that are tried for each encoder; the labels that choose select one."""
 
     steps: int = 300
     """Updates of a probe."""
@@ -49,46 +49,46 @@ class TransferConfig:
     """Labelled samples of an update, drawn anew each time."""
 
     label_seed: int = 0
-    """Of the choice of labels, of the batches and of the probes' first weights."""
+    """Random seed for the choice of labels, the batches and the initial weights of the probes."""
 
     def __post_init__(self) -> None:
         for name in ("labels_per_class", "steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"transfer.{name} {getattr(self, name)} must be at least 1")
+                raise ValueError(f"evaluate.few_shot.{name} {getattr(self, name)} must be at least 1")
         if self.labels_per_class == 1:
-            raise ValueError("transfer.labels_per_class 1 leaves no label to choose the learning rate by; give at least 2")
+            raise ValueError("evaluate.few_shot.labels_per_class 1 leaves no label to choose the learning rate by; give at least 2")
         if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"transfer.rates {self.rates}: give one learning rate above 0, or several")
+            raise ValueError(f"evaluate.few_shot.rates {self.rates}: give one learning rate above 0, or several")
 
 
-def probe_few_labels(
-    known: tuple[Tensor, Tensor], held: Tensor, asked: tuple[Tensor, Tensor], shape: Shape, classes: int, config: TransferConfig
+def probe_few_shot(
+    train: tuple[Tensor, Tensor], chooses: Tensor, test: tuple[Tensor, Tensor], shape: Shape, classes: int, config: FewShotConfig
 ) -> dict[str, Any]:
     """Chooses a learning rate, trains with it on all labels, and scores.
 
     Args:
-        known: tokens (n, R + N, D) and labels int64 (n,), on the device that computes.
-        held: which of the labels are held back at first, bool (n,).
-        asked: tokens (m, R + N, D) and labels (m,) to score.
+        train: tokens (n, R + N, D) and labels int64 (n,), on the device that computes.
+        chooses: whether each label is held back first, to choose the learning rate, bool (n,).
+        test: tokens (m, R + N, D) and labels (m,) to score.
         shape: of the encoder.
         classes: K.
 
     Returns:
-        `top1` on the test part; the `rate` that was chosen; `held_back`, by each rate its share of right answers there.
+        `top1` on the test part; the chosen `rate`; `held_back`, the accuracy of each rate on the labels that choose.
     """
-    tokens, labels = known
+    tokens, labels = train
     centre, spread = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)  # (D,) each, as batch norm would have them
     tokens = (tokens - centre) / spread
-    tried = _train(tokens[~held], labels[~held], config.rates, shape, classes, config)
-    right = _accuracies(tried, tokens[held], labels[held])
+    tried = _train(tokens[~chooses], labels[~chooses], config.rates, shape, classes, config)
+    right = _accuracies(tried, tokens[chooses], labels[chooses])
     rate = config.rates[max(range(len(right)), key=right.__getitem__)]  # the first of equals
     final = _train(tokens, labels, (rate,), shape, classes, config)
-    top1 = _accuracies(final, (asked[0] - centre) / spread, asked[1])[0]
+    top1 = _accuracies(final, (test[0] - centre) / spread, test[1])[0]
     return {"top1": top1, "rate": rate, "held_back": dict(zip(map(str, config.rates), right, strict=True))}
 
 
-def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape, classes: int, config: TransferConfig) -> Probes:
-    """A probe for each learning rate, all on the same batches: tokens (n, R + N, D), labels int64 (n,)."""
+def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape, classes: int, config: FewShotConfig) -> Probes:
+    """Trains a probe for each learning rate, all on the same batches: tokens (n, R + N, D), labels int64 (n,)."""
     pool, seed = AttentivePool.Config(heads=config.heads), config.label_seed
     probes = Probes(len(rates), pool, HeadConfig(), encoder=shape, classes=classes, seed=seed).to(tokens.device)
     schedule = TrainConfig(steps=config.steps, batch_size=config.batch_size, learning_rate=1.0)
@@ -104,7 +104,7 @@ def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape,
 
 @torch.no_grad()
 def _accuracies(probes: Probes, tokens: Tensor, labels: Tensor) -> list[float]:
-    """The share of samples that each probe gets right."""
+    """The accuracy of each probe."""
     logits = torch.cat([probes(part) for part in tokens.split(256)], dim=1)  # (S, m, K)
     shares: list[float] = (logits.argmax(2) == labels).cpu().double().mean(1).tolist()
     return shares

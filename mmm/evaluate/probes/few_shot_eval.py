@@ -1,8 +1,9 @@
-"""What few labels make of an encoder: an attentive probe of the trained one, of the same untrained, and what needs no encoder.
+"""Few-shot probe: the accuracy of an attentive probe on few labels, for the trained encoder, for the same one with random weights,
+and for controls without an encoder.
 
-All encoders get the same labels, first weights of the probe, batches and choice of learning rates (`mmm.evaluate.probes.few_shot`).
-The test part is scored once. A second probe sees one frame in the place of the clip, and the controls are linear classifiers on
-pixels: what they find is not motion.
+All encoders get the same labels, initial weights of the probe, batches and learning rates (`mmm.evaluate.probes.few_shot`). The
+test part is scored once. A second probe sees one frame in place of the clip, and the controls are linear classifiers on pixels:
+both measure what can be classified without motion.
 
 Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the encoder's width.
 """
@@ -22,7 +23,7 @@ from mmm.data.datasets.labelled import check_classes, labelled
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.logistic_regression import few_label_accuracy, few_labels
 from mmm.evaluate.features.table import Extract, extract_features, inference, raw_pixels
-from mmm.evaluate.probes.few_shot import TransferConfig, probe_few_labels
+from mmm.evaluate.probes.few_shot import FewShotConfig, probe_few_shot
 from mmm.model import MaskedModel
 
 TITLES = {"raw_pixels": "all pixels", "one_frame": "pixels of one frame"}
@@ -30,26 +31,26 @@ TITLES = {"raw_pixels": "all pixels", "one_frame": "pixels of one frame"}
 
 @evaluators.register("few_shot")
 class FewShotProbe(Evaluator):
-    """The accuracy of an attentive probe trained on a few labels per class: of the trained encoder, and of the same untrained."""
+    """The accuracy of an attentive probe on a few labels per class, for the trained encoder and for one with random weights."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(EvaluatorConfig, TransferConfig):
-        """How probes are trained."""
+    class Config(EvaluatorConfig, FewShotConfig):
+        """The labels and the training of the probes, and how often they are evaluated."""
 
         def validate(self) -> None:
-            TransferConfig.__post_init__(self)
+            FewShotConfig.__post_init__(self)
 
     config: Config
     needs_labels = True
     columns: ClassVar[Mapping[str, Column]] = {
-        "few_shot": Column("attentive probe", "{:.1%}"),
+        "few_shot_top1": Column("attentive probe", "{:.1%}"),
         "few_shot_untrained": Column("untrained", "{:.1%}"),
     }
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns what `judge_transfer` returns."""
+        """Returns what `evaluate_few_shot` returns."""
         models = {"trained": model, "untrained": context.untrained()}
-        return judge_transfer(
+        return evaluate_few_shot(
             models,
             context.train,
             context.test,
@@ -61,37 +62,36 @@ class FewShotProbe(Evaluator):
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Returns the accuracy of both encoders."""
-        return {"few_shot": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
+        return {"few_shot_top1": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
 
     def format(self, found: Mapping[str, Any]) -> str:
         """Returns a line for each probe and control."""
-        return describe_transfer(found)
+        return format_few_shot(found)
 
 
-def judge_transfer(
+def evaluate_few_shot(
     models: Mapping[str, MaskedModel],
     train: Images | Clips,
     test: Images | Clips,
-    config: TransferConfig,
+    config: FewShotConfig,
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Probes several encoders of one shape, at equal settings.
+    """Evaluates several encoders of one shape at equal settings.
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
-        train: samples of which few labels are used.
-        test: samples to score; nothing is chosen by them.
-        dtype: of the encoders' autocast; none: fp32.
+        train: samples of which few are used, with their labels.
+        test: samples to score; they choose nothing.
+        dtype: of the encoders' autocast; None: fp32.
         batch_size: of the encoders, samples.
 
     Returns:
-        `labels`, how many were used, and `labels_per_class`; `test`, `classes`: numbers of them; `probe` and, of clips,
-        `one_frame`: by model its `top1` on the test part, the `rate` that was chosen, and by each rate that was tried the share of
-        the labels held back that it got right, `held_back`; `controls`: top1 of linear classifiers on pixels; `problems`: inputs
-        that could not be read.
+        `labels`, the number that was used, and `labels_per_class`; `test`, `classes`: numbers of them; `probe` and, for clips,
+        `one_frame`: for each model `top1` on the test part, the chosen learning `rate`, and `held_back`, the accuracy of each rate
+        on the labels that choose; `controls`: top1 of linear classifiers on pixels; `problems`: inputs that could not be read.
 
     Raises:
         ValueError: without labels, or where nothing can be read.
@@ -102,21 +102,22 @@ def judge_transfer(
     fit, held = few_labels(labels, config.labels_per_class, config.label_seed)
     used = torch.cat([fit, held]).sort().values
     extracts = _extracts(models, clips=len(train.config.size) == 3, dtype=dtype)
-    known, asked = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in (train.subset(used), test))
+    train_tables = extract_features(train.subset(used), extracts, device=device, batch_size=batch_size)
+    test_tables = extract_features(test, extracts, device=device, batch_size=batch_size)
     first = next(iter(extracts))
-    classes = int(torch.cat([labels, asked[first].labelled("cpu")[1]]).max()) + 1
-    chooses = torch.isin(used, held)[known[first].index].to(device)
+    classes = int(torch.cat([labels, test_tables[first].labelled("cpu")[1]]).max()) + 1
+    chooses = torch.isin(used, held)[train_tables[first].index].to(device)
     found: dict[str, Any] = {
-        "labels": len(known[first].index),
+        "labels": len(train_tables[first].index),
         "labels_per_class": config.labels_per_class,
-        "test": len(asked[first].index),
+        "test": len(test_tables[first].index),
         "classes": classes,
-        "problems": [problem._asdict() for problem in known[first].problems + asked[first].problems],
+        "problems": [problem._asdict() for problem in train_tables[first].problems + test_tables[first].problems],
     }
     scores: dict[str, dict[str, Any]] = {"probe": {}, "one_frame": {}, "controls": {}}
     for name in extracts:
         kind, _, model = name.partition(" ")
-        tables = (*known[name].labelled(device), *asked[name].labelled(device))
+        tables = (*train_tables[name].labelled(device), *test_tables[name].labelled(device))
         if model:
             scores[kind][model] = _probe(models[model].encoder.shape, tables, chooses, classes, config)
         else:
@@ -125,16 +126,16 @@ def judge_transfer(
 
 
 def _probe(
-    shape: Shape, tables: tuple[Tensor, Tensor, Tensor, Tensor], chooses: Tensor, classes: int, config: TransferConfig
+    shape: Shape, tables: tuple[Tensor, Tensor, Tensor, Tensor], chooses: Tensor, classes: int, config: FewShotConfig
 ) -> dict[str, Any]:
-    """A probe of flattened tokens: those with known labels, the labels, those to score, and theirs."""
-    known, labels, asked, wanted = tables
-    tokens, others = (values.unflatten(1, (-1, shape.width)) for values in (known, asked))  # (n, R + N, D), (m, R + N, D)
-    return probe_few_labels((tokens, labels), chooses, (others, wanted), shape, classes, config)
+    """Probes flattened tokens: training tokens, their labels, test tokens, and theirs."""
+    train, train_labels, test, test_labels = tables
+    train, test = (values.unflatten(1, (-1, shape.width)) for values in (train, test))  # (n, R + N, D), (m, R + N, D)
+    return probe_few_shot((train, train_labels), chooses, (test, test_labels), shape, classes, config)
 
 
 def _extracts(models: Mapping[str, MaskedModel], *, clips: bool, dtype: torch.dtype | None) -> dict[str, Extract]:
-    """What is made of the samples, by name: the kind of probe and the model, or a control."""
+    """Returns the features to compute, by name: the kind of probe and the model, or a control."""
     found: dict[str, Extract] = {f"probe {name}": _tokens(model, dtype, still=False) for name, model in models.items()}
     found["raw_pixels"] = raw_pixels
     if clips:
@@ -149,7 +150,7 @@ def _middle(x: Tensor) -> Tensor:
 
 
 def _tokens(model: MaskedModel, dtype: torch.dtype | None, *, still: bool) -> Extract:
-    """All that an encoder makes of samples, or of the middle frame of each, flattened: (B, C, s...) -> (B, (R + N) D)."""
+    """Returns all tokens of samples, or of the middle frame of each, flattened: (B, C, s...) -> (B, (R + N) D)."""
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
@@ -158,7 +159,7 @@ def _tokens(model: MaskedModel, dtype: torch.dtype | None, *, still: bool) -> Ex
     return extract
 
 
-def describe_transfer(found: Mapping[str, Any]) -> str:
+def format_few_shot(found: Mapping[str, Any]) -> str:
     """The scores as lines of text."""
     labels = f"{found['labels_per_class']} labels of each of {found['classes']} classes"
     lines = [f"Attentive probe of the frozen encoder, {labels}, {found['test']:,} test samples (chance {1 / found['classes']:.1%})"]

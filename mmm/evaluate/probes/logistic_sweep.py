@@ -1,6 +1,7 @@
-"""The exact linear probe: features once, then logistic regression to convergence for each of several L2 penalties.
+"""The exact linear probe: logistic regression on features, to convergence, for each of several L2 penalties.
 
-A convex problem with one answer: no schedule, no augmentation, nothing drawn but which samples choose the penalty.
+The problem is convex and has one solution: there is no schedule and no augmentation, and only the samples that choose the penalty
+are drawn at random.
 
 Shapes: n training samples, m test samples, D values a feature, K classes.
 """
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmm.core.registry import PartConfig
-from mmm.evaluate.features.logistic_regression import Logistic, few_labels, statistics
+from mmm.evaluate.features.logistic_regression import Logistic, few_labels, standardise, try_penalties
 from mmm.evaluate.features.table import FeatureTable, extract_features
 from mmm.evaluate.metrics import Tally
 from mmm.evaluate.probes.setup import Exam
@@ -26,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Which penalties are tried, and how far."""
+    """The penalties that are tried, and the limits of a fit."""
 
     penalties: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-    """Of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
+    """Factors of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
     iterations: int = 200
-    """At most, of L-BFGS."""
+    """Most iterations of L-BFGS."""
     tolerance: float = 1e-5
     """Largest entry of the gradient at which a fit has converged."""
 
@@ -43,7 +44,7 @@ class SweepConfig:
 
 
 def sweep(exam: Exam, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:
-    """Fits to the features of all samples that are not for the test. Of a video, features are the mean over its views.
+    """Fits to the features of all samples outside the test part. The feature of a video is the mean over its views.
 
     Args:
         pool: one without weights.
@@ -51,7 +52,7 @@ def sweep(exam: Exam, pool: PartConfig, config: SweepConfig, *, batch_size: int,
         seed: of the choice of samples that choose the penalty.
 
     Returns:
-        What `fit_penalties` gives, and `unreadable`, the number of inputs that could not be read.
+        See `fit_penalties`; and `unreadable`, the number of inputs that could not be read.
 
     Raises:
         ValueError: where the pool has weights.
@@ -91,18 +92,16 @@ def fit_penalties(
 
     Returns:
         `tried`, for each penalty its `top1` on the samples that choose (`held_back`); `chosen`, its place, and `penalty`, the
-        stronger of equals; and what `Tally.result` gives of the test part.
+        stronger of equals; and the accuracies on the test part, see `Tally.result`.
     """
     fit, choose = few_labels(train_labels, each=len(train_labels), seed=seed)
     penalties = sorted(config.penalties, reverse=True)  # from strong to weak: each fit starts from its stronger neighbour's
     tried: list[dict[str, Any]] = []
     if len(choose):
-        inner, outer = _standardised(train[fit], train[choose])
-        model = Logistic(train.shape[1], classes, train.device)
-        for penalty in penalties:
-            _converge(model, inner, train_labels[fit], penalty, config)
-            top1 = model.accuracy(outer, train_labels[choose])
-            tried.append({"penalty": penalty, "held_back": {"top1": top1}})
+        accuracies = try_penalties(
+            train, train_labels, fit, choose, penalties, classes, iterations=config.iterations, tolerance=config.tolerance
+        )
+        tried = [{"penalty": penalty, "held_back": {"top1": top1}} for penalty, top1 in zip(penalties, accuracies, strict=True)]
     elif len(penalties) > 1:
         raise ValueError("no class has two training samples, so nothing can choose among exact.penalties; give one penalty")
     best = max(range(len(penalties)), key=lambda place: tried[place]["held_back"]["top1"] if tried else 0.0)
@@ -110,18 +109,10 @@ def fit_penalties(
         logger.warning(
             "the best penalty, %g, is at the end of those that were tried; try exact.penalties beyond it", penalties[best]
         )
-    every, scored = _standardised(train, test)
-    model = _converge(Logistic(train.shape[1], classes, train.device), every, train_labels, penalties[best], config)
+    every, scored = standardise(train, test)
+    model = Logistic(train.shape[1], classes, train.device)
+    model.fit(every, train_labels, penalties[best], iterations=config.iterations, tolerance=config.tolerance)
     tally = Tally(1, classes, test.device)
     with torch.no_grad():
         tally.add(model(scored)[None], test_labels)
     return {"tried": tried, "chosen": best, "penalty": penalties[best]} | tally.result(0)
-
-
-def _converge(model: Logistic, x: Tensor, labels: Tensor, penalty: float, config: SweepConfig) -> Logistic:
-    return model.fit(x, labels, penalty, iterations=config.iterations, tolerance=config.tolerance)
-
-
-def _standardised(fitted: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-    centre, spread = statistics(fitted)
-    return (fitted - centre) / spread, (scored - centre) / spread

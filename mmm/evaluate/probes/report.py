@@ -54,7 +54,7 @@ def protocol_of(
         schedule=schedule,
         precision=precision_of(exam.accelerator),
         model=str(config.model),
-        step=exam.subject.step,
+        step=exam.loaded.step,
         weights=weights,
         mmm=code["mmm"],
         commit=code["commit"],
@@ -77,13 +77,13 @@ def conclude(folder: RunFolder, task: str, exam: Exam, found: dict[str, dict[str
     result = {"run": str(folder.path), "classes": exam.names} | found
     if exam.accelerator.is_main_process:
         (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        subject = exam.subject
-        if subject.run is not None and subject.trained is not None and subject.step is not None:
-            record(subject.run, task, subject.step, result)
+        loaded = exam.loaded
+        if loaded.run is not None and loaded.trained is not None and loaded.step is not None:
+            record(loaded.run, task, loaded.step, result)
     return result
 
 
-def describe_probe(found: Mapping[str, Any]) -> str:
+def format_probe(found: Mapping[str, Any]) -> str:
     """The scores of a probe, whichever its methods, as text."""
     lines = []
     for method in [name for name in ("trained", "exact") if name in found]:

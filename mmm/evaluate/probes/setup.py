@@ -14,7 +14,7 @@ from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.labelled import check_classes, hold_back, labelled
 from mmm.data.loading.loader import prepare
 from mmm.evaluate.features.table import inference
-from mmm.evaluate.loaded_model import Subject, SubjectConfig, open_subject, open_test
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_test
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool
@@ -68,7 +68,7 @@ class Exam:
 
     Attributes:
         model: on the accelerator's device.
-        subject: where it is from.
+        loaded: where it is from.
         data: how samples are read.
         train, choice, test: to train on; to choose by, or None; to score.
         classes: K.
@@ -78,7 +78,7 @@ class Exam:
 
     accelerator: Accelerator
     model: MaskedModel
-    subject: Subject
+    loaded: LoadedModel
     data: DataConfig
     train: Images | Clips
     choice: Images | Clips | None
@@ -110,17 +110,17 @@ def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
         ValueError: where there is no model, no data, no label, or the data is normalised otherwise than the model's was.
     """
     device = accelerator.device
-    subject = open_subject(SubjectConfig(model=config.model, source=config.data.source, device=str(device)))
-    data = subject.data if config.data.source is None else config.data
-    if subject.run is not None:
-        _refuse_other_pixels(data, subject.data)
+    loaded = load_model(LoadedModelConfig(model=config.model, source=config.data.source, device=str(device)))
+    data = loaded.data if config.data.source is None else config.data
+    if loaded.run is not None:
+        _refuse_other_pixels(data, loaded.data)
     train, test = labelled(open_data(data, "train")), labelled(open_test(data, config.test_split))
     check_classes(train.labels(), test.labels(), test.title, train.classes)
     top = max(int(part.labels().max()) for part in (train, test))
     classes = max(top + 1, 0 if train.classes is None else len(train.classes))
     rest, choice = hold_back(train, config.held_back, config.seed)
-    model = (subject.trained or subject.untrained).requires_grad_(False)
-    return Exam(accelerator, model, subject, data, rest, choice, test, classes, DTYPES[precision_of(accelerator)])
+    model = (loaded.trained or loaded.untrained).requires_grad_(False)
+    return Exam(accelerator, model, loaded, data, rest, choice, test, classes, DTYPES[precision_of(accelerator)])
 
 
 def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:

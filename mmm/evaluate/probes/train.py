@@ -144,7 +144,7 @@ class Probing:
         objective = ProbeObjective(self.exam, self.probes)
         tokens = {"of a sample": math.prod(self.exam.model.tokenizer.grid_of(self.exam.data.size))}
         data, plan = self.data, self.heads_plan
-        return preview(self.config, self.training, objective, data, plan, tokens=tokens, notes={}, unit=None)
+        return preview(self.config, self.training, objective, data, plan, tokens=tokens, unit=None)
 
     @property
     def heads_plan(self) -> Plan:

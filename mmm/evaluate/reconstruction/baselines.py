@@ -1,8 +1,8 @@
-"""Guesses at hidden tokens: the model's, and what one can say without a model.
+"""Reconstructions of hidden tokens by the model, and baselines without a model.
 
 A target that is standardised per token holds no brightness and no contrast. Putting back the original's makes good pictures and
-flatters the number, so there are two guesses of such a model: one with them, beside what they alone would score; and one that
-knows nothing hidden: contrast of the nearest visible token, brightness of all, blended by inverse distance (Shepard, "A
+flatters the number, so such a model has two reconstructions: one with them, beside their score alone, and one that
+uses nothing hidden: contrast of the nearest visible token, brightness of all, blended by inverse distance (Shepard, "A
 two-dimensional interpolation function for irregularly-spaced data", 1968; a power of 3 scored best of five rules on photographs).
 
 Shapes: B samples, C channels, N tokens, V visible, Q hidden, P values a token, n = P / C pixels.
@@ -20,9 +20,9 @@ from mmm.core.tokens import Grid, coordinates, take
 from mmm.core.types import Input
 from mmm.model import MaskedModel
 
-# in the order in which they are told; the words are for a target that `uses_original`
-GUESSES = {
-    "model": "the model, with brightness and contrast guessed from visible tokens",
+# in the order in which they are shown, with their descriptions for a target that `uses_original`
+BASELINES = {
+    "model": "the model, with brightness and contrast estimated from visible tokens",
     "visible_blend": "no model: brightness of the visible tokens, blended by distance",
     "visible_nearest": "no model: a copy of the nearest visible token",
     "visible_mean": "no model: the mean of the visible pixels",
@@ -31,22 +31,22 @@ GUESSES = {
 }
 
 
-def guess_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
-    """Every guess at the hidden tokens, (B, Q, P) each, in [0, 1]."""
+def fill_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
+    """All reconstructions of the hidden tokens, (B, Q, P) each, in [0, 1]."""
     stand_in, blend, copy = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
-    # `show` may look at the tokens that it is given; those that stand in hold nothing hidden
-    guesses = {"model": show(model, predicted, stand_in, mask)}
-    guesses |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
+    # `show` may read the tokens that it is given; these hold nothing hidden
+    filled = {"model": show(model, predicted, stand_in, mask)}
+    filled |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
     seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
-    guesses["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(guesses["model"])
+    filled["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(filled["model"])
     if model.target.uses_original:
-        guesses["model_given_original"] = show(model, predicted, patches, mask)
-        guesses["original_alone"] = show(model, torch.zeros_like(predicted), patches, mask)
-    return {name: to_unit(guess, data).clamp(0, 1) for name, guess in guesses.items()}
+        filled["model_given_original"] = show(model, predicted, patches, mask)
+        filled["original_alone"] = show(model, torch.zeros_like(predicted), patches, mask)
+    return {name: to_unit(values, data).clamp(0, 1) for name, values in filled.items()}
 
 
 def show(model: MaskedModel, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:
-    """The target's own way from predictions to normalised pixels, (B, Q, P).
+    """Turns predictions into normalised pixels, (B, Q, P), as the target does.
 
     Raises:
         ValueError: where it has none.
@@ -59,13 +59,13 @@ def show(model: MaskedModel, predicted: Tensor, patches: Tensor, mask: Mask) -> 
 
 
 def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What visible tokens say of every place: contrast of the nearest, brightness of all, blended by inverse distance.
+    """Fills every token from visible ones: contrast of the nearest, brightness of all, blended by inverse distance.
 
     Args:
-        patches: (B, N, P), of which the visible ones are looked at.
+        patches: (B, N, P); only the visible ones are read.
         visible: int64 (B, V).
         grid: the arrangement of the N tokens.
-        channels: C, each blended by itself.
+        channels: C, each blended on its own.
 
     Returns:
         (B, N, P) with both; with the brightness alone; and copies of the nearest visible token (in tokens, of a clip along time
@@ -83,6 +83,6 @@ def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) ->
 
 
 def to_unit(patches: Tensor, data: Input) -> Tensor:
-    """Takes the normalisation back: tokens (B, M, P), the channel fastest, to pixels in [0, 1]."""
+    """Undoes the normalisation: tokens (B, M, P), the channel fastest, to pixels in [0, 1]."""
     mean, std = (torch.tensor(values, device=patches.device) for values in (data.mean, data.std))
     return (patches.float().unflatten(2, (-1, data.channels)) * std + mean).flatten(2)

@@ -1,4 +1,4 @@
-"""Reconstructions of a part of the data: one picture of a few, of clips one that moves too, and the PSNR over many."""
+"""Reconstruction gallery: a picture of a few samples, for clips also an animation, and the PSNR over many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmm.evaluate.features.table import choose, inference, rank_and_world
 from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.evaluate.progress import progress
-from mmm.evaluate.reconstruction.baselines import GUESSES
+from mmm.evaluate.reconstruction.baselines import BASELINES
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
 from mmm.model import MaskedModel
@@ -35,16 +35,16 @@ SIDE_BY_SIDE = 6  # samples from which a picture has two groups of them
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryConfig:
-    """How many reconstructions, and of what."""
+    """The samples that are drawn and measured."""
 
     samples: int = 8
     """Samples in the picture, spread evenly over the part."""
 
     measured: int | None = 256
-    """Samples, chosen by key, that the PSNR is of; none: all."""
+    """Samples, chosen by key, over which the PSNR is measured; None: all."""
 
     mask_seed: int = 0
-    """Of the masks and of the choice of samples."""
+    """Random seed for the masks and the choice of samples."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "measured"):
@@ -59,7 +59,7 @@ class ReconstructionGallery(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, GalleryConfig):
-        """Which samples are drawn and measured."""
+        """The samples that are drawn and measured, and how often."""
 
         def validate(self) -> None:
             GalleryConfig.__post_init__(self)
@@ -91,7 +91,7 @@ class ReconstructionGallery(Evaluator):
 
     def format(self, found: Mapping[str, Any]) -> str:
         """Returns a line for each way to fill hidden tokens."""
-        return describe_gallery(found) if found else ""
+        return format_gallery(found) if found else ""
 
 
 def why_not(model: MaskedModel) -> str | None:
@@ -114,18 +114,18 @@ def make_gallery(
     dtype: torch.dtype | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Reconstructs samples, of a video its first view; each process that calls it does all the work.
+    """Reconstructs samples, of a video the first view; each process that calls it does all the work.
 
     Args:
         model: on its device.
         images: the part of the data.
-        path: of the PNG file; none: no picture, as in the processes that are not the main one.
-        dtype: of autocast; none: fp32.
+        path: of the PNG file; None: no picture, as in the processes that are not the main one.
+        dtype: of autocast; None: fp32.
 
     Returns:
-        `data`, the source and the part of it; `samples`, how many were measured; `hidden`, the fraction of tokens;
-        `uses_original`; `psnr` by guess, in dB; `problems`, the inputs that could not be read; `picture`, its path or None; of
-        clips `animation` and `video` too.
+        `data`, the source and the part of it; `samples`, the number that was measured; `hidden`, the fraction of tokens;
+        `uses_original`; `psnr` by name of the reconstruction, in dB; `problems`, the inputs that could not be read; `picture`, its
+        path or None; for clips `animation` and `video` too.
 
     Raises:
         ValueError: where the target's predictions are not pixels, or nothing can be read.
@@ -163,7 +163,7 @@ def make_gallery(
 
 
 def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title: str) -> Path:
-    """The picture, with the figures of `make_gallery` below it."""
+    """Draws the picture, with the figures of `make_gallery` below it."""
     columns: Columns = _columns(shown, found)
     captions: Sequence[Sequence[str]] = ()
     groups = _groups(shown)
@@ -186,7 +186,7 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
 
 
 def _columns(shown: Reconstruction, found: dict[str, Any]) -> Columns:
-    """The treatments, with their titles."""
+    """The columns of the picture, with their titles."""
     titles = ("original", f"visible, {1 - found['hidden']:.0%}", "predicted", "visible + predicted")
     return list(zip(titles, shown.pictures, strict=True))
 
@@ -195,7 +195,7 @@ def _groups(shown: Reconstruction) -> int:
     return 2 if len(shown.original) >= SIDE_BY_SIDE else 1
 
 
-def describe_gallery(found: Mapping[str, Any]) -> str:
+def format_gallery(found: Mapping[str, Any]) -> str:
     """The figures as lines of text."""
     lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
@@ -207,15 +207,15 @@ def describe_gallery(found: Mapping[str, Any]) -> str:
 
 
 def _words(found: Mapping[str, Any]) -> dict[str, str]:
-    """What each figure is."""
-    words = {name: text for name, text in GUESSES.items() if name in found["psnr"]}
+    """The meaning of each figure."""
+    words = {name: text for name, text in BASELINES.items() if name in found["psnr"]}
     return words if found["uses_original"] else words | {"model": "the model"}
 
 
 def _reconstructions(
     model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
-    """Places in the part and reconstructions, batch by batch; what cannot be read is added to `problems`."""
+    """Yields indices in the part and reconstructions, batch by batch; appends inputs that cannot be read to `problems`."""
     device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
     batches = eval_batches(part, part.config, batch_size=batch_size)
     for batch in progress(batches, len(part), f"reconstructions of {part.title}", lambda batch: len(batch.index) // views):

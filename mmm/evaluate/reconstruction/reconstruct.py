@@ -20,7 +20,7 @@ from mmm.core.mask import Mask
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
-from mmm.evaluate.reconstruction.baselines import guess_hidden, to_unit
+from mmm.evaluate.reconstruction.baselines import fill_hidden, to_unit
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
@@ -34,7 +34,7 @@ class Reconstruction:
         visible: what the encoder saw.
         predicted: what the decoder made of the rest.
         pasted: what was seen, and the prediction around it.
-        errors: the mean squared error over all hidden pixels of each of `guess.GUESSES`, (B,).
+        errors: the mean squared error over all hidden pixels of each of `baselines.BASELINES`, (B,).
         uses_original: whether each prediction was given brightness and contrast of the original.
     """
 
@@ -82,10 +82,10 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
     mask = every_hidden(model.masker(keys, grid), len(x), patches.shape[1])
     predicted = model(x, mask=mask).predicted.float()  # (B, Q, K)
-    guesses = guess_hidden(model, predicted, patches, grid, mask, data)
+    filled = fill_hidden(model, predicted, patches, grid, mask, data)
     wanted = to_unit(take(patches, mask.predict), data)
-    errors = {name: (guess - wanted).square().mean((1, 2)) for name, guess in guesses.items()}
-    best = guesses["model_given_original" if model.target.uses_original else "model"]
+    errors = {name: (values - wanted).square().mean((1, 2)) for name, values in filled.items()}
+    best = filled["model_given_original" if model.target.uses_original else "model"]
     unit, nothing = to_unit(patches, data), torch.full_like(patches, torch.nan, dtype=torch.float32)
 
     def picture(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
@@ -129,16 +129,16 @@ def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
 
 
 def psnr(error: float) -> float:
-    """Of a mean squared error of pixels in [0, 1], in dB; at most 100, where it would be infinite."""
+    """The PSNR of a mean squared error of pixels in [0, 1], in dB; at most 100, in place of infinity."""
     return -10 * math.log10(max(error, 1e-10))
 
 
 @dataclass
 class HiddenError:
-    """Adds up the errors of many batches.
+    """Accumulates the errors of many batches.
 
     Attributes:
-        sums: of each guess, over samples.
+        sums: of the errors over samples, by name.
         samples: how many.
     """
 
@@ -146,7 +146,7 @@ class HiddenError:
     samples: int = 0
 
     def add(self, batches: Iterable[Reconstruction]) -> HiddenError:
-        """Counts batches in."""
+        """Adds batches."""
         for batch in batches:
             self.samples += len(batch.original)
             for name, error in batch.errors.items():
@@ -154,5 +154,5 @@ class HiddenError:
         return self
 
     def psnr(self) -> dict[str, float]:
-        """Of each guess, in dB."""
+        """The PSNR of the model and of each baseline, in dB."""
         return {name: psnr(total / self.samples) for name, total in self.sums.items()}

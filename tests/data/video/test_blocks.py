@@ -1,4 +1,4 @@
-"""Frames that come a few at a time are those of one reading, whatever the size of a block, and so are the crops cut of them."""
+"""Frames read in blocks, and the crops cut from them, are those of one read, for any size of a block."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Whole:
-    """A backend that reads all at once, as most do."""
+    """A backend that decodes all frames at once."""
 
     def __init__(self, video: Video) -> None:
         self.times, self.read, self.close = video.times, video.read, video.close

@@ -1,4 +1,4 @@
-"""The films that are made on the spot: what moves where, what a single frame tells, and a cache that survives what befalls it."""
+"""The rendered videos: direction of movement, what a single frame reveals, and repair of a damaged cache."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def moved(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[int, int]:
-    """By how many pixels, down and right, the second picture fits the first best; at most 8."""
+    """Returns the shift in pixels, down and right, at which the second image fits the first best; at most 8."""
     side, most = len(first), 8
 
     def apart(down: int, right: int) -> float:
@@ -55,7 +55,7 @@ def moved(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[int, int
     return min(places, key=lambda place: apart(*place))
 
 
-def test_films_move_where_their_class_says() -> None:
+def test_videos_move_in_the_direction_of_their_class() -> None:
     for index, (name, (down, right)) in enumerate(videos.DIRECTIONS.items()):
         for further in (0, 8, 16):
             pictures = videos.motion_frames("train", index + further)
@@ -65,7 +65,7 @@ def test_films_move_where_their_class_says() -> None:
             assert (np.sign(found) * (np.abs(expected) > 1) == np.sign(expected) * (np.abs(expected) > 1)).all(), name
 
 
-def test_films_are_functions_of_their_place() -> None:
+def test_videos_are_functions_of_split_and_index() -> None:
     first = videos.motion_frames("test", 5)
     videos._plane.cache_clear()
     videos.motion_frames("train", 5)
@@ -75,7 +75,7 @@ def test_films_are_functions_of_their_place() -> None:
     assert first.shape == (videos.FRAMES, videos.SIDE, videos.SIDE)
 
 
-def test_every_film_has_the_same_light() -> None:
+def test_all_videos_have_the_same_brightness() -> None:
     for index in range(24):
         pictures = videos.motion_frames("train", index).astype(float)
         assert abs(pictures.mean() - videos.BRIGHTNESS) < 8
@@ -110,7 +110,7 @@ def test_no_pixel_of_a_photograph_is_in_two_splits() -> None:
     assert len(ends) == len(PHOTOGRAPHS) + len(videos.UNSEEN)
 
 
-def test_files_hold_the_films(cache: Path) -> None:
+def test_files_hold_the_videos(cache: Path) -> None:
     root = videos.motion_folder(cache, FEW)
     paths = sorted(root.rglob("*.mp4"))
     assert len(paths) == sum(FEW.values())
@@ -141,7 +141,7 @@ def test_the_source_is_read_like_any_folder(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_there_is_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "write_motion_video", None)
     root = videos.motion_folder(cache, FEW)
-    monkeypatch.setattr(videos, "SPEED", (3.0, 4.0))  # other films are other files
+    monkeypatch.setattr(videos, "SPEED", (3.0, 4.0))  # other videos are other files
     with pytest.raises(TypeError):
         videos.motion_folder(cache, FEW)
     assert root.is_dir()

@@ -1,4 +1,4 @@
-"""Which frames and which part of them a sample takes; decoding once; the same clips for any workers and processes."""
+"""Clips: which frames and crops a sample gets, decoding once, the same samples for any number of workers and processes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_evaluation_spreads_its_clips() -> None:
 
 
 def published_boxes(height: int, width: int, size: int) -> set[tuple[int, int, int, int]]:
-    """All that VideoMAE's crop can draw, restated from its description."""
+    """Returns all boxes that VideoMAE's crop can draw, by its description."""
     sides = [int(min(height, width) * share) for share in SIDES]
     sides = [size if abs(side - size) < 3 else side for side in sides]
     boxes = set()
@@ -161,7 +161,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same names, but that three cannot be read."""
+    """The same names, of which three are unreadable."""
     root = tmp_path_factory.mktemp("damaged")
     for path in tree.rglob("*.*"):
         (root / path.parent.name).mkdir(exist_ok=True)
@@ -253,7 +253,7 @@ def test_stopping_in_the_middle_of_an_epoch_changes_nothing(tree: Path) -> None:
 
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
-    """What was opened for decoding."""
+    """Records the sources that are opened for decoding."""
     seen: list[Source] = []
     plain = BACKENDS["av"]
 
@@ -406,7 +406,7 @@ def test_the_global_generators_are_left_alone(tree: Path) -> None:
 
 
 def test_the_pixels_reach_the_model_in_its_own_order(tree: Path) -> None:
-    """They lie channels last in memory, which no reader of the batch may notice."""
+    """They are stored channels last in memory, which must not show."""
     batch = next(train_batches(opened(tree), CONFIG, seed=0, batch_size=2, steps=1))
     assert not batch.pixels.is_contiguous()
     assert torch.equal(batch.pixels.contiguous().flatten(), batch.pixels.flatten())

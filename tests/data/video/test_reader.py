@@ -1,4 +1,4 @@
-"""Reading frames: exactly those of a full decode, on every kind of file, by every backend; or a refusal with its reason."""
+"""Frames equal those of a full decode, for every kind of file and every backend, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clips(real_data: Path) -> Path:
 
 
 def draws(count: int, seed: int = 0) -> list[list[int]]:
-    """Clips as training asks for them, and worse: backwards, repeated, single, and all frames."""
+    """Draws clips as in training, and harder ones: backwards, repeated, single, and all frames."""
     generator = np.random.default_rng(seed)
     starts = generator.integers(0, max(1, count - 16), 5)
     dense = [
@@ -188,7 +188,7 @@ def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("bframes", [0, 2])
 def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: int, container: str) -> None:
-    """Intra refresh: after the first frame there is no other that is whole by itself."""
+    """With intra refresh, only the first frame can be decoded by itself."""
     path = tmp_path / f"refresh.{container}"
     write(
         path,
@@ -205,7 +205,7 @@ def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: in
 
 @pytest.mark.parametrize("parameters", ["", "ref=4:b-pyramid=normal:bframes=3:b-adapt=0"])
 @pytest.mark.parametrize("container", ["mp4", "ts"])
-def test_lost_packets_are_named_and_no_frame_has_two_faces(tmp_path: Path, parameters: str, container: str) -> None:
+def test_lost_packets_are_reported_and_all_returned_frames_are_exact(tmp_path: Path, parameters: str, container: str) -> None:
     whole = write(tmp_path / f"whole.{container}", group=24, options={"x264-params": parameters}, count=96)
     truth = {frame.tobytes() for frame in all_frames(whole)}
     generator, reasons = np.random.default_rng(0), []
@@ -226,7 +226,7 @@ def test_lost_packets_are_named_and_no_frame_has_two_faces(tmp_path: Path, param
 
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The videos whose packets were listed, with a cache of their own in which every list is kept."""
+    """Records the videos whose packets are listed, with an empty cache in which every list is kept."""
     listed: list[str] = []
     plain = packets.list_packets
 
@@ -281,7 +281,7 @@ def test_a_damaged_or_a_missing_cache_costs_time_only(
 
 
 def broken(folder: Path, good: Path) -> dict[str, tuple[Path | bytes, str]]:
-    """What cannot be read, and a part of the reason."""
+    """Makes unreadable files; returns each with a part of the reason."""
     data = good.read_bytes()
     (folder / "good.mp4").write_bytes(data)
     files = {
@@ -318,7 +318,7 @@ def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tm
 
 
 def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], tmp_path: Path) -> None:
-    """With the index at the front; the frames that are there are true, the others refused."""
+    """With the index at the front: the frames that are left are exact, the others refused."""
     front = tmp_path / "front.mp4"
     with av.open(str(zoo["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -334,7 +334,7 @@ def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], 
 
 
 def shows_damage(path: Path) -> bool:
-    """Whether a plain decode, from start to end, meets something wrong."""
+    """Whether a plain decode from start to end reports damage."""
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
@@ -391,7 +391,7 @@ def test_frames_from_another_container_are_the_same(zoo: dict[str, Path], tmp_pa
 
 
 def test_the_pictures_are_those_that_were_encoded(tmp_path: Path) -> None:
-    """The whole way round, without FFmpeg's word for it: lossless, and grey, which no conversion of colours changes."""
+    """Compares with the images that were encoded: lossless, and grey, which no conversion of colours changes."""
     path = write(tmp_path / "lossless.mp4", options={"qp": "0"}, pixels="yuv444p", count=20)
     for found, made in zip(read_clip(path, [2, 9, 17]), [list(pictures(20))[i] for i in (2, 9, 17)], strict=True):
         assert np.abs(found.astype(int) - made).mean() < 3

@@ -1,4 +1,4 @@
-"""The tasks that go over a whole set of videos once: scan and prepare_video."""
+"""The tasks scan and prepare_video."""
 
 from __future__ import annotations
 

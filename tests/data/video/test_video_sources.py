@@ -1,4 +1,4 @@
-"""Where videos come from: folders, folders of frames, lists, tables; labels, splits, and clear refusals."""
+"""Sources of videos: folders, folders of frames, lists, tables; labels, splits, and errors."""
 
 from __future__ import annotations
 

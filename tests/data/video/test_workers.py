@@ -1,4 +1,4 @@
-"""Workers that hang, crash or are killed: the run goes on, the sample that did it is named, the pixels are as for any bad file."""
+"""Workers that hang, crash or are killed: the run goes on, and the sample that caused it counts as unreadable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hang() -> None:
-    """Sleeps in C with Python's lock held, as a decoder that never returns."""
+    """Sleeps in C with Python's lock held, like a decoder that never returns."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -108,7 +108,7 @@ def test_evaluation_goes_on_without_the_sample(tree: Path, trap: Any) -> None:
 
 
 def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
-    """As the kernel does where memory is short."""
+    """As by the kernel, when memory is short."""
     clips = opened(tree)
     expected = list(train_batches(clips, replace(CONFIG, workers=0), seed=1, batch_size=3, steps=6))
     found = []
@@ -121,7 +121,7 @@ def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
 
 
 def test_a_worker_that_dies_before_it_is_known_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its start and our look at who was started, once."""
+    """The process dies between its start and the first check of the processes, once."""
     plain, looks = multiprocessing.active_children, []
 
     def look() -> list[Any]:
@@ -176,7 +176,7 @@ def test_errors_of_our_own_are_not_taken_for_a_death() -> None:
 
 
 def test_the_deaths_of_workers_are_nobody_elses_business(tree: Path) -> None:
-    """torch would leave a handler that raises in the middle of whatever runs."""
+    """torch would leave a signal handler that raises in the main thread."""
     before = signal.getsignal(signal.SIGCHLD)
     next(train_batches(opened(tree), CONFIG, seed=1, batch_size=3, steps=6))
     assert signal.getsignal(signal.SIGCHLD) == before

@@ -1,0 +1,336 @@
+"""The contract of parts: what holds for every tokenizer, masker, encoder, decoder and target, checked on a small model.
+
+`mmm check FILE` runs it over a user's parts, the tests over all registered ones, and a run with `--use` its quick checks.
+
+Shapes: B samples, N tokens, mB rows of visible and blank tokens, kmB rows of predicted ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmm.core.mask import Mask
+from mmm.core.registry import REGISTRIES, PartConfig
+from mmm.core.rng import Stream, sample_keys, stream
+from mmm.core.types import Input
+from mmm.maskers import Masker, RandomMasker
+from mmm.model import MaskedModel, ModelConfig, Output
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches, Tubes
+
+KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
+SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
+SMALL = {
+    "tokenizer": {"size": 4},
+    "encoder": {"width": 24, "depth": 2, "heads": 2},
+    "decoder": {"width": 16, "depth": 2, "heads": 2},
+    "target": {"cell": 4, "clusters": 32},
+}
+
+
+class ContractError(ValueError):
+    """A part does not keep the contract."""
+
+
+def require(holds: bool | Tensor, message: str) -> None:
+    """Raises ContractError where something does not hold."""
+    if not bool(holds):
+        raise ContractError(message)
+
+
+# --- small models ---------------------------------------------------------------------------------------------------------------
+
+
+def small_config(kind: str, name: str) -> PartConfig:
+    """The default config of a part, small where it has fields called size, width, depth and heads."""
+    config: Any = REGISTRIES[kind][name].Config
+    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+
+
+def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
+    """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
+
+    A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
+    nothing hides behind a bias of 0 or a norm of 1.
+    """
+    chosen: dict[str, Any] = {
+        "tokenizer": Patches.Config(size=4) if len(size) == 2 else Tubes.Config(size=4, frames=2),
+        "encoder": small_config("encoder", "vit"),
+        "decoder": small_config("decoder", "self_attention"),
+        "target": PixelTarget.Config(),
+        **parts,
+    }
+    reads = chosen["decoder"].reads(chosen["encoder"].shape.depth)
+    chosen.setdefault("masker", RandomMasker.Config(blank=reads.hidden))
+    mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
+    model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.05)
+    return model
+
+
+def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
+    """Noise as a batch of the size that the model was built for, (B, C, ...), and its mask."""
+    assert model.data is not None
+    x = torch.randn(samples, model.data.channels, *model.data.size)
+    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------------------
+
+
+def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """A mask is a function of its sample's key alone: not of torch's generator, and not of the other samples of a batch."""
+    keys, grid = sample_keys(0, 0, torch.arange(len(x))), model.tokenizer.grid(x)
+    state = torch.get_rng_state()
+    again = model.masker(keys, grid)
+    require(torch.equal(torch.get_rng_state(), state), "the masker draws from torch's generator; draw from the keys (mmm.core.rng)")
+    require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
+    alone = [model.masker(keys[row : row + 1], grid) for row in range(len(x))]
+    for name in ("visible", "predict"):
+        rows = [getattr(one, name) for one in alone]
+        same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(mask, name))
+        require(same, f"mask.{name} of a sample depends on the other samples of its batch")
+
+
+def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """A mask is drawn on the device of the keys."""
+    keys = torch.zeros(len(x), dtype=torch.int64, device="meta")
+    try:
+        there = model.masker(keys, model.tokenizer.grid(x))
+    except (RuntimeError, NotImplementedError) as error:
+        if "expected device" in str(error):
+            raise ContractError(f"the masker mixes tensors of the CPU with keys of another device: {error}") from error
+        return  # it reads values, which this device has none of
+    require(there.visible.device == keys.device, "mask.visible does not lie on the device of the keys")
+    require(there.predict.device == keys.device, "mask.predict does not lie on the device of the keys")
+
+
+def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Visible, blank and predicted tokens are tokens of the grid; no set has one twice; none is visible and hidden."""
+    tokens = math.prod(model.tokenizer.grid(x))
+    mask.checked(len(x), tokens)
+    for one in mask.families:
+        seen = _counts(one.visible, tokens)
+        require(seen.max() <= 1, "a token is visible twice")
+        if one.blank is not None:
+            require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
+        hidden = one.predict[:, : one.predict.shape[1] - one.echo]
+        predicted = _counts(hidden, tokens)
+        if one.weight is None:
+            require(predicted.max() <= 1, "a token is predicted twice")
+        both = predicted.view(len(seen), -1, tokens).sum(1) * seen
+        require(
+            both.max() == 0, "a visible token is predicted; visible and predicted tokens must be disjoint (or mask.echo says so)"
+        )
+
+
+def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """The order of units is a permutation, and units share out the grid."""
+    masker, grid = model.masker, model.tokenizer.grid(x)
+    if type(masker).forward is not Masker.forward:
+        return  # it works without an order
+    members = masker.members(grid)
+    require(torch.equal(members.flatten().sort().values, torch.arange(math.prod(grid))), "`members` must hold each token once")
+    order = masker.order(stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), grid)
+    units = torch.arange(len(members)).expand(len(x), -1)
+    require(
+        order.shape == units.shape and torch.equal(order.sort(1).values, units), "`order` must return a permutation of the units"
+    )
+
+
+def _same(one: Mask, other: Mask) -> bool:
+    return torch.equal(one.visible, other.visible) and torch.equal(one.predict, other.predict)
+
+
+def _counts(index: Tensor, tokens: int) -> Tensor:
+    """How often each token is in each row, (rows, N)."""
+    return torch.zeros(len(index), tokens, dtype=torch.int64).scatter_add(1, index, torch.ones_like(index))
+
+
+# --- what flows where -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Hidden pixels change no feature and no prediction, visible ones do."""
+    model.eval()
+    patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
+    samples, tokens = patches.shape[:2]
+    seen = _counts(mask.visible, tokens).view(samples, -1, tokens).sum(1) > 0  # (B, N)
+    for what, chosen, changes in (("hidden", ~seen, False), ("visible", seen, True)):
+        other = model.tokenizer.join(torch.where(chosen[..., None], torch.randn_like(patches), patches), grid)
+        before, after = model.encoder(patches, grid, mask), model.encoder(model.tokenizer.split(other), grid, mask)
+        if torch.equal(before.last, after.last) is changes:
+            raise ContractError(f"{what} pixels {'do not change' if changes else 'change'} the encoder's features")
+        predicted = [model(one, mask=mask).predicted for one in (x, other)]
+        if torch.equal(*predicted) is changes:
+            raise ContractError(f"{what} pixels {'do not change' if changes else 'change'} the predictions")
+    model.train()
+
+
+def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Loss, predictions, features and pictures have the shapes and types that the other parts expect."""
+    output, grid = model(x, mask=mask), model.tokenizer.grid(x)
+    rows, queries = mask.predict.shape
+    require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
+    require(output.loss.isfinite(), f"the loss is {output.loss}")
+    require(output.predicted.shape == (rows, queries, sum(model.target.widths)), f"predictions are {tuple(output.predicted.shape)}")
+    for wanted in output.wanted if isinstance(output.wanted, tuple) else (output.wanted,):
+        require(wanted.shape[:2] == (rows, queries), f"the target is {tuple(wanted.shape)} for {rows} x {queries} predicted tokens")
+        require(wanted.dtype in (torch.float32, torch.int64), f"the target is {wanted.dtype}, neither fp32 nor int64")
+        require(not wanted.requires_grad, "the target carries a gradient")
+    features = model.encoder(model.tokenizer.split(x), grid, None)
+    expected = (len(x), math.prod(grid), model.encoder.shape.width)
+    require(features.tokens.shape == expected, f"features of all tokens are {tuple(features.tokens.shape)}, not {expected}")
+    require(features.prefix == model.encoder.shape.prefix, "the number of prefix tokens is not that of the encoder's shape")
+    patches = model.tokenizer.split(x)
+    require(torch.equal(model.tokenizer.split(model.tokenizer.join(patches, grid)), patches), "`join` does not undo `split`")
+    shown = model.target.show(output.predicted, model.tokenizer.split(x), mask)
+    require(shown is None or shown.shape == (rows, queries, model.tokenizer.width), "`show` must return the pixels of each token")
+
+
+def check_gradients(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Every trainable weight gets a gradient that is finite and not 0; the others get none."""
+    model.zero_grad()
+    model(x, mask=mask).loss.backward()
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            require(weight.grad is None, f"{name} is not trained and gets a gradient")
+            continue
+        if weight.grad is None:
+            raise ContractError(f"{name} gets no gradient")
+        require(weight.grad.isfinite().all(), f"the gradient of {name} is not finite")
+        require(weight.grad.any(), f"the gradient of {name} is 0")
+    model.zero_grad()
+
+
+@torch.no_grad()
+def check_copies(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """A second forward, a copy, and a model with the saved weights compute the same."""
+    model.eval()
+    output = model(x, mask=mask)
+    require(torch.equal(model(x, mask=mask).predicted, output.predicted), "a second forward gives other predictions")
+    require(torch.equal(copy.deepcopy(model)(x, mask=mask).predicted, output.predicted), "a copy gives other predictions")
+    other = copy.deepcopy(model)
+    for weight in other.parameters():
+        weight.fill_(0.5)
+    other.load_state_dict(model.state_dict(), strict=True)
+    require(torch.equal(other(x, mask=mask).predicted, output.predicted), "a model with the saved weights gives other predictions")
+    model.train()
+
+
+@torch.no_grad()
+def check_precision(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Under autocast to bf16 the loss stays fp32 and close; in fp64 everything is fp64, and closer."""
+    model.eval()
+    output = model(x, mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, mask=mask)
+    require(half.loss.dtype == torch.float32, f"under autocast to bf16 the loss is {half.loss.dtype}, not fp32")
+    _require_near(half, output, 2e-2, "bf16")
+    double = copy.deepcopy(model).double()(x.double(), mask=mask)
+    require(double.predicted.dtype == torch.float64, f"a model in fp64 predicts {double.predicted.dtype}")
+    _require_near(double, output, 1e-5, "fp64")
+    model.train()
+
+
+def _require_near(found: Output, wanted: Output, rate: float, name: str) -> None:
+    close = math.isclose(found.loss.item(), wanted.loss.item(), rel_tol=rate)
+    require(close, f"in {name} the loss is {found.loss.item():.6g}, in fp32 {wanted.loss.item():.6g}")
+
+
+Check = Callable[[MaskedModel, Tensor, Mask], None]
+QUICK: dict[str, Check] = {
+    "masks depend on each sample's key alone": check_keys,
+    "visible and predicted tokens are disjoint": check_sets,
+    "the order of units is a permutation": check_order,
+    "hidden pixels change nothing": check_hidden,
+}
+CHECKS: dict[str, Check] = QUICK | {
+    "masks lie on the keys' device": check_device,
+    "shapes and types": check_shapes,
+    "every weight has a gradient": check_gradients,
+    "a copy computes the same": check_copies,
+    "bf16 and fp64": check_precision,
+}
+
+
+# --- running it -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        part: kind and name.
+        medium: images or clips.
+        check: a name in `CHECKS`.
+        fault: None where the part keeps the contract.
+    """
+
+    part: str
+    medium: str
+    check: str
+    fault: str | None
+
+
+def check_part(kind: str, name: str) -> list[Finding]:
+    """Runs all checks on a small model with one part, on images and on clips. torch's generator stays as it is.
+
+    A medium for which no model can be built, as for patches among clips, is left out, unless that holds for both.
+    """
+    found: list[Finding] = []
+    refused: list[Finding] = []
+    parts: dict[str, Any] = {kind: small_config(kind, name)}
+    for medium, size in SIZES.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            try:
+                model = small_model(size, parts)
+                x, mask = draw(model)
+            except ValueError as error:
+                refused.append(Finding(f"{kind} {name}", medium, "a small model is built", str(error)))
+                continue
+            found += [Finding(f"{kind} {name}", medium, check, _fault(run, model, x, mask)) for check, run in CHECKS.items()]
+    return found or refused
+
+
+def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
+    """A broken rule. Any other error that a part raises is a fault, too."""
+    try:
+        run(model, x, mask)
+    except ContractError as broken:
+        return str(broken)
+    except Exception as error:  # a user's part may raise anything
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def check_own_parts(model: MaskedModel) -> None:
+    """Runs the quick checks on the model of a run if a user's file registered one of its parts.
+
+    The weights and torch's generator stay as they are.
+
+    Raises:
+        ContractError: naming the parts, and what does not hold.
+    """
+    parts: list[Any] = [model.tokenizer, model.masker, model.encoder, model.decoder, model.target]
+    own = [f"{part.config.kind} {part.config.name}" for part in parts if not type(part).__module__.startswith("mmm.")]
+    if not own:
+        return
+    with torch.random.fork_rng(devices=[]):
+        x, mask = draw(model, samples=2)
+        for name, run in QUICK.items():
+            if fault := _fault(run, model, x, mask):
+                raise ContractError(f"{', '.join(own)}: {name}: {fault}; `mmm check FILE` runs all checks")

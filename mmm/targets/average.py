@@ -1,0 +1,60 @@
+"""The teacher that is the moving average of the encoder (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from mmm.core.checks import ZeroToOne
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Features
+from mmm.layers.averages import follow
+from mmm.targets.base import TargetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig(TargetConfig):
+    """Base of the `Config` of targets whose teacher is the encoder's moving average: how slowly it follows."""
+
+    decay: ZeroToOne = 0.996
+    """Decay of the average an update, at the run's beginning (I-JEPA: 0.996)."""
+
+    decay_end: ZeroToOne = 1.0
+    """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
+
+    decay_until: ZeroToOne = 1.0
+    """Part of the run, 0 to 1, over which the decay moves."""
+
+    def decay_at(self, step: int, steps: int) -> float:
+        """The average's decay in an update; the first is step 1."""
+        progress = (step - 1) / steps
+        share = min(1.0, progress / self.decay_until) if self.decay_until else 1.0
+        return self.decay + (self.decay_end - self.decay) * share
+
+
+class Average(nn.Module):
+    """A copy of the encoder that follows it, gets no gradient, and drops nothing."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever the mode of the model."""
+        return super().train(False)
+
+    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
+        """As an encoder's."""
+        return self.encoder(patches, grid, mask, blocks)
+
+    def restart(self, encoder: nn.Module) -> None:
+        """Becomes equal to the encoder."""
+        self.encoder.load_state_dict(encoder.state_dict())
+
+    def follow(self, encoder: nn.Module, decay: float, made: Tensor) -> None:
+        """Moves towards the encoder, where the update was made."""
+        follow(list(self.encoder.parameters()), list(encoder.parameters()), decay, made)

@@ -1,0 +1,107 @@
+"""Clusters that are learned while training as the target (Darcet et al., "CAPI", 2025).
+
+A teacher, the encoder's moving average, sees the whole sample. Its tokens are assigned to clusters by Sinkhorn and Knopp's
+algorithm, place by place of the grid over the samples of all processes, so that at each place all clusters are used alike. The
+clusters learn from their own assignments, and the model predicts those of hidden tokens.
+
+Shapes: B samples, N tokens, D the encoder's width, K clusters, kmB rows of Q predicted tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.checks import AboveZero, NonNegative, Positive, ZeroToOne
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Alone, Features, Input, UpdateScale
+from mmm.targets.average import Average, AverageConfig
+from mmm.targets.base import Target, Taught, Wanted, targets
+from mmm.targets.losses import mean_loss
+
+
+@targets.register("clusters")
+class ClusterTarget(Target):
+    """The clusters of a teacher's tokens, which learn in the same training; predictions are logits."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AverageConfig):
+        decay: ZeroToOne = 0.999
+        """Decay of the average an update, at the run's beginning."""
+
+        decay_end: ZeroToOne = 0.9999
+        """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
+
+        clusters: Positive = 16384
+        """Number of clusters."""
+
+        temperature: AboveZero = 0.06
+        """Temperature of the cluster assignments; a lower value makes them harder."""
+
+        prediction_temperature: AboveZero = 0.12
+        """Temperature of the predictions that are compared with the assignments."""
+
+        iterations: Positive = 3
+        """Times that the assignments are balanced over the clusters, and each token's made to sum to 1."""
+
+        learning_rate: AboveZero = 0.5
+        """The clusters' learning rate over that of the rest (CAPI: 5e-4 over 1e-3)."""
+
+        weight_decay: NonNegative = 0.1
+        """The clusters' weight decay over that of the rest (CAPI: 0.01 over 0.1)."""
+
+    config: Config
+    across_batch: ClassVar[bool] = True
+
+    def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
+        """Builds it with a copy of the encoder."""
+        super().__init__()
+        self.config, self.width = config, config.clusters
+        self.teacher = Average(encoder)
+        self.clusters = nn.Linear(encoder.shape.width, config.clusters)
+        nn.init.normal_(self.clusters.weight)
+        nn.init.zeros_(self.clusters.bias)
+        scale: Any = UpdateScale(config.learning_rate, config.weight_decay)
+        self.clusters.update_scale = scale
+
+    def begin(self, model: Any, load: Any) -> None:
+        """Makes the teacher equal to the encoder."""
+        self.teacher.restart(model.encoder)
+
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        """The assignments of every token, (B, N, K), without a gradient, and the loss of the clusters that are to give them."""
+        with torch.no_grad():
+            tokens = F.normalize(self.teacher(patches, grid, None).tokens, dim=-1, eps=1e-7)
+        logits = self.clusters(tokens)  # (B, N, K)
+        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        assigned = self.assign(logits.detach())
+        return Taught(assigned, self._cross_entropy(logits, assigned, None))
+
+    @torch.no_grad()
+    def assign(self, logits: Tensor) -> Tensor:
+        """The share of each token in each cluster, (B, N, K): tokens sum to 1, and at each place all clusters get about as much."""
+        collective = self.collective if self.training else Alone()
+        logits = logits / self.config.temperature
+        shares = (logits - collective.max(logits.amax(0))).exp_()  # a factor of a place's cluster is divided away at once
+        least = torch.finfo(shares.dtype).tiny  # not 0 / 0
+        for _ in range(self.config.iterations):
+            shares.div_(collective.sum(shares.sum(0)).clamp_(min=least))
+            shares.div_(shares.sum(2, keepdim=True).clamp_(min=least))
+        return shares
+
+    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+        """The mean cross-entropy between predicted logits and assignments, ()."""
+        assert isinstance(wanted, Tensor)
+        return self._cross_entropy(predicted, wanted, mask.weight)
+
+    def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
+        """Moves the average towards the encoder."""
+        self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
+
+    def _cross_entropy(self, logits: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
+        return mean_loss("soft_cross_entropy", logits / self.config.prediction_temperature, shares, weight)

@@ -1,0 +1,81 @@
+"""Histograms of oriented gradients as the target (Wei et al., "MaskFeat", CVPR 2022; slowfast/models/operators.py).
+
+Of normalised pixels, channel by channel: gradients by Sobel's kernels, reflected at the border; hard votes of their magnitudes for
+one of the unsigned orientations, counted from the vertical; sums over square cells; each cell's histogram has norm 1. Of a tube
+the first frame counts.
+
+Shapes: B samples (T' frames a sample), C channels, H and W pixels, h and w tokens, o orientations, c cells along a token's side,
+N tokens, K = C o c^2 values a token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.checks import Positive
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Features, Input
+from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.losses import ValueLoss, mean_loss
+
+
+@targets.register("hog")
+class HogTarget(Target):
+    """Histograms of oriented gradients of each token's cells."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TargetConfig):
+        cell: Positive = 8
+        """Side of the cells that a histogram is taken of, in pixels; a divisor of the token's side."""
+
+        orientations: Positive = 9
+        """Bins of a histogram, over half a turn."""
+
+        loss: ValueLoss = "mse"
+        """How far a prediction is off."""
+
+    config: Config
+
+    def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
+        """Builds it for tokens of this size; histograms need no teacher, so the encoder is not kept."""
+        super().__init__()
+        if any(side % config.cell for side in token[-2:]):
+            raise ValueError(f"target.cell {config.cell} does not divide the token's side {token[-1]}; choose a divisor")
+        self.config, self.token = config, token
+        cells = math.prod(side // config.cell for side in token[-2:])
+        self.width = data.channels * config.orientations * cells
+
+    @torch.no_grad()
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        """The histograms of every token, (B, N, K), in fp32 or better."""
+        x = x if x.dtype.itemsize >= 4 else x.float()
+        frames = x[:, :, :: self.token[0]].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x  # (B T', C, H, W)
+        histograms = self._histograms(frames)  # (B T', C, o, H / cell, W / cell)
+        shape = {"h": grid[-2], "w": grid[-1], "t": len(frames) // len(x)}
+        return Taught(rearrange(histograms, "(b t) c o (h y) (w x) -> b (t h w) (c o y x)", **shape))
+
+    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+        """The mean loss of a predicted token, ()."""
+        return mean_loss(self.config.loss, predicted, wanted, mask.weight)
+
+    def _histograms(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, o, H / cell, W / cell)."""
+        padded, config = F.pad(x, (1, 1, 1, 1), mode="reflect"), self.config
+        rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # (B, C, H, W + 2)
+        columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]  # (B, C, H + 2, W)
+        across, down = rows[..., :-2] - rows[..., 2:], columns[:, :, :-2] - columns[:, :, 2:]  # (B, C, H, W)
+        size = torch.hypot(across, down)
+        bins = (torch.atan2(across, down) / math.pi * config.orientations).floor() % config.orientations
+        votes = torch.stack([self._sums(size * (bins == one)) for one in range(config.orientations)], dim=2)
+        return F.normalize(votes, dim=2)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        """Sums over cells, (B, C, H, W) -> (B, C, H / cell, W / cell)."""
+        return values.unflatten(3, (-1, self.config.cell)).sum(4).unflatten(2, (-1, self.config.cell)).sum(3)
