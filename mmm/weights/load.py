@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M")
 
 OTHERS = {  # prefixes of names that no format reads, and their layouts; the first match counts
-    "pos_embed_spatial": "MAE-ST's layout",
     "vit.": "transformers' ViT without its config.json",
     "videomae.": "transformers' VideoMAE without its config.json",
     "embeddings.": "transformers' weights without their config.json",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar, which is no tar
-WRAPPINGS = ("model", "module", "state_dict")  # where training scripts put the weights, also one in another
+WRAPPINGS = ("model", "module", "state_dict", "model_state")  # where training scripts put the weights, also one in another
 PREFIXES = ("module.", "_orig_mod.")  # which DDP and torch.compile put before every name
 
 

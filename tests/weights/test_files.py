@@ -185,7 +185,6 @@ def test_other_things_are_refused_in_words(tmp_path: Path) -> None:
     ("names", "seen"),
     [
         (["a.weight", "b.weight"], "no known format"),
-        (["pos_embed_spatial", "patch_embed.proj.weight"], "MAE-ST"),
         (["vit.embeddings.cls_token"], "transformers"),
         (["encoder.patch_embed.proj.weight", "decoder.embed.weight"], "a run without its config.yaml"),
     ],

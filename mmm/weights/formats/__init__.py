@@ -6,8 +6,8 @@ timm's, which others share too, at the end.
 
 # isort: off
 from mmm.weights.formats.base import FORMATS, Format, Model, Options, Stored, find_format, register
-from mmm.weights.formats import run, transformers, crossmae, videomae, mae, timm, ijepa
+from mmm.weights.formats import run, transformers, crossmae, videomae, mae_st, mae, timm, ijepa
 # isort: on
 
 __all__ = ["FORMATS", "Format", "Model", "Options", "Stored", "find_format", "register"]
-__all__ += ["crossmae", "ijepa", "mae", "run", "timm", "transformers", "videomae"]
+__all__ += ["crossmae", "ijepa", "mae", "mae_st", "run", "timm", "transformers", "videomae"]

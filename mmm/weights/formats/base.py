@@ -134,16 +134,17 @@ class Format:
         """
         raise NotImplementedError
 
-    def leave_out(self, stored: Stored, *beginnings: str, reason: str) -> dict[str, Tensor]:
-        """Returns the tensors without those of the head, which a warning names.
+    def leave_out(self, stored: Stored, *beginnings: str, reason: str, what: str = "head") -> dict[str, Tensor]:
+        """Returns the tensors without those of a part, which a warning names.
 
         Args:
-            beginnings: how the names of the head begin.
-            reason: why the head cannot be used.
+            beginnings: prefixes of the part's names.
+            reason: why the part cannot be used.
+            what: the part.
         """
         left = [name for name in stored.tensors if name.startswith(beginnings)]
         if left:
-            logger.warning("%s: the head was left out (%s), for %s", stored, shorten_list(left), reason)
+            logger.warning("%s: the %s is left out (%s), for %s", stored, what, shorten_list(left), reason)
         return {name: value for name, value in stored.tensors.items() if name not in left}
 
     def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:

@@ -65,7 +65,7 @@ class Timm(Format):
 
     def detect(self, stored: Stored) -> bool:
         """Returns whether blocks or patch embedding have timm's names; formats that share them come earlier in the list."""
-        return any(mark in stored.tensors for mark in MARKS) and "pos_embed_spatial" not in stored.tensors
+        return any(mark in stored.tensors for mark in MARKS)
 
     def read(self, stored: Stored, options: Options) -> Model:
         tensors, source = stored.tensors, str(stored)
