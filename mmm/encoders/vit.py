@@ -17,7 +17,8 @@ from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, 
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.layers.patch_embed import Embedding
-from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
+from mmm.layers.rotary import Rotary, RotaryKind, check_rotary, make_rotary
+from mmm.layers.transformer import Activation, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
@@ -67,8 +68,28 @@ class VisionTransformer(Encoder):
         norm_epsilon: NonNegative = 1e-6
         """Epsilon of the layer norms (MAE, timm: 1e-6; transformers: 1e-12)."""
 
+        rotary: RotaryKind = "none"
+        """Turn queries and keys by their places, beside `positions`: counted in tokens (axial: V-JEPA 2, EVA; vjepa2: with the
+        fault that V-JEPA 2's released weights need), or from -1 to 1 (dinov3)."""
+
+        norm: Norm = "layer"
+        """Norms over a token's values: layer norms, or without mean and bias (rms)."""
+
+        activation: Activation = "gelu"
+        """Between the layers of a block's MLP: GELU, or a gate (swiglu), for which `mlp_ratio` is usually 8/3."""
+
+        bias: bool = True
+        """Give the linear layers behind attention and in MLPs a bias; `qkv_bias` says it of queries, keys and values."""
+
+        qk_norm: bool = False
+        """Norm queries and keys, head by head."""
+
+        layer_scale: AboveZero | None = None
+        """First value of a factor for each value of a block's branches (BEiT: 0.1); none: no factors."""
+
         def validate(self) -> None:
             check_width("encoder", self.shape.width, self.head_count)
+            check_rotary("encoder", self.rotary, self.shape.width, self.head_count)
             if self.positions == "learned" and self.resize_positions == "recompute":
                 raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
 
@@ -112,8 +133,13 @@ class VisionTransformer(Encoder):
             epsilon=config.norm_epsilon,
             drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
+            bias=config.bias,
+            norm=config.norm,
+            activation=config.activation,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
         )
-        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon) if required.last else nn.Identity()
+        self.norm = make_norm(config.norm, width, config.norm_epsilon) if required.last else nn.Identity()
         self.apply(initialise)
         if config.embed_init == "torch":
             self.patch_embed.proj.reset_parameters()
@@ -124,12 +150,18 @@ class VisionTransformer(Encoder):
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
         """Features of the tokens at `where`, (mB, R + M, D); see `Encoder.encode`."""
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
+        rotary = self.rotary(grid, where, self.pos_embed.dtype)
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens)
+            tokens = block(tokens, rotary)
             if number in blocks:
                 kept[number] = tokens
         return Features(self.norm(tokens), self.shape.prefix, where, kept)
+
+    def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:
+        """Returns the rotations of the queries and keys of these tokens, or None where positions are added to the tokens alone."""
+        channels = self.shape.width // self.config.head_count
+        return make_rotary(self.config.rotary, grid, channels, where, prefix=self.shape.prefix, dtype=dtype)
 
     def embed(self, visible: Tensor, where: Tensor, grid: Grid) -> Tensor:
         """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""

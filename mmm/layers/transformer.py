@@ -12,7 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.layers.rotary import Rotary
+
 QKVBias = Literal["all", "qv", "none"]
+Norm = Literal["layer", "rms"]
+Activation = Literal["gelu", "swiglu"]
 EmbedInit = Literal["xavier", "torch"]
 
 
@@ -52,21 +56,45 @@ class QueryValueLinear(nn.Linear):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens to each other."""
+    """Multi-head attention of tokens to each other; queries and keys may be normed, head by head, and turned by their places."""
 
-    def __init__(self, width: int, heads: int, qkv_bias: QKVBias = "all") -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: QKVBias = "all",
+        *,
+        bias: bool = True,
+        qk_norm: bool = False,
+        norm: Norm = "layer",
+        epsilon: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.num_heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "all")
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width, bias=bias)
         if qkv_bias == "qv":
             self.qkv = QueryValueLinear(width)
+        self.q_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
+        self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         """(B, M, D) -> (B, M, D)."""
+        return self.proj(self.attention(*self.queries_keys_values(x, rotary)))
+
+    def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, M, 3D) -> (B, M, D) each
-        return self.proj(self.attention(q, k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(self._heads(q)).flatten(2), self.k_norm(self._heads(k)).flatten(2)
+        if rotary is not None:
+            q, k = rotary.apply(self._heads(q)).flatten(2), rotary.apply(self._heads(k)).flatten(2)
+        return q, k, v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, M, h c) -> (B, M, h, c)."""
+        return x.unflatten(2, (self.num_heads, -1))
 
 
 class CrossAttention(nn.Module):
@@ -87,35 +115,84 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between."""
+    """Two linear layers with an exact GELU between, or with a gate: SiLU of the first half of what `fc1` gives times the second.
 
-    def __init__(self, width: int, hidden: int) -> None:
+    The gated one is SwiGLU (Shazeer, arXiv 2002.05202) as timm's `SwiGLUPacked` and DINOv2 have it.
+    """
+
+    def __init__(self, width: int, hidden: int, *, activation: Activation = "gelu", bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.gated = activation == "swiglu"
+        self.fc1 = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        if not self.gated:
+            return self.fc2(F.gelu(x))
+        gate, value = x.chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A factor for each value of a block's branch (Touvron et al., "CaiT", ICCV 2021)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M, D) -> (B, M, D)."""
+        return x * self.gamma
+
+
+class RMSNorm(nn.RMSNorm):
+    """A norm without a mean and a bias (Zhang and Sennrich, NeurIPS 2019), computed in the precision of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def make_norm(norm: Norm, width: int, epsilon: float) -> nn.Module:
+    """A layer norm, or one without a mean and a bias."""
+    return nn.LayerNorm(width, eps=epsilon) if norm == "layer" else RMSNorm(width, eps=epsilon)
 
 
 class Block(nn.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float, epsilon: float, drop_path: float, qkv_bias: QKVBias) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float,
+        epsilon: float,
+        drop_path: float,
+        qkv_bias: QKVBias,
+        bias: bool,
+        norm: Norm,
+        activation: Activation,
+        qk_norm: bool,
+        layer_scale: float | None,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=epsilon)
-        self.attn = SelfAttention(width, heads, qkv_bias)
-        self.norm2 = nn.LayerNorm(width, eps=epsilon)
-        self.mlp = MLP(width, round(width * mlp_ratio))
+        self.norm1 = make_norm(norm, width, epsilon)
+        self.attn = SelfAttention(width, heads, qkv_bias, bias=bias, qk_norm=qk_norm, norm=norm, epsilon=epsilon)
+        self.norm2 = make_norm(norm, width, epsilon)
+        self.mlp = MLP(width, round(width * mlp_ratio), activation=activation, bias=bias)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         from timm.layers import DropPath  # here: timm takes longer to import than torch
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         """(B, M, D) -> (B, M, D)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 def make_blocks(
@@ -127,11 +204,29 @@ def make_blocks(
     epsilon: float = 1e-6,
     drop_path: float = 0.0,
     qkv_bias: QKVBias = "all",
+    bias: bool = True,
+    norm: Norm = "layer",
+    activation: Activation = "gelu",
+    qk_norm: bool = False,
+    layer_scale: float | None = None,
 ) -> nn.ModuleList:
     """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
-        Block(width, heads, mlp_ratio=mlp_ratio, epsilon=epsilon, drop_path=rate, qkv_bias=qkv_bias) for rate in rates
+        Block(
+            width,
+            heads,
+            mlp_ratio=mlp_ratio,
+            epsilon=epsilon,
+            drop_path=rate,
+            qkv_bias=qkv_bias,
+            bias=bias,
+            norm=norm,
+            activation=activation,
+            qk_norm=qk_norm,
+            layer_scale=layer_scale,
+        )
+        for rate in rates
     )
 
 

@@ -14,6 +14,8 @@ Names = Callable[[str], tuple[str, ...] | None]
 """The stored names whose tensors, concatenated, make a weight of the model: () where files leave it out, None where a format has no
 place for it."""
 
+# what blocks compute without a name of a weight telling it, and what it is in all formats but ours
+BLOCK_CHOICES = {"rotary": "none", "norm": "layer", "activation": "gelu", "bias": True, "qk_norm": False, "layer_scale": None}
 LISTED = 8  # names that an error lists before it only counts them
 
 
@@ -63,8 +65,15 @@ def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tenso
     """Returns a model's weights under the names of a format, as views.
 
     Raises:
-        ValueError: naming the weights for which the format has no place.
+        ValueError: naming the weights, or the choices inside a block, for which the format has no place.
     """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for name, usual in BLOCK_CHOICES.items():
+            value = getattr(config, name, usual)
+            if value != usual:
+                flag = f"{getattr(config, 'kind', 'part')}.{name}"
+                raise ValueError(f"{title} has no place for {flag} {value}; export --to folder, which mmm.load takes")
     foreign = [ours for ours in model.state_dict() if names(ours) is None]
     if foreign:
         raise ValueError(f"{title} has no place for {shorten_list(foreign)}")

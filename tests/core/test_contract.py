@@ -79,6 +79,20 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
     "learned positions, no class token": {
         "encoder": VisionTransformer.Config(width=24, depth=2, heads=2, positions="learned", class_token=False)
     },
+    "a ViT of today": {
+        "encoder": VisionTransformer.Config(
+            width=24,
+            depth=2,
+            heads=2,
+            rotary="axial",
+            norm="rms",
+            activation="swiglu",
+            bias=False,
+            qkv_bias="none",
+            qk_norm=True,
+            layer_scale=0.5,
+        )
+    },
     "self-attention with blanks": {"masker": RandomMasker.Config(blank=True)},
     "self-attention, fused": {"decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")},
     "cross-attention, fused": {

@@ -94,7 +94,7 @@ def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> N
     for layer, inputs in seen:
         weights = attention_weights(layer, inputs, 5).double()
         assert torch.allclose(weights.sum(-1), torch.ones(()).double(), atol=1e-6)
-        values = layer.kv(inputs[1])[..., 16:] if len(inputs) == 2 else layer.qkv(inputs[0])[..., 32:]
+        values = layer.kv(inputs[1])[..., 16:] if isinstance(layer, CrossAttention) else layer.qkv(inputs[0])[..., 32:]
         values = values.unflatten(2, (2, 8)).transpose(1, 2)  # (B, h, K, c)
         out = layer.proj((weights @ values).transpose(1, 2).flatten(2))
         assert (out - layer(*inputs)[:, -5:]).abs().max() <= 1e-6  # weights are fp32

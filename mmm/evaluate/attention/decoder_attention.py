@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -67,7 +67,9 @@ def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int
         k = rearrange(layer.kv(source), "b m (two h c) -> two b h m c", two=2, h=layer.num_heads)[0]
     else:
         assert isinstance(layer, SelfAttention)
-        q, k, _ = rearrange(layer.qkv(inputs[0]), "b n (three h c) -> three b h n c", three=3, h=layer.num_heads)
+        x, *rotary = cast(Any, inputs)
+        queries_keys_values = layer.queries_keys_values(x, *rotary)
+        q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in queries_keys_values)
     q, k = q[:, :, -queries:].float(), k.float()
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
 

@@ -46,7 +46,8 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             largest,
             largest < 1,
         )
-        gain = max(found["stability"]["noise_gain"], default=0.0)
+    if found["stability"]["noise_gain"]:
+        gain = max(found["stability"]["noise_gain"])
         add(
             "Small changes do not grow",
             "largest ||F(x + d) - F(x)|| / ||d|| of a block, ||d|| 1 % of ||x||",

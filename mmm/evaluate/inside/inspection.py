@@ -135,7 +135,9 @@ class Inspection:
         for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
             mean.add(value, len(x))
         blocks = _blocks(self.model.encoder)
-        self.gain.add(torch.tensor([noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]), len(x))
+        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # other blocks need the places of their tokens, too
+            gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]
+            self.gain.add(torch.tensor(gains), len(x))
         tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
         self.directions.add(torch.tensor([participation_ratio(values) for values in tokens]), len(x))
         return pooled

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmm.classifier import HeadConfig
-from mmm.core.types import Reads
+from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
@@ -81,7 +81,9 @@ class MAEST(Format):
             width=stack.width, depth=stack.depth, heads=heads, mlp_ratio=stack.mlp_ratio, positions="learned"
         )
         headed = "head.weight" in tensors
-        masked = build(config, tokenizer=Tubes.Config(size=side, frames=frames), data=data, reads=Reads(last=not headed))
+        masked = build(
+            config, tokenizer=Tubes.Config(size=side, frames=frames), data=data, required=RequiredFeatures(last=not headed)
+        )
         model: Model = masked
         if headed:
             model = with_head(masked, classes=len(tensors["head.weight"]), pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
