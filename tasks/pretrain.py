@@ -107,7 +107,7 @@ def scaled(config: Config) -> TrainConfig:
 
 
 def make_context(config: Config, stream: DataStream, training: Training, steps: int) -> Context:
-    """What evaluations are given of a source; the run's folder is not open yet."""
+    """The context of the evaluations for a source; the run's folder is not open yet."""
     device = training.accelerator.device
     return Context(
         data=stream.data,

@@ -1,4 +1,4 @@
-"""What a user chooses about training. Numbers from papers stand in recipes, not here."""
+"""Options of a training. Numbers from papers belong in recipes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainConfig:
     final_learning_rate: float = 0.0
     """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
     weight_decay: float = 0.05
-    """Of matrices; biases, norms and other vectors are never decayed."""
+    """Weight decay of matrices; biases, norms and other vectors are never decayed."""
     decay_tokens: bool = True
     """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
     weight_decay_end: float | None = None

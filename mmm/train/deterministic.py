@@ -82,7 +82,7 @@ class FixedOrderGradients:
         return {name: value.clone() for name, value in self.training.unwrapped.named_buffers()}
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
-        """What a forward counts or averages in a buffer, each process would count of its own micro-batches only."""
+        """Refuses models whose forward counts or averages in a buffer: each process would count its own micro-batches only."""
         self.first = False
         now = dict(self.training.unwrapped.named_buffers())
         if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:

@@ -65,7 +65,7 @@ class SoftTargets:
             self.mixing = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
 
     def __call__(self, x: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model gets, and what it should say.
+        """Returns the mixed inputs and their soft targets.
 
         Args:
             x: normalised, (B, C, ..., h, w); may be changed in place.

@@ -70,7 +70,7 @@ def scale_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[st
 
 
 class _Layered:
-    """What timm asks of a model whose parameters it groups by layer."""
+    """The interface that timm needs to group the parameters of a model by layer."""
 
     def __init__(self, model: nn.Module) -> None:
         self.named_parameters = model.named_parameters

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, lines in a file."""
+"""Progress of a training: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a `TrainConfig` comes to with these data on these processes.
+    """The numbers of a run that follow from its `TrainConfig`, its data and its processes.
 
     Attributes:
         steps: updates in the whole run.
@@ -119,7 +119,7 @@ def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
 
 
 def sizes(share: int, unit: int = 1) -> list[int]:
-    """What a process's share of a batch can be cut into: its divisors that are multiples of `unit`, in falling order."""
+    """Possible micro-batch sizes of a process: the divisors of its share that are multiples of `unit`, in falling order."""
     return [share // parts for parts in range(1, share // unit + 1) if share % parts == 0 and share // parts % unit == 0]
 
 

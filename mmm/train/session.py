@@ -201,7 +201,7 @@ def preview(
 
 
 def about_repeats(data: Mixture, plan: Plan) -> dict[str, str]:
-    """What decoding once and cropping several samples does to epochs, batches and the learning rate."""
+    """Explains the effect of several samples per decode on epochs, batches and the learning rate."""
     config = data.parts[0].config
     if config.repeats == 1:
         return {}

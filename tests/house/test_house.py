@@ -287,6 +287,16 @@ def is_dataclass(holder: ast.ClassDef) -> bool:
 
 
 @over_files
+def test_no_text_begins_with_of_or_what(path: Path) -> None:
+    """Docstrings and the texts under fields begin with a noun or a verb."""
+    if path.parts[0] == "benchmarks":
+        return
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            assert not node.value.value.strip().lower().startswith(("of ", "what ")), f"line {node.lineno}: {node.value.value}"
+
+
+@over_files
 def test_every_file_and_public_name_has_a_docstring(path: Path) -> None:
     tree = TREES[path]
     assert ast.get_docstring(tree) or not tree.body

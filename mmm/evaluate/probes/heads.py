@@ -47,7 +47,7 @@ class Probes(nn.Module):
         self.heads = nn.ModuleList(last for _, last in made)
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """What must be kept of a batch to train on it: tokens (B, R + N, D), or (B, D') pooled where the pool has no weights."""
+        """Returns the features that training needs: tokens (B, R + N, D), or (B, D') pooled if the pool has no weights."""
         return tokens.float() if self.shared is None else self.shared(tokens.float())
 
     def forward(self, values: Tensor) -> Tensor:

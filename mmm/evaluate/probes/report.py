@@ -1,4 +1,4 @@
-"""What a probe's run leaves: result.json, with the protocol of every figure in it, and a few lines for a person."""
+"""Results of a probe: result.json, with the protocol of each number in it, and a few lines of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a probe is given: a frozen model, and labelled samples in three parts, to train on, to choose by, and to score once."""
+"""Setup of a probe: a frozen model, and labelled samples in three parts, for training, for choosing and for the final score."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class ProbeConfig(RunConfig):
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
-    """Of the heads; micro_batch_size is what the encoder gets at once."""
+    """Training of the heads; micro_batch_size is the number of samples that the encoder computes at once."""
     optimizer: Optimizer = "lars"
     """lars, with the trust ratio on matrices only, or adamw."""
     momentum: float = 0.9
-    """Of LARS."""
+    """Momentum of LARS."""
     rates: tuple[float, ...] = (1.0,)
     """Learning rates that are tried at once, as multiples of train.learning_rate; samples held back choose among them. The loss
     that is logged is the sum of theirs."""
@@ -88,11 +88,11 @@ class Exam:
 
     @property
     def names(self) -> list[str] | None:
-        """Of the classes, in the labels' order."""
+        """Names of the classes, in the order of the labels."""
         return None if self.train.classes is None else list(self.train.classes)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """What the encoder makes of normalised pixels: (B, C, ..., h, w) -> (B, R + N, D), without a gradient."""
+        """Encodes normalised pixels: (B, C, ..., h, w) -> (B, R + N, D), without a gradient."""
         with inference(self.model, self.dtype):
             return self.model.encode(x).last
 

@@ -1,4 +1,4 @@
-"""What a model makes of the tokens that it did not see, as pixels, and how far off that is.
+"""Predicted pixels of hidden tokens, and their error.
 
 The measure is the peak signal-to-noise ratio of hidden tokens, in dB, on pixels in [0, 1] (predictions are clipped to it), from
 the mean squared error over all of them: a mean of the samples' own ratios would be infinite with one flat sample.

@@ -131,7 +131,7 @@ class AsyncWriter:
                     future.exception(None if self.parts == 1 else SHORT)
 
     def _collect(self, pending: Pending, aside: Path) -> checkpoint.Files:
-        """What all processes wrote."""
+        """Returns the files that all processes wrote."""
         assert pending.written is not None
         files = dict(pending.written.result())
         for part in range(1, self.parts):

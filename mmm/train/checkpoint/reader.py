@@ -58,7 +58,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; none where all is as it was written."""
+    """Describes the damage of a checkpoint and names the file. None: every file is as it was written."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         files, step = manifest["files"], manifest["step"]
@@ -78,7 +78,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, as the manifest writes it."""
+    """Returns the hash of a file's content, as the manifest states it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -29,7 +29,7 @@ def file_name(name: str, part: int, parts: int) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """What a file is of: "model" of both."""
+    """Name of the values in a file: "model" for both."""
     shard = SHARD.fullmatch(path.stem)
     return path.stem if shard is None else shard[1]
 

@@ -105,7 +105,7 @@ def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: i
 
 
 def found_part(aside: Path, part: int) -> Files | None:
-    """What another process wrote; none as long as it has not."""
+    """Returns the files that another process wrote. None: it has not written them yet."""
     try:
         found: Files = json.loads((aside / f"part-{part}.json").read_bytes())
     except (FileNotFoundError, ValueError):  # or half of it is there

@@ -1,4 +1,4 @@
-"""What a run will take, before it takes it: counts from the model, and memory from one real micro-step."""
+"""Estimates the cost of a run before it starts: counts from the model, and memory from one real micro-step."""
 
 from __future__ import annotations
 

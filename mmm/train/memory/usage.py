@@ -74,7 +74,7 @@ class SavedTensors:
 
     @property
     def bytes(self) -> int:
-        """Of all storages, each once."""
+        """Bytes of all storages, each counted once."""
         return sum(self._found.values())
 
     def _note(self, tensor: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def name_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[
 
 
 def cure(plan: Plan, error: BaseException, *, checkpointed: bool, unit: int = 1) -> str:
-    """What to do about a lack of memory."""
+    """Advice for a lack of memory."""
     if "DataLoader worker" in str(error):
         return "a process that reads data has none left; lower data.workers"
     micro = plan.micro_batch_size

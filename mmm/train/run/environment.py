@@ -36,7 +36,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def fingerprint(accelerator: Accelerator) -> dict[str, Any]:
-    """What may change between a stop and its resume without a word in the config, and change the bits of what follows."""
+    """Properties of the environment that the config does not contain, and that may change the bits of a resumed run."""
     return {
         "mmm": mmm.__version__,
         "commit": _commit(Path(mmm.__file__).parent),

@@ -1,4 +1,4 @@
-"""What processes say of themselves, twice a second, in a small store that rank 0 holds beside the process group; see `ranks.py`."""
+"""Heartbeats: each process reports its state twice a second to a store of rank 0; see `watchdog.py`."""
 
 from __future__ import annotations
 
@@ -141,6 +141,6 @@ def _connect(port: int, *, host: bool = False) -> distributed.TCPStore:
 
 
 def first_line(error: BaseException | None) -> str:
-    """Of an error, its kind and the first line of what it says, without secrets."""
+    """Returns the kind and the first line of an error, without secrets."""
     lines = str(error).strip().splitlines() or [""]
     return "" if error is None else redact(f"{type(error).__name__}: {lines[0]}")[:300]

@@ -14,7 +14,7 @@ State = Literal["begins", "runs", "told", "cut", "failed", "done"]
 
 @dataclass(frozen=True)
 class Beat:
-    """What a process says of itself.
+    """The report of a process about itself.
 
     Attributes:
         number: grows with each.
