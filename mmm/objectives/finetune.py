@@ -79,7 +79,7 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
                 "token": tokenizer.size,
                 "channels": data.channels,
                 "grid": grid,
-                "reads": RequiredFeatures(last=last_norm),
+                "required": RequiredFeatures(last=last_norm),
             }
             encoder = encoders.build(config.encoder, **context)
         else:

@@ -76,7 +76,7 @@ def _options_of(model: Any) -> dict[str, Any]:
     if data is not None:
         *frames, height, width = data.size
         found |= {"image_size": (height, width), **({"frames": frames[0]} if frames else {})}
-    blocks = getattr(getattr(getattr(model, "encoder", None), "reads", None), "blocks", ())
+    blocks = getattr(getattr(getattr(model, "encoder", None), "required", None), "blocks", ())
     return found | ({"fusion_blocks": blocks} if blocks else {})
 
 
