@@ -69,11 +69,11 @@ def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tenso
     """
     for module in model.modules():
         config = getattr(module, "config", None)
-        for name, usual in BLOCK_CHOICES.items():
+        kind = getattr(config, "kind", "")
+        for name, usual in BLOCK_CHOICES.items() if kind in ("encoder", "decoder") else ():
             value = getattr(config, name, usual)
             if value != usual:
-                flag = f"{getattr(config, 'kind', 'part')}.{name}"
-                raise ValueError(f"{title} has no place for {flag} {value}; export --to folder, which mmm.load takes")
+                raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
     foreign = [ours for ours in model.state_dict() if names(ours) is None]
     if foreign:
         raise ValueError(f"{title} has no place for {shorten_list(foreign)}")
