@@ -120,8 +120,8 @@ class VisionTransformer(Encoder):
                 raise ValueError(f"encoder.class_tokens {self.class_tokens} needs encoder.class_token; or leave it at 1")
             if self.register_places == "around" and (self.registers % 4 or not self.registers or self.rotary == "none"):
                 raise ValueError(
-                    f"encoder.register_places around needs encoder.rotary, here {self.rotary}, and encoder.registers that 4 divides, "
-                    f"here {self.registers}"
+                    f"encoder.register_places around needs encoder.rotary, here {self.rotary}, and encoder.registers divisible "
+                    f"by 4, here {self.registers}"
                 )
 
         @property
@@ -167,8 +167,7 @@ class VisionTransformer(Encoder):
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
         if blanks:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        none = config.positions == "none"
-        self.pos_embed = None if none else position_table(grid, width, self.class_tokens, config.positions)
+        self.pos_embed = None if config.positions == "none" else position_table(grid, width, self.class_tokens, config.positions)
         self.blocks = make_blocks(
             width,
             self.shape.depth,
@@ -183,7 +182,7 @@ class VisionTransformer(Encoder):
             qk_norm=config.qk_norm,
             layer_scale=config.layer_scale,
         )
-        self.norm = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
         if required.last:
             self.norm = make_norm(config.norm, width, config.norm_epsilon, weight=config.last_norm_weight)
         self.apply(initialise)
@@ -213,7 +212,7 @@ class VisionTransformer(Encoder):
     def embed(self, visible: Tensor, where: Tensor, grid: Grid) -> Tensor:
         """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""
         tokens = self.append_mask_tokens(self.patch_embed(visible), where)  # (mB, V, P) -> (mB, V + H, D)
-        prefix = [] if self.cls_token is None else [self.cls_token]
+        prefix: list[Tensor] = [] if self.cls_token is None else [self.cls_token]
         if self.pos_embed is not None:
             table = self.positions_of(grid)
             tokens = tokens + take(table[:, self.class_tokens :], where)

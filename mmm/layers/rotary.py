@@ -3,8 +3,8 @@
 A head's channels are taken in pairs, and each pair is turned by place times frequency. Of n axes each has the same number of
 frequencies, f = c // (2 n), the first axis first; channels that are left over are not turned.
 
-Shapes: B rows, N tokens of the grid, R prefix tokens, r of them registers, M encoded tokens, n axes of the grid, h heads, c channels
-of a head.
+Shapes: B rows, N tokens of the grid, R prefix tokens, r of them registers, M encoded tokens, n axes of the grid, h heads, c
+channels of a head.
 """
 
 from __future__ import annotations

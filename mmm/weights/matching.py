@@ -17,14 +17,14 @@ place for it."""
 # what blocks compute without a name of a weight telling it, and what it is in all formats but ours
 BLOCK_CHOICES = {
     "rotary": "none",
-    "last_norm_weight": True,
-    "class_tokens": 1,
-    "registers": 0,
     "norm": "layer",
     "activation": "gelu",
     "bias": True,
     "qk_norm": False,
     "layer_scale": None,
+    "class_tokens": 1,
+    "registers": 0,
+    "last_norm_weight": True,
 }
 LISTED = 8  # names that an error lists before it only counts them
 
