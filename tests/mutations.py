@@ -171,7 +171,7 @@ MUTANTS = [
         "core/test_flow.py::test_the_target_takes_no_gradient",
     ),
     Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
-    Mutant("mmm/targets/losses.py", "else predicted.float()", "else predicted", "core/test_targets.py -k summed_in_fp32"),
+    Mutant("mmm/targets/losses.py", "else prediction.float()", "else prediction", "core/test_targets.py -k summed_in_fp32"),
     # data
     Mutant(
         "mmm/data/loading/sampler.py",
