@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a block of 0": ({"blocks": (0, 1)}, r"target\.blocks"),
     "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),
     "a class token for a hidden view": ({"class_weight": 1.0, "view": "hidden"}, r"target\.class_weight"),
-    "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "must have its width"),
+    "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "as wide as the encoder"),
     "a width of the average": ({"teacher_width": 12}, r"target\.teacher_width"),
 }
 
