@@ -86,6 +86,7 @@ class CrossAttentionDecoder(Decoder):
         config = self.config
         table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
         x = self.mask_token + take(table[:, self.prefix :], mask.predict)  # (kmB, Q, d)
-        for block, source in zip(self.blocks, self.fusion(features), strict=True):
+        sources = [features.last] * len(self.blocks) if self.fusion is None else self.fusion(features)
+        for block, source in zip(self.blocks, sources, strict=True):
             x = block(x, repeat_rows(source, x.shape[0]))  # (mB, M, D) -> (kmB, M, D)
         return self.head(self.norm(x))  # (kmB, Q, K)

@@ -71,13 +71,16 @@ class SelfAttentionDecoder(Decoder):
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        config = self.config
-        table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
+        config, source = self.config, features.last if self.fusion is None else self.fusion(features)[0]  # (mB, R + M, D)
+        table = self.pos_embed  # (1, R + N, d)
+        if grid != self.home:
+            table = positions(table, self.home, grid, self.prefix, config.positions, config.resize_positions)
         prefix, body = table[:, : self.prefix], table[:, self.prefix :]
         places = torch.cat([prefix.expand(features.where.shape[0], -1, -1), take(body, features.where)], dim=1)
-        seen = repeat_rows(self.embed(self.fusion(features)[0]) + places, mask.predict.shape[0])  # (kmB, R + M, d)
+        seen = repeat_rows(self.embed(source) + places, mask.predict.shape[0])  # (kmB, R + M, d)
         asked = self.mask_token + take(body, mask.predict)  # (kmB, Q, d)
         tokens = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # (kmB, R + M + Q, d)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.head(self.norm(tokens[:, seen.shape[1] :]))  # (kmB, Q, K)
+        for number, block in enumerate(self.blocks, start=1):
+            # of the last block only the predicted tokens are read
+            tokens = block(tokens, None, asked.shape[1] if number == len(self.blocks) else None)
+        return self.head(self.norm(tokens))  # (kmB, Q, d) -> (kmB, Q, K)

@@ -209,6 +209,9 @@ class Evaluations:
         contexts: one for each source.
         every: updates between two evaluations that are made in the course of a training (`train.evaluate_every`).
 
+    Attributes:
+        intervals: of those that are made in the course of a training, in updates; None: after the last.
+
     Raises:
         ValueError: where one needs labels that the first source does not have.
     """
@@ -222,6 +225,7 @@ class Evaluations:
                     logger.warning("--evaluate %s is left out: %s", context.named(evaluator.config.name), reason)
                 else:
                     self.pairs.append((evaluator, context))
+        self.intervals = {self._interval(evaluator) for evaluator, _ in self.pairs}
 
     def _why_not(self, evaluator: Evaluator, model: MaskedModel, context: Context) -> str | None:
         if evaluator.needs_labels and (context.train.labels() is None or context.test.labels() is None):

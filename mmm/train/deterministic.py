@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, distributed
 
 from mmm.train.config import TrainConfig
-from mmm.train.nonfinite import nan_if_nonfinite
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
 
@@ -71,7 +70,7 @@ class FixedOrderGradients:
             return left
         with self.training.accelerator.no_sync(self.training.model):
             loss = next(losses)
-            self.training.accelerator.backward(nan_if_nonfinite(loss) / self.all)
+            self.training.accelerator.backward(loss / self.all)
         found.append(loss.detach())
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
         for weight in self.weights:

@@ -2,6 +2,11 @@
 
 `Session` (session.py) stands around it: it restores, logs and saves. A signal to stop ends the loop after the update that it fell
 into (distributed/preemption.py).
+
+An update whose loss or gradient is not finite is left out by all processes, without a host that waits for a device. A loss that is
+not finite makes its own gradient so, and the sum over the processes then carries that to all of them: no exchange beyond that of
+the gradients is needed. Whether the norm of the whole gradient is finite stays on the device, and the fused optimizer reads it
+there, as it reads what a gradient scaler finds. The host learns of it at the next line of metrics.
 """
 
 from __future__ import annotations
@@ -9,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +25,11 @@ from mmm.train.config import TrainConfig
 from mmm.train.deterministic import FixedOrderGradients
 from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
 from mmm.train.metrics import MetricsAccumulator, NameSamples, Skipped
-from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
 from mmm.train.state import Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
 # it is given, never its `forward`: DDP and mixed precision are in the call.
@@ -69,7 +76,7 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    An update whose loss or gradient is not finite is left out (nonfinite.py). Lines of metrics fall on `log_every` and on
+    Lines of metrics fall on `log_every` and on
     `save_every`. The losses are checked before anything is saved; a checkpoint between two lines, after a signal, keeps what the
     next line holds so far.
 
@@ -95,7 +102,7 @@ def fit(
         agreement = StopAgreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
             # ------------------------------------------------------------------------------------------------ one update
-            signals.begin_update()
+            signals.began = monotonic()
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
             set_weight_decay(training.optimizer, weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end))
@@ -103,11 +110,12 @@ def fit(
             losses = micro_losses(training, batches, loss, metrics, plan=plan, seed=seed, step=step)
             found = mean_gradients(training, plan, losses) if fixed_order is None else fixed_order.compute(losses)
             norm = apply_gradients(training, config)
-            metrics.add(found, norm)
+            metrics.losses.append(torch.stack(found))  # both stay on the device until the next line of metrics
+            metrics.norms.append(norm)
             made = training.step = step + 1
-            signals.end_update()
+            signals.seconds, signals.began = monotonic() - signals.began, None
             # -------------------------------------------------------------------------------------------- once in a while
-            stop = made < plan.steps and agreement.stops(made)
+            stop = made < plan.steps and bool(signals.received or agreement.every_update) and agreement.stops(made)
             save = stop or due(made, config.save_every, plan.steps)
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
             skipped = metrics.sync(made) if save or line else ()
@@ -138,7 +146,7 @@ def micro_losses(
         asked = perf_counter()
         batch = next(batches)
         metrics.waited += perf_counter() - asked
-        yield loss(training.model, batch, step)
+        yield nan_if_nonfinite(loss(training.model, batch, step))
 
 
 def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> list[Tensor]:
@@ -148,7 +156,7 @@ def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> 
         last = part == plan.accumulation - 1
         with nullcontext() if last else training.no_sync():  # processes exchange gradients once an update
             loss = next(losses)
-            training.accelerator.backward(nan_if_nonfinite(loss) / plan.accumulation)
+            training.accelerator.backward(loss / plan.accumulation)
         found.append(loss.detach())
     return found
 
@@ -174,3 +182,41 @@ def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":
         getattr(torch, device.type).manual_seed(key)
+
+
+def nan_if_nonfinite(loss: Tensor) -> Tensor:
+    """The same loss, whose gradient is NaN where the loss is not finite. () -> ()."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # times 1 changes no bit
+
+
+def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
+    """The norm of the whole gradient before clipping, (); clips the gradient where `clip_norm` is set.
+
+    The norm is finite exactly where all of the gradient is.
+    """
+    if clip_norm is not None:
+        norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+    else:
+        accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+
+
+def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:
+    """Updates the weights and the optimizer's state, or leaves both as they are where the gradient is not finite.
+
+    Args:
+        norm: of the gradient, () on the device.
+        optimizer: as Accelerate prepared it. One that is not fused Adam cannot read the flag on the device (timm's Lars), or
+            makes its state from it (fused SGD's first momentum is then whatever lay in the memory): for it the host waits.
+        scaler: of fp16, which decides by itself.
+    """
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    if scaler is not None:
+        optimizer.step()
+    elif isinstance(inner, torch.optim.Adam) and inner.defaults["fused"]:
+        inner.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del inner.found_inf  # type: ignore[attr-defined]
+    elif norm.isfinite():
+        optimizer.step()

@@ -93,6 +93,8 @@ class MetricsAccumulator:
     """The losses and gradient norms of the updates since the last line. Shapes: S updates, P processes, A micro-batches.
 
     Attributes:
+        losses: of each update, (A,) on the device; the loop appends them.
+        norms: of the whole gradient of each update, () on the device; the loop appends them.
         waited: seconds in which this process waited for data since the last line; the loop adds to it.
         since: when the line began, moved on by the time that the caller spends on evaluating and saving.
     """
@@ -105,12 +107,6 @@ class MetricsAccumulator:
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.since, self.waited, self.steps = perf_counter(), 0.0, 0
-
-    def add(self, losses: list[Tensor], norm: Tensor) -> None:
-        """Adds an update without waiting for it: its micro-batches' losses, and the norm of the whole gradient."""
-        self.losses.append(torch.stack(losses))  # (A,)
-        self.norms.append(norm)
-        self.steps += 1
 
     def sync(self, step: int) -> tuple[Skipped, ...]:
         """Copies the numbers to the host, into `partial`: the one synchronisation of a line.
@@ -134,6 +130,7 @@ class MetricsAccumulator:
                 partial.row = 0
             elif skipped := self._count_skipped(first + offset, losses[:, offset]):
                 found.append(skipped)
+        self.steps += len(norms)
         self.losses, self.norms = [], []
         return tuple(found)
 

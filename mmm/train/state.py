@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmm.config.diff import changes, check_allowed, differences
 from mmm.config.serialize import to_dict
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.train.checkpoint import reader
 from mmm.train.checkpoint.async_writer import AsyncWriter
 from mmm.train.config import RunConfig, identity
@@ -115,6 +116,8 @@ class Training:
         Raises:
             ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
         """
+        if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
+            use_cpu_bf16_kernels(model)
         without_values = copy_to_meta(model) if sharded else None
         if sharded:
             shard(model, optimizer, accelerator)

@@ -67,8 +67,8 @@ def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int
         k = rearrange(layer.kv(source), "b m (two h c) -> two b h m c", two=2, h=layer.num_heads)[0]
     else:
         assert isinstance(layer, SelfAttention)
-        x, *rotary = cast(Any, inputs)
-        queries_keys_values = layer.queries_keys_values(x, *rotary)
+        x, rotary, _ = cast(Any, (*inputs, None, None)[:3])
+        queries_keys_values = layer.queries_keys_values(x, rotary)
         q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in queries_keys_values)
     q, k = q[:, :, -queries:].float(), k.float()
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)

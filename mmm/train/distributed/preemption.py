@@ -53,21 +53,24 @@ class StopSignals:
     they do.
 
     Attributes:
+        launched: whether `accelerate launch` started this process.
         received: number of the first signal, 0 where none came.
+        began: when this update began (`time.monotonic`), None between two. The loop sets it; the time left is estimated from it.
+        seconds: that the last update took, None before the first; the loop sets it.
     """
 
     def __init__(self, *, answers: bool = True) -> None:
         """`answers`: whether this process says when the run will stop; one of several does."""
         self.received, self.answers = 0, answers
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-        self._launcher = os.getppid() if launched else None
+        self.launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if self.launched else None
         self._before: dict[int, Any] = {}
         self._wakeup = -1  # the descriptor that was written to before
         self._pipe: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
         self._asked: float | None = None  # when the first request to stop came
-        self._began: float | None = None  # when this update did; None between two
-        self._seconds: float | None = None  # that the last one took
+        self.began: float | None = None
+        self.seconds: float | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -95,15 +98,6 @@ class StopSignals:
         os.close(writer)
         os.close(reader)
 
-    def begin_update(self) -> None:
-        """Starts the clock of an update, from which the time to its end is estimated."""
-        self._began = monotonic()
-
-    def end_update(self) -> None:
-        """Stops the clock of an update."""
-        assert self._began is not None
-        self._seconds, self._began = monotonic() - self._began, None
-
     def look(self) -> int:
         """The number of the first signal, 0 where none came.
 
@@ -127,7 +121,7 @@ class StopSignals:
                     self._answer(signal.Signals(number))
 
     def _answer(self, number: signal.Signals) -> None:
-        now, began, seconds = monotonic(), self._began, self._seconds
+        now, began, seconds = monotonic(), self.began, self.seconds
         if self._asked is None:
             self._asked = now
             update = "the next update" if began is None else "this update"
@@ -151,17 +145,23 @@ def end_now(code: int) -> NoReturn:
 
 
 class StopAgreement:
-    """Whether any process was asked to stop, the same answer on all of them."""
+    """Whether any process was asked to stop, the same answer on all of them.
+
+    Attributes:
+        every_update: whether `stops` is to be called after each update, because there are other processes, or a launcher that may
+            be gone. Where it is false, `stops` is called after a signal.
+    """
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
         self.signals, self.rank = signals, accelerator.process_index
         self.group: Any = (
             distributed.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if accelerator.num_processes > 1 else None
         )
+        self.every_update = self.group is not None or signals.launched
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
 
     def stops(self, step: int, *, last: bool = False) -> bool:
-        """Called once an update, by all processes.
+        """Called by all processes after the same updates.
 
         Args:
             step: updates made so far, for the message.
