@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, check_width
-from mmm.core.tokens import Fixed, Resize
+from mmm.core.positions import Fixed, Resize
 from mmm.decoders.fusion import FusedDecoderConfig
 
 

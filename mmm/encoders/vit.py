@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
-from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
+from mmm.core.positions import Positions, Resize, position_table, positions
+from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.layers.patch_embed import Embedding

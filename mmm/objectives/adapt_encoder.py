@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmm.config.serialize import from_dict, read_yaml
-from mmm.core.tokens import positions
+from mmm.core.positions import positions
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
@@ -37,9 +37,9 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     if run is not None:
         own = read_parts(run / CONFIG)[1]
         for name in ("channels", "mean", "std"):
-            given, wanted = getattr(data, name), getattr(own, name)
-            if given != wanted:
-                value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+            given, expected = getattr(data, name), getattr(own, name)
+            if given != expected:
+                value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
                 raise ValueError(f"data.{name} {given} is not what {run} was trained with; give --data.{name} {value}")
     model = load_masked(path)
     own = model.data or data

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmm.core.tokens import flat_sine_cosine
+from mmm.core.positions import flat_sine_cosine
 
 Names = Callable[[str], tuple[str, ...] | None]
 """The stored names whose tensors, concatenated, make a weight of the model: () where files leave it out, None where a format has no

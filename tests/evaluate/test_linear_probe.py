@@ -94,8 +94,8 @@ def test_views_are_averaged_as_shares() -> None:
     logits = torch.randn(2, 6, 4) * 3
     found = mean_of_views(logits, 3)
     for sample in range(2):
-        wanted = sum(logits[1, 3 * sample + view].softmax(0) for view in range(3)) / 3
-        assert torch.allclose(found[1, sample], wanted)
+        expected = sum(logits[1, 3 * sample + view].softmax(0) for view in range(3)) / 3
+        assert torch.allclose(found[1, sample], expected)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ def test_lars_against_a_plain_statement(decay: float) -> None:
                 change = change * 0.001 * ours[i].norm() / size
             speed[i] = 0.9 * speed[i] + change
             ours[i] = ours[i] - rates[i // 2] * 0.5 / (step + 1) * speed[i]
-    for weight, wanted in zip(probes.parameters(), ours, strict=True):
-        assert torch.allclose(weight.detach().double(), wanted, atol=1e-6)
+    for weight, expected in zip(probes.parameters(), ours, strict=True):
+        assert torch.allclose(weight.detach().double(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["lars", "adamw"])
@@ -170,9 +170,9 @@ def test_the_exact_probe_agrees_with_scikit_learn() -> None:
     spread, centre = torch.std_mean(train[0].double(), 0, correction=0)
     spread = spread.where(spread > 1e-6, 1.0)
     theirs = LogisticRegression(C=1 / (0.01 * 600), max_iter=2000, tol=1e-8).fit(((train[0] - centre) / spread).numpy(), y[:600])
-    wanted = theirs.predict_proba(((test[0] - centre) / spread).numpy())
-    assert found["top1"] == pytest.approx(accuracy_score(y[600:1000], wanted.argmax(1)), abs=1 / 400)
-    assert found["top5"] == pytest.approx(top_k_accuracy_score(y[600:1000], wanted, k=5), abs=1 / 400)
+    expected = theirs.predict_proba(((test[0] - centre) / spread).numpy())
+    assert found["top1"] == pytest.approx(accuracy_score(y[600:1000], expected.argmax(1)), abs=1 / 400)
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(y[600:1000], expected, k=5), abs=1 / 400)
 
 
 def test_the_test_part_does_not_choose_the_penalty() -> None:

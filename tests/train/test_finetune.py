@@ -31,7 +31,7 @@ import mmm
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.serialize import load, save
-from mmm.core.tokens import Positions
+from mmm.core.positions import Positions
 from mmm.core.types import Input
 from mmm.data import ClipsConfig, ImagesConfig, open_data
 from mmm.data.transforms.crop import normalise

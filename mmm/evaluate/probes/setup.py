@@ -126,7 +126,7 @@ def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
 def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:
     """The encoder knows pixels as they were normalised when it was trained."""
     for name in ("channels", "mean", "std"):
-        given, wanted = getattr(data, name), getattr(own, name)
-        if given != wanted:
-            value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+        given, expected = getattr(data, name), getattr(own, name)
+        if given != expected:
+            value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
             raise ValueError(f"data.{name} {given} is not what the model was trained with; give --data.{name} {value}")
