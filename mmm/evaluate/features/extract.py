@@ -78,10 +78,11 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
         ValueError: where the encoder has no such layer, or no class token.
     """
     depth, prefix = model.encoder.shape.depth, model.encoder.shape.prefix
+    first = model.encoder.shape.class_tokens
     blocks = tuple(sorted({int(layer) for layer in config.layers if layer != LAST}))
     if blocks and blocks[-1] > depth:
         raise ValueError(f"layers {blocks[-1]}: the encoder has {depth} blocks; give {LAST}, or numbers from 0 to {depth}")
-    if config.pooling == "class" and not prefix:
+    if config.pooling == "class" and not first:
         raise ValueError("pooling class needs a class token, and this encoder has none; use mean")
 
     def extract(x: Tensor) -> dict[str, Tensor]:
@@ -92,7 +93,10 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
         found |= {LAST: features.last.float()} if LAST in config.layers else {}
         if config.pooling == "tokens":
             return found
-        return {name: value[:, 0] if config.pooling == "class" else value[:, prefix:].mean(1) for name, value in found.items()}
+        return {
+            name: value[:, slice(first) if config.pooling == "class" else slice(prefix, None)].mean(1)
+            for name, value in found.items()
+        }
 
     return extract
 
