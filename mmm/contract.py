@@ -67,7 +67,7 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "target": PixelTarget.Config(),
         **parts,
     }
-    required = chosen["decoder"].required_features(chosen["encoder"].shape.depth)
+    required = chosen["decoder"].required_features(chosen["encoder"].shape)
     chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))

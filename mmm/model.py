@@ -109,7 +109,7 @@ class MaskedModel(Pretrained, nn.Module):
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
-        required = config.decoder.required_features(shape.depth)
+        required = config.decoder.required_features(shape)
         if required.hidden and not config.masker.blank:
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(

@@ -81,7 +81,7 @@ class LatentTarget(Target):
         super().__init__()
         self.config, self.data, shape = config, data, encoder.shape
         self.grid = tuple(size // side for size, side in zip(data.size, token[-len(data.size) :], strict=True))
-        if config.class_weight and not shape.prefix:
+        if config.class_weight and not shape.class_tokens:
             raise ValueError("target.class_weight needs a class token; give the encoder one, or set target.class_weight 0")
         if config.class_weight and (config.join or config.teacher_width is not None):
             raise ValueError(

@@ -93,6 +93,24 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
             layer_scale=0.5,
         )
     },
+    "registers around the tokens, as CAPI's": {
+        "encoder": VisionTransformer.Config(
+            width=24,
+            depth=2,
+            heads=2,
+            class_token=False,
+            registers=8,
+            positions="none",
+            rotary="capi",
+            norm="rms",
+            last_norm_weight=False,
+            register_places="around",
+        )
+    },
+    "several class tokens, registers, learned decoder positions": {
+        "encoder": VisionTransformer.Config(width=24, depth=2, heads=2, class_tokens=3, registers=2, positions="learned"),
+        "decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, positions="learned"),
+    },
     "self-attention with blanks": {"masker": RandomMasker.Config(blank=True)},
     "self-attention, fused": {"decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")},
     "cross-attention, fused": {
@@ -107,6 +125,10 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("medium", SIZES)
 def test_every_option_keeps_the_contract(variant: str, medium: str) -> None:
+    if "around" in variant and medium == "clips":
+        with pytest.raises(ValueError, match=r"encoder\.register_places around"):
+            small_model(SIZES[medium], VARIANTS[variant])
+        return
     model = small_model(SIZES[medium], VARIANTS[variant])
     for check in CHECKS.values():
         check(model, *draw(model))

@@ -124,7 +124,7 @@ def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], nam
     config = VisionTransformer.Config(width=width, depth=depth, heads=width // 64)
     data = find_input((224, 224), 3)
     weights = to_crossmae(
-        build_parts(config, tokenizer=Patches.Config(), data=data, required=inner.required_features(depth), decoder=inner)
+        build_parts(config, tokenizer=Patches.Config(), data=data, required=inner.required_features(config.shape), decoder=inner)
     )
     assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 
