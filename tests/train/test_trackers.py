@@ -14,7 +14,7 @@ from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 from mmm.train.trackers import Tracker, check_tracker, read_options
 
-CONFIG = TrainConfig(steps=2, batch_size=1, learning_rate=1.0)
+CONFIG = TrainConfig(steps=2, batch_size=1, learning_rate=1.0, precision="fp32")
 FLAT = {"train.betas": [0.9, 0.999], "train.steps": 3, "name": None}
 
 
