@@ -29,7 +29,7 @@ KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
 SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
 SMALL = {
     "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
+    "encoder": {"width": 24, "depth": 2, "heads": 2, "stages": (1, 1, 1), "patch": 1, "mask_unit": 4},
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32},
 }

@@ -1,6 +1,7 @@
 """Encoders: what turns patches into features."""
 
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
+from mmm.encoders.hiera import Hiera
 from mmm.encoders.vit import VisionTransformer
 
-__all__ = ["Encoder", "EncoderConfig", "VisionTransformer", "encoders"]
+__all__ = ["Encoder", "EncoderConfig", "Hiera", "VisionTransformer", "encoders"]
