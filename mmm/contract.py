@@ -29,7 +29,7 @@ KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
 SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
 SMALL = {
     "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2, "stages": (1, 1, 1), "patch": 1, "mask_unit": 4},
+    "encoder": {"width": 24, "depth": 2, "heads": 2, "stages": (1, 1, 1), "patch": 1, "mask_unit": 4, "window": 2},
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32},
 }
@@ -57,7 +57,7 @@ def small_config(kind: str, name: str) -> PartConfig:
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
 
-    A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
+    A masker that blanks is taken where the decoder or the encoder requires it. Weights that are trained get noise, so that
     nothing hides behind a bias of 0 or a norm of 1.
     """
     chosen: dict[str, Any] = {
@@ -67,8 +67,9 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "target": PixelTarget.Config(),
         **parts,
     }
-    required = chosen["decoder"].required_features(chosen["encoder"].shape)
-    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
+    shape = chosen["encoder"].shape
+    required = chosen["decoder"].required_features(shape)
+    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.encoders.hiera import Hiera
+from mmm.encoders.swin import Swin
 from mmm.encoders.vit import VisionTransformer
 
-__all__ = ["Encoder", "EncoderConfig", "Hiera", "VisionTransformer", "encoders"]
+__all__ = ["Encoder", "EncoderConfig", "Hiera", "Swin", "VisionTransformer", "encoders"]
