@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,10 @@ class Hiera(Encoder):
             return self.width or width, self.heads or heads, self.stages or stages
 
         @property
+        def token(self) -> int:
+            return self.patch * 2**self.pools
+
+        @property
         def shape(self) -> Shape:
             width, _, blocks = self.first
             found, depth = [], 0
@@ -125,7 +129,7 @@ class Hiera(Encoder):
         from timm.models.hiera import HieraBlock, PatchEmbed  # here: timm takes longer to import than torch
 
         super().__init__(config, grid=grid, required=required)
-        side = config.patch * 2**config.pools
+        side = config.token
         if set(token[-2:]) != {side}:
             raise ValueError(
                 f"tokenizer.size {token[-1]}: encoder.patch {config.patch} and encoder.pools {config.pools} make tokens of {side} "
@@ -139,7 +143,7 @@ class Hiera(Encoder):
         stride = (*token[:-2], config.patch, config.patch)
         kernel, padding = tuple(2 * size - 1 for size in stride), tuple(size - 1 for size in stride)
         self.patch_embed = PatchEmbed(channels, width, kernel, stride, padding)
-        patches, norm = self.patch_grid(grid), partial(nn.LayerNorm, eps=EPSILON)
+        patches, norm = self.patch_grid(grid), cast(Any, partial(nn.LayerNorm, eps=EPSILON))
         for name, count in self._tables(patches).items():
             self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)))
         self.blocks = nn.ModuleList()

@@ -94,7 +94,6 @@ class Swin(Encoder):
 
         @property
         def token(self) -> int:
-            """The side of a token, in pixels."""
             return self.patch * 2 ** (len(self.first[2]) - 1) // (2 if self.expand else 1)
 
         @property
@@ -140,7 +139,7 @@ class Swin(Encoder):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         rates = [config.drop_path * number / max(sum(blocks) - 1, 1) for number in range(sum(blocks))]
         self.layers = nn.ModuleList()
-        size = tuple(axis * self.side for axis in grid)
+        size: Any = tuple(axis * self.side for axis in grid)
         for number, count in enumerate(blocks):
             self.layers.append(
                 SwinTransformerStage(
@@ -178,7 +177,8 @@ class Swin(Encoder):
         x = rearrange(tokens, "b (h w) (a c) d -> b (h a) (w c) d", h=high, a=side)
         slots = order.argsort(dim=1).expand(len(tokens), -1)  # from the order of `where` to the grid's
         kept, number = {0: take(self.gather_inner(x, high, wide), slots)} if 0 in blocks else {}, 0
-        for stage in self.layers:
+        stages: Any = self.layers
+        for stage in stages:
             x = stage.downsample(x)
             for block in stage.blocks:
                 _shift(block, x.shape[1:3])
@@ -229,7 +229,8 @@ class Swin(Encoder):
         with torch.device("meta"):
             other = Swin(self.config, token=token, channels=channels, grid=grid, required=self.required)
         state: dict[str, Any] = super().state_at(grid)
-        for (name, module), new in zip(self.named_modules(), other.modules(), strict=True):
+        modules: Any = zip(self.named_modules(), other.modules(), strict=True)
+        for (name, module), new in modules:
             if hasattr(module, "relative_position_bias_table") and module.window_size != new.window_size:
                 table = f"{name}.relative_position_bias_table"
                 state[table] = resize_rel_pos_bias_table(
