@@ -139,7 +139,7 @@ def test_a_file_holds_every_readable_input_once(suffix: str, run: Path, tiles: P
 def test_all_tokens_are_kept_where_they_are_asked_for(run: Path, tiles: Path, tmp_path: Path) -> None:
     for suffix in ("safetensors", "parquet"):
         out = tmp_path / f"tokens.{suffix}"
-        ask(["extract", str(run), "--source", str(tiles), "--pool", "tokens", "--out", str(out), *CPU])
+        ask(["extract", str(run), "--source", str(tiles), "--pooling", "tokens", "--out", str(out), *CPU])
     tokens = load_file(tmp_path / "tokens.safetensors")["last"]
     assert tokens.shape == (24, 17, 24)
     torch.testing.assert_close(tokens[:, 1:].mean(1), plain_loop(run, tiles)[1]["last"], atol=1e-5, rtol=1e-5)
@@ -148,7 +148,7 @@ def test_all_tokens_are_kept_where_they_are_asked_for(run: Path, tiles: Path, tm
     with pytest.raises(ValueError, match="holds all tokens"):
         read_features(tmp_path / "tokens.parquet")
     out = tmp_path / "class.safetensors"
-    ask(["extract", str(run), "--source", str(tiles), "--pool", "class", "--out", str(out), *CPU])
+    ask(["extract", str(run), "--source", str(tiles), "--pooling", "class", "--out", str(out), *CPU])
     torch.testing.assert_close(load_file(out)["last"], tokens[:, 0], atol=1e-6, rtol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_stopped_between_shards_and_resumed_is_never_stopped(
     assert {path.name for path in parts.iterdir()} == {"identity.json", "00000.safetensors", "00001.safetensors"}
     assert not two.exists()
     capsys.readouterr()
-    for wrong, said in ((["--pool", "class"], "features.pool was mean, is class"), (["--shard", "6"], "shard was 5, is 6")):
+    for wrong, said in ((["--pooling", "class"], "features.pooling was mean, is class"), (["--shard", "6"], "shard was 5, is 6")):
         with pytest.raises(SystemExit):
             ask([*argv, "--out", str(two), *wrong])
         assert said in capsys.readouterr().err
