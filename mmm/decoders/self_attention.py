@@ -72,7 +72,7 @@ class SelfAttentionDecoder(Decoder):
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
         config, source = self.config, features.last if self.fusion is None else self.fusion(features)[0]  # (mB, R + M, D)
-        table = self.pos_embed  # (1, R + N, d)
+        table: Tensor = self.pos_embed  # (1, R + N, d)
         if grid != self.home:
             table = positions(table, self.home, grid, self.prefix, config.positions, config.resize_positions)
         prefix, body = table[:, : self.prefix], table[:, self.prefix :]
