@@ -2,6 +2,7 @@
 
     python tests/mutations.py            # all, a few minutes on one core
     python tests/mutations.py keys mask  # those whose file or test holds one of the words
+    python tests/mutations.py --green --first 41   # from the 41st on; the tests are known to pass, and are not run unchanged first
 
 Prints a table; exits with 1 where a mutant survives, or where a row no longer fits the code. To add a row: the file, a text that
 stands in it exactly once, what to put there instead, and the test that must fail (a file, or file::test as pytest takes it).
@@ -9,6 +10,7 @@ stands in it exactly once, what to put there instead, and the test that must fai
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import multiprocessing
 import os
@@ -607,8 +609,8 @@ MUTANTS = [
         "train/test_strict.py -k any_processes",
     ),
     Mutant("mmm/train/deterministic.py", "if changed := [", "if changed := [] and [", "train/test_strict.py -k running_values"),
-    Mutant("mmm/train/watchdog/verdict.py", 'if beat.state == "failed":', "if False:", "train/test_ranks.py -k blame"),
-    Mutant("mmm/train/watchdog/verdict.py", "silent[rank] > limit]", "silent[rank] > 9e9]", "train/test_ranks.py -k blame"),
+    Mutant("mmm/train/watchdog/failure.py", 'if heartbeat.state == "failed":', "if False:", "train/test_ranks.py -k blame"),
+    Mutant("mmm/train/watchdog/failure.py", "silent[rank] > limit]", "silent[rank] > 9e9]", "train/test_ranks.py -k blame"),
     Mutant("mmm/train/checkpoint/writer.py", "step_of(path) % keep_every", "True", "train/test_checkpoint.py -k for_good"),
     Mutant(
         "mmm/train/checkpoint/async_writer.py",
@@ -751,8 +753,15 @@ def try_one(folder: Path, mutant: Mutant) -> str:
     return {0: "SURVIVED", 1: "red"}.get(status, f"NOT RUN: pytest ended with {status}")
 
 
-def main(words: list[str]) -> int:
-    chosen = [m for m in MUTANTS if not words or any(word in m.file + " " + m.test for word in words)]
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="parts of the names of files or tests")
+    parser.add_argument("--first", type=int, default=1, help="the first row of those chosen")
+    parser.add_argument("--green", action="store_true", help="do not run the tests unchanged first")
+    given = parser.parse_args(argv)
+    chosen = [m for m in MUTANTS if not given.words or any(word in m.file + " " + m.test for word in given.words)][
+        given.first - 1 :
+    ]
     sys.dont_write_bytecode = True
     os.environ.setdefault("MMM_TEST_DATA", str(TREE.parent / "shared" / "data"))  # a test that is skipped catches nothing
     for module in ("torch", "timm", "pytest", "einops"):  # once, before the processes part
@@ -766,8 +775,9 @@ def main(words: list[str]) -> int:
                 shutil.copytree(TREE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             elif (TREE / name).exists():
                 shutil.copy(TREE / name, folder / name)
-        broken = {test for test in {mutant.test for mutant in chosen} if outcome(folder, words_of(test)) != 0}
-        for number, mutant in enumerate(chosen, start=1):
+        tests = set() if given.green else {mutant.test for mutant in chosen}
+        broken = {test for test in tests if outcome(folder, words_of(test)) != 0}
+        for number, mutant in enumerate(chosen, start=given.first):
             start = time.perf_counter()
             result = "NOT GREEN before any change" if mutant.test in broken else try_one(folder, mutant)
             failed += result != "red"
