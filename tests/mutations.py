@@ -54,8 +54,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/maskers/base.py",
-        ".view(-1, plane).T",
-        ".view(plane, -1)",
+        ".unflatten(0, (-1, plane)).transpose(0, 1)",
+        ".unflatten(0, (plane, -1))",
         "core/test_maskers.py::test_the_same_places_are_hidden_in_every_frame",
     ),
     Mutant(
