@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, coordinates, take
+from mmm.core.positions import coordinates
+from mmm.core.tokens import Grid, take
 
 
 def echo_visible(mask: Mask, grid: Grid, weight: float, *, by_distance: bool) -> Mask:

@@ -6,6 +6,7 @@ Shapes: B samples, N tokens of the grid, V visible, Q hidden.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float 
         values = values[:, None]  # (B, H, W) -> (B, 1, H, W): one frame for all
     if values.dim() != len(grid) + 1 or not values.numel():
         raise ValueError(f"hidden pixels are {tuple(torch.as_tensor(hidden).shape)} for a grid of tokens {grid}; give (H, W)")
-    pool = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
     covered = pool(values[:, None], grid).flatten(1) >= share  # (B, N)
     counts = covered.sum(1)
     count, tokens = int(counts[0]), math.prod(grid)
