@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant(
         "mmm/maskers/uniform.py",
         "permutation(keys, seen) % 4",
-        "integers(keys, 4, seen)",
+        "permutation(keys, seen) % 3",
         "core/test_maskers_published.py -k each_cell",
     ),
     Mutant(
@@ -494,8 +494,8 @@ MUTANTS = [
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
-        "stream.masker(batch.keys",
-        "self.streams[0].masker(batch.keys",
+        "masker=stream.masker",
+        "masker=self.streams[0].masker",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
