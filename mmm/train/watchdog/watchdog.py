@@ -5,8 +5,8 @@
 
 Each process sends a heartbeat twice a second, with its state and its step (`heartbeat.py`). A collective fails where another
 process is gone; gloo's do so at once. The process then waits for the failure report, and logs it instead of the traceback. A
-process that raises an error reports it before it ends. Rank 0 watches the others, and each of the others watches rank 0, which holds the
-store of the heartbeats.
+process that raises an error reports it before it ends. Rank 0 watches the others, and each of the others watches rank 0, which
+holds the store of the heartbeats.
 
     killed, or raised an error    the others end within 10 s
     stopped, or hanging           the others end within `train.timeout` + 5 s; a process that is continued later ends too
