@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/core/rng.py",
-        "_mix(keys + _int64(int(purpose), keys.device) * INCREMENT)",
+        "_mix(keys + _increments(int(purpose), keys.device))",
         "_mix(keys)",
         "core/test_keys.py::test_streams_are_independent",
     ),
