@@ -1,4 +1,4 @@
-"""A pretrained encoder made ready for fine-tuning: for other sizes of samples, with drop path, without what is not used."""
+"""Adapts a pretrained encoder to fine-tuning: another size of samples, drop path, and no unused parts."""
 
 from __future__ import annotations
 

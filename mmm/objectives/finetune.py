@@ -30,7 +30,7 @@ C = TypeVar("C", bound="FineTuneConfig")
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneConfig(RunConfig):
-    """A classifier, the samples that it learns, and how."""
+    """Options of a fine-tuning: the classifier, its data and its training."""
 
     model: str | None = None
     """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
@@ -104,11 +104,11 @@ def with_pretrained(config: C, model: MaskedModel) -> C:
 
 
 class FineTuneObjective:
-    """The cross-entropy of a classifier; all that is drawn for a micro-batch follows from its samples' keys.
+    """The cross-entropy of a classifier. All random numbers of a micro-batch are functions of its samples' keys.
 
     Args:
         data: how samples are read.
-        soft: how labels are softened, and samples mixed.
+        soft: label smoothing, mixup and CutMix.
         classes: K.
         device: to compute on.
     """

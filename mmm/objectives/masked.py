@@ -118,7 +118,7 @@ class MaskedObjective:
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
-        """Lets targets that look across the batch ask all processes, which must train in step from now on."""
+        """Connects targets that use statistics of the whole batch to all processes, which must then train in step."""
         if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
             raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
         for part in model.modules():
@@ -126,7 +126,7 @@ class MaskedObjective:
                 part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
 
     def count_tokens(self, seed: int) -> dict[str, int]:
-        """Tokens of a sample of the first source, by what becomes of them."""
+        """Numbers of tokens of a sample of the first source: all, visible, predicted."""
         stream = self.streams[0]
         grid = self.model.tokenizer.grid_of(stream.data.size)
         scores = {"scores": torch.ones(1, math.prod(grid))} if stream.masker.needs_scores else {}
@@ -139,7 +139,7 @@ class MaskedObjective:
 
 
 def initialise(model: MaskedModel, weights: str | None) -> None:
-    """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
+    """Loads the initial weights, if any are given, and initialises the target if they do not contain it."""
     copied = set() if weights is None else initialise_from(model, weights)
     if "target" not in copied:
         model.target.begin(model, load)

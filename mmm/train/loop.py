@@ -1,12 +1,12 @@
 """One update after another: the loop through which every task trains.
 
-`Session` (session.py) stands around it: it restores, logs and saves. A signal to stop ends the loop after the update that it fell
-into (distributed/preemption.py).
+`Session` (session.py) runs it, and restores, logs and saves. A signal to stop ends the loop after the current update
+(distributed/preemption.py).
 
-An update whose loss or gradient is not finite is left out by all processes, without a host that waits for a device. A loss that is
-not finite makes its own gradient so, and the sum over the processes then carries that to all of them: no exchange beyond that of
-the gradients is needed. Whether the norm of the whole gradient is finite stays on the device, and the fused optimizer reads it
-there, as it reads what a gradient scaler finds. The host learns of it at the next line of metrics.
+All processes skip an update whose loss or gradient is not finite, and no host waits for a device. A non-finite loss makes its
+gradient NaN, and the sum over the processes carries the NaN to all of them, so that nothing else is exchanged. The flag that the
+norm of the whole gradient is finite stays on the device. The fused optimizer reads it there, as it reads the flag of a gradient
+scaler. The host learns of it at the next line of metrics.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ LossOf = Callable[[nn.Module, Any, int], Tensor]
 
 @dataclass
 class Update:
-    """One update was made.
+    """An update, yielded by `fit` after it was made.
 
     Attributes:
         step: updates made so far.
         metrics: at a log line, those of the updates since the line before (`MetricsAccumulator.flush`), else empty. A task adds
             what it evaluates.
-        skipped: updates that were left out, of those synchronised since the update before.
+        skipped: updates without a step of the optimizer, among those synchronised since the last `Update`.
         save: a checkpoint is due.
-        last: none follows, because this is the plan's last or the run was asked to stop.
+        last: whether this is the last update, of the plan or before a requested stop.
         steps: of the whole run.
-        made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
+        made: whether the optimizer made a step, a bool () on the device; false where a loss or a gradient was not finite.
     """
 
     step: int
@@ -60,7 +60,7 @@ class Update:
     made: Tensor
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens every so many updates, and after the run's last, happens now."""
+        """Whether an event that happens every `every` updates, and after the last update of the run, is due now."""
         return due(self.step, every, self.steps)
 
 
@@ -76,7 +76,7 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    Lines of metrics fall on `log_every` and on
+    Lines of metrics are written every `log_every` and
     `save_every`. The losses are checked before anything is saved; a checkpoint between two lines, after a signal, keeps what the
     next line holds so far.
 
@@ -139,7 +139,7 @@ def micro_losses(
     seed: int,
     step: int,
 ) -> Iterator[Tensor]:
-    """The losses of an update's micro-batches on this process, each with its graph, computed when it is asked for."""
+    """Yields the losses of an update's micro-batches on this process, each with its graph; computes a loss when it is requested."""
     accelerator = training.accelerator
     for part in range(plan.accumulation):
         seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
@@ -150,7 +150,7 @@ def micro_losses(
 
 
 def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> list[Tensor]:
-    """Leaves the mean gradient of an update in the weights; returns the losses, detached."""
+    """Computes the mean gradient of an update into `grad` of the weights; returns the detached losses."""
     found = []
     for part in range(plan.accumulation):
         last = part == plan.accumulation - 1
@@ -162,7 +162,7 @@ def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> 
 
 
 def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
-    """Makes the update that the gradients ask for, where they are finite; returns their norm, ()."""
+    """Makes a step of the optimizer, and of the average of the weights, where the gradients are finite; returns their norm, ()."""
     norm = gradient_norm(training.accelerator, training.model, config.clip_norm)
     step_if_finite(norm, training.optimizer, training.accelerator.scaler)
     training.optimizer.zero_grad(set_to_none=True)
@@ -172,11 +172,10 @@ def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
 
 
 def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
-    """Makes drop path and dropout a function of the step, so that a resumed run draws what the uninterrupted one drew.
+    """Seeds torch's generators from the step, so that drop path and dropout are the same in a resumed run.
 
-    `part` counts the micro-batches of the update over all processes: two processes draw what one draws.
-
-    `torch.manual_seed` would cost 0.1 ms and seed every device there is.
+    `part` counts the micro-batches of the update over all processes, so that two processes draw the same numbers as one.
+    `torch.manual_seed` would take 0.1 ms and seed all devices.
     """
     key = int(stream(sample_keys(seed, step, part), Stream.NOISE))
     torch.default_generator.manual_seed(key)
@@ -185,7 +184,7 @@ def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
 
 
 def nan_if_nonfinite(loss: Tensor) -> Tensor:
-    """The same loss, whose gradient is NaN where the loss is not finite. () -> ()."""
+    """Returns the loss with a gradient of NaN where it is not finite. () -> ()."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # times 1 changes no bit
 
 
@@ -203,13 +202,13 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float |
 
 
 def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:
-    """Updates the weights and the optimizer's state, or leaves both as they are where the gradient is not finite.
+    """Makes a step of the optimizer, or changes neither weights nor state where the gradient is not finite.
 
     Args:
         norm: of the gradient, () on the device.
-        optimizer: as Accelerate prepared it. One that is not fused Adam cannot read the flag on the device (timm's Lars), or
-            makes its state from it (fused SGD's first momentum is then whatever lay in the memory): for it the host waits.
-        scaler: of fp16, which decides by itself.
+        optimizer: as Accelerate prepared it. Only fused Adam reads the flag on the device. Others do not (timm's Lars), or build
+            their state from it (the first momentum of fused SGD is then uninitialised memory); for them the host waits.
+        scaler: of fp16, which makes this decision itself.
     """
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     if scaler is not None:

@@ -239,7 +239,7 @@ def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path,
         train(tmp_path, other, resume=True, allow=("train.learning",))
     allow = ("train.learning_rate", "train.weight_decay", "seed")
     assert train(tmp_path, other, resume=True, allow=allow, seed=1, until=4).step == 4
-    assert "goes on with other choices: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
+    assert "continues with other options: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
 
 
 def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
