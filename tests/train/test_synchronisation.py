@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def device() -> Iterator[torch.device]:
     reset_accelerate()
 
 
+def note(mode: Synchronisations, counted: list[Counter[str]], optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Called after each step of the optimizer, which must be the fused one: it reads on the device whether to make the step."""
+    assert optimizer.defaults["fused"]
+    counted.append(Counter(mode.found))
+
+
 @pytest.mark.parametrize(
     "flags", ["", "--train.ema 0.9 --train.clip_norm 1 --target.name latent --data.lighting 0.2"], ids=["plain", "more"]
 )
@@ -63,7 +70,7 @@ def test_the_host_waits_at_log_lines_only(tmp_path: Path, device: torch.device, 
     argv = f"--preset demo --train.steps {STEPS} --train.log_every {EVERY} --train.save_every 1000 --folder {tmp_path / 'run'}"
     argv += " --train.batch_size 8 --train.micro_batch_size 4 --encoder.width 24 --encoder.heads 2 --encoder.depth 1 --evaluate"
     with Synchronisations() as mode:
-        hook = register_optimizer_step_post_hook(lambda *_: counted.append(Counter(mode.found)))
+        hook = register_optimizer_step_post_hook(partial(note, mode, counted))
         try:
             main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv.split(), *flags.split()])
         finally:
@@ -73,3 +80,22 @@ def test_the_host_waits_at_log_lines_only(tmp_path: Path, device: torch.device, 
     lines = [update for update in range(1, STEPS) if update % EVERY == 0]  # the line is written before the next update
     assert all(between[update - 1] for update in lines)
     assert {update: found for update, found in enumerate(between, start=1) if found and update not in lines} == {}
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_again_after_the_second_update(tmp_path: Path) -> None:
+    counters = torch._dynamo.utils.counters
+    graphs: list[int] = []
+    recipe = load_recipe("image_mae")
+    argv = f"--preset demo --train.steps 8 --train.log_every 2 --train.compile true --folder {tmp_path / 'run'} --evaluate"
+    reset_accelerate()
+    torch._dynamo.reset()
+    counters.clear()
+    hook = register_optimizer_step_post_hook(lambda *_: graphs.append(counters["stats"]["unique_graphs"]))
+    try:
+        main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=argv.split())
+    finally:
+        hook.remove()
+        reset_accelerate()
+    assert graphs[0] > 0  # it compiles
+    assert graphs[1:] == graphs[1:2] * 7
