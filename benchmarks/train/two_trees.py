@@ -59,6 +59,7 @@ class Tree:
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *argv],
             env=environment,
+            cwd=tree,  # which Python puts first into its path
             pass_fds=[writer],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -248,12 +248,12 @@ def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
 
     train(tmp_path, until=3)
     train(tmp_path, resume=True, until=4)
-    assert "set-up" not in caplog.text
+    assert "environment" not in caplog.text
     monkeypatch.setattr(environment, "_commit", lambda folder: "1234567+changes")
     monkeypatch.setattr(environment, "_version", lambda package: "9.9")
     torch.set_num_threads(2)
     train(tmp_path, replace(CONFIG, threads=2), resume=True, until=5)
-    (said,) = [record.message for record in caplog.records if "set-up" in record.message]
+    (said,) = [record.message for record in caplog.records if "environment" in record.message]
     assert all(word in said for word in ("commit was", "is 1234567+changes", "versions.timm was", "threads was 1, is 2"))
 
 
