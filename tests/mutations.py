@@ -588,6 +588,8 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
+    Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
     Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
