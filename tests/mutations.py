@@ -160,7 +160,10 @@ MUTANTS = [
     # CrossMAE
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
-        "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
+        "mmm/decoders/cross_attention.py",
+        "self.cross_attn(self.norm1(x), source, rotary)",
+        "self.cross_attn(x, source, rotary)",
+        PARITY_CROSSMAE,
     ),
     Mutant(
         "mmm/decoders/fusion.py",
