@@ -59,7 +59,9 @@ class FusedDecoderConfig(DecoderConfig):
             raise ValueError(f"decoder.fusion_blocks {blocks} are not all among the encoder's blocks 1 to {depth}")
         if depth not in blocks:  # what nobody reads gets no gradient, and DDP waits for it
             raise ValueError(f"decoder.fusion_blocks {blocks} leave out the encoder's last block, {depth}; add it")
-        return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input and self.fusion == "linear" else blocks)
+        if self.fusion == "levels":
+            return RequiredFeatures(last=False, blocks=blocks)
+        return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)
 
 
 class LastOutput(nn.Module):

@@ -1,5 +1,5 @@
-"""A linear prediction from each token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT), or from those in several blocks
-(Li et al., "Unmasked Teacher", ICCV 2023).
+"""A linear prediction from each token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT), or from those in several
+blocks (Li et al., "Unmasked Teacher", ICCV 2023).
 
 Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens, N tokens of the grid, Q predicted, D width, K values.
 """

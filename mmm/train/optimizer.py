@@ -75,16 +75,17 @@ def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[st
     from timm.optim import get_optimizer_class, list_optimizers
 
     name = config.optimizer
-    if name not in (known := [one for one in list_optimizers() if not any(part in one for part in REFUSED)]):
-        why = "cannot be resumed bit for bit, or needs more than gradients" if name in list_optimizers() else "is none of timm's"
+    listed: list[str] = [str(one) for one in list_optimizers()]
+    if name not in (known := [one for one in listed if not any(part in one for part in REFUSED)]):
+        why = "cannot be resumed bit for bit, or needs more than gradients" if name in listed else "is none of timm's"
         raise ValueError(f"train.optimizer {name} {why}{nearest(name, known)}; for instance adamw, lion, lamb, lars, muon")
     if sharding_asked(os.environ) and name not in ELEMENTWISE:
         raise ValueError(
             f"train.optimizer {name} is not computed on parts of a matrix, as FSDP needs; use {' or '.join(ELEMENTWISE)}, or {DDP}"
         )
     kind: Any = get_optimizer_class(name)
-    has, options = inspect.signature(kind).parameters, {"betas": config.betas, "momentum": config.momentum}
-    options = {option: value for option, value in options.items() if value is not None}
+    has, chosen = inspect.signature(kind).parameters, {"betas": config.betas, "momentum": config.momentum}
+    options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option, value in options.items():
         if option not in has or (option == "betas" and len(has[option].default) != len(value)):
             raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such choice; leave it out")
