@@ -36,6 +36,7 @@ class Stream(IntEnum):
     POLICY = 11
     ERASE = 12
     MIX = 13
+    PHOTOMETRIC = 14
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
