@@ -40,7 +40,7 @@ def start(config: TrainConfig) -> Accelerator:
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
     check_strategy(os.environ)
-    check_tracker(config.tracker)
+    check_tracker(config.tracker, config.tracker_options)
     # unless told that there is only a CPU, Accelerate 1.15 runs each of torchrun's processes there alone (measured)
     cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
