@@ -56,6 +56,12 @@ class DenseHead(nn.Module):
         """Returns logits (B, K, h', w'); in training, those of auxiliary heads follow."""
 
 
+def refuse_stages(shape: Shape, name: str) -> None:
+    """Raises ValueError for a hierarchical encoder, whose blocks have other grids than its output."""
+    if shape.stages:
+        raise ValueError(f"head.name {name} with blocks is for encoders whose blocks have tokens of one size; read the last output")
+
+
 def check_blocks(blocks: tuple[int, ...], depth: int) -> None:
     """Raises ValueError where a block does not exist."""
     if wrong := [number for number in blocks if not 1 <= number <= depth]:
@@ -93,8 +99,10 @@ class LinearHead(DenseHead):
 
     def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
         super().__init__(config)
-        if config.class_token and not shape.prefix:
+        if config.class_token and not shape.class_tokens:
             raise ValueError("head.class_token: this encoder has none; leave it out")
+        if config.blocks:
+            refuse_stages(shape, "linear")
         width = shape.width * max(1, len(config.blocks)) * (2 if config.class_token else 1)
         self.dropout, self.norm = nn.Dropout2d(config.dropout), BatchNorm(width)
         self.linear = nn.Conv2d(width, classes, 1)
@@ -106,7 +114,7 @@ class LinearHead(DenseHead):
         maps = block_maps(features, grid, self.config.blocks)
         if self.config.class_token:
             outputs = [features.blocks[number] for number in self.config.blocks] or [features.last]
-            means = [tokens[:, : features.prefix].mean(1) for tokens in outputs]
+            means = [tokens[:, : features.prefix - features.registers].mean(1) for tokens in outputs]
             maps += [mean[:, :, None, None].expand_as(maps[0]) for mean in means]
         x = self.dropout(torch.cat(maps, dim=1))  # (B, D', h, w)
         batch, _, height, width = x.shape
@@ -201,6 +209,7 @@ class UperNetHead(DenseHead):
 
     def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
         super().__init__(config)
+        refuse_stages(shape, "uper_net")
         self.blocks = config.required_features(shape.depth).blocks
         self.weights = (1.0, config.auxiliary_weight)
         width, channels = shape.width, config.channels or shape.width

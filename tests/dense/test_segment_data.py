@@ -48,16 +48,17 @@ def config(folder: Path, **changes: Any) -> MasksConfig:
 
 def test_an_image_and_its_mask_are_cropped_and_flipped_together(folder: Path) -> None:
     """The grey value says the label, so that one can be computed from the other at every place inside a block."""
-    data = config(folder, scale=(0.5, 1.0), flip=0.5, largest_class=1.0)
+    data = config(folder, scale=(0.9, 2.0), flip=0.5, largest_class=1.0)
     part = open_pixels(data, "train")
     assert (len(part), part.count, part.where) == (4, 4, "train")
     for batch in train_batches(part, data, seed=0, batch_size=16, steps=2):
         x, labels = prepare_pixels(batch, data)
         grey = ((x * 0.25 + 0.5) * 255).round()[:, 0]
-        inside = (labels != IGNORE) & ((grey / STEP - (grey / STEP).round()).abs() < 0.01)
-        assert inside.float().mean() > 0.3  # the rest are edges of blocks, and places outside of the image
-        agree = (grey[inside] / STEP).round().long() == labels[inside]
-        assert agree.float().mean() > 0.97  # a mixture of two labels may be a third one's grey value
+        wide = torch.nn.functional.pad(labels.float()[:, None], (2, 2, 2, 2), value=-1)
+        most, least = (sign * torch.nn.functional.max_pool2d(sign * wide, 5, 1)[:, 0] for sign in (1, -1))
+        inside = (most == least) & (labels != IGNORE)
+        assert inside.float().mean() > 0.05
+        assert torch.equal((grey[inside] / STEP).round().long(), labels[inside])
         outside = labels == IGNORE
         assert outside.any()
         assert x[outside[:, None].expand_as(x)].abs().max() < 0.02  # the mean colour
@@ -85,18 +86,16 @@ def test_label_zero_is_ignored_where_it_is_said(folder: Path) -> None:
         (lambda path: Image.new("L", (48, 31)).save(path), "its map has 31 x 48 pixels and the image 32 x 48"),
         (lambda path: Image.new("L", (48, 32), 9).save(path), "the label 9; the labels of 4 classes are 0 to 3"),
         (lambda path: Image.new("RGB", (48, 32), "red").save(path), "its map has colours"),
-        (lambda path: path.write_bytes(b"no map"), "its map cannot be read"),
-        (lambda path: path.write_bytes(b""), "its map is empty"),
+        (lambda path: path.write_bytes(b"no map"), "its map is not an image of a known format"),
+        (lambda path: path.write_bytes(b""), "its map cannot be read: the file is empty"),
         (lambda path: Image.new("L", (48, 32), 1).save(path, "JPEG"), "is a JPEG"),
     ],
 )
 def test_a_wrong_mask_is_named_and_its_image_replaced(folder: Path, break_it: Any, said: str) -> None:
     break_it(folder / "annotations" / "training" / "2.png")
     data = config(folder, classes=4)
-    problems = [
-        one for batch in train_batches(open_pixels(data, "train"), data, seed=0, batch_size=4, steps=1) for one in batch.problems
-    ]
-    assert [(problem.name, said in problem.reason) for problem in problems] == [("training/2.png", True)], problems
+    (batch,) = train_batches(open_pixels(data, "train"), data, seed=0, batch_size=4, steps=1)
+    assert {(problem.name, said in problem.reason) for problem in batch.problems} == {("training/2.png", True)}
     part = open_pixels(data, "train")
     batches = list(eval_batches(part, data, batch_size=1))
     assert [len(batch) for batch in batches] == [1, 1, 0, 1]  # an evaluation leaves it out
@@ -129,8 +128,8 @@ def test_tables_have_a_column_of_images_and_one_of_maps(folder: Path, tmp_path: 
     from datasets import Image as Column
 
     rows = {
-        "image": [str(path) for path in sorted((folder / "images" / "training").iterdir())],
-        "label": [str(path) for path in sorted((folder / "annotations" / "training").iterdir())],
+        name: [Image.fromarray(np.asarray(Image.open(path))) for path in sorted((folder / below / "training").iterdir())]
+        for name, below in (("image", "images"), ("label", "annotations"))
     }
     (tmp_path / "table").mkdir()
     Dataset.from_dict(rows, features=Features({"image": Column(), "label": Column()})).to_parquet(

@@ -32,6 +32,7 @@ from mmm.evaluate.dense.segmentation import SegmentationScore
 from mmm.objectives.segment import pixel_cross_entropy
 from mmm.tokenizers import Patches as PatchTokens
 from mmm.train.config import TrainConfig
+from mmm.weights.export import write_files
 from tasks import segment
 
 HEADS = {
@@ -260,8 +261,6 @@ def test_a_run_is_resumed_and_loaded(pairs: Path, tmp_path: Path, caplog: Any) -
     with pytest.raises(ValueError, match="biases of relative positions"):
         MaskedModel.from_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="--to timm holds no segmenter"):
-        from mmm.weights.export import write_files
-
         write_files(model, "timm", tmp_path)
 
 

@@ -100,3 +100,16 @@ class DepthConfig(PairsConfig):
             raise ValueError(f"data.range {self.range[0]} {self.range[1]}: give a smallest and a larger depth, above 0")
         if not self.unit > 0:
             raise ValueError(f"data.unit {self.unit}: give metres for each unit, above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig(AnnotatedConfig):
+    """Options of images with boxes and masks of objects."""
+
+    source: str | None = None
+    """builtin:scenes (rendered); COCO's folder, with annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of
+    images, with `annotations`."""
+    annotations: str | None = None
+    """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
+    classes: int | None = None
+    """Number of classes; found when the data is opened, and kept in the run's config."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mmm.data.annotated.config import DepthConfig, MasksConfig
@@ -39,15 +39,23 @@ def decode_map(source: Any) -> NDArray[Any]:
         if isinstance(source, np.ndarray):
             values = source
         else:
-            data = source if isinstance(source, bytes) else read_file(source)
-            values = _decode(data)
+            values = _decode(source if isinstance(source, bytes) else _bytes_of(source))
     except Unreadable:
         raise
+    except UnidentifiedImageError as error:  # its message holds an address in memory
+        raise Unreadable("its map is not an image of a known format") from error
     except Exception as error:  # decoders raise errors of many kinds
         raise Unreadable(f"its map cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
     if values.ndim != 2 or 0 in values.shape:
         raise Unreadable(f"its map has shape {values.shape}; one number for each pixel, (height, width), is expected")
     return values
+
+
+def _bytes_of(path: Any) -> bytes:
+    try:
+        return read_file(path)
+    except Unreadable as error:
+        raise Unreadable(f"its map cannot be read: {error}") from error
 
 
 def _decode(data: bytes) -> NDArray[Any]:

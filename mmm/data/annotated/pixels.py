@@ -175,16 +175,19 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
         raise ValueError(f"data.classes {config.classes}: data.source {config.source} names {len(names)} classes")
     if config.classes is not None or names is not None:
         return config.classes or len(names or ())
-    largest = -1
+    largest, first = -1, ""
     logger.info("%s: reading %s masks to count their classes; --data.classes K would save that", config.source, f"{len(part):,}")
     for index in range(len(part)):
         try:
             values = decode_map(part.raw(index)[1]).astype(np.int64)
-        except Unreadable:
+        except Unreadable as error:
+            first = first or str(error)
             continue  # named where it is loaded
         values = values[values != config.ignore]
         largest = max(largest, int(values.max(initial=-1)))
     count = largest + 1 - int(config.zero_is_ignored)
+    if largest < 0 and first:
+        raise ValueError(f"not one mask of {part.title} can be read; the first: {first}")
     if count < 1:
         raise ValueError(f"{part.title} have ignored labels only; check data.maps, data.ignore and data.zero_is_ignored")
     if count > 1000:
