@@ -51,6 +51,8 @@ def start(config: TrainConfig) -> Accelerator:
     check_sharding(os.environ, processes, precision=precision, strict=config.strict)
     if processes.is_main_process:
         logger.info("precision %s (%s); device %s; processes %d", precision, reason, processes.device.type, processes.num_processes)
+    # DDP warns of weights with a dimension of 1, whose strides are a matter of taste; the user can change nothing
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if cpu:
         set_threads(config.threads, os.environ)
         keep_memory()
