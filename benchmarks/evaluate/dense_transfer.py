@@ -3,8 +3,8 @@
     for seed in 0 1 2; do python recipes/image_mae.py --seed $seed --folder runs/demo-$seed; done
     python -m benchmarks.evaluate.dense_transfer --runs runs/demo-0 runs/demo-1 runs/demo-2 --out results
 
-Every trial has the same settings from both starts, in one thread, and its own seed. With one run, all seeds start from it. Writes all
-numbers (.json) and a table (.md).
+Every trial has the same settings from both starts, in one thread, and its own seed. With one run, all seeds start from it. Writes
+all numbers (.json) and a table (.md).
 """
 
 from __future__ import annotations

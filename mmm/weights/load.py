@@ -62,7 +62,7 @@ def load(
         frames: for a file in VideoMAE's layout, the length of the clips that it was trained on. None: 16.
 
     Returns:
-        A masked model; a classifier or a segmenter where the weights have a head.
+        A masked model; a classifier, a segmenter or a detector where the weights have a head.
 
     Raises:
         ValueError: the weights cannot be read, are of no known format or do not fit, or an argument is missing or does not fit.
@@ -93,7 +93,7 @@ def without_head(model: Model, source: str) -> MaskedModel:
     if isinstance(model, MaskedModel):
         return model
     left = [name for name in model.state_dict() if not name.startswith("encoder.")]
-    if getattr(model, "relative_bias", False):
+    if getattr(model, "relative_bias", False) or getattr(getattr(model, "config", None), "relative", False):
         raise ValueError(f"{source} has learned biases of relative positions, without which its encoder is of no use")
     kind = type(model).__name__.lower()
     logger.warning("%s is a %s; only its encoder is used, without %s", source, kind, shorten_list(left))

@@ -13,6 +13,7 @@ import yaml
 from mmm.classifier import Classifier
 from mmm.config.diff import flatten
 from mmm.config.serialize import to_dict
+from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
 from mmm.weights.formats.base import Model
@@ -83,7 +84,7 @@ def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float
     clips, headed = len(model.tokenizer.size) == 3, isinstance(model, Classifier)
     encodes = "feature-extraction" if clips else "image-feature-extraction"
     pipeline = f"{'video' if clips else 'image'}-classification" if headed else encodes
-    pipeline = "image-segmentation" if isinstance(model, Segmenter) else pipeline
+    pipeline = {"Segmenter": "image-segmentation", "Detector": "object-detection"}.get(type(model).__name__, pipeline)
     source = _source(((origin.config or {}).get("data") or {}).get("source"))
     found = [
         EvalResult(pipeline, "custom", source, "accuracy" if "top" in name else "psnr", value, metric_name=f"{kind} {name}".strip())
@@ -129,6 +130,8 @@ def _usage(model: Model) -> list[str]:
     shape = "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
     if isinstance(model, Classifier):
         return [f"logits = model(x)  # x: normalised pixels, {shape}"]
+    if isinstance(model, Detector):
+        return ["objects = model(x)  # boxes, labels from 1, scores and masks of each image; x: normalised pixels, (B, C, H, W)"]
     if isinstance(model, Segmenter):
         return [f"labels = model.segment(x).argmax(1)  # x: normalised pixels, {shape}"]
     loss = [f"loss = model(x).loss  # of hidden tokens, x: {shape}"] if model.decoder is not None else []

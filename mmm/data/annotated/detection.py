@@ -68,10 +68,9 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
     def placement(self, index: int, key: Tensor | None) -> Placement:
         """Where an image is in its sample; with a key, that of training."""
         (height, width), (high, wide) = self.config.frame_size, self.objects(index).size
-        fit = min(height / high, width / wide)
         if key is None:
-            inside = (max(1, round(high * fit)), max(1, round(wide * fit)))
-            return Placement((inside[0] / high, inside[1] / wide), (0.0, 0.0), (height, width), inside)
+            return fitted((high, wide), (height, width))
+        fit = min(height / high, width / wide)
         low, top = self.config.scale
         draws = uniform(stream(key[None], Stream.CROP), 3)[0].double().tolist()
         factor = fit * (low + draws[0] * (top - low))
@@ -108,18 +107,30 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return self._views(index, [None] * len(index))
 
     def _views(self, index: Tensor, keys: list[Any]) -> tuple[Tensor, dict[int, str]]:
-        fill = torch.tensor([round(255 * value) for value in self.config.mean], dtype=torch.uint8)
-        views = fill[None, :, None, None].repeat(len(index), 1, *self.config.frame_size)
+        views = empty_canvas(self.config.mean, self.config.frame_size)[None].repeat(len(index), 1, 1, 1)
         failed: dict[int, str] = {}
         for row, number in enumerate(index.tolist()):
             try:
-                _paint(views[row], self.read(number), self.placement(number, keys[row]))
+                paint(views[row], self.read(number), self.placement(number, keys[row]))
             except Unreadable as error:
                 failed[row] = str(error)
         return views, failed
 
 
-def _paint(canvas: Tensor, image: Pixels, placement: Placement) -> None:
+def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
+    """Where a whole image is on a canvas: at its first row and column, as large as it fits. Sizes are (H, W)."""
+    fit = min(canvas[0] / size[0], canvas[1] / size[1])
+    inside = (max(1, round(size[0] * fit)), max(1, round(size[1] * fit)))
+    return Placement((inside[0] / size[0], inside[1] / size[1]), (0.0, 0.0), canvas, inside)
+
+
+def empty_canvas(channels: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+    """A canvas of the mean colour, uint8 (C, h, w)."""
+    fill = torch.tensor([round(255 * value) for value in channels], dtype=torch.uint8)
+    return fill[:, None, None].repeat(1, *size)
+
+
+def paint(canvas: Tensor, image: Pixels, placement: Placement) -> None:
     """Resizes the part of an image that a canvas shows into it, (H, W, C) -> (C, h, w)."""
     ends = []
     for axis in range(2):

@@ -155,7 +155,7 @@ def place_objects(objects: Objects, placement: Placement, *, masks: bool) -> dic
         rows = kept.nonzero()[:, 0].tolist()
         drawn = [placement.mask(objects.masks[row], objects.size) for row in rows]
         target["masks"] = torch.stack(drawn).byte() if drawn else torch.zeros(0, *placement.size, dtype=torch.uint8)
-        seen = target["masks"].flatten(1).any(1)  # a polygon thinner than a pixel covers none
+        seen = target["masks"].bool().flatten(1).any(1)  # a polygon thinner than a pixel covers none
         target = {name: value[seen] for name, value in target.items()}
     return target
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmm.data.annotated.detection import AnnotatedObjects
 from mmm.data.annotated.pixels import LabelledPixels
 from mmm.data.datasets.clips import Clips
 from mmm.data.datasets.images import Images
 from mmm.data.loading.loader import Batch, train_batches
 from mmm.data.loading.sampler import spread
 
-Part = Images | Clips | LabelledPixels[Any]
+Part = Images | Clips | LabelledPixels[Any] | AnnotatedObjects
 
 
 class Mixture:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,5 +79,51 @@ def draw_maps(
     shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]
     for name, maps in columns.items():
         painted: list[Any] = [paint_classes(image, labels.cpu(), classes) for image, labels in zip(images, maps, strict=True)]
+        shown.append((name, same_size(painted)))
+    return draw_grid(shown, path, title=title, notes=notes)
+
+
+def paint_objects(image: Pixels, objects: dict[str, Tensor], classes: int) -> Tensor:
+    """Draws boxes, and lays masks over an image.
+
+    Args:
+        image: uint8 (H, W, C).
+        objects: `boxes` (n, 4), `labels` (n,) from 0 and, where there are, `masks` bool (n, H, W).
+
+    Returns:
+        float (3, H, W) in [0, 1].
+    """
+    from PIL import Image, ImageDraw
+
+    table = class_colours(classes + 1)[1:]  # the first is the background's
+    picture = as_picture(image).clone()
+    for number, label in enumerate(objects["labels"].tolist()):
+        if "masks" in objects:
+            inside = objects["masks"][number].cpu()
+            colour = table[label].float()[:, None] / 255
+            picture[:, inside] = (1 - BLEND) * picture[:, inside] + BLEND * colour
+    drawn = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    pen = ImageDraw.Draw(drawn)
+    for label, box in zip(objects["labels"].tolist(), objects["boxes"].tolist(), strict=True):
+        left, top, right, bottom = box
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=tuple(table[label].tolist()))
+    return torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float() / 255
+
+
+def draw_objects(
+    images: list[Pixels],
+    columns: dict[str, list[dict[str, Tensor]]],
+    path: Path,
+    *,
+    classes: int,
+    title: str,
+    notes: tuple[str, ...] = (),
+) -> Path:
+    """Draws images, and beside each its objects, by the title of their column."""
+    from mmm.evaluate.plots.image_grid import draw_grid
+
+    shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]
+    for name, objects in columns.items():
+        painted = [paint_objects(image, one, classes) for image, one in zip(images, objects, strict=True)]
         shown.append((name, same_size(painted)))
     return draw_grid(shown, path, title=title, notes=notes)

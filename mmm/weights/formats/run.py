@@ -23,6 +23,7 @@ from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.decoders import DecoderConfig, LinearDecoder
+from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
 from mmm.encoders import EncoderConfig, encoders
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
@@ -33,7 +34,7 @@ from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
 from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register
-from mmm.weights.formats.dense_parts import SegmenterParts, build_stored, dense_tree, is_dense, read_dense
+from mmm.weights.formats.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
 from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 
@@ -53,7 +54,7 @@ class Parts:
     Attributes:
         decoded: whether it has the decoder; a masked model may be its encoder alone.
         headed: whether it is a classifier, with pool and head.
-        dense: the head of a model with an output for each pixel, or None.
+        dense: the head of a model with an output for each pixel or object, or None.
     """
 
     tokenizer: PartConfig
@@ -65,7 +66,7 @@ class Parts:
     head: HeadConfig = HeadConfig()
     decoded: bool = False
     headed: bool = False
-    dense: SegmenterParts | None = None
+    dense: DenseParts | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -203,14 +204,14 @@ def _tree(model: Model) -> dict[str, Any]:
     *frames, height, width = given.pop("size")
     data = {"image_size": [height, width], **({"frames": frames[0]} if frames else {}), **given}
     tree: dict[str, Any] = {"data": data}
-    dense = isinstance(model, Segmenter)
+    dense = isinstance(model, (Segmenter, Detector))
     for name in ("tokenizer", "encoder") if dense else HEADED if isinstance(model, Classifier) else MASKED:
         part: Any = getattr(model, name)
         config = getattr(part, "config", None)
         if part is not None and config is None:
             raise ValueError(f"the {name} {type(part).__name__} has no `config`, so that it cannot be saved")
         tree[name] = None if part is None else to_dict(config)
-    if isinstance(model, Segmenter):
+    if isinstance(model, (Segmenter, Detector)):
         tree |= dense_tree(model)
     return tree if isinstance(model, MaskedModel) or model.labels is None else tree | {"labels": list(model.labels)}
 
