@@ -20,16 +20,26 @@ from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
 from mmm.core.types import Input
-from mmm.maskers import Masker, RandomMasker
+from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
 
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
-SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
-SMALL = {
-    "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
+SIDE = 4  # of tokens
+SIZES: dict[str, tuple[int, ...]] = {"images": (16, 24), "clips": (4, 16, 24)}
+SMALL: dict[str, dict[str, Any]] = {
+    "tokenizer": {"size": SIDE},
+    "encoder": {
+        "width": 24,
+        "depth": 2,
+        "heads": 2,
+        "stages": (1, 1, 1),
+        "patch": 1,
+        "mask_unit": 4,
+        "window": 2,
+        "model": "test_vit",
+    },
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32},
 }
@@ -57,18 +67,23 @@ def small_config(kind: str, name: str) -> PartConfig:
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
 
-    A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
-    nothing hides behind a bias of 0 or a norm of 1.
+    An encoder that needs tokens of another side gets them, and as many. A masker that blanks is taken where the decoder or the
+    encoder requires it. Weights that are trained get noise, so that nothing hides behind a bias of 0 or a norm of 1.
     """
+    side = SIDE if "tokenizer" in parts else getattr(parts.get("encoder"), "token", None) or SIDE
+    size = (*size[:-2], *(axis * side // SIDE for axis in size[-2:]))
     chosen: dict[str, Any] = {
-        "tokenizer": Patches.Config(size=4) if len(size) == 2 else Tubes.Config(size=4, frames=2),
+        "tokenizer": Patches.Config(size=side) if len(size) == 2 else Tubes.Config(size=side, frames=2),
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
         **parts,
     }
-    required = chosen["decoder"].required_features(chosen["encoder"].shape)
-    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
+    shape = chosen["encoder"].shape
+    required = chosen["decoder"].required_features(shape)
+    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
+    if maskers[chosen["masker"].name].needs_scores and "target" not in parts:
+        chosen["target"] = small_config("target", "latent")
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():
@@ -82,7 +97,7 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
     """Noise as a batch of the size that the model was built for, (B, C, ...), and its mask."""
     assert model.data is not None
     x = torch.randn(samples, model.data.channels, *model.data.size)
-    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+    return x, model.draw_masks(x, sample_keys(0, 0, torch.arange(samples)))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------------------
@@ -90,23 +105,25 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
 
 def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is a function of its sample's key alone: not of torch's generator, and not of the other samples of a batch."""
-    keys, grid = sample_keys(0, 0, torch.arange(len(x))), model.tokenizer.grid(x)
-    state = torch.get_rng_state()
-    again = model.masker(keys, grid)
+    keys, state = sample_keys(0, 0, torch.arange(len(x))), torch.get_rng_state()
+    again = model.draw_masks(x, keys)
     require(torch.equal(torch.get_rng_state(), state), "the masker draws from torch's generator; draw from the keys (mmm.core.rng)")
     require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
-    alone = [model.masker(keys[row : row + 1], grid) for row in range(len(x))]
-    for name in ("visible", "predict"):
-        rows = [getattr(one, name) for one in alone]
-        same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(mask, name))
-        require(same, f"mask.{name} of a sample depends on the other samples of its batch")
+    alone = [model.draw_masks(x[row : row + 1], keys[row : row + 1]) for row in range(len(x))]
+    for number, whole in enumerate(mask.families):
+        for name in ("visible", "predict"):
+            rows = [getattr(one.families[number], name) for one in alone]
+            same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(whole, name))
+            require(same, f"mask.{name} of a sample depends on the other samples of its batch")
 
 
 def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is drawn on the device of the keys."""
     keys = torch.zeros(len(x), dtype=torch.int64, device="meta")
     try:
-        there = model.masker(keys, model.tokenizer.grid(x))
+        grid = model.tokenizer.grid(x)
+        scores = {"scores": torch.ones(len(x), math.prod(grid), device="meta")} if model.masker.needs_scores else {}
+        there = model.masker(keys, grid, **scores)
     except (RuntimeError, NotImplementedError) as error:
         if "expected device" in str(error):
             raise ContractError(f"the masker mixes tensors of the CPU with keys of another device: {error}") from error
@@ -137,11 +154,12 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """The order of units is a permutation, and units share out the grid."""
     masker, grid = model.masker, model.tokenizer.grid(x)
-    if type(masker).forward is not Masker.forward:
+    if type(masker).order is Masker.order:
         return  # it works without an order
     members = masker.members(grid)
     require(torch.equal(members.flatten().sort().values, torch.arange(math.prod(grid))), "`members` must hold each token once")
-    order = masker.order(stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), grid)
+    keys, seen = stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), masker.counts(len(members), masker.ratio(0, 1))[0]
+    order = masker.order(keys, masker.unit_grid(grid), seen)
     units = torch.arange(len(members)).expand(len(x), -1)
     require(
         order.shape == units.shape and torch.equal(order.sort(1).values, units), "`order` must return a permutation of the units"
@@ -149,7 +167,8 @@ def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def _same(one: Mask, other: Mask) -> bool:
-    return torch.equal(one.visible, other.visible) and torch.equal(one.predict, other.predict)
+    pairs = zip(one.families, other.families, strict=True)
+    return all(torch.equal(a.visible, b.visible) and torch.equal(a.predict, b.predict) for a, b in pairs)
 
 
 def _counts(index: Tensor, tokens: int) -> Tensor:

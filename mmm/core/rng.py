@@ -43,7 +43,8 @@ class Stream(IntEnum):
     POLICY = 11
     ERASE = 12
     MIX = 13
-    PHOTOMETRIC = 14
+    MASKS = 14  # each of several masks of a sample
+    PHOTOMETRIC = 15
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

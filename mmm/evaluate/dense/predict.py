@@ -37,7 +37,7 @@ def find_classes(model: Segmenter, image: Pixels, *, whole: bool = False) -> Ten
 
 
 def find_objects(model: Detector, image: Pixels, *, least: float = 0.5) -> Found:
-    """Objects of an image: `boxes` (n, 4) in its pixels, `scores`, `labels` from 0 and, where the model has them, `masks` bool (n, H, W).
+    """Objects of an image: `boxes` (n, 4) in its pixels, `scores`, `labels` from 0 and, where there are, `masks` bool (n, H, W).
 
     Args:
         image: uint8 (H, W, C).
