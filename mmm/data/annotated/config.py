@@ -47,9 +47,9 @@ class PairsConfig(AnnotatedConfig):
     """Options of images with a map of the same size: a number for each pixel."""
 
     source: str | None = None
-    """builtin:scenes (rendered); a folder with images/ and annotations/ (or masks/, labels/, depth/) that hold the same file names,
-    each with the same sub-folders for splits (ADE20K's layout), or a folder with `maps`; parquet files, a folder of
-    `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
+    """builtin:scenes (rendered); for depths builtin:motorcycle (a photograph); a folder with images/ and annotations/ (or masks/,
+    labels/, depth/) that hold the same file names, each with the same sub-folders for splits (ADE20K's layout), or a folder with
+    `maps`; parquet files, a folder of `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
     maps: str | None = None
     """Folder of the maps, or the table's column. None: found by its usual name."""
     image_column: str | None = None

@@ -8,18 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmm.core.checks import suggest
 from mmm.data.annotated.config import DepthConfig, PairsConfig
 from mmm.data.media import IMAGE_SUFFIXES
 from mmm.data.sources.base import EVALUATION, Column, Source, Table
+from mmm.data.sources.builtin_images import photograph, photograph_path
 from mmm.data.sources.folder import SIZES, FileColumn, LocalTree, files_below, printable
 from mmm.data.sources.huggingface import ArrowColumn, Hub, Parquet, SavedDataset
+from mmm.data.sources.in_memory import ArrayColumn
 from mmm.data.sources.scenes import CLASSES, COUNTS, Scene, check_scenes, scenes, scenes_fingerprint
 from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
 MAPS = ("annotations", "annotation", "masks", "mask", "labels", "label", "segmentation", "depth", "depths")  # folders and columns
+# of builtin:motorcycle, as scikit-image documents them: files, focal length in pixels, baseline in metres, and the distance of the
+# two images' centres in pixels, by which disparities are shifted
+FILE, DISPARITIES, FOCAL, BASELINE, SHIFT = "motorcycle_left.png", "motorcycle_disp.npz", 994.978, 0.193001, 31.086
+HALVES = {"train": (0.0, 0.5), "test": (0.55, 1.0)}  # shares of the width
 NAMES = "classes.txt"  # names of the classes beside images/, one a line
 LISTED = 3  # names in a message
 
@@ -84,6 +92,32 @@ class Scenes:
         maps = SceneColumn(split, _depth if self.depth else _classes)
         classes = None if self.depth else CLASSES
         return Table(PairColumn(SceneColumn(split, _pixels), maps), None, classes, scenes_fingerprint(split))
+
+
+class Motorcycle:
+    """`builtin:motorcycle`: the left photograph of scikit-image's stereo pair, with measured depths (Middlebury 2014).
+
+    The left half is for training, the right one, after a gap, for testing: one image each, of which a training sees random crops.
+    """
+
+    splits = tuple(HALVES)
+
+    def __init__(self, config: PairsConfig) -> None:
+        if not isinstance(config, DepthConfig):
+            raise ValueError("data.source builtin:motorcycle has depths and no masks; use it with mmm depth")
+
+    def table(self, split: str) -> Table:
+        """The image of one split with its depths in metres; pixels without a measurement have none."""
+        image = photograph(FILE)
+        with np.load(photograph_path(DISPARITIES)) as stored:
+            disparity = stored[stored.files[0]]
+        with np.errstate(invalid="ignore"):
+            depth = BASELINE * FOCAL / (disparity + SHIFT)  # metres; 0 where the disparity is infinite
+        start, end = (round(share * image.width) for share in HALVES[split])
+        pixels, metres = np.asarray(image)[:, start:end], depth[:, start:end].astype(np.float32)
+        names = [f"{FILE}, columns {start} to {end}"]
+        pairs = PairColumn(ArrayColumn(pixels[None], names), ArrayColumn(metres[None], names))
+        return Table(pairs, None, None, digest([split, *names, float(np.nansum(metres))]))
 
 
 def _pixels(scene: Scene) -> Any:
@@ -213,6 +247,8 @@ def find_pairs(config: PairsConfig) -> Source:
     name = config.source
     if not name:
         raise ValueError("data.source is not set; give builtin:scenes, a folder with images/ and annotations/, or a table")
+    if name == "builtin:motorcycle":
+        return Motorcycle(config)
     if name.startswith("builtin:"):
         return Scenes(name.removeprefix("builtin:"), config)
     path = Path(name).expanduser()

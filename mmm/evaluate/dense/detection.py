@@ -6,7 +6,7 @@ Shapes: n objects, (H, W) pixels of an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class DetectionScore:
         mask_api()  # says what is missing
         from torchmetrics.detection import MeanAveragePrecision
 
-        self.classes, self.kinds = classes, ("bbox", "segm") if masks else ("bbox",)
+        self.classes = classes
+        self.kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if masks else ("bbox",)
         self.metric = MeanAveragePrecision(iou_type=self.kinds, class_metrics=True, backend="faster_coco_eval")
         self.metric.warn_on_many_detections = False
 
