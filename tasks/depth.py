@@ -21,12 +21,13 @@ from mmm.data.annotated.pixels import LabelledPixels, open_pixels
 from mmm.data.datasets.mixture import Mixture
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
+from mmm.dense.bins import depth_of
 from mmm.dense.segmenter import Segmenter
 from mmm.evaluate.dense.depth import evaluate_depth
 from mmm.evaluate.dense.pictures import SHOWN, as_picture, same_size
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.objectives.adapt_encoder import load_pretrained
-from mmm.objectives.depth import DepthObjective, DepthProbeConfig, depth_of
+from mmm.objectives.depth import DepthObjective, DepthProbeConfig
 from mmm.objectives.finetune import with_pretrained
 from mmm.objectives.segment import build_dense
 from mmm.train.distributed.setup import start, with_precision

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,19 @@ from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.dense.maps import FourScales, block_maps
 from mmm.layers.batch_norm import BatchNorm
 
-heads: Registry[DenseHead] = Registry("head")
+heads: Registry[DenseHead] = Registry("dense_head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHeadConfig(PartConfig):
     """Base of the `Config` of every head."""
+
+    kind: ClassVar[str] = "dense_head"  # a field `head` of other configs holds a classifier's
+
+    @property
+    def flag(self) -> str:
+        """The name of its flags' group: that of the field."""
+        return "head"
 
     @abstractmethod
     def required_features(self, depth: int) -> RequiredFeatures:

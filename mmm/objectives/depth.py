@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from mmm.data import Batch
 from mmm.data.annotated.config import DepthConfig, PairsConfig
 from mmm.data.annotated.maps import metres_of
+from mmm.dense.bins import depth_of
 from mmm.objectives.segment import DenseConfig, prepare_pixels
 
-FLOOR = 0.1  # added to the weight of each bin
 OFFSET = 0.001  # metres that are added before a logarithm
 SCALE = 0.15  # weight of the squared mean of the error's logarithm
 
@@ -40,21 +40,6 @@ class DepthProbeConfig(DenseConfig):
         super().__post_init__()
         if self.bins < 2:
             raise ValueError(f"bins {self.bins}: give at least 2")
-
-
-def depth_of(logits: Tensor, range: tuple[float, float]) -> Tensor:
-    """Depths in metres: the mean of evenly spread bins, weighted by their logits where these are above 0.
-
-    Args:
-        logits: (B, K, h, w).
-        range: the first and the last bin, metres.
-
-    Returns:
-        float32 (B, h, w).
-    """
-    weights = logits.float().relu() + FLOOR
-    bins = torch.linspace(*range, logits.shape[1], device=logits.device)
-    return torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), bins)
 
 
 def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:

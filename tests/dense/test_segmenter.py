@@ -128,7 +128,7 @@ def test_every_head_scores_every_place_and_trains_every_weight(build: Callable[.
 
 
 def test_all_heads_are_tested() -> None:
-    assert set(REGISTRIES["head"].parts) == set(HEADS)
+    assert set(REGISTRIES["dense_head"].parts) == set(HEADS)
     assert default_taps(12) == (4, 6, 8, 12)
     assert default_taps(24) == (6, 12, 18, 24)
 

@@ -14,9 +14,9 @@ from mmm.data import Problem, eval_batches
 from mmm.data.annotated.maps import metres_of, split_planes
 from mmm.data.annotated.pixels import LabelledPixels
 from mmm.data.transforms.crop import normalise
+from mmm.dense.bins import depth_of
 from mmm.dense.segmenter import Segmenter
 from mmm.evaluate.progress import progress
-from mmm.objectives.depth import depth_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
