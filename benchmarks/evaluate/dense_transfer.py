@@ -1,4 +1,4 @@
-"""What pretraining is worth on rendered scenes: segmentation, detection, depth and propagation, each against random weights.
+"""What pretraining is worth on rendered scenes: segmentation, depth and detection, each against random weights.
 
     for seed in 0 1 2; do python recipes/image_mae.py --seed $seed --folder runs/demo-$seed; done
     python -m benchmarks.evaluate.dense_transfer --runs runs/demo-0 runs/demo-1 runs/demo-2 --out results
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,6 +29,8 @@ SEGMENT = ("segment", "segment")
 TRIALS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "segmentation, all weights": ((*SEGMENT, "--preset", "demo"), {"mIoU": "miou"}),
     "segmentation, linear on frozen features": ((*SEGMENT, "--preset", "demo_linear"), {"mIoU": "miou"}),
+    "depth, linear on frozen features": (("depth", "depth", "--preset", "demo"), {"delta1": "delta1", "RMSE, m": "rmse"}),
+    "detection": (("detect", "detect", "--preset", "demo"), {"box AP50": "box.ap50", "mask AP50": "mask.ap50"}),
 }
 
 
@@ -71,15 +73,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("dense_transfer"), help="path of the results, without a suffix")
     options = parser.parse_args()
     every = trials(options)
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        waiting = [pool.apply_async(run_trial, (command, Path(folder) / str(number))) for number, (*_, command) in enumerate(every)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        waiting = [pool.submit(run_trial, command, Path(folder) / str(number)) for number, (*_, command) in enumerate(every)]
         rows = []
         for (name, start, seed, command), result in zip(every, waiting, strict=True):
-            found = result.get()
-            values = {title: found[key] for title, key in TRIALS[name][1].items()}
+            found = result.result()
+            values = {title: _at(found, key) for title, key in TRIALS[name][1].items()}
             print(f"{name}, {start}, seed {seed}: {values}, {found['seconds']:.0f} s", flush=True)
             rows.append({"trial": name, "start": start, "seed": seed, "command": command, "seconds": found["seconds"], **values})
             write(options.out, rows)
+
+
+def _at(result: dict[str, Any], key: str) -> Any:
+    """A value by its dotted name."""
+    outer, _, inner = key.partition(".")
+    return result[outer][inner] if inner else result[outer]
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
