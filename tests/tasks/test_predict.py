@@ -107,7 +107,8 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
             x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
             assert (segmenter.segment(x).argmax(1)[0].numpy() == mask).mean() > 0.999
     small = DetectorConfig(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
-    Detector.build(built.tokenizer, built.encoder, small, classes=2, data=built.data).save_pretrained(tmp_path / "detector")
+    other = build((16, 16))  # whose attention gets relative positions
+    Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data).save_pretrained(tmp_path / "detector")
     out = tmp_path / "objects.csv"
     found = ask(["predict", str(tmp_path / "detector"), *arguments, "--least", "0", "--out", str(out)])["predictions"]
     boxes = np.array([one["box"] for row in found for one in row.get("objects", ())])

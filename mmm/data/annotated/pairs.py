@@ -109,7 +109,7 @@ class Motorcycle:
     def table(self, split: str) -> Table:
         """The image of one split with its depths in metres; pixels without a measurement have none."""
         image = photograph(FILE)
-        with np.load(photograph_path(DISPARITIES)) as stored:
+        with np.load(photograph_path(DISPARITIES), allow_pickle=False) as stored:
             disparity = stored[stored.files[0]]
         with np.errstate(invalid="ignore"):
             depth = BASELINE * FOCAL / (disparity + SHIFT)  # metres; 0 where the disparity is infinite
