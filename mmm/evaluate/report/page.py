@@ -46,7 +46,7 @@ def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
     ]
     body += ["</div>", *_pictures(shown, left_out, many=len(runs) > 1), "<h2>Details</h2>"]
     body += [_details(run, name) for run, name in zip(runs, names, strict=True)]
-    data = json.dumps(curves, allow_nan=False).replace("</", "<\\/")
+    data = json.dumps(curves, allow_nan=False).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8")
     texts = {"title": escape(title), "curves": data, "body": "\n".join(body)}  # the body last: it holds the user's text
     for mark, text in texts.items():
