@@ -121,7 +121,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """What becomes of the run: running, finished, or stopped (where it can be resumed)."""
+        """Whether the run is running, finished or stopped; a stopped run can be resumed."""
         if find_holder(self.path):
             return "running"
         return "finished" if self.planned is not None and self.steps >= self.planned else "stopped"
