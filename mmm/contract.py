@@ -31,7 +31,7 @@ SMALL = {
     "tokenizer": {"size": 4},
     "encoder": {"width": 24, "depth": 2, "heads": 2},
     "decoder": {"width": 16, "depth": 2, "heads": 2},
-    "target": {"cell": 4, "clusters": 32},
+    "target": {"cell": 4, "clusters": 32, "codes": 32},
 }
 
 

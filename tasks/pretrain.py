@@ -60,7 +60,7 @@ def run(config: Config) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------- data, model and optimizer
     streams, data = open_streams(config.data, config.masker, config.second, config.seed)
     plan = make_plan(scaled(config), samples=data.epoch, processes=accelerator.num_processes)
-    initialise(model, config.init)
+    initialise(model, config.init, streams[0], accelerator.device)
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )

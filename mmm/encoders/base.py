@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid, take
-from mmm.core.types import Features, RequiredFeatures, Shape
+from mmm.core.types import BlockOutput, Features, RequiredFeatures, Shape
 
 encoders: Registry[Encoder] = Registry("encoder")
 
@@ -38,9 +38,11 @@ class Encoder(nn.Module):
         shape: the config's.
         home: the grid that the encoder was built for; any other grid can be encoded too.
         required: the features that are returned where `forward` does not name others.
+        block_output: what is kept of the blocks whose outputs are asked for; a teacher may change it.
         mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
+    block_output: BlockOutput = "block"
     mask_token: nn.Parameter | None
 
     def __init__(self, config: EncoderConfig, *, grid: Grid, required: RequiredFeatures) -> None:

@@ -153,9 +153,10 @@ class VisionTransformer(Encoder):
         rotary = self.rotary(grid, where, self.pos_embed.dtype)
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, rotary)
+            added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
+            tokens = block(tokens, rotary, added)
             if number in blocks:
-                kept[number] = tokens
+                kept[number] = added[0] if added else tokens
         return Features(self.norm(tokens), self.shape.prefix, where, kept)
 
     def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:

@@ -1,7 +1,8 @@
 """Targets: what is predicted, and how far off a prediction is."""
 
-from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Samples, Target, TargetConfig, Taught, Wanted, targets
 from mmm.targets.clusters import ClusterTarget
+from mmm.targets.codes import CodeTarget
 from mmm.targets.hog import HogTarget
 from mmm.targets.latent import LatentTarget
 from mmm.targets.losses import LOSSES, ValueLoss
@@ -10,9 +11,11 @@ from mmm.targets.pixels import PixelTarget
 __all__ = [
     "LOSSES",
     "ClusterTarget",
+    "CodeTarget",
     "HogTarget",
     "LatentTarget",
     "PixelTarget",
+    "Samples",
     "Target",
     "TargetConfig",
     "Taught",

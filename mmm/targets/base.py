@@ -6,7 +6,7 @@ Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from mmm.core.types import Alone, Collective, Features
 targets: Registry[Target] = Registry("target")
 
 Wanted = Tensor | tuple[Tensor, ...]
+Samples = Callable[[int], Iterator[Tensor]]  # so many samples of a training, normalised, in batches (B, C, s...)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,16 @@ class Target(nn.Module):
     def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
         """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
 
-    def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
+    def begin(self, model: nn.Module, load: Callable[[str], nn.Module], samples: Samples | None) -> None:
         """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
+
+        What the processes make of it is made equal to the first one's.
 
         Args:
             model: the whole one, with the weights that it starts from.
             load: reads a model from a path, as `mmm.load` does.
+            samples: reads so many training samples, the same each time, on the device of the training. None: what checkpoints hold
+                of the target was copied from other weights, and stays.
         """
 
     def unsaved(self) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Alone, Features, Input, UpdateScale
 from mmm.targets.average import Average, AverageConfig
-from mmm.targets.base import Target, Taught, Wanted, targets
+from mmm.targets.base import Samples, Target, Taught, Wanted, targets
 from mmm.targets.losses import mean_loss
 
 
@@ -69,9 +69,10 @@ class ClusterTarget(Target):
         scale: Any = UpdateScale(config.learning_rate, config.weight_decay)
         self.clusters.update_scale = scale
 
-    def begin(self, model: Any, load: Any) -> None:
+    def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder."""
-        self.teacher.restart(model.encoder)
+        if samples is not None:
+            self.teacher.restart(model.encoder)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
         """The assignments of every token, (B, N, K), without a gradient, and the loss of the clusters that are to give them."""

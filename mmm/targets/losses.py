@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
+ValueLoss = Literal["mse", "scaled_mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -29,10 +29,16 @@ def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
     return -(wanted * predicted.log_softmax(-1)).sum(-1)
 
 
+def scaled_mse(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """The sum of squared differences over the root of their number (data2vec 2.0): mse times that root."""
+    return (predicted - wanted).square().sum(-1) / predicted.shape[-1] ** 0.5
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda predicted, wanted: F.mse_loss(predicted, wanted, reduction="none").mean(-1),
     "l1": lambda predicted, wanted: F.l1_loss(predicted, wanted, reduction="none").mean(-1),
     "smooth_l1": lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none").mean(-1),
+    "scaled_mse": scaled_mse,
     "cosine": cosine,
     "cross_entropy": cross_entropy,
     "soft_cross_entropy": soft_cross_entropy,

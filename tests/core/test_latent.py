@@ -5,7 +5,7 @@ Shapes: B samples, N tokens, Q predicted tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,10 @@ def model_of(build: Build, **options: Any) -> tuple[MaskedModel, Tensor, Mask]:
     model = build(target=LatentTarget.Config(**options)).double()
     x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
     return model, x, model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+
+
+def no_samples(count: int) -> Iterator[Tensor]:
+    return iter(())
 
 
 def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
@@ -106,7 +110,7 @@ def test_the_average_follows_its_schedule(build: Build) -> None:
 def test_a_training_begins_with_a_teacher_equal_to_the_encoder(build: Build) -> None:
     model, _, _ = model_of(build)
     assert not torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)  # the fixture's noise
-    model.target.begin(model, lambda path: model)
+    model.target.begin(model, lambda path: model, no_samples)
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(model.target.teacher.encoder.state_dict()[name], value)
 
@@ -129,7 +133,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     with pytest.raises(ValueError, match="runs/teacher was not read"):
         model(x)
     asked = []
-    model.target.begin(model, lambda path: asked.append(path) or teacher)
+    model.target.begin(model, lambda path: asked.append(path) or teacher, no_samples)
     assert asked == ["runs/teacher"]
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
     output = model(x, mask=mask)
@@ -137,7 +141,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     assert output.predicted.shape == (2, 9, 32)
     pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
     teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
-    model.target.begin(model, lambda path: teacher)  # the pixels reach it as it was trained on them
+    model.target.begin(model, lambda path: teacher, no_samples)  # the pixels reach it as it was trained on them
     own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
     wanted = take(standard(teacher.encode(own).tokens, -1), mask.predict)
     assert torch.allclose(model(x, mask=mask).wanted, wanted, atol=1e-4)
@@ -160,7 +164,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
 def test_a_teacher_that_does_not_fit_is_refused(build: Build, parts: dict[str, Any], options: dict[str, Any], words: str) -> None:
     model = build(target=LatentTarget.Config(teacher="runs/teacher", **options))
     with pytest.raises(ValueError, match=words):
-        model.target.begin(model, lambda path: build(**parts))
+        model.target.begin(model, lambda path: build(**parts), no_samples)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

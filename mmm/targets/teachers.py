@@ -1,0 +1,226 @@
+"""Frozen teachers: encoders that were trained before, of whose features a target is made.
+
+A teacher is one of our runs or any weights that `mmm.load` reads; or, under `timm:NAME` and `transformers:NAME`, a vision
+transformer of images that our encoder has no place for (EVA, CLIP, DINOv2), which sees the frames of a clip one by one.
+
+Shapes: B samples, C channels, s... the sample's axes, N tokens of the grid, M of them that are seen, R prefix tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Input
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("timm", "transformers")
+
+
+class Frozen(nn.Module):
+    """A trained network that gets no gradient and is never saved: each training reads it again.
+
+    It takes pixels normalised as the model's input is, whatever it was trained on.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float]) -> None:
+        """For pixels normalised as `own` says, where it was trained on pixels of this mean and deviation."""
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        (own_mean, own_std), (mean_, std_) = ([torch.tensor(one) for one in pair] for pair in ((own.mean, own.std), (mean, std)))
+        self.register_buffer("scale", own_std / std_, persistent=False)  # (C,)
+        self.register_buffer("shift", (own_mean - mean_) / std_, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever the mode of the model."""
+        return super().train(False)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Normalised inputs (B, C, s...) as it was trained on them."""
+        shape = (-1, *(1 for _ in x.shape[2:]))  # over (B, C, s...)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+class FrozenEncoder(Frozen, ABC):
+    """A trained encoder.
+
+    Attributes:
+        width: D.
+        depth: number of its blocks.
+    """
+
+    width: int
+    depth: int
+
+    def features(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None = None) -> list[Tensor]:
+        """The outputs of these blocks, counted from 1, or the last, normed one, for the tokens that the mask shows, (B, M, D) each.
+
+        Args:
+            x: normalised as the model's input is, (B, C, s...).
+            mask: None: all tokens of the grid, in order.
+        """
+        return self.outputs(self.pixels(x), grid, blocks, mask)
+
+    @abstractmethod
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        """Returns the same, for pixels as it was trained on them."""
+
+
+class FrozenRun(FrozenEncoder):
+    """A masked model's encoder with its tokenizer."""
+
+    def __init__(self, model: Any, own: Input) -> None:
+        data = model.data or own
+        super().__init__(model.encoder, own, data.mean, data.std)
+        self.tokenizer, self.width, self.depth = model.tokenizer, model.encoder.shape.width, model.encoder.shape.depth
+
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        found = self.network(self.tokenizer.split(x), grid, mask, blocks or ())
+        return [one[:, found.prefix :] for one in ([found.last] if blocks is None else [found.blocks[b] for b in blocks])]
+
+
+class FrozenImages(FrozenEncoder):
+    """A vision transformer of images from a library. It sees a picture of the size that gives the model's grid.
+
+    Where its patches are smaller or larger than the model's tokens, pictures are resized (UMT and EVA do the same). Of a tube the
+    first frame counts.
+    """
+
+    def __init__(
+        self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float], *, patch: int, frames: int
+    ) -> None:
+        """For tokens of so many `frames`, where its own patches have a side of `patch` pixels."""
+        super().__init__(network, own, mean, std)
+        self.patch, self.frames = patch, frames
+
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        if mask is not None:
+            raise ValueError("target.view hidden needs a teacher that can be shown some tokens alone: one of our runs, or ema")
+        pictures = first_frames(x, self.frames)  # (B T', C, H, W)
+        size = (grid[-2] * self.patch, grid[-1] * self.patch)
+        if pictures.shape[-2:] != size:
+            pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
+        return [one.reshape(len(x), -1, one.shape[-1]) for one in self.tokens(pictures, grid, blocks)]  # (B T', N', D) -> (B, N, D)
+
+    @abstractmethod
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        """Returns features of the tokens of pictures (B, C, H, W), without the prefix, (B, N', D) each."""
+
+
+class FrozenTimm(FrozenImages):
+    """A vision transformer of timm's."""
+
+    def __init__(self, network: Any, own: Input, frames: int, grid: Grid) -> None:
+        patch = network.patch_embed.patch_size[0]
+        network.set_input_size(img_size=(grid[-2] * patch, grid[-1] * patch))
+        super().__init__(network, own, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], patch=patch, frames=frames)
+        self.width, self.depth = network.num_features, len(network.blocks)
+
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        network: Any = self.network
+        wanted = [self.depth - 1] if blocks is None else [block - 1 for block in blocks]
+        found = network.forward_intermediates(
+            pictures, indices=sorted(wanted), norm=blocks is None, output_fmt="NLC", intermediates_only=True
+        )
+        return [found[sorted(wanted).index(one)] for one in wanted]
+
+
+class FrozenTransformers(FrozenImages):
+    """A vision transformer of transformers'."""
+
+    def __init__(self, network: Any, own: Input, mean: Any, std: Any, frames: int) -> None:
+        super().__init__(network, own, mean, std, patch=network.config.patch_size, frames=frames)
+        self.width, self.depth = network.config.hidden_size, network.config.num_hidden_layers
+
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        network: Any = self.network
+        size = network.config.image_size
+        other = tuple(pictures.shape[-2:]) != (tuple(size) if isinstance(size, (list, tuple)) else (size, size))
+        found = network(pixel_values=pictures, output_hidden_states=True, **{"interpolate_pos_encoding": True} if other else {})
+        chosen = [found.last_hidden_state] if blocks is None else [found.hidden_states[block] for block in blocks]
+        return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # the prefix comes first
+
+
+def first_frames(x: Tensor, frames: int) -> Tensor:
+    """Images as they are, and of a clip every `frames`-th frame, (B, C, s...) -> (B T', C, H, W)."""
+    return x[:, :, ::frames].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x
+
+
+def read_teacher(name: str, load: Callable[[str], Any], own: Input, token: tuple[int, ...]) -> FrozenEncoder:
+    """Reads a frozen teacher for a model of this data and these tokens.
+
+    Args:
+        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or what `load` reads.
+        load: reads a masked model from a path, as `mmm.load` does.
+
+    Raises:
+        ValueError: it cannot be read, or makes other tokens of a sample.
+    """
+    grid = tuple(size // side for size, side in zip(own.size, token[-len(own.size) :], strict=True))
+    library, _, rest = name.partition(":")
+    if library not in LIBRARIES:
+        found = load(name)
+        theirs = found.tokenizer.grid_of(own.size)
+        if theirs != grid:
+            raise ValueError(f"target.teacher {name} makes {theirs} tokens of a sample of {own.size}, and the model {grid}")
+        return FrozenRun(found, own)
+    frames = token[0] if len(token) == 3 else 1
+    try:
+        return _from_timm(rest, own, frames, grid) if library == "timm" else _from_transformers(rest, own, frames)
+    except (OSError, RuntimeError, ImportError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"target.teacher {name} cannot be read as a vision transformer of images: {reason}") from error
+
+
+def _from_timm(name: str, own: Input, frames: int, grid: Grid) -> FrozenEncoder:
+    import timm
+
+    name = f"local-dir:{name}" if "/" in name and ":" not in name and not name.startswith("hf-hub") else name
+    return FrozenTimm(timm.create_model(name, pretrained=True, num_classes=0), own, frames, grid)
+
+
+def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
+    from transformers import AutoImageProcessor, AutoModel
+
+    network = AutoModel.from_pretrained(name)
+    network = getattr(network, "vision_model", network)  # CLIP and SigLIP have a text model beside
+    try:
+        pixels = AutoImageProcessor.from_pretrained(name)
+        mean, std = pixels.image_mean, pixels.image_std
+    except (OSError, ValueError):
+        mean, std = own.mean, own.std
+        logger.warning("%s does not say how its pixels were normalised; they are taken to be as this run's data.mean and std", name)
+    return FrozenTransformers(network, own, mean, std, frames)
+
+
+def leave_out_frozen(part: nn.Module) -> None:
+    """Keeps every frozen network that is an attribute of `part` out of its state dict, and lets one without it be loaded."""
+    part.register_state_dict_post_hook(_leave_out)
+    part.register_load_state_dict_post_hook(_miss_none)
+
+
+def _frozen_names(part: nn.Module) -> list[str]:
+    return [f"{name}." for name, child in part.named_children() if isinstance(child, Frozen)]
+
+
+def _leave_out(part: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in _frozen_names(part):
+        for one in [one for one in state if one.startswith(prefix + name)]:
+            del state[one]
+
+
+def _miss_none(part: nn.Module, keys: Any) -> None:
+    for name in _frozen_names(part):
+        keys.missing_keys[:] = [one for one in keys.missing_keys if f".{name}" not in f".{one}"]
