@@ -74,6 +74,14 @@ class Encoder(nn.Module):
             blocks: the blocks whose outputs are returned; 0 is the input of the first.
         """
 
+    def state_at(self, grid: Grid) -> dict[str, Tensor]:
+        """The state of the same encoder for another home grid. Here nothing in it depends on the grid.
+
+        Args:
+            grid: with as many axes as the home grid.
+        """
+        return self.state_dict()
+
     def append_mask_tokens(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Puts a mask token behind the visible tokens for each blank one, (mB, V, D) -> (mB, V + H, D).
 

@@ -1,6 +1,6 @@
 """Targets: what is predicted, and how far off a prediction is."""
 
-from mmm.targets.base import Samples, Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Samples, Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.clusters import ClusterTarget
 from mmm.targets.codes import CodeTarget
 from mmm.targets.hog import HogTarget
@@ -18,8 +18,8 @@ __all__ = [
     "Samples",
     "Target",
     "TargetConfig",
-    "Taught",
+    "TokenTargets",
     "ValueLoss",
-    "Wanted",
+    "TargetValues",
     "targets",
 ]

@@ -17,7 +17,7 @@ from mmm.core.checks import Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input
-from mmm.targets.base import Samples, Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Samples, Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.losses import mean_loss
 from mmm.targets.vocabularies import PATCHES, DalleVocabulary, KMeansVocabulary, Vocabulary, VqkdVocabulary
 
@@ -89,10 +89,10 @@ class CodeTarget(Target):
         return {} if self.vocabulary.frozen is None else self.vocabulary.frozen.state_dict()
 
     @torch.no_grad()
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """The codes of every token, int64 (B, N)."""
-        return Taught(self.vocabulary(x, patches, grid))
+        return TokenTargets(self.vocabulary(x, patches, grid))
 
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean cross-entropy of a predicted token, ()."""
-        return mean_loss("cross_entropy", predicted, wanted, mask.weight)
+        return mean_loss("cross_entropy", prediction, target, mask.weight)

@@ -130,11 +130,11 @@ class FrozenTimm(FrozenImages):
 
     def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
         network: Any = self.network
-        wanted = [self.depth - 1] if blocks is None else [block - 1 for block in blocks]
+        chosen = [self.depth - 1] if blocks is None else [block - 1 for block in blocks]
         found = network.forward_intermediates(
-            pictures, indices=sorted(wanted), norm=blocks is None, output_fmt="NLC", intermediates_only=True
+            pictures, indices=sorted(chosen), norm=blocks is None, output_fmt="NLC", intermediates_only=True
         )
-        return [found[sorted(wanted).index(one)] for one in wanted]
+        return [found[sorted(chosen).index(one)] for one in chosen]
 
 
 class FrozenTransformers(FrozenImages):

@@ -155,7 +155,7 @@ def test_a_training_makes_the_codes_of_its_patches(build: Build) -> None:
     assert torch.equal(model.target.teach(2 * x + 3, 2 * patches + 3, GRID).tokens, codes)
     mask = model.masker(sample_keys(0, 0, torch.arange(20)), GRID)
     output = model(x, mask=mask)
-    logits = output.predicted.double()
+    logits = output.prediction.double()
     plain = torch.logsumexp(logits, 2) - logits.gather(2, take(codes, mask.predict)[..., None])[..., 0]
     assert output.loss.item() == pytest.approx(plain.mean().item(), rel=1e-6)
     other = build(target=CodeTarget.Config(codes=6, samples=20, iterations=4))
@@ -218,10 +218,9 @@ def test_beit_v2s_codes_are_the_nearest_to_projected_features(build: Build, tmp_
         (16, 16), encoder=VisionTransformer.Config(width=64, depth=2, heads=1, positions="learned", qkv_bias="qv")
     ).encoder
     first, second, codes = nn.Linear(64, 64), nn.Linear(64, 8), F.normalize(torch.randn(8192, 8), dim=1)
-    stored = {
-        f"encoder.{name}".replace("qkv.q_b", "q_b").replace("qkv.v_b", "v_b"): value for name, value in encoder.state_dict().items()
-    }
-    stored = {name.replace("encoder.norm.", "encoder.fc_norm."): value for name, value in stored.items()}
+    stored = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    for here, there in (("attn.qkv.q_", "attn.q_"), ("attn.qkv.v_", "attn.v_"), ("encoder.norm.", "encoder.fc_norm.")):
+        stored = {name.replace(here, there): value for name, value in stored.items()}
     stored |= {f"encode_task_layer.0.{name}": value for name, value in first.state_dict().items()}
     stored |= {f"encode_task_layer.2.{name}": value for name, value in second.state_dict().items()}
     torch.save({"model": stored | {"quantize.embedding.weight": codes, "decoder.cls_token": torch.zeros(1)}}, tmp_path / "vqkd.pth")
