@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ SMALL = {
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32, "codes": 32},
 }
+TOGETHER = {"decoder pair": "pair"}  # parts that need a target of this name
 
 
 class ContractError(ValueError):
@@ -49,9 +50,11 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def small_config(kind: str, name: str) -> PartConfig:
-    """The default config of a part, small where it has fields called size, width, depth and heads."""
-    config: Any = REGISTRIES[kind][name].Config
-    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+    """The default config of a part, small where it has fields called size, width, depth and heads, or parts of its own."""
+    config: Any = REGISTRIES[kind][name].Config()
+    inner = {field.name: getattr(config, field.name) for field in fields(config)}
+    parts = {field: small_config(one.kind, one.name) for field, one in inner.items() if isinstance(one, PartConfig)}
+    return replace(config, **parts, **{field: SMALL[kind][field] for field in inner if field in SMALL.get(kind, {})})
 
 
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
@@ -65,8 +68,11 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
-        **parts,
     }
+    for kind, config in parts.items():
+        if target := TOGETHER.get(f"{kind} {config.name}"):
+            chosen["target"] = small_config("target", target)
+    chosen |= parts
     required = chosen["decoder"].required_features(chosen["encoder"].shape)
     chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))

@@ -6,6 +6,7 @@ from mmm.targets.codes import CodeTarget
 from mmm.targets.hog import HogTarget
 from mmm.targets.latent import LatentTarget
 from mmm.targets.losses import LOSSES, ValueLoss
+from mmm.targets.pair import PairTarget
 from mmm.targets.pixels import PixelTarget
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CodeTarget",
     "HogTarget",
     "LatentTarget",
+    "PairTarget",
     "PixelTarget",
     "Samples",
     "Target",

@@ -51,15 +51,18 @@ class Target(nn.Module):
     Attributes:
         config: the user's choices.
         width: K, values predicted a token.
-        across_batch: whether the target of a sample depends on the other samples of its batch.
         collective: what the processes of a training tell each other. Used in training mode only: in an evaluation processes may
             compute different numbers of batches.
     """
 
     config: TargetConfig
     width: int
-    across_batch: ClassVar[bool] = False
     collective: Collective = Alone()
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether the target of a sample depends on the other samples of its batch."""
+        return False
 
     @property
     def widths(self) -> tuple[int, ...]:

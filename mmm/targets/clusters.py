@@ -10,7 +10,7 @@ Shapes: B samples, N tokens, D the encoder's width, K clusters, kmB rows of Q pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,6 @@ class ClusterTarget(Target):
         """The clusters' weight decay over that of the rest (CAPI: 0.01 over 0.1)."""
 
     config: Config
-    across_batch: ClassVar[bool] = True
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder."""
@@ -68,6 +67,11 @@ class ClusterTarget(Target):
         nn.init.zeros_(self.clusters.bias)
         scale: Any = UpdateScale(config.learning_rate, config.weight_decay)
         self.clusters.update_scale = scale
+
+    @property
+    def across_batch(self) -> bool:
+        """Yes: clusters are balanced over the batch."""
+        return True
 
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder."""
