@@ -19,7 +19,7 @@ from mmm.core.types import Alone, Collective, Features
 
 targets: Registry[Target] = Registry("target")
 
-TargetValues = Tensor | tuple[Tensor, ...]
+TargetValues = Tensor | tuple[Any, ...]  # several: of several targets, or of the class token too
 Samples = Callable[[int], Iterator[Tensor]]  # so many samples of a training, normalised, in batches (B, C, s...)
 
 
@@ -62,6 +62,11 @@ class Target(nn.Module):
     @property
     def across_batch(self) -> bool:
         """Whether the target of a sample depends on the other samples of its batch."""
+        return False
+
+    @property
+    def may_collapse(self) -> bool:
+        """Whether what is predicted is itself learned in the training, so that all may become alike; it is then watched."""
         return False
 
     @property

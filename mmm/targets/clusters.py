@@ -73,6 +73,11 @@ class ClusterTarget(Target):
         """Yes: clusters are balanced over the batch."""
         return True
 
+    @property
+    def may_collapse(self) -> bool:
+        """Yes: they are clusters of what the encoder learns."""
+        return True
+
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder."""
         if samples is not None:

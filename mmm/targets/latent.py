@@ -109,6 +109,11 @@ class LatentTarget(Target):
         """The values of each block that is joined; else all."""
         return (self.width // self.levels,) * self.levels
 
+    @property
+    def may_collapse(self) -> bool:
+        """Whether the teacher follows the encoder."""
+        return self.config.teacher == EMA
+
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder, or reads it.
 
@@ -140,7 +145,8 @@ class LatentTarget(Target):
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
         """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
-            return self._encode(*token_targets.tokens, Mask(mask.predict, mask.predict))
+            x, patches, grid = token_targets.tokens
+            return self._encode(x, patches, grid, Mask(mask.predict, mask.predict))
         target = take(token_targets.tokens, mask.predict)
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 

@@ -65,6 +65,11 @@ class PairTarget(Target):
         """Whether that of either does."""
         return self.first.across_batch or self.second.across_batch
 
+    @property
+    def may_collapse(self) -> bool:
+        """Whether either may."""
+        return self.first.may_collapse or self.second.may_collapse
+
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
         """Lets both begin."""
         for one, _ in self.both:
@@ -82,7 +87,7 @@ class PairTarget(Target):
         return TokenTargets(tuple(one for one, _ in found), torch.stack(own).sum() if own else None)
 
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
-        """Returns what both pick."""
+        """Returns what both pick, one after the other."""
         return tuple(one.pick(own, mask) for (one, _), own in zip(self.both, token_targets.tokens, strict=True))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:

@@ -7,7 +7,6 @@ Shapes: B samples, N tokens, P values a token, K codes, D values that are compar
 
 from __future__ import annotations
 
-import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -191,7 +190,7 @@ class VqkdVocabulary(PublishedVocabulary):
         """
         path = Path(self.source).expanduser()
         try:
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals([(Ignored, "argparse.Namespace")]):
                 stored = torch.load(path, map_location="cpu", weights_only=True)
             stored = stored.get("model", stored)
             network = VqkdEncoder({name: value for name, value in stored.items() if isinstance(value, Tensor)})
@@ -206,8 +205,20 @@ class VqkdVocabulary(PublishedVocabulary):
         return self.network(self.pictures(x, grid, self.network.patch)).view(len(x), -1)
 
 
+class Ignored:
+    """Replaces the options of a training that a file holds beside its weights, and keeps nothing of them."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Forgets its arguments."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forgets its state."""
+
+
 class VqkdEncoder(nn.Module):
     """The encoder, the projection and the directions of BEiT v2's tokenizer; its decoder is left out."""
+
+    codes: Tensor
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         from timm.models.beit import Beit

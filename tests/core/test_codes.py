@@ -5,6 +5,7 @@ Shapes: B samples, N tokens, K codes.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,9 @@ def test_beit_v2s_codes_are_the_nearest_to_projected_features(build: Build, tmp_
         stored = {name.replace(here, there): value for name, value in stored.items()}
     stored |= {f"encode_task_layer.0.{name}": value for name, value in first.state_dict().items()}
     stored |= {f"encode_task_layer.2.{name}": value for name, value in second.state_dict().items()}
-    torch.save({"model": stored | {"quantize.embedding.weight": codes, "decoder.cls_token": torch.zeros(1)}}, tmp_path / "vqkd.pth")
+    options = argparse.Namespace(lr=1.0)  # as training scripts leave them
+    stored |= {"quantize.embedding.weight": codes, "decoder.cls_token": torch.zeros(1)}
+    torch.save({"args": options, "model": stored}, tmp_path / "vqkd.pth")
     model = build((16, 16), target=CodeTarget.Config(vocabulary="vqkd", source=str(tmp_path / "vqkd.pth")))
     model.target.begin(model, unread, None)
     unit = torch.rand(3, 3, 16, 16)
