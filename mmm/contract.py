@@ -26,10 +26,20 @@ from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
 
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
+SIDE = 4  # of tokens
 SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
-SMALL = {
-    "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
+SMALL: dict[str, dict[str, Any]] = {
+    "tokenizer": {"size": SIDE},
+    "encoder": {
+        "width": 24,
+        "depth": 2,
+        "heads": 2,
+        "stages": (1, 1, 1),
+        "patch": 1,
+        "mask_unit": 4,
+        "window": 2,
+        "model": "test_vit",
+    },
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32, "codes": 32},
 }
@@ -60,11 +70,13 @@ def small_config(kind: str, name: str) -> PartConfig:
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
 
-    A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
-    nothing hides behind a bias of 0 or a norm of 1.
+    An encoder that needs tokens of another side gets them, and as many. A masker that blanks is taken where the decoder or the
+    encoder requires it. Weights that are trained get noise, so that nothing hides behind a bias of 0 or a norm of 1.
     """
+    side = SIDE if "tokenizer" in parts else getattr(parts.get("encoder"), "token", None) or SIDE
+    size = (*size[:-2], *(axis * side // SIDE for axis in size[-2:]))
     chosen: dict[str, Any] = {
-        "tokenizer": Patches.Config(size=4) if len(size) == 2 else Tubes.Config(size=4, frames=2),
+        "tokenizer": Patches.Config(size=side) if len(size) == 2 else Tubes.Config(size=side, frames=2),
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
@@ -73,8 +85,9 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         if target := TOGETHER.get(f"{kind} {config.name}"):
             chosen["target"] = small_config("target", target)
     chosen |= parts
-    required = chosen["decoder"].required_features(chosen["encoder"].shape)
-    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
+    shape = chosen["encoder"].shape
+    required = chosen["decoder"].required_features(shape)
+    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():

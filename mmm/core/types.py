@@ -147,6 +147,7 @@ class Shape:
         prefix: R.
         registers: how many of the prefix tokens, the last of them, are registers.
         stages: of a hierarchical encoder; none: all blocks have tokens of the output's size and width.
+        whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
     """
 
     width: int
@@ -154,6 +155,7 @@ class Shape:
     prefix: int
     registers: int = 0
     stages: tuple[Stage, ...] = ()
+    whole: bool = False
 
     @property
     def class_tokens(self) -> int:

@@ -26,6 +26,11 @@ class EncoderConfig(PartConfig):
     def shape(self) -> Shape:
         """Width, depth and number of prefix tokens."""
 
+    @property
+    def token(self) -> int | None:
+        """The side of a token in pixels, which the tokenizer must have. None: any."""
+        return None
+
 
 class Encoder(nn.Module):
     """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, the features that the decoder requires

@@ -134,7 +134,7 @@ def feature_std(features: Tensor) -> float:
 
 
 def values_of(target: Any) -> Iterator[Tensor]:
-    """Yields what is predicted of each token, (kmB, Q, K) each: not classes or shares of them, and not what class tokens predict."""
+    """Yields what is predicted of each token, (kmB, Q, K) each: not classes or shares of them, nor the targets of class tokens."""
     for one in target if isinstance(target, tuple) else (target,):
         if isinstance(one, tuple):
             yield from values_of(one)

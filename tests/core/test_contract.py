@@ -35,7 +35,7 @@ from mmm.tokenizers import Patches, Tubes
 from tasks.__main__ import main
 
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
-ONLY = {"patches": "images", "tubes": "clips"}
+ONLY = {"patches": "images", "tubes": "clips", "swin": "images", "timm": "images"}
 CASES = [
     pytest.param(kind, name, medium, id=f"{kind}-{name}-{medium}")
     for kind, name in PARTS
@@ -62,7 +62,8 @@ def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     assert part.__doc__
     size = (16, 224, 224) if ONLY.get(name) == "clips" else (224, 224)
     defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
-    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else Patches.Config()
+    patches = Patches.Config(size=getattr(config, "token", None) or 16)
+    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else patches
     with torch.device("meta"):
         model = small_model(size, defaults)
     assert getattr(model, kind).config is config
