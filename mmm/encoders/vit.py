@@ -142,6 +142,7 @@ class VisionTransformer(Encoder):
             return self.heads or SIZES[self.size][2]
 
     config: Config
+    block_outputs = ("block", "mlp")
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, required: RequiredFeatures, blanks: bool = False

@@ -95,6 +95,8 @@ class LatentTarget(Target):
             raise ValueError(
                 "target.class_weight needs a target as wide as the encoder, because it compares the class token with it"
             )
+        if config.block_output not in encoder.block_outputs:
+            raise ValueError(f"target.block_output {config.block_output}: encoder.name {encoder.config.name} has none; vit has")
         self.levels = len(config.blocks) if config.join and config.blocks else 1
         self.width = (config.teacher_width or shape.width) * self.levels
         self.teacher = None
