@@ -31,7 +31,7 @@ class PairDecoder(Decoder):
         """The decoder of the second target."""
 
         def required_features(self, encoder: Shape) -> RequiredFeatures:
-            """What either requires."""
+            """Returns all that either requires."""
             first, second = self.first.required_features(encoder), self.second.required_features(encoder)
             blocks = tuple(sorted({*first.blocks, *second.blocks}))
             return RequiredFeatures(first.last or second.last, blocks, first.hidden or second.hidden)

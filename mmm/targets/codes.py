@@ -36,7 +36,7 @@ class CodeTarget(Target):
         """Number of codes."""
 
         source: str = PATCHES
-        """What kmeans clusters: patches, each less its mean; or the features of the frozen encoder of this run folder, file or
+        """Values that kmeans clusters: patches, each less its mean; or features of the frozen encoder of this run folder, file or
         name, as target.teacher of latent has it. For dalle and vqkd their folder or file."""
 
         source_width: Positive | None = None

@@ -26,11 +26,10 @@ def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int =
     centres = points[chance.argsort()[:clusters]].clone()
     for _ in range(iterations):
         codes, fit = nearest(points, centres)
-        counts = torch.bincount(codes, minlength=clusters)
+        empty = torch.bincount(codes, minlength=clusters) == 0
         sums = torch.zeros_like(centres).index_add_(0, codes, points)
-        empty = (counts == 0).nonzero()[:, 0]
-        sums[empty] = points[fit.argsort(stable=True)[: len(empty)]]
-        centres = F.normalize(sums, dim=1)
+        worst = fit.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]  # for the first empty cluster the worst point
+        centres = F.normalize(torch.where(empty[:, None], points[worst], sums), dim=1)
     return centres
 
 

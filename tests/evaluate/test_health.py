@@ -24,17 +24,7 @@ from tasks import pretrain
 Build = Callable[..., MaskedModel]
 Run = Callable[..., dict[str, Any]]
 SMALL = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2")
-LATENT = (
-    *SMALL,
-    "--target.name",
-    "latent",
-    "--train.steps",
-    "4",
-    "--evaluate",
-    "masked_loss",
-    "--evaluate.masked_loss.samples",
-    "16",
-)
+LATENT = (*SMALL, "--target.name", "latent", "--train.steps", "4")
 
 
 def test_rankme_counts_directions() -> None:
@@ -97,7 +87,7 @@ def test_a_collapse_is_found(run_recipe: Run, tmp_path: Path, caplog: pytest.Log
     )
     with caplog.at_level(logging.WARNING):
         healthy = Health(Health.Config(samples=64)).run(model, context)
-        assert not caplog.records
+        assert "collapse" not in caplog.text
         for encoder in (model.encoder, model.target.teacher.encoder):
             torch.nn.init.zeros_(encoder.norm.weight)
             torch.nn.init.ones_(encoder.norm.bias)
