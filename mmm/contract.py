@@ -19,6 +19,7 @@ from torch import Tensor
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
+from mmm.core.tokens import repeat_rows
 from mmm.core.types import Input
 from mmm.maskers import Masker, RandomMasker
 from mmm.model import MaskedModel, ModelConfig, Output
@@ -143,7 +144,9 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         require(seen.max() <= 1, "a token is visible twice")
         if one.blank is not None:
             require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
-        hidden = one.predict[:, : one.predict.shape[1] - one.echo]
+        hidden, echo = one.predict.split([one.predict.shape[1] - one.echo, one.echo], dim=1)
+        shown = repeat_rows(one.visible[:, : one.echo], len(echo))
+        require(torch.equal(echo, shown), "mask.echo: the last predicted tokens must be the first visible ones, in their order")
         predicted = _counts(hidden, tokens)
         if one.weight is None:
             require(predicted.max() <= 1, "a token is predicted twice")

@@ -53,7 +53,7 @@ class Average(nn.Module):
         return self.encoder(patches, grid, mask, blocks)
 
     def tokens(self, patches: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
-        """Returns these blocks' outputs, counted from 1, or the last, normed one, for the tokens that the mask shows, (B, M, D) each."""
+        """Returns these blocks' outputs, counted from 1, or the last, normed one, of the tokens of the mask, (B, M, D) each."""
         found: Features = self(patches, grid, mask, blocks or ())
         chosen = [found.last] if blocks is None else [found.blocks[block] for block in blocks]
         return [one[:, found.prefix :] for one in chosen]
