@@ -8,6 +8,7 @@ from mmm.targets.latent import LatentTarget
 from mmm.targets.losses import LOSSES, ValueLoss
 from mmm.targets.pair import PairTarget
 from mmm.targets.pixels import PixelTarget
+from mmm.targets.prototypes import PrototypeTarget
 
 __all__ = [
     "LOSSES",
@@ -17,6 +18,7 @@ __all__ = [
     "LatentTarget",
     "PairTarget",
     "PixelTarget",
+    "PrototypeTarget",
     "Samples",
     "Target",
     "TargetConfig",

@@ -21,7 +21,7 @@ from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
 from mmm.objectives.masked import MaskedObjective
-from mmm.targets import ClusterTarget, CodeTarget, LatentTarget, PairTarget, TargetConfig
+from mmm.targets import ClusterTarget, CodeTarget, LatentTarget, PairTarget, PrototypeTarget, TargetConfig
 from mmm.tokenizers import Patches
 from mmm.train.distributed.setup import start
 from mmm.train.loop import fit
@@ -34,6 +34,7 @@ SETTINGS = replace(CONFIG, steps=STEPS, batch_size=SAMPLES, micro_batch_size=Non
 TARGETS: dict[str, TargetConfig] = {
     "latent": LatentTarget.Config(decay=0.8, decay_end=0.9),
     "clusters": ClusterTarget.Config(clusters=6, decay=0.8),
+    "prototypes": PrototypeTarget.Config(prototypes=6, hidden=8, bottleneck=4, decay=0.8),
     "pair": PairTarget.Config(first=CodeTarget.Config(codes=6), second=LatentTarget.Config(decay=0.8, blocks=(1, 2), join=True)),
 }
 
