@@ -129,7 +129,7 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
-        """Moves the centre towards the mean of this update's similarities over all processes, and the teacher towards the encoder."""
+        """Moves the centre towards the mean of this update's similarities, over all processes, and the teacher to the encoder."""
         config = self.config
         if self.sums is not None:
             sums, self.sums = self.collective.sum(self.sums), None
