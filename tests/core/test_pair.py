@@ -15,7 +15,7 @@ from mmm.targets import ClusterTarget, LatentTarget, PairTarget, PixelTarget
 
 Build = Callable[..., MaskedModel]
 SELF = SelfAttentionDecoder.Config(width=16, depth=1, heads=2)
-CROSS = CrossAttentionDecoder.Config(width=12, depth=2, heads=2, fusion="linear", fusion_input=False)
+CROSS = CrossAttentionDecoder.Config(width=12, depth=2, heads=2, fusion="linear", fusion_blocks=(1,), fusion_input=False)
 
 
 def test_bootmae_is_the_weighted_sum_of_two_models(build: Build) -> None:
