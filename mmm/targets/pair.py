@@ -80,6 +80,13 @@ class PairTarget(Target):
         parts = {"first": self.first, "second": self.second}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.unsaved().items()}
 
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns those of the first of the two that has a teacher."""
+        try:
+            return self.first.scores(x, patches, grid)
+        except ValueError:
+            return self.second.scores(x, patches, grid)
+
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """Returns the targets of both, and the weighted sum of the losses of their own parameters, if they have any."""
         found = [(one.teach(x, patches, grid), weight) for one, weight in self.both]

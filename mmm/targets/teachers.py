@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Input
+from mmm.layers.attention_map import last_attention
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ class FrozenEncoder(Frozen, ABC):
         return self.outputs(self.pixels(x), grid, blocks, mask)
 
     @abstractmethod
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        """Returns the attention of the last block to each token, (B, N): see `mmm.layers.attention_map`.
+
+        Args:
+            x: normalised as the model's input is, (B, C, s...).
+        """
+
+    @abstractmethod
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
         """Returns the same, for pixels as it was trained on them."""
 
@@ -89,6 +98,11 @@ class FrozenRun(FrozenEncoder):
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
         found = self.network(self.tokenizer.split(x), grid, mask, blocks or ())
         return [one[:, found.prefix :] for one in ([found.last] if blocks is None else [found.blocks[b] for b in blocks])]
+
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        with last_attention(self.network) as look:
+            prefix = self.network(self.tokenizer.split(self.pixels(x)), grid, None).prefix
+        return look(prefix)
 
 
 class FrozenImages(FrozenEncoder):
@@ -108,15 +122,24 @@ class FrozenImages(FrozenEncoder):
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
         if mask is not None:
             raise ValueError("target.view hidden needs a teacher that can be shown some tokens alone: one of our runs, or ema")
-        pictures = first_frames(x, self.frames)  # (B T', C, H, W)
-        size = (grid[-2] * self.patch, grid[-1] * self.patch)
-        if pictures.shape[-2:] != size:
-            pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
-        return [one.reshape(len(x), -1, one.shape[-1]) for one in self.tokens(pictures, grid, blocks)]  # (B T', N', D) -> (B, N, D)
+        found = self.tokens(self.pictures(x, grid), grid, blocks)  # (B T', N', D)
+        return [one.reshape(len(x), -1, one.shape[-1]) for one in found]
+
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        return self.attention(self.pictures(self.pixels(x), grid), grid).reshape(len(x), -1)  # (B T', N') -> (B, N)
+
+    def pictures(self, x: Tensor, grid: Grid) -> Tensor:
+        """The first frames of tubes in the size that gives this grid, (B, C, s...) -> (B T', C, H, W)."""
+        pictures, size = first_frames(x, self.frames), (grid[-2] * self.patch, grid[-1] * self.patch)
+        return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
 
     @abstractmethod
     def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
         """Returns features of the tokens of pictures (B, C, H, W), without the prefix, (B, N', D) each."""
+
+    @abstractmethod
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        """Returns the last block's attention to the tokens of pictures (B, C, H, W), (B, N')."""
 
 
 class FrozenTimm(FrozenImages):
@@ -136,6 +159,19 @@ class FrozenTimm(FrozenImages):
         )
         return [found[sorted(chosen).index(one)] for one in chosen]
 
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        network: Any = self.network
+        layer, seen = network.blocks[-1].attn, list[Tensor]()
+        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            network.forward_features(pictures)
+        finally:
+            hook.remove()
+        if not isinstance(getattr(layer, "qkv", None), nn.Linear) or getattr(layer, "rope", None) is not None:
+            raise ValueError(f"the attention of timm's {type(layer).__name__} cannot be followed; use one with a joint qkv layer")
+        q, k, _ = layer.qkv(seen[0]).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, c) each
+        return attended(layer.q_norm(q), layer.k_norm(k), grid[-2] * grid[-1])
+
 
 class FrozenTransformers(FrozenImages):
     """A vision transformer of transformers'."""
@@ -146,11 +182,36 @@ class FrozenTransformers(FrozenImages):
 
     def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
         network: Any = self.network
-        size = network.config.image_size
-        other = tuple(pictures.shape[-2:]) != (tuple(size) if isinstance(size, (list, tuple)) else (size, size))
-        found = network(pixel_values=pictures, output_hidden_states=True, **{"interpolate_pos_encoding": True} if other else {})
+        found = network(pixel_values=pictures, output_hidden_states=True, **self._size(pictures))
         chosen = [found.last_hidden_state] if blocks is None else [found.hidden_states[block] for block in blocks]
         return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # the prefix comes first
+
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        network: Any = self.network
+        usual = network.config._attn_implementation
+        network.set_attn_implementation("eager")  # the others give no weights
+        try:
+            weights = network(pixel_values=pictures, output_attentions=True, **self._size(pictures)).attentions[-1]  # (B, h, L, L)
+        finally:
+            network.set_attn_implementation(usual)
+        tokens = grid[-2] * grid[-1]
+        asking = weights if weights.shape[2] == tokens else weights[:, :, :1]
+        return asking.float().mean((1, 2))[:, -tokens:]
+
+    def _size(self, pictures: Tensor) -> dict[str, bool]:
+        """The argument for pictures of another size than its own."""
+        network: Any = self.network
+        size = network.config.image_size
+        own = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        return {} if tuple(pictures.shape[-2:]) == own else {"interpolate_pos_encoding": True}
+
+
+def attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
+    """The attention of the class token or, without a prefix, of all tokens, to the last `tokens`, (B, h, L, c) each -> (B, N')."""
+    query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
+    asking = query if query.shape[2] == tokens else query[:, :, :1]
+    weights = (asking @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+    return weights.mean((1, 2))[:, -tokens:]
 
 
 def first_frames(x: Tensor, frames: int) -> Tensor:

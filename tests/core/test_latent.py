@@ -229,6 +229,12 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
             expected = torch.cat([teacher.blocks[1](first)[:, 1:], first[:, 1:]], dim=2)
     found = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
     assert torch.allclose(found, expected, atol=1e-4)
+    looked = model.target.scores(x, model.tokenizer.split(x), GRID)
+    attention = teacher.blocks[1].attn
+    attention.fused_attn, weights = False, []
+    attention.attn_drop.register_forward_hook(lambda _, inputs, output: weights.append(output))
+    teacher(seen)
+    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # of the class token
     clips = build((4, 12, 16), target=target)
     clips.target.begin(clips, unread, no_samples)
     clip = torch.stack([x, x.flip(0), x.flip(3), x], dim=2)
@@ -249,6 +255,10 @@ def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 12, 16)
     with torch.no_grad():
         expected = teacher(pixel_values=x, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[1][:, 1:]
+        eager = CLIPVisionModel.from_pretrained(tmp_path, attn_implementation="eager")
+        weights = eager(pixel_values=x, output_attentions=True, interpolate_pos_encoding=True).attentions[1]
+    looked = model.target.scores(x, model.tokenizer.split(x), GRID)
+    assert torch.allclose(looked, weights.mean(1)[:, 0, 1:], atol=1e-6)
     assert torch.allclose(model.target.teach(x, model.tokenizer.split(x), GRID).tokens, expected, atol=1e-5)
 
 
