@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
@@ -213,8 +214,12 @@ def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
     require(output.loss.isfinite(), f"the loss is {output.loss}")
     require(output.prediction.shape == (rows, queries, sum(model.target.widths)), f"its shape is {tuple(output.prediction.shape)}")
-    for target in output.target if isinstance(output.target, tuple) else (output.target,):
-        require(target.shape[:2] == (rows, queries), f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens")
+    for target in tree_leaves(output.target):
+        of_masks = target.dim() == 2 and target.is_floating_point() and len(target) == len(mask.visible)  # a class token's
+        require(
+            of_masks or target.shape[:2] == (rows, queries),
+            f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens",
+        )
         require(target.dtype in (torch.float32, torch.int64), f"the target is {target.dtype}, neither fp32 nor int64")
         require(not target.requires_grad, "the target carries a gradient")
     features = model.encoder(model.tokenizer.split(x), grid, None)
