@@ -152,7 +152,7 @@ def deviations(parts: list[dict[str, tuple[Tensor, Tensor, int]]]) -> dict[str, 
     """The mean over values of the root of their variance over all tokens plus 1e-6, by name."""
     found = {}
     for name in parts[0] if parts else ():
-        sums, squares = (torch.stack([own[name][i] for own in parts]).sum(0) for i in (0, 1))
+        sums, squares = torch.stack([own[name][0] for own in parts]).sum(0), torch.stack([own[name][1] for own in parts]).sum(0)
         count = sum(own[name][2] for own in parts)
         variance = (squares / count - (sums / count).square()).clamp(min=0)
         found[name] = float((variance + 1e-6).sqrt().mean())

@@ -31,13 +31,12 @@ class PrototypeHead(nn.Module):
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
-        sizes = ((width, hidden), (hidden, hidden), (hidden, bottleneck))
-        self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in sizes)
-        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
-        for weight in (*(layer.weight for layer in self.layers), self.prototypes):
-            nn.init.trunc_normal_(weight, std=0.02)
-        for layer in self.layers:
+        layers = [nn.Linear(*sizes) for sizes in ((width, hidden), (hidden, hidden), (hidden, bottleneck))]
+        self.prototypes = nn.Parameter(nn.init.trunc_normal_(torch.empty(prototypes, bottleneck), std=0.02))
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., K), in fp32 or better."""
