@@ -23,7 +23,7 @@ from mmm.targets import Target
 
 logger = logging.getLogger(__name__)
 
-RANK = 2.0  # below it, all features lie on about one line
+RANK = 2.0  # below it all features lie on about one line, or nearly all tokens have one class
 TARGET_STD, PREDICTION_STD = 0.1, 0.01  # data2vec 2.0 stops below these
 
 
@@ -57,8 +57,9 @@ class Health(Evaluator):
         Returns:
             rankme: effective number of directions of the mean tokens (Garrido et al., "RankMe", ICML 2023). feature_std: their
             deviation over the samples, after division by their norms, times the root of D; 1 where they point everywhere alike.
-            target_std, prediction_std: deviation over the predicted tokens, mean over values; not for classes. grad_norm_encoder,
-            grad_norm_decoder, grad_norm_target: norms of the loss's gradient for a batch, of the parts that learn.
+            target_std, prediction_std: deviation over the predicted tokens, mean over values, where these are no classes.
+            target_perplexity: effective number of classes, where they are. grad_norm_encoder, grad_norm_decoder, grad_norm_target:
+            norms of the loss's gradient for a batch, of the parts that learn.
 
         Raises:
             ValueError: where not one sample can be read.
@@ -72,25 +73,24 @@ class Health(Evaluator):
             if not len(batch):
                 continue
             x = prepare(batch.to(context.device), part.config, train=False)  # (b, C, ..., h, w)
-            mask = context.masker(batch.keys.to(context.device), model.tokenizer.grid(x), step=0, steps=context.steps)
             with inference(model, context.dtype):
+                mask = model.draw_masks(x, batch.keys.to(context.device), masker=context.masker, steps=context.steps)
                 features.append(model.encode(x).pooled("mean").cpu())
                 with torch.set_grad_enabled(not norms):  # of the first batch
                     output = model(x, mask=mask)
                 norms = norms or gradient_norms(model, output.loss)
-            found = {"prediction": output.prediction.detach()} | {
-                f"target {i}": one for i, one in enumerate(values_of(output.target))
-            }
-            spreads.append({name: moments(one) for name, one in found.items()})
+            found = {"prediction": output.prediction.detach()} | dict(tokens_of(output.target))
+            spreads.append({name: moments(one, output.prediction.shape[2]) for name, one in found.items()})
         shares = all_gather((torch.cat(features) if features else None, spreads, norms))
         every = [one for one, _, _ in shares if one is not None]
         if not every:
             raise ValueError(f"not one of {part.title} could be read; see bad_inputs.jsonl in the run folder")
         table, figures = torch.cat(every), {}
         figures["rankme"], figures["feature_std"] = rankme(table), feature_std(table)
-        stds = deviations([one for _, own, _ in shares for one in own])
-        if targets := [value for name, value in stds.items() if name != "prediction"]:
-            figures |= {"target_std": min(targets), "prediction_std": stds["prediction"]}
+        stds, used = deviations([one for _, own, _ in shares for one in own])
+        prediction = stds.pop("prediction")
+        figures |= {"target_std": min(stds.values()), "prediction_std": prediction} if stds else {}
+        figures |= {"target_perplexity": min(used.values())} if used else {}
         known = [one for _, _, one in shares if one]
         figures |= {name: sum(one[name] for one in known) / len(known) for name in known[0]}
         if rank == 0 and (signs := collapse(figures, model.target.may_collapse)):
@@ -111,6 +111,7 @@ def collapse(figures: Mapping[str, float], learned: bool) -> list[str]:
     if learned:
         signs |= {"target_std": ("the targets' deviation over tokens is", TARGET_STD)}
         signs |= {"prediction_std": ("the predictions' deviation over tokens is", PREDICTION_STD)}
+        signs |= {"target_perplexity": ("the effective number of classes is", RANK)}
     return [
         f"{words} {figures[name]:.3g}, below {least:g}"
         for name, (words, least) in signs.items()
@@ -133,30 +134,48 @@ def feature_std(features: Tensor) -> float:
     return float(unit.std(0, correction=0).mean() * features.shape[1] ** 0.5)
 
 
-def values_of(target: Any) -> Iterator[Tensor]:
-    """Yields what is predicted of each token, (kmB, Q, K) each: not classes or shares of them, nor the targets of class tokens."""
-    for one in target if isinstance(target, tuple) else (target,):
-        if isinstance(one, tuple):
-            yield from values_of(one)
-        elif one.is_floating_point() and one.dim() == 3 and not (one.min() >= 0 and (one.sum(2) - 1).abs().max() < 1e-3):
-            yield one
+def tokens_of(target: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields what is predicted of each token by name, but not of class tokens: `values`, (kmB, Q, K), or `classes`, which are shares
+    of K classes, (kmB, Q, K), or their numbers, int64 (kmB, Q).
+    """
+    if isinstance(target, tuple):
+        for number, one in enumerate(target):
+            yield from tokens_of(one, f"{name} {number}")
+    elif not target.is_floating_point():
+        yield f"classes{name}", target
+    elif target.dim() == 3:
+        shares = bool(target.min() >= 0 and (target.sum(2) - 1).abs().max() < 1e-3)
+        yield f"{'classes' if shares else 'values'}{name}", target
 
 
-def moments(values: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Sums of values and of their squares over tokens, (K,) each in fp64 on the CPU, and the number of tokens."""
+def moments(values: Tensor, width: int) -> tuple[Tensor, Tensor, int]:
+    """Sums of values and of their squares over tokens, (K,) each in fp64 on the CPU, and the number of tokens.
+
+    Of numbers of classes, of which there are at most `width`, these are sums of ones.
+    """
+    if not values.is_floating_point():
+        counts = torch.bincount(values.flatten(), minlength=width).cpu().double()
+        return counts, counts, values.numel()
     flat = values.flatten(0, 1).float()  # (kmB, Q, K) -> (T, K)
     return flat.sum(0).cpu().double(), flat.square().sum(0).cpu().double(), len(flat)
 
 
-def deviations(parts: list[dict[str, tuple[Tensor, Tensor, int]]]) -> dict[str, float]:
-    """The mean over values of the root of their variance over all tokens plus 1e-6, by name."""
-    found = {}
-    for name in parts[0] if parts else ():
-        sums, squares = torch.stack([own[name][0] for own in parts]).sum(0), torch.stack([own[name][1] for own in parts]).sum(0)
+def deviations(parts: list[dict[str, tuple[Tensor, Tensor, int]]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Puts moments of several batches together, by name.
+
+    Returns:
+        Of values, the mean of the root of their variance over all tokens plus 1e-6; of classes, the perplexity of the mean share.
+    """
+    stds, used = {}, {}
+    for name in parts[0]:
+        sums, squares = (torch.stack([own[name][i] for own in parts]).sum(0) for i in (0, 1))  # type: ignore[misc]
         count = sum(own[name][2] for own in parts)
-        variance = (squares / count - (sums / count).square()).clamp(min=0)
-        found[name] = float((variance + 1e-6).sqrt().mean())
-    return found
+        if name.startswith("classes"):
+            used[name] = float(torch.special.entr(sums / count).sum().exp())
+        else:
+            variance = (squares / count - (sums / count).square()).clamp(min=0)
+            stds[name] = float((variance + 1e-6).sqrt().mean())
+    return stds, used
 
 
 def gradient_norms(model: MaskedModel, loss: Tensor) -> dict[str, float]:

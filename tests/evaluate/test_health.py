@@ -17,7 +17,7 @@ from mmm import MaskedModel
 from mmm.config.serialize import load
 from mmm.core.rng import sample_keys
 from mmm.evaluate.evaluator import Context
-from mmm.evaluate.health import Health, collapse, deviations, feature_std, gradient_norms, moments, rankme, values_of
+from mmm.evaluate.health import Health, collapse, deviations, feature_std, gradient_norms, moments, rankme, tokens_of
 from mmm.targets import LatentTarget
 from tasks import pretrain
 
@@ -43,12 +43,26 @@ def test_spreads_equal_plain_formulas() -> None:
     batches = [torch.randn(4, 7, 5) * 3 + 1, torch.randn(2, 7, 5)]
     flat = torch.cat([one.flatten(0, 1) for one in batches]).double()
     expected = (flat.var(0, correction=0) + 1e-6).sqrt().mean().item()
-    assert deviations([{"target 0": moments(one)} for one in batches])["target 0"] == pytest.approx(expected, rel=1e-6)
+    stds, used = deviations([{"values": moments(one)} for one in batches])
+    assert (stds["values"], used) == (pytest.approx(expected, rel=1e-6), {})
 
 
-def test_classes_shares_and_class_tokens_have_no_spread() -> None:
+def test_classes_have_a_perplexity() -> None:
+    """exp of the entropy of how often each is the target; of the targets of class tokens nothing is said."""
     values, pooled, shares = torch.randn(2, 3, 4), torch.randn(2, 4), torch.rand(2, 3, 4).softmax(2)
-    assert [one is values for one in values_of(((values, pooled), torch.ones(2, 3, dtype=torch.int64), shares))] == [True]
+    codes = torch.tensor([[0, 1, 1], [3, 1, 0]])
+    found = dict(tokens_of(((values, pooled), codes, shares), 5))
+    assert list(found) == ["values 0 0", "classes 1", "classes 2"]
+    assert found["values 0 0"] is values
+    stds, used = deviations(
+        [{name: moments(one[:1]) for name, one in found.items()}, {name: moments(one[1:]) for name, one in found.items()}]
+    )
+    assert list(stds) == ["values 0 0"]
+    often = np.array([2, 3, 1]) / 6
+    assert used["classes 1"] == pytest.approx(np.exp(-(often * np.log(often)).sum()), rel=1e-6)
+    mean = shares.flatten(0, 1).mean(0).double().numpy()
+    assert used["classes 2"] == pytest.approx(np.exp(-(mean * np.log(mean)).sum()), rel=1e-5)
+    assert collapse({"rankme": 9.0, "target_perplexity": 1.5}, learned=True) == ["the effective number of classes is 1.5, below 2"]
 
 
 def test_gradient_norms_are_those_of_a_backward_pass(build: Build) -> None:
