@@ -135,8 +135,8 @@ def feature_std(features: Tensor) -> float:
 
 
 def tokens_of(target: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields what is predicted of each token by name, but not of class tokens: `values`, (kmB, Q, K), or `classes`, which are shares
-    of K classes, (kmB, Q, K), or their numbers, int64 (kmB, Q).
+    """Yields the targets of tokens by name, but not those of class tokens: `values`, (kmB, Q, K), or `classes`, which are shares of
+    K classes, (kmB, Q, K), or their numbers, int64 (kmB, Q).
     """
     if isinstance(target, tuple):
         for number, one in enumerate(target):

@@ -43,7 +43,7 @@ def test_spreads_equal_plain_formulas() -> None:
     batches = [torch.randn(4, 7, 5) * 3 + 1, torch.randn(2, 7, 5)]
     flat = torch.cat([one.flatten(0, 1) for one in batches]).double()
     expected = (flat.var(0, correction=0) + 1e-6).sqrt().mean().item()
-    stds, used = deviations([{"values": moments(one)} for one in batches])
+    stds, used = deviations([{"values": moments(one, 5)} for one in batches])
     assert (stds["values"], used) == (pytest.approx(expected, rel=1e-6), {})
 
 
@@ -51,12 +51,11 @@ def test_classes_have_a_perplexity() -> None:
     """exp of the entropy of how often each is the target; of the targets of class tokens nothing is said."""
     values, pooled, shares = torch.randn(2, 3, 4), torch.randn(2, 4), torch.rand(2, 3, 4).softmax(2)
     codes = torch.tensor([[0, 1, 1], [3, 1, 0]])
-    found = dict(tokens_of(((values, pooled), codes, shares), 5))
+    found = dict(tokens_of(((values, pooled), codes, shares)))
     assert list(found) == ["values 0 0", "classes 1", "classes 2"]
     assert found["values 0 0"] is values
-    stds, used = deviations(
-        [{name: moments(one[:1]) for name, one in found.items()}, {name: moments(one[1:]) for name, one in found.items()}]
-    )
+    halves = [{name: moments(one[half], 5) for name, one in found.items()} for half in (slice(0, 1), slice(1, 2))]
+    stds, used = deviations(halves)
     assert list(stds) == ["values 0 0"]
     often = np.array([2, 3, 1]) / 6
     assert used["classes 1"] == pytest.approx(np.exp(-(often * np.log(often)).sum()), rel=1e-6)
