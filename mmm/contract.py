@@ -42,7 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "window": 2,
         "model": "test_vit",
     },
-    "decoder": {"width": 16, "depth": 2, "heads": 2},
+    "decoder": {"width": 16, "depth": 2, "heads": 2, "groups": 4},
     "target": {"cell": 4, "clusters": 32, "codes": 32, "prototypes": 32, "hidden": 24, "bottleneck": 16},
 }
 TOGETHER = {"decoder pair": "pair"}  # parts that need a target of this name
