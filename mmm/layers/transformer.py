@@ -220,7 +220,9 @@ class Block(nn.Module):
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, last: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, last: int | None = None, added: list[Tensor] | None = None
+    ) -> Tensor:
         """(B, M, D) -> (B, M, D).
 
         Args:
@@ -228,10 +230,14 @@ class Block(nn.Module):
             rotary: their rotations.
             last: return only the last so many tokens, (B, last, D). The others are keys and values, and nothing else is computed
                 for them.
+            added: the output of the MLP, before its scale and dropped paths, is appended to it.
         """
         kept = x if last is None else x[:, -last:]
         x = kept + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, last)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        change = self.mlp(self.norm2(x))
+        if added is not None:
+            added.append(change)
+        return x + self.drop_path(self.ls2(change))
 
 
 def make_blocks(
