@@ -1,5 +1,5 @@
-"""BEiT on images (Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022): the codes that a frozen tokenizer gives to
-hidden tokens are predicted.
+"""BEiT on images (Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022): the codes that a frozen tokenizer
+gives to hidden tokens are predicted.
 
     python recipes/image_beit.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_beit.py --data.source /data/imagenet          codes by k-means on patches, no download
@@ -12,8 +12,8 @@ With `--target.source runs/pretrain-1` k-means clusters the features of a model 
 Differences from the authors' code: exact counts of hidden tokens; learned positions where theirs are a relative bias; DALL-E's
 tokenizer reads the model's own input, resized, where theirs reads a second resizing of the crop.
 
-Results. An independent reproduction reports a top-1 accuracy of 83.1 % (B) after 300 epochs and fine-tuning. This recipe has not been
-run on ImageNet yet. `cifar10`: docs/methods.md."""
+Results. An independent reproduction reports a top-1 accuracy of 83.1 % (B) after 300 epochs and fine-tuning. This recipe has
+not been run on ImageNet yet. `cifar10`: docs/methods.md."""
 
 from dataclasses import replace
 
@@ -48,9 +48,7 @@ IMAGENET = pretrain.Config(
     ),
 )
 
-IMAGENET_DALLE = replace(
-    IMAGENET, target=CodeTarget.Config(vocabulary="dalle", codes=8192, source="facebook/flava-image-codebook")
-)
+IMAGENET_DALLE = replace(IMAGENET, target=CodeTarget.Config(vocabulary="dalle", codes=8192, source="facebook/flava-image-codebook"))
 
 SMALL = {
     "masker": BlockMasker.Config(ratio=0.4, blank=True),

@@ -1,15 +1,16 @@
-"""CAPI on images (Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", TMLR 2025): a teacher's features
-are clustered while the training runs, and the clusters of hidden tokens are predicted.
+"""CAPI on images (Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", TMLR 2025): a
+teacher's features are clustered while the training runs, and the clusters of hidden tokens are predicted.
 
     python recipes/image_capi.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_capi.py --data.source /data/imagenet          ViT-L/14
     python recipes/image_capi.py --preset cifar10 --data.source uoft-cs/cifar10
 
-A rectangle that wraps around the borders is shown; a few of the hidden tokens are predicted, each by itself. Assignments to clusters
-are balanced over the batch at each place of the image, over all processes; with accumulated gradients, over a micro-batch.
+A rectangle that wraps around the borders is shown; a few of the hidden tokens are predicted, each by itself. Assignments to
+clusters are balanced over the batch at each place of the image, over all processes; with accumulated gradients, over a
+micro-batch.
 
-Differences from the authors' code: drop path acts on samples where theirs runs a part of the batch; the teacher's decay does not
-begin at 1; the head of the student is a plain linear layer; the cosine of the learning rate is not cut at four fifths.
+Differences from the authors' code: drop path acts on samples where theirs runs a part of the batch; the teacher's decay does
+not begin at 1; the head of the student is a plain linear layer; the cosine of the learning rate is not cut at four fifths.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

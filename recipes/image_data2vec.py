@@ -1,16 +1,17 @@
-"""data2vec 2.0 on images (Baevski et al., "Efficient Self-supervised Learning with Contextualized Target Representations for Vision,
-Speech and Language", ICML 2023): 16 masks of each image, a convolutional decoder, and a teacher that follows the encoder.
+"""data2vec 2.0 on images (Baevski et al., "Efficient Self-supervised Learning with Contextualized Target Representations for
+Vision, Speech and Language", ICML 2023): 16 masks of each image, a convolutional decoder, and a teacher that follows the
+encoder.
 
     python recipes/image_data2vec.py                                   the demonstration: minutes on a CPU, no download
     python recipes/image_data2vec.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_data2vec.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The target is the mean over the last ten blocks of what their MLPs add, each standardised over the tokens of the image. The image is
-read, and the teacher computed, once for all masks.
+The target is the mean over the last ten blocks of what their MLPs add, each standardised over the tokens of the image. The
+image is read, and the teacher computed, once for all masks.
 
-Differences from the authors' code: blocks are pre-norm, where theirs are post-norm; AdamW decays weights apart from the gradient,
-where theirs is Adam with decay. Their loss of the class token is a sum over the 256 masks of a process, times 0.01; ours is the mean
-times 2.56, which is the same.
+Differences from the authors' code: blocks are pre-norm, where theirs are post-norm; AdamW decays weights apart from the
+gradient, where theirs is Adam with decay. Their loss of the class token is a sum over the 256 masks of a process, times 0.01;
+ours is the mean times 2.56, which is the same.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

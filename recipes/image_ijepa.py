@@ -1,14 +1,15 @@
-"""I-JEPA on images (Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR 2023): from
-the features of a context block, a predictor computes the features that a teacher gives to four target blocks.
+"""I-JEPA on images (Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR
+2023): from the features of a context block, a predictor computes the features that a teacher gives to four target blocks.
 
     python recipes/image_ijepa.py                                      the demonstration: minutes on a CPU, no download
     python recipes/image_ijepa.py --data.source /data/imagenet         ViT-H/14
     python recipes/image_ijepa.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The teacher is the moving average of the encoder and sees the whole image. Its features are normed over the values of each token.
+The teacher is the moving average of the encoder and sees the whole image. Its features are normed over the values of each
+token.
 
-Differences from the authors' code: the numbers of tokens are exact, so that no batch is cut to its shortest sample; blocks may touch
-the last row and column; scale and aspect are drawn apart; the learning rate rises from 0, where theirs rises from 2e-4.
+Differences from the authors' code: the numbers of tokens are exact, so that no batch is cut to its shortest sample; blocks may
+touch the last row and column; scale and aspect are drawn apart; the learning rate rises from 0, where theirs rises from 2e-4.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

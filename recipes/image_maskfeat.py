@@ -1,15 +1,15 @@
-"""MaskFeat on images (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): histograms of
-oriented gradients of hidden tokens are predicted.
+"""MaskFeat on images (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): histograms
+of oriented gradients of hidden tokens are predicted.
 
     python recipes/image_maskfeat.py                                   the demonstration: minutes on a CPU, no download
     python recipes/image_maskfeat.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_maskfeat.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The learning rate for 256 images, the clipping, the ratio and the target are the authors'; warm-up and batch size are ours. A token
-of 4 pixels is one cell of its own, with 9 values for each channel.
+The learning rate for 256 images, the clipping, the ratio and the target are the authors'; warm-up and batch size are ours. A
+token of 4 pixels is one cell of its own, with 9 values for each channel.
 
-Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not been
-run on ImageNet yet. `cifar10`: docs/methods.md."""
+Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
+been run on ImageNet yet. `cifar10`: docs/methods.md."""
 
 from dataclasses import replace
 

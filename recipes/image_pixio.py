@@ -1,12 +1,12 @@
-"""Pixio on images ("In Pursuit of Pixel Supervision for Visual Pre-training", arXiv 2512.15715): MAE with larger hidden squares, a deep
-decoder and eight class tokens, whose mean is the feature.
+"""Pixio on images ("In Pursuit of Pixel Supervision for Visual Pre-training", arXiv 2512.15715): MAE with larger hidden
+squares, a deep decoder and eight class tokens, whose mean is the feature.
 
     python recipes/image_pixio.py                                      the demonstration: minutes on a CPU, no download
     python recipes/image_pixio.py --data.source /data/imagenet         ViT-H/16 at 256 pixels
     python recipes/image_pixio.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Squares of 4 x 4 tokens are hidden together. The authors train on images of the web, sampled by their loss; this recipe has their
-other values and takes any data. Their smaller models are distilled from larger ones, which is left out.
+Squares of 4 x 4 tokens are hidden together. The authors train on images of the web, sampled by their loss; this recipe has
+their other values and takes any data. Their smaller models are distilled from larger ones, which is left out.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

@@ -1,5 +1,5 @@
-"""SALT on images (Li et al., "Rethinking JEPA: Compute-Efficient Video SSL with Frozen Teachers", arXiv 2509.24317): a small teacher is
-trained on pixels; then it is frozen, and a student predicts its features of hidden tokens.
+"""SALT on images (Li et al., "Rethinking JEPA: Compute-Efficient Video SSL with Frozen Teachers", arXiv 2509.24317): a small
+teacher is trained on pixels; then it is frozen, and a student predicts its features of hidden tokens.
 
     python recipes/image_salt.py --folder runs/salt-teacher            the demonstration's teacher: minutes on a CPU
     python recipes/image_salt.py --preset demo_student                 its student
@@ -9,8 +9,8 @@ trained on pixels; then it is frozen, and a student predicts its features of hid
 The student's presets read the teacher from runs/salt-teacher; `--target.teacher` names another run, or a model of timm or
 transformers. Nothing follows the student, so that features cannot collapse.
 
-The paper is of videos, and has no published code: its split of the updates (a sixth for the teacher) and its loss (L1) are kept,
-the rest is I-JEPA's and MAE's.
+The paper is of videos, and has no published code: its split of the updates (a sixth for the teacher) and its loss (L1) are
+kept, the rest is I-JEPA's and MAE's.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

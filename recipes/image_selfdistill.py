@@ -1,5 +1,5 @@
-"""Self-distilled masked autoencoding on images: a teacher, which is the moving average of the encoder, sees the image, and the decoder
-predicts its features of the hidden tokens instead of their pixels.
+"""Self-distilled masked autoencoding on images: a teacher, which is the moving average of the encoder, sees the image, and the
+decoder predicts its features of the hidden tokens instead of their pixels.
 
     python recipes/image_selfdistill.py                                the demonstration: minutes on a CPU, no download
     python recipes/image_selfdistill.py --data.source /data/imagenet   ViT-B/16
@@ -7,11 +7,11 @@ predicts its features of the hidden tokens instead of their pixels.
     python recipes/image_selfdistill.py --preset imagenet_bootmae --data.source /data/imagenet
     python recipes/image_selfdistill.py --preset cifar10 --data.source uoft-cs/cifar10
 
-`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher sees the hidden tokens alone, and the loss is the cosine. Theirs
-splits the hidden tokens into several sequences, and takes the cosine over another axis.
-`imagenet_bootmae` follows BootMAE (Dong et al., ECCV 2022): pixels and features are predicted at once, each by a decoder of its own
-that reads the encoder's first or last features. Its ramp of the second loss and its higher weights inside blocks are left out.
-All other values are MAE's. Features may collapse to one vector: a line warns, and `rankme` in metrics.jsonl shows it.
+`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher sees the hidden tokens alone, and the loss is the cosine.
+Theirs splits the hidden tokens into several sequences, and takes the cosine over another axis. `imagenet_bootmae` follows
+BootMAE (Dong et al., ECCV 2022): pixels and features are predicted at once, each by a decoder of its own that reads the
+encoder's first or last features. Its ramp of the second loss and its higher weights inside blocks are left out. All other
+values are MAE's. Features may collapse to one vector: a line warns, and `rankme` in metrics.jsonl shows it.
 
 Results. BootMAE reports a top-1 accuracy of 84.2 % (B) after 800 epochs and fine-tuning. These presets have not been run on
 ImageNet yet. `cifar10`: docs/methods.md."""

@@ -1,5 +1,5 @@
-"""Uniform masking (Li et al., "Uniform Masking: Enabling MAE Pre-training for Pyramid-based Vision Transformers with Locality", arXiv
-2205.10063): one token of every 2 x 2 is shown, so that what is shown is a grid again and windows and pyramids work on it.
+"""Uniform masking (Li et al., "Uniform Masking: Enabling MAE Pre-training for Pyramid-based Vision Transformers with Locality",
+arXiv 2205.10063): one token of every 2 x 2 is shown, so that what is shown is a grid again and windows and pyramids work on it.
 
     python recipes/image_umae.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_umae.py --data.source /data/imagenet          Swin-T at 256 pixels

@@ -1,5 +1,5 @@
-"""SALT on videos (Li et al., "Rethinking JEPA: Compute-Efficient Video SSL with Frozen Teachers", arXiv 2509.24317): a small teacher is
-trained on pixels; then it is frozen, and a student predicts its features of hidden tokens.
+"""SALT on videos (Li et al., "Rethinking JEPA: Compute-Efficient Video SSL with Frozen Teachers", arXiv 2509.24317): a small
+teacher is trained on pixels; then it is frozen, and a student predicts its features of hidden tokens.
 
     python recipes/video_salt.py --folder runs/salt-video-teacher          the demonstration's teacher: minutes on a CPU
     python recipes/video_salt.py --preset demo_student                     its student
@@ -7,7 +7,8 @@ trained on pixels; then it is frozen, and a student predicts its features of hid
     python recipes/video_salt.py --data.source /data/videos                the student
 
 The student's presets read the teacher from runs/salt-video-teacher; `--target.teacher` names another run, or a model of timm or
-transformers. Masks and rates are V-JEPA's. Of 240,000 updates 40,000 train the teacher, as in the paper, which has no published code.
+transformers. Masks and rates are V-JEPA's. Of 240,000 updates 40,000 train the teacher, as in the paper, which has no published
+code.
 
 Results. This recipe has not been run on the authors' data yet. `demo`: docs/methods.md."""
 

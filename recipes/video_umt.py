@@ -1,6 +1,6 @@
-"""Unmasked Teacher on videos, first stage (Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundation Models", ICCV 2023):
-a frozen image model looks at every frame, its attention chooses which tokens the student sees, and the student predicts the teacher's
-features of these tokens.
+"""Unmasked Teacher on videos, first stage (Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundation Models",
+ICCV 2023): a frozen image model looks at every frame, its attention chooses which tokens the student sees, and the student
+predicts the teacher's features of these tokens.
 
     python recipes/video_umt.py                                            the demonstration: minutes on a CPU, no download
     python recipes/video_umt.py --data.source /data/kinetics400/train      CLIP ViT-B/16 as the teacher, from the hub through timm
@@ -8,11 +8,11 @@ features of these tokens.
 
 The demonstration has no teacher to download: its teacher is the moving average of its own encoder.
 
-Differences from the authors' code: the teacher's blocks are taken without CLIP's last norm and projection; the loss is 1 - cos where
-theirs is 2 - 2 cos, which leaves the updates of AdamW as they are.
+Differences from the authors' code: the teacher's blocks are taken without CLIP's last norm and projection; the loss is 1 - cos
+where theirs is 2 - 2 cos, which leaves the updates of AdamW as they are.
 
-Results. The authors report a top-1 accuracy of 87.4 % (B) on Kinetics-400 after both stages. This recipe has not been run on Kinetics
-yet. `demo`: docs/methods.md."""
+Results. The authors report a top-1 accuracy of 87.4 % (B) on Kinetics-400 after both stages. This recipe has not been run on
+Kinetics yet. `demo`: docs/methods.md."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""V-JEPA on videos (Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024; V-JEPA 2:
-Assran et al., arXiv 2506.09985): a predictor computes the features that a teacher, the moving average of the encoder, gives to large
-blocks of space through all the time.
+"""V-JEPA on videos (Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024;
+V-JEPA 2: Assran et al., arXiv 2506.09985): a predictor computes the features that a teacher, the moving average of the encoder,
+gives to large blocks of space through all the time.
 
     python recipes/video_vjepa.py                                          the demonstration: minutes on a CPU, no download
     python recipes/video_vjepa.py --data.source /data/videos               V-JEPA, ViT-L
@@ -9,12 +9,12 @@ blocks of space through all the time.
 
 Each sample has two masks, the union of eight small blocks and that of two large ones; the clip is read and taught once.
 
-Differences from the authors' code: exact counts of tokens, so that no batch is cut to its shortest sample; one mask token for both
-masks, as their released runs trained; the schedule ends with the run, where theirs of V-JEPA is 1.25 times as long; the learning rate
-rises from 0. V-JEPA 2's cooldown on longer clips is a second run with --init.
+Differences from the authors' code: exact counts of tokens, so that no batch is cut to its shortest sample; one mask token for
+both masks, as their released runs trained; the schedule ends with the run, where theirs of V-JEPA is 1.25 times as long; the
+learning rate rises from 0. V-JEPA 2's cooldown on longer clips is a second run with --init.
 
-Results. The authors report a top-1 accuracy of 80.8 % (L, Kinetics-400, attentive probe) and 69.5 % (Something-Something V2). This
-recipe has not been run on these data sets yet. `demo`: docs/methods.md."""
+Results. The authors report a top-1 accuracy of 80.8 % (L, Kinetics-400, attentive probe) and 69.5 % (Something-Something V2).
+This recipe has not been run on these data sets yet. `demo`: docs/methods.md."""
 
 from dataclasses import replace
 
@@ -58,9 +58,7 @@ VJEPA2 = replace(
     encoder=VisionTransformer.Config(size="large", class_token=False, positions="none", rotary="axial"),
     decoder=SelfAttentionDecoder.Config(width=384, depth=12, heads=12, positions="none", rotary="axial"),
     target=LatentTarget.Config(norm="layer", loss="l1", decay=0.99925, decay_end=0.99925),
-    train=replace(
-        VJEPA.train, learning_rate=5.25e-4, final_learning_rate=1.0, weight_decay_end=None, clip_norm=None
-    ),
+    train=replace(VJEPA.train, learning_rate=5.25e-4, final_learning_rate=1.0, weight_decay_end=None, clip_norm=None),
 )
 
 LEVELS = (6, 12, 18, 24)
