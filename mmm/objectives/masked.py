@@ -102,7 +102,7 @@ class MaskedObjective:
         streams: the sources, in the order of the run's `Mixture`.
         tokenizer: the model's, which computes the grid.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
     def __init__(self, streams: list[DataStream], tokenizer: Any, device: torch.device, steps: int) -> None:

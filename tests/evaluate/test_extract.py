@@ -212,7 +212,7 @@ def test_another_model_or_source_is_refused(run: Path, tiles: Path, tmp_path: Pa
         (("--layers", "3"), "has 2 blocks"),
         (("--layers", "first"), "layers first"),
         (("--shard", "0"), "shard 0"),
-        (("--out", "features.npy"), "let its name end so"),
+        (("--out", "features.npy"), "the name of a file of features ends in"),
     ],
 )
 def test_what_is_wrong_is_one_line(
