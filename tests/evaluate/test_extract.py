@@ -261,7 +261,7 @@ def test_knn_on_files_is_knn_on_the_model(run: Path, tiles: Path, tmp_path: Path
     capsys.readouterr()
     wrong = {
         "go together": files[:2],
-        "leave --model out": [*files, "--model", str(run)],
+        "leave out --model": [*files, "--model", str(run)],
         "of the same samples": [*files[:3], files[1]],
         "no file of features": ["--features", "none.parquet", "--test_features", "none.parquet"],
     }

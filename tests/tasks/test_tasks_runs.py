@@ -295,7 +295,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is not JSON"):
         Record.read(trained)
 
 
