@@ -262,8 +262,8 @@ def test_knn_on_files_is_knn_on_the_model(run: Path, tiles: Path, tmp_path: Path
     wrong = {
         "go together": files[:2],
         "leave out --model": [*files, "--model", str(run)],
-        "of the same samples": [*files[:3], files[1]],
-        "no file of features": ["--features", "none.parquet", "--test_features", "none.parquet"],
+        "the same samples": [*files[:3], files[1]],
+        "not a file of features": ["--features", "none.parquet", "--test_features", "none.parquet"],
     }
     for said, flags in wrong.items():
         with pytest.raises(SystemExit):
