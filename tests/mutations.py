@@ -735,6 +735,45 @@ MUTANTS = [
         "data/video/test_blocks.py",
     ),
     Mutant("mmm/train/metrics.py", "share > MUCH", "share > 0", "train/test_waiting.py"),
+    # masks, objects and depths
+    Mutant(
+        "mmm/data/annotated/pixels.py",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]], inner)",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]][:, ::-1], inner)",
+        "dense/test_segment_data.py -k cropped_and_flipped",
+    ),
+    Mutant("mmm/data/annotated/maps.py", "labels -= 1", "labels -= 0", "dense/test_segment_data.py -k label_zero"),
+    Mutant(
+        "mmm/objectives/segment.py",
+        'reduction="sum") / labels.numel()',
+        'reduction="mean")',
+        "dense/test_segmenter.py -k divided_by_all_pixels",
+    ),
+    Mutant("mmm/dense/sliding.py", "return total / count", "return total", "dense/test_segmenter.py -k same_in_windows"),
+    Mutant(
+        "mmm/dense/relative_bias.py",
+        "(2 * width - 1) + apart[1] + width - 1",
+        "(2 * width - 2) + apart[1] + width - 1",
+        "dense/test_segmenter.py -k share_a_bias",
+    ),
+    Mutant(
+        "mmm/data/annotated/objects.py",
+        "self.size[1] - placed[:, 0::2].flip(1)",
+        "self.size[1] - placed[:, 0::2]",
+        "dense/test_detector.py -k follow_their_images",
+    ),
+    Mutant(
+        "mmm/dense/windows.py",
+        ".unflatten(3, (window, window)).transpose(2, 3)",
+        ".unflatten(3, (window, window)).transpose(3, 4)",
+        "dense/test_detector.py -k do_not_see_each_other",
+    ),
+    Mutant(
+        "mmm/evaluate/dense/propagation.py",
+        "weight = value.softmax(1)",
+        "weight = torch.ones_like(value) / value.shape[1]",
+        "dense/test_depth_and_propagation.py -k weighed_over_all",
+    ),
 ]
 
 
