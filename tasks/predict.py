@@ -1,23 +1,13 @@
-<<<<<<< HEAD
-"""Classify images or videos with a fine-tuned model: a file, a folder, a list, or any other source.
+"""Classify images or videos with a fine-tuned model, or find the classes of pixels, or objects.
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
     mmm predict runs/finetune-1 video.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
-
-The probabilities of a video are the mean over its clips and crops.
-=======
-"""Name the classes of images or videos with a fine-tuned model; or find classes of pixels, or objects.
-
-    mmm predict runs/finetune-1 photograph.jpg
-    mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
-    mmm predict runs/finetune-1 film.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
     mmm predict runs/segment-1 holiday_pictures --masks masks
     mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
-A source is a file, a folder, a list, or any other that a training takes. A video's probabilities are the mean over its clips and
-crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
->>>>>>> main
+A source is a file, a folder, a list, or any other that a training takes. The probabilities of a video are the mean over its
+clips and crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
 """
 
 from __future__ import annotations
@@ -123,13 +113,8 @@ def run(config: Config) -> dict[str, Any]:
     return {"predictions": rows}
 
 
-<<<<<<< HEAD
-def predict_source(model: Classifier, source: str, config: Config) -> list[dict[str, Any]]:
-    """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
-=======
 def predict_source(model: Classifier | Segmenter | Detector, source: str, config: Config) -> list[dict[str, Any]]:
-    """Returns one row per input of a source: `name` and `classes`, the likeliest with their probabilities, or `problem`.
->>>>>>> main
+    """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
 
     The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`.
 
@@ -177,13 +162,8 @@ def _rows(model: Classifier, part: Images | Clips, config: Config) -> Iterator[d
                 yield {"name": name, "classes": classes}
 
 
-<<<<<<< HEAD
-def _data(model: Classifier, source: str, config: Config) -> DataConfig:
-    """Returns the config that reads samples of this source for the model."""
-=======
 def _data(model: Classifier | Segmenter | Detector, source: str, config: Config) -> DataConfig:
-    """Returns how samples of this source are read for the model."""
->>>>>>> main
+    """Returns the config that reads samples of this source for the model."""
     data = model.data
     if data is None:
         raise ValueError("the size and normalisation of the samples of this model are not known")
