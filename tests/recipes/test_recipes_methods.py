@@ -59,7 +59,7 @@ def rows() -> dict[str, list[str]]:
     """The page's table: the cells of each row by the recipe that it names."""
     found = {}
     for line in PAGE.splitlines():
-        if match := re.search(r"recipes/(\w+)\.py", line):
+        if match := re.search(r"\| `recipes/(\w+)\.py` \|", line):
             found[match[1]] = [cell.strip() for cell in line.strip("|").split("|")]
     return found
 
