@@ -167,6 +167,8 @@ class Hiera(Encoder):
                     use_mask_unit_attn=within,
                 )
             )
+            attention: Any = self.blocks[-1].attn
+            attention.num_heads = heads  # as other attention calls them
             self.pooling.append(pools)
             width = wide
         self.norm: nn.Module = norm(width) if required.last else nn.Identity()

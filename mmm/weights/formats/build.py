@@ -23,7 +23,7 @@ from mmm.core.registry import PartConfig
 from mmm.core.tokens import Grid
 from mmm.core.types import Input, RequiredFeatures
 from mmm.decoders import DecoderConfig, decoders
-from mmm.encoders import VisionTransformer
+from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.encoders.vit import SIZES
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
@@ -72,7 +72,7 @@ class Stack:
 
 
 def build(
-    encoder: VisionTransformer.Config,
+    encoder: EncoderConfig,
     *,
     tokenizer: PartConfig,
     data: Input,
@@ -85,10 +85,10 @@ def build(
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
-        head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
-    pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
-    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, pixels, data=data)
+        body = encoders.build(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
+        head = None if decoder is None else decoders.build(decoder, encoder=body.shape, grid=grid, outputs=(cutter.width,))
+    pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=body)
+    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), body, head, pixels, data=data)
 
 
 def with_head(
