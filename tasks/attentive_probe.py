@@ -48,8 +48,9 @@ def run(config: Config) -> dict[str, Any]:
         print(training.preview())
         return {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
-        protocol = protocol_of(TASK, config, setup, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-        scores = training.run(folder) | {"protocol": protocol.plain()}
+        conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
+        protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+        scores = training.run(folder) | {"protocol": protocol}
         result = write_result(folder, TASK, setup, {"trained": scores})
     if accelerator.is_main_process:
         print(format_probe(result))

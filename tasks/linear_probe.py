@@ -47,15 +47,17 @@ def run(config: Config) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
         if training is not None:
-            protocol = protocol_of(TASK, config, setup, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-            found["trained"] = training.run(folder) | {"protocol": protocol.plain()}
+            conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+            found["trained"] = training.run(folder) | {"protocol": protocol}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
             schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}
             schedule |= asdict(config.exact)
-            protocol = protocol_of(TASK, config, setup, head={"norm": "standardised"}, schedule=schedule, weights=weights)
+            conditions = {"task": TASK, "head": {"norm": "standardised"}, "schedule": schedule}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
             scores = sweep(setup, config.pool, config.exact, batch_size=batch_size, seed=config.seed)
-            found["exact"] = scores | {"protocol": protocol.plain()}
+            found["exact"] = scores | {"protocol": protocol}
         result = write_result(folder, TASK, setup, found)
     if accelerator.is_main_process:
         print(format_probe(result))

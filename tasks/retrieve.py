@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Positive
 from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
 from mmm.evaluate.features.extract import ExtractConfig, identity_of, layer_name, layered
@@ -39,10 +40,10 @@ class Config(LoadedModelConfig):
     queries: str | None = None
     """Images or videos to ask for, as --source; None: some of the samples that are searched."""
 
-    samples: int = 8
+    samples: Positive = 8
     """Queries, chosen by key."""
 
-    k: int = 6
+    k: Positive = 6
     """Nearest samples of each."""
 
     pooling: Pooling | None = None
@@ -59,11 +60,6 @@ class Config(LoadedModelConfig):
 
     out: str | None = None
     """PNG file to draw, the JSON beside it; None: in the run's pictures, or in this folder where the model is no run's."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} leaves nothing to show; give at least 1")
 
 
 def run(config: Config) -> dict[str, Any]:

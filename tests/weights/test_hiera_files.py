@@ -1,4 +1,4 @@
-"""Hiera's files: transformers' masked autoencoder under the official names has the same loss, timm's classifiers the same logits."""
+"""Hiera's files: transformers' masked autoencoder under the official names has the same loss, timm's classifier the same logits."""
 
 from __future__ import annotations
 

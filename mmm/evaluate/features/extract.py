@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmm.config.serialize import to_dict
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.data.datasets.windows import Windows
 from mmm.data.transforms.crop import normalise
@@ -36,7 +37,7 @@ LAST = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(CheckedConfig):
     """The features to extract, and the size of a shard."""
 
     layers: tuple[str, ...] = (LAST,)
@@ -48,18 +49,14 @@ class ExtractConfig:
     views: Literal["mean", "all"] = "mean"
     """Features of the clips and crops of a video: their mean, or a row for each."""
 
-    every: float | None = None
+    every: AboveZero | None = None
     """Seconds from the start of a video's clip to that of the next: sliding windows over whole videos, each a row with its time;
     None: the clips of evaluation, eval_clips."""
 
-    shard: int = 4096
+    shard: Positive = 4096
     """Inputs of a shard, the most that a stop can cost a process."""
 
-    def __post_init__(self) -> None:
-        if self.shard < 1:
-            raise ValueError(f"shard {self.shard} must be at least 1 input")
-        if self.every is not None and not self.every > 0:
-            raise ValueError(f"every {self.every} must be a number of seconds above 0")
+    def validate(self) -> None:
         wrong = [layer for layer in self.layers if layer != LAST and not layer.isdecimal()]
         if wrong or not self.layers:
             raise ValueError(f"layers {' '.join(wrong) or 'is empty'}: give {LAST}, or numbers of blocks, for instance {LAST} 6 12")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
@@ -25,22 +26,22 @@ TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pix
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureEvalConfig:
+class FeatureEvalConfig(CheckedConfig):
     """The features and the classifiers on them."""
 
-    k: int = 20
+    k: Positive = 20
     """Nearest training samples that vote for the class of a sample."""
 
-    labels_per_class: int = 200
+    labels_per_class: Positive = 200
     """Labels per class for the linear classifier, chosen by key; all of a class with fewer."""
 
     pooling: Pooling = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
-    train_samples: int | None = None
+    train_samples: Positive | None = None
     """Training samples to use, chosen by key; None: all."""
 
-    test_samples: int | None = None
+    test_samples: Positive | None = None
     """Test samples to use, chosen by key; None: all."""
 
     raw_pixels: bool = True
@@ -48,12 +49,6 @@ class FeatureEvalConfig:
 
     label_seed: int = 0
     """Random seed for the choice of samples and of labels."""
-
-    def __post_init__(self) -> None:
-        for name in ("k", "labels_per_class", "train_samples", "test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
 
 
 @evaluators.register("features")
@@ -63,9 +58,6 @@ class FrozenFeatures(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, FeatureEvalConfig):
         """The features and the classifiers on them, and how often they are evaluated."""
-
-        def validate(self) -> None:
-            FeatureEvalConfig.__post_init__(self)
 
     config: Config
     needs_labels = True

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.core.registry import PartConfig
 from mmm.evaluate.features.logistic_regression import Logistic, few_labels, standardise, try_penalties
 from mmm.evaluate.features.table import FeatureTable, extract_features
@@ -26,21 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(CheckedConfig):
     """The penalties that are tried, and the limits of a fit."""
 
-    penalties: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    penalties: tuple[AboveZero, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
     """Factors of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
-    iterations: int = 200
+    iterations: Positive = 200
     """Most iterations of L-BFGS."""
-    tolerance: float = 1e-5
+    tolerance: AboveZero = 1e-5
     """Largest entry of the gradient at which a fit has converged."""
 
-    def __post_init__(self) -> None:
-        if not self.penalties or min(self.penalties) <= 0:
-            raise ValueError(f"exact.penalties {self.penalties}: give one number above 0, or several")
-        if self.iterations < 1 or self.tolerance <= 0:
-            raise ValueError(f"exact.iterations {self.iterations} and exact.tolerance {self.tolerance} must be above 0")
+    flag = "exact"
+
+    def validate(self) -> None:
+        if not self.penalties:
+            raise ValueError("exact.penalties is empty; give one number above 0, or several")
 
 
 def sweep(setup: ProbeSetup, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:

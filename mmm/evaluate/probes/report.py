@@ -7,57 +7,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmm.config.serialize import to_dict
-from mmm.data import Clips, ClipsConfig, Images
 from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup
-from mmm.evaluate.protocol import EvaluationProtocol, SplitProtocol, sampling_of
+from mmm.evaluate.protocol import evaluation_protocol
 from mmm.evaluate.run_results import record
 from mmm.train.config import identity
 from mmm.train.distributed.setup import precision_of
-from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 
 RESULT = "result.json"
 
 
-def protocol_of(
-    task: str, config: ProbeConfig, setup: ProbeSetup, *, head: Mapping[str, Any], schedule: Mapping[str, Any], weights: str
-) -> EvaluationProtocol:
-    """The protocol of a probe.
-
-    Args:
-        task: for instance linear_probe.
-        head: how what was trained was made.
-        schedule: how it was trained.
-        weights: fingerprint of the encoder.
-    """
-    data, code = setup.data, describe_environment(setup.accelerator)
-    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
-
-    def part(samples: Images | Clips) -> SplitProtocol:
-        return SplitProtocol.of(samples, setup.classes)
-
-    return EvaluationProtocol(
-        task=task,
-        source=str(data.source),
-        train=part(setup.train),
-        validation=None if setup.validation is None else part(setup.validation),
-        test=part(setup.test),
-        size=data.size,
-        mean=data.mean,
-        std=data.std,
-        sampling=sampling_of(data),
-        views=data.views,
-        clips=clips,
-        crops=crops,
-        pool=to_dict(config.pool),
-        head=head,
-        schedule=schedule,
-        precision=precision_of(setup.accelerator),
-        model=str(config.model),
-        step=setup.loaded.step,
-        weights=weights,
-        mmm=code["mmm"],
-        commit=code["commit"],
+def protocol_of(config: ProbeConfig, setup: ProbeSetup, *, weights: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the protocol of a probe; see `mmm.evaluate.protocol.evaluation_protocol`."""
+    return evaluation_protocol(
+        setup.accelerator,
+        setup.data,
+        train=setup.train,
+        validation=setup.validation,
+        test=setup.test,
+        classes=setup.classes,
+        conditions={
+            "pool": to_dict(config.pool),
+            "precision": precision_of(setup.accelerator),
+            "model": str(config.model),
+            "step": setup.loaded.step,
+            "weights": weights,
+            **conditions,
+        },
     )
 
 
