@@ -24,6 +24,7 @@ from mmm.model import MaskedModel
 from mmm.targets import Target
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
+from mmm.weights.fit import Inflation
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
@@ -134,9 +135,9 @@ class MaskedObjective:
         }
 
 
-def initialise(model: MaskedModel, weights: str | None) -> None:
+def initialise(model: MaskedModel, weights: str | None, inflate: Inflation | None = None) -> None:
     """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
-    copied = set() if weights is None else initialise_from(model, weights)
+    copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)
     if "target" not in copied:
         model.target.begin(model, load)
 
