@@ -18,7 +18,6 @@ from mmm.core.mask import Mask
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
-from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
@@ -118,7 +117,7 @@ class MaskedModel(Pretrained, nn.Module):
             channels=data.channels,
             grid=grid,
             required=required,
-            blanks=config.masker.blank,
+            blanks=config.masker.leaves_blanks,
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
@@ -137,7 +136,7 @@ class MaskedModel(Pretrained, nn.Module):
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
+        mask = self.draw_masks(x) if mask is None else mask.checked(x.shape[0], patches.shape[1])
         token_targets = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:
@@ -183,7 +182,20 @@ class MaskedModel(Pretrained, nn.Module):
 
         return reconstruct_samples(self, x, ratio=ratio, seed=seed)
 
-    def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
-        """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""
-        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(samples, device=device))
-        return self.masker(keys, grid)
+    def draw_masks(
+        self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1
+    ) -> Mask:
+        """Draws the masks of a batch, with scores of its tokens from the target where the masker needs them.
+
+        Args:
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
+            keys: int64 (B,), of the samples. None: outside a training run samples have none, and torch's own generator seeds them.
+            masker: instead of the model's own.
+            step, steps: where the run stands.
+        """
+        masker, grid = masker or self.masker, self.tokenizer.grid(x)
+        if keys is None:
+            keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(x.shape[0], device=x.device))
+        if not masker.needs_scores:
+            return masker(keys, grid, step=step, steps=steps)
+        return masker(keys, grid, step=step, steps=steps, scores=self.target.scores(x, self.tokenizer.split(x), grid))

@@ -16,8 +16,8 @@ from typing import Any
 from mmm.core.checks import CheckedConfig, Positive
 from mmm.data import ClipsConfig, open_data
 from mmm.data.datasets.detect import MediumName, describe_source
-from mmm.data.loading.scan import cores
 from mmm.data.loading.statistics import Statistics, measure
+from mmm.data.loading.worker_pool import cores
 
 POSITIONAL = "source"
 

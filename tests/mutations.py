@@ -42,20 +42,20 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "order[:, : seen * each], order[:, seen * each :]",
-        "order[:, : seen * each + 1], order[:, seen * each :]",
+        "order[:, :seen], order[:, seen:]",
+        "order[:, : seen + 1], order[:, seen:]",
         "core/test_maskers.py::test_visible_and_predicted_share_out_the_grid_exactly",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "hidden[:, -predicted * each :]",
-        "hidden[:, : predicted * each]",
+        "hidden[:, -predicted:]",
+        "hidden[:, :predicted]",
         "core/test_maskers.py::test_random_is_the_permutation_of_the_mask_stream",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        ".view(-1, plane).T",
-        ".view(plane, -1)",
+        ".unflatten(0, (-1, plane)).transpose(0, 1)",
+        ".unflatten(0, (plane, -1))",
         "core/test_maskers.py::test_the_same_places_are_hidden_in_every_frame",
     ),
     Mutant(
@@ -63,6 +63,33 @@ MUTANTS = [
         "(RECTANGLES - first) *",
         "first *",
         "core/test_maskers.py::test_blocks_are_rectangles_hidden_one_after_another_until_the_count",
+    ),
+    Mutant(
+        "mmm/maskers/base.py", "% CELL < CELL - chosen", "% CELL >= CELL - chosen", "core/test_maskers_published.py -k video_mae_v2"
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py",
+        "height - tall + 1)).long()  # (mB, C, k)",
+        "height - tall)).long()  # (mB, C, k)",
+        "core/test_maskers_published.py -k anywhere",
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py", "enough[:, -1] = True", "enough[:, 0] = True", "core/test_maskers_published.py -k too_little"
+    ),
+    Mutant(
+        "mmm/maskers/inverse_block.py",
+        "torch.where(kept < seen, kept, units + chance)",
+        "kept",
+        "core/test_maskers_published.py -k capi",
+    ),
+    Mutant(
+        "mmm/maskers/uniform.py",
+        "permutation(keys, seen) % 4",
+        "permutation(keys, seen) % 3",
+        "core/test_maskers_published.py -k each_cell",
+    ),
+    Mutant(
+        "mmm/maskers/echo.py", "sqrt() if by_distance", "square() if by_distance", "core/test_maskers_published.py -k v_jepa_2_1"
     ),
     Mutant("mmm/core/tokens.py", "tokens - round(ratio * tokens)", "int(tokens * (1 - ratio))", "core/test_maskers.py"),
     Mutant("mmm/core/mask.py", "int(index.max()) < tokens", "int(index.max()) <= tokens", "core/test_flow.py"),
@@ -467,8 +494,8 @@ MUTANTS = [
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
-        "stream.masker(batch.keys",
-        "self.streams[0].masker(batch.keys",
+        "masker=stream.masker",
+        "masker=self.streams[0].masker",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(

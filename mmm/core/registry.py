@@ -55,7 +55,8 @@ class PartSet:
         names = [config.name for config in configs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice; each {cls.kind} is used once")
-        return cast(Self, _set_of(cast(Any, cls), tuple(map(type, configs)))(*configs))
+        declared = cls if "kind" in cls.__dict__ else cls.__base__  # not the class of a set that is there already
+        return cast(Self, _set_of(cast(Any, declared), tuple(map(type, configs)))(*configs))
 
     def __iter__(self) -> Iterator[PartConfig]:
         return (getattr(self, name) for name in self.names)

@@ -43,6 +43,7 @@ class Stream(IntEnum):
     POLICY = 11
     ERASE = 12
     MIX = 13
+    MASKS = 14  # each of several masks of a sample
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -83,6 +83,14 @@ class Target(nn.Module):
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
 
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns how much a teacher looks at each token, (B, N), at least 0; for a masker that `needs_scores`.
+
+        Raises:
+            ValueError: the target has no teacher.
+        """
+        raise ValueError(f"target.name {self.config.name} has no teacher whose attention masker.name attention could follow")
+
     def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
         """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
 

@@ -21,6 +21,7 @@ from mmm.core.checks import NonNegative, Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
+from mmm.layers.attention_map import last_attention
 from mmm.targets.average import Average, AverageConfig
 from mmm.targets.base import Target, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
@@ -128,6 +129,16 @@ class LatentTarget(Target):
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
         return TokenTargets((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns the attention of the teacher's last block to each token, (B, N)."""
+        if self.teacher is None:
+            raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no attention; a training reads it")
+        patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
+        with last_attention(self.teacher) as look:
+            prefix = self.teacher(patches, grid, None).prefix
+        return look(prefix)
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:

@@ -35,7 +35,7 @@ from mmm.tokenizers import Patches, Tubes
 from tasks.__main__ import main
 
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
-ONLY = {"patches": "images", "tubes": "clips", "swin": "images", "timm": "images"}
+ONLY = {"patches": "images", "tubes": "clips", "swin": "images", "timm": "images", "frame": "clips", "causal": "clips"}
 CASES = [
     pytest.param(kind, name, medium, id=f"{kind}-{name}-{medium}")
     for kind, name in PARTS
@@ -160,10 +160,10 @@ def units(grid):
     return math.prod(grid)
 
 
-register("generator", order=lambda self, keys, grid: torch.rand(len(keys), units(grid)).argsort(1))
-register("twice", order=lambda self, keys, grid: torch.zeros(len(keys), units(grid), dtype=torch.int64))
-register("batch", order=lambda self, keys, grid: permutation(keys.sum() + keys * 0, units(grid)))
-register("cpu", order=lambda self, keys, grid: permutation(keys, units(grid)) + torch.zeros(units(grid), dtype=torch.int64))
+register("generator", order=lambda self, keys, grid, seen: torch.rand(len(keys), units(grid)).argsort(1))
+register("twice", order=lambda self, keys, grid, seen: torch.zeros(len(keys), units(grid), dtype=torch.int64))
+register("batch", order=lambda self, keys, grid, seen: permutation(keys.sum() + keys * 0, units(grid)))
+register("cpu", order=lambda self, keys, grid, seen: permutation(keys, units(grid)) + torch.zeros(units(grid), dtype=torch.int64))
 
 
 @encoders.register("leaky")

@@ -70,6 +70,7 @@ def test_names_choose_evaluations_and_keep_what_was_chosen_of_them() -> None:
     assert chosen.names == ("features", "reconstruction")
     assert parse(Config(), []).evaluate == Config().evaluate
     assert parse(Config(), ["--evaluate"]).evaluate == EvaluatorSet.of()
+    assert type(Config().evaluate.of()) is type(EvaluatorSet.of())  # of a set that is there, too
     assert parse(Config(), ["--evaluate", "knn", "--evaluate.knn.every", "3"]).evaluate.knn == OnlineKnn.Config(every=3)
 
 

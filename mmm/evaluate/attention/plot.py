@@ -68,8 +68,8 @@ def measure_attention(
         if len(batch):
             x = normalise(batch.pixels.to(device), data.mean, data.std)
             grid = model.tokenizer.grid(x)
-            mask = model.masker(sample_keys(config.mask_seed, 0, batch.index).to(device), grid)
             with inference(model, dtype):
+                mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device))
                 features = model.encoder(model.tokenizer.split(x), grid, mask)
                 looks.add(model.decoder, features, mask, grid)
                 sizes.add(features)
