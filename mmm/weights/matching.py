@@ -134,7 +134,7 @@ def _allocate(model: nn.Module) -> None:
         assert {name for name, _ in part.named_buffers()} <= part.state_dict().keys(), "a buffer that no file would fill"
         part.to_empty(device="cpu")
         table: Any = getattr(part, "pos_embed", None)
-        if table is not None and getattr(part.config, "positions", None) == "flat_sine_cosine":  # type: ignore[union-attr]
+        if table is not None and getattr(part.config, "positions", None) == "flat_sine_cosine":
             tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.class_tokens)  # type: ignore[union-attr]
             table.zero_()
             table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()

@@ -22,6 +22,7 @@ from mmm.core.positions import coordinates, sine_cosine
 from mmm.core.registry import PartConfig
 from mmm.core.tokens import Grid
 from mmm.core.types import Input, RequiredFeatures
+from mmm.data.transforms.crop import margin_of
 from mmm.decoders import DecoderConfig, decoders
 from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.encoders.vit import SIZES
@@ -253,3 +254,17 @@ def describe_assumed(encoder: ImageEncoder, decoder_heads: int, options: Options
 def official_lines(file: Path, kind: str, key: str = "model") -> list[str]:
     """Returns lines of Python that read an official file."""
     return ["import torch", f"weights = torch.load({str(file)!r}, weights_only=True)[{key!r}]  # for {kind} of the same size"]
+
+
+def pretrained_config(data: Input, classes: int) -> dict[str, Any]:
+    """Returns the pixels that a model was trained on, as timm's config.json states them."""
+    return {
+        "input_size": [data.channels, *data.size],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "interpolation": "bicubic",
+        "crop_pct": 1 / margin_of((data.size[0], data.size[1])),
+        "num_classes": classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }

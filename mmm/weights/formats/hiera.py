@@ -80,7 +80,7 @@ class HieraFormat(Format):
     def detect(self, stored: Stored) -> bool:
         """Returns whether there are blocks under Hiera's names, one of which widens its tokens."""
         widening = any(re.fullmatch(r"blocks\.\d+\.proj\.weight", name) for name in stored.tensors)
-        return widening and "patch_embed.proj.weight" in stored.tensors
+        return widening and "patch_embed.proj.weight" in stored.tensors and "pos_embed_win" not in stored.tensors
 
     def read(self, stored: Stored, options: Options) -> Model:
         source = str(stored)
