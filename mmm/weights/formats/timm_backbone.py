@@ -7,6 +7,7 @@ classifier is left out.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mmm.tokenizers import Patches
 from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of, register
 from mmm.weights.formats.build import describe_pixels, find_input, pretrained_config
 from mmm.weights.matching import fill, shorten_list, tensors_under
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "encoder.backbone."
 KNOWN = ("num_classes", "img_size", "in_chans", "global_pool")  # of model_args; others change what is computed
@@ -64,11 +67,17 @@ class TimmBackbone(Format):
         encoder = TimmEncoder(config, token=token.size, channels=channels, grid=grid, required=RequiredFeatures())
         target = PixelTarget(PixelTarget.Config(standardise="none"), token=token.size, data=data, encoder=encoder)
         model = MaskedModel(token, RandomMasker(RandomMasker.Config(blank=True)), encoder, None, target, data=data)
-        own = {name.removeprefix(PREFIX) for name in model.state_dict() if name.startswith(PREFIX)}
+        own = {key.removeprefix(PREFIX) for key in model.state_dict() if key.startswith(PREFIX)}
         classifier = said.get("classifier") or ()
         heads = {f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier)} | {"head.", "fc_norm."}
         left = tuple(sorted(one for one in heads if not any(mine.startswith(one) for mine in own)))
+        moved = "norm.weight" in own and "norm.weight" not in stored.tensors and "fc_norm.weight" in stored.tensors
+        if moved:
+            logger.warning("%s: fc_norm, which follows the mean of the tokens there, norms every token here", stored)
+            left = tuple(one for one in left if one != "fc_norm.")
         tensors = self.leave_out(stored, *left, reason="this is read as an encoder") if left else dict(stored.tensors)
+        if moved:
+            tensors = {key.replace("fc_norm.", "norm."): value for key, value in tensors.items()}
         fill(model, tensors, names, f"{stored} (read as {self.title}: {name})")
         self.report(stored, tensors, name, "nothing" if "mean" in said else describe_pixels(data))
         return model
