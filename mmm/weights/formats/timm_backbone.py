@@ -89,7 +89,9 @@ class TimmBackbone(Format):
         weights: dict[str, Tensor] = tensors_under(model, names, self.title)
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
         config = {"architecture": encoder.config.model, "num_classes": 0, "num_features": encoder.shape.width}
-        config |= {"model_args": {"num_classes": 0}, "pretrained_cfg": pretrained_config(data_of(model), 0)}
+        data, backbone = data_of(model), encoder.backbone
+        arguments = {"global_pool": ""} if getattr(backbone, "global_pool", None) == "" else {}
+        config |= {"model_args": arguments, "pretrained_cfg": pretrained_config(data, 0)}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return ["import timm", f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"]
 
