@@ -66,7 +66,7 @@ def test_model_flops_of_other_encoders_are_those_of_torch_s_counter(name: str, b
     masker = RandomMasker.Config(ratio=0.5, unit=2)
     model = build(size=(4 * side, 4 * side), tokenizer=Patches.Config(size=side), encoder=encoder, decoder=decoder, masker=masker)
     x = torch.randn(2, 3, 4 * side, 4 * side)
-    mask = model.draw_mask(2, (4, 4), x.device)
+    mask = model.draw_masks(x)
     with FlopCounterMode(display=False) as counted, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(x, mask=mask).loss.backward()
     ours = 2 * step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
