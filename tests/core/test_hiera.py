@@ -164,11 +164,6 @@ def test_what_does_not_fit_is_refused(build: Build) -> None:
     parts = {"tokenizer": Patches.Config(size=16), "encoder": Hiera.Config(**SMALL)}
     with pytest.raises(ValueError, match=r"masker\.blank false"):
         build((64, 64), **{**parts, "masker": RandomMasker.Config(blank=True, unit=2)})
-            (64, 64),
-            tokenizer=Patches.Config(size=16),
-            encoder=Hiera.Config(**SMALL),
-            masker=RandomMasker.Config(blank=True, unit=2),
-        )
     with pytest.raises(ValueError, match=r"decoder\.fusion linear"):
         build(
             (64, 64),
