@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 T = TypeVar("T")
+BlockOutput = Literal["block", "mlp"]  # what is kept of a block: its output, or what its MLP adds to it
 
 
 def pytree(kind: type[T]) -> type[T]:
