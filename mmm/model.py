@@ -174,7 +174,7 @@ class MaskedModel(Pretrained, nn.Module):
         Args:
             x: as `encode` takes it.
             ratio: fraction of all tokens that is hidden. None: the masker's own.
-            seed: of the masks.
+            seed: random seed of the masks.
 
         Returns:
             `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.

@@ -107,7 +107,7 @@ class MaskedObjective:
         streams: the sources, in the order of the run's `Mixture`.
         model: the whole one, which draws the masks.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
     def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
