@@ -18,8 +18,8 @@ class WeightedOrder:
 
     Args:
         groups: the indices of each group's samples, int64 (n_i,); empty groups are left out.
-        weights: of the groups, whole numbers.
-        seed: of the run.
+        weights: a whole number for each group.
+        seed: random seed of the run.
         source: see `Order`.
     """
 
