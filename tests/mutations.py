@@ -160,7 +160,10 @@ MUTANTS = [
     # CrossMAE
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
-        "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
+        "mmm/decoders/cross_attention.py",
+        "self.cross_attn(self.norm1(x), source, rotary)",
+        "self.cross_attn(x, source, rotary)",
+        PARITY_CROSSMAE,
     ),
     Mutant(
         "mmm/decoders/fusion.py",
@@ -588,6 +591,8 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
+    Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
     Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),

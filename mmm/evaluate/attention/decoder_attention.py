@@ -61,15 +61,9 @@ def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -
 
 def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
     """Attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from the layer's input."""
-    if isinstance(layer, CrossAttention):
-        x, source = inputs
-        q = rearrange(layer.q(x), "b q (h c) -> b h q c", h=layer.num_heads)
-        k = rearrange(layer.kv(source), "b m (two h c) -> two b h m c", two=2, h=layer.num_heads)[0]
-    else:
-        assert isinstance(layer, SelfAttention)
-        x, *rotary = cast(Any, inputs)
-        queries_keys_values = layer.queries_keys_values(x, *rotary)
-        q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in queries_keys_values)
+    assert isinstance(layer, (SelfAttention, CrossAttention))
+    compared = layer.queries_keys_values(*cast(Any, inputs))
+    q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in compared)
     q, k = q[:, :, -queries:].float(), k.float()
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
 
