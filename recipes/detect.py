@@ -62,6 +62,7 @@ DEMO = detect.Config(
         std=(0.18,),
         scale=(0.8, 1.3),
         lighting=0.2,
+        one_class=True,  # to learn the names of textures takes far more than minutes
         workers=0,
     ),
     tokenizer=Patches.Config(size=4),

@@ -25,6 +25,7 @@ from mmm.data.annotated.config import ObjectsConfig
 from mmm.data.annotated.detection import open_objects
 from mmm.data.annotated.objects import Objects, Placement, as_pixels, mask_api, paste_masks
 from mmm.data.loading.loader import eval_batches, train_batches
+from mmm.data.sources.scenes import CLASSES
 from mmm.data.transforms.crop import flip
 from mmm.dense.detector import Detector, Detr, MaskRCNN
 from mmm.dense.detr import to_shares
@@ -207,7 +208,13 @@ def test_an_image_of_another_size_than_annotated_is_named(coco: Path) -> None:
 
 
 def test_scenes_have_their_objects() -> None:
-    part = open_objects(ObjectsConfig(source="builtin:scenes", image_size=64, channels=1, mean=(0.5,), std=(0.2,)), "validation")
+    data = ObjectsConfig(source="builtin:scenes", image_size=64, channels=1, mean=(0.5,), std=(0.2,))
+    part = open_objects(data, "validation")
+    assert part.classes == CLASSES[1:]
+    same = open_objects(replace(data, one_class=True), "validation")
+    assert same.classes == ("object",)
+    assert not any(same.objects(index).labels.any() for index in range(len(same)))
+    assert torch.equal(same.objects(3).boxes, part.objects(3).boxes)
     for index in range(5):
         objects = part.objects(index)
         for mask, (left, top, right, bottom) in zip(objects.masks, objects.boxes.int().tolist(), strict=True):
