@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
+from mmm.core.tokens import repeat_rows
 from mmm.core.types import Input
 from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
@@ -41,8 +43,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "model": "test_vit",
     },
     "decoder": {"width": 16, "depth": 2, "heads": 2, "groups": 4},
-    "target": {"cell": 4, "clusters": 32},
+    "target": {"cell": 4, "clusters": 32, "codes": 32, "prototypes": 32, "hidden": 24, "bottleneck": 16},
 }
+TOGETHER = {"decoder pair": "pair"}  # parts that need a target of this name
 
 
 class ContractError(ValueError):
@@ -59,9 +62,11 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def small_config(kind: str, name: str) -> PartConfig:
-    """The default config of a part, small where it has fields called size, width, depth and heads."""
-    config: Any = REGISTRIES[kind][name].Config
-    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+    """The default config of a part, small where it has fields called size, width, depth and heads, or parts of its own."""
+    config: Any = REGISTRIES[kind][name].Config()
+    inner = {field.name: getattr(config, field.name) for field in fields(config)}
+    parts = {field: small_config(one.kind, one.name) for field, one in inner.items() if isinstance(one, PartConfig)}
+    return replace(config, **parts, **{field: SMALL[kind][field] for field in inner if field in SMALL.get(kind, {})})
 
 
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
@@ -77,8 +82,11 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
-        **parts,
     }
+    for kind, config in parts.items():
+        if target := TOGETHER.get(f"{kind} {config.name}"):
+            chosen["target"] = small_config("target", target)
+    chosen |= parts
     shape = chosen["encoder"].shape
     required = chosen["decoder"].required_features(shape)
     chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
@@ -141,7 +149,9 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         require(seen.max() <= 1, "a token is visible twice")
         if one.blank is not None:
             require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
-        hidden = one.predict[:, : one.predict.shape[1] - one.echo]
+        hidden, echo = one.predict.split([one.predict.shape[1] - one.echo, one.echo], dim=1)
+        shown = repeat_rows(one.visible[:, : one.echo], len(echo))
+        require(torch.equal(echo, shown), "mask.echo: the last predicted tokens must be the first visible ones, in their order")
         predicted = _counts(hidden, tokens)
         if one.weight is None:
             require(predicted.max() <= 1, "a token is predicted twice")
@@ -204,8 +214,12 @@ def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
     require(output.loss.isfinite(), f"the loss is {output.loss}")
     require(output.prediction.shape == (rows, queries, sum(model.target.widths)), f"its shape is {tuple(output.prediction.shape)}")
-    for target in output.target if isinstance(output.target, tuple) else (output.target,):
-        require(target.shape[:2] == (rows, queries), f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens")
+    for target in tree_leaves(output.target):
+        of_masks = target.dim() == 2 and target.is_floating_point() and len(target) == len(mask.visible)  # a class token's
+        require(
+            of_masks or target.shape[:2] == (rows, queries),
+            f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens",
+        )
         require(target.dtype in (torch.float32, torch.int64), f"the target is {target.dtype}, neither fp32 nor int64")
         require(not target.requires_grad, "the target carries a gradient")
     features = model.encoder(model.tokenizer.split(x), grid, None)

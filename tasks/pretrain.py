@@ -13,6 +13,7 @@ from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss, ReconstructionGallery
 from mmm.evaluate.evaluator import Context, Evaluations, EvaluatorSet
+from mmm.evaluate.health import with_health
 from mmm.evaluate.plots.curves import draw_loss
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
@@ -48,7 +49,7 @@ class Config(RunConfig):
     scale_by_predicted: bool = False
     """Scale the learning rate by the share of hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config())
-    """Evaluations by name, in the course of the training or at its end."""
+    """Evaluations by name, in the course of the training or at its end; `health` too where the target may collapse."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------- data, model and optimizer
     streams, data = open_streams(config.data, config.masker, config.second, config.seed)
     plan = make_plan(scaled(config), samples=data.epoch, processes=accelerator.num_processes)
-    initialise(model, config.init)
+    initialise(model, config.init, streams[0], accelerator.device)
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )
@@ -73,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
         return {"dry_run": text}
     # -------------------------------------------------------------------------------------------------------------- evaluations
     contexts = [make_context(config, stream, training, plan.steps) for stream in streams]
-    evaluations = Evaluations(config.evaluate, model, contexts, every=config.train.evaluate_every)
+    evaluations = Evaluations(with_health(config.evaluate, model.target), model, contexts, every=config.train.evaluate_every)
     # ----------------------------------------------------------------------------------------------------------------- training
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
     count = evaluations.inputs

@@ -202,6 +202,16 @@ MUTANTS = [
     ),
     Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
     Mutant("mmm/targets/losses.py", "else prediction.float()", "else prediction", "core/test_targets.py -k summed_in_fp32"),
+    Mutant("mmm/targets/pixels.py", "<= cutoff**2", "<= cutoff", "core/test_targets.py -k pixmim"),
+    Mutant("mmm/targets/pixels.py", "prepend=frames[:, :, :1]", "append=frames[:, :, -1:]", "core/test_targets.py -k differences"),
+    Mutant("mmm/targets/kmeans.py", "points[worst], sums)", "sums, sums)", "core/test_codes.py -k empty"),
+    Mutant("mmm/targets/vocabularies.py", "- patches.mean(2, keepdim=True)", "", "core/test_codes.py -k its_patches"),
+    Mutant("mmm/targets/latent.py", "        if levels > 1:", "        if levels > 9:", "core/test_latent.py -k by_itself"),
+    Mutant("mmm/encoders/vit.py", "added[0] if added else tokens", "tokens", "core/test_latent.py -k mlps"),
+    Mutant("mmm/targets/teachers.py", "* self.scale.view(shape)", "", "core/test_latent.py -k of_timm"),
+    Mutant("mmm/targets/pair.py", "mask, features) * weight for", "mask, features) for", "core/test_pair.py -k bootmae"),
+    Mutant("mmm/targets/prototypes.py", "torch.where(made, centre, self.centre)", "centre", "core/test_prototypes.py -k move"),
+    Mutant("mmm/evaluate/health.py", "/ singular.sum() +", "/ singular.max() +", "evaluate/test_health.py -k rankme"),
     # data
     Mutant(
         "mmm/data/loading/sampler.py",

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,8 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.mixture import Mixture
-from mmm.data.loading.loader import prepare
+from mmm.data.loading.loader import eval_batches, prepare
+from mmm.evaluate.features.table import choose
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
@@ -103,7 +106,7 @@ class MaskedObjective:
         streams: the sources, in the order of the run's `Mixture`.
         model: the whole one, which draws the masks.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
     def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
@@ -138,11 +141,22 @@ class MaskedObjective:
         }
 
 
-def initialise(model: MaskedModel, weights: str | None) -> None:
-    """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
+def initialise(model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device) -> None:
+    """Starts from weights, if any are given, and lets the target begin, alike on all processes."""
+    from accelerate.utils import broadcast
+
     copied = set() if weights is None else initialise_from(model, weights)
-    if "target" not in copied:
-        model.target.begin(model, load)
+    model.target.begin(model, load, None if "target" in copied else partial(read_samples, stream, device))
+    for value in model.target.buffers():
+        value.copy_(broadcast(value.to(device)))
+
+
+def read_samples(stream: DataStream, device: torch.device, count: int) -> Iterator[Tensor]:
+    """Yields so many training samples, chosen by key, in batches as a model takes them; middle crops."""
+    part = choose(stream.samples, count)
+    for batch in eval_batches(part, part.config, batch_size=64):
+        if len(batch):
+            yield prepare(batch.to(device), part.config, train=False)
 
 
 def fingerprints(model: MaskedModel, streams: list[DataStream], plan: Plan) -> dict[str, Any]:
