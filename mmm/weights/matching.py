@@ -86,7 +86,7 @@ def tensors_under(
     for module in model.modules():
         config = getattr(module, "config", None)
         kind = getattr(config, "kind", "")
-        for name, usual in choices.items() if kind in ("encoder", "decoder") else ():
+        for name, usual in choices.items() if kind in ("encoder", "decoder") and hasattr(config, "heads") else ():
             value = getattr(config, name, usual)
             if value != usual:
                 raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
