@@ -19,7 +19,13 @@ from mmm.weights.load import load_masked
 
 logger = logging.getLogger(__name__)
 
-UNUSED = {"mask_token", "norm.weight", "norm.bias"}  # what an encoder may have had and a classifier's has not
+UNUSED = {
+    "mask_token",
+    "norm.weight",
+    "norm.bias",
+    "expand.weight",
+    "expand.bias",
+}  # what an encoder may have had and a classifier's has not
 
 
 def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
