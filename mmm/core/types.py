@@ -148,6 +148,7 @@ class Shape:
         registers: how many of the prefix tokens, the last of them, are registers.
         stages: stages of a hierarchical encoder. Empty: all blocks have tokens of the output's size and width.
         whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
+        unit: the side of the squares of tokens that masks must not cut.
     """
 
     width: int
@@ -156,6 +157,7 @@ class Shape:
     registers: int = 0
     stages: tuple[Stage, ...] = ()
     whole: bool = False
+    unit: int = 1
 
     @property
     def class_tokens(self) -> int:
