@@ -22,7 +22,7 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
 
     Encoder, decoder and target are each copied completely or refused. A part that only the file or only the model has is skipped
     with a warning: with the weights of an encoder alone, the decoder keeps its random initialisation. Positions of
-    another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from a model of images.
+    another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from one of images.
 
     Args:
         model: unwrapped, not inside DDP or a compiled module.
