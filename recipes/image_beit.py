@@ -16,6 +16,7 @@ Results. An independent reproduction reports a top-1 accuracy of 83.1 % (B) afte
 not been run on ImageNet yet. `cifar10`: docs/methods.md."""
 
 from dataclasses import replace
+from typing import Any
 
 from mmm.config.cli import main
 from mmm.decoders import LinearDecoder
@@ -50,7 +51,7 @@ IMAGENET = pretrain.Config(
 
 IMAGENET_DALLE = replace(IMAGENET, target=CodeTarget.Config(vocabulary="dalle", codes=8192, source="facebook/flava-image-codebook"))
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "masker": BlockMasker.Config(ratio=0.4, blank=True),
     "decoder": LinearDecoder.Config(),
     "target": CodeTarget.Config(vocabulary="kmeans", codes=256, samples=2000),

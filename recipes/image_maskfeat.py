@@ -12,6 +12,7 @@ Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,
 been run on ImageNet yet. `cifar10`: docs/methods.md."""
 
 from dataclasses import replace
+from typing import Any
 
 from mmm.config.cli import main
 from mmm.decoders import LinearDecoder
@@ -42,7 +43,7 @@ IMAGENET = pretrain.Config(
     ),
 )
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "masker": BlockMasker.Config(ratio=0.4, blank=True),
     "decoder": LinearDecoder.Config(),
     "target": HogTarget.Config(cell=4),

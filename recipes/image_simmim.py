@@ -13,6 +13,7 @@ Results. The authors report a top-1 accuracy of 83.8 (ViT-B) and 84.0 % (Swin-B)
 on ImageNet yet. `cifar10`: docs/methods.md."""
 
 from dataclasses import replace
+from typing import Any
 
 from mmm.config.cli import main
 from mmm.data import ImagesConfig
@@ -54,7 +55,11 @@ IMAGENET_SWIN = replace(
     encoder=Swin.Config(size="base", window=6),
 )
 
-CHANGES = {"masker": RandomMasker.Config(ratio=0.6, unit=2, blank=True), "decoder": LinearDecoder.Config(), "target": PIXELS}
+CHANGES: dict[str, Any] = {
+    "masker": RandomMasker.Config(ratio=0.6, unit=2, blank=True),
+    "decoder": LinearDecoder.Config(),
+    "target": PIXELS,
+}
 
 PRESETS: dict[str, pretrain.Config] = {
     "imagenet": IMAGENET,

@@ -23,7 +23,7 @@ from recipes.video_mae import CLIPS, DEMO
 from tasks import pretrain
 
 KINETICS = pretrain.Config(
-    data=replace(CLIPS, crop="random"),
+    data=replace(CLIPS, crop="random_resized"),
     tokenizer=Tubes.Config(size=16, frames=2),
     masker=BlockMasker.Config(ratio=0.4, unit=2, duration="random", blank=True),
     encoder=VisionTransformer.Config(size="base", class_token=False),

@@ -31,10 +31,12 @@ from tasks import pretrain
 
 CLIPS = ClipsConfig(frames=16, stride=4, image_size=224, crop_scale=(0.3, 1.0), crop_ratio=(0.75, 1.35), workers=10)
 
+UNIONS = BlockUnionMasker.Config(blocks=(8, 2), scale=(0.15, 0.7), aspect=(0.75, 1.5))
+
 VJEPA = pretrain.Config(
     data=CLIPS,
     tokenizer=Tubes.Config(size=16, frames=2),
-    masker=BlockUnionMasker.Config(blocks=(8, 2), scale=(0.15, 0.7), aspect=(0.75, 1.5)),
+    masker=UNIONS,
     encoder=VisionTransformer.Config(size="large", class_token=False),
     decoder=SelfAttentionDecoder.Config(width=384, depth=12, heads=16),
     target=LatentTarget.Config(norm="layer", loss="l1", decay=0.998, decay_end=1.0),
@@ -65,7 +67,7 @@ LEVELS = (6, 12, 18, 24)
 
 VJEPA2_1 = replace(
     VJEPA2,
-    masker=replace(VJEPA.masker, echo=0.5, echo_rise=(0.05, 0.1)),
+    masker=replace(UNIONS, echo=0.5, echo_rise=(0.05, 0.1)),
     decoder=SelfAttentionDecoder.Config(
         width=384,
         depth=24,
