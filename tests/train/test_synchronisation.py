@@ -51,6 +51,7 @@ class Synchronisations(TorchDispatchMode):
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
+    reset_accelerate()
     with on_accelerate() as device:
         yield device
     reset_accelerate()
