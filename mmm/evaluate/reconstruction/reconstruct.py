@@ -71,16 +71,28 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
     """Hides tokens of a batch, each sample's mask drawn from its key, and has ALL of them predicted.
 
     Args:
+        keys: int64 (B,).
+
+    The other arguments and errors are those of `reconstruct_masked`.
+    """
+    return reconstruct_masked(model, x, data, model.masker(keys, model.tokenizer.grid(x)))
+
+
+@torch.no_grad()
+def reconstruct_masked(model: MaskedModel, x: Tensor, data: Input, mask: Mask) -> Reconstruction:
+    """Hides what a mask does not show, and has ALL of it predicted.
+
+    Args:
         model: in the mode and under the precision that the caller wants.
         x: normalised, (B, C, s...).
         data: how it was normalised.
-        keys: int64 (B,).
+        mask: its visible tokens, and whether the encoder sees the others as blanks, are read.
 
     Raises:
         ValueError: where the target's predictions are not pixels.
     """
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
-    mask = every_hidden(model.masker(keys, grid), len(x), patches.shape[1])
+    mask = every_hidden(mask, len(x), patches.shape[1])
     predicted = model(x, mask=mask).predicted.float()  # (B, Q, K)
     filled = fill_hidden(model, predicted, patches, grid, mask, data)
     wanted = to_unit(take(patches, mask.predict), data)
