@@ -24,7 +24,7 @@ from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
 from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.targets import Target, TargetConfig, Wanted, targets
+from mmm.targets import Target, TargetConfig, TargetValues, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Output:
 
     Attributes:
         loss: () fp32; of a mask that holds several, the mean over them.
-        predicted: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
-        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
+        prediction: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
+        target: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
         mask: the one that was used.
     """
 
     loss: Tensor
-    predicted: Tensor
-    wanted: Wanted
+    prediction: Tensor
+    target: TargetValues
     mask: Mask
 
 
@@ -109,7 +109,7 @@ class MaskedModel(Pretrained, nn.Module):
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
-        required = config.decoder.required_features(shape.depth)
+        required = config.decoder.required_features(shape)
         if required.hidden and not config.masker.blank:
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(
@@ -138,15 +138,17 @@ class MaskedModel(Pretrained, nn.Module):
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
         mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
-        taught = self.target.teach(x, patches, grid)  # once, however many masks there are
+        token_targets = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:
             features = self.encoder(patches, grid, one)  # of the visible (and blank) tokens only
-            predicted = self.decoder(features, one, grid)  # (kmB, Q, K)
-            wanted = self.target.pick(taught, one)  # (kmB, Q, K) or (kmB, Q)
-            losses.append(self.target.loss(predicted, wanted, one, features))
-            answers.append((predicted, wanted))
-        loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
+            prediction = self.decoder(features, one, grid)  # (kmB, Q, K)
+            target = self.target.pick(token_targets, one)  # (kmB, Q, K) or (kmB, Q)
+            losses.append(self.target.loss(prediction, target, one, features))
+            answers.append((prediction, target))
+        loss = torch.stack(losses).mean()
+        if token_targets.loss is not None:
+            loss = loss + token_targets.loss
         return Output(loss, *answers[0], mask)
 
     def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:

@@ -21,7 +21,7 @@ from mmm.data import Clips, ClipsConfig, Images
 from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.classification import classify, format_classification
-from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
+from mmm.evaluate.protocol import EvaluationProtocol, SplitProtocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
 from mmm.train.best_weights import BestWeights
@@ -147,7 +147,7 @@ def announce(config: Config, splits: LabelledSplits, training: Training, peak: f
     logger.info("peak learning rate of the embedding %.3g", embedding)
 
 
-def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> Protocol:
+def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> EvaluationProtocol:
     """The conditions under which the scores are measured.
 
     Args:
@@ -156,14 +156,14 @@ def protocol(config: Config, training: Training, splits: LabelledSplits, weights
     data, environment = config.data, describe_environment(training.accelerator)
     clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
 
-    def part(samples: Images | Clips) -> PartProtocol:
-        return PartProtocol.of(samples, splits.classes)
+    def part(samples: Images | Clips) -> SplitProtocol:
+        return SplitProtocol.of(samples, splits.classes)
 
-    return Protocol(
+    return EvaluationProtocol(
         task="finetune",
         source=str(data.source),
         train=part(splits.train),
-        choice=None if splits.validation is None else part(splits.validation),
+        validation=None if splits.validation is None else part(splits.validation),
         test=part(splits.test),
         size=data.size,
         mean=data.mean,

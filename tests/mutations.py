@@ -90,7 +90,7 @@ MUTANTS = [
     Mutant(
         "mmm/tokenizers/grid.py", "({' '.join(inner)} c)", "(c {' '.join(inner)})", "core/test_parity_mae.py -k second_statement"
     ),
-    Mutant("mmm/core/tokens.py", "coords.double().flip(1)", "coords.double()", "core/test_parity_mae.py -k second_statement"),
+    Mutant("mmm/core/positions.py", "coords.double().flip(1)", "coords.double()", "core/test_parity_mae.py -k second_statement"),
     Mutant(
         "mmm/core/tokens.py",
         "values.repeat_interleave(rows // samples, dim=0)",
@@ -98,13 +98,13 @@ MUTANTS = [
         "core/test_flow.py::test_several_masks_and_groups_equal_running_them_one_by_one",
     ),
     Mutant(
-        "mmm/core/tokens.py",
+        "mmm/core/positions.py",
         'if resize == "recompute"',
         'if resize == "anew"',
         "core/test_flow.py -k another_grid",
     ),
-    Mutant("mmm/core/tokens.py", '2: "bicubic"', '2: "bilinear"', "core/test_flow.py -k resized_bicubically"),
-    Mutant("mmm/core/tokens.py", "requires_grad=False)", "requires_grad=True)", "core/test_parity_mae.py -k totals"),
+    Mutant("mmm/core/positions.py", '2: "bicubic"', '2: "bilinear"', "core/test_flow.py -k resized_bicubically"),
+    Mutant("mmm/core/positions.py", "requires_grad=False)", "requires_grad=True)", "core/test_parity_mae.py -k totals"),
     # the model
     Mutant(
         "mmm/layers/transformer.py",
@@ -171,7 +171,7 @@ MUTANTS = [
         "core/test_flow.py::test_the_target_takes_no_gradient",
     ),
     Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
-    Mutant("mmm/targets/losses.py", "else predicted.float()", "else predicted", "core/test_targets.py -k summed_in_fp32"),
+    Mutant("mmm/targets/losses.py", "else prediction.float()", "else prediction", "core/test_targets.py -k summed_in_fp32"),
     # data
     Mutant(
         "mmm/data/loading/sampler.py",
@@ -520,7 +520,7 @@ MUTANTS = [
         "weights/test_export.py::test_a_card_says_what_the_run_says_and_no_more",
     ),
     Mutant(
-        "mmm/core/tokens.py",
+        "mmm/core/positions.py",
         "angles.sin(), angles.cos())",
         "angles.cos(), angles.sin())",
         "core/test_parity_videomae.py -k position_tables",
@@ -563,7 +563,7 @@ MUTANTS = [
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
-    Mutant("mmm/core/generators.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
+    Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
     Mutant("mmm/train/mixup.py", "x.flatten(1, -3)", "x", "data/test_augment.py::test_cutmix_cuts_the_picture_and_never_the_time"),
     Mutant(
         "mmm/data/transforms/augment.py",

@@ -28,6 +28,7 @@ class Limit:
 
 
 Positive = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
+Count = Annotated[int, Limit("of at least 0", lambda value: value >= 0)]
 AboveZero = Annotated[float, Limit("above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]
 Rate = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]

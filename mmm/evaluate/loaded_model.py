@@ -162,13 +162,13 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> Lo
         parts, step, run = read_config(path)[0], 0, path.parent
     else:
         trained = load_masked(path, norm_pix=norm_pix).to(device)
-        parts, step = parts_of(trained), None if run is None else _step(path, run)
+        parts, step = model_config(trained), None if run is None else _step(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
     untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
     return LoadedModel(trained, untrained, data, path, run, step)
 
 
-def parts_of(model: MaskedModel) -> ModelConfig:
+def model_config(model: MaskedModel) -> ModelConfig:
     """The choices that a model was built from; an encoder without a decoder gets the smallest."""
     parts: dict[str, Any] = {name: getattr(getattr(model, name), "config", None) for name in PARTS}
     return ModelConfig(**parts | {"decoder": parts["decoder"] or SelfAttentionDecoder.Config(width=32, depth=1, heads=1)})

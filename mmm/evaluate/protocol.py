@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmm.config.diff import differences as differing
-from mmm.config.diff import flatten
+from mmm.config.diff import differences, flatten
 from mmm.data import Clips, DataConfig, Images
 
 # choices of the data that change the pixels that the encoder gets; samples are compared by their fingerprints
@@ -20,7 +19,7 @@ SAMPLES = ("crop_scale", "crop_ratio", "flip", "lighting", "repeats", "frames", 
 
 
 @dataclass(frozen=True)
-class PartProtocol:
+class SplitProtocol:
     """Samples that were used.
 
     Attributes:
@@ -36,7 +35,7 @@ class PartProtocol:
     per_class: tuple[int, ...]
 
     @classmethod
-    def of(cls, part: Images | Clips, classes: int) -> PartProtocol:
+    def of(cls, part: Images | Clips, classes: int) -> SplitProtocol:
         """Describes a part whose samples all have labels."""
         labels = part.labels()
         assert labels is not None
@@ -44,14 +43,14 @@ class PartProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class EvaluationProtocol:
     """All that is needed to repeat a measurement.
 
     Attributes:
         task: for instance linear_probe.
         source: of the data, as it was named.
         train: samples that were trained on.
-        choice: those that chose among settings; None where there was nothing to choose.
+        validation: those that chose among settings; None where there was nothing to choose.
         test: those that were scored.
         size: of a sample, pixels (and frames).
         mean, std: of the normalisation.
@@ -68,9 +67,9 @@ class Protocol:
 
     task: str
     source: str
-    train: PartProtocol
-    choice: PartProtocol | None
-    test: PartProtocol
+    train: SplitProtocol
+    validation: SplitProtocol | None
+    test: SplitProtocol
     size: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -105,13 +104,13 @@ def read_protocol(result: str | Path, method: str) -> dict[str, Any]:
     return dict(found[method]["protocol"])
 
 
-def differences(one: Protocol | Mapping[str, Any], other: Protocol | Mapping[str, Any]) -> list[str]:
+def protocol_differences(one: EvaluationProtocol | Mapping[str, Any], other: EvaluationProtocol | Mapping[str, Any]) -> list[str]:
     """Lists the conditions that two measurements do not share, such as "views was 1, is 15"; empty where they can be compared.
 
     Protocols may be given as they are in memory or as JSON holds them.
     """
-    plain = [protocol.plain() if isinstance(protocol, Protocol) else protocol for protocol in (one, other)]
-    return differing(flatten(plain[0]), flatten(plain[1]))
+    plain = [protocol.plain() if isinstance(protocol, EvaluationProtocol) else protocol for protocol in (one, other)]
+    return differences(flatten(plain[0]), flatten(plain[1]))
 
 
 def sampling_of(data: DataConfig) -> dict[str, Any]:

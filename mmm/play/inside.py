@@ -89,5 +89,6 @@ def look_inside(model: MaskedModel, x: Tensor) -> Inside:
                 features = model.encode(x)
         else:
             features = model.encode(x)
-    grid = model.tokenizer.grid(x)
-    return Inside(features.tokens[0].float().cpu(), features.pooled().cpu(), grid, features.prefix, kept)
+    grid, count = model.tokenizer.grid(x), features.last.shape[1]
+    whole = [(layer, inputs) for layer, inputs in kept if inputs[0].shape[:2] == (1, count)]  # not those of windows
+    return Inside(features.tokens[0].float().cpu(), features.pooled().cpu(), grid, features.prefix, whole)

@@ -67,7 +67,8 @@ class Drawing:
             return self
         planes = self.hidden.double().view(1, 1, *self.grid)
         fine = F.interpolate(planes, [math.lcm(old, new) for old, new in zip(self.grid, grid, strict=True)], mode="nearest-exact")
-        return painted(F.adaptive_avg_pool3d(fine, grid)[0, 0] >= 0.5)
+        size: Any = grid
+        return painted(F.adaptive_avg_pool3d(fine, size)[0, 0] >= 0.5)
 
 
 def painted(hidden: Tensor) -> Drawing:

@@ -27,6 +27,7 @@ from mmm.evaluate.loaded_model import data_of_weights
 from mmm.evaluate.reconstruction.baselines import BASELINES, to_unit
 from mmm.evaluate.reconstruction.gallery import GIVEN, OWN, why_not
 from mmm.evaluate.reconstruction.reconstruct import Reconstruction, psnr, reconstruct_masked
+from mmm.layers.transformer import SelfAttention
 from mmm.model import MaskedModel
 from mmm.play.inside import Inside, look_inside
 from mmm.play.masks import Drawing, config_of, draw, painted
@@ -251,11 +252,10 @@ class Player:
             return _view(panels, notes, moving=False)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """Returns the number of blocks of a model's encoder and of the heads in each; 0 heads where they are not known."""
+        """Returns how many layers of attention a model's encoder has, and heads in each; 1 and 0 where none is of a known kind."""
         with self._lock:
-            encoder: Any = self.models.load(name).encoder
-            heads = next((part.num_heads for part in encoder.modules() if hasattr(part, "num_heads")), 0)
-            return encoder.shape.depth, heads
+            layers = [part for part in self.models.load(name).encoder.modules() if isinstance(part, SelfAttention)]
+            return (len(layers), layers[0].num_heads) if layers else (1, 0)
 
     def neighbours(self, session: str, name: str, folder: str, count: int = 6) -> Value:
         """Returns the samples of a folder whose features are nearest, with their cosines."""

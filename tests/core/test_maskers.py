@@ -235,13 +235,13 @@ def rectangles(config: BlockMasker.Config, keys: Tensor, height: int, width: int
 def test_blocks_are_rectangles_hidden_one_after_another_until_the_count(grid: tuple[int, int], ratio: float) -> None:
     """The vectorised masks equal the loop of the paper's algorithm: whole rectangles, the last one cut to the count."""
     keys, config = sample_keys(11, 0, torch.arange(64)), BlockMasker.Config(ratio=ratio)
-    mask, wanted = BlockMasker(config)(keys, grid), round(ratio * grid[0] * grid[1])
+    mask, expected = BlockMasker(config)(keys, grid), round(ratio * grid[0] * grid[1])
     for row, boxes in enumerate(rectangles(config, keys, *grid).tolist()):
         hidden: list[int] = []
         for top, bottom, left, right in boxes:
             inside = [y * grid[1] + x for y in range(top, bottom) for x in range(left, right)]
             new = [place for place in inside if place not in hidden]
-            if len(hidden) + len(new) >= wanted:
+            if len(hidden) + len(new) >= expected:
                 cut = set(mask.predict[row].tolist()) - set(hidden)
                 assert set(hidden) < set(mask.predict[row].tolist())
                 assert cut <= set(new)

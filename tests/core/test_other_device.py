@@ -62,7 +62,7 @@ def check(make: Callable[[], MaskedModel], device: torch.device) -> None:
     assert step(other, x.to(device), drawn) == pytest.approx(step(model, x, mask), rel=1e-4)
     with torch.no_grad():
         assert (other.encode(x.to(device)).last.cpu() - model.encode(x).last).abs().max() < 1e-3
-        shown = other.target.show(other(x.to(device)).predicted, other.tokenizer.split(x.to(device)), drawn)
+        shown = other.target.show(other(x.to(device)).prediction, other.tokenizer.split(x.to(device)), drawn)
     assert shown is None or shown.device == device
 
 

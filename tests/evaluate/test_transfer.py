@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmm import MaskedModel
-from mmm.core.tokens import coordinates, take
+from mmm.core.positions import coordinates
+from mmm.core.tokens import take
 from mmm.core.types import Shape
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.sources.builtin_videos import motion_folder

@@ -51,6 +51,11 @@ class _Inputs(Dataset[Any]):
             return Finding(self.name(index), str(error), {})
 
 
+def cores() -> int:
+    """Returns the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_inputs(
     name: Callable[[int], str], work: Callable[[int], dict[str, Any]], count: int, *, workers: int | None, title: str
 ) -> Iterator[Finding]:
@@ -65,8 +70,7 @@ def map_inputs(
     """
     bad = 0
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, count) if min(cores, count) > 1 else 0
+        workers = min(cores(), count) if min(cores(), count) > 1 else 0
     with tqdm(total=count, desc=title, unit="", dynamic_ncols=True) as bar:
         requests = lambda: ([index] for index in range(count))  # noqa: E731
         for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH):

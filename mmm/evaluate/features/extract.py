@@ -42,7 +42,7 @@ class ExtractConfig:
     layers: tuple[str, ...] = (LAST,)
     """Layers: last (after the final norm, where there is one), or numbers of blocks; 0 is what enters the first."""
 
-    pool: Literal["mean", "class", "tokens"] = "mean"
+    pooling: Literal["mean", "class", "tokens"] = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or all tokens, the class token first."""
 
     views: Literal["mean", "all"] = "mean"
@@ -78,11 +78,12 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
         ValueError: where the encoder has no such layer, or no class token.
     """
     depth, prefix = model.encoder.shape.depth, model.encoder.shape.prefix
+    first = model.encoder.shape.class_tokens
     blocks = tuple(sorted({int(layer) for layer in config.layers if layer != LAST}))
     if blocks and blocks[-1] > depth:
         raise ValueError(f"layers {blocks[-1]}: the encoder has {depth} blocks; give {LAST}, or numbers from 0 to {depth}")
-    if config.pool == "class" and not prefix:
-        raise ValueError("pool class needs a class token, and this encoder has none; use mean")
+    if config.pooling == "class" and not first:
+        raise ValueError("pooling class needs a class token, and this encoder has none; use mean")
 
     def extract(x: Tensor) -> dict[str, Tensor]:
         tokenizer = model.tokenizer
@@ -90,9 +91,12 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
             features = model.encoder(tokenizer.split(x), tokenizer.grid(x), None, blocks=blocks)
         found = {f"block_{number}": features.blocks[number].float() for number in blocks}  # (B, R + N, D)
         found |= {LAST: features.last.float()} if LAST in config.layers else {}
-        if config.pool == "tokens":
+        if config.pooling == "tokens":
             return found
-        return {name: value[:, 0] if config.pool == "class" else value[:, prefix:].mean(1) for name, value in found.items()}
+        return {
+            name: value[:, slice(first) if config.pooling == "class" else slice(prefix, None)].mean(1)
+            for name, value in found.items()
+        }
 
     return extract
 

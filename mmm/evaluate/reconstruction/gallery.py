@@ -134,14 +134,14 @@ def make_gallery(
         raise ValueError(reason)
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
-    wanted = (torch.arange(count) * len(part) // count).tolist()
+    chosen = (torch.arange(count) * len(part) // count).tolist()
     error, hidden = HiddenError(), 0.0
     kept: list[Reconstruction] = []
     problems: list[dict[str, Any]] = []
     for index, batch in _reconstructions(model, part, config.mask_seed, dtype, batch_size, problems):
         error.add([batch])
         hidden = batch.predicted[0, :1].isfinite().cpu().double().mean().item()
-        kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in wanted]
+        kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in chosen]
     if not kept:
         raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
     found = {

@@ -93,10 +93,10 @@ def reconstruct_masked(model: MaskedModel, x: Tensor, data: Input, mask: Mask) -
     """
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
     mask = every_hidden(mask, len(x), patches.shape[1])
-    predicted = model(x, mask=mask).predicted.float()  # (B, Q, K)
-    filled = fill_hidden(model, predicted, patches, grid, mask, data)
-    wanted = to_unit(take(patches, mask.predict), data)
-    errors = {name: (values - wanted).square().mean((1, 2)) for name, values in filled.items()}
+    prediction = model(x, mask=mask).prediction.float()  # (B, Q, K)
+    filled = fill_hidden(model, prediction, patches, grid, mask, data)
+    target = to_unit(take(patches, mask.predict), data)
+    errors = {name: (values - target).square().mean((1, 2)) for name, values in filled.items()}
     best = filled["model_given_original" if model.target.uses_original else "model"]
     unit, nothing = to_unit(patches, data), torch.full_like(patches, torch.nan, dtype=torch.float32)
 
