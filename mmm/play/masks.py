@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -62,13 +62,16 @@ class Drawing:
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
     def fitted(self, grid: Grid) -> Drawing:
-        """Returns the mask for another grid: a token is hidden where at least half of its area is."""
+        """Returns the mask for another grid, with the same fraction hidden: the tokens of which most is hidden here."""
         if grid == self.grid:
             return self
-        planes = self.hidden.double().view(1, 1, *self.grid)
+        planes, size = self.hidden.double().view(1, 1, *self.grid), cast(Any, grid)
         fine = F.interpolate(planes, [math.lcm(old, new) for old, new in zip(self.grid, grid, strict=True)], mode="nearest-exact")
-        size: Any = grid
-        return painted(F.adaptive_avg_pool3d(fine, size)[0, 0] >= 0.5)
+        covered = F.adaptive_avg_pool3d(fine, size).flatten()  # (N,)
+        count = round(self.hidden.double().mean().item() * len(covered))
+        if 0 < int(self.hidden.sum()) < len(self.hidden):
+            count = min(max(count, 1), len(covered) - 1)
+        return Drawing(grid, covered.argsort(descending=True, stable=True)[count:].sort().values)
 
 
 def painted(hidden: Tensor) -> Drawing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ NO_OTHER = "no other model"
 ALL_HEADS = "mean of all heads"
 FONTS = ("system-ui", "sans-serif")  # those of the machine: the page asks no other host for anything
 WAITING = 32  # requests that may wait; more are turned away
+_turns = itertools.count()
 
 
 def component(name: str, label: str, elem_id: str) -> gr.HTML:
@@ -49,12 +51,12 @@ def build(player: Player) -> gr.Blocks:
     first = next(name for name in builtin_names() if name.endswith(" (film)") == moving)
     suffixes = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.Markdown(f"# {TITLE}\nHide a part of a picture or of a short film, and see what the model makes of it.")
         status = gr.HTML(_status("Loading."), elem_id="status")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                file = gr.File(label=f"Image or short film, at most {MAX_BYTES // 2**20} MB", file_types=suffixes, height=110)
+                file = gr.File(label=f"Image or short film, at most {MAX_BYTES // 2**20} MB", file_types=suffixes, height=150)
                 sample = gr.Dropdown(builtin_names(), value=first, label="Or a built-in one", elem_id="sample")
                 board = component("board", "Picture and mask", "board")
                 with gr.Accordion("Draw the mask by a masker", open=False):
@@ -74,7 +76,8 @@ def build(player: Player) -> gr.Blocks:
                     right = gr.Dropdown([NO_OTHER, *names], value=NO_OTHER, label="Beside it", elem_id="right", min_width=140)
                 view = component("viewer", "Reconstructions", "view")
                 figures = gr.HTML("", elem_id="figures")
-                steps = gr.Button("Film of the steps of this run", elem_id="steps")
+                several = len(player.models.steps(names[0])) > 1
+                steps = gr.Button("Film of the steps of this run", elem_id="steps", visible=several)
                 film = component("viewer", "Film of the steps", "film")
         gr.Markdown("## Inside\nChoose the tool *Look* and click on a token of the picture.")
         with gr.Row():
@@ -117,14 +120,12 @@ def build(player: Player) -> gr.Blocks:
             own = values.get(name, {})
             return player.draw(_session(request), left, name, ratio, int(seed or 0), own, frame_by_frame=frames)
 
-        @_answers(3)
+        @_answers(4)
         def change_model(left: str, request: gr.Request) -> Any:
             depth, heads = player.shape(left)
-            return (
-                player.board(_session(request), left),
-                gr.Slider(1, depth, value=depth),
-                gr.Dropdown(_heads(heads), value=ALL_HEADS),
-            )
+            blocks, choices = gr.Slider(1, depth, value=depth), gr.Dropdown(_heads(heads), value=ALL_HEADS)
+            several = len(player.models.steps(left)) > 1
+            return player.board(_session(request), left), blocks, choices, gr.Button(visible=several)
 
         @_answers(1, timed="Film made")
         def play_steps(left: str, request: gr.Request) -> Any:
@@ -150,7 +151,7 @@ def build(player: Player) -> gr.Blocks:
         page.load(open_builtin, [sample, left], [board, status], **hidden).success(**see)
         sample.input(open_builtin, [sample, left], [board, status], **hidden).success(**see)
         file.upload(open_file, [file, left], [file, board, status], **hidden).success(**see)
-        left.input(change_model, [left], [board, block, head, status], **hidden).success(**see)
+        left.input(change_model, [left], [board, block, head, steps, status], **hidden).success(**see)
         right.input(**see)
         board.input(paint, [left, right], [*shown, status], **hidden)
         draw.click(draw_mask, [left, masker, ratio, seed, frames, options], [board, status], **hidden).success(**see)
@@ -201,12 +202,12 @@ def _options(masker: gr.Dropdown, values: gr.State) -> None:
         for option in options_of(name):
             label = f"{option.name}: {option.text}" if option.text else option.name
             if isinstance(option.value, bool):
-                control: Any = gr.Checkbox(option.value, label=label)
+                control: Any = gr.Checkbox(option.value, label=label, interactive=True)
             elif option.choices:
-                control = gr.Dropdown(list(option.choices), value=str(option.value), label=label)
+                control = gr.Dropdown(list(option.choices), value=str(option.value), label=label, interactive=True)
             else:
                 shown = " ".join(map(str, option.value)) if isinstance(option.value, list) else str(option.value)
-                control = gr.Textbox("none" if option.value is None else shown, label=label)
+                control = gr.Textbox("none" if option.value is None else shown, label=label, interactive=True)
             setter = functools.partial(_set_option, masker=name, option=option.name)
             control.change(setter, [control, values], values, show_progress="hidden", api_visibility="private")
 
@@ -241,7 +242,9 @@ def _answers(count: int, timed: str | None = None) -> Callable[[Callable[..., An
 
 
 def _status(words: str, *, bad: bool = False) -> str:
-    return f'<p class="mmm-status" role="status" data-bad="{str(bad).lower()}">{html.escape(words)}</p>'
+    """A line for the visitor; its number makes the page, and a screen reader, take the same words twice for news."""
+    turn = next(_turns)
+    return f'<p class="mmm-status" role="status" data-turn="{turn}" data-bad="{str(bad).lower()}">{html.escape(words)}</p>'
 
 
 def _session(request: gr.Request) -> str:

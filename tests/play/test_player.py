@@ -143,6 +143,8 @@ def test_masks_fit_other_grids() -> None:
     assert torch.equal(painted(hidden).fitted((2, 2, 2)).hidden.view(2, 2, 2)[1], hidden[0, ::2, ::2])
     assert painted(hidden).fitted((1, 8, 8)).hidden.sum() == 16
     assert torch.equal(painted(hidden).fitted((1, 8, 8)).fitted((1, 4, 4)).hidden, hidden.flatten())
+    scattered = painted(torch.arange(16).view(1, 4, 4) % 3 > 0)  # of each token of the coarse grid, a half or more is hidden
+    assert scattered.fitted((1, 2, 2)).hidden.sum() == 2
 
 
 def test_maskers_draw_as_they_do_elsewhere() -> None:
