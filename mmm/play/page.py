@@ -19,7 +19,7 @@ from mmm.core.checks import suggest
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmm.maskers import maskers
-from mmm.play.masks import options_of
+from mmm.play.masks import Option, options_of
 from mmm.play.player import Player
 from mmm.play.sample import MAX_BYTES, builtin, builtin_names, read_sample
 
@@ -27,6 +27,7 @@ TITLE = "A masked model to play with"
 NO_OTHER = "no other model"
 ALL_HEADS = "mean of all heads"
 FONTS = ("system-ui", "sans-serif")  # those of the machine: the page asks no other host for anything
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of every event
 WAITING = 32  # requests that may wait; more are turned away
 _turns = itertools.count()
 
@@ -66,10 +67,28 @@ def build(player: Player) -> gr.Blocks:
                     )
                     seed = gr.Number(0, label="Seed", precision=0)
                     frames = gr.Checkbox(False, label="Frame by frame: each frame of a film gets a mask of its own")
-                    options = gr.State({})
-                    with gr.Group():
-                        _options(masker, options)
-                    draw = gr.Button("Draw the mask", elem_id="draw")
+
+                    @gr.render(inputs=[masker])
+                    def options(name: str) -> None:
+                        controls = {option.name: _control(option) for option in options_of(name)}
+                        button = gr.Button("Draw the mask", elem_id="draw")
+
+                        @_answers(3, timed="Reconstructed")
+                        def draw(values: dict[Any, Any], request: gr.Request) -> Any:
+                            board = player.draw(
+                                _session(request),
+                                values[left],
+                                name,
+                                values[ratio],
+                                int(values[seed] or 0),
+                                {key: values[control] for key, control in controls.items()},
+                                frame_by_frame=values[frames],
+                            )
+                            return see(request, values[left], values[right], board)
+
+                        inputs = {left, right, ratio, seed, frames, *controls.values()}
+                        button.click(draw, inputs, [board, view, figures, status], **QUIET)
+
             with gr.Column(scale=3, min_width=300):
                 with gr.Row():
                     left = gr.Dropdown(names, value=names[0], label="Model", elem_id="left", min_width=140)
@@ -91,41 +110,44 @@ def build(player: Player) -> gr.Blocks:
             near = component("viewer", "Nearest in the folder", "near")
 
         # --- what happens when ------------------------------------------------------------------------------------------------
-        shown = [view, figures]
-
-        @_answers(1)
-        def open_builtin(name: str, left: str, request: gr.Request) -> Any:
-            return player.open(_session(request), builtin(name), left)
-
-        @_answers(2)
-        def open_file(path: str | None, left: str, request: gr.Request) -> Any:
-            if path is None:
-                return None, gr.skip()
+        def see(request: gr.Request, left: str, right: str, *before: Any) -> tuple[Any, ...]:
+            """Reconstructs, and returns the values before that, the panels and the figures."""
             try:
-                return None, player.open(_session(request), read_sample(path), left)
+                return *before, *player.show(_session(request), [left] if right in (NO_OTHER, left) else [left, right])
+            except ValueError as error:
+                raise _Partly(str(error), (*before, gr.skip(), gr.skip())) from error
+
+        @_answers(5, timed="Reconstructed")
+        def open_builtin(name: str, left: str, right: str, request: gr.Request) -> Any:
+            return see(request, left, right, None, None, player.open(_session(request), builtin(name), left))
+
+        @_answers(6, timed="Reconstructed")
+        def open_file(path: str | None, left: str, right: str, request: gr.Request) -> Any:
+            if path is None:
+                return [gr.skip()] * 6
+            try:
+                board = player.open(_session(request), read_sample(path), left)
+            except Unreadable as error:
+                raise _Partly(f"This file cannot be read: {error}", (None, *[gr.skip()] * 5)) from error
             finally:  # the page keeps the bytes of the visit, and no file
                 Path(path).unlink(missing_ok=True)
+            return see(request, left, right, None, None, None, board)
 
         @_answers(2, timed="Reconstructed")
         def reconstruct(left: str, right: str, request: gr.Request) -> Any:
-            return player.show(_session(request), [left] if right in (NO_OTHER, left) else [left, right])
+            return see(request, left, right)
 
         @_answers(2, timed="Reconstructed")
         def paint(left: str, right: str, request: gr.Request, event: gr.EventData) -> Any:
             player.paint(_session(request), left, str(event.hidden))
-            return player.show(_session(request), [left] if right in (NO_OTHER, left) else [left, right])
+            return see(request, left, right)
 
-        @_answers(1)
-        def draw_mask(left: str, name: str, ratio: float, seed: float, frames: bool, values: Any, request: gr.Request) -> Any:
-            own = values.get(name, {})
-            return player.draw(_session(request), left, name, ratio, int(seed or 0), own, frame_by_frame=frames)
-
-        @_answers(4)
-        def change_model(left: str, request: gr.Request) -> Any:
+        @_answers(6, timed="Reconstructed")
+        def change_model(left: str, right: str, request: gr.Request) -> Any:
             depth, heads = player.shape(left)
             blocks, choices = gr.Slider(1, depth, value=depth), gr.Dropdown(_heads(heads), value=ALL_HEADS)
-            several = len(player.models.steps(left)) > 1
-            return player.board(_session(request), left), blocks, choices, gr.Button(visible=several)
+            button = gr.Button(visible=len(player.models.steps(left)) > 1)
+            return see(request, left, right, blocks, choices, button, player.board(_session(request), left))
 
         @_answers(1, timed="Film made")
         def play_steps(left: str, request: gr.Request) -> Any:
@@ -146,20 +168,18 @@ def build(player: Player) -> gr.Blocks:
         def leave(request: gr.Request) -> None:
             player.leave(_session(request))
 
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        see: dict[str, Any] = {"fn": reconstruct, "inputs": [left, right], "outputs": [*shown, status], **hidden}
-        page.load(open_builtin, [sample, left], [board, status], **hidden).success(**see)
-        sample.input(open_builtin, [sample, left], [board, status], **hidden).success(**see)
-        file.upload(open_file, [file, left], [file, board, status], **hidden).success(**see)
-        left.input(change_model, [left], [board, block, head, steps, status], **hidden).success(**see)
-        right.input(**see)
-        board.input(paint, [left, right], [*shown, status], **hidden)
-        draw.click(draw_mask, [left, masker, ratio, seed, frames, options], [board, status], **hidden).success(**see)
-        steps.click(play_steps, [left], [film, status], **hidden)
-        board.select(click, [left, block, head], [inside, status], **hidden)
-        gr.on([block.release, head.input], look, [left, block, head], [inside, status], **hidden)
+        opened, both = [film, inside, board, view, figures, status], [left, right]
+        page.load(open_builtin, [sample, *both], opened, **QUIET)
+        sample.input(open_builtin, [sample, *both], opened, **QUIET)
+        file.upload(open_file, [file, *both], [file, *opened], **QUIET)
+        left.input(change_model, both, [block, head, steps, *opened[2:]], **QUIET)
+        right.input(reconstruct, both, [view, figures, status], **QUIET)
+        board.input(paint, both, [view, figures, status], **QUIET)
+        steps.click(play_steps, [left], [film, status], **QUIET)
+        board.select(click, [left, block, head], [inside, status], **QUIET)
+        gr.on([block.release, head.input], look, [left, block, head], [inside, status], **QUIET)
         if player.folders:
-            search.click(neighbours, [left, folder], [near, status], **hidden)
+            search.click(neighbours, [left, folder], [near, status], **QUIET)
         page.unload(leave)
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     return page
@@ -194,30 +214,26 @@ def serve(player: Player, *, host: str = "127.0.0.1", port: int | None = None, b
     return page, address
 
 
-def _options(masker: gr.Dropdown, values: gr.State) -> None:
-    """Controls for the options of the chosen masker, whose values are kept by masker and name."""
+class _Partly(Exception):  # noqa: N818 (a part of the answer is there)
+    """An answer of which a part failed, with the values of the rest."""
 
-    @gr.render(inputs=[masker])
-    def controls(name: str) -> None:
-        for option in options_of(name):
-            label = f"{option.name}: {option.text}" if option.text else option.name
-            if isinstance(option.value, bool):
-                control: Any = gr.Checkbox(option.value, label=label, interactive=True)
-            elif option.choices:
-                control = gr.Dropdown(list(option.choices), value=str(option.value), label=label, interactive=True)
-            else:
-                shown = " ".join(map(str, option.value)) if isinstance(option.value, list) else str(option.value)
-                control = gr.Textbox("none" if option.value is None else shown, label=label, interactive=True)
-            setter = functools.partial(_set_option, masker=name, option=option.name)
-            control.change(setter, [control, values], values, show_progress="hidden", api_visibility="private")
+    def __init__(self, words: str, values: tuple[Any, ...]) -> None:
+        super().__init__(words)
+        self.values = values
 
 
-def _set_option(value: Any, values: dict[str, dict[str, Any]], *, masker: str, option: str) -> dict[str, dict[str, Any]]:
-    """Returns the values of all options with one of them set."""
-    return values | {masker: values.get(masker, {}) | {option: value}}
+def _control(option: Option) -> Any:
+    """A control for one option of a masker."""
+    label = f"{option.name}: {option.text}" if option.text else option.name
+    if isinstance(option.value, bool):
+        return gr.Checkbox(option.value, label=label, interactive=True)
+    if option.choices:
+        return gr.Dropdown(list(option.choices), value=str(option.value), label=label, interactive=True)
+    shown = " ".join(map(str, option.value)) if isinstance(option.value, list) else str(option.value)
+    return gr.Textbox("none" if option.value is None else shown, label=label, interactive=True)
 
 
-def _answers(count: int, timed: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _answers(count: int, timed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a handler of a function that returns `count` values: it adds the status, and puts an error for the visitor there."""
 
     def wrap(answer: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,15 +242,12 @@ def _answers(count: int, timed: str | None = None) -> Callable[[Callable[..., An
             start = time.perf_counter()
             try:
                 values = answer(*args)
+            except _Partly as error:
+                return *error.values, _status(str(error), bad=True)
             except (ValueError, Unreadable) as error:
-                left = [gr.skip()] * count
-                if answer.__name__ == "open_file":
-                    left[0] = None  # the field is empty again
-                    return *left, _status(f"This file cannot be read: {error}", bad=True)
-                return *left, _status(str(error), bad=True)
+                return *[gr.skip()] * count, _status(str(error), bad=True)
             took = time.perf_counter() - start
-            said = f"{timed} in {took:.2f} seconds." if timed else "Ready."
-            return *(values if count > 1 else [values]), _status(said)
+            return *(values if count > 1 else [values]), _status(f"{timed} in {took:.2f} seconds.")
 
         return handler
 
