@@ -10,24 +10,26 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
+from mmm.core.tokens import repeat_rows
 from mmm.core.types import Input
-from mmm.maskers import Masker, RandomMasker
+from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
 
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
 SIDE = 4  # of tokens
-SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
+SIZES: dict[str, tuple[int, ...]] = {"images": (16, 24), "clips": (4, 16, 24)}
 SMALL: dict[str, dict[str, Any]] = {
     "tokenizer": {"size": SIDE},
     "encoder": {
@@ -40,9 +42,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "window": 2,
         "model": "test_vit",
     },
-    "decoder": {"width": 16, "depth": 2, "heads": 2},
-    "target": {"cell": 4, "clusters": 32},
+    "decoder": {"width": 16, "depth": 2, "heads": 2, "groups": 4},
+    "target": {"cell": 4, "clusters": 32, "codes": 32, "prototypes": 32, "hidden": 24, "bottleneck": 16},
 }
+TOGETHER = {"decoder pair": "pair"}  # parts that need a target of this name
 
 
 class ContractError(ValueError):
@@ -59,9 +62,11 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def small_config(kind: str, name: str) -> PartConfig:
-    """The default config of a part, small where it has fields called size, width, depth and heads."""
-    config: Any = REGISTRIES[kind][name].Config
-    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+    """The default config of a part, small where it has fields called size, width, depth and heads, or parts of its own."""
+    config: Any = REGISTRIES[kind][name].Config()
+    inner = {field.name: getattr(config, field.name) for field in fields(config)}
+    parts = {field: small_config(one.kind, one.name) for field, one in inner.items() if isinstance(one, PartConfig)}
+    return replace(config, **parts, **{field: SMALL[kind][field] for field in inner if field in SMALL.get(kind, {})})
 
 
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
@@ -77,11 +82,16 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
-        **parts,
     }
+    for kind, config in parts.items():
+        if target := TOGETHER.get(f"{kind} {config.name}"):
+            chosen["target"] = small_config("target", target)
+    chosen |= parts
     shape = chosen["encoder"].shape
     required = chosen["decoder"].required_features(shape)
     chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
+    if maskers[chosen["masker"].name].needs_scores and "target" not in parts:
+        chosen["target"] = small_config("target", "latent")
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():
@@ -95,7 +105,7 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
     """Noise as a batch of the size that the model was built for, (B, C, ...), and its mask."""
     assert model.data is not None
     x = torch.randn(samples, model.data.channels, *model.data.size)
-    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+    return x, model.draw_masks(x, sample_keys(0, 0, torch.arange(samples)))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------------------
@@ -103,23 +113,25 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
 
 def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is a function of its sample's key alone: not of torch's generator, and not of the other samples of a batch."""
-    keys, grid = sample_keys(0, 0, torch.arange(len(x))), model.tokenizer.grid(x)
-    state = torch.get_rng_state()
-    again = model.masker(keys, grid)
+    keys, state = sample_keys(0, 0, torch.arange(len(x))), torch.get_rng_state()
+    again = model.draw_masks(x, keys)
     require(torch.equal(torch.get_rng_state(), state), "the masker draws from torch's generator; draw from the keys (mmm.core.rng)")
     require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
-    alone = [model.masker(keys[row : row + 1], grid) for row in range(len(x))]
-    for name in ("visible", "predict"):
-        rows = [getattr(one, name) for one in alone]
-        same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(mask, name))
-        require(same, f"mask.{name} of a sample depends on the other samples of its batch")
+    alone = [model.draw_masks(x[row : row + 1], keys[row : row + 1]) for row in range(len(x))]
+    for number, whole in enumerate(mask.families):
+        for name in ("visible", "predict"):
+            rows = [getattr(one.families[number], name) for one in alone]
+            same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(whole, name))
+            require(same, f"mask.{name} of a sample depends on the other samples of its batch")
 
 
 def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is drawn on the device of the keys."""
     keys = torch.zeros(len(x), dtype=torch.int64, device="meta")
     try:
-        there = model.masker(keys, model.tokenizer.grid(x))
+        grid = model.tokenizer.grid(x)
+        scores = {"scores": torch.ones(len(x), math.prod(grid), device="meta")} if model.masker.needs_scores else {}
+        there = model.masker(keys, grid, **scores)
     except (RuntimeError, NotImplementedError) as error:
         if "expected device" in str(error):
             raise ContractError(f"the masker mixes tensors of the CPU with keys of another device: {error}") from error
@@ -137,7 +149,9 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         require(seen.max() <= 1, "a token is visible twice")
         if one.blank is not None:
             require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
-        hidden = one.predict[:, : one.predict.shape[1] - one.echo]
+        hidden, echo = one.predict.split([one.predict.shape[1] - one.echo, one.echo], dim=1)
+        shown = repeat_rows(one.visible[:, : one.echo], len(echo))
+        require(torch.equal(echo, shown), "mask.echo: the last predicted tokens must be the first visible ones, in their order")
         predicted = _counts(hidden, tokens)
         if one.weight is None:
             require(predicted.max() <= 1, "a token is predicted twice")
@@ -150,11 +164,12 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """The order of units is a permutation, and units share out the grid."""
     masker, grid = model.masker, model.tokenizer.grid(x)
-    if type(masker).forward is not Masker.forward:
+    if type(masker).order is Masker.order:
         return  # it works without an order
     members = masker.members(grid)
     require(torch.equal(members.flatten().sort().values, torch.arange(math.prod(grid))), "`members` must hold each token once")
-    order = masker.order(stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), grid)
+    keys, seen = stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), masker.counts(len(members), masker.ratio(0, 1))[0]
+    order = masker.order(keys, masker.unit_grid(grid), seen)
     units = torch.arange(len(members)).expand(len(x), -1)
     require(
         order.shape == units.shape and torch.equal(order.sort(1).values, units), "`order` must return a permutation of the units"
@@ -162,7 +177,8 @@ def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def _same(one: Mask, other: Mask) -> bool:
-    return torch.equal(one.visible, other.visible) and torch.equal(one.predict, other.predict)
+    pairs = zip(one.families, other.families, strict=True)
+    return all(torch.equal(a.visible, b.visible) and torch.equal(a.predict, b.predict) for a, b in pairs)
 
 
 def _counts(index: Tensor, tokens: int) -> Tensor:
@@ -198,8 +214,12 @@ def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
     require(output.loss.isfinite(), f"the loss is {output.loss}")
     require(output.prediction.shape == (rows, queries, sum(model.target.widths)), f"its shape is {tuple(output.prediction.shape)}")
-    for target in output.target if isinstance(output.target, tuple) else (output.target,):
-        require(target.shape[:2] == (rows, queries), f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens")
+    for target in tree_leaves(output.target):
+        of_masks = target.dim() == 2 and target.is_floating_point() and len(target) == len(mask.visible)  # a class token's
+        require(
+            of_masks or target.shape[:2] == (rows, queries),
+            f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens",
+        )
         require(target.dtype in (torch.float32, torch.int64), f"the target is {target.dtype}, neither fp32 nor int64")
         require(not target.requires_grad, "the target carries a gradient")
     features = model.encoder(model.tokenizer.split(x), grid, None)

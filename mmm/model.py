@@ -18,7 +18,6 @@ from mmm.core.mask import Mask
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
-from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
@@ -110,15 +109,19 @@ class MaskedModel(Pretrained, nn.Module):
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
         required = config.decoder.required_features(shape)
-        if required.hidden and not config.masker.blank:
+        if required.hidden and not (config.masker.blank or config.masker.echoes_only):
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
+        if config.masker.unit % shape.unit:
+            raise ValueError(f"encoder.name {config.encoder.name} has units of {shape.unit} x {shape.unit} tokens; set masker.unit")
+        if not required.last and shape.depth not in required.blocks:  # what nobody reads gets no gradient, and DDP waits for it
+            raise ValueError(f"decoder.fusion_blocks leave out the encoder's last block, {shape.depth}; add it")
         encoder = encoders.build(
             config.encoder,
             token=tokenizer.size,
             channels=data.channels,
             grid=grid,
             required=required,
-            blanks=config.masker.blank,
+            blanks=config.masker.leaves_blanks,
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
@@ -137,7 +140,7 @@ class MaskedModel(Pretrained, nn.Module):
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
+        mask = self.draw_masks(x) if mask is None else mask.checked(x.shape[0], patches.shape[1])
         token_targets = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:
@@ -165,13 +168,14 @@ class MaskedModel(Pretrained, nn.Module):
         x = self.prepared(x)
         return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
 
-    def reconstruct(self, x: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+    def reconstruct(self, x: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0) -> Reconstruction:
         """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.
 
         Args:
             x: as `encode` takes it.
             ratio: fraction of all tokens that is hidden. None: the masker's own.
-            seed: of the masks.
+            hidden: instead of drawn masks, pixels to hide, as `mmm.maskers.mask_from_pixels` takes them.
+            seed: random seed of the masks.
 
         Returns:
             `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.
@@ -181,9 +185,22 @@ class MaskedModel(Pretrained, nn.Module):
         """
         from mmm.evaluate.reconstruction.reconstruct import reconstruct_samples
 
-        return reconstruct_samples(self, x, ratio=ratio, seed=seed)
+        return reconstruct_samples(self, x, ratio=ratio, hidden=hidden, seed=seed)
 
-    def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
-        """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""
-        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(samples, device=device))
-        return self.masker(keys, grid)
+    def draw_masks(
+        self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1
+    ) -> Mask:
+        """Draws the masks of a batch, with scores of its tokens from the target where the masker needs them.
+
+        Args:
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
+            keys: int64 (B,), of the samples. None: outside a training run samples have none, and torch's own generator seeds them.
+            masker: instead of the model's own.
+            step, steps: where the run stands.
+        """
+        masker, grid = masker or self.masker, self.tokenizer.grid(x)
+        if keys is None:
+            keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(x.shape[0], device=x.device))
+        if not masker.needs_scores:
+            return masker(keys, grid, step=step, steps=steps)
+        return masker(keys, grid, step=step, steps=steps, scores=self.target.scores(x, self.tokenizer.split(x), grid))

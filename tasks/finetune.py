@@ -1,4 +1,4 @@
-"""Fine-tune a classifier of images or clips: all its weights, from a pretrained encoder or from scratch.
+"""Fine-tune all weights of a classifier of images or clips, from a pretrained encoder or from scratch.
 
 python recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
 python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
@@ -17,17 +17,16 @@ from typing import Any
 
 from mmm.classifier import Classifier
 from mmm.config.serialize import to_dict
-from mmm.data import Clips, ClipsConfig, Images
+from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.classification import classify, format_classification
-from mmm.evaluate.protocol import EvaluationProtocol, SplitProtocol, sampling_of, weights_fingerprint
+from mmm.evaluate.protocol import evaluation_protocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
 from mmm.train.best_weights import BestWeights
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.mixup import SoftConfig, check_mixing
-from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import make_plan
 from mmm.train.session import Session, open_session, preview
@@ -38,9 +37,9 @@ logger = logging.getLogger(__name__)
 POSITIONAL = "model"
 RESULT = "result.json"
 PAIRS = 2  # samples are mixed within a micro-batch, in pairs
-# choices that may differ between a stop and its resume, beside those of every run
+# options that may differ when a run is resumed, in addition to those of every run
 RUNTIME = ("model", "test_split", "data.eval_clips", "data.eval_crops")
-# choices that say how a classifier was trained; the rest of a protocol says on which samples and how it was scored
+# options of the training of a classifier; the other values of a protocol describe the samples and the scores
 SCHEDULE = ("train", "soft", "layer_decay", "train_positions", "encoder", "held_back", "seed")
 
 
@@ -50,12 +49,13 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """The config that flags change: with the data of the run that is named as the model; of another source only its pixels."""
+    """Returns the config that the flags change. If the model is a run, the data is that of the run; with another source, only the
+    size and normalisation of its pixels."""
     model = flags.get("model")
     data = run_data(model[-1]) if model else None
     if data is None:
         return Config()
-    if "data.source" in flags:  # which has names of its own
+    if "data.source" in flags:  # which has its own splits and columns
         column = data.medium.flag.removeprefix("data.")
         names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root", "label_column", column)) | {"split": "train"}
         data = replace(data, **names)
@@ -63,7 +63,7 @@ def defaults(flags: Mapping[str, list[str]]) -> Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Fine-tunes, writes result.json into the run's folder, and prints the scores of the test part."""
+    """Fine-tunes, writes result.json into the run folder, and prints the test scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
@@ -74,14 +74,14 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
     model = build_classifier(config, pretrained, splits.classes)
-    weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
+    weights = weights_fingerprint(model.encoder)  # before a resume replaces them
     # ---------------------------------------------------------------------------------------------------------------- training
     fingerprints = {"data.fingerprint": splits.train.fingerprint}
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
-    if config.dry_run:  # its few samples are not mixed
+    if config.dry_run:  # the few samples of a dry run are not mixed
         unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
         tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
         text = preview(config, training, unmixed, data, plan, tokens=tokens, unit=PAIRS)
@@ -103,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None) -> dict[str, float]:
-    """Scores the model on one view of each held-out sample; the samples held back choose the best weights."""
+    """Scores the model on one view of each evaluation sample. Held-back samples, if any, choose the best weights."""
     with session.training.averaged():
         found = score(session, model, splits.watched)
         if best is not None:
@@ -113,7 +113,7 @@ def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: 
 
 
 def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str, Any]:
-    """Scores the model on samples, with the weights that it holds."""
+    """Scores the model on samples with its present weights."""
     size, accelerator = session.plan.micro_batch_size, session.training.accelerator
     return classify(model, part, batch_size=size, accelerator=accelerator, problems=session.bad_inputs.pending)
 
@@ -121,7 +121,8 @@ def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str
 def finish(
     config: Config, session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None, weights: str
 ) -> dict[str, Any]:
-    """Scores the test part, by all views, with the weights that did best on the samples held back, else with the last."""
+    """Scores the test samples with all views and the best weights on the held-back samples, or with the last weights if none were
+    held back."""
     step = session.training.step
     with session.training.averaged():
         if best is not None and best.step is not None:
@@ -132,7 +133,7 @@ def finish(
     session.bad_inputs.check()
     logger.info("%s", session.bad_inputs.report())
     result = {"run": str(session.folder.path), "step": step, "classes": splits.names, **found}
-    result["protocol"] = protocol(config, session.training, splits, weights).plain()
+    result["protocol"] = protocol(config, session.training, splits, weights)
     if session.main:
         (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(format_classification(result))
@@ -140,45 +141,35 @@ def finish(
 
 
 def announce(config: Config, splits: LabelledSplits, training: Training, peak: float) -> None:
-    """Logs what is trained, and what chooses and scores the weights."""
+    """Logs the source of the weights, the numbers of samples, and the learning rate."""
     held_back = "" if splits.validation is None else f"; {len(splits.validation):,} samples held back to choose the weights"
     embedding = peak * min(group.get("lr_scale", 1.0) for group in training.optimizer.param_groups)
     logger.info("from %s, %d classes%s; %s to score", config.model or "scratch", splits.classes, held_back, f"{len(splits.test):,}")
     logger.info("peak learning rate of the embedding %.3g", embedding)
 
 
-def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> EvaluationProtocol:
-    """The conditions under which the scores are measured.
+def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> dict[str, Any]:
+    """Returns the conditions under which the scores are measured.
 
     Args:
         weights: fingerprint of the encoder before fine-tuning.
     """
-    data, environment = config.data, describe_environment(training.accelerator)
-    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
-
-    def part(samples: Images | Clips) -> SplitProtocol:
-        return SplitProtocol.of(samples, splits.classes)
-
-    return EvaluationProtocol(
-        task="finetune",
-        source=str(data.source),
-        train=part(splits.train),
-        validation=None if splits.validation is None else part(splits.validation),
-        test=part(splits.test),
-        size=data.size,
-        mean=data.mean,
-        std=data.std,
-        sampling=sampling_of(data) | {"augment": data.augment},
-        views=data.views,
-        clips=clips,
-        crops=crops,
-        pool=to_dict(config.pool),
-        head=to_dict(config.head),
-        schedule={name: value for name, value in training.identity.items() if name.split(".")[0] in SCHEDULE},
-        precision=config.train.precision,
-        model=config.model or "scratch",
-        step=None,
-        weights=weights,
-        mmm=environment["mmm"],
-        commit=environment["commit"],
+    return evaluation_protocol(
+        training.accelerator,
+        config.data,
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        classes=splits.classes,
+        conditions={
+            "task": "finetune",
+            "sampling": sampling_of(config.data) | {"augment": config.data.augment},
+            "pool": to_dict(config.pool),
+            "head": to_dict(config.head),
+            "schedule": {name: value for name, value in training.identity.items() if name.split(".")[0] in SCHEDULE},
+            "precision": config.train.precision,
+            "model": config.model or "scratch",
+            "step": None,
+            "weights": weights,
+        },
     )

@@ -1,7 +1,7 @@
-"""Linear probe: a linear classifier on a frozen encoder, trained as published, or fitted exactly to features.
+"""Linear probe: a linear classifier on a frozen encoder, trained by gradient as published, or fitted exactly.
 
-mmm linear_probe runs/pretrain-1                                        exact: features once, then a sweep of the penalty
-mmm linear_probe runs/pretrain-1/config.yaml                            the same model, untrained
+mmm linear_probe runs/pretrain-1                                        exact: features once, then several penalties
+mmm linear_probe runs/pretrain-1/config.yaml                            the same model with random weights
 mmm linear_probe runs/pretrain-1 --methods trained exact --rates 0.3 1 3 --held_back 0.05
 python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
 """
@@ -26,16 +26,16 @@ TASK = "linear_probe"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ProbeConfig):
-    """Probe an encoder by a linear classifier."""
+    """Probe an encoder with a linear classifier."""
 
     methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
-    """trained: by gradient, on augmented samples (train, rates, optimizer); exact: logistic regression on features."""
+    """trained: by gradient on augmented samples (options train, rates, optimizer). exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
-    """Penalties and convergence of the exact method."""
+    """Options of the exact method."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Probes, writes result.json into the run's folder, and prints the scores."""
+    """Trains or fits the probe, writes result.json into the run folder, and prints the scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     setup = open_probe_setup(config, accelerator)
@@ -47,15 +47,17 @@ def run(config: Config) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
         if training is not None:
-            protocol = protocol_of(TASK, config, setup, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-            found["trained"] = training.run(folder) | {"protocol": protocol.plain()}
+            conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+            found["trained"] = training.run(folder) | {"protocol": protocol}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
-            schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}
+            schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all samples except the test samples", "seed": config.seed}
             schedule |= asdict(config.exact)
-            protocol = protocol_of(TASK, config, setup, head={"norm": "standardised"}, schedule=schedule, weights=weights)
+            conditions = {"task": TASK, "head": {"norm": "standardised"}, "schedule": schedule}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
             scores = sweep(setup, config.pool, config.exact, batch_size=batch_size, seed=config.seed)
-            found["exact"] = scores | {"protocol": protocol.plain()}
+            found["exact"] = scores | {"protocol": protocol}
         result = write_result(folder, TASK, setup, found)
     if accelerator.is_main_process:
         print(format_probe(result))

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.data import ClipsConfig, open_data
 from mmm.data.datasets.detect import MediumName, describe_source
-from mmm.data.loading.scan import cores
 from mmm.data.loading.statistics import Statistics, measure
+from mmm.data.loading.worker_pool import cores
 
 POSITIONAL = "source"
 
@@ -29,7 +30,7 @@ SAMPLE, FRAMES = 128, 4  # pixels of a side, and frames of a clip, over which me
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Measure a data set."""
 
     source: str | None = None
@@ -50,7 +51,7 @@ class Config:
     channels: int = 3
     """Channels of a sample, as data.channels of a recipe."""
 
-    samples: int = 2000
+    samples: Positive = 2000
     """Inputs to read at most; they are chosen at random."""
 
     workers: int | None = None
@@ -58,10 +59,6 @@ class Config:
 
     out: str | None = None
     """File for the result, as JSON. None: no file."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples {self.samples}: give at least 1")
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -42,20 +42,20 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "order[:, : seen * each], order[:, seen * each :]",
-        "order[:, : seen * each + 1], order[:, seen * each :]",
+        "order[:, :seen], order[:, seen:]",
+        "order[:, : seen + 1], order[:, seen:]",
         "core/test_maskers.py::test_visible_and_predicted_share_out_the_grid_exactly",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "hidden[:, -predicted * each :]",
-        "hidden[:, : predicted * each]",
+        "hidden[:, -predicted:]",
+        "hidden[:, :predicted]",
         "core/test_maskers.py::test_random_is_the_permutation_of_the_mask_stream",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        ".view(-1, plane).T",
-        ".view(plane, -1)",
+        ".unflatten(0, (-1, plane)).transpose(0, 1)",
+        ".unflatten(0, (plane, -1))",
         "core/test_maskers.py::test_the_same_places_are_hidden_in_every_frame",
     ),
     Mutant(
@@ -63,6 +63,33 @@ MUTANTS = [
         "(RECTANGLES - first) *",
         "first *",
         "core/test_maskers.py::test_blocks_are_rectangles_hidden_one_after_another_until_the_count",
+    ),
+    Mutant(
+        "mmm/maskers/base.py", "% CELL < CELL - chosen", "% CELL >= CELL - chosen", "core/test_maskers_published.py -k video_mae_v2"
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py",
+        "height - tall + 1)).long()  # (mB, C, k)",
+        "height - tall)).long()  # (mB, C, k)",
+        "core/test_maskers_published.py -k anywhere",
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py", "enough[:, -1] = True", "enough[:, 0] = True", "core/test_maskers_published.py -k too_little"
+    ),
+    Mutant(
+        "mmm/maskers/inverse_block.py",
+        "torch.where(kept < seen, kept, units + chance)",
+        "kept",
+        "core/test_maskers_published.py -k capi",
+    ),
+    Mutant(
+        "mmm/maskers/uniform.py",
+        "permutation(keys, seen) % 4",
+        "permutation(keys, seen) % 3",
+        "core/test_maskers_published.py -k each_cell",
+    ),
+    Mutant(
+        "mmm/maskers/echo.py", "sqrt() if by_distance", "square() if by_distance", "core/test_maskers_published.py -k v_jepa_2_1"
     ),
     Mutant("mmm/core/tokens.py", "tokens - round(ratio * tokens)", "int(tokens * (1 - ratio))", "core/test_maskers.py"),
     Mutant("mmm/core/mask.py", "int(index.max()) < tokens", "int(index.max()) <= tokens", "core/test_flow.py"),
@@ -133,7 +160,10 @@ MUTANTS = [
     # CrossMAE
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
-        "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
+        "mmm/decoders/cross_attention.py",
+        "self.cross_attn(self.norm1(x), source, rotary)",
+        "self.cross_attn(x, source, rotary)",
+        PARITY_CROSSMAE,
     ),
     Mutant(
         "mmm/decoders/fusion.py",
@@ -172,6 +202,16 @@ MUTANTS = [
     ),
     Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
     Mutant("mmm/targets/losses.py", "else prediction.float()", "else prediction", "core/test_targets.py -k summed_in_fp32"),
+    Mutant("mmm/targets/pixels.py", "<= cutoff**2", "<= cutoff", "core/test_targets.py -k pixmim"),
+    Mutant("mmm/targets/pixels.py", "prepend=frames[:, :, :1]", "append=frames[:, :, -1:]", "core/test_targets.py -k differences"),
+    Mutant("mmm/targets/kmeans.py", "points[worst], sums)", "sums, sums)", "core/test_codes.py -k empty"),
+    Mutant("mmm/targets/vocabularies.py", "- patches.mean(2, keepdim=True)", "", "core/test_codes.py -k its_patches"),
+    Mutant("mmm/targets/latent.py", "        if levels > 1:", "        if levels > 9:", "core/test_latent.py -k by_itself"),
+    Mutant("mmm/encoders/vit.py", "added[0] if added else tokens", "tokens", "core/test_latent.py -k mlps"),
+    Mutant("mmm/targets/teachers.py", "* self.scale.view(shape)", "", "core/test_latent.py -k of_timm"),
+    Mutant("mmm/targets/pair.py", "mask, features) * weight for", "mask, features) for", "core/test_pair.py -k bootmae"),
+    Mutant("mmm/targets/prototypes.py", "torch.where(made, centre, self.centre)", "centre", "core/test_prototypes.py -k move"),
+    Mutant("mmm/evaluate/health.py", "/ singular.sum() +", "/ singular.max() +", "evaluate/test_health.py -k rankme"),
     # data
     Mutant(
         "mmm/data/loading/sampler.py",
@@ -467,8 +507,8 @@ MUTANTS = [
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
-        "stream.masker(batch.keys",
-        "self.streams[0].masker(batch.keys",
+        "masker=stream.masker",
+        "masker=self.streams[0].masker",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
@@ -561,6 +601,8 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
+    Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
     Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
@@ -708,6 +750,45 @@ MUTANTS = [
         "data/video/test_blocks.py",
     ),
     Mutant("mmm/train/metrics.py", "share > MUCH", "share > 0", "train/test_waiting.py"),
+    # masks, objects and depths
+    Mutant(
+        "mmm/data/annotated/pixels.py",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]], inner)",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]][:, ::-1], inner)",
+        "dense/test_segment_data.py -k cropped_and_flipped",
+    ),
+    Mutant("mmm/data/annotated/maps.py", "labels -= 1", "labels -= 0", "dense/test_segment_data.py -k label_zero"),
+    Mutant(
+        "mmm/objectives/segment.py",
+        'reduction="sum") / labels.numel()',
+        'reduction="mean")',
+        "dense/test_segmenter.py -k divided_by_all_pixels",
+    ),
+    Mutant("mmm/dense/sliding.py", "return total / count", "return total", "dense/test_segmenter.py -k same_in_windows"),
+    Mutant(
+        "mmm/dense/relative_bias.py",
+        "(2 * width - 1) + apart[1] + width - 1",
+        "(2 * width - 2) + apart[1] + width - 1",
+        "dense/test_segmenter.py -k share_a_bias",
+    ),
+    Mutant(
+        "mmm/data/annotated/objects.py",
+        "self.size[1] - placed[:, 0::2].flip(1)",
+        "self.size[1] - placed[:, 0::2]",
+        "dense/test_detector.py -k follow_their_images",
+    ),
+    Mutant(
+        "mmm/dense/windows.py",
+        ".unflatten(3, (window, window)).transpose(2, 3)",
+        ".unflatten(3, (window, window)).transpose(3, 4)",
+        "dense/test_detector.py -k do_not_see_each_other",
+    ),
+    Mutant(
+        "mmm/evaluate/dense/propagation.py",
+        "weight = value.softmax(1)",
+        "weight = torch.ones_like(value) / value.shape[1]",
+        "dense/test_depth_and_propagation.py -k weighed_over_all",
+    ),
 ]
 
 

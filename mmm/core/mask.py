@@ -25,7 +25,8 @@ class Mask:
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
         weight: float (kmB, Q), what the loss of each prediction is multiplied by before the mean (0 for padding), or None: 1. A
             function of each sample alone, so that a batch may be computed in parts.
-        echo: how many of the predicted tokens, the last ones of each row, are visible: predicted at their own places (V-JEPA 2.1).
+        echo: E, how many of the predicted tokens, the last ones of each row, are visible: the first E of `visible`, in its order,
+            which are predicted at their own places (V-JEPA 2.1).
         also: further masks of the same samples, with numbers of their own (V-JEPA's second family).
 
     Raises:
@@ -64,6 +65,8 @@ class Mask:
             raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
         if not 0 <= self.echo <= self.predict.shape[1]:
             raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
+        if self.echo > self.visible.shape[1]:
+            raise ValueError(f"echo {self.echo} is more than the {self.visible.shape[1]} tokens that are visible")
         if any(mask.also for mask in self.also):
             raise ValueError("a mask of mask.also has masks of its own; put all of them into one tuple")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +20,15 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.mixture import Mixture
-from mmm.data.loading.loader import prepare
+from mmm.data.loading.loader import eval_batches, prepare
+from mmm.evaluate.features.table import choose
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
+from mmm.train.distributed.fsdp import DDP, is_sharded
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
+from mmm.weights.fit import Inflation
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
@@ -100,24 +105,26 @@ class MaskedObjective:
 
     Args:
         streams: the sources, in the order of the run's `Mixture`.
-        tokenizer: the model's, which computes the grid.
+        model: the whole one, which draws the masks.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
-    def __init__(self, streams: list[DataStream], tokenizer: Any, device: torch.device, steps: int) -> None:
-        self.streams, self.tokenizer, self.device, self.steps = streams, tokenizer, device, steps
+    def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
+        self.streams, self.model, self.device, self.steps = streams, model, device, steps
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """The mean loss of a micro-batch times the weight of its source, ()."""
         stream, batch = self.streams[batch.source], batch.to(self.device)
         x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
-        mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
+        mask = self.model.draw_masks(x, batch.keys, masker=stream.masker, step=step, steps=self.steps)
         return model(x, mask=mask).loss * stream.weight
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
         """Lets targets that look across the batch ask all processes, which must train in step from now on."""
+        if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
+            raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
         for part in model.modules():
             if isinstance(part, Target):
                 part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
@@ -125,8 +132,9 @@ class MaskedObjective:
     def count_tokens(self, seed: int) -> dict[str, int]:
         """Tokens of a sample of the first source, by what becomes of them."""
         stream = self.streams[0]
-        grid = self.tokenizer.grid_of(stream.data.size)
-        mask = stream.masker(sample_keys(seed, 0, 0), grid)
+        grid = self.model.tokenizer.grid_of(stream.data.size)
+        scores = {"scores": torch.ones(1, math.prod(grid))} if stream.masker.needs_scores else {}
+        mask = stream.masker(sample_keys(seed, 0, 0), grid, **scores)
         return {
             "of a sample": math.prod(grid),
             "seen by the encoder": mask.visible.shape[1],
@@ -134,11 +142,24 @@ class MaskedObjective:
         }
 
 
-def initialise(model: MaskedModel, weights: str | None) -> None:
-    """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
-    copied = set() if weights is None else initialise_from(model, weights)
-    if "target" not in copied:
-        model.target.begin(model, load)
+def initialise(
+    model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device, inflate: Inflation | None = None
+) -> None:
+    """Starts from weights, if any are given, and lets the target begin, alike on all processes."""
+    from accelerate.utils import broadcast
+
+    copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)
+    model.target.begin(model, load, None if "target" in copied else partial(read_samples, stream, device))
+    for value in model.target.buffers():
+        value.copy_(broadcast(value.to(device)))
+
+
+def read_samples(stream: DataStream, device: torch.device, count: int) -> Iterator[Tensor]:
+    """Yields so many training samples, chosen by key, in batches as a model takes them; middle crops."""
+    part = choose(stream.samples, count)
+    for batch in eval_batches(part, part.config, batch_size=64):
+        if len(batch):
+            yield prepare(batch.to(device), part.config, train=False)
 
 
 def fingerprints(model: MaskedModel, streams: list[DataStream], plan: Plan) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from mmm.core.checks import arms
 from mmm.core.mask import Mask
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
-from mmm.maskers import MaskerConfig, maskers
+from mmm.maskers import MaskerConfig, mask_from_pixels, maskers
 
-APART = ("ratio", "predict", "blank")  # the page has a control of its own for the ratio, and all hidden tokens are predicted
+# the page has a control of its own for the ratio, and shows one mask, of which all hidden tokens are predicted
+APART = ("ratio", "ratio_end", "predict", "running_cell", "predict_visible", "masks", "blank")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,9 @@ class Drawing:
         Raises:
             ValueError: nothing is hidden, or everything is.
         """
+        if not self.drawn:
+            return mask_from_pixels(self.hidden.view(self.grid), self.grid, blank=blank)
         hidden = self.hidden.nonzero()[:, 0]
-        if not len(hidden):
-            raise ValueError("nothing is hidden yet; paint over the picture, or draw a mask")
-        if not len(self.visible):
-            raise ValueError("everything is hidden; leave at least one token to see")
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
     def fitted(self, grid: Grid) -> Drawing:
@@ -79,24 +78,27 @@ def painted(hidden: Tensor) -> Drawing:
     return Drawing(tuple(hidden.shape), (~hidden).flatten().nonzero()[:, 0])
 
 
-def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = False) -> Drawing:
+def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = False, scores: Tensor | None = None) -> Drawing:
     """Draws a mask as `mmm reconstruct --mask_seed SEED` does for the first sample of a source.
 
     Args:
         config: of the masker.
         grid: (H', W') or (T', H', W').
         frame_by_frame: draw each frame of the grid on its own, as if it was an image.
+        scores: (1, N), for a masker that needs them.
 
     Raises:
         ValueError: the masker cannot draw for this grid.
     """
     masker = maskers.build(config)
     if frame_by_frame and len(grid) == 3:
+        if masker.needs_scores:
+            raise ValueError(f"masker {config.name} looks at the whole clip, so it cannot draw frame by frame")
         keys = sample_keys(seed, 0, torch.arange(grid[0]))
         visible = _first(masker(keys, grid[1:]), grid[0])  # (T', V)
         hidden = torch.ones(grid[0], math.prod(grid[1:]), dtype=torch.bool).scatter(1, visible, False)
         return Drawing(grid, (~hidden).flatten().nonzero()[:, 0], drawn=True)
-    visible = _first(masker(sample_keys(seed, 0, torch.arange(1)), grid), 1)
+    visible = _first(masker(sample_keys(seed, 0, torch.arange(1)), grid, scores=scores), 1)
     return Drawing((1, *grid)[-3:], visible[0], drawn=True)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
 from mmm.data import open_data
 from mmm.evaluate.features.retrieval import FeatureIndex, nearest, samples
@@ -28,6 +29,7 @@ from mmm.evaluate.reconstruction.baselines import BASELINES, to_unit
 from mmm.evaluate.reconstruction.gallery import GIVEN, OWN, why_not
 from mmm.evaluate.reconstruction.reconstruct import Reconstruction, psnr, reconstruct_masked
 from mmm.layers.transformer import SelfAttention
+from mmm.maskers import maskers
 from mmm.model import MaskedModel
 from mmm.play.inside import Inside, look_inside
 from mmm.play.masks import Drawing, config_of, draw, painted
@@ -105,7 +107,7 @@ class Player:
             visit = self.visit(session)
             visit.sample, visit.token, visit.prepared, visit.inside = sample, None, {name: x}, OrderedDict()
             if visit.drawing is None:
-                visit.drawing = _own_drawing(model, model.tokenizer.grid(x))
+                visit.drawing = _own_drawing(model, x)
             return self.board(session, name)
 
     def board(self, session: str, name: str) -> Value:
@@ -121,7 +123,7 @@ class Player:
                 "frames": len(frames),
                 "size": list(frames.shape[1:3]),
                 "picture": to_png(frames),
-                "hidden": _as_text(self._drawing(visit, model, grid).hidden),
+                "hidden": _as_text(self._drawing(visit, grid).hidden),
                 "token": self._token(visit, grid),
             }
 
@@ -148,8 +150,12 @@ class Player:
         """Draws the mask by a registered masker, and returns the board."""
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
-            grid = model.tokenizer.grid(self._prepared(visit, name))
-            visit.drawing = draw(config_of(masker, ratio, options), grid, seed, frame_by_frame=frame_by_frame)
+            x, config = self._prepared(visit, name), config_of(masker, ratio, options)
+            grid, scores = model.tokenizer.grid(x), None
+            if maskers[masker].needs_scores:
+                with inference(model):
+                    scores = model.target.scores(x, model.tokenizer.split(x), grid)
+            visit.drawing = draw(config, grid, seed, frame_by_frame=frame_by_frame, scores=scores)
             return self.board(session, name)
 
     # --- reconstructions -----------------------------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ class Player:
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
             x = self._prepared(visit, name)
-            mask = self._drawing(visit, model, self._grid(visit, name)).mask(model.masker.config.blank)
+            mask = self._drawing(visit, self._grid(visit, name)).mask(model.masker.config.blank)
             with inference(model):
                 return reconstruct_masked(model, x.to(self.models.device), _data(model), mask.to(self.models.device))
 
@@ -239,9 +245,7 @@ class Player:
                 which = "mean of all heads" if head is None else f"head {head}"
                 title = f"where it looks: block {block}, {which}"
                 panels.append(_panel(heat(picture, weights / weights.max(), grid, chosen), title, ""))
-                notes.append(
-                    f"Attention to the tokens of the grid is {weights.sum():.0%} of all; the brightest gets {weights.max():.1%}."
-                )
+                notes.append(f"The grid's tokens get {weights.sum():.0%} of its attention, the brightest {weights.max():.1%}.")
             else:
                 notes.append("This encoder has no self-attention of a known kind, so there is none to show.")
             similar = found.similarity(chosen)
@@ -284,8 +288,9 @@ class Player:
         """Returns the model's grid of the sample, (T', H', W')."""
         return (1, *self.models.load(name).tokenizer.grid(self._prepared(visit, name)))[-3:]
 
-    def _drawing(self, visit: Visit, model: MaskedModel, grid: Grid) -> Drawing:
-        return _own_drawing(model, grid) if visit.drawing is None else visit.drawing.fitted(grid)
+    def _drawing(self, visit: Visit, grid: Grid) -> Drawing:
+        assert visit.drawing is not None  # it came with the picture
+        return visit.drawing.fitted(grid)
 
     def _token(self, visit: Visit, grid: Grid) -> int | None:
         """Returns the clicked token, carried over from the grid on which it was clicked."""
@@ -358,10 +363,11 @@ def _original(model: MaskedModel, x: Tensor) -> Tensor:
     return model.tokenizer.join(to_unit(model.tokenizer.split(x), _data(model)), model.tokenizer.grid(x))
 
 
-def _own_drawing(model: MaskedModel, grid: Grid) -> Drawing:
-    """Returns the first mask of the model's own masker."""
-    shape = grid if len(model.tokenizer.grid_of(_data(model).size)) == 3 else grid[-2:]
-    return draw(model.masker.config, shape, 0)
+def _own_drawing(model: MaskedModel, x: Tensor) -> Drawing:
+    """Returns the first mask of the model's own masker for an input, (1, C, s...)."""
+    with inference(model):
+        mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(1)))
+    return Drawing((1, *model.tokenizer.grid(x))[-3:], mask.visible[0], drawn=True)
 
 
 def _data(model: MaskedModel) -> Any:

@@ -159,7 +159,7 @@ def test_a_norm() -> None:
 def test_a_model_learns_the_same_in_bf16(build: Callable[..., MaskedModel]) -> None:
     model = build()
     x = torch.randn(4, 3, 16, 16)
-    mask = model.draw_mask(len(x), model.tokenizer.grid(x), x.device)
+    mask = model.draw_masks(x)
     weights = [w for w in model.parameters() if w.requires_grad]
     losses, gradients = [], []
     for enabled in (False, True):
@@ -250,7 +250,7 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
     reset_accelerate()
     config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="bf16", compile=True)
     model, x = build(size=(16, 16)), torch.randn(2, 3, 16, 16)
-    mask, names = model.draw_mask(2, (4, 4), x.device), list(model.state_dict())
+    mask, names = model.draw_masks(x), list(model.state_dict())
     with autocast():
         expected = model(x, mask=mask).loss
     training = Training.prepare(start(config), model, make_optimizer(model, config), identity={})

@@ -55,7 +55,7 @@ def test_every_readable_image_once_and_in_order(build: Build, photographs: Image
 
 
 def test_nothing_readable_is_an_error(build: Build, photographs: Images) -> None:
-    with pytest.raises(ValueError, match="not one of the images of train"):
+    with pytest.raises(ValueError, match="none of the images of train"):
         extract_features(photographs.subset(torch.tensor([2, 7])), {"raw": raw_pixels}, device="cpu")
 
 
@@ -110,7 +110,7 @@ def test_images_without_labels_are_said(real_data: Path, build: Build, tmp_path:
     flat = open_images(ImagesConfig(source=str(tmp_path), image_size=(12, 16), holdout=0.0, workers=0), "train")
     with pytest.raises(ValueError, match="no labels"):
         evaluate_features({"trained": build()}, flat, flat, FeatureEvalConfig(), device="cpu")
-    with pytest.raises(ValueError, match="k 0 must be at least 1"):
+    with pytest.raises(ValueError, match="--k 0 is not a whole number of at least 1"):
         FeatureEvalConfig(k=0)
 
 

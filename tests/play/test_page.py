@@ -210,7 +210,7 @@ def test_options_of_a_masker(page: Any, served: Any) -> None:
 
 def test_painting(page: Any, served: Any) -> None:
     settled(page, lambda: page.get_by_role("button", name="Show all").click())
-    assert "nothing is hidden" in page.inner_text("#status")
+    assert "hide 0 of 64 tokens" in page.inner_text("#status")
     settled(page, lambda: drag(page, (0.06, 0.06), (0.94, 0.06)))
     assert hidden(page, served[1])[0].nonzero().tolist() == [[0, column] for column in range(8)]
     page.get_by_role("radio", name="Block").click()

@@ -132,7 +132,7 @@ def test_a_painted_mask_is_what_is_hidden(save: Save) -> None:
     assert [panel["group"] for panel in view["panels"]] == ["a"] * 4 + ["b"] * 4
     assert table.count('scope="col"') == 2
     assert board["picture"] == player.board("me", "a")["picture"]
-    for wrong, why in (("1" * 64, "everything is hidden"), ("0" * 64, "nothing is hidden"), ("01", "another picture")):
+    for wrong, why in (("1" * 64, "hide 64 of 64"), ("0" * 64, "hide 0 of 64"), ("01", "another picture")):
         with pytest.raises(ValueError, match=why):
             (player.paint("me", "a", wrong), player.show("me", ["a"]))
 
@@ -164,7 +164,7 @@ def test_maskers_draw_as_they_do_elsewhere() -> None:
 def test_every_masker_has_its_options_on_the_page(name: str) -> None:
     options = options_of(name)
     assert all(option.text for option in options)
-    assert {"ratio", "predict"}.isdisjoint(option.name for option in options)
+    assert {"ratio", "predict", "masks"}.isdisjoint(option.name for option in options)
     texts = {option.name: "none" if option.value is None else option.value for option in options}
     assert config_of(name, None, texts) == maskers[name].Config()
 

@@ -90,4 +90,4 @@ def test_a_part_of_many_inputs_is_chosen_once_and_for_all() -> None:
 def test_a_wrong_number_of_samples_is_refused(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["stats", "builtin:photographs", "--samples", "0"])
-    assert "samples 0: give at least 1" in capsys.readouterr().err
+    assert "--samples 0 is not a whole number of at least 1" in capsys.readouterr().err

@@ -77,12 +77,13 @@ class Batch:
     Attributes:
         pixels: uint8 (B, C, ..., h, w); empty before `to` where the crops are deferred.
         keys: the source of all random numbers of a sample, int64 (B,).
-        index: of the samples in the data set, int64 (B,); of the substitute where an input was replaced.
+        index: indices of the samples in the data set, int64 (B,). A replaced input has the index of its substitute.
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
         deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
         source: which of several sources the samples are of.
+        targets: what is to be predicted of each sample, where the data set has more than labels (objects); stays on the CPU.
     """
 
     pixels: Tensor
@@ -93,6 +94,7 @@ class Batch:
     problems: list[Problem]
     deferred: PackedCrops | None = None
     source: int = 0
+    targets: tuple[dict[str, Tensor], ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -175,7 +177,9 @@ class _Views(Dataset[Batch]):
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
-            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source)
+            made = getattr(self.samples, "targets", None)  # of data sets with objects
+            targets = () if made is None else made(index, keys.flatten(), self.train)
+            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source, targets=targets)
         nothing = torch.empty(0, dtype=torch.uint8)
         return Batch(nothing, keys.flatten(), index, epoch, labels, problems, views.pack(), self.source)
 
@@ -211,10 +215,10 @@ def train_batches(
 
     Args:
         samples: the data set.
-        config: of the data; only the numbers of workers and views are read here.
-        seed: of the run.
+        config: config of the data; only the numbers of workers and views are read here.
+        seed: random seed of the run.
         batch_size: samples of a micro-batch of one process.
-        steps: of the whole run; steps - start_step are yielded.
+        steps: number of updates of the whole run; steps - start_step are yielded.
         start_step: the first step.
         accumulation: micro-batches per step and process.
         world, rank: number of processes, and the number of this one.
@@ -247,7 +251,7 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
 
     Args:
         samples: the data set.
-        config: of the data; only the numbers of workers and views are read here.
+        config: config of the data; only the numbers of workers and views are read here.
         batch_size: samples, of which an input gives V; the last batch may be smaller.
         world, rank: number of processes, and the number of this one.
     """

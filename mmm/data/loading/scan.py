@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_pool import load
+from mmm.data.loading.worker_pool import cores, load
 
 PREFETCH = 8  # inputs that wait for a worker: they take unequal times, and results come in order
 
@@ -49,11 +48,6 @@ class _Inputs(Dataset[Any]):
             return Finding(self.name(index), None, self.work(index))
         except Unreadable as error:
             return Finding(self.name(index), str(error), {})
-
-
-def cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_inputs(

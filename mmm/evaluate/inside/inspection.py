@@ -1,6 +1,6 @@
-"""All measures of one model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
+"""Measures a model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
 
-An encoder without a decoder, or a target whose predictions are not pixels, has the measures that apply to it.
+For an encoder without a decoder, or a target other than pixels, only the applicable measures are computed.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens, D width, h heads, K keys, Q predicted tokens.
 """
@@ -8,24 +8,23 @@ Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
-from mmm.core.tokens import take
+from mmm.core.tokens import repeat_rows, take
 from mmm.core.types import Input
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
+from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
-from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, nearest_visible
+from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, reconstruct
 from mmm.layers.transformer import SelfAttention
-from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
 RATIOS = (0.5, 0.75, 0.9)
@@ -75,7 +74,8 @@ class Inspection:
         self.attention: dict[str, list[Mean]] = {name: [] for name in ("distance", "tokens_read", "effective_rank", "prefix_share")}
         self.even: float | None = None
         self.decoder, self.rings = DecoderAttention(), [Mean(), Mean()]
-        self.by_distance, self.by_frequency = ErrorByDistance(), ErrorByFrequency()
+        self.by_distance, self.by_frequency, self.by_motion = ErrorByDistance(), ErrorByFrequency(), ErrorByMotion()
+        self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
 
     @property
@@ -84,7 +84,7 @@ class Inspection:
         return self.model.decoder is not None and hasattr(self.model.target, "show")
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Returns what enters the first block and each block's output, (B, R + N, D) each, without a mask."""
+        """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask."""
         depth = self.model.encoder.shape.depth
         features = self.model.encoder(
             self.model.tokenizer.split(x), self.model.tokenizer.grid(x), None, blocks=tuple(range(depth + 1))
@@ -135,7 +135,7 @@ class Inspection:
         for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
             mean.add(value, len(x))
         blocks = _blocks(self.model.encoder)
-        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # other blocks need the places of their tokens, too
+        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # rotary blocks also need positions
             gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]
             self.gain.add(torch.tensor(gains), len(x))
         tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
@@ -143,18 +143,20 @@ class Inspection:
         return pooled
 
     def _decoder(self, x: Tensor, keys: Tensor) -> None:
-        """Measures where predicted tokens look, with a mask as in training."""
+        """Measures to which tokens the predicted tokens attend, with a mask as in training."""
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
-        mask = self.model.masker(keys, grid)
+        mask = self.model.draw_masks(x, keys)
         features = self.model.encoder(patches, grid, mask)
         assert self.model.decoder is not None
+        if fusion_of(self.model.decoder) is not None:
+            self.maps.add(features)
         try:
             self.decoder.add(self.model.decoder, features, mask, grid)
         except ValueError:  # a decoder without attention, a linear one for instance
             return
         places = token_places(grid, (1,) * len(grid)).to(x.device)
-        to = take(places.expand(len(mask.predict), *places.shape), mask.predict)  # (B, Q, a)
-        visible = take(places.expand(len(mask.predict), *places.shape), mask.visible)  # (B, V, a)
+        to = take(places[None], mask.predict)  # (kmB, Q, a)
+        visible = repeat_rows(take(places[None], mask.visible), len(mask.predict))  # (kmB, V, a)
 
         def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weights = attention_weights(layer, inputs, mask.predict.shape[1])  # (B, h, Q, K)
@@ -178,10 +180,13 @@ class Inspection:
         difference = self.model.tokenizer.split((own.pasted - own.original).to(x.device))  # (B, N, P)
         error = take(difference, mask.predict).square().mean(-1)  # (B, Q)
         self.by_distance.add(error, nearest_visible(mask, token_places(grid, (1,) * len(grid)).to(x.device)))
+        if x.dim() == 5 and x.shape[2] > 1:
+            motion = token_motion(own.original.to(x.device), self.model.tokenizer.split)  # (B, N)
+            self.by_motion.add(error, take(motion, mask.predict))
         masker = self.model.masker
         for ratio in RATIOS:
             try:
-                self.model.masker = maskers.build(replace(masker.config, ratio=ratio, predict=None)).to(x.device)
+                self.model.masker = masker.with_ratio(ratio)
                 self.by_ratio.setdefault(ratio, HiddenError()).add([reconstruct(self.model, x, self.data, keys)])
             finally:
                 self.model.masker = masker
@@ -209,10 +214,14 @@ class Inspection:
             found["decoder"] = self.decoder.result() | {
                 "rings": [{"up_to": end, "share": s, "even": e} for end, s, e in zip(ends, *rings, strict=True)] if rings[0] else []
             }
+        fusion = None if self.model.decoder is None else fusion_of(self.model.decoder)
+        if fusion is not None and self.maps.samples:
+            found["fusion"] = fusion_weights(fusion, self.maps)
         if self.by_ratio:
             found["errors"] = {
                 "by_distance": self.by_distance.result(),
                 "by_frequency": self.by_frequency.result(),
+                "by_motion": self.by_motion.result() if self.by_motion.counts.sum() else [],
                 "psnr_by_ratio": {str(ratio): error.psnr() for ratio, error in self.by_ratio.items()},
             }
         return found

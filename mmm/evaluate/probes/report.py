@@ -1,4 +1,4 @@
-"""Results of a probe: result.json, with the protocol of each number in it, and a few lines of text."""
+"""Results of a probe: result.json, with the protocol of each number, and a few lines of text."""
 
 from __future__ import annotations
 
@@ -7,72 +7,48 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmm.config.serialize import to_dict
-from mmm.data import Clips, ClipsConfig, Images
 from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup
-from mmm.evaluate.protocol import EvaluationProtocol, SplitProtocol, sampling_of
+from mmm.evaluate.protocol import evaluation_protocol
 from mmm.evaluate.run_results import record
 from mmm.train.config import identity
 from mmm.train.distributed.setup import precision_of
-from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 
 RESULT = "result.json"
 
 
-def protocol_of(
-    task: str, config: ProbeConfig, setup: ProbeSetup, *, head: Mapping[str, Any], schedule: Mapping[str, Any], weights: str
-) -> EvaluationProtocol:
-    """The protocol of a probe.
-
-    Args:
-        task: for instance linear_probe.
-        head: how what was trained was made.
-        schedule: how it was trained.
-        weights: fingerprint of the encoder.
-    """
-    data, code = setup.data, describe_environment(setup.accelerator)
-    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
-
-    def part(samples: Images | Clips) -> SplitProtocol:
-        return SplitProtocol.of(samples, setup.classes)
-
-    return EvaluationProtocol(
-        task=task,
-        source=str(data.source),
-        train=part(setup.train),
-        validation=None if setup.validation is None else part(setup.validation),
-        test=part(setup.test),
-        size=data.size,
-        mean=data.mean,
-        std=data.std,
-        sampling=sampling_of(data),
-        views=data.views,
-        clips=clips,
-        crops=crops,
-        pool=to_dict(config.pool),
-        head=head,
-        schedule=schedule,
-        precision=precision_of(setup.accelerator),
-        model=str(config.model),
-        step=setup.loaded.step,
-        weights=weights,
-        mmm=code["mmm"],
-        commit=code["commit"],
+def protocol_of(config: ProbeConfig, setup: ProbeSetup, *, weights: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the protocol of a probe; see `mmm.evaluate.protocol.evaluation_protocol`."""
+    return evaluation_protocol(
+        setup.accelerator,
+        setup.data,
+        train=setup.train,
+        validation=setup.validation,
+        test=setup.test,
+        classes=setup.classes,
+        conditions={
+            "pool": to_dict(config.pool),
+            "precision": precision_of(setup.accelerator),
+            "model": str(config.model),
+            "step": setup.loaded.step,
+            "weights": weights,
+            **conditions,
+        },
     )
 
 
 def schedule_of(config: ProbeConfig) -> dict[str, Any]:
-    """How heads were trained by gradient, without what changes how often and not what."""
+    """Returns the options of the training of heads that change its result."""
     momentum = {"momentum": config.momentum} if config.optimizer == "lars" else {}
     chosen = {"optimizer": config.optimizer, "rates": list(config.rates), "seed": config.seed} | momentum
     return chosen | {name: value for name, value in identity({"train": to_dict(config.train)}).items() if name != "train.precision"}
 
 
 def write_result(folder: RunFolder, task: str, setup: ProbeSetup, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Writes the results of a probe, by method, into its run's folder, and beside the pretraining run's other evaluations.
+    """Writes the results of a probe by method into its run folder, and appends them to the evaluations of the pretraining run.
 
     Returns:
-        `run`, the folder; `classes`, their names; and what was found, by method.
+        `run`, the folder; `classes`, their names; and the results by method.
     """
     result = {"run": str(folder.path), "classes": setup.names} | found
     if setup.accelerator.is_main_process:
@@ -84,7 +60,7 @@ def write_result(folder: RunFolder, task: str, setup: ProbeSetup, found: dict[st
 
 
 def format_probe(found: Mapping[str, Any]) -> str:
-    """The scores of a probe, whichever its methods, as text."""
+    """Returns the scores of a probe as text."""
     lines = []
     for method in [name for name in ("trained", "exact") if name in found]:
         scores = found[method]
@@ -99,7 +75,7 @@ def format_probe(found: Mapping[str, Any]) -> str:
 
 
 def _tried(tried: Mapping[str, Any]) -> str:
-    """One line: a setting, and how it did on the samples that choose and on the test part."""
+    """Returns one line: a setting, with its accuracy on the held-back samples and on the test samples."""
     name = f"learning rate {tried['learning_rate']:.3g}" if "learning_rate" in tried else f"penalty {tried['penalty']:g}"
     named = {"held_back": "held back", "test": "test"}
     parts = [f"{words} {tried[part]['top1']:.2%}" for part, words in named.items() if part in tried]
