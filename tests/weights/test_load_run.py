@@ -236,12 +236,12 @@ def test_initialise_warns_of_unusual_heads(tmp_path: Path, caplog: pytest.LogCap
     model = make(config, seed=1)
     save_file(to_mae(model), tmp_path / "mae.safetensors")
     initialise_from(model, tmp_path / "mae.safetensors")
-    assert "published for a width of 192 are 3, not {4}" in caplog.text
+    assert "models of width 192 have 3, not {4}" in caplog.text
 
 
 def test_initialise_needs_an_encoder(tmp_path: Path) -> None:
     write(tmp_path / "run")
-    with pytest.raises(ValueError, match="without an encoder: it has weight, bias"):
+    with pytest.raises(ValueError, match="has no encoder: it has weight, bias"):
         initialise_from(torch.nn.Linear(2, 2), tmp_path / "run")
 
 
