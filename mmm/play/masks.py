@@ -134,7 +134,7 @@ def options_of(name: str) -> list[Option]:
     for own in fields(config):
         if own.name not in APART:
             choices = [str(choice) for arm in arms(hints[own.name]) if get_origin(arm) is Literal for choice in get_args(arm)]
-            text = re.split(r"(?<=[.;])\s", texts.get(own.name, ""))[0]
+            text = re.split(r"(?<=\.)\s", texts.get(own.name, ""))[0]
             found.append(Option(own.name, text.rstrip(";."), values[own.name], tuple(choices)))
     return found
 
