@@ -601,6 +601,25 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant(
+        "mmm/decoders/self_attention.py",
+        "repeat_rows(features.where, rows), asked",
+        "repeat_rows(features.where, rows), asked.flip(1)",
+        "core/test_predictors.py -k transformers",
+    ),
+    Mutant(
+        "mmm/decoders/self_attention.py",
+        "self.prefix : self.prefix + mask.echo",
+        ": mask.echo",
+        "core/test_predictors.py -k head_of_their_own",
+    ),
+    Mutant(
+        "mmm/decoders/convolution.py",
+        "if made.shape == x.shape else made",
+        "if False else made",
+        "core/test_predictors.py -k data2vec",
+    ),
+    Mutant("mmm/decoders/linear.py", "self.level_norm(take(", "(take(", "core/test_predictors.py -k several_blocks"),
     Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
     Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
