@@ -19,7 +19,8 @@ from mmm.weights.load import load_masked
 
 logger = logging.getLogger(__name__)
 
-UNUSED = {"mask_token", "norm.weight", "norm.bias"}  # weights that the encoder of a classifier does not have
+# weights that the encoder of a classifier does not have
+UNUSED = {"mask_token", "norm.weight", "norm.bias", "expand.weight", "expand.bias"}
 
 
 def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
