@@ -111,6 +111,8 @@ class MaskedModel(Pretrained, nn.Module):
         required = config.decoder.required_features(shape)
         if required.hidden and not (config.masker.blank or config.masker.echoes_only):
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
+        if config.masker.unit % shape.unit:
+            raise ValueError(f"encoder.name {config.encoder.name} has units of {shape.unit} x {shape.unit} tokens; set masker.unit")
         if not required.last and shape.depth not in required.blocks:  # what nobody reads gets no gradient, and DDP waits for it
             raise ValueError(f"decoder.fusion_blocks leave out the encoder's last block, {shape.depth}; add it")
         encoder = encoders.build(
@@ -172,7 +174,7 @@ class MaskedModel(Pretrained, nn.Module):
         Args:
             x: as `encode` takes it.
             ratio: fraction of all tokens that is hidden. None: the masker's own.
-            seed: of the masks.
+            seed: random seed of the masks.
 
         Returns:
             `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.

@@ -42,7 +42,7 @@ class Transform:
         """Prepares samples of this size and normalisation.
 
         Args:
-            data: of the model.
+            data: properties of the model's samples.
             training: random resized crops and horizontal flips instead of the middle crop of evaluation.
         """
         self.data, self.training = data, training

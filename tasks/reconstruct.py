@@ -1,6 +1,6 @@
-"""Draw what a model makes of the tokens that it does not see, and measure it: a PNG grid and the PSNR of hidden tokens.
+"""Draw the predictions of a model for hidden tokens in a PNG grid, and measure their PSNR.
 
-Of clips the grid shows frames over time, and beside it lie the same clips as an animated WebP and as an MP4.
+For clips the grid shows frames over time, and the clips are also written as an animated WebP and as an MP4.
 
 mmm reconstruct runs/pretrain-1
 mmm reconstruct runs/pretrain-1 --source my_photographs --ratio 0.9 --samples 4
@@ -25,24 +25,24 @@ POSITIONAL = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(GalleryConfig, LoadedModelConfig):
-    """Show reconstructions."""
+    """Draw and measure reconstructions."""
 
     batch_size: int = 64
-    """Images that the model gets at once."""
+    """Samples that the model gets at once."""
 
     ratio: float | None = None
     """Fraction of tokens to hide; None: as in training."""
 
     norm_pix: bool | None = None
-    """For published weights, whether they predict standardised patches, which their file does not say."""
+    """Whether published weights predict standardised patches, which their file does not state."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; None: in the run's pictures, named by what of the data or
-    the ratio is not the run's own; in this folder where the model is no run's."""
+    """PNG file to write; for clips also .webp and .mp4 files. None: a file in `pictures` of the run folder, whose name contains
+    changed options, or in the working directory for weights without a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Draws the grid, prints the figures and records them."""
+    """Draws the grid, prints the results and records them."""
     loaded = load_model(config, norm_pix=config.norm_pix)
     model = _remasked(loaded.trained or loaded.untrained, config.ratio)
     shown, changes = open_shown(config, loaded.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
@@ -62,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
-    """The model with another share of its tokens hidden, and all of these predicted."""
+    """Returns the model with another share of hidden tokens, all of which are predicted."""
     if ratio is not None:
         model.masker = model.masker.with_ratio(ratio)
     return model

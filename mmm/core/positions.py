@@ -91,7 +91,7 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Position
         table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
         home, grid: the grid that the table is for, and the one that is asked for.
         prefix: number of prefix tokens.
-        kind: of the table.
+        kind: kind of the table.
         resize: how positions for another grid are obtained.
 
     Returns:

@@ -70,9 +70,9 @@ def sample_keys(
     """The keys of samples, from which all their randomness comes.
 
     Args:
-        seed: of the run.
+        seed: random seed of the run.
         epoch: how many times the data set was passed before, () or (B,).
-        index: of each sample in its data set, () or (B,).
+        index: index of each sample in its data set, () or (B,).
         source: which data set, where a run mixes several.
         repeat: which of several draws of one decoded sample.
 

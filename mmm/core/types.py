@@ -41,9 +41,9 @@ class Input:
     """Properties of the data that the parts are built for.
 
     Attributes:
-        size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
-        channels: of a pixel.
-        mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+        size: size of a sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
+        channels: number of channels.
+        mean, std: values of each channel by which samples are normalised, in units of [0, 1].
         stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
@@ -76,7 +76,7 @@ class Features:
         last: (B, R + M, D), after the final norm where the encoder has one.
         prefix: R, the number of leading tokens that stand nowhere on the grid: class tokens, then registers.
         where: int64 (B, M) or, without a mask, (1, M): which token of the grid each one is.
-        blocks: of the blocks that were asked for, their outputs, (B, R + M, D) each; 0 is what enters the first block.
+        blocks: outputs of the requested blocks, (B, R + M, D) each; 0 is what enters the first block.
             The values of a hierarchical encoder's are (B, M, a b ... D'): see `Stage`.
         registers: how many of the prefix tokens, the last of them, are registers.
     """
@@ -146,8 +146,9 @@ class Shape:
         depth: the number of blocks.
         prefix: R.
         registers: how many of the prefix tokens, the last of them, are registers.
-        stages: of a hierarchical encoder; none: all blocks have tokens of the output's size and width.
+        stages: stages of a hierarchical encoder. Empty: all blocks have tokens of the output's size and width.
         whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
+        unit: the side of the squares of tokens that masks must not cut.
     """
 
     width: int
@@ -156,6 +157,7 @@ class Shape:
     registers: int = 0
     stages: tuple[Stage, ...] = ()
     whole: bool = False
+    unit: int = 1
 
     @property
     def class_tokens(self) -> int:

@@ -27,7 +27,7 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
 
     Args:
         path: as `mmm.load` takes it.
-        data: of the samples to fine-tune on.
+        data: properties of the samples to fine-tune on.
 
     Raises:
         ValueError: where it cannot be read, or where a run says that its pixels were others.
@@ -71,7 +71,7 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
 
     Args:
         model: pretrained.
-        data: of the samples to fine-tune on; a size other than the pretraining's is fine.
+        data: properties of the samples to fine-tune on. Their size may differ from that of pretraining.
         drop_path: rate of stochastic depth in the last block.
         last_norm: whether the norm after the last block is kept; one that the model lacks starts afresh.
 

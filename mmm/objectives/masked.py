@@ -28,6 +28,7 @@ from mmm.targets import Target
 from mmm.train.distributed.fsdp import DDP, is_sharded
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
+from mmm.weights.fit import Inflation
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
@@ -106,7 +107,7 @@ class MaskedObjective:
         streams: the sources, in the order of the run's `Mixture`.
         model: the whole one, which draws the masks.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
     def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
@@ -141,11 +142,13 @@ class MaskedObjective:
         }
 
 
-def initialise(model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device) -> None:
+def initialise(
+    model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device, inflate: Inflation | None = None
+) -> None:
     """Starts from weights, if any are given, and lets the target begin, alike on all processes."""
     from accelerate.utils import broadcast
 
-    copied = set() if weights is None else initialise_from(model, weights)
+    copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)
     model.target.begin(model, load, None if "target" in copied else partial(read_samples, stream, device))
     for value in model.target.buffers():
         value.copy_(broadcast(value.to(device)))

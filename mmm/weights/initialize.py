@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from mmm.weights.formats import FORMATS, Options
+from mmm.weights.fit import Inflation, fitted_state
+from mmm.weights.formats import FORMATS, Model, Options, Stored
 from mmm.weights.formats.build import HEADS
 from mmm.weights.load import find_stored, read_stored, without_head
 from mmm.weights.matching import match_state_dict, shorten_list
@@ -16,15 +17,17 @@ from mmm.weights.matching import match_state_dict, shorten_list
 logger = logging.getLogger(__name__)
 
 
-def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
-    """Copies weights into a model of the same shape, part by part; `--init` of the command line.
+def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | None = None) -> set[str]:
+    """Copies weights into a model of the same width and depth, part by part; `--init` of the command line.
 
     Encoder, decoder and target are each copied whole or refused. One that only the file or only the model has is left as it is,
-    with a warning: weights of an encoder alone start a model whose decoder starts afresh.
+    with a warning: weights of an encoder alone start a model whose decoder starts afresh. Positions of another grid are resized, as
+    the file's model resizes them; a model of clips starts from one of images if `inflate` says how.
 
     Args:
         model: unwrapped, not inside DDP or a compiled module.
         path: as `load` takes it.
+        inflate: how weights of an image's patch become those of a tube; see `fit`.
 
     Returns:
         The names of the parts that were copied.
@@ -37,14 +40,22 @@ def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
     known = {name: value for name, value in _options_of(model).items() if form is not None and name in form.options}
     if "decoder_heads" in known and not any(name.startswith("decoder") for name in stored.tensors):
         del known["decoder_heads"]
-    source = without_head(read_stored(stored, Options(**known)), str(path))
+    source = without_head(_read(stored, known), str(path))
     own, found = model.state_dict(), source.state_dict()
     parts = {name.split(".")[0] for name in own} & {name.split(".")[0] for name in found}
     if "encoder" not in parts:
         raise ValueError(f"{path} cannot start a model without an encoder: it has {shorten_list(own)}")
+    if inflate is not None and (left := parts - {"encoder"}):
+        parts -= left
+        logger.warning("--inflate: only the encoder of %s is used; %s of images predict other values", path, shorten_list(left))
     refuse_other_heads(model, source, str(path))
     for part in parts:
-        _refuse_other_positions(part, getattr(model, part), getattr(source, part), str(path))
+        mine, theirs = getattr(model, part), getattr(source, part)
+        _refuse_other_positions(part, mine, theirs, str(path))
+        if part in ("encoder", "decoder"):
+            state = fitted_state(mine, theirs, str(path), inflate)
+            found = {name: value for name, value in found.items() if not name.startswith(f"{part}.")}
+            found |= {f"{part}.{name}": value for name, value in state.items()}
     chosen = {name: value for name, value in found.items() if name.split(".")[0] in parts}
     match_state_dict(chosen, {name: value for name, value in own.items() if name.split(".")[0] in parts}, str(path))
     if "heads" in known:
@@ -56,6 +67,24 @@ def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
         if alone:
             logger.warning("--init: only %s has a %s; it was left as it is", where, shorten_list(alone))
     return parts
+
+
+def _read(stored: Stored, options: dict[str, Any]) -> Model:
+    """Returns the model of a file, which may be of another size than the options say.
+
+    Raises:
+        ValueError: it cannot be read at either size.
+    """
+    try:
+        return read_stored(stored, Options(**options))
+    except ValueError as first:
+        other = {name: value for name, value in options.items() if name not in ("image_size", "frames")}
+        if other == options:
+            raise
+        try:
+            return read_stored(stored, Options(**other))
+        except ValueError:
+            raise first from None
 
 
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:

@@ -49,8 +49,8 @@ def load(
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
-        heads: of the encoder, which no file says. None: as published for its width.
-        decoder_heads: of the decoder. None: as published for its width.
+        heads: attention heads of the encoder, which no file states. None: as published for its width.
+        decoder_heads: attention heads of the decoder. None: as published for its width.
         image_size: that the file's positions are for, in pixels: a side, or height and width. None: the square that fits, and 224
             for VideoMAE, whose files hold no positions.
         norm_pix: whether targets were standardised, which no file says. None: they were, as in MAE's `*_full` files. Its

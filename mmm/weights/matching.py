@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -71,8 +72,13 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], names: Names, source: 
     model.load_state_dict(model.state_dict() | weights)
 
 
-def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tensor]:
+def tensors_under(
+    model: nn.Module, names: Names, title: str, choices: Mapping[str, Any] = MappingProxyType(BLOCK_CHOICES)
+) -> dict[str, Tensor]:
     """Returns a model's weights under the names of a format, as views.
+
+    Args:
+        choices: the values that the format stands for, of those choices that no weight shows.
 
     Raises:
         ValueError: naming the weights, or the choices inside a block, for which the format has no place.
@@ -80,7 +86,7 @@ def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tenso
     for module in model.modules():
         config = getattr(module, "config", None)
         kind = getattr(config, "kind", "")
-        for name, usual in BLOCK_CHOICES.items() if kind in ("encoder", "decoder") else ():
+        for name, usual in choices.items() if kind in ("encoder", "decoder") else ():
             value = getattr(config, name, usual)
             if value != usual:
                 raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
@@ -128,7 +134,7 @@ def _allocate(model: nn.Module) -> None:
         assert {name for name, _ in part.named_buffers()} <= part.state_dict().keys(), "a buffer that no file would fill"
         part.to_empty(device="cpu")
         table: Any = getattr(part, "pos_embed", None)
-        if table is not None and part.config.positions == "flat_sine_cosine":  # type: ignore[union-attr]
+        if table is not None and getattr(part.config, "positions", None) == "flat_sine_cosine":
             tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.class_tokens)  # type: ignore[union-attr]
             table.zero_()
             table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()

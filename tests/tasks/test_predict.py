@@ -78,7 +78,7 @@ def test_what_cannot_be_is_said(model: Path, build: Callable[..., MaskedModel], 
     for split in ("train", "val"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "splits" / split / "cat" / "0.png")
-    with pytest.raises(ValueError, match="name the folder or file of one"):
+    with pytest.raises(ValueError, match="give the folder or file of one"):
         run(Config(inputs=(str(model), str(tmp_path / "splits")), device="cpu"))
 
 

@@ -217,7 +217,7 @@ def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pyte
 
 def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu"])
-    assert "put back from the ORIGINAL" in capsys.readouterr().out
+    assert "taken from the ORIGINAL" in capsys.readouterr().out
     found = Record.read(trained).evaluations["reconstruction"]
     assert Path(found["picture"]) == trained / "pictures" / "reconstruction_00000002.png"
     assert Image.open(found["picture"]).format == "PNG"
@@ -295,7 +295,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is not JSON"):
         Record.read(trained)
 
 
@@ -390,7 +390,7 @@ def test_a_variant_that_equals_the_base_counts_once(
     records = [Record.read(path) for path in (runs["75-3"], twin, runs["75-4"], runs["50-3"])]
     groups = compare.group_runs(records)
     assert [[run.path for run in group.runs] for group in groups] == [[runs["75-3"], runs["75-4"]], [runs["50-3"]]]
-    assert f"{twin} has the choices and the seed of {runs['75-3']}" in caplog.text
+    assert f"{twin} has the same options and seed as {runs['75-3']}" in caplog.text
     alone = [group.label for group in compare.group_runs(records[:2])]  # nothing differs: two rows, told apart by their folders
     assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
 
