@@ -138,7 +138,11 @@ class DINOv3Transformers(TransformersViT):
 
     def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
         gated = config.activation == "swiglu"
-        said = {"intermediate_size": config.hidden, "num_register_tokens": config.registers, "rope_theta": TEMPERATURE}
+        said: dict[str, Any] = {
+            "intermediate_size": config.hidden,
+            "num_register_tokens": config.registers,
+            "rope_theta": TEMPERATURE,
+        }
         said |= {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"}
         return said | {"query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": config.bias, "mlp_bias": config.bias}
 
