@@ -168,12 +168,13 @@ class MaskedModel(Pretrained, nn.Module):
         x = self.prepared(x)
         return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
 
-    def reconstruct(self, x: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+    def reconstruct(self, x: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0) -> Reconstruction:
         """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.
 
         Args:
             x: as `encode` takes it.
             ratio: fraction of all tokens that is hidden. None: the masker's own.
+            hidden: instead of drawn masks, pixels to hide, as `mmm.maskers.mask_from_pixels` takes them.
             seed: random seed of the masks.
 
         Returns:
@@ -184,7 +185,7 @@ class MaskedModel(Pretrained, nn.Module):
         """
         from mmm.evaluate.reconstruction.reconstruct import reconstruct_samples
 
-        return reconstruct_samples(self, x, ratio=ratio, seed=seed)
+        return reconstruct_samples(self, x, ratio=ratio, hidden=hidden, seed=seed)
 
     def draw_masks(
         self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1

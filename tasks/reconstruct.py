@@ -4,6 +4,7 @@ For clips the grid shows frames over time, and the clips are also written as an 
 
 mmm reconstruct runs/pretrain-1
 mmm reconstruct runs/pretrain-1 --source my_photographs --ratio 0.9 --samples 4
+mmm reconstruct runs/pretrain-1 --hide painted.png
 mmm reconstruct mae_visualize_vit_base.pth --source /data/imagenet --norm_pix false
 """
 
@@ -14,9 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mmm.data.decode.image import decode_image
+from mmm.data.errors import Unreadable
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_shown
 from mmm.evaluate.reconstruction.gallery import GalleryConfig, format_gallery, make_gallery
-from mmm.model import MaskedModel
+from mmm.evaluate.reconstruction.reconstruct import remasked
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +39,9 @@ class Config(GalleryConfig, LoadedModelConfig):
     ratio: float | None = None
     """Fraction of tokens to hide; None: as in training."""
 
+    hide: str | None = None
+    """Image file whose bright pixels are hidden, of any size, instead of masks that are drawn."""
+
     norm_pix: bool | None = None
     """Whether published weights predict standardised patches, which their file does not state."""
 
@@ -44,8 +53,11 @@ class Config(GalleryConfig, LoadedModelConfig):
 def run(config: Config) -> dict[str, Any]:
     """Draws the grid, prints the results and records them."""
     loaded = load_model(config, norm_pix=config.norm_pix)
-    model = _remasked(loaded.trained or loaded.untrained, config.ratio)
-    shown, changes = open_shown(config, loaded.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
+    model = loaded.trained or loaded.untrained
+    model.masker = remasked(model.masker, config.ratio, None if config.hide is None else read_painted(config.hide))
+    asked = {"ratio": config.ratio, "hide": None if config.hide is None else Path(config.hide).stem}
+    changes = config.changes | {name: value for name, value in asked.items() if value is not None}
+    shown = open_shown(config, loaded.data)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, shown.where)
     found = make_gallery(
         model,
@@ -61,8 +73,14 @@ def run(config: Config) -> dict[str, Any]:
     return found
 
 
-def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
-    """Returns the model with another share of hidden tokens, all of which are predicted."""
-    if ratio is not None:
-        model.masker = model.masker.with_ratio(ratio)
-    return model
+def read_painted(path: str) -> Tensor:
+    """Reads which pixels of an image are bright, bool (H, W).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        pixels = torch.from_numpy(decode_image(path, channels=1))  # (H, W, 1)
+    except (Unreadable, OSError) as error:
+        raise ValueError(f"--hide {path}: {error}") from error
+    return pixels[..., 0] > 127

@@ -227,6 +227,17 @@ def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixt
     assert "(50%)" in capsys.readouterr().out
     assert (tmp_path / "half.png").exists()
     assert Record.read(trained).evaluations["reconstruction"] == found  # another question is not the run's result
+    painted = Image.new("L", (60, 60))
+    painted.paste(255, (0, 0, 30, 60))
+    painted.save(tmp_path / "left.png")
+    few = ["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", "--hide"]
+    main([*few, str(tmp_path / "left.png")])
+    assert (trained / "pictures" / "reconstruction_00000002_hide-left.png").is_file()
+    assert "50" in capsys.readouterr().out
+    for extra, words in ((["--ratio", "0.5"], "give one of them"), ([], "nowhere.png")):
+        with pytest.raises(SystemExit):
+            main([*few, str(tmp_path / ("left.png" if extra else "nowhere.png")), *extra])
+        assert words in capsys.readouterr().err
 
 
 def test_reconstruct_shows_all_of_a_folder_that_was_named(trained: Path, tiles: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
 from mmm.evaluate.reconstruction.baselines import fill_hidden, to_unit
+from mmm.maskers import Masker, PaintedMasker
 from mmm.model import MaskedModel
 
 
@@ -100,7 +101,9 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
     )
 
 
-def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+def reconstruct_samples(
+    model: MaskedModel, samples: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0
+) -> Reconstruction:
     """Reconstructs samples outside a run, in evaluation mode; see `MaskedModel.reconstruct`."""
     if model.decoder is None:
         raise ValueError("this model holds an encoder without a decoder, so nothing can be reconstructed; load one with a decoder")
@@ -111,12 +114,24 @@ def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None
     masker, training = model.masker, model.training
     try:
         model.eval()
-        if ratio is not None:
-            model.masker = masker.with_ratio(ratio)
+        model.masker = remasked(masker, ratio, hidden)
         return reconstruct(model, x, model.data, keys)
     finally:
         model.masker = masker
         model.train(training)
+
+
+def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:
+    """The masker, or the same one at another ratio, or one that hides painted pixels (see `mask_from_pixels`).
+
+    Raises:
+        ValueError: both are asked for.
+    """
+    if hidden is not None and ratio is not None:
+        raise ValueError(f"ratio {ratio:g} and painted pixels both say what is hidden; give one of them")
+    if hidden is not None:
+        return PaintedMasker(hidden, masker.config)
+    return masker if ratio is None else masker.with_ratio(ratio)
 
 
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
