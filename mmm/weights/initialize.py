@@ -1,4 +1,4 @@
-"""Initialises a model from the weights of another."""
+"""Initialisation of a model with the weights of another."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | None = None) -> set[str]:
     """Copies weights into a model of the same width and depth, part by part; `--init` of the command line.
 
-    Encoder, decoder and target are each copied whole or refused. One that only the file or only the model has is left as it is,
-    with a warning: weights of an encoder alone start a model whose decoder starts afresh. Positions of another grid are resized, as
-    the file's model resizes them; a model of clips starts from one of images if `inflate` says how.
+    Encoder, decoder and target are each copied completely or refused. A part that only the file or only the model has is skipped
+    with a warning: with the weights of an encoder alone, the decoder keeps its random initialisation. Positions of
+    another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from one of images.
 
     Args:
         model: unwrapped, not inside DDP or a compiled module.
@@ -33,7 +33,7 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
         The names of the parts that were copied.
 
     Raises:
-        ValueError: the weights cannot be read or do not fit; the message names what differs.
+        ValueError: the weights cannot be read or do not fit. The message names the differences.
     """
     stored = find_stored(path)
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
@@ -44,7 +44,7 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
     own, found = model.state_dict(), source.state_dict()
     parts = {name.split(".")[0] for name in own} & {name.split(".")[0] for name in found}
     if "encoder" not in parts:
-        raise ValueError(f"{path} cannot start a model without an encoder: it has {shorten_list(own)}")
+        raise ValueError(f"{path} cannot initialise this model, because it has no encoder: it has {shorten_list(own)}")
     if inflate is not None and (left := parts - {"encoder"}):
         parts -= left
         logger.warning("--inflate: only the encoder of %s is used; %s of images predict other values", path, shorten_list(left))
@@ -88,17 +88,17 @@ def _read(stored: Stored, options: dict[str, Any]) -> Model:
 
 
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
-    """Refuses other numbers of heads, which no shape shows."""
+    """Refuses different numbers of attention heads, which shapes do not show."""
     own, other = _heads(model), _heads(source)
     differ = [f"{name} has {own[name]}, there {other[name]}" for name in own if other.get(name, own[name]) != own[name]]
     if differ:
-        raise ValueError(f"{where} is of a model with other numbers of attention heads: {shorten_list(differ)}")
+        raise ValueError(f"{where} comes from a model with other numbers of attention heads: {shorten_list(differ)}")
 
 
 def _options_of(model: Any) -> dict[str, Any]:
-    """Returns the options that files do not state, as the model has them."""
+    """Returns the values of the model for options that files do not state."""
     heads, data = _heads(model), getattr(model, "data", None)
-    found: dict[str, Any] = {"decoder_heads": 1}  # a decoder without heads: the file's, if it has one, will not fit it
+    found: dict[str, Any] = {"decoder_heads": 1}  # for a decoder without heads, which does not fit any stored decoder
     for name, beginning in (("heads", "encoder."), ("decoder_heads", "decoder.")):
         counts = [count for part, count in heads.items() if part.startswith(beginning)]
         found |= {name: counts[0]} if counts else {}
@@ -114,14 +114,20 @@ def _heads(model: nn.Module) -> dict[str, int]:
 
 
 def _refuse_other_positions(name: str, own: Any, other: Any, where: str) -> None:
-    """Refuses flat positions for a model with others, and the reverse: files do not hold them."""
+    """Refuses flat positions for a model with other positions, and the reverse, because files do not contain them."""
     kinds = [getattr(getattr(part, "config", None), "positions", None) for part in (own, other)]
     if "flat_sine_cosine" in kinds and kinds[0] != kinds[1]:
-        raise ValueError(f"{where} is of a model with {kinds[1]} positions; set {name}.positions to {kinds[1]}")
+        raise ValueError(f"{where} comes from a model with {kinds[1]} positions; set {name}.positions to {kinds[1]}")
 
 
 def _warn_of_heads(model: nn.Module, source: Any, where: str) -> None:
-    """Warns where the model's heads, which a file does not say, are not those published for its width."""
+    """Warns if the number of heads, which files do not state, is not the published one for this width."""
     width, own = source.encoder.shape.width, {heads for name, heads in _heads(model).items() if name.startswith("encoder.")}
     if width in HEADS and own != {HEADS[width]}:
-        logger.warning("%s does not say its heads; published for a width of %d are %d, not %s", where, width, HEADS[width], own)
+        logger.warning(
+            "%s does not state its number of heads; models of width %d have %d, not %s",
+            where,
+            width,
+            HEADS[width],
+            own,
+        )

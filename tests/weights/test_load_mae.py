@@ -154,7 +154,7 @@ def test_encoder_alone(write: Callable[..., Path]) -> None:
     assert_same(to_mae(model), weights)
     whole = {**full_file(), **weights}
     assert torch.equal(model.encode(images).last, load_small(write(whole, "whole.pth")).encode(images).last)
-    with pytest.raises(ValueError, match="holds no decoder"):
+    with pytest.raises(ValueError, match="has no decoder"):
         model(images)
     with pytest.raises(ValueError, match=r"decoder_heads=4 was given, but .* takes heads, image_size; leave it out"):
         load(write(weights), heads=HEADS, decoder_heads=4)
