@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mmm.data import ClipsConfig, DataConfig, ImagesConfig, Unreadable, open_data
 from mmm.data.decode.image import decode_image
-from mmm.data.decode.video import OpenVideo
+from mmm.data.decode.video import FrameRange, OpenVideo
 from mmm.data.loading.scan import scan
 from mmm.data.media import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmm.data.sources.concat import ConcatSource
@@ -39,6 +39,9 @@ class Config:
 
     root: str | None = None
     """Folder from which relative paths in a list file start; None: the list's own folder."""
+
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
     medium: Literal["videos", "images"] | None = None
     """Type of the inputs; None finds it by the files. Folders of images are read as images, unless this says videos."""
@@ -85,22 +88,25 @@ def check(config: Config) -> dict[str, Any]:
 
 def data_config(config: Config) -> DataConfig:
     """Returns the config of all inputs of the source."""
-    common: dict[str, Any] = {"source": config.source, "root": config.root, "deadline": config.deadline, "holdout": 0.0}
-    if (config.medium or detect_medium(config.source, config.root)) == "images":
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("source", "root", "list_columns", "deadline")}
+    common["holdout"] = 0.0
+    if (config.medium or detect_medium(config.source, config.root, config.list_columns)) == "images":
         return ImagesConfig(image_column=config.column, **common)
     return ClipsConfig(video_column=config.column, **common)
 
 
-def detect_medium(source: str | None, root: str | None = None) -> str:
+def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> str:
     """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
     try:
-        found = find_source(ClipsConfig(source=source, root=root))
+        found = find_source(ClipsConfig(source=source, root=root, list_columns=list_columns))
         found = found.sources[0] if isinstance(found, ConcatSource) else found
         if isinstance(found, Folder):
             return "images" if found.medium is FRAMES else "videos"
         first = found.table(found.splits[0]).column[0]
     except (ValueError, Unreadable):
         return "images"  # what is wrong with the source is reported when it is opened
+    if isinstance(first, FrameRange):
+        return "videos"
     if not isinstance(first, (bytes, Path)):  # decoded pixels
         return "images"
     if isinstance(first, Path) and first.is_dir():  # frames

@@ -23,9 +23,10 @@ from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_folder import image_sizes
 from mmm.data.decode.video.info import inspect
-from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
+from mmm.data.sources.file_list import RangeColumn
 from mmm.data.sources.folder import FileColumn
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
@@ -201,9 +202,10 @@ class Clips(Dataset[ClipsConfig]):
         if self.lengths is not None:
             self.lengths.add(video.times, clips, len(self))
 
-    def _source(self, index: int) -> Source:
-        source: Source = self.raw(index)
-        if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
+    def _source(self, index: int) -> Source | FrameRange:
+        source: Source | FrameRange = self.raw(index)
+        whole = source.source if isinstance(source, FrameRange) else source
+        if self.config.fps is not None and isinstance(whole, Path) and whole.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
 
@@ -247,6 +249,7 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 def _check_folders(clips: Clips) -> None:
     """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
     cells = clips.table.column
+    cells = cells.files if isinstance(cells, RangeColumn) else cells
     paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []
     folders = [path for path in paths if path.is_dir()]
     sizes = [image_sizes(folder, IMAGES) for folder in folders]

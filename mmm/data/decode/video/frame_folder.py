@@ -20,6 +20,9 @@ class FrameFolder:
     """The images of a folder, in the order of the numbers in their names. See `mmm.data.decode.video.reader.Video`.
 
     A folder does not say when its frames are shown: `times` counts them, one a second.
+
+    Attributes:
+        numbers: the last number in the name of each image, int64 (N,); where they do not ascend, the images are counted from 0.
     """
 
     def __init__(self, source: Source) -> None:
@@ -29,6 +32,9 @@ class FrameFolder:
         if not self.paths:
             raise Unreadable("a folder without images")
         self.times = np.arange(len(self.paths), dtype=np.float64)
+        found = [re.findall(r"\d{1,18}", path.stem)[-1:] for path in self.paths]
+        numbers = np.array([int(words[0]) if words else -1 for words in found], np.int64)
+        self.numbers = numbers if numbers[0] >= 0 and (np.diff(numbers) > 0).all() else np.arange(len(numbers))
 
     def read(self, frames: list[int], channels: int) -> Pixels:
         images = [decode_image(self.paths[number], channels) for number in frames]
