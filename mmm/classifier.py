@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from mmm.core.checks import AboveZero, Rate, check_fields
+from mmm.core.checks import AboveZero, CheckedConfig, Rate
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.types import Input
@@ -28,7 +28,7 @@ Norm = Literal["none", "layer", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(CheckedConfig):
     """The layers between pooled tokens and class scores."""
 
     norm: Norm = "none"
@@ -41,8 +41,7 @@ class HeadConfig:
     epsilon: AboveZero = 1e-6
     """Epsilon of a layer norm (MAE, timm: 1e-6; transformers' VideoMAE: 1e-5)."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "head")
+    flag = "head"
 
 
 class Head(nn.Module):

@@ -20,16 +20,26 @@ from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
 from mmm.core.types import Input
-from mmm.maskers import Masker, RandomMasker
+from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
 
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
-SIZES: dict[str, tuple[int, ...]] = {"images": (12, 16), "clips": (4, 12, 16)}
-SMALL = {
-    "tokenizer": {"size": 4},
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
+SIDE = 4  # of tokens
+SIZES: dict[str, tuple[int, ...]] = {"images": (16, 24), "clips": (4, 16, 24)}
+SMALL: dict[str, dict[str, Any]] = {
+    "tokenizer": {"size": SIDE},
+    "encoder": {
+        "width": 24,
+        "depth": 2,
+        "heads": 2,
+        "stages": (1, 1, 1),
+        "patch": 1,
+        "mask_unit": 4,
+        "window": 2,
+        "model": "test_vit",
+    },
     "decoder": {"width": 16, "depth": 2, "heads": 2},
     "target": {"cell": 4, "clusters": 32},
 }
@@ -57,18 +67,23 @@ def small_config(kind: str, name: str) -> PartConfig:
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
 
-    A masker that blanks is taken where the decoder requires features of hidden tokens. Weights that are trained get noise, so that
-    nothing hides behind a bias of 0 or a norm of 1.
+    An encoder that needs tokens of another side gets them, and as many. A masker that blanks is taken where the decoder or the
+    encoder requires it. Weights that are trained get noise, so that nothing hides behind a bias of 0 or a norm of 1.
     """
+    side = SIDE if "tokenizer" in parts else getattr(parts.get("encoder"), "token", None) or SIDE
+    size = (*size[:-2], *(axis * side // SIDE for axis in size[-2:]))
     chosen: dict[str, Any] = {
-        "tokenizer": Patches.Config(size=4) if len(size) == 2 else Tubes.Config(size=4, frames=2),
+        "tokenizer": Patches.Config(size=side) if len(size) == 2 else Tubes.Config(size=side, frames=2),
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
         **parts,
     }
-    required = chosen["decoder"].required_features(chosen["encoder"].shape.depth)
-    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden))
+    shape = chosen["encoder"].shape
+    required = chosen["decoder"].required_features(shape)
+    chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
+    if maskers[chosen["masker"].name].needs_scores and "target" not in parts:
+        chosen["target"] = small_config("target", "latent")
     mean, std = (tuple(scale * (channel + 3) for channel in range(channels)) for scale in (0.1, 0.05))
     model = MaskedModel.build(ModelConfig(**chosen), Input(size=size, channels=channels, mean=mean, std=std))
     with torch.no_grad():
@@ -82,7 +97,7 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
     """Noise as a batch of the size that the model was built for, (B, C, ...), and its mask."""
     assert model.data is not None
     x = torch.randn(samples, model.data.channels, *model.data.size)
-    return x, model.masker(sample_keys(0, 0, torch.arange(samples)), model.tokenizer.grid(x))
+    return x, model.draw_masks(x, sample_keys(0, 0, torch.arange(samples)))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------------------
@@ -90,23 +105,25 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
 
 def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is a function of its sample's key alone: not of torch's generator, and not of the other samples of a batch."""
-    keys, grid = sample_keys(0, 0, torch.arange(len(x))), model.tokenizer.grid(x)
-    state = torch.get_rng_state()
-    again = model.masker(keys, grid)
+    keys, state = sample_keys(0, 0, torch.arange(len(x))), torch.get_rng_state()
+    again = model.draw_masks(x, keys)
     require(torch.equal(torch.get_rng_state(), state), "the masker draws from torch's generator; draw from the keys (mmm.core.rng)")
     require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
-    alone = [model.masker(keys[row : row + 1], grid) for row in range(len(x))]
-    for name in ("visible", "predict"):
-        rows = [getattr(one, name) for one in alone]
-        same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(mask, name))
-        require(same, f"mask.{name} of a sample depends on the other samples of its batch")
+    alone = [model.draw_masks(x[row : row + 1], keys[row : row + 1]) for row in range(len(x))]
+    for number, whole in enumerate(mask.families):
+        for name in ("visible", "predict"):
+            rows = [getattr(one.families[number], name) for one in alone]
+            same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(whole, name))
+            require(same, f"mask.{name} of a sample depends on the other samples of its batch")
 
 
 def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A mask is drawn on the device of the keys."""
     keys = torch.zeros(len(x), dtype=torch.int64, device="meta")
     try:
-        there = model.masker(keys, model.tokenizer.grid(x))
+        grid = model.tokenizer.grid(x)
+        scores = {"scores": torch.ones(len(x), math.prod(grid), device="meta")} if model.masker.needs_scores else {}
+        there = model.masker(keys, grid, **scores)
     except (RuntimeError, NotImplementedError) as error:
         if "expected device" in str(error):
             raise ContractError(f"the masker mixes tensors of the CPU with keys of another device: {error}") from error
@@ -137,11 +154,12 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """The order of units is a permutation, and units share out the grid."""
     masker, grid = model.masker, model.tokenizer.grid(x)
-    if type(masker).forward is not Masker.forward:
+    if type(masker).order is Masker.order:
         return  # it works without an order
     members = masker.members(grid)
     require(torch.equal(members.flatten().sort().values, torch.arange(math.prod(grid))), "`members` must hold each token once")
-    order = masker.order(stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), grid)
+    keys, seen = stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), masker.counts(len(members), masker.ratio(0, 1))[0]
+    order = masker.order(keys, masker.unit_grid(grid), seen)
     units = torch.arange(len(members)).expand(len(x), -1)
     require(
         order.shape == units.shape and torch.equal(order.sort(1).values, units), "`order` must return a permutation of the units"
@@ -149,7 +167,8 @@ def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def _same(one: Mask, other: Mask) -> bool:
-    return torch.equal(one.visible, other.visible) and torch.equal(one.predict, other.predict)
+    pairs = zip(one.families, other.families, strict=True)
+    return all(torch.equal(a.visible, b.visible) and torch.equal(a.predict, b.predict) for a, b in pairs)
 
 
 def _counts(index: Tensor, tokens: int) -> Tensor:
@@ -172,8 +191,8 @@ def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         before, after = model.encoder(patches, grid, mask), model.encoder(model.tokenizer.split(other), grid, mask)
         if torch.equal(before.last, after.last) is changes:
             raise ContractError(f"{what} pixels {'do not change' if changes else 'change'} the encoder's features")
-        predicted = [model(one, mask=mask).predicted for one in (x, other)]
-        if torch.equal(*predicted) is changes:
+        predictions = [model(one, mask=mask).prediction for one in (x, other)]
+        if torch.equal(*predictions) is changes:
             raise ContractError(f"{what} pixels {'do not change' if changes else 'change'} the predictions")
     model.train()
 
@@ -184,18 +203,18 @@ def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     rows, queries = mask.predict.shape
     require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
     require(output.loss.isfinite(), f"the loss is {output.loss}")
-    require(output.predicted.shape == (rows, queries, sum(model.target.widths)), f"predictions are {tuple(output.predicted.shape)}")
-    for wanted in output.wanted if isinstance(output.wanted, tuple) else (output.wanted,):
-        require(wanted.shape[:2] == (rows, queries), f"the target is {tuple(wanted.shape)} for {rows} x {queries} predicted tokens")
-        require(wanted.dtype in (torch.float32, torch.int64), f"the target is {wanted.dtype}, neither fp32 nor int64")
-        require(not wanted.requires_grad, "the target carries a gradient")
+    require(output.prediction.shape == (rows, queries, sum(model.target.widths)), f"its shape is {tuple(output.prediction.shape)}")
+    for target in output.target if isinstance(output.target, tuple) else (output.target,):
+        require(target.shape[:2] == (rows, queries), f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens")
+        require(target.dtype in (torch.float32, torch.int64), f"the target is {target.dtype}, neither fp32 nor int64")
+        require(not target.requires_grad, "the target carries a gradient")
     features = model.encoder(model.tokenizer.split(x), grid, None)
     expected = (len(x), math.prod(grid), model.encoder.shape.width)
     require(features.tokens.shape == expected, f"features of all tokens are {tuple(features.tokens.shape)}, not {expected}")
     require(features.prefix == model.encoder.shape.prefix, "the number of prefix tokens is not that of the encoder's shape")
     patches = model.tokenizer.split(x)
     require(torch.equal(model.tokenizer.split(model.tokenizer.join(patches, grid)), patches), "`join` does not undo `split`")
-    shown = model.target.show(output.predicted, model.tokenizer.split(x), mask)
+    shown = model.target.show(output.prediction, model.tokenizer.split(x), mask)
     require(shown is None or shown.shape == (rows, queries, model.tokenizer.width), "`show` must return the pixels of each token")
 
 
@@ -219,13 +238,13 @@ def check_copies(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """A second forward, a copy, and a model with the saved weights compute the same."""
     model.eval()
     output = model(x, mask=mask)
-    require(torch.equal(model(x, mask=mask).predicted, output.predicted), "a second forward gives other predictions")
-    require(torch.equal(copy.deepcopy(model)(x, mask=mask).predicted, output.predicted), "a copy gives other predictions")
+    require(torch.equal(model(x, mask=mask).prediction, output.prediction), "a second forward gives other predictions")
+    require(torch.equal(copy.deepcopy(model)(x, mask=mask).prediction, output.prediction), "a copy gives other predictions")
     other = copy.deepcopy(model)
     for weight in other.parameters():
         weight.fill_(0.5)
     other.load_state_dict(model.state_dict(), strict=True)
-    require(torch.equal(other(x, mask=mask).predicted, output.predicted), "a model with the saved weights gives other predictions")
+    require(torch.equal(other(x, mask=mask).prediction, output.prediction), "a model with its weights gives other predictions")
     model.train()
 
 
@@ -239,14 +258,14 @@ def check_precision(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(half.loss.dtype == torch.float32, f"under autocast to bf16 the loss is {half.loss.dtype}, not fp32")
     _require_near(half, output, 2e-2, "bf16")
     double = copy.deepcopy(model).double()(x.double(), mask=mask)
-    require(double.predicted.dtype == torch.float64, f"a model in fp64 predicts {double.predicted.dtype}")
+    require(double.prediction.dtype == torch.float64, f"a model in fp64 predicts {double.prediction.dtype}")
     _require_near(double, output, 1e-5, "fp64")
     model.train()
 
 
-def _require_near(found: Output, wanted: Output, rate: float, name: str) -> None:
-    close = math.isclose(found.loss.item(), wanted.loss.item(), rel_tol=rate)
-    require(close, f"in {name} the loss is {found.loss.item():.6g}, in fp32 {wanted.loss.item():.6g}")
+def _require_near(found: Output, expected: Output, rate: float, name: str) -> None:
+    close = math.isclose(found.loss.item(), expected.loss.item(), rel_tol=rate)
+    require(close, f"in {name} the loss is {found.loss.item():.6g}, in fp32 {expected.loss.item():.6g}")
 
 
 Check = Callable[[MaskedModel, Tensor, Mask], None]

@@ -18,13 +18,12 @@ from mmm.core.mask import Mask
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
-from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
 from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.targets import Target, TargetConfig, Wanted, targets
+from mmm.targets import Target, TargetConfig, TargetValues, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 if TYPE_CHECKING:
@@ -38,14 +37,14 @@ class Output:
 
     Attributes:
         loss: () fp32; of a mask that holds several, the mean over them.
-        predicted: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
-        wanted: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
+        prediction: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
+        target: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
         mask: the one that was used.
     """
 
     loss: Tensor
-    predicted: Tensor
-    wanted: Wanted
+    prediction: Tensor
+    target: TargetValues
     mask: Mask
 
 
@@ -109,7 +108,7 @@ class MaskedModel(Pretrained, nn.Module):
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
-        required = config.decoder.required_features(shape.depth)
+        required = config.decoder.required_features(shape)
         if required.hidden and not config.masker.blank:
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(
@@ -118,7 +117,7 @@ class MaskedModel(Pretrained, nn.Module):
             channels=data.channels,
             grid=grid,
             required=required,
-            blanks=config.masker.blank,
+            blanks=config.masker.leaves_blanks,
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
@@ -137,16 +136,18 @@ class MaskedModel(Pretrained, nn.Module):
             raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
-        mask = self.draw_mask(x.shape[0], grid, x.device) if mask is None else mask.checked(x.shape[0], patches.shape[1])
-        taught = self.target.teach(x, patches, grid)  # once, however many masks there are
+        mask = self.draw_masks(x) if mask is None else mask.checked(x.shape[0], patches.shape[1])
+        token_targets = self.target.teach(x, patches, grid)  # once, however many masks there are
         losses, answers = [], []
         for one in mask.families:
             features = self.encoder(patches, grid, one)  # of the visible (and blank) tokens only
-            predicted = self.decoder(features, one, grid)  # (kmB, Q, K)
-            wanted = self.target.pick(taught, one)  # (kmB, Q, K) or (kmB, Q)
-            losses.append(self.target.loss(predicted, wanted, one, features))
-            answers.append((predicted, wanted))
-        loss = torch.stack(losses).mean() if taught.loss is None else torch.stack(losses).mean() + taught.loss
+            prediction = self.decoder(features, one, grid)  # (kmB, Q, K)
+            target = self.target.pick(token_targets, one)  # (kmB, Q, K) or (kmB, Q)
+            losses.append(self.target.loss(prediction, target, one, features))
+            answers.append((prediction, target))
+        loss = torch.stack(losses).mean()
+        if token_targets.loss is not None:
+            loss = loss + token_targets.loss
         return Output(loss, *answers[0], mask)
 
     def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
@@ -181,7 +182,20 @@ class MaskedModel(Pretrained, nn.Module):
 
         return reconstruct_samples(self, x, ratio=ratio, seed=seed)
 
-    def draw_mask(self, samples: int, grid: Grid, device: torch.device) -> Mask:
-        """A mask for use outside a training run, where samples have no keys: torch's own generator seeds it."""
-        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(samples, device=device))
-        return self.masker(keys, grid)
+    def draw_masks(
+        self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1
+    ) -> Mask:
+        """Draws the masks of a batch, with scores of its tokens from the target where the masker needs them.
+
+        Args:
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
+            keys: int64 (B,), of the samples. None: outside a training run samples have none, and torch's own generator seeds them.
+            masker: instead of the model's own.
+            step, steps: where the run stands.
+        """
+        masker, grid = masker or self.masker, self.tokenizer.grid(x)
+        if keys is None:
+            keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(x.shape[0], device=x.device))
+        if not masker.needs_scores:
+            return masker(keys, grid, step=step, steps=steps)
+        return masker(keys, grid, step=step, steps=steps, scores=self.target.scores(x, self.tokenizer.split(x), grid))

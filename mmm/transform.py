@@ -78,21 +78,21 @@ class Transform:
         """Returns the frames of one sample, uint8 (h, w, C) each; one for an image."""
         if len(self.data.size) == 2:
             return [decode_image(sample, self.data.channels)]
-        wanted = self.data.size[0]
+        frames = self.data.size[0]
         if isinstance(sample, (str, Path)):
-            return self._film(Path(sample), wanted)
+            return self._film(Path(sample), frames)
         if not isinstance(sample, (np.ndarray, Tensor, list, tuple)) or np.ndim(_array(sample[0])) > 3:
-            raise ValueError(f"this model takes clips of {wanted} frames; give a film, a list of frames, or an array (T, H, W, C)")
-        if len(sample) < wanted:
-            raise ValueError(f"a clip has {len(sample)} frames, and this model takes {wanted}; give a longer one")
-        return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), wanted)]
+            raise ValueError(f"this model takes clips of {frames} frames; give a film, a list of frames, or an array (T, H, W, C)")
+        if len(sample) < frames:
+            raise ValueError(f"a clip has {len(sample)} frames, and this model takes {frames}; give a longer one")
+        return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), frames)]
 
-    def _film(self, path: Path, wanted: int) -> list[np.ndarray[Any, Any]]:
+    def _film(self, path: Path, frames: int) -> list[np.ndarray[Any, Any]]:
         """Returns the frames of a film's middle clip; of a model that does not know its stride, evenly spaced frames."""
         from mmm.data.decode.video import OpenVideo
 
         with OpenVideo(path) as video:
-            numbers = _even(len(video), wanted) if self.data.stride is None else even_frames(video.times, self._clip())[0]
+            numbers = _even(len(video), frames) if self.data.stride is None else even_frames(video.times, self._clip())[0]
             return list(video.read(numbers, self.data.channels))  # (T, h, w, C)
 
     def _clip(self) -> ClipsConfig:
@@ -120,6 +120,6 @@ def _array(value: Any) -> Any:
     return value if isinstance(value, (np.ndarray, Tensor)) else np.empty(())
 
 
-def _even(count: int, wanted: int) -> list[int]:
+def _even(count: int, frames: int) -> list[int]:
     """Returns evenly spaced numbers below `count`, each in the middle of its share."""
-    return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]
+    return [(2 * number + 1) * count // (2 * frames) for number in range(frames)]

@@ -4,6 +4,7 @@
     python recipes/image_finetune.py                                         random weights, to compare
     python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
     python recipes/image_finetune.py --preset imagenet_large --model mae_large.pth --data.source /data/imagenet
+    python recipes/image_finetune.py --preset small --model runs/mine --data.source my_images
     python recipes/image_finetune.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
 The demonstration needs a run of the demonstration of recipes/image_mae.py, and `cifar10` a run of its preset `cifar10`. Images
@@ -83,6 +84,25 @@ CIFAR10 = replace(
     ),
 )
 
+# for a run of the preset `small` of image_mae.py, on some hundreds to some ten thousand labelled images of one's own
+SMALL = finetune.Config(
+    data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), workers=2),
+    tokenizer=Patches.Config(size=8),
+    encoder=VisionTransformer.Config(width=192, depth=6, heads=3, drop_path=0.1),
+    soft=SoftConfig(smoothing=0.1, mixup=0.8, cutmix=1.0),
+    layer_decay=0.75,
+    train=TrainConfig(
+        steps=1000,
+        batch_size=64,
+        learning_rate=1e-3,
+        scale_learning_rate=None,
+        warmup_steps=50,
+        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
+        log_every=50,
+        evaluate_every=250,
+    ),
+)
+
 DEMO = finetune.Config(
     data=ImagesConfig(
         source="builtin:photographs",
@@ -116,6 +136,7 @@ PRESETS = {
     "imagenet_large": IMAGENET_LARGE,
     "imagenet_huge": IMAGENET_HUGE,
     "cifar10": CIFAR10,
+    "small": SMALL,
     "demo": DEMO,
 }
 

@@ -30,6 +30,7 @@ from mmm.train.config import TrainConfig
 from mmm.train.mixup import SoftConfig
 from recipes.video_mae import DEMO as MOTION
 from recipes.video_mae import DEMO_CLIPS
+from recipes.video_mae import SMALL as VIDEOS
 from tasks import finetune
 
 DATA = ClipsConfig(
@@ -131,6 +132,15 @@ DEMO = finetune.Config(
     ),
 )
 
+# for a run of the preset `small` of video_mae.py, on some hundreds to some thousand labelled videos of one's own
+SMALL = replace(
+    DEMO,
+    data=replace(VIDEOS.data, repeats=2, eval_clips=2),
+    tokenizer=VIDEOS.tokenizer,
+    encoder=VIDEOS.encoder,
+    train=replace(DEMO.train, steps=600, evaluate_every=200),
+)
+
 PRESETS = {
     "kinetics": KINETICS,
     "kinetics_small": KINETICS_SMALL,
@@ -139,6 +149,7 @@ PRESETS = {
     "ssv2": SSV2,
     "ssv2_small": SSV2_SMALL,
     "ucf101": UCF101,
+    "small": SMALL,
     "demo": DEMO,
 }
 

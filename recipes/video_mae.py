@@ -98,6 +98,28 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
+# For some tens to some thousand videos of one's own: a small model, and a length in updates, so that few videos are seen often.
+SMALL = pretrain.Config(
+    data=ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, workers=2),
+    tokenizer=Tubes.Config(size=8, frames=4),
+    masker=TubeMasker.Config(ratio=0.75),
+    encoder=VisionTransformer.Config(width=192, depth=6, heads=3),
+    decoder=SelfAttentionDecoder.Config(width=96, depth=2, heads=3),
+    target=PixelTarget.Config(standardise="none"),
+    train=TrainConfig(
+        steps=3000,
+        batch_size=32,
+        learning_rate=1e-3,
+        scale_learning_rate=None,
+        warmup_steps=150,
+        betas=(0.9, 0.95),
+        clip_norm=1.0,
+        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
+        log_every=50,
+        evaluate_every=1000,
+    ),
+)
+
 DEMO_CLIPS = ClipsConfig(
     source="builtin:motion",
     eval_split="test",
@@ -148,6 +170,7 @@ PRESETS = {
     "ssv2": SSV2,
     "ssv2_small": SSV2_SMALL,
     "ucf101": UCF101,
+    "small": SMALL,
     "demo": DEMO,
 }
 

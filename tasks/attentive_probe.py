@@ -13,9 +13,9 @@ from typing import Any
 from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
-from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
-from mmm.evaluate.probes.setup import ProbeConfig, open_exam
-from mmm.evaluate.probes.train import Probing
+from mmm.evaluate.probes.report import format_probe, protocol_of, schedule_of, write_result
+from mmm.evaluate.probes.setup import ProbeConfig, open_probe_setup
+from mmm.evaluate.probes.train import ProbeTraining
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import AttentivePool
 from mmm.train.config import TrainConfig
@@ -41,16 +41,17 @@ def run(config: Config) -> dict[str, Any]:
     """Probes, writes result.json into the run's folder, and prints the scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
-    exam = open_exam(config, accelerator)
-    weights = weights_fingerprint(exam.model.encoder)
-    probing = Probing.prepare(config, exam, weights=weights)
+    setup = open_probe_setup(config, accelerator)
+    weights = weights_fingerprint(setup.model.encoder)
+    training = ProbeTraining.prepare(config, setup, weights=weights)
     if config.dry_run:
-        print(probing.preview())
+        print(training.preview())
         return {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
-        protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-        scores = probing.run(folder) | {"protocol": protocol.plain()}
-        result = conclude(folder, TASK, exam, {"trained": scores})
+        conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
+        protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+        scores = training.run(folder) | {"protocol": protocol}
+        result = write_result(folder, TASK, setup, {"trained": scores})
     if accelerator.is_main_process:
         print(format_probe(result))
         print(f"scores and protocol: {folder.path / 'result.json'}")

@@ -1,7 +1,7 @@
 """Write the features of images or videos to a file: any layers of a model, pooled or all tokens, in shards that a stop leaves.
 
 mmm extract runs/pretrain-1 --source my_photographs --out features.parquet
-mmm extract runs/pretrain-1 --test_split train --layers last 6 12 --pool class --out train.safetensors
+mmm extract runs/pretrain-1 --test_split train --layers last 6 12 --pooling class --out train.safetensors
 mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --views all --out clips.parquet
 mmm extract videomae.pth --source films --every 2.0 --out windows.parquet      # a clip every two seconds
 torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
@@ -55,7 +55,7 @@ def run(config: Config) -> dict[str, Any]:
     model = loaded.trained or loaded.untrained
     features: dict[str, Any] = {
         "layers": list(config.layers),
-        "pool": config.pool,
+        "pooling": config.pooling,
         "views": config.views,
         "precision": config.precision,
     }

@@ -17,17 +17,16 @@ from typing import Any
 
 from mmm.classifier import Classifier
 from mmm.config.serialize import to_dict
-from mmm.data import Clips, ClipsConfig, Images
+from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.classification import classify, format_classification
-from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of, weights_fingerprint
+from mmm.evaluate.protocol import evaluation_protocol, sampling_of, weights_fingerprint
 from mmm.objectives.adapt_encoder import load_pretrained, run_data
 from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
 from mmm.train.best_weights import BestWeights
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.mixup import SoftConfig, check_mixing
-from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import make_plan
 from mmm.train.session import Session, open_session, preview
@@ -132,7 +131,7 @@ def finish(
     session.bad_inputs.check()
     logger.info("%s", session.bad_inputs.report())
     result = {"run": str(session.folder.path), "step": step, "classes": splits.names, **found}
-    result["protocol"] = protocol(config, session.training, splits, weights).plain()
+    result["protocol"] = protocol(config, session.training, splits, weights)
     if session.main:
         (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(format_classification(result))
@@ -147,38 +146,28 @@ def announce(config: Config, splits: LabelledSplits, training: Training, peak: f
     logger.info("peak learning rate of the embedding %.3g", embedding)
 
 
-def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> Protocol:
-    """The conditions under which the scores are measured.
+def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> dict[str, Any]:
+    """Returns the conditions under which the scores are measured.
 
     Args:
         weights: fingerprint of the encoder before fine-tuning.
     """
-    data, environment = config.data, describe_environment(training.accelerator)
-    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
-
-    def part(samples: Images | Clips) -> PartProtocol:
-        return PartProtocol.of(samples, splits.classes)
-
-    return Protocol(
-        task="finetune",
-        source=str(data.source),
-        train=part(splits.train),
-        choice=None if splits.validation is None else part(splits.validation),
-        test=part(splits.test),
-        size=data.size,
-        mean=data.mean,
-        std=data.std,
-        sampling=sampling_of(data) | {"augment": data.augment},
-        views=data.views,
-        clips=clips,
-        crops=crops,
-        pool=to_dict(config.pool),
-        head=to_dict(config.head),
-        schedule={name: value for name, value in training.identity.items() if name.split(".")[0] in SCHEDULE},
-        precision=config.train.precision,
-        model=config.model or "scratch",
-        step=None,
-        weights=weights,
-        mmm=environment["mmm"],
-        commit=environment["commit"],
+    return evaluation_protocol(
+        training.accelerator,
+        config.data,
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        classes=splits.classes,
+        conditions={
+            "task": "finetune",
+            "sampling": sampling_of(config.data) | {"augment": config.data.augment},
+            "pool": to_dict(config.pool),
+            "head": to_dict(config.head),
+            "schedule": {name: value for name, value in training.identity.items() if name.split(".")[0] in SCHEDULE},
+            "precision": config.train.precision,
+            "model": config.model or "scratch",
+            "step": None,
+            "weights": weights,
+        },
     )

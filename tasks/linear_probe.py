@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from mmm.config.serialize import to_dict
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
-from mmm.evaluate.probes.report import conclude, format_probe, protocol_of, schedule_of
-from mmm.evaluate.probes.setup import ProbeConfig, open_exam
-from mmm.evaluate.probes.train import Probing
+from mmm.evaluate.probes.report import format_probe, protocol_of, schedule_of, write_result
+from mmm.evaluate.probes.setup import ProbeConfig, open_probe_setup
+from mmm.evaluate.probes.train import ProbeTraining
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
@@ -38,25 +38,27 @@ def run(config: Config) -> dict[str, Any]:
     """Probes, writes result.json into the run's folder, and prints the scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
-    exam = open_exam(config, accelerator)
-    weights = weights_fingerprint(exam.model.encoder)
-    probing = Probing.prepare(config, exam, weights=weights) if "trained" in config.methods else None
+    setup = open_probe_setup(config, accelerator)
+    weights = weights_fingerprint(setup.model.encoder)
+    training = ProbeTraining.prepare(config, setup, weights=weights) if "trained" in config.methods else None
     if config.dry_run:
-        print("nothing is trained by gradient" if probing is None else probing.preview())
+        print("nothing is trained by gradient" if training is None else training.preview())
         return {}
     found: dict[str, dict[str, Any]] = {}
     with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
-        if probing is not None:
-            protocol = protocol_of(TASK, config, exam, head=to_dict(config.head), schedule=schedule_of(config), weights=weights)
-            found["trained"] = probing.run(folder) | {"protocol": protocol.plain()}
+        if training is not None:
+            conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+            found["trained"] = training.run(folder) | {"protocol": protocol}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
             schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}
             schedule |= asdict(config.exact)
-            protocol = protocol_of(TASK, config, exam, head={"norm": "standardised"}, schedule=schedule, weights=weights)
-            scores = sweep(exam, config.pool, config.exact, batch_size=batch_size, seed=config.seed)
-            found["exact"] = scores | {"protocol": protocol.plain()}
-        result = conclude(folder, TASK, exam, found)
+            conditions = {"task": TASK, "head": {"norm": "standardised"}, "schedule": schedule}
+            protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
+            scores = sweep(setup, config.pool, config.exact, batch_size=batch_size, seed=config.seed)
+            found["exact"] = scores | {"protocol": protocol}
+        result = write_result(folder, TASK, setup, found)
     if accelerator.is_main_process:
         print(format_probe(result))
         print(f"scores and protocol: {folder.path / 'result.json'}")

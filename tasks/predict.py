@@ -19,6 +19,7 @@ from typing import Any
 
 import mmm
 from mmm.classifier import Classifier
+from mmm.core.checks import CheckedConfig, Count, Positive
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.loading.loader import eval_batches
 from mmm.data.sources.resolve import find_source
@@ -34,39 +35,37 @@ PRINTED = 50  # rows that are printed; all of them are written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Name the classes of images or videos."""
 
     inputs: tuple[str, ...] = ()
     """The model, then one or more sources: image or video files, folders, lists of files, parquet files, names on the hub."""
 
-    top: int = 5
+    top: Positive = 5
     """Classes that are named, likeliest first."""
 
     out: str | None = None
     """File for all rows: .csv or .json. None: they are printed only."""
 
-    image_size: int | None = None
+    image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: the model's own."""
 
-    eval_clips: int = 1
+    eval_clips: Positive = 1
     """Clips of a video whose probabilities are averaged."""
 
-    eval_crops: int = 1
+    eval_crops: Positive = 1
     """Crops of a clip whose probabilities are averaged."""
 
-    workers: int = 0
+    workers: Count = 0
     """Processes that read the data."""
 
-    batch_size: int = 32
+    batch_size: Positive = 32
     """Samples that the model gets at once."""
 
     device: str | None = None
     """Where to compute, for instance cpu or cuda:1. None: the accelerator that is there, else the CPU."""
 
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"--top {self.top} names no class; give at least 1")
+    def validate(self) -> None:
         if self.out is not None and Path(self.out).suffix not in (".csv", ".json"):
             raise ValueError(f"--out {self.out} is neither a .csv nor a .json file; name one of these")
 

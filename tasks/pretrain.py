@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )
-    objective = MaskedObjective(streams, model.tokenizer, accelerator.device, plan.steps)
+    objective = MaskedObjective(streams, model, accelerator.device, plan.steps)
     unit = None if model.target.across_batch else 1  # the micro-batch is not searched where the target looks across it
     if config.dry_run:
         text = preview(config, training, objective, data, plan, tokens=objective.count_tokens(config.seed), unit=unit)

@@ -10,13 +10,12 @@ mmm reconstruct mae_visualize_vit_base.pth --source /data/imagenet --norm_pix fa
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_shown
 from mmm.evaluate.reconstruction.gallery import GalleryConfig, format_gallery, make_gallery
-from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
 logger = logging.getLogger(__name__)
@@ -65,5 +64,5 @@ def run(config: Config) -> dict[str, Any]:
 def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
     """The model with another share of its tokens hidden, and all of these predicted."""
     if ratio is not None:
-        model.masker = maskers.build(replace(model.masker.config, ratio=ratio, predict=None))
+        model.masker = model.masker.with_ratio(ratio)
     return model

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Positive
 from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
 from mmm.evaluate.features.extract import ExtractConfig, identity_of, layer_name, layered
@@ -29,7 +30,7 @@ from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-Pool = Literal["mean", "class"]
+Pooling = Literal["mean", "class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ class Config(LoadedModelConfig):
     queries: str | None = None
     """Images or videos to ask for, as --source; None: some of the samples that are searched."""
 
-    samples: int = 8
+    samples: Positive = 8
     """Queries, chosen by key."""
 
-    k: int = 6
+    k: Positive = 6
     """Nearest samples of each."""
 
-    pool: Pool | None = None
+    pooling: Pooling | None = None
     """Feature of a sample: the mean of its tokens, or the class token; None: the mean, or as in the file."""
 
     layer: str = "last"
@@ -60,58 +61,53 @@ class Config(LoadedModelConfig):
     out: str | None = None
     """PNG file to draw, the JSON beside it; None: in the run's pictures, or in this folder where the model is no run's."""
 
-    def __post_init__(self) -> None:
-        for name in ("samples", "k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} leaves nothing to show; give at least 1")
-
 
 def run(config: Config) -> dict[str, Any]:
     """Searches, draws, prints and writes."""
     loaded = load_model(config)
     part = open_shown(config, loaded.data)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, part.where)
-    bank, pool = search_in(config, loaded, part)
+    bank, pooling = search_in(config, loaded, part)
     own = None if config.queries is not None else chosen(len(bank.table.index), config)
-    queries = asked(config, loaded, pool) if own is None else bank.take(own)
+    queries = query_index(config, loaded, pooling) if own is None else bank.take(own)
     found = retrieve(queries, bank, config.k, own=own)
     changes = config.changes | ({} if config.queries is None else {"queries": config.queries})
     path = Path(config.out) if config.out is not None else loaded.output("retrieval", changes)
     draw_neighbours(found, queries, bank, path, f"{loaded.name}: nearest by {layer_name(config.layer)}")
-    found |= {"model": config.model, "source": loaded.data.source, "layer": config.layer, "pool": pool, "picture": str(path)}
+    found |= {"model": config.model, "source": loaded.data.source, "layer": config.layer, "pooling": pooling, "picture": str(path)}
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{format_neighbours(found)}\npicture: {path}, with {path.with_suffix('.json')}")
     return found
 
 
-def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tuple[FeatureIndex, Pool]:
+def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tuple[FeatureIndex, Pooling]:
     """The samples to search, with features that are computed or read, and how their tokens were pooled.
 
     Raises:
         ValueError: where a file's features are of another model or other samples.
     """
     if config.features is None:
-        pool = config.pool or "mean"
-        return FeatureIndex(part, features_of(config, loaded, part, pool)), pool
+        pooling = config.pooling or "mean"
+        return FeatureIndex(part, features_of(config, loaded, part, pooling)), pooling
     file = read_features(config.features)
     own = identity_of(loaded.trained or loaded.untrained, part)
     refuse_others(file.identity, own, ("model", "data", "pixels"), f"{config.features} and this model and source")
-    name, pool = layer_name(config.layer), file.identity["features"]["pool"]
+    name, pooling = layer_name(config.layer), file.identity["features"]["pooling"]
     if name not in file.tables:
         raise ValueError(f"--layer {config.layer}: {config.features} holds {', '.join(file.tables)}")
-    if config.pool not in (None, pool):
-        raise ValueError(f"--pool {config.pool}: {config.features} was extracted with {pool}; leave it out")
-    return FeatureIndex(part, file.tables[name]), pool
+    if config.pooling not in (None, pooling):
+        raise ValueError(f"--pooling {config.pooling}: {config.features} was extracted with {pooling}; leave it out")
+    return FeatureIndex(part, file.tables[name]), pooling
 
 
-def asked(config: Config, loaded: LoadedModel, pool: Pool) -> FeatureIndex:
+def query_index(config: Config, loaded: LoadedModel, pooling: Pooling) -> FeatureIndex:
     """The queries of another source."""
     names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root"))
     names |= {"source": config.queries, "split": "train", "label_column": config.label_column}
     names[loaded.data.medium.flag.removeprefix("data.")] = config.column
     every = open_shown(replace(config, source=config.queries, test_split=None), replace(loaded.data, **names))
     part = choose(every, config.samples, config.query_seed)
-    return FeatureIndex(part, features_of(config, loaded, part, pool))
+    return FeatureIndex(part, features_of(config, loaded, part, pooling))
 
 
 def chosen(count: int, config: Config) -> Tensor:
@@ -120,9 +116,9 @@ def chosen(count: int, config: Config) -> Tensor:
     return chance.argsort()[: config.samples].sort().values
 
 
-def features_of(config: Config, loaded: LoadedModel, part: Images | Clips, pool: Pool) -> FeatureTable:
+def features_of(config: Config, loaded: LoadedModel, part: Images | Clips, pooling: Pooling) -> FeatureTable:
     """Features of one layer."""
     model = loaded.trained or loaded.untrained
-    make, name = layered(model, ExtractConfig(layers=(config.layer,), pool=pool), config.dtype), layer_name(config.layer)
+    make, name = layered(model, ExtractConfig(layers=(config.layer,), pooling=pooling), config.dtype), layer_name(config.layer)
     device = next(model.parameters()).device
     return extract_features(part, {name: lambda x: make(x)[name]}, device=device, batch_size=config.batch_size)[name]

@@ -13,15 +13,11 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mmm.data import ClipsConfig, DataConfig, ImagesConfig, Unreadable, open_data
-from mmm.data.decode.image import decode_image
-from mmm.data.decode.video import FrameRange, OpenVideo
+from mmm.data import open_data
+from mmm.data.datasets.detect import MediumName, describe_source
 from mmm.data.loading.scan import scan
-from mmm.data.media import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from mmm.data.sources.concat import ConcatSource
-from mmm.data.sources.folder import Folder
 from mmm.data.sources.resolve import find_source
 
 logger = logging.getLogger(__name__)
@@ -43,7 +39,7 @@ class Config:
     list_columns: tuple[str, ...] = ()
     """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
-    medium: Literal["videos", "images"] | None = None
+    medium: MediumName | None = None
     """Type of the inputs; None finds it by the files. Folders of images are read as images, unless this says videos."""
 
     column: str | None = None
@@ -73,7 +69,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> dict[str, Any]:
     """Checks all splits, prints a summary, writes the report and returns it."""
-    data = data_config(config)
+    options = {"deadline": config.deadline, "holdout": 0.0, "list_columns": config.list_columns}
+    data = describe_source(config.source, options, medium=config.medium, root=config.root, column=config.column)
     report: dict[str, Any] = {"source": config.source, "medium": data.medium.noun, "splits": {}}
     for split in find_source(data).splits:
         samples = open_data(data, split)
@@ -84,52 +81,6 @@ def check(config: Config) -> dict[str, Any]:
     Path(config.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"report: {config.out}")
     return report
-
-
-def data_config(config: Config) -> DataConfig:
-    """Returns the config of all inputs of the source."""
-    common: dict[str, Any] = {name: getattr(config, name) for name in ("source", "root", "list_columns", "deadline")}
-    common["holdout"] = 0.0
-    if (config.medium or detect_medium(config.source, config.root, config.list_columns)) == "images":
-        return ImagesConfig(image_column=config.column, **common)
-    return ClipsConfig(video_column=config.column, **common)
-
-
-def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> str:
-    """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
-    try:
-        found = find_source(ClipsConfig(source=source, root=root, list_columns=list_columns))
-        found = found.sources[0] if isinstance(found, ConcatSource) else found
-        if isinstance(found, Folder):
-            return "images" if found.medium is FRAMES else "videos"
-        first = found.table(found.splits[0]).column[0]
-    except (ValueError, Unreadable):
-        return "images"  # what is wrong with the source is reported when it is opened
-    if isinstance(first, FrameRange):
-        return "videos"
-    if not isinstance(first, (bytes, Path)):  # decoded pixels
-        return "images"
-    if isinstance(first, Path) and first.is_dir():  # frames
-        return "videos"
-    if isinstance(first, Path) and first.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        return "videos" if first.suffix.lower() in VIDEO_SUFFIXES else "images"
-    return "videos" if _opens_as_video(first) and not _is_image(first) else "images"
-
-
-def _is_image(sample: bytes | Path) -> bool:
-    try:
-        decode_image(sample, 3)
-    except Unreadable:
-        return False
-    return True
-
-
-def _opens_as_video(sample: bytes | Path) -> bool:
-    try:
-        with OpenVideo(sample):
-            return True
-    except Unreadable:
-        return False
 
 
 def format_summary(split: str, found: dict[str, Any]) -> str:

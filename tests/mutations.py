@@ -42,20 +42,20 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "order[:, : seen * each], order[:, seen * each :]",
-        "order[:, : seen * each + 1], order[:, seen * each :]",
+        "order[:, :seen], order[:, seen:]",
+        "order[:, : seen + 1], order[:, seen:]",
         "core/test_maskers.py::test_visible_and_predicted_share_out_the_grid_exactly",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        "hidden[:, -predicted * each :]",
-        "hidden[:, : predicted * each]",
+        "hidden[:, -predicted:]",
+        "hidden[:, :predicted]",
         "core/test_maskers.py::test_random_is_the_permutation_of_the_mask_stream",
     ),
     Mutant(
         "mmm/maskers/base.py",
-        ".view(-1, plane).T",
-        ".view(plane, -1)",
+        ".unflatten(0, (-1, plane)).transpose(0, 1)",
+        ".unflatten(0, (plane, -1))",
         "core/test_maskers.py::test_the_same_places_are_hidden_in_every_frame",
     ),
     Mutant(
@@ -63,6 +63,33 @@ MUTANTS = [
         "(RECTANGLES - first) *",
         "first *",
         "core/test_maskers.py::test_blocks_are_rectangles_hidden_one_after_another_until_the_count",
+    ),
+    Mutant(
+        "mmm/maskers/base.py", "% CELL < CELL - chosen", "% CELL >= CELL - chosen", "core/test_maskers_published.py -k video_mae_v2"
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py",
+        "height - tall + 1)).long()  # (mB, C, k)",
+        "height - tall)).long()  # (mB, C, k)",
+        "core/test_maskers_published.py -k anywhere",
+    ),
+    Mutant(
+        "mmm/maskers/multi_block.py", "enough[:, -1] = True", "enough[:, 0] = True", "core/test_maskers_published.py -k too_little"
+    ),
+    Mutant(
+        "mmm/maskers/inverse_block.py",
+        "torch.where(kept < seen, kept, units + chance)",
+        "kept",
+        "core/test_maskers_published.py -k capi",
+    ),
+    Mutant(
+        "mmm/maskers/uniform.py",
+        "permutation(keys, seen) % 4",
+        "permutation(keys, seen) % 3",
+        "core/test_maskers_published.py -k each_cell",
+    ),
+    Mutant(
+        "mmm/maskers/echo.py", "sqrt() if by_distance", "square() if by_distance", "core/test_maskers_published.py -k v_jepa_2_1"
     ),
     Mutant("mmm/core/tokens.py", "tokens - round(ratio * tokens)", "int(tokens * (1 - ratio))", "core/test_maskers.py"),
     Mutant("mmm/core/mask.py", "int(index.max()) < tokens", "int(index.max()) <= tokens", "core/test_flow.py"),
@@ -90,7 +117,7 @@ MUTANTS = [
     Mutant(
         "mmm/tokenizers/grid.py", "({' '.join(inner)} c)", "(c {' '.join(inner)})", "core/test_parity_mae.py -k second_statement"
     ),
-    Mutant("mmm/core/tokens.py", "coords.double().flip(1)", "coords.double()", "core/test_parity_mae.py -k second_statement"),
+    Mutant("mmm/core/positions.py", "coords.double().flip(1)", "coords.double()", "core/test_parity_mae.py -k second_statement"),
     Mutant(
         "mmm/core/tokens.py",
         "values.repeat_interleave(rows // samples, dim=0)",
@@ -98,13 +125,13 @@ MUTANTS = [
         "core/test_flow.py::test_several_masks_and_groups_equal_running_them_one_by_one",
     ),
     Mutant(
-        "mmm/core/tokens.py",
+        "mmm/core/positions.py",
         'if resize == "recompute"',
         'if resize == "anew"',
         "core/test_flow.py -k another_grid",
     ),
-    Mutant("mmm/core/tokens.py", '2: "bicubic"', '2: "bilinear"', "core/test_flow.py -k resized_bicubically"),
-    Mutant("mmm/core/tokens.py", "requires_grad=False)", "requires_grad=True)", "core/test_parity_mae.py -k totals"),
+    Mutant("mmm/core/positions.py", '2: "bicubic"', '2: "bilinear"', "core/test_flow.py -k resized_bicubically"),
+    Mutant("mmm/core/positions.py", "requires_grad=False)", "requires_grad=True)", "core/test_parity_mae.py -k totals"),
     # the model
     Mutant(
         "mmm/layers/transformer.py",
@@ -171,7 +198,7 @@ MUTANTS = [
         "core/test_flow.py::test_the_target_takes_no_gradient",
     ),
     Mutant("mmm/targets/losses.py", "(each * weight.to(each.dtype)).mean()", "each.mean()", "core/test_flow.py -k weight_zero"),
-    Mutant("mmm/targets/losses.py", "else predicted.float()", "else predicted", "core/test_targets.py -k summed_in_fp32"),
+    Mutant("mmm/targets/losses.py", "else prediction.float()", "else prediction", "core/test_targets.py -k summed_in_fp32"),
     # data
     Mutant(
         "mmm/data/loading/sampler.py",
@@ -467,8 +494,8 @@ MUTANTS = [
     Mutant("mmm/data/datasets/mixture.py", "source=source,", "source=0,", "data/test_mixture.py -k cut_differently"),
     Mutant(
         "mmm/objectives/masked.py",
-        "stream.masker(batch.keys",
-        "self.streams[0].masker(batch.keys",
+        "masker=stream.masker",
+        "masker=self.streams[0].masker",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
     Mutant(
@@ -520,7 +547,7 @@ MUTANTS = [
         "weights/test_export.py::test_a_card_says_what_the_run_says_and_no_more",
     ),
     Mutant(
-        "mmm/core/tokens.py",
+        "mmm/core/positions.py",
         "angles.sin(), angles.cos())",
         "angles.cos(), angles.sin())",
         "core/test_parity_videomae.py -k position_tables",
@@ -563,7 +590,7 @@ MUTANTS = [
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
-    Mutant("mmm/core/generators.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
+    Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
     Mutant("mmm/train/mixup.py", "x.flatten(1, -3)", "x", "data/test_augment.py::test_cutmix_cuts_the_picture_and_never_the_time"),
     Mutant(
         "mmm/data/transforms/augment.py",

@@ -77,9 +77,9 @@ def look(query: Tensor, source: Tensor, w: Weights, at: str, heads: int) -> Tens
     return linear(torch.cat(out), w, at + ".proj")
 
 
-def predict(maps: list[Tensor], w: Weights, wanted: list[int], heads: int) -> Tensor:
-    """Predictions of the tokens `wanted` of one image, (Q, p p C)."""
-    queries = [w["mask_token"][0, 0] + w["decoder_pos_embed"][0, 1 + i] for i in wanted]
+def predict(maps: list[Tensor], w: Weights, expected: list[int], heads: int) -> Tensor:
+    """Predictions of the tokens `expected` of one image, (Q, p p C)."""
+    queries = [w["mask_token"][0, 0] + w["decoder_pos_embed"][0, 1 + i] for i in expected]
     for layer in range(depth(w, "decoder_blocks")):
         at, source = f"decoder_blocks.{layer}", mixture(maps, w, layer)
         if f"{at}.norm0.weight" in w:
@@ -92,34 +92,34 @@ def predict(maps: list[Tensor], w: Weights, wanted: list[int], heads: int) -> Te
     return torch.stack([linear(normed(query, w, "decoder_norm"), w, "decoder_pred") for query in queries])
 
 
-def predict_together(maps: list[Tensor], w: Weights, keep: list[int], wanted: list[int], heads: int) -> Tensor:
+def predict_together(maps: list[Tensor], w: Weights, keep: list[int], expected: list[int], heads: int) -> Tensor:
     """MAE's decoder, of one image, reading a mixture: the encoded tokens and the asked ones attend to each other. (Q, p p C)."""
-    places = torch.stack([w["decoder_pos_embed"][0, row] for row in [0] + [1 + i for i in [*keep, *wanted]]])
-    tokens = [*linear(mixture(maps, w, 0), w, "decoder_embed"), *(w["mask_token"][0, 0] for _ in wanted)]
+    places = torch.stack([w["decoder_pos_embed"][0, row] for row in [0] + [1 + i for i in [*keep, *expected]]])
+    tokens = [*linear(mixture(maps, w, 0), w, "decoder_embed"), *(w["mask_token"][0, 0] for _ in expected)]
     x = torch.stack(tokens) + places
     for layer in range(depth(w, "decoder_blocks")):
         x = block(x, w, f"decoder_blocks.{layer}.", heads, 1e-6)
-    return linear(normed(x[-len(wanted) :], w, "decoder_norm"), w, "decoder_pred")
+    return linear(normed(x[-len(expected) :], w, "decoder_norm"), w, "decoder_pred")
 
 
 def one(
-    image: Tensor, w: Weights, keep: list[int], wanted: list[int], p: int, heads: int, decoder_heads: int
+    image: Tensor, w: Weights, keep: list[int], expected: list[int], p: int, heads: int, decoder_heads: int
 ) -> tuple[Tensor, Tensor]:
     """Predictions of one image and what they should be, (Q, p p C) each; patches are standardised."""
     fused = "wfm.linear.weight" in w
     maps = encode(image, w, keep, p, heads, fused and w["wfm.linear.weight"].shape[1] == depth(w, "blocks") + 1)
     together = "decoder_embed.weight" in w
-    predicted = predict_together(maps, w, keep, wanted, decoder_heads) if together else predict(maps, w, wanted, decoder_heads)
-    raw = torch.stack([patches(image, p)[i] for i in wanted])
+    prediction = predict_together(maps, w, keep, expected, decoder_heads) if together else predict(maps, w, expected, decoder_heads)
+    raw = torch.stack([patches(image, p)[i] for i in expected])
     centred = raw - raw.mean(1, keepdim=True)
-    return predicted, centred / ((centred**2).sum(1, keepdim=True) / (raw.shape[1] - 1) + 1e-6) ** 0.5
+    return prediction, centred / ((centred**2).sum(1, keepdim=True) / (raw.shape[1] - 1) + 1e-6) ** 0.5
 
 
 def loss(
-    images: Tensor, w: Weights, keeps: list[list[int]], wanted: list[list[int]], p: int, heads: int, decoder_heads: int
+    images: Tensor, w: Weights, keeps: list[list[int]], expected: list[list[int]], p: int, heads: int, decoder_heads: int
 ) -> tuple[Tensor, Tensor]:
     """CrossMAE's loss of a batch (B, C, H, W), and the predictions (B, Q, p p C)."""
-    rows = zip(images, keeps, wanted, strict=True)
+    rows = zip(images, keeps, expected, strict=True)
     each = [one(image, w, keep, ask, p, heads, decoder_heads) for image, keep, ask in rows]
-    predicted, right = torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
-    return ((predicted - right) ** 2).mean(), predicted
+    prediction, right = torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
+    return ((prediction - right) ** 2).mean(), prediction

@@ -81,13 +81,13 @@ def one(
     for i in range(sum(name.startswith("decoder_blocks.") and name.endswith("norm1.bias") for name in w)):
         x = block(x, w, f"decoder_blocks.{i}.", decoder_heads, epsilon)
     x = norm(x, w["decoder_norm.weight"], w["decoder_norm.bias"], epsilon)
-    predicted = (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[1:]
-    wanted = patches(image, p)
+    prediction = (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[1:]
+    expected = patches(image, p)
     if norm_pix:
-        centred = wanted - wanted.mean(1, keepdim=True)
-        wanted = centred / ((centred**2).sum(1, keepdim=True) / (wanted.shape[1] - 1) + 1e-6) ** 0.5
+        centred = expected - expected.mean(1, keepdim=True)
+        expected = centred / ((centred**2).sum(1, keepdim=True) / (expected.shape[1] - 1) + 1e-6) ** 0.5
     hidden = torch.tensor([0.0 if i in keep else 1.0 for i in range(high * wide)]).to(image)
-    return ((predicted - wanted) ** 2).mean(1), hidden
+    return ((prediction - expected) ** 2).mean(1), hidden
 
 
 def loss(images: Tensor, w: Weights, keeps: list[list[int]], p: int, heads: int, decoder_heads: int, norm_pix: bool) -> Tensor:

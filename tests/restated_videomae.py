@@ -96,8 +96,8 @@ def one(clip: Tensor, w: Weights, hidden: list[int], t: int, p: int, heads: int,
     places = table(len(hidden), x.shape[1]).float().to(x)
     asked = torch.stack([w["mask_token"][0, 0] + places[i] for i in away])
     x = blocks(torch.cat([x + places[keep], asked]), w, "decoder.blocks.", decoder_heads)[len(keep) :]
-    predicted = norm(x, w, "decoder.norm") @ w["decoder.head.weight"].T + w["decoder.head.bias"]
-    return (predicted - targets(clip, t, p, standardised)[away]) ** 2
+    prediction = norm(x, w, "decoder.norm") @ w["decoder.head.weight"].T + w["decoder.head.bias"]
+    return (prediction - targets(clip, t, p, standardised)[away]) ** 2
 
 
 def loss(

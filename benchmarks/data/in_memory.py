@@ -63,7 +63,7 @@ def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
     updates = fit(
         training,
         mixture.batches(batch_size=plan.micro_batch_size, steps=plan.steps, accumulation=plan.accumulation),
-        MaskedObjective([stream], model.tokenizer, accelerator.device, plan.steps).loss,
+        MaskedObjective([stream], model, accelerator.device, plan.steps).loss,
         config=train,
         plan=plan,
         seed=config.seed,

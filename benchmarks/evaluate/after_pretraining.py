@@ -67,7 +67,9 @@ def training(epochs: float, rate: float) -> TrainConfig:
     )
 
 
-def judge(model: str, data: ImagesConfig, options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, dict[str, Any]]:
+def evaluate_start(
+    model: str, data: ImagesConfig, options: argparse.Namespace, seed: int, scratch: Path
+) -> dict[str, dict[str, Any]]:
     """Accuracy and seconds of each task, from a run's weights or, where `model` is its config.yaml, from random ones."""
     trained = not model.endswith(".yaml")
     found: dict[str, dict[str, Any]] = {}
@@ -133,7 +135,7 @@ def one_run(task: tuple[str, argparse.Namespace, ImagesConfig]) -> dict[str, dic
     found = {}
     for start, model in (("pretrained", run), ("random", f"{run}/config.yaml")):
         with tempfile.TemporaryDirectory() as name:
-            found[start] = judge(model, data, options, seed, Path(name))
+            found[start] = evaluate_start(model, data, options, seed, Path(name))
     return found
 
 

@@ -109,7 +109,7 @@ def train_all(options: argparse.Namespace, scratch: Path, ratio: float) -> dict[
     return found
 
 
-def judge(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def compare_features(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Frozen features of all, and of the same encoders untrained, on the test part, which nothing was chosen by."""
     config = config_of("MAE", options, options.steps, 0, Path("."))
     models: dict[str, MaskedModel] = {name: mmm.load(run["folder"]) for name, run in runs.items()}
@@ -165,7 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         found: dict[str, Any] = {"machine": machine(torch.device("cpu")), "pace": pace(options, Path(name))}
         found["runs"] = train_all(options, Path(name), found["pace"]["ratio"])
-        found["features"] = judge(options, found["runs"])
+        found["features"] = compare_features(options, found["runs"])
     text = describe(found, options)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "equal_time.md").write_text(text, encoding="utf-8")

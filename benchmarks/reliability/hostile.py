@@ -46,7 +46,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _judge_into(outcome: Path, name: str, work: Path) -> None:
-    said, wrong = judge(name, work / name, work / "bait")
+    said, wrong = check_file(name, work / name, work / "bait")
     outcome.write_text("\n\n".join([said, *wrong]))
 
 
@@ -58,7 +58,7 @@ def make_bait(bait: Path) -> None:
     write_motion_video(bait / "film.mp4", "train", 0)
 
 
-def judge(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
+def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
     """What came of an input, and what is wrong with that.
 
     Args:

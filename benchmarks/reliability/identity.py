@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.reliability.harness import LANES, side_by_side, start
 from benchmarks.reliability.runs import IMAGES, config_of, make_data, picture, quicker
-from mmm.config.overrides import apply_flags, parts_of, walk
+from mmm.config.overrides import apply_flags, part_configs, walk
 from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES
 from mmm.data import ClipsConfig
@@ -99,7 +99,7 @@ def _is_nested(value: Any) -> bool:
 def _other_parts(config: pretrain.Config) -> dict[str, str]:
     """The kinds of parts of which there is another, and its name."""
     found = {}
-    for path, value in parts_of(config).items():
+    for path, value in part_configs(config).items():
         if others := sorted(set(REGISTRIES[value.kind].parts) - {value.name}):
             found[path] = others[0]
     return found

@@ -106,13 +106,13 @@ def fusion_alone(options: argparse.Namespace, precision: str) -> dict[str, float
     fusion, shape = model.decoder.fusion, (options.batch, 1 + (options.image // 16) ** 2 // 4, model.encoder.shape.width)
     maps = {block: torch.randn(shape, device=device, requires_grad=True) for block in fusion.blocks}
     features = Features(maps[0], 1, torch.empty(0, device=device), maps)
-    wanted = torch.randn(shape, device=device)
+    expected = torch.randn(shape, device=device)
     ways = {"ours": fusion, "published": StackedFusion(fusion), "norm": lambda given: [fusion.norms[0](given.last)]}
 
     def run(way: Callable[[Features], list[Tensor]]) -> None:
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             mixed = way(features)
-        torch.autograd.backward(mixed, [wanted] * len(mixed))
+        torch.autograd.backward(mixed, [expected] * len(mixed))
         for one in (*maps.values(), *fusion.parameters()):
             one.grad = None
 

@@ -27,14 +27,14 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
     shape, values = encoder.shape, model.tokenizer.width
     seen = shape.prefix + visible
     embed = linear(visible, values, shape.width)
-    forward = shape.depth * block(seen, shape.width, encoder.mlp_ratio)
+    forward = shape.depth * block(seen, shape.width, encoder.hidden, gated=encoder.activation == "swiglu")
     if isinstance(decoder, SelfAttentionDecoder.Config):
         forward += linear(seen, shape.width, decoder.width)
-        forward += decoder.depth * block(seen + predicted, decoder.width, decoder.mlp_ratio)
+        forward += decoder.depth * block(seen + predicted, decoder.width, round(decoder.width * decoder.mlp_ratio))
     else:
         assert isinstance(decoder, CrossAttentionDecoder.Config)
         forward += decoder.depth * cross_block(predicted, seen, decoder, shape.width)
-    maps = len(decoder.required_features(shape.depth).blocks)  # mixed for every block of the decoder that reads them
+    maps = len(decoder.required_features(shape).blocks)  # mixed for every block of the decoder that reads them
     mixtures = decoder.depth if isinstance(decoder, CrossAttentionDecoder.Config) else 1
     forward += 2.0 * maps * mixtures * seen * shape.width + linear(predicted, decoder.width, model.target.width)
     return 3 * forward + 2 * embed
@@ -45,9 +45,9 @@ def linear(tokens: int, wide: int, out: int) -> float:
     return 2.0 * tokens * wide * out
 
 
-def block(tokens: int, width: int, mlp_ratio: float) -> float:
-    """Of self-attention and an MLP."""
-    mlp = 2 * linear(tokens, width, int(width * mlp_ratio))
+def block(tokens: int, width: int, hidden: int, *, gated: bool = False) -> float:
+    """Of self-attention and an MLP, which has a third matrix where it is gated."""
+    mlp = (3 if gated else 2) * linear(tokens, width, hidden)
     return linear(tokens, width, 4 * width) + 4.0 * tokens * tokens * width + mlp
 
 

@@ -122,7 +122,7 @@ def ours(method: str, setting: Setting) -> Way:
         step_if_finite(norm, training.optimizer, accelerator.scaler)
         training.optimizer.zero_grad(set_to_none=True)
 
-    mask = model.draw_mask(1, grid, x.device)
+    mask = model.draw_masks(x[:1])
     flops = step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
     return Way(method, "mmm", precision_of(accelerator), step, len(x), len(x) * flops, held_bytes(model), model)
 

@@ -130,13 +130,13 @@ def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
         seen = decoder.embed(encoder.encode(x, idx_keep=keep))
         whole = utils.repeat_token(decoder.mask_token, (len(x), tokens + 1))
         whole = decoder.decode(utils.set_at_index(whole, keep, seen.type_as(whole)))
-        predicted = decoder.predict(utils.get_at_index(whole, hide))
-        wanted = utils.get_at_index(utils.patchify(x, 16), hide - 1)
-        return nn.functional.mse_loss(predicted, standardised(wanted))
+        prediction = decoder.predict(utils.get_at_index(whole, hide))
+        expected = utils.get_at_index(utils.patchify(x, 16), hide - 1)
+        return nn.functional.mse_loss(prediction, standardised(expected))
 
     return nn.ModuleList([encoder, decoder]).to(x.device).train(), loss
 
 
-def standardised(wanted: Tensor) -> Tensor:
+def standardised(expected: Tensor) -> Tensor:
     """Each patch to mean 0 and variance 1."""
-    return (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5
+    return (expected - expected.mean(-1, keepdim=True)) / (expected.var(-1, keepdim=True) + 1e-6) ** 0.5

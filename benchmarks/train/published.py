@@ -44,11 +44,11 @@ class PublishedMAE(nn.Module):
         kept = torch.cat([first.expand(many, -1, -1), kept], dim=1)  # (B, 1 + V, D)
         for block in self.encoder_blocks:
             kept = block(kept)
-        predicted = self.decode(normed(kept, self.encoder.norm), back)
+        prediction = self.decode(normed(kept, self.encoder.norm), back)
         hidden = torch.ones(many, number, device=x.device)
         hidden[:, : self.visible] = 0
         hidden = hidden.gather(1, back)
-        return self.loss(x, predicted, hidden)
+        return self.loss(x, prediction, hidden)
 
     def decode(self, kept: Tensor, back: Tensor) -> Tensor:
         """(B, 1 + V, D) -> predictions of every token, (B, N, p p C)."""
@@ -62,14 +62,14 @@ class PublishedMAE(nn.Module):
             whole = block(whole)
         return F.linear(normed(whole, decoder.norm), decoder.head.weight, decoder.head.bias)[:, 1:]
 
-    def loss(self, x: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
+    def loss(self, x: Tensor, prediction: Tensor, hidden: Tensor) -> Tensor:
         """The mean squared error of standardised patches, of all tokens, counted where they are hidden."""
         many, channels, height, wide = x.shape
         p = self.patch
         boxes = x.reshape(many, channels, height // p, p, wide // p, p)
-        wanted = torch.einsum("nchpwq->nhwpqc", boxes).reshape(many, -1, p * p * channels)
-        wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6) ** 0.5
-        each = ((predicted - wanted) ** 2).mean(-1)  # (B, N)
+        expected = torch.einsum("nchpwq->nhwpqc", boxes).reshape(many, -1, p * p * channels)
+        expected = (expected - expected.mean(-1, keepdim=True)) / (expected.var(-1, keepdim=True) + 1e-6) ** 0.5
+        each = ((prediction - expected) ** 2).mean(-1)  # (B, N)
         return (each * hidden).sum() / hidden.sum()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
-from mmm.config.overrides import parts_of, sets_of, walk
+from mmm.config.overrides import part_configs, sets_of, walk
 from mmm.config.serialize import to_dict
 from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES
@@ -40,7 +40,7 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
     title = "Flags:" if chosen == set(flags) else f"Most used flags (--help_all lists all {len(flags)}):"
     lines = [f"usage: {prog} [--FLAG VALUE ...]", "", doc.strip(), "", "Starting point:", *_starting_points(presets)]
     texts = field_texts(config)
-    if parts := parts_of(config):
+    if parts := part_configs(config):
         lines += ["", "Parts. Choosing another part changes which flags exist; the flags below are those of the current ones:"]
         lines += [f"  --{path}.name {part.name}  {_choices(sorted(REGISTRIES[part.kind].parts))}" for path, part in parts.items()]
     for path, chosen_parts in sets_of(config).items():

@@ -118,7 +118,7 @@ def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from walk(value, f"{where}{field.name}.")
 
 
-def parts_of(config: Any) -> dict[str, PartConfig]:
+def part_configs(config: Any) -> dict[str, PartConfig]:
     """The config of every part by its dotted name, except for parts in a set, whose names are fixed."""
     sets = set_members(config)
     return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig) and path not in sets}
@@ -151,7 +151,7 @@ def swap_parts(config: T, flags: Flags) -> T:
             flags[:] = [(flag, values) for flag, values in flags if flag != path]
             known = to_dict(parts)
             return swap_parts(_replace(config, {path: {name: known.get(name) for name in named[-1]}}), flags)
-    for path, part in parts_of(config).items():
+    for path, part in part_configs(config).items():
         names = pull(flags, f"{path}.name")
         if names:  # from the beginning: the new part may have parts of its own
             return swap_parts(config if names[-1] == part.name else _replace(config, {path: {"name": names[-1]}}), flags)
@@ -187,7 +187,7 @@ def _elsewhere(flag: str, config: Any) -> str:
         name_of, _, _ = flag.removeprefix(f"{where}.").partition(".")
         if flag.startswith(f"{where}.") and name_of in REGISTRIES[parts.kind].parts and name_of not in parts.names:
             return f", for {name_of} is not chosen; --{where} {' '.join((*parts.names, name_of))} chooses it, too"
-    part = parts_of(config).get(path)
+    part = part_configs(config).get(path)
     others = REGISTRIES[part.kind].parts if part else {}
     having = sorted(other for other in others if name in {field.name for field in dataclasses.fields(others[other].Config)})
     return f" for {path} {part.name}; {' and '.join(having)} has it: --{path}.name {having[0]}" if part and having else ""
@@ -195,7 +195,7 @@ def _elsewhere(flag: str, config: Any) -> str:
 
 def _nearest_flag(flag: str, hints: dict[str, Any], config: Any) -> str:
     """The end of an error message. A flag without a dot is compared with last names, so that --steps finds --train.steps."""
-    parts = [f"{path}.name" for path in parts_of(config)]
+    parts = [f"{path}.name" for path in part_configs(config)]
     if f"{flag}.name" in parts:
         return f"; did you mean '--{flag}.name'?"
     spellings = {name if "." in flag else name.rpartition(".")[2]: name for name in ("config", "use", *parts, *hints)}

@@ -28,6 +28,7 @@ class Limit:
 
 
 Positive = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
+Count = Annotated[int, Limit("of at least 0", lambda value: value >= 0)]
 AboveZero = Annotated[float, Limit("above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]
 Rate = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
@@ -36,12 +37,29 @@ Fraction = Annotated[float, Limit("between 0 and 1", lambda value: 0 < value < 1
 Share = Annotated[float, Limit("above 0, at most 1", lambda value: 0 < value <= 1)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedConfig:
+    """Base of configs whose values are checked against the annotations of their fields when they are made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.flag)
+        self.validate()
+
+    @property
+    def flag(self) -> str:
+        """The name before those of its fields in flags and messages; empty for the flags of a task itself."""
+        return ""
+
+    def validate(self) -> None:
+        """Raises ValueError where values do not fit each other; called after each value was checked alone."""
+
+
 def check_fields(config: Any, kind: str) -> None:
     """Checks every field of a dataclass against its annotation.
 
     Args:
         config: the dataclass.
-        kind: the name before the field's own in messages, as flags have it.
+        kind: the name before the field's own in messages, as flags have it; empty for none.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -52,7 +70,8 @@ def check_fields(config: Any, kind: str) -> None:
         if not fits(hint, value):
             choices = [str(choice) for arm in arms(hint) if get_origin(arm) is Literal for choice in get_args(arm)]
             given = f"{value:g}" if isinstance(value, float) else repr(value)
-            raise ValueError(f"{kind}.{field.name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
+            name = f"{kind}.{field.name}" if kind else f"--{field.name}"
+            raise ValueError(f"{name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
-from mmm.core.checks import check_fields, nearest
+from mmm.core.checks import CheckedConfig, nearest
 
 T = TypeVar("T")
 Part = TypeVar("Part", bound=type)
@@ -17,7 +17,7 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartConfig:
+class PartConfig(CheckedConfig):
     """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind.
 
     Every value is checked against its field's annotation: the type, a `Literal`'s choices, a range (`mmm.core.checks`).
@@ -26,17 +26,10 @@ class PartConfig:
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        check_fields(self, self.flag)
-        self.validate()
-
     @property
     def flag(self) -> str:
         """The name of its flags' group, for messages."""
         return self.kind or type(self).__qualname__
-
-    def validate(self) -> None:
-        """Raises ValueError where values do not fit each other; called after each value was checked alone."""
 
 
 class PartSet:
@@ -62,7 +55,8 @@ class PartSet:
         names = [config.name for config in configs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice; each {cls.kind} is used once")
-        return cast(Self, _set_of(cast(Any, cls), tuple(map(type, configs)))(*configs))
+        declared = cls if "kind" in cls.__dict__ else cls.__base__  # not the class of a set that is there already
+        return cast(Self, _set_of(cast(Any, declared), tuple(map(type, configs)))(*configs))
 
     def __iter__(self) -> Iterator[PartConfig]:
         return (getattr(self, name) for name in self.names)
@@ -150,7 +144,7 @@ def _own_config(part: type) -> type[PartConfig]:
     config = part.__dict__.get("Config")
     if not (isinstance(config, type) and issubclass(config, PartConfig) and "__dataclass_fields__" in config.__dict__):
         raise ValueError(f"{part.__qualname__} needs a nested `class Config(PartConfig)` of its own, a frozen kw_only dataclass")
-    if config.__post_init__ is not PartConfig.__post_init__:
+    if config.__post_init__ is not CheckedConfig.__post_init__:
         raise ValueError(
             f"{config.__qualname__} has a `__post_init__`, which would skip the checks of its fields; call it `validate`"
         )

@@ -73,15 +73,18 @@ class Features:
 
     Attributes:
         last: (B, R + M, D), after the final norm where the encoder has one.
-        prefix: R, the number of leading tokens that stand nowhere on the grid.
+        prefix: R, the number of leading tokens that stand nowhere on the grid: class tokens, then registers.
         where: int64 (B, M) or, without a mask, (1, M): which token of the grid each one is.
         blocks: of the blocks that were asked for, their outputs, (B, R + M, D) each; 0 is what enters the first block.
+            The values of a hierarchical encoder's are (B, M, a b ... D'): see `Stage`.
+        registers: how many of the prefix tokens, the last of them, are registers.
     """
 
     last: Tensor
     prefix: int
     where: Tensor
     blocks: dict[int, Tensor] = field(default_factory=dict)
+    registers: int = 0
 
     @property
     def tokens(self) -> Tensor:
@@ -90,14 +93,14 @@ class Features:
 
     @property
     def class_token(self) -> Tensor:
-        """The first prefix token, (B, D).
+        """The class token, (B, D); the mean of several (Pixio).
 
         Raises:
             ValueError: the encoder has none.
         """
-        if not self.prefix:
+        if self.prefix == self.registers:
             raise ValueError("this encoder has no class token; use the mean of the tokens")
-        return self.last[:, 0]
+        return self.last[:, : self.prefix - self.registers].mean(1)
 
     def pooled(self, how: Literal["mean", "class", "both"] = "mean") -> Tensor:
         """Returns one vector per sample: the mean of the tokens, the class token, or the class token followed by the mean.
@@ -116,6 +119,24 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stage of a hierarchical encoder, all of whose blocks have tokens of one size and width.
+
+    `Features.blocks` holds the tokens of a block that one token of the output covers side by side: (B, M, a b ... D'), the last
+    axis of the grid and then the channel fastest.
+
+    Attributes:
+        block: its last block, counted from 1.
+        width: D', of its tokens.
+        inner: how many of its tokens one token of the output covers, along each axis of the grid.
+    """
+
+    block: int
+    width: int
+    inner: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Shape:
     """The shape of an encoder, from which a decoder is built.
 
@@ -123,11 +144,22 @@ class Shape:
         width: D.
         depth: the number of blocks.
         prefix: R.
+        registers: how many of the prefix tokens, the last of them, are registers.
+        stages: of a hierarchical encoder; none: all blocks have tokens of the output's size and width.
+        whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
     """
 
     width: int
     depth: int
     prefix: int
+    registers: int = 0
+    stages: tuple[Stage, ...] = ()
+    whole: bool = False
+
+    @property
+    def class_tokens(self) -> int:
+        """The number of class tokens, which are the first of the prefix tokens."""
+        return self.prefix - self.registers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, check_width
-from mmm.core.tokens import Fixed, Resize
+from mmm.core.positions import Positions, Resize
 from mmm.decoders.fusion import FusedDecoderConfig
 
 
@@ -28,8 +28,8 @@ class AttentionDecoderConfig(FusedDecoderConfig):
     norm_epsilon: NonNegative = 1e-6
     """Epsilon of the layer norms (MAE: 1e-6; transformers: 1e-12)."""
 
-    positions: Fixed = "sine_cosine"
-    """Sines and cosines of each axis (MAE), or of the token's flat index (VideoMAE)."""
+    positions: Positions = "sine_cosine"
+    """Sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), or learned ones (Hiera, Pixio)."""
 
     resize_positions: Resize = "interpolate"
     """Positions on another grid than the model was built for; see the encoder's."""

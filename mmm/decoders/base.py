@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid
-from mmm.core.types import Features, RequiredFeatures
+from mmm.core.types import Features, RequiredFeatures, Shape
 
 decoders: Registry[Decoder] = Registry("decoder")
 
@@ -19,8 +19,8 @@ decoders: Registry[Decoder] = Registry("decoder")
 class DecoderConfig(PartConfig):
     """Base of every decoder's `Config`."""
 
-    def required_features(self, depth: int) -> RequiredFeatures:
-        """Returns the features that it requires of an encoder of `depth` blocks. Here: the output of the final norm."""
+    def required_features(self, encoder: Shape) -> RequiredFeatures:
+        """Returns the features that it requires of an encoder of this shape. Here: the output of the final norm."""
         return RequiredFeatures(last=True)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mmm.core.checks import Positive
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, position_table, positions, repeat_rows, take
+from mmm.core.positions import position_table, positions
+from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Shape
 from mmm.decoders.attention import AttentionDecoderConfig
 from mmm.decoders.base import Decoder, decoders

@@ -1,11 +1,18 @@
-"""Inter-block fusion (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), TMLR 2025, section 3.4): each
+"""Fusion of the outputs of several of the encoder's blocks.
+
+Inter-block fusion (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), TMLR 2025, section 3.4): each
 decoder block reads its own learned, weighted sum of the outputs of the encoder's blocks.
 
-Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k feature maps that are added up, d decoder blocks.
+Fusion over stages (Ryali et al., "Hiera", ICML 2023, section 3): the finer stages of a hierarchical encoder are brought to the size
+and width of its last by strided convolutions, and added to it.
+
+Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k feature maps that are added up, d decoder blocks; a
+token covers a b ... tokens of width D' of a finer stage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,16 +20,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmm.core.types import Features, RequiredFeatures, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape, Stage
 from mmm.decoders.base import DecoderConfig
+from mmm.layers.patch_embed import Embedding
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedDecoderConfig(DecoderConfig):
     """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
-    fusion: Literal["none", "linear"] = "none"
-    """Input from the encoder: its last, normed output, or a learned weighted sum of the outputs of its blocks, normed."""
+    fusion: Literal["none", "linear", "stages"] = "none"
+    """Input from the encoder: its last, normed output; a learned weighted sum of the outputs of its blocks, normed (linear); or the
+    last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed (stages)."""
 
     fusion_blocks: tuple[int, ...] | None = None
     """The encoder's blocks that are added up, counted from 1, where fusion is linear. None: all of them."""
@@ -30,10 +39,17 @@ class FusedDecoderConfig(DecoderConfig):
     fusion_input: bool = True
     """Add the input of the first block, too, where fusion is linear."""
 
-    def required_features(self, depth: int) -> RequiredFeatures:
+    def required_features(self, encoder: Shape) -> RequiredFeatures:
         """The last output, or the blocks that are added up; then the encoder's final norm is not built."""
+        depth = encoder.depth
         if self.fusion == "none":
             return RequiredFeatures(last=True)
+        if self.fusion == "linear" and encoder.stages:
+            raise ValueError("decoder.fusion linear adds up blocks of one width, and the stages of this encoder differ; use stages")
+        if self.fusion == "stages" and not encoder.stages:
+            raise ValueError("decoder.fusion stages is for hierarchical encoders, and this one has no stages; use linear")
+        if self.fusion == "stages":
+            return RequiredFeatures(last=False, blocks=(*(stage.block for stage in finer_stages(encoder)), depth))
         blocks = tuple(range(1, depth + 1)) if self.fusion_blocks is None else self.fusion_blocks
         if not blocks or not all(1 <= block <= depth for block in blocks):
             raise ValueError(f"decoder.fusion_blocks {blocks} are not all among the encoder's blocks 1 to {depth}")
@@ -109,7 +125,31 @@ class LinearFusion(nn.Module):
         return [norm(one) for norm, one in zip(self.norms, fused.unbind(0), strict=True)]
 
 
+class StageFusion(nn.Module):
+    """The last block's output plus each finer stage's, brought to its size and width, normed; every decoder block reads the sum."""
+
+    def __init__(self, encoder: Shape, inputs: int, epsilon: float) -> None:
+        super().__init__()
+        self.stages, self.depth, self.inputs = finer_stages(encoder), encoder.depth, inputs
+        self.embeds = nn.ModuleList(Embedding(stage.inner, stage.width, encoder.width) for stage in self.stages)
+        self.norm = nn.LayerNorm(encoder.width, eps=epsilon)
+
+    def forward(self, features: Features) -> list[Tensor]:
+        """d times the same (mB, M, D)."""
+        total = features.blocks[self.depth]
+        for stage, embed in zip(self.stages, self.embeds, strict=True):
+            total = total + embed(features.blocks[stage.block])  # (mB, M, a b ... D') -> (mB, M, D)
+        return [self.norm(total)] * self.inputs
+
+
+def finer_stages(encoder: Shape) -> tuple[Stage, ...]:
+    """The stages of an encoder whose tokens are smaller than those of its output."""
+    return tuple(stage for stage in encoder.stages if math.prod(stage.inner) > 1)
+
+
 def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module:
     """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block."""
-    required = config.required_features(encoder.depth)
+    required = config.required_features(encoder)
+    if config.fusion == "stages":
+        return StageFusion(encoder, inputs, epsilon)
     return LastOutput(inputs) if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)

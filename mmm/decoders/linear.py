@@ -24,7 +24,7 @@ class LinearDecoder(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
-        def required_features(self, depth: int) -> RequiredFeatures:
+        def required_features(self, encoder: Shape) -> RequiredFeatures:
             return RequiredFeatures(last=True, hidden=True)
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:

@@ -26,6 +26,11 @@ class EncoderConfig(PartConfig):
     def shape(self) -> Shape:
         """Width, depth and number of prefix tokens."""
 
+    @property
+    def token(self) -> int | None:
+        """The side of a token in pixels, which the tokenizer must have. None: any."""
+        return None
+
 
 class Encoder(nn.Module):
     """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, the features that the decoder requires
@@ -71,6 +76,14 @@ class Encoder(nn.Module):
             grid: the arrangement of the N tokens.
             blocks: the blocks whose outputs are returned; 0 is the input of the first.
         """
+
+    def state_at(self, grid: Grid) -> dict[str, Tensor]:
+        """The state of the same encoder for another home grid. Here nothing in it depends on the grid.
+
+        Args:
+            grid: with as many axes as the home grid.
+        """
+        return self.state_dict()
 
     def append_mask_tokens(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Puts a mask token behind the visible tokens for each blank one, (mB, V, D) -> (mB, V + H, D).

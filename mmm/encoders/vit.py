@@ -1,28 +1,40 @@
 """The vision transformer (Dosovitskiy et al., ICLR 2021) as MAE uses it, under timm's names.
 
 Shapes: B samples (mB rows where a mask has several a sample), N tokens, P values a token, V visible, H blank, M = V + H,
-R prefix tokens (1 with a class token, else 0), D width.
+R prefix tokens (class tokens, then registers), D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
-from mmm.core.tokens import Grid, Positions, Resize, position_table, positions, take
+from mmm.core.checks import AboveZero, Count, NonNegative, Positive, Rate, check_width
+from mmm.core.positions import Resize, position_table, positions
+from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
 from mmm.layers.patch_embed import Embedding
 from mmm.layers.rotary import Rotary, RotaryKind, check_rotary, make_rotary
 from mmm.layers.transformer import Activation, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
 
-Size = Literal["tiny", "small", "base", "large", "huge"]
-# width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021)
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+Size = Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"]
+# width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021), giant and gigantic
+# are those of Zhai et al. (CVPR 2022)
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+    "giant": (1408, 40, 16),
+    "gigantic": (1664, 48, 16),
+}
+MLP_RATIOS = {"giant": 48 / 11, "gigantic": 64 / 13}  # 4 in the others
+ViTPositions = Literal["sine_cosine", "flat_sine_cosine", "learned", "none"]
 
 
 @encoders.register("vit")
@@ -32,7 +44,8 @@ class VisionTransformer(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):
         size: Size = "base"
-        """Width, depth and heads by name: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16."""
+        """Width, depth and heads by name: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16,
+        giant 1408/40/16, gigantic 1664/48/16."""
 
         width: Positive | None = None
         """Width instead of the size's own."""
@@ -43,14 +56,23 @@ class VisionTransformer(Encoder):
         heads: Positive | None = None
         """Number of attention heads instead of the size's own."""
 
-        mlp_ratio: AboveZero = 4.0
-        """Hidden width of a block's MLP over its width."""
+        mlp_ratio: AboveZero | None = None
+        """Hidden width of a block's MLP over its width instead of the size's own: 4, of giant 48/11, of gigantic 64/13."""
 
         class_token: bool = True
         """Put a class token before the others."""
 
-        positions: Positions = "sine_cosine"
-        """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), or learned ones."""
+        class_tokens: Positive = 1
+        """Number of class tokens, where there is one (Pixio: 8); features are their mean."""
+
+        registers: Count = 0
+        """Number of registers behind the class token: further learned tokens that stand nowhere (Darcet et al., ICLR 2024)."""
+
+        register_places: Literal["none", "around"] = "none"
+        """Turn registers by no place, or by places around the rectangle of the tokens that are seen (CAPI), as `rotary` says."""
+
+        positions: ViTPositions = "sine_cosine"
+        """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones, or none."""
 
         resize_positions: Resize = "interpolate"
         """Positions on another grid than the model was built for: the stored table, interpolated as MAE and transformers do
@@ -70,10 +92,13 @@ class VisionTransformer(Encoder):
 
         rotary: RotaryKind = "none"
         """Turn queries and keys by their places, beside `positions`: counted in tokens (axial: V-JEPA 2, EVA; vjepa2: with the
-        fault that V-JEPA 2's released weights need), or from -1 to 1 (dinov3)."""
+        fault that V-JEPA 2's released weights need), from -1 to 1 (dinov3), or from 0 to 1 (capi: with the fault of CAPI's)."""
 
         norm: Norm = "layer"
         """Norms over a token's values: layer norms, or without mean and bias (rms)."""
+
+        last_norm_weight: bool = True
+        """Give the norm after the last block a weight (CAPI: none)."""
 
         activation: Activation = "gelu"
         """Between the layers of a block's MLP: GELU, or a gate (swiglu), for which `mlp_ratio` is usually 8/3."""
@@ -92,11 +117,24 @@ class VisionTransformer(Encoder):
             check_rotary("encoder", self.rotary, self.shape.width, self.head_count)
             if self.positions == "learned" and self.resize_positions == "recompute":
                 raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
+            if self.class_tokens > 1 and not self.class_token:
+                raise ValueError(f"encoder.class_tokens {self.class_tokens} needs encoder.class_token; or leave it at 1")
+            if self.register_places == "around" and (self.registers % 4 or not self.registers or self.rotary == "none"):
+                raise ValueError(
+                    f"encoder.register_places around needs encoder.rotary, here {self.rotary}, and encoder.registers divisible "
+                    f"by 4, here {self.registers}"
+                )
 
         @property
         def shape(self) -> Shape:
             width, depth, _ = SIZES[self.size]
-            return Shape(self.width or width, self.depth or depth, int(self.class_token))
+            prefix = self.class_tokens * self.class_token + self.registers
+            return Shape(self.width or width, self.depth or depth, prefix, self.registers)
+
+        @property
+        def hidden(self) -> int:
+            """The hidden width of a block's MLP."""
+            return round(self.shape.width * (self.mlp_ratio or MLP_RATIOS.get(self.size, 4.0)))
 
         @property
         def head_count(self) -> int:
@@ -117,19 +155,25 @@ class VisionTransformer(Encoder):
             grid: the home grid, for which the table of positions is stored; any other grid can be encoded too.
             required: the features that the decoder requires; a final norm that it does not require is not built.
             blanks: whether masks will blank tokens, which needs a mask token.
+
+        Raises:
+            ValueError: registers are to stand around the tokens of a clip.
         """
         super().__init__(config, grid=grid, required=required)
-        width = self.shape.width
+        if config.register_places == "around" and len(grid) != 2:
+            raise ValueError("encoder.register_places around is for images, whose tokens span a rectangle; for clips use none")
+        width, self.class_tokens = self.shape.width, self.shape.class_tokens
         self.patch_embed = Embedding(token, channels, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
+        self.cls_token = nn.Parameter(torch.zeros(1, self.class_tokens, width)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
         if blanks:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = position_table(grid, width, self.shape.prefix, config.positions)
+        self.pos_embed = None if config.positions == "none" else position_table(grid, width, self.class_tokens, config.positions)
         self.blocks = make_blocks(
             width,
             self.shape.depth,
             config.head_count,
-            mlp_ratio=config.mlp_ratio,
+            mlp_ratio=config.hidden / width,
             epsilon=config.norm_epsilon,
             drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
@@ -139,36 +183,54 @@ class VisionTransformer(Encoder):
             qk_norm=config.qk_norm,
             layer_scale=config.layer_scale,
         )
-        self.norm = make_norm(config.norm, width, config.norm_epsilon) if required.last else nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if required.last:
+            self.norm = make_norm(config.norm, width, config.norm_epsilon, weight=config.last_norm_weight)
         self.apply(initialise)
         if config.embed_init == "torch":
             self.patch_embed.proj.reset_parameters()
-        for special in (self.cls_token, self.mask_token):
+        for special in (self.cls_token, self.reg_token, self.mask_token):
             if special is not None:
                 nn.init.normal_(special, std=0.02)
 
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
         """Features of the tokens at `where`, (mB, R + M, D); see `Encoder.encode`."""
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
-        rotary = self.rotary(grid, where, self.pos_embed.dtype)
+        rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype)
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, rotary)
             if number in blocks:
                 kept[number] = tokens
-        return Features(self.norm(tokens), self.shape.prefix, where, kept)
+        return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers)
 
     def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:
         """Returns the rotations of the queries and keys of these tokens, or None where positions are added to the tokens alone."""
         channels = self.shape.width // self.config.head_count
-        return make_rotary(self.config.rotary, grid, channels, where, prefix=self.shape.prefix, dtype=dtype)
+        around = self.config.registers if self.config.register_places == "around" else 0
+        return make_rotary(self.config.rotary, grid, channels, where, prefix=self.shape.prefix, around=around, dtype=dtype)
 
     def embed(self, visible: Tensor, where: Tensor, grid: Grid) -> Tensor:
         """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""
         tokens = self.append_mask_tokens(self.patch_embed(visible), where)  # (mB, V, P) -> (mB, V + H, D)
-        table = positions(self.pos_embed, self.home, grid, self.shape.prefix, self.config.positions, self.config.resize_positions)
-        tokens = tokens + take(table[:, self.shape.prefix :], where)
-        if self.cls_token is None:
+        prefix: list[Tensor] = [] if self.cls_token is None else [self.cls_token]
+        if self.pos_embed is not None:
+            table = self.positions_of(grid)
+            tokens = tokens + take(table[:, self.class_tokens :], where)
+            prefix = [token + table[:, : self.class_tokens] for token in prefix]
+        prefix += [] if self.reg_token is None else [self.reg_token]
+        if not prefix:
             return tokens
-        prefix = (self.cls_token + table[:, :1]).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return torch.cat([prefix, tokens], dim=1)  # (mB, 1 + M, D)
+        first = torch.cat(prefix, dim=1).to(tokens.dtype)  # (1, R, D)
+        return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (mB, R + M, D)
+
+    def positions_of(self, grid: Grid) -> Tensor:
+        """The positions of the class tokens and of the tokens of a grid, (1, R - r + N, D)."""
+        assert self.pos_embed is not None
+        config: Any = self.config
+        return positions(self.pos_embed, self.home, grid, self.class_tokens, config.positions, config.resize_positions)
+
+    def state_at(self, grid: Grid) -> dict[str, Tensor]:
+        """The state of the same encoder for another home grid; see `Encoder.state_at`."""
+        state = super().state_at(grid)
+        return state if self.pos_embed is None else state | {"pos_embed": self.positions_of(grid).detach()}

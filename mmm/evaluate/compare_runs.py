@@ -18,8 +18,20 @@ from mmm.evaluate.run_results import Record
 logger = logging.getLogger(__name__)
 
 # choices that do not change what is computed
-NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers", "train.threads", "train.tracker"}
-NOT_A_CHOICE |= {f"train.{name}" for name in ("log_every", "save_every", "keep_last", "evaluate_every")}
+NOT_A_CHOICE = {
+    "folder",
+    "resume",
+    "allow",
+    "init",
+    "dry_run",
+    "evaluate",
+    "data.workers",
+    "train.threads",
+    "train.tracker",
+    "train.tracker_options",
+}
+NOT_A_CHOICE |= {f"train.{name}" for name in ("threads", "log_every", "save_every", "keep_last", "evaluate_every")}
+NOT_A_CHOICE |= {"train.tracker", "train.tracker_options"}
 # choices that make losses incomparable, except for how hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mmm.config.serialize import from_dict, read_yaml
+from mmm.core.checks import CheckedConfig, Count, Positive, Rate
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source
@@ -28,7 +29,7 @@ OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_c
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedModelConfig:
+class LoadedModelConfig(CheckedConfig):
     """The model, its data, and how it is computed."""
 
     model: str | None = None
@@ -41,10 +42,10 @@ class LoadedModelConfig:
     test_split: str | None = None
     """Split of the source to evaluate on; None: the evaluation part, as in training."""
 
-    holdout: float | None = None
+    holdout: Rate | None = None
     """Share of the data that is held out for evaluation, where the source has no split for it; None: the run's."""
 
-    image_size: int | None = None
+    image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels; None: the run's, or that of the published weights."""
 
     column: str | None = None
@@ -53,13 +54,13 @@ class LoadedModelConfig:
     label_column: str | None = None
     """The table's column of labels; None: the run's, or found."""
 
-    workers: int | None = None
+    workers: Count | None = None
     """Processes that read the data; None: the run's."""
 
-    eval_clips: int | None = None
+    eval_clips: Positive | None = None
     """Clips of a video that are averaged; None: the run's."""
 
-    eval_crops: int | None = None
+    eval_crops: Positive | None = None
     """Crops of a clip that are averaged; None: the run's."""
 
     device: str | None = None
@@ -68,7 +69,7 @@ class LoadedModelConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model; what is computed from its features is always fp32."""
 
-    batch_size: int = 256
+    batch_size: Positive = 256
     """Samples that the model gets at once."""
 
     @property
@@ -162,13 +163,13 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> Lo
         parts, step, run = read_config(path)[0], 0, path.parent
     else:
         trained = load_masked(path, norm_pix=norm_pix).to(device)
-        parts, step = parts_of(trained), None if run is None else _step(path, run)
+        parts, step = model_config(trained), None if run is None else _step(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
     untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
     return LoadedModel(trained, untrained, data, path, run, step)
 
 
-def parts_of(model: MaskedModel) -> ModelConfig:
+def model_config(model: MaskedModel) -> ModelConfig:
     """The choices that a model was built from; an encoder without a decoder gets the smallest."""
     parts: dict[str, Any] = {name: getattr(getattr(model, name), "config", None) for name in PARTS}
     return ModelConfig(**parts | {"decoder": parts["decoder"] or SelfAttentionDecoder.Config(width=32, depth=1, heads=1)})

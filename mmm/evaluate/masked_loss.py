@@ -62,7 +62,7 @@ class MaskedLoss(Evaluator):
             if len(batch):
                 batch = batch.to(context.device)
                 x = prepare(batch, part.config, train=False)  # (B, C, ..., h, w)
-                mask = context.masker(batch.keys, model.tokenizer.grid(x), step=0, steps=context.steps)
+                mask = model.draw_masks(x, batch.keys, masker=context.masker, steps=context.steps)
                 losses.append(model(x, mask=mask).loss)
                 samples.append(len(batch))
         model.train(training)

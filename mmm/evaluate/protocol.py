@@ -5,131 +5,87 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from mmm.config.diff import differences as differing
-from mmm.config.diff import flatten
-from mmm.data import Clips, DataConfig, Images
+from mmm.data import Clips, ClipsConfig, DataConfig, Images
+from mmm.train.run.environment import describe_environment
 
-# choices of the data that change the pixels that the encoder gets; samples are compared by their fingerprints
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# options of the data that change the pixels that the encoder gets; samples are compared by their fingerprints
 SAMPLES = ("crop_scale", "crop_ratio", "flip", "lighting", "repeats", "frames", "stride", "fps", "sampling", "crop", "crop_sides")
 
 
-@dataclass(frozen=True)
-class PartProtocol:
-    """Samples that were used.
+def evaluation_protocol(
+    accelerator: Accelerator,
+    data: DataConfig,
+    *,
+    train: Images | Clips,
+    validation: Images | Clips | None,
+    test: Images | Clips,
+    classes: int,
+    conditions: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns all that is needed to repeat a measurement, as plain values of JSON.
 
-    Attributes:
-        where: split, and which part of it.
-        fingerprint: of the data, as `Dataset.fingerprint`.
-        samples: with a label.
-        per_class: labels of each class, in the classes' order.
-    """
-
-    where: str
-    fingerprint: str
-    samples: int
-    per_class: tuple[int, ...]
-
-    @classmethod
-    def of(cls, part: Images | Clips, classes: int) -> PartProtocol:
-        """Describes a part whose samples all have labels."""
-        labels = part.labels()
-        assert labels is not None
-        return cls(part.where, part.fingerprint, len(part), tuple(labels.bincount(minlength=classes).tolist()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """All that is needed to repeat a measurement.
-
-    Attributes:
-        task: for instance linear_probe.
-        source: of the data, as it was named.
+    Args:
+        accelerator: of the processes that measure.
+        data: how samples are read.
         train: samples that were trained on.
-        choice: those that chose among settings; None where there was nothing to choose.
-        test: those that were scored.
-        size: of a sample, pixels (and frames).
-        mean, std: of the normalisation.
-        sampling: how training samples were cut.
-        views: samples of a test input, whose softmax is averaged.
-        clips, crops: how the views come about.
-        pool, head, schedule: how what was trained was made and trained; by name and value.
-        precision: of the encoder.
-        model: path of the pretrained model, as it was given.
-        step: updates that its weights had seen, where a run says so.
-        weights: 16 hexadecimal digits of the encoder's weights.
-        mmm, commit: the version and the commit of the code.
+        validation: samples that chose among settings. None: there was nothing to choose.
+        test: samples that were scored.
+        classes: number of classes.
+        conditions: further values, by name: `task`; `pool`, `head` and `schedule`, how the classifier was made and trained;
+            `precision` of the encoder; `model`, the path of the pretrained model; `step`, the updates of its weights;
+            `weights`, the fingerprint of the encoder. They replace values of the same name.
+
+    Returns:
+        The conditions, with the `source`, size, normalisation, sampling and views of the data; each split with its fingerprint
+        and its labels per class; and the version (`mmm`) and the `commit` of the code.
     """
-
-    task: str
-    source: str
-    train: PartProtocol
-    choice: PartProtocol | None
-    test: PartProtocol
-    size: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    sampling: Mapping[str, Any]
-    views: int
-    clips: int
-    crops: int
-    pool: Mapping[str, Any]
-    head: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    precision: str
-    model: str
-    step: int | None
-    weights: str
-    mmm: str
-    commit: str | None
-
-    def plain(self) -> dict[str, Any]:
-        """Returns plain values, as JSON holds them."""
-        return json.loads(json.dumps(asdict(self)))
+    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
+    code = describe_environment(accelerator)
+    found = {
+        "source": str(data.source),
+        "train": _split(train, classes),
+        "validation": None if validation is None else _split(validation, classes),
+        "test": _split(test, classes),
+        "size": data.size,
+        "mean": data.mean,
+        "std": data.std,
+        "sampling": sampling_of(data),
+        "views": data.views,
+        "clips": clips,
+        "crops": crops,
+        "mmm": code["mmm"],
+        "commit": code["commit"],
+    }
+    return json.loads(json.dumps(found | dict(conditions)))
 
 
-def read_protocol(result: str | Path, method: str) -> dict[str, Any]:
-    """Reads the protocol of one method from a `result.json`.
-
-    Raises:
-        ValueError: where the file has none.
-    """
-    found = json.loads(Path(result).read_text(encoding="utf-8"))
-    if "protocol" not in found.get(method, {}):
-        raise ValueError(f"{result} holds no protocol of {method}; it has {', '.join(found)}")
-    return dict(found[method]["protocol"])
-
-
-def differences(one: Protocol | Mapping[str, Any], other: Protocol | Mapping[str, Any]) -> list[str]:
-    """Lists the conditions that two measurements do not share, such as "views was 1, is 15"; empty where they can be compared.
-
-    Protocols may be given as they are in memory or as JSON holds them.
-    """
-    plain = [protocol.plain() if isinstance(protocol, Protocol) else protocol for protocol in (one, other)]
-    return differing(flatten(plain[0]), flatten(plain[1]))
+def _split(part: Images | Clips, classes: int) -> dict[str, Any]:
+    """Describes a part whose samples all have labels."""
+    labels = part.labels()
+    assert labels is not None
+    counts = labels.bincount(minlength=classes).tolist()
+    return {"where": part.where, "fingerprint": part.fingerprint, "samples": len(part), "per_class": counts}
 
 
 def sampling_of(data: DataConfig) -> dict[str, Any]:
-    """The choices of the data that say how training samples are cut."""
-    known = {field.name for field in fields(data)}
-    return {name: getattr(data, name) for name in SAMPLES if name in known}
+    """Returns the options of the data that say how training samples are cut."""
+    names = {field.name for field in fields(data)}
+    return {name: getattr(data, name) for name in SAMPLES if name in names}
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal digits that change with any weight or its name."""
+    """Returns 16 hexadecimal digits that change with any weight or its name."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_bytes(value))
+        digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
-
-
-def _bytes(value: Tensor) -> memoryview:
-    import torch
-
-    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

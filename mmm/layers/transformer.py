@@ -152,12 +152,13 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return super().forward(x.to(self.weight.dtype))
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-def make_norm(norm: Norm, width: int, epsilon: float) -> nn.Module:
-    """A layer norm, or one without a mean and a bias."""
-    return nn.LayerNorm(width, eps=epsilon) if norm == "layer" else RMSNorm(width, eps=epsilon)
+def make_norm(norm: Norm, width: int, epsilon: float, *, weight: bool = True) -> nn.Module:
+    """A layer norm, or one without a mean and a bias; without a weight where it is to have none."""
+    kind = nn.LayerNorm if norm == "layer" else RMSNorm
+    return kind(width, eps=epsilon, elementwise_affine=weight)
 
 
 class Block(nn.Module):
@@ -240,7 +241,7 @@ def initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.Conv2d, nn.Conv3d)):

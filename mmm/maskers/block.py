@@ -1,11 +1,13 @@
-"""Block-wise masking (Bao et al., "BEiT", ICLR 2022, algorithm 1), vectorised and with exact counts.
+"""Block-wise masking (Bao et al., "BEiT", ICLR 2022, algorithm 1), vectorised and with exact counts; of clips also in boxes of
+space and time (Wei et al., "MaskFeat", CVPR 2022, section 4.2).
 
-Shapes: B samples, R rectangles drawn for each, U = H' W' places.
+Shapes: mB masks, R rectangles drawn for each, U = H' W' places or, of boxes, T' H' W'.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from mmm.core.checks import Fraction, Share
 from mmm.core.rng import permutation, uniform
 from mmm.core.tokens import Grid
-from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
+from mmm.maskers.base import Masker, MaskerConfig, inside, maskers
 
 # of 100,000 masks of 14 x 14 at a ratio of 0.75, 99.69 % are full after 16 rectangles and all after 32; at 0.9, 99.3 % after 32
 RECTANGLES = 32
@@ -22,7 +24,7 @@ ASPECTS = 1024  # steps from `aspect` to its inverse: a table, because exp diffe
 
 @maskers.register("block")
 class BlockMasker(Masker):
-    """Hides rectangles until the count is reached; of clips, the same ones in every frame.
+    """Hides rectangles until the count is reached; of clips, the same ones in every frame, or boxes of some frames.
 
     BEiT's own loop stops at or before the count, with a number of tokens that varies. Here rectangles are drawn for all samples
     at once and tokens are hidden in the order of the first rectangle that covers them, so the last one is cut to the exact
@@ -43,6 +45,9 @@ class BlockMasker(Masker):
         aspect: Share = 0.3
         """Rectangles are between `aspect` and 1 / `aspect` times as high as wide."""
 
+        duration: Literal["all", "random"] = "all"
+        """Extent of a rectangle in time: all frames of a clip, or drawn for each from one to all (MaskFeat)."""
+
         def validate(self) -> None:
             super().validate()
             if self.smallest > self.largest:
@@ -52,31 +57,36 @@ class BlockMasker(Masker):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.through_time = config.duration == "all"
         steps = [(2 * step + 1) / ASPECTS - 1 for step in range(ASPECTS)]  # -1 to 1
         self.aspects = [config.aspect**step for step in steps]  # no buffer: a masker need not be moved to its keys' device
 
-    def members(self, grid: Grid) -> Tensor:
-        return columns(grid)
-
-    def order(self, keys: Tensor, grid: Grid) -> Tensor:
-        height, width = grid[-2:]
-        top, bottom, left, right = self._rectangles(keys, height, width)  # (B, R) each
-        rows, columns_ = torch.arange(height, device=keys.device), torch.arange(width, device=keys.device)
-        in_rows = (rows >= top[..., None]) & (rows < bottom[..., None])  # (B, R, H')
-        in_columns = (columns_ >= left[..., None]) & (columns_ < right[..., None])  # (B, R, W')
-        covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # (B, R, U)
-        units, which = height * width, torch.arange(RECTANGLES, device=keys.device)
-        first = torch.where(covered, which[:, None], RECTANGLES).amin(1)  # the first rectangle over each place, (B, U)
+    def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
+        covered = self._covered(keys, grid)  # (mB, R, U)
+        units, which = covered.shape[2], torch.arange(RECTANGLES, device=keys.device)
+        first = torch.where(covered, which[:, None], RECTANGLES).amin(1)  # the first rectangle over each place, (mB, U)
         # uncovered places come first (visible); then the rectangles, last to first, so that the last one is cut to the count
-        rank = (RECTANGLES - first) * units + permutation(keys + 1, units)  # within a rectangle, places are in random order; (B, U)
+        rank = (RECTANGLES - first) * units + permutation(keys + 1, units)  # random within a rectangle; (mB, U)
         order = rank.argsort(dim=1)
         # which hidden places are predicted does not depend on the rectangle that hides them
-        visible, _ = self.counts(units)
-        shuffled = visible + permutation(keys + 2, units - visible)  # (B, U - visible)
-        return torch.cat([order[:, :visible], order.gather(1, shuffled)], dim=1)
+        shuffled = seen + permutation(keys + 2, units - seen)  # (mB, U - seen)
+        return torch.cat([order[:, :seen], order.gather(1, shuffled)], dim=1)
+
+    def _covered(self, keys: Tensor, grid: Grid) -> Tensor:
+        """Whether each place lies in each rectangle, bool (mB, R, U)."""
+        height, width = grid[-2:]
+        top, bottom, left, right = self._rectangles(keys, height, width)  # (mB, R) each
+        rows, columns = inside(top, bottom - top, height), inside(left, right - left, width)
+        plane = (rows[..., :, None] & columns[..., None, :]).flatten(2)  # (mB, R, H' W')
+        if self.through_time or len(grid) < 3:
+            return plane
+        long, start = uniform(keys + 5, 2 * RECTANGLES).unflatten(1, (2, RECTANGLES)).unbind(1)
+        frames = 1 + (long * grid[0]).long()
+        times = inside((start * (grid[0] - frames + 1)).long(), frames, grid[0])  # (mB, R, T')
+        return (times[..., :, None] & plane[..., None, :]).flatten(2)
 
     def _rectangles(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Top, bottom, left and right of R rectangles a sample, in tokens, each int64 (B, R)."""
+        """Top, bottom, left and right of R rectangles a mask, in tokens, each int64 (mB, R)."""
         area, aspect, y, x = uniform(keys, 4 * RECTANGLES).unflatten(1, (4, RECTANGLES)).unbind(1)
         area = (self.config.smallest + area * (self.config.largest - self.config.smallest)) * height * width
         ratio = torch.tensor(self.aspects, device=keys.device)[(aspect * ASPECTS).long()]  # log-uniform, height over width

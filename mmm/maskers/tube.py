@@ -9,20 +9,19 @@ from torch import Tensor
 from mmm.core.checks import Fraction
 from mmm.core.rng import permutation
 from mmm.core.tokens import Grid
-from mmm.maskers.base import Masker, MaskerConfig, columns, maskers
+from mmm.maskers.base import Masker, MaskerConfig, maskers
 
 
 @maskers.register("tube")
 class TubeMasker(Masker):
     """Hides the same places in every frame, so that a hidden token cannot be copied from its neighbour in time."""
 
+    through_time = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         ratio: Fraction = 0.9
         """Fraction of all tokens that are hidden; counted in places: of 14 x 14 at 0.9, 176 are hidden and 20 seen."""
 
-    def members(self, grid: Grid) -> Tensor:
-        return columns(grid)
-
-    def order(self, keys: Tensor, grid: Grid) -> Tensor:
+    def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
         return permutation(keys, grid[-2] * grid[-1])

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from mmm.config.serialize import from_dict, read_yaml
-from mmm.core.tokens import positions
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.encoders import Encoder, encoders
@@ -37,9 +36,9 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     if run is not None:
         own = read_parts(run / CONFIG)[1]
         for name in ("channels", "mean", "std"):
-            given, wanted = getattr(data, name), getattr(own, name)
-            if given != wanted:
-                value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+            given, expected = getattr(data, name), getattr(own, name)
+            if given != expected:
+                value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
                 raise ValueError(f"data.{name} {given} is not what {run} was trained with; give --data.{name} {value}")
     model = load_masked(path)
     own = model.data or data
@@ -84,9 +83,7 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     config = replace(source.config, drop_path=drop_path)
     token, channels = model.tokenizer.size, model.tokenizer.channels
     encoder = encoders.build(config, token=token, channels=channels, grid=grid, required=RequiredFeatures(last=last_norm))
-    found: dict[str, Tensor] = source.state_dict()
-    table, prefix = source.pos_embed.detach(), source.shape.prefix
-    found["pos_embed"] = positions(table, source.home, grid, prefix, config.positions, config.resize_positions)
+    found: dict[str, Tensor] = source.state_at(grid)
     own = encoder.state_dict()
     assert own.keys() ^ found.keys() <= UNUSED, f"{own.keys() ^ found.keys()}"
     encoder.load_state_dict(own | {name: found[name] for name in own.keys() & found.keys()})
@@ -98,6 +95,7 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
 
 
 def train_positions(encoder: Encoder) -> None:
-    """Lets fixed positions be trained too."""
-    table: Any = encoder
-    table.pos_embed.requires_grad_(True)
+    """Lets fixed positions be trained too; an encoder without a table of positions stays as it is."""
+    for name, table in encoder.named_parameters():
+        if name == "pos_embed":
+            table.requires_grad_(True)

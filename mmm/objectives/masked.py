@@ -22,6 +22,7 @@ from mmm.data.loading.loader import prepare
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
+from mmm.train.distributed.fsdp import DDP, is_sharded
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
 from mmm.weights.initialize import initialise_from
@@ -100,24 +101,26 @@ class MaskedObjective:
 
     Args:
         streams: the sources, in the order of the run's `Mixture`.
-        tokenizer: the model's, which computes the grid.
+        model: the whole one, which draws the masks.
         device: to compute on.
         steps: of the run, for maskers with a schedule.
     """
 
-    def __init__(self, streams: list[DataStream], tokenizer: Any, device: torch.device, steps: int) -> None:
-        self.streams, self.tokenizer, self.device, self.steps = streams, tokenizer, device, steps
+    def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
+        self.streams, self.model, self.device, self.steps = streams, model, device, steps
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """The mean loss of a micro-batch times the weight of its source, ()."""
         stream, batch = self.streams[batch.source], batch.to(self.device)
         x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
-        mask = stream.masker(batch.keys, self.tokenizer.grid(x), step=step, steps=self.steps)
+        mask = self.model.draw_masks(x, batch.keys, masker=stream.masker, step=step, steps=self.steps)
         return model(x, mask=mask).loss * stream.weight
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
         """Lets targets that look across the batch ask all processes, which must train in step from now on."""
+        if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
+            raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
         for part in model.modules():
             if isinstance(part, Target):
                 part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
@@ -125,8 +128,9 @@ class MaskedObjective:
     def count_tokens(self, seed: int) -> dict[str, int]:
         """Tokens of a sample of the first source, by what becomes of them."""
         stream = self.streams[0]
-        grid = self.tokenizer.grid_of(stream.data.size)
-        mask = stream.masker(sample_keys(seed, 0, 0), grid)
+        grid = self.model.tokenizer.grid_of(stream.data.size)
+        scores = {"scores": torch.ones(1, math.prod(grid))} if stream.masker.needs_scores else {}
+        mask = stream.masker(sample_keys(seed, 0, 0), grid, **scores)
         return {
             "of a sample": math.prod(grid),
             "seen by the encoder": mask.visible.shape[1],

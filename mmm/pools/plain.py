@@ -36,7 +36,7 @@ class MeanPool(Pool):
 
 @pools.register("class")
 class ClassPool(Pool):
-    """The class token."""
+    """The class token, or the mean of several (Pixio)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -51,10 +51,10 @@ class ClassPool(Pool):
             ValueError: where it has no class token.
         """
         super().__init__()
-        if not encoder.prefix:
+        if not encoder.class_tokens:
             raise ValueError("pool.name class needs a class token, and this encoder has none; use --pool.name mean")
-        self.config, self.width = config, encoder.width
+        self.config, self.width, self.class_tokens = config, encoder.width, encoder.class_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, R + M, D) -> (B, D)."""
-        return tokens[:, 0]
+        return tokens[:, : self.class_tokens].mean(1)

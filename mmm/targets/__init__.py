@@ -1,6 +1,6 @@
 """Targets: what is predicted, and how far off a prediction is."""
 
-from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.clusters import ClusterTarget
 from mmm.targets.hog import HogTarget
 from mmm.targets.latent import LatentTarget
@@ -15,8 +15,8 @@ __all__ = [
     "PixelTarget",
     "Target",
     "TargetConfig",
-    "Taught",
+    "TokenTargets",
     "ValueLoss",
-    "Wanted",
+    "TargetValues",
     "targets",
 ]

@@ -19,7 +19,7 @@ from mmm.core.types import Alone, Collective, Features
 
 targets: Registry[Target] = Registry("target")
 
-Wanted = Tensor | tuple[Tensor, ...]
+TargetValues = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class TargetConfig(PartConfig):
 
 
 @dataclass(frozen=True)
-class Taught:
+class TokenTargets:
     """Targets of every token of a batch, from which those of a mask are picked.
 
     Attributes:
@@ -50,7 +50,7 @@ class Target(nn.Module):
     Attributes:
         config: the user's choices.
         width: K, values predicted a token.
-        across_batch: whether what is wanted of a sample depends on those that are computed together with it.
+        across_batch: whether the target of a sample depends on the other samples of its batch.
         collective: what the processes of a training tell each other. Used in training mode only: in an evaluation processes may
             compute different numbers of batches.
     """
@@ -66,7 +66,7 @@ class Target(nn.Module):
         return (self.width,)
 
     @abstractmethod
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """Returns the targets of every token, computed once for all masks.
 
         Args:
@@ -75,13 +75,21 @@ class Target(nn.Module):
             grid: the arrangement of the N tokens.
         """
 
-    def pick(self, taught: Taught, mask: Mask) -> Wanted:
+    def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
         """Returns the targets of the tokens in `mask.predict`, without a gradient: fp32 (kmB, Q, K), or classes, int64 (kmB, Q)."""
-        return take(taught.tokens, mask.predict)
+        return take(token_targets.tokens, mask.predict)
 
     @abstractmethod
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
+
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns how much a teacher looks at each token, (B, N), at least 0; for a masker that `needs_scores`.
+
+        Raises:
+            ValueError: the target has no teacher.
+        """
+        raise ValueError(f"target.name {self.config.name} has no teacher whose attention masker.name attention could follow")
 
     def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
         """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
@@ -108,6 +116,6 @@ class Target(nn.Module):
         """Whether `show` puts back something of the original that a prediction does not hold."""
         return False
 
-    def show(self, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
+    def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
         """Predictions as normalised pixels, (kmB, Q, P), where they can be looked at; else None."""
         return None

@@ -21,7 +21,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Alone, Features, Input, UpdateScale
 from mmm.targets.average import Average, AverageConfig
-from mmm.targets.base import Target, Taught, Wanted, targets
+from mmm.targets.base import Target, TargetValues, TokenTargets, targets
 from mmm.targets.losses import mean_loss
 
 
@@ -73,14 +73,14 @@ class ClusterTarget(Target):
         """Makes the teacher equal to the encoder."""
         self.teacher.restart(model.encoder)
 
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """The assignments of every token, (B, N, K), without a gradient, and the loss of the clusters that are to give them."""
         with torch.no_grad():
             tokens = F.normalize(self.teacher(patches, grid, None).tokens, dim=-1, eps=1e-7)
         logits = self.clusters(tokens)  # (B, N, K)
         logits = logits if logits.dtype.itemsize >= 4 else logits.float()
         assigned = self.assign(logits.detach())
-        return Taught(assigned, self._cross_entropy(logits, assigned, None))
+        return TokenTargets(assigned, self._cross_entropy(logits, assigned, None))
 
     @torch.no_grad()
     def assign(self, logits: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ class ClusterTarget(Target):
             shares.div_(shares.sum(2, keepdim=True).clamp_(min=least))
         return shares
 
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean cross-entropy between predicted logits and assignments, ()."""
-        assert isinstance(wanted, Tensor)
-        return self._cross_entropy(predicted, wanted, mask.weight)
+        assert isinstance(target, Tensor)
+        return self._cross_entropy(prediction, target, mask.weight)
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
         """Moves the average towards the encoder."""

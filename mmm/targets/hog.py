@@ -22,7 +22,7 @@ from mmm.core.checks import Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input
-from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
 
 
@@ -53,17 +53,17 @@ class HogTarget(Target):
         self.width = data.channels * config.orientations * cells
 
     @torch.no_grad()
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """The histograms of every token, (B, N, K), in fp32 or better."""
         x = x if x.dtype.itemsize >= 4 else x.float()
         frames = x[:, :, :: self.token[0]].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x  # (B T', C, H, W)
         histograms = self._histograms(frames)  # (B T', C, o, H / cell, W / cell)
         shape = {"h": grid[-2], "w": grid[-1], "t": len(frames) // len(x)}
-        return Taught(rearrange(histograms, "(b t) c o (h y) (w x) -> b (t h w) (c o y x)", **shape))
+        return TokenTargets(rearrange(histograms, "(b t) c o (h y) (w x) -> b (t h w) (c o y x)", **shape))
 
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean loss of a predicted token, ()."""
-        return mean_loss(self.config.loss, predicted, wanted, mask.weight)
+        return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     def _histograms(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, o, H / cell, W / cell)."""

@@ -21,8 +21,9 @@ from mmm.core.checks import NonNegative, Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
+from mmm.layers.attention_map import last_attention
 from mmm.targets.average import Average, AverageConfig
-from mmm.targets.base import Target, Taught, Wanted, targets
+from mmm.targets.base import Target, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
 
 EMA = "ema"
@@ -41,7 +42,7 @@ class LatentTarget(Target):
         """Width of a frozen teacher's features; none: the encoder's."""
 
         blocks: tuple[Positive, ...] | None = None
-        """The teacher's blocks, counted from 1, whose outputs are wanted (data2vec 2.0: the last ten of twelve); none: its last
+        """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve); none: its last
         output, after the final norm."""
 
         join: bool = False
@@ -52,7 +53,7 @@ class LatentTarget(Target):
         (data2vec 2.0)."""
 
         norm: Literal["none", "layer"] = "layer"
-        """Norm of what is wanted, over each token's values, without weights."""
+        """Norm of the target, over each token's values, without weights."""
 
         view: Literal["all", "hidden"] = "all"
         """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
@@ -61,7 +62,7 @@ class LatentTarget(Target):
         """How far a prediction is off."""
 
         class_weight: NonNegative = 0.0
-        """Weight of the loss between the encoder's class token and the mean of what is wanted of all tokens (data2vec 2.0)."""
+        """Weight of the loss between the encoder's class token and the mean target of all tokens (data2vec 2.0)."""
 
         def validate(self) -> None:
             if self.join and self.blocks is None:
@@ -81,10 +82,12 @@ class LatentTarget(Target):
         super().__init__()
         self.config, self.data, shape = config, data, encoder.shape
         self.grid = tuple(size // side for size, side in zip(data.size, token[-len(data.size) :], strict=True))
-        if config.class_weight and not shape.prefix:
+        if config.class_weight and not shape.class_tokens:
             raise ValueError("target.class_weight needs a class token; give the encoder one, or set target.class_weight 0")
         if config.class_weight and (config.join or config.teacher_width is not None):
-            raise ValueError("target.class_weight compares the class token with what is wanted, which must have its width")
+            raise ValueError(
+                "target.class_weight needs a target as wide as the encoder, because it compares the class token with it"
+            )
         width = config.teacher_width or shape.width
         self.width = width * (len(config.blocks) if config.join and config.blocks else 1)
         if config.teacher == EMA:
@@ -120,26 +123,36 @@ class LatentTarget(Target):
         return self.teacher.state_dict() if isinstance(self.teacher, Frozen) else {}
 
     @torch.no_grad()
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, the patches."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
-        return Taught((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
+        return TokenTargets((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
 
     @torch.no_grad()
-    def pick(self, taught: Taught, mask: Mask) -> Wanted:
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns the attention of the teacher's last block to each token, (B, N)."""
+        if self.teacher is None:
+            raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no attention; a training reads it")
+        patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
+        with last_attention(self.teacher) as look:
+            prefix = self.teacher(patches, grid, None).prefix
+        return look(prefix)
+
+    @torch.no_grad()
+    def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
         """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
-            patches, grid = taught.tokens
+            patches, grid = token_targets.tokens
             return self._encode(patches, grid, Mask(mask.predict, mask.predict))
-        wanted = take(taught.tokens, mask.predict)
-        return (wanted, repeat_rows(taught.tokens.mean(1), len(mask.visible))) if self.config.class_weight else wanted
+        target = take(token_targets.tokens, mask.predict)
+        return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean loss of a predicted token, and the class token's."""
-        tokens, pooled = wanted if isinstance(wanted, tuple) else (wanted, None)
-        loss = mean_loss(self.config.loss, predicted, tokens, mask.weight)
+        tokens, pooled = target if isinstance(target, tuple) else (target, None)
+        loss = mean_loss(self.config.loss, prediction, tokens, mask.weight)
         if pooled is None:
             return loss
         return loss + self.config.class_weight * mean_loss(self.config.loss, features.last[:, :1], pooled[:, None], None)
@@ -155,11 +168,11 @@ class LatentTarget(Target):
         features: Features = self.teacher(patches, grid, mask, self.config.blocks or ())
         chosen = [features.last] if self.config.blocks is None else [features.blocks[block] for block in self.config.blocks]
         maps = [self._normed(one[:, features.prefix :]) for one in chosen]
-        wanted = torch.cat(maps, dim=-1) if self.config.join else torch.stack(maps).mean(0)
-        return F.layer_norm(wanted, wanted.shape[-1:]) if self.config.norm == "layer" else wanted
+        target = torch.cat(maps, dim=-1) if self.config.join else torch.stack(maps).mean(0)
+        return F.layer_norm(target, target.shape[-1:]) if self.config.norm == "layer" else target
 
     def _normed(self, tokens: Tensor) -> Tensor:
-        """A block's output, (B, M, D), in fp32 or better, normed as it is wanted."""
+        """A block's output, (B, M, D), in fp32 or better, with the target's norm."""
         tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.float()
         if self.config.block_norm == "layer":
             return F.layer_norm(tokens, tokens.shape[-1:])

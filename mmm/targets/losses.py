@@ -14,44 +14,44 @@ from torch.nn import functional as F
 ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
 
 
-def cosine(predicted: Tensor, wanted: Tensor) -> Tensor:
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - cosine similarity."""
-    return 1 - F.cosine_similarity(predicted, wanted, dim=-1)
+    return 1 - F.cosine_similarity(prediction, target, dim=-1)
 
 
-def cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
+def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of K logits with an int64 class."""
-    return F.cross_entropy(predicted.transpose(1, -1), wanted, reduction="none")
+    return F.cross_entropy(prediction.transpose(1, -1), target, reduction="none")
 
 
-def soft_cross_entropy(predicted: Tensor, wanted: Tensor) -> Tensor:
+def soft_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of K logits with the shares of K classes."""
-    return -(wanted * predicted.log_softmax(-1)).sum(-1)
+    return -(target * prediction.log_softmax(-1)).sum(-1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": lambda predicted, wanted: F.mse_loss(predicted, wanted, reduction="none").mean(-1),
-    "l1": lambda predicted, wanted: F.l1_loss(predicted, wanted, reduction="none").mean(-1),
-    "smooth_l1": lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none").mean(-1),
+    "mse": lambda prediction, target: F.mse_loss(prediction, target, reduction="none").mean(-1),
+    "l1": lambda prediction, target: F.l1_loss(prediction, target, reduction="none").mean(-1),
+    "smooth_l1": lambda prediction, target: F.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
     "cosine": cosine,
     "cross_entropy": cross_entropy,
     "soft_cross_entropy": soft_cross_entropy,
 }
 
 
-def mean_loss(loss: str, predicted: Tensor, wanted: Tensor | tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
+def mean_loss(loss: str, prediction: Tensor, target: Tensor | tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
     """The mean over tokens of a token's loss, in fp32 (or better) whatever the forward's precision.
 
     Args:
         loss: a name in `LOSSES`.
-        predicted: (B, Q, K).
-        wanted: (B, Q, K), or int64 (B, Q) for cross_entropy.
+        prediction: (B, Q, K).
+        target: (B, Q, K), or int64 (B, Q) for cross_entropy.
         weight: (B, Q), a factor of each token's loss, or None.
 
     Returns:
         (). The mean over all tokens, not over the sum of the weights, which would couple the samples of a batch.
     """
-    assert isinstance(wanted, Tensor), "one loss is of one target"
-    exact = predicted if predicted.dtype.itemsize >= 4 else predicted.float()
-    each = LOSSES[loss](exact, wanted)  # (B, Q)
+    assert isinstance(target, Tensor), "one loss is of one target"
+    exact = prediction if prediction.dtype.itemsize >= 4 else prediction.float()
+    each = LOSSES[loss](exact, target)  # (B, Q)
     return each.mean() if weight is None else (each * weight.to(each.dtype)).mean()

@@ -19,7 +19,7 @@ from mmm.core.checks import NonNegative
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
-from mmm.targets.base import Target, TargetConfig, Taught, Wanted, targets
+from mmm.targets.base import Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
 
 
@@ -64,20 +64,20 @@ class PixelTarget(Target):
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
-    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """The patches, of which only the predicted ones are standardised."""
-        return Taught(patches)
+        return TokenTargets(patches)
 
     @torch.no_grad()
-    def pick(self, taught: Taught, mask: Mask) -> Tensor:
+    def pick(self, token_targets: TokenTargets, mask: Mask) -> Tensor:
         """Returns the pixels of the predicted tokens as they are to be predicted, fp32 (kmB, Q, P)."""
-        raw = self._source(take(taught.tokens, mask.predict))
+        raw = self._source(take(token_targets.tokens, mask.predict))
         centre, spread = self._statistics(raw)
         return ((raw - centre) / spread).flatten(2)
 
-    def loss(self, predicted: Tensor, wanted: Wanted, mask: Mask, features: Features) -> Tensor:
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean loss of a predicted token, ()."""
-        return mean_loss(self.config.loss, predicted, wanted, mask.weight)
+        return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     @property
     def uses_original(self) -> bool:
@@ -85,14 +85,14 @@ class PixelTarget(Target):
         return self.config.standardise != "none"
 
     @torch.no_grad()
-    def show(self, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:
+    def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor:
         """Predictions as pixels that can be joined to a picture: normalised as the model's input is, (kmB, Q, P).
 
         Where the target is standardised, a prediction holds no brightness or contrast: the ORIGINAL's are put back, token by
         token, and `uses_original` says so.
         """
         centre, spread = self._statistics(self._source(take(patches, mask.predict)))
-        pixels = predicted.to(centre.dtype).unflatten(2, (-1, len(self.mean))) * spread + centre  # (kmB, Q, n, C)
+        pixels = prediction.to(centre.dtype).unflatten(2, (-1, len(self.mean))) * spread + centre  # (kmB, Q, n, C)
         if self.config.pixels == "unit":
             pixels = (pixels - self.mean) / self.std
         return pixels.flatten(2)

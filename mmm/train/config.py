@@ -73,7 +73,10 @@ class TrainConfig:
     timeout: float = 600.0
     """Seconds that a process waits for another that is alive and does not answer, before the run ends."""
     tracker: str | None = None
-    """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, mlflow; none: metrics.jsonl only."""
+    """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, trackio, mlflow or swanlab, which also get the
+    pictures of the run; none: metrics.jsonl only."""
+    tracker_options: tuple[str, ...] = ()
+    """Arguments of the tracker's own start, NAME=VALUE, for instance project=cells mode=offline."""
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
@@ -140,6 +143,7 @@ RUNTIME = frozenset(("folder", "resume", "allow", "dry_run")) | frozenset(
         "evaluate_every",
         "timeout",
         "tracker",
+        "tracker_options",
     )
 )
 

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmm.core.generators import seeded
-from mmm.core.rng import Stream, stream
+from mmm.core.rng import Stream, seeded, stream
 
 
 @dataclass(frozen=True, kw_only=True)

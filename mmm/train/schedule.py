@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEW_UPDATES = 300  # a training from new weights that makes fewer learns next to nothing
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,7 +80,17 @@ def count_steps(config: TrainConfig, samples: int) -> int:
         return config.steps
     if config.epochs is None:
         raise ValueError("the length of the run is not given: set train.steps or train.epochs")
-    return math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is a hair above 3
+    steps = math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is a hair above 3
+    if steps < FEW_UPDATES:
+        logger.warning(
+            "train.epochs %g of %s samples are only %d updates of %s samples; with few samples set train.steps and a smaller "
+            "train.batch_size, or take --preset small where a recipe has it",
+            config.epochs,
+            f"{samples:,}",
+            steps,
+            f"{config.batch_size:,}",
+        )
+    return steps
 
 
 def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:

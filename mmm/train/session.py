@@ -36,7 +36,7 @@ from mmm.train.progress import SILENCE, Progress
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
-from mmm.train.trackers import start_tracker
+from mmm.train.trackers import Tracker
 from mmm.train.watchdog.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Session:
         plan: with the micro-batch that fits.
         folder: of the run.
         bad_inputs: the inputs that could not be read; evaluations append theirs to its `pending`.
+        tracker: the experiment tracker, or one that does nothing.
         metrics: the last value of each metric.
     """
 
@@ -72,6 +73,7 @@ class Session:
     plan: Plan
     folder: RunFolder
     bad_inputs: BadInputs
+    tracker: Tracker
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -121,7 +123,7 @@ class Session:
         """Appends numbers to metrics.jsonl and passes them to the tracker; nothing where there are none."""
         if metrics:
             self.folder.log(step, metrics)
-            self.training.accelerator.log(dict(metrics), step=step)
+            self.tracker.log(metrics, step)
             self.metrics |= metrics
 
     def _record(self, update: Update) -> None:
@@ -166,12 +168,15 @@ def open_session(
             if config.resume:
                 folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)
                 folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
-            start_tracker(accelerator, train.tracker, folder.path, training.identity)
+            tracker = Tracker(
+                accelerator, train.tracker, folder.path, training.identity, options=train.tracker_options, step=training.step
+            )
             inputs = evaluated + sum(len(part) for part in data.parts)
             max_bad = data.parts[0].config.max_bad
             bad_inputs = BadInputs(folder.path / "bad_inputs.jsonl", inputs, max_bad, write=accelerator.is_main_process)
             announce(data, plan, folder.path)
-            yield Session(config, training, objective, data, plan, folder, bad_inputs)
+            yield Session(config, training, objective, data, plan, folder, bad_inputs, tracker)
+            tracker.log_pictures(training.step)
             accelerator.end_training()  # last: it ends the process group, through which evaluations share their work
 
 

@@ -1,23 +1,38 @@
-"""Experiment trackers, through Accelerate. One that was asked for is there, or the run does not start."""
+"""Experiment trackers, through Accelerate: one project, one run for each run folder, also after a resume, with its pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import yaml
+
+from mmm.system.files import replace_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from accelerate import Accelerator
 
+logger = logging.getLogger(__name__)
 
-def check_tracker(name: str | None) -> None:
-    """Accelerate 1.15 drops a tracker that is not installed in silence.
+PROJECT = "mmm"  # where `train.tracker_options` names none
+RECORD = "tracker.json"  # in the run folder: the id of the run by the tracker's name
+MOVING = (".gif", ".mp4")
+PICTURES = (".png", *MOVING)
+
+
+def check_tracker(name: str | None, options: Sequence[str] = ()) -> None:
+    """Checks the choice of a tracker; Accelerate 1.15 drops one that is not installed in silence.
 
     Raises:
-        ValueError: Accelerate does not know it, or it is not installed.
+        ValueError: Accelerate does not know it, it is not installed, or its options are not understood.
     """
     if name is None:
+        if options:
+            raise ValueError("train.tracker_options are set without train.tracker; name the tracker, or leave them out")
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -26,19 +41,137 @@ def check_tracker(name: str | None) -> None:
     if name not in [str(tracker) for tracker in get_available_trackers()]:
         package = {"comet_ml": "comet-ml"}.get(name, name)
         raise ValueError(f"train.tracker {name} is not installed; pip install {package}, or leave train.tracker out")
+    read_options(options)
 
 
-def start_tracker(accelerator: Accelerator, name: str | None, folder: Path, config: Mapping[str, Any]) -> None:
-    """Starts the tracker with a run's flat config; its files go into the run folder where the tracker lets one choose.
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """Returns the arguments that `train.tracker_options` names; values are read as YAML.
 
-    After this `accelerator.log(metrics, step=step)` reaches it, and does nothing where there is none.
+    Raises:
+        ValueError: one is not NAME=VALUE.
     """
-    if name is None:
-        return
-    from accelerate.tracking import filter_trackers
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"train.tracker_options {option}: give NAME=VALUE, for instance project=cells or mode=offline")
+        found[name] = yaml.safe_load(value)
+    return found
 
-    accelerator.project_configuration.set_directories(str(folder))
-    accelerator.log_with = filter_trackers([name], str(folder))
-    # trackers take numbers and text; tensorboard raises on anything else
-    plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
-    accelerator.init_trackers(folder.name, config=plain)
+
+class Tracker:
+    """The tracker of a run in progress, or none.
+
+    Args:
+        accelerator: through which metrics reach the tracker.
+        name: of the tracker. None: there is none, and all methods do nothing.
+        options: arguments of the tracker's own start, NAME=VALUE; `project` names the project.
+        folder: of the run. The tracker's files go there where it lets one choose.
+        config: flat, of the task.
+        step: updates made so far; a resumed run goes on from there.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        name: str | None,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        options: Sequence[str] = (),
+        step: int = 0,
+    ) -> None:
+        self.accelerator, self.name, self.folder = accelerator, name, folder
+        self._sent = self._pictures()
+        if name is None:
+            return
+        from accelerate.tracking import filter_trackers
+
+        record = folder / RECORD
+        ids: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+        known, chosen = ids.get(name), read_options(options)
+        project = chosen.pop("project", PROJECT)
+        own = {name: start_arguments(name, folder, known or f"{folder.name}-{uuid4().hex[:8]}", known is not None, step) | chosen}
+        accelerator.project_configuration.set_directories(str(folder))
+        accelerator.log_with = filter_trackers([name], str(folder))
+        # trackers take numbers and text; tensorboard raises on anything else
+        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
+        place = folder.name if name == "tensorboard" else project
+        # MLflow refuses other values of the choices that a run was started with
+        accelerator.init_trackers(place, config=None if known else plain, init_kwargs=own)
+        if accelerator.is_main_process:
+            replace_text(record, json.dumps(ids | {name: run_id(name, accelerator, own[name])}) + "\n")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers, and the pictures of the run folder that are new since the last call."""
+        if self.name is not None:
+            self.accelerator.log(dict(metrics), step=step)
+            self.log_pictures(step)
+
+    def log_pictures(self, step: int) -> None:
+        """Logs the pictures and animations of the run folder that are new or changed since the last call."""
+        if self.name is None or not self.accelerator.is_main_process:
+            return
+        now = self._pictures()
+        for path in sorted(path for path, written in now.items() if self._sent.get(path) != written):
+            log_picture(self.name, self.accelerator.get_tracker(self.name, unwrap=True), path, step)
+        self._sent = now
+
+    def _pictures(self) -> dict[Path, float]:
+        """The pictures in the run folder, and when they were written."""
+        found = (path for path in (self.folder / "pictures").glob("*") if path.suffix in PICTURES)
+        return {path: path.stat().st_mtime for path in found}
+
+
+def start_arguments(name: str, folder: Path, run: str, resumed: bool, step: int) -> dict[str, Any]:
+    """Returns the arguments with which a tracker starts the run of a folder, or goes on with it.
+
+    Args:
+        name: of the tracker.
+        run: the id of the run.
+        resumed: whether the tracker has the run already.
+        step: updates made so far.
+    """
+    title = folder.name
+    if name == "wandb":
+        return {"id": run, "name": title, "dir": str(folder), "resume": "allow"}
+    if name == "trackio":  # it identifies a run by its name
+        return {"name": run, "resume": "allow"}
+    if name == "swanlab":
+        return {"id": run.replace("-", "")[-21:], "experiment_name": title, "logdir": str(folder / "swanlab"), "resume": "allow"}
+    if name == "mlflow":
+        return {"run_id": run} if resumed else {"run_name": title}
+    if name == "tensorboard":
+        return {"purge_step": step + 1} if resumed else {}
+    return {}
+
+
+def run_id(name: str, accelerator: Accelerator, arguments: Mapping[str, Any]) -> str:
+    """Returns the id by which a tracker finds a run again; empty for one that has none."""
+    if name == "mlflow":
+        return str(accelerator.get_tracker(name, unwrap=True).info.run_id)
+    return str(arguments.get("id", arguments.get("name", "")))
+
+
+def log_picture(name: str, run: Any, path: Path, step: int) -> None:
+    """Sends a picture or an animation; trackers that are not named here get numbers only."""
+    title = f"pictures/{path.stem.rstrip('0123456789').rstrip('_') or path.stem}{path.suffix if path.suffix in MOVING else ''}"
+    if name == "tensorboard":
+        if path.suffix == ".mp4":
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(encoded_image_string=path.read_bytes())  # a GIF moves
+        run._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=title, image=image)]), step)
+    elif name in ("wandb", "trackio", "swanlab"):
+        from importlib import import_module
+
+        library = import_module(name)
+        if name == "swanlab" and path.suffix == ".mp4":
+            return
+        kind = library.Video if path.suffix in MOVING else library.Image
+        run.log({title: kind(str(path))}, step=step)
+    elif name == "mlflow":
+        import mlflow
+
+        mlflow.log_artifact(str(path), "pictures")

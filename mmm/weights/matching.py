@@ -8,14 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmm.core.tokens import flat_sine_cosine
+from mmm.core.positions import flat_sine_cosine
 
 Names = Callable[[str], tuple[str, ...] | None]
 """The stored names whose tensors, concatenated, make a weight of the model: () where files leave it out, None where a format has no
 place for it."""
 
 # what blocks compute without a name of a weight telling it, and what it is in all formats but ours
-BLOCK_CHOICES = {"rotary": "none", "norm": "layer", "activation": "gelu", "bias": True, "qk_norm": False, "layer_scale": None}
+BLOCK_CHOICES = {
+    "rotary": "none",
+    "norm": "layer",
+    "activation": "gelu",
+    "bias": True,
+    "qk_norm": False,
+    "layer_scale": None,
+    "class_tokens": 1,
+    "registers": 0,
+    "last_norm_weight": True,
+}
 LISTED = 8  # names that an error lists before it only counts them
 
 
@@ -119,6 +129,6 @@ def _allocate(model: nn.Module) -> None:
         part.to_empty(device="cpu")
         table: Any = getattr(part, "pos_embed", None)
         if table is not None and part.config.positions == "flat_sine_cosine":  # type: ignore[union-attr]
-            tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.prefix)  # type: ignore[union-attr]
+            tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.class_tokens)  # type: ignore[union-attr]
             table.zero_()
             table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()

@@ -45,7 +45,7 @@ def test_model_flops_are_those_of_torch_s_counter(decoder: object, build: Callab
     from benchmarks.train.flops import step_flops
 
     model, x = build(size=(16, 16), decoder=decoder), torch.randn(2, 3, 16, 16)
-    mask = model.draw_mask(2, (4, 4), x.device)
+    mask = model.draw_masks(x)
     with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):  # attention by products
         model(x, mask=mask).loss.backward()
     ours = 2 * step_flops(model, mask.visible.shape[1], mask.predict.shape[1])

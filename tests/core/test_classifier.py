@@ -72,15 +72,15 @@ def test_attentive_pooling_against_a_plain_statement(mlp_ratio: float | None) ->
     normed = nn.functional.layer_norm(tokens, (24,), pool.norm1.weight, pool.norm1.bias, 1e-6)
     keys, values = (normed @ pool.kv.weight.T + pool.kv.bias).split(24, dim=2)
     queries = pool.query[0] @ pool.q.weight.T + pool.q.bias
-    wanted = torch.empty(2, 2, 24)
+    expected = torch.empty(2, 2, 24)
     for sample in range(2):
         for query in range(2):
             for part in (slice(0, 8), slice(8, 16), slice(16, 24)):
                 shares = (keys[sample, :, part] @ queries[query, part] / math.sqrt(8)).softmax(0)
-                wanted[sample, query, part] = pool.query[0, query, part] + shares @ values[sample, :, part]
+                expected[sample, query, part] = pool.query[0, query, part] + shares @ values[sample, :, part]
     if mlp_ratio is not None:
-        wanted = wanted + pool.mlp(nn.functional.layer_norm(wanted, (24,), pool.norm2.weight, pool.norm2.bias, 1e-6))
-    assert torch.allclose(pool(tokens), wanted.flatten(1), atol=1e-5)
+        expected = expected + pool.mlp(nn.functional.layer_norm(expected, (24,), pool.norm2.weight, pool.norm2.bias, 1e-6))
+    assert torch.allclose(pool(tokens), expected.flatten(1), atol=1e-5)
 
 
 def test_heads_of_an_attentive_pool() -> None:
@@ -116,8 +116,8 @@ def test_an_encoder_without_a_final_norm(build: Build) -> None:
     classifier = Classifier.of(model, classes=3, head=HeadConfig(norm="layer"))
     x = torch.randn(2, 3, 12, 16)
     mean = model.encode(x).tokens.mean(1)
-    wanted = nn.functional.layer_norm(mean, (24,), eps=1e-6) @ classifier.head.linear.weight.T
-    assert torch.allclose(classifier(x), wanted, atol=1e-6)
+    expected = nn.functional.layer_norm(mean, (24,), eps=1e-6) @ classifier.head.linear.weight.T
+    assert torch.allclose(classifier(x), expected, atol=1e-6)
 
 
 def test_a_class_token_is_fine_tuned_with_the_pretrained_norm(build: Build) -> None:
@@ -129,9 +129,9 @@ def test_a_class_token_is_fine_tuned_with_the_pretrained_norm(build: Build) -> N
         classifier = build_classifier(config, model, classes=3).eval()
         logits, tokens = classifier(x), model.encode(x).last
         if pool.name == "class":
-            wanted = tokens[:, 0] @ classifier.head.linear.weight.T
+            expected = tokens[:, 0] @ classifier.head.linear.weight.T
             assert torch.equal(classifier.encoder.norm.weight, model.encoder.norm.weight)
-            assert torch.allclose(logits, wanted, atol=1e-6)
+            assert torch.allclose(logits, expected, atol=1e-6)
         else:
             assert isinstance(classifier.encoder.norm, nn.Identity)
             assert isinstance(classifier.head.fc_norm, nn.LayerNorm)

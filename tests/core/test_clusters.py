@@ -47,14 +47,14 @@ def test_assignments_are_sinkhorn_and_knopps_at_each_place(build: Build) -> None
     model, x = model_of(build, iterations=4, temperature=0.3)
     tokens = F.normalize(model.target.teacher.encoder(model.tokenizer.split(x), GRID, None).tokens, dim=-1)
     logits = F.linear(tokens, model.target.clusters.weight, model.target.clusters.bias)
-    taught = teach(model, x)
+    token_targets = teach(model, x)
     for place in range(12):
-        assert torch.allclose(taught.tokens[:, place], plain_sinkhorn(logits[:, place], 0.3, 4), atol=1e-12)
-    own = -(taught.tokens * (logits / 0.12).log_softmax(-1)).sum(-1).mean()
-    assert taught.loss.item() == pytest.approx(own.item(), rel=1e-12)
+        assert torch.allclose(token_targets.tokens[:, place], plain_sinkhorn(logits[:, place], 0.3, 4), atol=1e-12)
+    own = -(token_targets.tokens * (logits / 0.12).log_softmax(-1)).sum(-1).mean()
+    assert token_targets.loss.item() == pytest.approx(own.item(), rel=1e-12)
     mask = model.masker(sample_keys(0, 0, torch.arange(6)), GRID)
     output = model(x, mask=mask)
-    students = -(take(taught.tokens, mask.predict) * (output.predicted / 0.12).log_softmax(-1)).sum(-1).mean()
+    students = -(take(token_targets.tokens, mask.predict) * (output.prediction / 0.12).log_softmax(-1)).sum(-1).mean()
     assert output.loss.item() == pytest.approx((students + own).item(), rel=1e-12)
 
 

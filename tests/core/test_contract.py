@@ -30,12 +30,12 @@ from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDeco
 from mmm.encoders import VisionTransformer
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.maskers.base import Masker
-from mmm.targets import PixelTarget, Target, TargetConfig, Taught, targets
+from mmm.targets import PixelTarget, Target, TargetConfig, TokenTargets, targets
 from mmm.tokenizers import Patches, Tubes
 from tasks.__main__ import main
 
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
-ONLY = {"patches": "images", "tubes": "clips"}
+ONLY = {"patches": "images", "tubes": "clips", "swin": "images", "timm": "images", "frame": "clips", "causal": "clips"}
 CASES = [
     pytest.param(kind, name, medium, id=f"{kind}-{name}-{medium}")
     for kind, name in PARTS
@@ -62,7 +62,8 @@ def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     assert part.__doc__
     size = (16, 224, 224) if ONLY.get(name) == "clips" else (224, 224)
     defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
-    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else Patches.Config()
+    patches = Patches.Config(size=getattr(config, "token", None) or 16)
+    defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else patches
     with torch.device("meta"):
         model = small_model(size, defaults)
     assert getattr(model, kind).config is config
@@ -93,6 +94,24 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
             layer_scale=0.5,
         )
     },
+    "registers around the tokens, as CAPI's": {
+        "encoder": VisionTransformer.Config(
+            width=24,
+            depth=2,
+            heads=2,
+            class_token=False,
+            registers=8,
+            positions="none",
+            rotary="capi",
+            norm="rms",
+            last_norm_weight=False,
+            register_places="around",
+        )
+    },
+    "several class tokens, registers, learned decoder positions": {
+        "encoder": VisionTransformer.Config(width=24, depth=2, heads=2, class_tokens=3, registers=2, positions="learned"),
+        "decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, positions="learned"),
+    },
     "self-attention with blanks": {"masker": RandomMasker.Config(blank=True)},
     "self-attention, fused": {"decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")},
     "cross-attention, fused": {
@@ -107,6 +126,10 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("medium", SIZES)
 def test_every_option_keeps_the_contract(variant: str, medium: str) -> None:
+    if "around" in variant and medium == "clips":
+        with pytest.raises(ValueError, match=r"encoder\.register_places around"):
+            small_model(SIZES[medium], VARIANTS[variant])
+        return
     model = small_model(SIZES[medium], VARIANTS[variant])
     for check in CHECKS.values():
         check(model, *draw(model))
@@ -137,10 +160,10 @@ def units(grid):
     return math.prod(grid)
 
 
-register("generator", order=lambda self, keys, grid: torch.rand(len(keys), units(grid)).argsort(1))
-register("twice", order=lambda self, keys, grid: torch.zeros(len(keys), units(grid), dtype=torch.int64))
-register("batch", order=lambda self, keys, grid: permutation(keys.sum() + keys * 0, units(grid)))
-register("cpu", order=lambda self, keys, grid: permutation(keys, units(grid)) + torch.zeros(units(grid), dtype=torch.int64))
+register("generator", order=lambda self, keys, grid, seen: torch.rand(len(keys), units(grid)).argsort(1))
+register("twice", order=lambda self, keys, grid, seen: torch.zeros(len(keys), units(grid), dtype=torch.int64))
+register("batch", order=lambda self, keys, grid, seen: permutation(keys.sum() + keys * 0, units(grid)))
+register("cpu", order=lambda self, keys, grid, seen: permutation(keys, units(grid)) + torch.zeros(units(grid), dtype=torch.int64))
 
 
 @encoders.register("leaky")
@@ -268,8 +291,8 @@ def test_simmim_is_a_choice_of_parts(build: Build) -> None:
         top, left = token // 6 * 4, token % 6 * 4
         picture[:, :, top : top + 4, left : left + 4] = values[:, token].view(3, 4, 4, 3).permute(0, 3, 1, 2)
     where = hidden.view(3, 1, 4, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    wanted = ((picture - x).abs() * where).sum() / where.sum() / 3
-    assert model(x, mask=mask).loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    expected = ((picture - x).abs() * where).sum() / where.sum() / 3
+    assert model(x, mask=mask).loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 # --- I-JEPA as a sketch: several groups a mask, and a teacher -----------------------------------------------------------------
@@ -313,12 +336,12 @@ def _ijepa() -> Iterator[None]:
             self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 
         @torch.no_grad()
-        def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> Taught:
+        def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
             tokens = self.teacher(patches, grid, None).tokens
-            return Taught(F.layer_norm(tokens, tokens.shape[-1:]))
+            return TokenTargets(F.layer_norm(tokens, tokens.shape[-1:]))
 
-        def loss(self, predicted: Tensor, wanted: Tensor, mask: Mask, features: Features) -> Tensor:
-            return F.smooth_l1_loss(predicted, wanted)
+        def loss(self, prediction: Tensor, expected: Tensor, mask: Mask, features: Features) -> Tensor:
+            return F.smooth_l1_loss(prediction, expected)
 
         @torch.no_grad()
         def update(self, model: MaskedModel, step: int, steps: int, made: Tensor) -> None:
@@ -343,12 +366,12 @@ def test_ijepa_needs_no_change_of_the_forward(build: Build) -> None:
         mask = model.masker(sample_keys(0, 0, torch.arange(3)), (6, 8), step=step)
         assert mask.predict.shape == (12, (2 + step) * 3)
         output = model(x, mask=mask)
-        assert output.predicted.shape == output.wanted.shape == (12, (2 + step) * 3, 24)
+        assert output.prediction.shape == output.target.shape == (12, (2 + step) * 3, 24)
         for row in range(12):  # each group is predicted alone, from its own sample's context
             sample = slice(row // 4, row // 4 + 1)
             alone = model(x[sample], mask=Mask(mask.visible[sample], mask.predict[row : row + 1]))
-            assert (alone.predicted[0] - output.predicted[row]).abs().max() < 1e-5
-            assert (alone.wanted[0] - output.wanted[row]).abs().max() < 1e-5
+            assert (alone.prediction[0] - output.prediction[row]).abs().max() < 1e-5
+            assert (alone.target[0] - output.target[row]).abs().max() < 1e-5
 
     output.loss.backward()
     assert all(w.grad is not None for w in model.parameters() if w.requires_grad)

@@ -70,14 +70,14 @@ def test_hidden_values_never_reach_a_prediction(case, value: float | None) -> No
     model, x, mask = case
     unseen = hidden(mask, model.tokenizer.split(x).shape[1])
     before, after = model(x, mask=mask), model(with_tokens(model, x, unseen, value), mask=mask)
-    assert torch.equal(before.predicted, after.predicted)  # exactly 0 change
-    assert not torch.equal(before.wanted, after.wanted)  # the change was real
+    assert torch.equal(before.prediction, after.prediction)  # exactly 0 change
+    assert not torch.equal(before.target, after.target)  # the change was real
 
 
 def test_hidden_values_get_no_gradient_of_a_prediction_and_visible_ones_do(case) -> None:
     model, x, mask = case
     x = x.clone().requires_grad_()
-    model(x, mask=mask).predicted.square().sum().backward()
+    model(x, mask=mask).prediction.square().sum().backward()
     gradient = model.tokenizer.split(x.grad).abs().sum(-1)  # (B, N)
     assert (take(gradient, mask.visible) > 0).all()
     assert not take(gradient, hidden(mask, gradient.shape[1])).any()
@@ -85,13 +85,13 @@ def test_hidden_values_get_no_gradient_of_a_prediction_and_visible_ones_do(case)
 
 def test_visible_values_do_reach_predictions(case) -> None:
     model, x, mask = case
-    assert not torch.equal(model(x, mask=mask).predicted, model(with_tokens(model, x, mask.visible[:, :1]), mask=mask).predicted)
+    assert not torch.equal(model(x, mask=mask).prediction, model(with_tokens(model, x, mask.visible[:, :1]), mask=mask).prediction)
 
 
 def test_the_target_takes_no_gradient(case) -> None:
     model, x, mask = case
     output = model(x.clone().requires_grad_(), mask=mask)
-    assert not output.wanted.requires_grad
+    assert not output.target.requires_grad
     assert output.loss.requires_grad
 
 
@@ -99,7 +99,7 @@ def test_samples_do_not_see_each_other(case) -> None:
     model, x, mask = case
     other = x.clone()
     other[0] = torch.randn_like(other[0])
-    assert torch.equal(model(x, mask=mask).predicted[1:], model(other, mask=mask).predicted[1:])
+    assert torch.equal(model(x, mask=mask).prediction[1:], model(other, mask=mask).prediction[1:])
 
 
 # --- no order ---------------------------------------------------------------------------------------------------------------
@@ -110,15 +110,15 @@ def test_the_order_of_visible_tokens_changes_nothing(case) -> None:
     shuffled = replace(mask, visible=mask.visible[:, torch.randperm(mask.visible.shape[1])])
     if mask.blank is not None:
         shuffled = replace(shuffled, blank=mask.blank.flip(1))
-    assert (model(x, mask=mask).predicted - model(x, mask=shuffled).predicted).abs().max() <= 1e-12
+    assert (model(x, mask=mask).prediction - model(x, mask=shuffled).prediction).abs().max() <= 1e-12
 
 
 def test_the_order_of_predicted_tokens_is_the_order_of_predictions(case) -> None:
     model, x, mask = case
     order = torch.randperm(mask.predict.shape[1])
     plain, shuffled = model(x, mask=mask), model(x, mask=replace(mask, predict=mask.predict[:, order]))
-    assert (plain.predicted[:, order] - shuffled.predicted).abs().max() <= 1e-12
-    assert torch.equal(plain.wanted[:, order], shuffled.wanted)
+    assert (plain.prediction[:, order] - shuffled.prediction).abs().max() <= 1e-12
+    assert torch.equal(plain.target[:, order], shuffled.target)
     assert plain.loss.item() == pytest.approx(shuffled.loss.item(), rel=1e-12)
 
 
@@ -175,8 +175,8 @@ def test_several_masks_and_groups_equal_running_them_one_by_one(name: str, build
             x[sample : sample + 1],
             mask=Mask(drawn.visible[mask_row : mask_row + 1], many.predict[row : row + 1], blank),
         )
-        assert (together.predicted[row] - alone.predicted[0]).abs().max() <= 1e-12
-        assert torch.equal(together.wanted[row], alone.wanted[0])
+        assert (together.prediction[row] - alone.prediction[0]).abs().max() <= 1e-12
+        assert torch.equal(together.target[row], alone.target[0])
         losses.append(alone.loss)
     assert together.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
 
@@ -188,8 +188,8 @@ def test_predicting_a_part_equals_those_rows_of_predicting_all(build: Build) -> 
     whole = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
     part = model(x, mask=replace(whole, predict=whole.predict[:, 2:4]))
     full = model(x, mask=whole)
-    assert torch.equal(part.wanted, full.wanted[:, 2:4])
-    assert (part.predicted - full.predicted[:, 2:4]).abs().max() <= 1e-12
+    assert torch.equal(part.target, full.target[:, 2:4])
+    assert (part.prediction - full.prediction[:, 2:4]).abs().max() <= 1e-12
 
 
 def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
@@ -202,13 +202,13 @@ def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
     padded = mask.predict.clone()
     padded[1, 4:] = padded[1, 0]
     output = model(x, mask=replace(mask, predict=padded, weight=weight))
-    wanted = torch.zeros((), dtype=torch.float64)
+    expected = torch.zeros((), dtype=torch.float64)
     for i, many in ((0, 6), (1, 4)):
         one = slice(i, i + 1)
-        wanted = wanted + model(x[one], mask=Mask(mask.visible[one], mask.predict[one, :many], mask.blank[one])).loss / 2
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+        expected = expected + model(x[one], mask=Mask(mask.visible[one], mask.predict[one, :many], mask.blank[one])).loss / 2
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     weights = [w for w in model.parameters() if w.requires_grad]
-    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(wanted, weights), strict=True):
+    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(expected, weights), strict=True):
         assert (ours - plain).abs().max() <= 1e-12
 
 
@@ -224,16 +224,16 @@ def test_several_masks_of_a_sample_are_taught_once_and_count_alike(build: Build,
     model, x = build().double(), torch.randn(2, 3, 12, 16, dtype=torch.float64)
     mask = families(model, 2)
     assert [one.predict.shape for one in mask.families] == [(2, 6), (2, 9)]
-    taught, teach = [], model.target.teach
-    monkeypatch.setattr(model.target, "teach", lambda *given: taught.append(1) or teach(*given))
+    token_targets, teach = [], model.target.teach
+    monkeypatch.setattr(model.target, "teach", lambda *given: token_targets.append(1) or teach(*given))
     output = model(x, mask=mask)
-    assert len(taught) == 1
+    assert len(token_targets) == 1
     alone = [model(x, mask=replace(one, also=())) for one in mask.families]
-    assert torch.equal(output.predicted, alone[0].predicted)
-    wanted = (alone[0].loss + alone[1].loss) / 2
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert torch.equal(output.prediction, alone[0].prediction)
+    expected = (alone[0].loss + alone[1].loss) / 2
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     weights = [w for w in model.parameters() if w.requires_grad]
-    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(wanted, weights), strict=True):
+    for ours, plain in zip(torch.autograd.grad(output.loss, weights), torch.autograd.grad(expected, weights), strict=True):
         assert (ours - plain).abs().max() <= 1e-12
 
 
@@ -267,9 +267,9 @@ def test_another_grid_than_home_equals_a_model_built_for_it(home, away, build: B
     assert set(second.load_state_dict(shared, strict=False).missing_keys) == tables
     x = torch.randn(2, 3, *away)
     mask = first.masker(sample_keys(0, 0, torch.arange(2)), first.tokenizer.grid(x))
-    ours, wanted = first(x, mask=mask), second(x, mask=mask)
-    assert torch.equal(ours.predicted, wanted.predicted)
-    assert torch.equal(ours.loss, wanted.loss)
+    ours, expected = first(x, mask=mask), second(x, mask=mask)
+    assert torch.equal(ours.prediction, expected.prediction)
+    assert torch.equal(ours.loss, expected.loss)
 
 
 @pytest.mark.parametrize("kind", ["sine_cosine", "learned", "flat_sine_cosine"])
@@ -280,9 +280,9 @@ def test_positions_are_resized_bicubically_and_at_home_are_themselves(kind: str,
     where = torch.arange(12)[None]
     assert torch.equal(encoder.embed(patches, where, (3, 4))[:, 1:], base + encoder.pos_embed[:, 1:])
     picture = encoder.pos_embed[0, 1:].view(3, 4, 24).permute(2, 0, 1)[None]
-    wanted = F.interpolate(picture, size=(6, 5), mode="bicubic", align_corners=False)[0].permute(1, 2, 0).reshape(30, 24)
+    expected = F.interpolate(picture, size=(6, 5), mode="bicubic", align_corners=False)[0].permute(1, 2, 0).reshape(30, 24)
     away = encoder.embed(torch.zeros(1, 30, 48), torch.arange(30)[None], (6, 5))
-    assert (away[0, 1:] - encoder.patch_embed.proj.bias - wanted).abs().max() <= 1e-6
+    assert (away[0, 1:] - encoder.patch_embed.proj.bias - expected).abs().max() <= 1e-6
     assert torch.equal(away[0, :1], encoder.cls_token[0] + encoder.pos_embed[0, :1])  # the class token's row is not resized
 
 
@@ -299,7 +299,7 @@ def test_an_image_among_tubes_is_a_tube_that_stands_still(build: Build) -> None:
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (1, 3, 4))
     assert model.tokenizer.grid(image) == (1, 3, 4)
     still, moving = model(image, mask=mask), model(clip, mask=mask)
-    assert torch.equal(still.predicted, moving.predicted)
+    assert torch.equal(still.prediction, moving.prediction)
     assert torch.equal(still.loss, moving.loss)
     assert torch.equal(model.encode(image).last, model.encode(clip).last)
 
@@ -310,7 +310,7 @@ def test_an_image_among_tubes_is_a_tube_that_stands_still(build: Build) -> None:
 def test_any_channels_sides_and_ratio(channels: int, size: tuple[int, ...], ratio: float, build: Build) -> None:
     model = build(size=size, channels=channels, masker=RandomMasker.Config(ratio=ratio))
     output = model(torch.randn(2, channels, *size))
-    assert output.predicted.shape == output.wanted.shape
+    assert output.prediction.shape == output.target.shape
     tokens = model.tokenizer.split(torch.randn(1, channels, *size)).shape[1]
     assert output.mask.visible.shape[1] + output.mask.predict.shape[1] == tokens
     assert output.loss.isfinite()
@@ -391,14 +391,14 @@ def test_a_predicted_token_stands_where_its_index_says(decoder: type, build: Bui
     model = build(decoder=decoder.Config(width=16, depth=1, heads=2)).double()
     x = torch.randn(1, 3, 12, 16, dtype=torch.float64)
     mask = Mask(torch.tensor([[0, 5]]), torch.tensor([[3, 7, 11]]))
-    before = model(x, mask=mask).predicted
+    before = model(x, mask=mask).prediction
     table, change = model.decoder.pos_embed.data, torch.randn(16, dtype=torch.float64)
     table[:, 1 + 3] += change  # the prefix has the first row
-    after = model(x, mask=mask).predicted
+    after = model(x, mask=mask).prediction
     moved = (before - after).abs().amax(-1)[0]
     assert moved[0] > 1e-3
     if decoder is CrossAttentionDecoder:  # where predictions do not see each other, nothing else moves
         assert not moved[1:].any()
     table[:, 1 + 3] -= change
     table[:, 1 + 8] += change  # neither seen nor predicted
-    assert (model(x, mask=mask).predicted - before).abs().max() < 1e-12
+    assert (model(x, mask=mask).prediction - before).abs().max() < 1e-12

@@ -48,8 +48,8 @@ def test_it_equals_maskfeats_convention_pixel_by_pixel() -> None:
         plain[b, c, math.floor(9 * math.atan2(across, down) / math.pi) % 9, row // 8, column // 8] += math.hypot(across, down)
     plain /= np.sqrt((plain**2).sum(2, keepdims=True))
     for token in range(2):
-        wanted = plain[:, :, :, 2 * token : 2 * token + 2].reshape(2, 108)
-        assert np.abs(ours[:, token].numpy() - wanted).max() < 1e-12
+        expected = plain[:, :, :, 2 * token : 2 * token + 2].reshape(2, 108)
+        assert np.abs(ours[:, token].numpy() - expected).max() < 1e-12
 
 
 def test_of_a_tube_the_first_frame_counts() -> None:

@@ -29,9 +29,9 @@ def autocast(enabled: bool = True) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
-def near(found: Tensor, wanted: Tensor, share: float = 0.01) -> None:
+def near(found: Tensor, expected: Tensor, share: float = 0.01) -> None:
     """Within the rounding of bf16, of the whole tensor."""
-    assert (found.float() - wanted.float()).norm() <= share * wanted.float().norm()
+    assert (found.float() - expected.float()).norm() <= share * expected.float().norm()
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -39,12 +39,12 @@ def near(found: Tensor, wanted: Tensor, share: float = 0.01) -> None:
 def test_a_linear_layer(wide: int, out: int, biased: bool) -> None:
     layer, x = kernels.CPUBF16Linear(wide, out, bias=biased), torch.randn(3, 50, wide, requires_grad=True)
     into, weights = torch.randn(3, 50, out), [x, *layer.parameters()]
-    wanted = torch.autograd.grad(F.linear(x, layer.weight, layer.bias), weights, into)
+    expected = torch.autograd.grad(F.linear(x, layer.weight, layer.bias), weights, into)
     with autocast():
         y = layer(x)
     assert y.dtype == torch.bfloat16
     near(y, F.linear(x, layer.weight, layer.bias))
-    for found, right in zip(torch.autograd.grad(y, weights, into.bfloat16()), wanted, strict=True):
+    for found, right in zip(torch.autograd.grad(y, weights, into.bfloat16()), expected, strict=True):
         assert found.dtype == torch.float32
         assert found.is_contiguous()
         near(found, right)
@@ -70,11 +70,11 @@ def test_a_frozen_weight_costs_no_product() -> None:
 
 def test_one_vector_is_a_linear_layer_s_input_too() -> None:
     layer, x = kernels.CPUBF16Linear(8, 4), torch.randn(8, requires_grad=True)
-    wanted = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
+    expected = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
     with autocast():
         y = layer(x)
     assert y.shape == (4,)
-    for found, right in zip(torch.autograd.grad(y.sum(), [x, *layer.parameters()]), wanted, strict=True):
+    for found, right in zip(torch.autograd.grad(y.sum(), [x, *layer.parameters()]), expected, strict=True):
         near(found, right)
 
 
@@ -118,13 +118,13 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, 
     into = torch.randn(2, queries, 32)
     heads = [one.unflatten(2, (4, 8)).transpose(1, 2) for one in parts]
     right = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    wanted = torch.autograd.grad(right, parts, into)
+    expected = torch.autograd.grad(right, parts, into)
     assert torch.equal(kernels.CPUBF16Attention(4)(*parts), right)
     low = [one.detach().bfloat16().requires_grad_() for one in parts]
     with autocast():
         found = kernels.CPUBF16Attention(4)(*low)
     near(found, right)
-    for one, other in zip(torch.autograd.grad(found, low, into.bfloat16()), wanted, strict=True):
+    for one, other in zip(torch.autograd.grad(found, low, into.bfloat16()), expected, strict=True):
         near(one, other, share=0.02)
 
 
@@ -159,7 +159,7 @@ def test_a_norm() -> None:
 def test_a_model_learns_the_same_in_bf16(build: Callable[..., MaskedModel]) -> None:
     model = build()
     x = torch.randn(4, 3, 16, 16)
-    mask = model.draw_mask(len(x), model.tokenizer.grid(x), x.device)
+    mask = model.draw_masks(x)
     weights = [w for w in model.parameters() if w.requires_grad]
     losses, gradients = [], []
     for enabled in (False, True):
@@ -250,11 +250,11 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
     reset_accelerate()
     config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="bf16", compile=True)
     model, x = build(size=(16, 16)), torch.randn(2, 3, 16, 16)
-    mask, names = model.draw_mask(2, (4, 4), x.device), list(model.state_dict())
+    mask, names = model.draw_masks(x), list(model.state_dict())
     with autocast():
-        wanted = model(x, mask=mask).loss
+        expected = model(x, mask=mask).loss
     training = Training.prepare(start(config), model, make_optimizer(model, config), identity={})
     assert [type(one).__name__ for one in training.model.encoder.blocks] == ["OptimizedModule"] * 2
-    assert training.model(x, mask=mask).loss.item() == pytest.approx(wanted.item(), rel=0.01)
+    assert training.model(x, mask=mask).loss.item() == pytest.approx(expected.item(), rel=0.01)
     assert list(training.unwrapped.state_dict()) == names
     reset_accelerate()

@@ -49,10 +49,10 @@ def standard(values: Tensor, dim: int) -> Tensor:
 def test_ijepa_wants_the_normed_output_of_the_average(build: Build) -> None:
     model, x, mask = model_of(build)
     teacher: Any = model.target.teacher.encoder
-    wanted = take(standard(teacher.norm(blocks_of(teacher, x)[-1]), -1), mask.predict)
+    expected = take(standard(teacher.norm(blocks_of(teacher, x)[-1]), -1), mask.predict)
     output = model(x, mask=mask)
-    assert (output.wanted - wanted).abs().max() < 1e-12
-    off = (output.predicted - wanted).abs()
+    assert (output.target - expected).abs().max() < 1e-12
+    off = (output.prediction - expected).abs()
     assert output.loss.item() == pytest.approx(torch.where(off < 1, off**2 / 2, off - 0.5).mean().item(), rel=1e-12)
 
 
@@ -62,20 +62,20 @@ def test_data2vec_wants_the_mean_of_blocks_and_pulls_at_the_class_token(build: B
     first, second = blocks_of(model.target.teacher.encoder, x)
     every = standard((standard(first, 1) + standard(second, 1)) / 2, -1)
     output = model(x, mask=mask)
-    tokens, pooled = output.wanted
+    tokens, pooled = output.target
     assert (tokens - take(every, mask.predict)).abs().max() < 1e-12
     assert (pooled - every.mean(1)).abs().max() < 1e-12
     seen = model.encoder(model.tokenizer.split(x), GRID, mask).last[:, 0]
-    wanted = F.mse_loss(output.predicted, tokens) + 0.5 * F.mse_loss(seen, pooled)
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    expected = F.mse_loss(output.prediction, tokens) + 0.5 * F.mse_loss(seen, pooled)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_several_blocks_are_wanted_side_by_side(build: Build) -> None:
     model, x, mask = model_of(build, blocks=(1, 2), join=True, block_norm="layer", norm="none", loss="l1")
-    wanted = torch.cat([standard(one, -1) for one in blocks_of(model.target.teacher.encoder, x)], dim=-1)
+    expected = torch.cat([standard(one, -1) for one in blocks_of(model.target.teacher.encoder, x)], dim=-1)
     output = model(x, mask=mask)
-    assert output.predicted.shape == (2, 9, 48)
-    assert (output.wanted - take(wanted, mask.predict)).abs().max() < 1e-12
+    assert output.prediction.shape == (2, 9, 48)
+    assert (output.target - take(expected, mask.predict)).abs().max() < 1e-12
 
 
 def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
@@ -84,9 +84,9 @@ def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
     output = model(x, mask=mask)
     patches = model.tokenizer.split(x)
     alone = model.target.teacher.encoder(patches, GRID, Mask(mask.predict, mask.visible)).tokens
-    assert (output.wanted - standard(alone, -1)).abs().max() < 1e-12
+    assert (output.target - standard(alone, -1)).abs().max() < 1e-12
     other = patches.scatter(1, mask.visible[..., None].expand(-1, -1, patches.shape[2]), 3.0)
-    assert torch.equal(model(model.tokenizer.join(other, GRID), mask=mask).wanted, output.wanted)
+    assert torch.equal(model(model.tokenizer.join(other, GRID), mask=mask).target, output.target)
 
 
 def test_the_average_follows_its_schedule(build: Build) -> None:
@@ -133,14 +133,14 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     assert asked == ["runs/teacher"]
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
     output = model(x, mask=mask)
-    assert torch.allclose(output.wanted, take(standard(teacher.encode(x).tokens, -1), mask.predict), atol=1e-5)
-    assert output.predicted.shape == (2, 9, 32)
+    assert torch.allclose(output.target, take(standard(teacher.encode(x).tokens, -1), mask.predict), atol=1e-5)
+    assert output.prediction.shape == (2, 9, 32)
     pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
     teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
     model.target.begin(model, lambda path: teacher)  # the pixels reach it as it was trained on them
     own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
-    wanted = take(standard(teacher.encode(own).tokens, -1), mask.predict)
-    assert torch.allclose(model(x, mask=mask).wanted, wanted, atol=1e-4)
+    expected = take(standard(teacher.encode(own).tokens, -1), mask.predict)
+    assert torch.allclose(model(x, mask=mask).target, expected, atol=1e-4)
     before = [value.clone() for value in teacher.encoder.state_dict().values()]
     model.target.update(model, 1, 10, YES)
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.encoder.state_dict().values(), strict=True))
@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a block of 0": ({"blocks": (0, 1)}, r"target\.blocks"),
     "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),
     "a class token for a hidden view": ({"class_weight": 1.0, "view": "hidden"}, r"target\.class_weight"),
-    "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "must have its width"),
+    "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "as wide as the encoder"),
     "a width of the average": ({"teacher_width": 12}, r"target\.teacher_width"),
 }
 

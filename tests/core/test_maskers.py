@@ -21,11 +21,24 @@ from mmm.maskers.block import RECTANGLES
 GRIDS = [(14, 14), (7, 9), (1, 20), (4, 6, 8), (8, 14, 14), (1, 5, 5)]
 KEYS = sample_keys(3, 0, torch.arange(16))
 every_masker = pytest.mark.parametrize("name", maskers.parts)
+every_ratio = pytest.mark.parametrize("name", ["random", "tube", "block", "inverse_block"])  # hide what a ratio says, of any grid
 
 
 def draw(name: str, grid: tuple[int, ...], keys: Tensor = KEYS, **options: object) -> Mask:
     part = maskers[name]
-    return part(part.Config(**options))(keys, grid)
+    return part(part.Config(**options))(keys, grid, **scores_for(name, grid, len(keys)))
+
+
+def scores_for(name: str, grid: tuple[int, ...], samples: int) -> dict[str, Tensor]:
+    if not maskers[name].needs_scores:
+        return {}
+    return {"scores": torch.linspace(0, 1, math.prod(grid)).expand(samples, -1)}
+
+
+def sets(mask: Mask) -> list[Tensor]:
+    """All index sets of a mask and those in `also`."""
+    found = [one for family in mask.families for one in (family.visible, family.predict, family.blank)]
+    return [one for one in found if one is not None]
 
 
 def shown(mask: Mask, tokens: int) -> Tensor:
@@ -36,7 +49,7 @@ def shown(mask: Mask, tokens: int) -> Tensor:
 # --- every masker -----------------------------------------------------------------------------------------------------------
 
 
-@every_masker
+@every_ratio
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("ratio", [0.25, 0.4, 0.5, 0.6, 0.75, 0.9])
 def test_visible_and_predicted_share_out_the_grid_exactly(name: str, grid: tuple[int, ...], ratio: float) -> None:
@@ -56,35 +69,46 @@ def test_each_sample_is_masked_alone_as_in_a_batch(name: str) -> None:
     keys = sample_keys(1, 2, torch.arange(200))
     whole = draw(name, (3, 6, 10), keys)
     for parts in (1, 7, 64):
-        cut = [draw(name, (3, 6, 10), k) for k in keys.split(parts)]
-        assert torch.equal(torch.cat([mask.visible for mask in cut]), whole.visible)
-        assert torch.equal(torch.cat([mask.predict for mask in cut]), whole.predict)
+        cut = [sets(draw(name, (3, 6, 10), k)) for k in keys.split(parts)]
+        assert all(torch.equal(torch.cat(rows), one) for rows, one in zip(zip(*cut, strict=True), sets(whole), strict=True))
 
 
 @every_masker
 def test_a_masker_that_was_never_moved_draws_the_same_masks_on_another_device(name: str) -> None:
     part = maskers[name]
-    masker = part(part.Config(predict=0.25))
+    masker, scores = part(part.Config()), scores_for(name, (4, 6, 8), 16)
     assert not list(masker.buffers())  # a stream's masker is no part of the model, so nothing would move them
     with other_device() as device:
-        there = masker(KEYS.to(device), (4, 6, 8))
-    here = masker(KEYS, (4, 6, 8))
-    assert there.visible.device == there.predict.device == device
-    assert torch.equal(there.visible.cpu(), here.visible)
-    assert torch.equal(there.predict.cpu(), here.predict)
+        there = sets(masker(KEYS.to(device), (4, 6, 8), **{key: value.to(device) for key, value in scores.items()}))
+    here = sets(masker(KEYS, (4, 6, 8), **scores))
+    assert all(one.device == device for one in there)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(there, here, strict=True))
 
 
-@every_masker
+@pytest.mark.parametrize("name", [name for name in maskers.parts if name != "causal"])
 def test_other_keys_give_other_masks_and_the_global_generator_none(name: str) -> None:
-    one = draw(name, (14, 14))
+    grid = (12, 4, 4) if name == "frame" else (14, 14)
+    one = draw(name, grid)
     torch.manual_seed(99)
-    assert torch.equal(draw(name, (14, 14)).visible, one.visible)
-    rows = shown(one, 196)
+    assert torch.equal(draw(name, grid).visible, one.visible)
+    rows = shown(one, math.prod(grid))
     assert len(rows.unique(dim=0)) == len(KEYS)
-    assert not torch.equal(rows, shown(draw(name, (14, 14), sample_keys(3, 1, torch.arange(16))), 196))
+    assert not torch.equal(rows, shown(draw(name, grid, sample_keys(3, 1, torch.arange(16))), math.prod(grid)))
 
 
 @every_masker
+def test_several_masks_of_a_sample_stand_beside_each_other(name: str) -> None:
+    """Each sample has m rows that its key alone gives; one mask is what it was without the option."""
+    many = draw(name, (4, 6, 8), masks=3)
+    alone = draw(name, (4, 6, 8), KEYS[5:6], masks=3)
+    assert all(len(rows) % 48 == 0 for rows in sets(many))
+    assert all(torch.equal(rows[len(rows) // 16 * 5 :][: len(one)], one) for rows, one in zip(sets(many), sets(alone), strict=True))
+    assert [one.shape[1:] for one in sets(many)] == [one.shape[1:] for one in sets(draw(name, (4, 6, 8)))]
+    if name not in ("causal", "frame"):
+        assert len(shown(many, 192).view(16, 3, 192)[0].unique(dim=0)) == 3
+
+
+@every_ratio
 def test_a_part_is_predicted_of_the_hidden(name: str) -> None:
     """CrossMAE's counts of 196: visible, neither, predicted."""
     for predict, counts in ((0.75, (49, 0, 147)), (0.25, (49, 98, 49)), (0.15, (49, 118, 29))):
@@ -95,7 +119,7 @@ def test_a_part_is_predicted_of_the_hidden(name: str) -> None:
         assert torch.equal(mask.visible, draw(name, (14, 14), ratio=0.75).visible)  # what is seen does not depend on it
 
 
-@every_masker
+@every_ratio
 def test_counts_are_truncated_as_the_published_code_does(name: str) -> None:
     """MAE keeps int(N (1 - ratio)); CrossMAE then drops int(N (ratio - predict)) and predicts the rest."""
     for ratio, predict, counts in (
@@ -109,7 +133,7 @@ def test_counts_are_truncated_as_the_published_code_does(name: str) -> None:
         assert (seen, 196 - seen - predicted, predicted) == counts
 
 
-@every_masker
+@every_ratio
 def test_blanks_stand_in_all_hidden_places(name: str) -> None:
     mask = draw(name, (6, 6), ratio=0.5, predict=0.25, blank=True)
     plain = draw(name, (6, 6), ratio=0.5)
@@ -119,7 +143,7 @@ def test_blanks_stand_in_all_hidden_places(name: str) -> None:
     assert mask.predict.shape[1] == 9
 
 
-@every_masker
+@every_ratio
 def test_places_are_hidden_as_often_as_the_ratio_says(name: str) -> None:
     """Uniform for the random ones; blocks favour the middle, as rectangles must."""
     keys = sample_keys(0, 0, torch.arange(8000))
@@ -131,7 +155,7 @@ def test_places_are_hidden_as_often_as_the_ratio_says(name: str) -> None:
         assert 0.1 < hidden.min() < hidden.max() < 0.9
 
 
-@every_masker
+@every_ratio
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -140,6 +164,10 @@ def test_places_are_hidden_as_often_as_the_ratio_says(name: str) -> None:
         ({"ratio": float("nan")}, "masker.ratio nan"),
         ({"ratio": 0.5, "predict": 0.6}, "masker.predict 0.6"),
         ({"ratio": 0.5, "predict": 0.0}, "masker.predict 0 "),
+        ({"ratio": 0.5, "ratio_end": 0.3, "predict": 0.4}, r"masker.predict 0\.4 is above masker.ratio_end 0\.3"),
+        ({"running_cell": True}, "set masker.predict"),
+        ({"predict": 0.2, "predict_visible": True}, "masker.predict_visible"),
+        ({"masks": 0}, "masker.masks 0"),
     ],
     ids=str,
 )
@@ -148,12 +176,43 @@ def test_impossible_choices_are_refused_by_name(name: str, options: dict[str, fl
         maskers[name].Config(**options)
 
 
-@every_masker
+@every_ratio
 def test_a_ratio_that_leaves_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"masker\.ratio 0\.99 leaves 0 visible"):
         draw(name, (3, 3), ratio=0.99)
     with pytest.raises(ValueError, match="0 predicted"):
         draw(name, (3, 3), ratio=0.5, predict=0.01)
+
+
+@every_ratio
+def test_the_ratio_moves_linearly_to_its_end(name: str) -> None:
+    masker = maskers[name](maskers[name].Config(ratio=0.25, ratio_end=0.75))
+    seen = [masker(KEYS, (4, 4), step=step, steps=8).visible.shape[1] for step in (0, 2, 4, 6, 7)]
+    assert seen == [12, 10, 8, 6, 5]
+
+
+@every_ratio
+@pytest.mark.parametrize("grid", [(6, 8), (3, 6, 8)], ids=str)
+def test_units_hide_whole_squares(name: str, grid: tuple[int, ...]) -> None:
+    """SimMIM hides squares of 32 pixels: 2 x 2 tokens of 16; the predicted ones are squares, too."""
+    mask = draw(name, grid, ratio=0.6, predict=0.3, unit=2)
+    for tokens in (mask.visible, mask.predict):
+        chosen = torch.zeros(16, math.prod(grid), dtype=torch.bool).scatter(1, tokens, value=True).view(16, -1, 3, 2, 4, 2)
+        assert torch.equal(chosen, chosen[:, :, :, :1, :, :1].expand_as(chosen))
+    units = math.prod(grid) // 4 if name == "random" else 12
+    assert mask.visible.shape[1] == (units - round(0.6 * units)) * (math.prod(grid) // units)
+    with pytest.raises(ValueError, match=r"masker\.unit 4 does not divide"):
+        draw(name, grid, unit=4)
+
+
+@every_ratio
+def test_visible_tokens_are_predicted_and_no_hidden_ones(name: str) -> None:
+    """UMT."""
+    mask = draw(name, (6, 6), predict_visible=True)
+    assert torch.equal(mask.predict, mask.visible)
+    assert mask.echo == mask.visible.shape[1]
+    assert maskers[name].Config(predict_visible=True).echoes_only
+    assert not maskers[name].Config().echoes_only
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------------
@@ -187,26 +246,15 @@ def test_random_is_the_permutation_of_the_mask_stream() -> None:
     assert torch.equal(mask.predict, order[:, 147:])  # CrossMAE: the last are predicted
 
 
-@pytest.mark.parametrize("grid", [(6, 8), (3, 6, 8)], ids=str)
-def test_units_hide_whole_squares_of_one_frame(grid: tuple[int, ...]) -> None:
-    """SimMIM hides squares of 32 pixels: 2 x 2 tokens of 16."""
-    seen = shown(draw("random", grid, ratio=0.6, unit=2), math.prod(grid)).view(16, -1, 3, 2, 4, 2)
-    assert torch.equal(seen, seen[:, :, :, :1, :, :1].expand_as(seen))
-    units = math.prod(grid) // 4
-    assert (seen[:, :, :, 0, :, 0].flatten(1).sum(1) == units - round(0.6 * units)).all()
-    if len(grid) == 3:
-        assert not (seen[:, 0] == seen[:, 1]).all()  # frames differ
-
-
-def test_units_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"masker\.unit 4 does not divide"):
-        draw("random", (6, 8), unit=4)
+def test_random_units_differ_from_frame_to_frame() -> None:
+    seen = shown(draw("random", (3, 6, 8), ratio=0.6, unit=2), 144).view(16, 3, 48)
+    assert not (seen[:, 0] == seen[:, 1]).all()
 
 
 # --- tube -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tube", "block"])
+@pytest.mark.parametrize("name", ["tube", "block", "inverse_block"])
 def test_the_same_places_are_hidden_in_every_frame(name: str) -> None:
     seen = shown(draw(name, (8, 14, 14), ratio=0.6), 8 * 196).view(16, 8, 196)
     assert torch.equal(seen, seen[:, :1].expand_as(seen))
@@ -235,13 +283,13 @@ def rectangles(config: BlockMasker.Config, keys: Tensor, height: int, width: int
 def test_blocks_are_rectangles_hidden_one_after_another_until_the_count(grid: tuple[int, int], ratio: float) -> None:
     """The vectorised masks equal the loop of the paper's algorithm: whole rectangles, the last one cut to the count."""
     keys, config = sample_keys(11, 0, torch.arange(64)), BlockMasker.Config(ratio=ratio)
-    mask, wanted = BlockMasker(config)(keys, grid), round(ratio * grid[0] * grid[1])
+    mask, expected = BlockMasker(config)(keys, grid), round(ratio * grid[0] * grid[1])
     for row, boxes in enumerate(rectangles(config, keys, *grid).tolist()):
         hidden: list[int] = []
         for top, bottom, left, right in boxes:
             inside = [y * grid[1] + x for y in range(top, bottom) for x in range(left, right)]
             new = [place for place in inside if place not in hidden]
-            if len(hidden) + len(new) >= wanted:
+            if len(hidden) + len(new) >= expected:
                 cut = set(mask.predict[row].tolist()) - set(hidden)
                 assert set(hidden) < set(mask.predict[row].tolist())
                 assert cut <= set(new)

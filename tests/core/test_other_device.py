@@ -57,12 +57,12 @@ def check(make: Callable[[], MaskedModel], device: torch.device) -> None:
     other = make().to(device)
     x, mask = draw(model)
     keys = sample_keys(0, 0, torch.arange(len(x)))
-    drawn = maskers.build(model.masker.config)(keys.to(device), model.tokenizer.grid(x))
+    drawn = other.draw_masks(x.to(device), keys.to(device), masker=maskers.build(model.masker.config))
     assert torch.equal(drawn.visible.cpu(), mask.visible)
     assert step(other, x.to(device), drawn) == pytest.approx(step(model, x, mask), rel=1e-4)
     with torch.no_grad():
         assert (other.encode(x.to(device)).last.cpu() - model.encode(x).last).abs().max() < 1e-3
-        shown = other.target.show(other(x.to(device)).predicted, other.tokenizer.split(x.to(device)), drawn)
+        shown = other.target.show(other(x.to(device)).prediction, other.tokenizer.split(x.to(device)), drawn)
     assert shown is None or shown.device == device
 
 

@@ -90,14 +90,14 @@ def compare(model: MaskedModel, sizes: Sizes, dtype: torch.dtype, mask: Mask | N
     mask = mask or drawn
     weights = {published_name(name): w.detach().clone().requires_grad_(w.requires_grad) for name, w in model.named_parameters()}
     keeps, asked = mask.visible.tolist(), mask.predict.tolist()
-    wanted, predicted = restated_crossmae.loss(images, weights, keeps, asked, sizes.patch, sizes.encoder[2], sizes.decoder[2])
-    wanted.backward()
+    expected, prediction = restated_crossmae.loss(images, weights, keeps, asked, sizes.patch, sizes.encoder[2], sizes.decoder[2])
+    expected.backward()
     output = model(images, mask=mask)
     output.loss.backward()
     loss_limit, gradient_limit = LIMITS[dtype]
     assert output.loss.dtype == dtype
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=loss_limit)
-    off = (output.predicted - predicted).norm() / predicted.norm()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=loss_limit)
+    off = (output.prediction - prediction).norm() / prediction.norm()
     assert off <= gradient_limit, f"predictions are off by {off:.1e}"
     mine = {published_name(name): w.grad for name, w in model.named_parameters() if w.requires_grad}
     worst, where = gradient_error(mine, {name: w.grad for name, w in weights.items() if w.requires_grad})
@@ -160,8 +160,8 @@ def test_the_comparison_itself_sees_a_small_error() -> None:
     weights = {published_name(name): w.detach().clone() for name, w in model.named_parameters()}
     weights["wfm.linear.weight"][0, 1] -= 1e-6
     sets = mask.visible.tolist(), mask.predict.tolist()
-    wanted, _ = restated_crossmae.loss(images, weights, *sets, TINY.patch, TINY.encoder[2], TINY.decoder[2])
-    assert abs(model(images, mask=mask).loss.item() / wanted.item() - 1) > 1e-9
+    expected, _ = restated_crossmae.loss(images, weights, *sets, TINY.patch, TINY.encoder[2], TINY.decoder[2])
+    assert abs(model(images, mask=mask).loss.item() / expected.item() - 1) > 1e-9
 
 
 def test_position_tables_are_the_published_ones_to_their_fp32() -> None:
@@ -187,8 +187,8 @@ def test_predicting_a_part_is_predicting_all_and_choosing(sizes: Sizes) -> None:
         whole = model(images, mask=mask)
         for first, last in ((0, 1), (2, 5), (0, mask.predict.shape[1] // 3)):
             part = model(images, mask=replace(mask, predict=mask.predict[:, first:last]))
-            assert (part.predicted - whole.predicted[:, first:last]).abs().max() <= limit
-            assert torch.equal(part.wanted, whole.wanted[:, first:last])
+            assert (part.prediction - whole.prediction[:, first:last]).abs().max() <= limit
+            assert torch.equal(part.target, whole.target[:, first:last])
 
 
 @pytest.fixture
@@ -205,15 +205,15 @@ def test_the_published_parts_are_the_same_to_the_last_bit(part: int, one_thread:
     sizes = replace(SMALL, encoder=(384, 1, 6), decoder=(256, 2, 8), batch=2)
     model = crossmae(sizes)
     images, mask = draw(model, sizes, torch.float32)
-    chosen = model(images, mask=replace(mask, predict=mask.predict[:, -part:])).predicted
-    assert torch.equal(chosen, model(images, mask=mask).predicted[:, -part:])
+    chosen = model(images, mask=replace(mask, predict=mask.predict[:, -part:])).prediction
+    assert torch.equal(chosen, model(images, mask=mask).prediction[:, -part:])
 
 
 def test_with_self_attention_it_is_not() -> None:
     model = crossmae(TINY, replace(CROSS, self_attention=True)).double()
     images, mask = draw(model, TINY, torch.float64)
-    part = model(images, mask=replace(mask, predict=mask.predict[:, :3])).predicted
-    assert (part - model(images, mask=mask).predicted[:, :3]).abs().max() > 1e-3
+    part = model(images, mask=replace(mask, predict=mask.predict[:, :3])).prediction
+    assert (part - model(images, mask=mask).prediction[:, :3]).abs().max() > 1e-3
 
 
 def test_a_self_attention_decoder_may_predict_a_part_too() -> None:
@@ -241,7 +241,7 @@ def test_some_blocks_are_all_blocks_with_the_others_at_zero() -> None:
     with torch.no_grad():
         whole.decoder.fusion.mix.weight[:, 2] = 0
     images, mask = draw(whole, TINY, torch.float64)
-    assert (whole(images, mask=mask).predicted - some(images, mask=mask).predicted).abs().max() <= 1e-12
+    assert (whole(images, mask=mask).prediction - some(images, mask=mask).prediction).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize(("size", "bound"), [("base", 0.4899), ("large", 0.4028)])
@@ -322,11 +322,11 @@ def test_any_masker_and_clips_work_unchanged(
     plane = size[-1] * size[-2] // 16  # places, each a column through the time
     share = masker.predict or masker.ratio
     asked = round(share * tokens) if isinstance(masker, RandomMasker.Config) else round(share * plane) * (tokens // plane)
-    assert output.predicted.shape == (2, asked, model.target.width)
+    assert output.prediction.shape == (2, asked, model.target.width)
     assert all(w.grad.any() for w in model.parameters() if w.requires_grad)
     hidden = torch.ones(2, tokens, dtype=torch.bool).scatter(1, mask.visible, value=False)
     other = torch.where(hidden[..., None], torch.randn(2, tokens, model.tokenizer.width).double(), model.tokenizer.split(x))
-    assert torch.equal(model(model.tokenizer.join(other, model.tokenizer.grid(x)), mask=mask).predicted, output.predicted)
+    assert torch.equal(model(model.tokenizer.join(other, model.tokenizer.grid(x)), mask=mask).prediction, output.prediction)
     if not decoder.self_attention:
-        part = model(x, mask=replace(mask, predict=mask.predict[:, 1:3])).predicted
-        assert (part - output.predicted[:, 1:3]).abs().max() <= 1e-12
+        part = model(x, mask=replace(mask, predict=mask.predict[:, 1:3])).prediction
+        assert (part - output.prediction[:, 1:3]).abs().max() <= 1e-12

@@ -139,12 +139,12 @@ def pair(sizes: Sizes, dtype: torch.dtype) -> tuple[nn.Module, MaskedModel]:
     return theirs, ours
 
 
-def gradient_error(ours: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str]:
+def gradient_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
     """The worst ||a - b|| / max(||b||, 1e-6 of the whole gradient's norm), and where. A key bias has none: hence the floor."""
-    assert set(ours) == set(wanted)
-    whole = math.sqrt(sum(float(b.norm()) ** 2 for b in wanted.values()))
+    assert set(ours) == set(expected)
+    whole = math.sqrt(sum(float(b.norm()) ** 2 for b in expected.values()))
     assert whole > 0
-    return max((float((ours[name] - b).norm()) / max(float(b.norm()), 1e-6 * whole), name) for name, b in wanted.items())
+    return max((float((ours[name] - b).norm()) / max(float(b.norm()), 1e-6 * whole), name) for name, b in expected.items())
 
 
 def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dtype, norm_pix: bool) -> tuple[float, float, str]:
@@ -152,8 +152,8 @@ def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dty
     theirs.config.norm_pix_loss = norm_pix
     ours.target.config = replace(ours.target.config, standardise="patch" if norm_pix else "none")
     images, noise, mask = draw(sizes, dtype)
-    wanted = theirs(images, noise=noise).loss
-    theirs.zero_grad(), wanted.backward()
+    expected = theirs(images, noise=noise).loss
+    theirs.zero_grad(), expected.backward()
     ours.zero_grad()
     output = ours(images, mask=mask)
     output.loss.backward()
@@ -162,7 +162,7 @@ def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dty
     named = {name: weight for name, weight in theirs.named_parameters() if weight.requires_grad}
     gradients = as_ours({name: weight.grad for name, weight in named.items()}, trained)
     worst, where = gradient_error({name: ours.get_parameter(name).grad for name in trained}, gradients)
-    return abs(output.loss.item() / wanted.item() - 1), worst, where
+    return abs(output.loss.item() / expected.item() - 1), worst, where
 
 
 LIMITS = {torch.float32: (1e-6, 5e-5), torch.float64: (1e-9, 1e-9)}
@@ -245,11 +245,11 @@ def test_a_second_statement_gives_the_same_loss_and_gradients(image: tuple[int, 
         for name, weight in ours.named_parameters()
         if weight.requires_grad
     }
-    wanted = restated_mae.loss(images, weights, mask.visible.tolist(), sizes.patch, sizes.encoder[2], sizes.decoder[2], norm_pix)
-    wanted.backward()
+    expected = restated_mae.loss(images, weights, mask.visible.tolist(), sizes.patch, sizes.encoder[2], sizes.decoder[2], norm_pix)
+    expected.backward()
     output = ours(images, mask=mask)
     output.loss.backward()
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     mine = {official_name(name): weight.grad for name, weight in ours.named_parameters() if weight.requires_grad}
     worst, where = gradient_error(mine, {name: weight.grad for name, weight in weights.items()})
     assert worst <= 1e-9, where

@@ -12,8 +12,8 @@ from test_parity_mae import LIMITS, gradient_error, noisy
 from torch import Tensor, nn
 
 from mmm import Input, Mask, MaskedModel, ModelConfig
+from mmm.core.positions import flat_sine_cosine
 from mmm.core.rng import sample_keys
-from mmm.core.tokens import flat_sine_cosine
 from mmm.core.types import RequiredFeatures
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
@@ -172,8 +172,8 @@ def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dty
     theirs.config.norm_pix_loss = standardised
     ours.target.config = replace(ours.target.config, standardise="channel" if standardised else "none")
     clips, mask = draw(sizes, ours, dtype)
-    wanted = theirs(clips.transpose(1, 2), bool_masked_pos=hidden_map(mask, math.prod(sizes.grid))).loss
-    theirs.zero_grad(), wanted.backward()
+    expected = theirs(clips.transpose(1, 2), bool_masked_pos=hidden_map(mask, math.prod(sizes.grid))).loss
+    theirs.zero_grad(), expected.backward()
     ours.zero_grad()
     output = ours(clips, mask=mask)
     output.loss.backward()
@@ -181,7 +181,7 @@ def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dty
     trained = {name: weight.grad for name, weight in ours.named_parameters() if weight.requires_grad}
     gradients = as_ours({name: weight.grad for name, weight in theirs.named_parameters()}, list(trained))
     worst, where = gradient_error(trained, gradients)
-    return abs(output.loss.item() / wanted.item() - 1), worst, where
+    return abs(output.loss.item() / expected.item() - 1), worst, where
 
 
 @pytest.mark.parametrize(
@@ -238,11 +238,11 @@ def test_a_second_statement_gives_the_same_loss_and_gradients(clip: tuple[int, i
     trained = {name: weight for name, weight in ours.named_parameters() if weight.requires_grad}
     weights = {official_name(name): weight.detach().clone().requires_grad_() for name, weight in trained.items()}
     hidden = [restated_videomae.tube(bits[: math.prod(sizes.grid[1:])], sizes.grid[0]) for bits in tube_maps(mask, sizes)]
-    wanted = restated_videomae.loss(clips, weights, hidden, 2, sizes.patch, sizes.encoder[2], sizes.decoder[2], standardised)
-    wanted.backward()
+    expected = restated_videomae.loss(clips, weights, hidden, 2, sizes.patch, sizes.encoder[2], sizes.decoder[2], standardised)
+    expected.backward()
     output = ours(clips, mask=mask)
     output.loss.backward()
-    assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     worst, where = gradient_error({official_name(n): w.grad for n, w in trained.items()}, {n: w.grad for n, w in weights.items()})
     assert worst <= 1e-9, where
 
@@ -257,8 +257,8 @@ def test_targets_are_the_second_statements(standardised: bool) -> None:
     model = videomae(sizes, standardised)
     clips, mask = draw(sizes, model, torch.float64)
     mask = in_order(mask)
-    wanted = model.double()(clips, mask=mask).wanted
-    for row, clip, places in zip(wanted, clips, mask.predict, strict=True):
+    expected = model.double()(clips, mask=mask).target
+    for row, clip, places in zip(expected, clips, mask.predict, strict=True):
         assert (row - restated_videomae.targets(clip, 2, sizes.patch, standardised)[places]).abs().max() <= 1e-12
 
 
@@ -338,9 +338,9 @@ def test_flat_positions_are_resized_and_at_home_are_themselves(decoder, build) -
     assert places((2, 5, 8)).shape == (80, 24)
     away = torch.randn(2, 3, 8, 12, 16)
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (4, 3, 4))
-    moved = model(away, mask=mask).predicted
+    moved = model(away, mask=mask).prediction
     model.decoder.home = (4, 3, 2)  # were the decoder's not resized by its home grid, this would change nothing
-    assert not torch.equal(model(away, mask=mask).predicted, moved)
+    assert not torch.equal(model(away, mask=mask).prediction, moved)
 
 
 @pytest.mark.parametrize("kind", ["qv", "none"])
@@ -369,11 +369,11 @@ def test_half_precision(disturb) -> None:
     sizes = replace(TINY, encoder=(24, 1, 2), decoder=(16, 1, 2))
     model = disturb(videomae(sizes))
     clips, mask = draw(sizes, model, torch.float32)
-    wanted = model(clips, mask=mask)
+    expected = model(clips, mask=mask)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(clips, mask=mask)
-    assert half.predicted.dtype == torch.bfloat16
-    assert half.loss.item() == pytest.approx(wanted.loss.item(), rel=2e-2)
+    assert half.prediction.dtype == torch.bfloat16
+    assert half.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
 
 
 @pytest.mark.slow  # the compiler takes seconds to import
@@ -381,6 +381,6 @@ def test_one_graph_holds_all_of_it(disturb) -> None:
     sizes = replace(TINY, encoder=(24, 1, 2), decoder=(16, 1, 2))
     model = disturb(videomae(sizes))
     clips, mask = draw(sizes, model, torch.float32)
-    wanted = model(clips, mask=mask)
+    expected = model(clips, mask=mask)
     graphs = torch.compile(model, backend="aot_eager", fullgraph=True)  # eager kernels: the graph is what is tested
-    assert graphs(clips, mask=mask).loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+    assert graphs(clips, mask=mask).loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)

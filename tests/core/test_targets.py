@@ -1,4 +1,4 @@
-"""What is wanted: every published convention against a plain formula, and pictures that give back the original.
+"""Targets: every published convention against a plain formula, and pictures that give back the original.
 
 Shapes: B samples, N tokens, Q predicted, P values a token, C channels, n = P / C pixels a token.
 """
@@ -34,7 +34,7 @@ def patches(channels: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, 6, PIXELS * channels, dtype=dtype) * 2 + 1
 
 
-def wanted_of(part: PixelTarget, raw: Tensor) -> Tensor:
+def target_of(part: PixelTarget, raw: Tensor) -> Tensor:
     return part.pick(part.teach(raw, raw, GRID), MASK)
 
 
@@ -58,7 +58,7 @@ CONVENTIONS = {  # options; over one channel; divide by n - this; epsilon; insid
 def test_published_conventions_equal_plain_formulas(name: str) -> None:
     options, by_channel, less, epsilon, inside, unit = CONVENTIONS[name]
     raw = patches()
-    wanted = wanted_of(target(**options), raw)
+    expected = target_of(target(**options), raw)
     mean, std = torch.tensor(MEAN).tolist(), torch.tensor(STD).tolist()  # as fp32 holds them
     for sample in range(2):
         for slot, token in enumerate(MASK.predict[sample].tolist()):
@@ -68,26 +68,26 @@ def test_published_conventions_equal_plain_formulas(name: str) -> None:
             for i, value in enumerate(values):
                 centre, variance = statistics(values[i % 3 :: 3] if by_channel else values, less)
                 spread = math.sqrt(variance + epsilon) if inside else math.sqrt(variance) + epsilon
-                assert wanted[sample, slot, i].item() == pytest.approx((value - centre) / spread, rel=1e-6, abs=1e-6)
+                assert expected[sample, slot, i].item() == pytest.approx((value - centre) / spread, rel=1e-6, abs=1e-6)
                 if i > 7:
                     break  # all residues of the channel; the rest is the same arithmetic
 
 
 def test_simmim_takes_the_pixels_as_they_are() -> None:
     raw = patches()
-    assert torch.equal(wanted_of(target(standardise="none", loss="l1"), raw), take(raw, MASK.predict))
+    assert torch.equal(target_of(target(standardise="none", loss="l1"), raw), take(raw, MASK.predict))
 
 
 def test_maes_target_has_mean_0_and_unbiased_variance_1() -> None:
-    wanted = wanted_of(target(), patches())
-    assert wanted.mean(-1).abs().max() < 1e-12
-    assert (wanted.var(-1) - 1).abs().max() < 1e-5
+    expected = target_of(target(), patches())
+    assert expected.mean(-1).abs().max() < 1e-12
+    assert (expected.var(-1) - 1).abs().max() < 1e-5
 
 
 def test_a_flat_patch_is_zero_not_a_division_by_zero() -> None:
     for inside in (True, False):
         flat = torch.ones(2, 6, PIXELS * 3)
-        assert not wanted_of(target(epsilon_inside=inside), flat).any()
+        assert not target_of(target(epsilon_inside=inside), flat).any()
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_a_flat_patch_is_zero_not_a_division_by_zero() -> None:
 def test_show_inverts_the_target_to_the_original_pixels(standardise: str, inside: bool, pixels: str, channels: int) -> None:
     part = target(channels, standardise=standardise, epsilon_inside=inside, pixels=pixels).double()
     raw = patches(channels)
-    shown = part.show(wanted_of(part, raw), raw, MASK)
+    shown = part.show(target_of(part, raw), raw, MASK)
     assert (shown - take(raw, MASK.predict)).abs().max() <= 1e-12
     assert part.uses_original == (standardise != "none")
 
@@ -122,10 +122,10 @@ def test_show_says_what_it_took_of_the_original() -> None:
 def test_targets_and_losses_are_fp32_whatever_comes_in(dtype: torch.dtype, options: dict[str, object]) -> None:
     part = target(**options)
     raw = patches(dtype=dtype)
-    wanted = wanted_of(part, raw)
-    assert wanted.dtype == torch.float32
-    assert torch.equal(wanted, wanted_of(part, raw.float()))
-    assert part.loss(torch.zeros_like(wanted, dtype=dtype), wanted, MASK, NO_FEATURES).dtype == torch.float32
+    expected = target_of(part, raw)
+    assert expected.dtype == torch.float32
+    assert torch.equal(expected, target_of(part, raw.float()))
+    assert part.loss(torch.zeros_like(expected, dtype=dtype), expected, MASK, NO_FEATURES).dtype == torch.float32
 
 
 def test_the_buffers_are_not_saved() -> None:
@@ -149,29 +149,31 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_half_precision_are_summed_in_fp32(name: str) -> None:
-    predicted = torch.randn(2, 300, 5).bfloat16()
-    wanted = torch.randint(5, (2, 300)) if name == "cross_entropy" else torch.randn(2, 300, 5)
-    loss = mean_loss(name, predicted, wanted, None)
+    prediction = torch.randn(2, 300, 5).bfloat16()
+    expected = torch.randint(5, (2, 300)) if name == "cross_entropy" else torch.randn(2, 300, 5)
+    loss = mean_loss(name, prediction, expected, None)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, mean_loss(name, predicted.float(), wanted, None))
+    assert torch.equal(loss, mean_loss(name, prediction.float(), expected, None))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_losses_equal_plain_formulas(name: str, weighted: bool) -> None:
-    predicted = torch.randn(2, 3, 5, dtype=torch.float64) * 2
-    wanted = torch.randint(5, (2, 3)) if name == "cross_entropy" else torch.randn(2, 3, 5, dtype=torch.float64)
+    prediction = torch.randn(2, 3, 5, dtype=torch.float64) * 2
+    expected = torch.randint(5, (2, 3)) if name == "cross_entropy" else torch.randn(2, 3, 5, dtype=torch.float64)
     weight = torch.tensor([[1, 0, 2], [0.5, 1, 0]]) if weighted else torch.ones(2, 3)
-    each = [PLAIN[name](predicted[b, q].tolist(), wanted[b, q].tolist()) for b in range(2) for q in range(3)]
+    each = [PLAIN[name](prediction[b, q].tolist(), expected[b, q].tolist()) for b in range(2) for q in range(3)]
     plain = sum(w * e for w, e in zip(weight.flatten().tolist(), each, strict=True)) / 6
-    assert mean_loss(name, predicted, wanted, weight if weighted else None).item() == pytest.approx(plain, rel=1e-12)
+    assert mean_loss(name, prediction, expected, weight if weighted else None).item() == pytest.approx(plain, rel=1e-12)
 
 
 def test_maes_loss_is_the_mean_over_hidden_tokens_of_the_batch() -> None:
-    predicted, raw = torch.randn(2, 3, PIXELS * 3, dtype=torch.float64), patches()
+    prediction, raw = torch.randn(2, 3, PIXELS * 3, dtype=torch.float64), patches()
     part = target()
-    wanted = wanted_of(part, raw)
-    assert part.loss(predicted, wanted, MASK, NO_FEATURES).item() == pytest.approx(F.mse_loss(predicted, wanted).item(), rel=1e-12)
+    expected = target_of(part, raw)
+    assert part.loss(prediction, expected, MASK, NO_FEATURES).item() == pytest.approx(
+        F.mse_loss(prediction, expected).item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "soft_cross_entropy", "mean_squared"])

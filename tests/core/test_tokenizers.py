@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmm.core.tokens import coordinates, resize_positions, sine_cosine
+from mmm.core.positions import coordinates, resize_positions, sine_cosine
 from mmm.tokenizers import GridTokenizer, Patches, Tubes
 
 CASES = [
@@ -111,11 +111,11 @@ def test_sines_and_cosines_share_the_width_between_axes(grid: tuple[int, ...], w
     table = sine_cosine(coordinates(grid), width)
     share = 2 * math.ceil(width / (2 * len(grid)))
     for row, place in enumerate(itertools.product(*map(range, grid))):
-        wanted: list[float] = []
+        expected: list[float] = []
         for coordinate in reversed(place):  # columns first
             angles = [coordinate / 10000 ** (2 * i / share) for i in range(share // 2)]
-            wanted += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert table[row].tolist() == pytest.approx(wanted[:width], abs=1e-12)
+            expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[row].tolist() == pytest.approx(expected[:width], abs=1e-12)
     assert len(table.unique(dim=0)) == len(table)
 
 

@@ -130,11 +130,11 @@ def test_rotary_positions_equal_vjepa2s_with_its_fault() -> None:
     encoder.load_state_dict(found, strict=True)
     clip = torch.randn(2, 3, 4, 16, 16, dtype=torch.float64)
     patches = Tubes(Tubes.Config(size=4, frames=2), channels=3).split(clip)
-    wanted = model.encoder(clip.transpose(1, 2)).last_hidden_state
-    assert (encoder(patches, grid, None).last - wanted).abs().max() < 1e-9
+    expected = model.encoder(clip.transpose(1, 2)).last_hidden_state
+    assert (encoder(patches, grid, None).last - expected).abs().max() < 1e-9
     other = encoder_of(grid, (2, 4, 4), rotary="axial", class_token=False, norm_epsilon=config.layer_norm_eps)
     other.load_state_dict(found)
-    assert (other(patches, grid, None).last - wanted).abs().max() > 1e-3  # the fault is real
+    assert (other(patches, grid, None).last - expected).abs().max() > 1e-3  # the fault is real
 
 
 @pytest.mark.parametrize("kind", ["axial", "vjepa2", "dinov3"])

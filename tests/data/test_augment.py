@@ -17,8 +17,7 @@ from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 from torch import Tensor
 from video_files import write
 
-from mmm.core.generators import seeded
-from mmm.core.rng import sample_keys
+from mmm.core.rng import sample_keys, seeded
 from mmm.data import Clips, ClipsConfig, Images, ImagesConfig, open_data, train_batches
 from mmm.data.transforms.augment import _policy, check_policy, erase, rand_augment
 from mmm.train.mixup import SoftConfig, SoftTargets, check_mixing, soft_cross_entropy

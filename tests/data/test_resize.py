@@ -108,14 +108,14 @@ def test_no_byte_outside_is_read_or_written(taken: list[bool], height: int, widt
     """A fault of memory ends a child, which calls nothing of torch that would start threads."""
     pictures = guarded(2 * height * width * 3).view(2, height, width, 3).permute(0, 3, 1, 2)
     pictures.copy_(torch.randint(0, 256, pictures.shape, dtype=torch.uint8))
-    wanted = torchs(pictures, size, "bicubic")
+    expected = torchs(pictures, size, "bicubic")
 
     def resize_at_the_edge() -> None:
         around = torch.full((2 * size[0] * size[1] * 3 + 64,), 7, dtype=torch.uint8)
         for memory in (guarded(2 * size[0] * size[1] * 3), around[64:]):
             result = memory.view(2, *size, 3).permute(0, 3, 1, 2)
             resize_into(result, pictures, "bicubic")
-            assert torch.equal(result, wanted)
+            assert torch.equal(result, expected)
         assert (around[:64] == 7).all()
         assert taken == [True, True]
 
@@ -132,16 +132,16 @@ def test_any_memory_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.
     request.getfixturevalue("taken") if there else monkeypatch.setattr(resizing, "compiled", lambda: None)
     planes = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     by_pixel = planes.contiguous(memory_format=torch.channels_last)
-    wanted = torchs(planes, (24, 30), kernel)
+    expected = torchs(planes, (24, 30), kernel)
     third = torch.stack([255 - planes, planes, planes], -1)[..., 1]  # rows as of three channels by pixel, but planes
     for pictures in (planes, by_pixel, planes.transpose(2, 3).contiguous().transpose(2, 3), third):
-        assert torch.equal(resize(pictures, (24, 30), kernel), wanted)
+        assert torch.equal(resize(pictures, (24, 30), kernel), expected)
         for result in (
             torch.zeros(2, 3, 24, 30, dtype=torch.uint8),
             torch.zeros(2, 24, 30, 3, dtype=torch.uint8).permute(0, 3, 1, 2),
         ):
             resize_into(result, pictures, kernel)
-            assert torch.equal(result, wanted)
+            assert torch.equal(result, expected)
 
 
 def test_which_kernel_is_said(monkeypatch: pytest.MonkeyPatch, taken: list[bool]) -> None:

@@ -72,11 +72,11 @@ def test_they_are_batches_like_any_other_and_workers_change_nothing(tmp_path: Pa
         (tmp_path / "files" / "train" / f"{number}.jpg").write_bytes(picture)
     config = replace(CONFIG, holdout=0.0)
     plain = train_batches(opened(tmp_path / "files", holdout=0.0), config, seed=1, batch_size=4, steps=5)
-    wanted = [(batch.keys, batch.pixels) for batch in plain]
+    expected = [(batch.keys, batch.pixels) for batch in plain]
     part = opened(root)
     for workers, start in ((0, 0), (2, 0), (2, 3)):
         found = train_batches(part, replace(config, workers=workers), seed=1, batch_size=4, steps=5, start_step=start)
-        for batch, (keys, pixels) in zip(found, wanted[start:], strict=True):
+        for batch, (keys, pixels) in zip(found, expected[start:], strict=True):
             assert torch.equal(batch.keys, keys)
             assert torch.equal(batch.pixels, pixels)
             assert not batch.problems

@@ -69,9 +69,9 @@ def test_batches_labels_splits_and_resumes_are_those_of_the_disk(
     assert part.fingerprint == disk.fingerprint
     assert torch.equal(part.labels(), disk.labels())
     assert [held.raw(n) for n in range(2)] == [opened(tmp_path / "set", "eval").raw(n) for n in range(2)]
-    wanted = keys_and_pixels(disk)
-    assert same(keys_and_pixels(part), wanted)
-    assert same(keys_and_pixels(part, workers=2, start=1), wanted[1:])
+    expected = keys_and_pixels(disk)
+    assert same(keys_and_pixels(part), expected)
+    assert same(keys_and_pixels(part, workers=2, start=1), expected[1:])
     said = [record.getMessage() for record in caplog.records if "over the network" in record.getMessage()]
     assert len(said) == 2  # one for each of the two sources that were named
     assert "order, crops, masks, resume and process counts are exact only as long as these files stay" in said[0]
@@ -91,9 +91,9 @@ def test_an_index_is_fetched_once_and_a_batch_is_a_request_a_sample(server: TarS
 
 def test_broken_connections_are_tried_again(server: TarServer, tmp_path: Path) -> None:
     part = opened(f"{server.address}/train-{{0..1}}.tar")
-    wanted = keys_and_pixels(opened(tmp_path / "set"))
+    expected = keys_and_pixels(opened(tmp_path / "set"))
     server.drop, server.busy = 2, 1
-    assert same(keys_and_pixels(part), wanted)
+    assert same(keys_and_pixels(part), expected)
     assert (server.drop, server.busy) == (0, 0)
 
 

@@ -28,14 +28,14 @@ def test_every_form_of_an_image_is_the_same_sample(photograph: Image.Image, tmp_
     """As evaluation makes it of a file."""
     path = tmp_path / "photograph.png"
     photograph.save(path)
-    wanted = normalise(center_crop(decode_image(path, 3), (16, 24))[None], DATA.mean, DATA.std)
+    expected = normalise(center_crop(decode_image(path, 3), (16, 24))[None], DATA.mean, DATA.std)
     transform, array = Transform(DATA), np.asarray(photograph)
     tensor = torch.from_numpy(array.copy())
     forms = [photograph, path, str(path), path.read_bytes(), array, tensor, tensor.permute(2, 0, 1), array.astype(np.float32) / 255]
     for form in forms:
-        assert torch.equal(transform(form), wanted)
-        assert torch.equal(transform([form, form]), wanted.expand(2, -1, -1, -1))
-    assert torch.equal(transform(tensor[None].expand(3, -1, -1, -1)), wanted.expand(3, -1, -1, -1))
+        assert torch.equal(transform(form), expected)
+        assert torch.equal(transform([form, form]), expected.expand(2, -1, -1, -1))
+    assert torch.equal(transform(tensor[None].expand(3, -1, -1, -1)), expected.expand(3, -1, -1, -1))
 
 
 def test_training_draws_crops_from_torch_s_generator(photograph: Image.Image) -> None:
@@ -52,13 +52,13 @@ def test_every_form_of_a_clip(tmp_path: Path) -> None:
     frames = list(pictures(8))
     array = np.stack([np.asarray(frame) for frame in frames])  # (T, H, W, C)
     transform = Transform(CLIP)
-    wanted = transform(array)
-    assert wanted.shape == (1, 3, 4, 16, 16)
+    expected = transform(array)
+    assert expected.shape == (1, 3, 4, 16, 16)
     for form in (list(frames), torch.from_numpy(array), torch.from_numpy(array).permute(0, 3, 1, 2), [array], array[None]):
-        assert torch.equal(transform(form), wanted)
+        assert torch.equal(transform(form), expected)
     assert transform([array, array]).shape == (2, 3, 4, 16, 16)
     film = write(tmp_path / "film.mp4", count=8, options={"crf": "1"})
-    assert (transform(film) - wanted).abs().mean() < 0.1  # the film is encoded with losses
+    assert (transform(film) - expected).abs().mean() < 0.1  # the film is encoded with losses
 
 
 def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:

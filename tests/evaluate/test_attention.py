@@ -65,9 +65,9 @@ def test_even_attention_has_the_shares_of_the_counts(decoder, predict, shares, b
     model = blind(build(size=(24, 16), masker=RandomMasker.Config(ratio=0.75, predict=predict), decoder=decoder))
     found = look(model)
     assert list(found["mean"]) == list(shares)
-    for reads, wanted in shares.items():
+    for reads, expected in shares.items():
         mean = found["mean"][reads]
-        for name, value in zip(("prefix", "visible", "itself", "other_hidden"), wanted, strict=True):
+        for name, value in zip(("prefix", "visible", "itself", "other_hidden"), expected, strict=True):
             assert mean["share"][name] == pytest.approx(value, abs=1e-6)
             assert mean["evenly"][name] == pytest.approx(value, abs=1e-12)
         for name, times in mean["to_one_token"].items():
@@ -88,8 +88,8 @@ def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> N
     x, mask = torch.randn(2, 3, 24, 16, dtype=torch.float64), model.masker(sample_keys(0, 0, torch.arange(2)), (6, 4))
     seen: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
     with watching(model.decoder, lambda name, layer, inputs: seen.append((layer, inputs))):
-        watched = model(x, mask=mask).predicted
-    assert torch.equal(watched, model(x, mask=mask).predicted)
+        watched = model(x, mask=mask).prediction
+    assert torch.equal(watched, model(x, mask=mask).prediction)
     assert len(seen) == (4 if getattr(decoder, "self_attention", False) else 2)
     for layer, inputs in seen:
         weights = attention_weights(layer, inputs, 5).double()

@@ -22,8 +22,8 @@ from mmm.data.transforms.crop import normalise
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.probes.logistic_sweep import SweepConfig
-from mmm.evaluate.probes.setup import open_exam
-from mmm.evaluate.probes.train import Probing
+from mmm.evaluate.probes.setup import open_probe_setup
+from mmm.evaluate.probes.train import ProbeTraining
 from mmm.maskers import TubeMasker
 from mmm.pools import AttentivePool, MeanPool
 from mmm.tokenizers import Tubes
@@ -98,18 +98,18 @@ def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
     )
 
 
-def plain_loop(config: attentive_probe.Config, exam: Any, probing: Probing) -> tuple[list[int], list[int]]:
+def plain_loop(config: attentive_probe.Config, setup: Any, training: ProbeTraining) -> tuple[list[int], list[int]]:
     """Of each class, how many test videos could be read and how many were named right: one view after the other."""
-    test, classifier = open_data(config.data, "eval"), probing.probes.eval()
-    right, counted = [0] * exam.classes, [0] * exam.classes
+    test, classifier = open_data(config.data, "eval"), training.probes.eval()
+    right, counted = [0] * setup.classes, [0] * setup.classes
     for number in range(len(test)):
         views, failed = test.eval_views(torch.tensor([number]))  # (V, C, T, h, w)
         if failed:
             continue
-        label, shares = int(test.labels()[number]), torch.zeros(exam.classes)
+        label, shares = int(test.labels()[number]), torch.zeros(setup.classes)
         for view in views:
             x = normalise(view[None], config.data.mean, config.data.std)
-            shares += classifier(classifier.prepare(exam.model.encode(x).last))[0, 0].detach().softmax(0) / len(views)
+            shares += classifier(classifier.prepare(setup.model.encode(x).last))[0, 0].detach().softmax(0) / len(views)
         right[label] += int(int(shares.argmax()) == label)
         counted[label] += 1
     return counted, right
@@ -119,10 +119,10 @@ def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, rea
     films = motion_folder(tmp_path / "films", {"train": 16, "validation": 8, "test": 24})
     config = video_setting(tmp_path, real_data / "clips")
     config = replace(config, data=replace(config.data, source=str(films), eval_split="test"))
-    exam = open_exam(config, start(config.train))
-    probing = Probing.prepare(config, exam, weights="")
-    tally = probing.score(exam.test, [])
-    counted, right = plain_loop(config, exam, probing)
+    setup = open_probe_setup(config, start(config.train))
+    training = ProbeTraining.prepare(config, setup, weights="")
+    tally = training.score(setup.test, [])
+    counted, right = plain_loop(config, setup, training)
     assert tally.seen.tolist() == counted == [3] * 8
     assert tally.first[0].tolist() == right
     assert sum(right)  # of untrained heads, some by chance
@@ -134,12 +134,12 @@ def test_views_of_real_videos_agree_with_a_plain_loop(pool: Any, tmp_path: Path,
     if not (real_data / "clips").is_dir():
         pytest.skip("no real video files here")
     config = replace(video_setting(tmp_path, real_data / "clips"), pool=pool)
-    exam = open_exam(config, start(config.train))
-    probing = Probing.prepare(config, exam, weights="")
+    setup = open_probe_setup(config, start(config.train))
+    training = ProbeTraining.prepare(config, setup, weights="")
     problems: list[Any] = []
-    tally = probing.score(exam.test, problems)
+    tally = training.score(setup.test, problems)
 
-    counted, right = plain_loop(config, exam, probing)
+    counted, right = plain_loop(config, setup, training)
     assert counted == [1, 1]
     assert tally.seen.tolist() == counted
     assert tally.first[0].tolist() == right

@@ -70,6 +70,7 @@ def test_names_choose_evaluations_and_keep_what_was_chosen_of_them() -> None:
     assert chosen.names == ("features", "reconstruction")
     assert parse(Config(), []).evaluate == Config().evaluate
     assert parse(Config(), ["--evaluate"]).evaluate == EvaluatorSet.of()
+    assert type(Config().evaluate.of()) is type(EvaluatorSet.of())  # of a set that is there, too
     assert parse(Config(), ["--evaluate", "knn", "--evaluate.knn.every", "3"]).evaluate.knn == OnlineKnn.Config(every=3)
 
 
@@ -79,7 +80,7 @@ def test_names_choose_evaluations_and_keep_what_was_chosen_of_them() -> None:
         (["--evaluate", "featurs"], "--evaluate: no evaluator is called 'featurs'.*did you mean 'features'"),
         (["--evaluate.features.k", "7"], "features is not chosen; --evaluate masked_loss reconstruction features chooses it, too"),
         (["--evaluate", "features", "--evaluate.features.j", "7"], "did you mean '--evaluate.features.k'"),
-        (["--evaluate", "features", "--evaluate.features.k", "0"], "k 0 must be at least 1"),
+        (["--evaluate", "features", "--evaluate.features.k", "0"], "evaluate.features.k 0 is not a whole number of at least 1"),
         (["--evaluate", "knn", "--evaluate.knn.every", "0"], "evaluate.knn.every 0 is not a whole number of at least 1"),
     ],
 )

@@ -118,13 +118,13 @@ def test_a_file_holds_every_readable_input_once(suffix: str, run: Path, tiles: P
     out = tmp_path / "new" / f"features.{suffix}"
     flags = ("--layers", "last", "1", "--shard", "7", "--out", str(out))
     found = ask(["extract", str(run), "--source", str(tiles), *flags, *CPU])
-    index, wanted = plain_loop(run, tiles)
+    index, expected = plain_loop(run, tiles)
     assert (found["inputs"], found["rows"], len(index)) == (26, 24, 24)
     assert sorted(Path(problem["name"]).name for problem in found["problems"]) == ["005.png", "999.png"]
     file = read_features(out)
     for name, table in file.tables.items():
         assert table.index.tolist() == index
-        torch.testing.assert_close(table.values, wanted[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(table.values, expected[name], atol=1e-5, rtol=1e-5)
         assert [f"class{label}" for label in table.labels.tolist()] == [Path(name).parent.name for name in file.names]
     assert set(file.tables) == {"last", "block_1"}
     assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.json"}
@@ -139,7 +139,7 @@ def test_a_file_holds_every_readable_input_once(suffix: str, run: Path, tiles: P
 def test_all_tokens_are_kept_where_they_are_asked_for(run: Path, tiles: Path, tmp_path: Path) -> None:
     for suffix in ("safetensors", "parquet"):
         out = tmp_path / f"tokens.{suffix}"
-        ask(["extract", str(run), "--source", str(tiles), "--pool", "tokens", "--out", str(out), *CPU])
+        ask(["extract", str(run), "--source", str(tiles), "--pooling", "tokens", "--out", str(out), *CPU])
     tokens = load_file(tmp_path / "tokens.safetensors")["last"]
     assert tokens.shape == (24, 17, 24)
     torch.testing.assert_close(tokens[:, 1:].mean(1), plain_loop(run, tiles)[1]["last"], atol=1e-5, rtol=1e-5)
@@ -148,7 +148,7 @@ def test_all_tokens_are_kept_where_they_are_asked_for(run: Path, tiles: Path, tm
     with pytest.raises(ValueError, match="holds all tokens"):
         read_features(tmp_path / "tokens.parquet")
     out = tmp_path / "class.safetensors"
-    ask(["extract", str(run), "--source", str(tiles), "--pool", "class", "--out", str(out), *CPU])
+    ask(["extract", str(run), "--source", str(tiles), "--pooling", "class", "--out", str(out), *CPU])
     torch.testing.assert_close(load_file(out)["last"], tokens[:, 0], atol=1e-6, rtol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_stopped_between_shards_and_resumed_is_never_stopped(
     assert {path.name for path in parts.iterdir()} == {"identity.json", "00000.safetensors", "00001.safetensors"}
     assert not two.exists()
     capsys.readouterr()
-    for wrong, said in ((["--pool", "class"], "features.pool was mean, is class"), (["--shard", "6"], "shard was 5, is 6")):
+    for wrong, said in ((["--pooling", "class"], "features.pooling was mean, is class"), (["--shard", "6"], "shard was 5, is 6")):
         with pytest.raises(SystemExit):
             ask([*argv, "--out", str(two), *wrong])
         assert said in capsys.readouterr().err
@@ -240,8 +240,8 @@ def test_views_of_clips_are_averaged_or_kept_apart(video_run: Path, films: Path,
     data = replace(load_model(views).data, holdout=0.0)
     pixels, _ = open_data(data, "train").eval_views(torch.tensor([4]))
     with torch.no_grad():
-        wanted = model.encode(normalise(pixels, data.mean, data.std)).tokens.mean((0, 1))
-    torch.testing.assert_close(mean.values[4], wanted, atol=1e-5, rtol=1e-5)
+        expected = model.encode(normalise(pixels, data.mean, data.std)).tokens.mean((0, 1))
+    torch.testing.assert_close(mean.values[4], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_knn_on_files_is_knn_on_the_model(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,8 +346,8 @@ def test_sliding_windows_have_a_row_and_a_time_each(
     clips = torch.from_numpy(pixels[:, :, left : left + 16]).unflatten(0, (7, 4)).permute(0, 4, 1, 2, 3)  # (7, C, T, h, w)
     x = normalise(clips, config.mean, config.std)
     with torch.no_grad():
-        wanted = model.encoder(model.tokenizer.split(x), model.tokenizer.grid(x), None).tokens.mean(1)
-    torch.testing.assert_close(file.tables["last"].values[:7], wanted, atol=1e-5, rtol=1e-5)
+        expected = model.encoder(model.tokenizer.split(x), model.tokenizer.grid(x), None).tokens.mean(1)
+    torch.testing.assert_close(file.tables["last"].values[:7], expected, atol=1e-5, rtol=1e-5)
     capsys.readouterr()
     ask(["extract", str(video_run), "--out", str(tmp_path / f"middle.{suffix}"), *flags])
     assert "the clips cover 9.7% of the videos, which last 2 s on average; --every 2.0" in capsys.readouterr().out

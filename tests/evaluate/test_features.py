@@ -110,7 +110,7 @@ def test_images_without_labels_are_said(real_data: Path, build: Build, tmp_path:
     flat = open_images(ImagesConfig(source=str(tmp_path), image_size=(12, 16), holdout=0.0, workers=0), "train")
     with pytest.raises(ValueError, match="no labels"):
         evaluate_features({"trained": build()}, flat, flat, FeatureEvalConfig(), device="cpu")
-    with pytest.raises(ValueError, match="k 0 must be at least 1"):
+    with pytest.raises(ValueError, match="--k 0 is not a whole number of at least 1"):
         FeatureEvalConfig(k=0)
 
 

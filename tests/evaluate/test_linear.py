@@ -22,7 +22,7 @@ def digits() -> Tables:
 
 @pytest.mark.parametrize("penalty", [1.0, 0.01])
 def test_agrees_with_scikit_learn(digits: Tables, penalty: float) -> None:
-    train, labels, test, wanted = digits
+    train, labels, test, expected = digits
     centre, spread = train.mean(0), train.std(0).clamp(min=0.5)
     train, test = (train - centre) / spread, (test - centre) / spread
     ours = Logistic(train.shape[1], 10).fit(train, labels, penalty)
@@ -31,7 +31,7 @@ def test_agrees_with_scikit_learn(digits: Tables, penalty: float) -> None:
         shares = ours(test).softmax(1).numpy()
     assert np.allclose(ours.weight.detach().numpy().T, theirs.coef_, atol=2e-3 * np.abs(theirs.coef_).max())
     assert np.allclose(shares, theirs.predict_proba(test.double().numpy()), atol=2e-3)
-    assert abs(ours.accuracy(test, wanted) - theirs.score(test.double().numpy(), wanted.numpy())) <= 1 / len(wanted)
+    assert abs(ours.accuracy(test, expected) - theirs.score(test.double().numpy(), expected.numpy())) <= 1 / len(expected)
 
 
 def test_labels_are_drawn_by_key_evenly_and_once() -> None:
@@ -61,9 +61,9 @@ def test_a_small_class_gives_all_it_has_and_a_single_label_is_trained_on() -> No
 
 
 def test_the_test_part_chooses_nothing(digits: Tables) -> None:
-    train, labels, test, wanted = digits
-    found = few_label_accuracy(train, labels, test, wanted, each=20)
-    other = few_label_accuracy(train, labels, test[:50], wanted[:50].flip(0), each=20)
+    train, labels, test, expected = digits
+    found = few_label_accuracy(train, labels, test, expected, each=20)
+    other = few_label_accuracy(train, labels, test[:50], expected[:50].flip(0), each=20)
     assert other["penalty"] == found["penalty"]
     assert found["labels"] == other["labels"] == 200
     assert 0.85 < found["top1"] < 0.97
@@ -71,14 +71,14 @@ def test_the_test_part_chooses_nothing(digits: Tables) -> None:
 
 def test_scale_and_constant_values_do_not_matter(digits: Tables) -> None:
     """Standardised by the labelled training samples; digits have pixels that are always 0."""
-    train, labels, test, wanted = digits
-    found = few_label_accuracy(train, labels, test, wanted, each=10)
-    scaled = few_label_accuracy(train * 1000 + 5, labels, test * 1000 + 5, wanted, each=10)
+    train, labels, test, expected = digits
+    found = few_label_accuracy(train, labels, test, expected, each=10)
+    scaled = few_label_accuracy(train * 1000 + 5, labels, test * 1000 + 5, expected, each=10)
     assert scaled["top1"] == pytest.approx(found["top1"], abs=0.01)
 
 
 def test_one_label_a_class_is_enough(digits: Tables) -> None:
-    train, labels, test, wanted = digits
-    found = few_label_accuracy(train, labels, test, wanted, each=1)
+    train, labels, test, expected = digits
+    found = few_label_accuracy(train, labels, test, expected, each=1)
     assert (found["labels"], found["penalty"]) == (10, 0.01)
     assert found["top1"] > 0.3

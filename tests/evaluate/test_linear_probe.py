@@ -28,13 +28,14 @@ from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
+from mmm.config.diff import differences, flatten
 from mmm.core.types import Shape
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
 from mmm.evaluate.probes.report import format_probe
-from mmm.evaluate.probes.setup import Exam
-from mmm.evaluate.protocol import differences, read_protocol, weights_fingerprint
+from mmm.evaluate.probes.setup import ProbeSetup
+from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import ClassPool, MeanPool
 from mmm.train.config import TrainConfig
 from mmm.train.schedule import set_learning_rate
@@ -94,8 +95,8 @@ def test_views_are_averaged_as_shares() -> None:
     logits = torch.randn(2, 6, 4) * 3
     found = mean_of_views(logits, 3)
     for sample in range(2):
-        wanted = sum(logits[1, 3 * sample + view].softmax(0) for view in range(3)) / 3
-        assert torch.allclose(found[1, sample], wanted)
+        expected = sum(logits[1, 3 * sample + view].softmax(0) for view in range(3)) / 3
+        assert torch.allclose(found[1, sample], expected)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ def test_lars_against_a_plain_statement(decay: float) -> None:
                 change = change * 0.001 * ours[i].norm() / size
             speed[i] = 0.9 * speed[i] + change
             ours[i] = ours[i] - rates[i // 2] * 0.5 / (step + 1) * speed[i]
-    for weight, wanted in zip(probes.parameters(), ours, strict=True):
-        assert torch.allclose(weight.detach().double(), wanted, atol=1e-6)
+    for weight, expected in zip(probes.parameters(), ours, strict=True):
+        assert torch.allclose(weight.detach().double(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["lars", "adamw"])
@@ -170,9 +171,9 @@ def test_the_exact_probe_agrees_with_scikit_learn() -> None:
     spread, centre = torch.std_mean(train[0].double(), 0, correction=0)
     spread = spread.where(spread > 1e-6, 1.0)
     theirs = LogisticRegression(C=1 / (0.01 * 600), max_iter=2000, tol=1e-8).fit(((train[0] - centre) / spread).numpy(), y[:600])
-    wanted = theirs.predict_proba(((test[0] - centre) / spread).numpy())
-    assert found["top1"] == pytest.approx(accuracy_score(y[600:1000], wanted.argmax(1)), abs=1 / 400)
-    assert found["top5"] == pytest.approx(top_k_accuracy_score(y[600:1000], wanted, k=5), abs=1 / 400)
+    expected = theirs.predict_proba(((test[0] - centre) / spread).numpy())
+    assert found["top1"] == pytest.approx(accuracy_score(y[600:1000], expected.argmax(1)), abs=1 / 400)
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(y[600:1000], expected, k=5), abs=1 / 400)
 
 
 def test_the_test_part_does_not_choose_the_penalty() -> None:
@@ -230,8 +231,8 @@ def test_the_task_scores_every_rate_and_says_how(setting: linear_probe.Config, t
     assert trained["top1"] > 0.4  # of ten classes
     assert exact["top1"] > 0.4
     protocol = trained["protocol"]
-    assert protocol["train"]["samples"] + protocol["choice"]["samples"] == 10 * TRAIN
-    assert protocol["choice"]["samples"] == 24
+    assert protocol["train"]["samples"] + protocol["validation"]["samples"] == 10 * TRAIN
+    assert protocol["validation"]["samples"] == 24
     assert protocol["test"]["per_class"] == [TEST] * 10
     assert (protocol["pool"], protocol["precision"], protocol["step"]) == ({"name": "mean"}, "fp32", 0)
     assert [line["step"] for line in lines(tmp_path / "run") if "held_back_top1" in line] == [10, 20]
@@ -245,15 +246,14 @@ def test_the_task_scores_every_rate_and_says_how(setting: linear_probe.Config, t
 def test_protocols_name_what_differs(setting: linear_probe.Config, tmp_path: Path) -> None:
     for name, change in (("a", {}), ("b", {}), ("c", {"seed": 5, "pool": ClassPool.Config()})):
         linear_probe.run(replace(setting, folder=str(tmp_path / name), train=replace(TRAINING, steps=1), **change))
-    one, same, other = (read_protocol(tmp_path / name / "result.json", "trained") for name in "abc")
+    found = [json.loads((tmp_path / name / "result.json").read_text())["trained"]["protocol"] for name in "abc"]
+    one, same, other = map(flatten, found)
     assert differences(one, same) == []
     told = differences(one, other)
     assert "pool.name was mean, is class" in told
     assert "schedule.seed was 0, is 5" in told
-    assert any(line.startswith("choice.fingerprint was") for line in told)
+    assert any(line.startswith("validation.fingerprint was") for line in told)
     assert not any(line.startswith(("test", "weights", "size")) for line in told)
-    with pytest.raises(ValueError, match="holds no protocol of exact"):
-        read_protocol(tmp_path / "a" / "result.json", "exact")
 
 
 def test_one_rate_is_trained_on_everything_and_wrong_values_are_said(setting: linear_probe.Config) -> None:
@@ -290,8 +290,8 @@ def test_a_stopped_probe_goes_on(setting: linear_probe.Config, tmp_path: Path) -
 
 def test_encoding_is_not_waiting_for_data(setting: linear_probe.Config, tmp_path: Path, monkeypatch: Any) -> None:
     """Issue 13, point 27: a probe said that it waited for data 99.8 % of its time, which was the encoder's."""
-    tokens = Exam.tokens
-    monkeypatch.setattr(Exam, "tokens", lambda self, x: time.sleep(0.1) or tokens(self, x))
+    tokens = ProbeSetup.tokens
+    monkeypatch.setattr(ProbeSetup, "tokens", lambda self, x: time.sleep(0.1) or tokens(self, x))
     linear_probe.run(replace(setting, folder=str(tmp_path / "run")))
     assert max(line["clock"]["data_wait"] for line in lines(tmp_path / "run")) < 0.5
 

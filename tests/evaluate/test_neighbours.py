@@ -24,14 +24,14 @@ def digits() -> Tables:
 
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_agrees_with_scikit_learn(digits: Tables, k: int) -> None:
-    train, labels, test, wanted = digits
+    train, labels, test, expected = digits
     reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07))
     reference.fit(train.double().numpy(), labels.numpy())
     votes = neighbour_votes(train, labels, test, classes=10, k=k)
     share = votes / votes.sum(1, keepdim=True)
     assert np.allclose(share.numpy(), reference.predict_proba(test.double().numpy()), atol=1e-4)
-    found = nearest_neighbours(train, labels, test, wanted, k)["top1"]
-    assert abs(found - reference.score(test.double().numpy(), wanted.numpy())) < 1 / len(wanted)
+    found = nearest_neighbours(train, labels, test, expected, k)["top1"]
+    assert abs(found - reference.score(test.double().numpy(), expected.numpy())) < 1 / len(expected)
 
 
 def test_blocks_change_nothing(digits: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +42,9 @@ def test_blocks_change_nothing(digits: Tables, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_length_of_a_feature_says_nothing(digits: Tables) -> None:
-    train, labels, test, wanted = digits
+    train, labels, test, expected = digits
     long = train * torch.arange(1, len(train) + 1)[:, None]
-    assert nearest_neighbours(long, labels, 3 * test, wanted) == pytest.approx(nearest_neighbours(train, labels, test, wanted))
+    assert nearest_neighbours(long, labels, 3 * test, expected) == pytest.approx(nearest_neighbours(train, labels, test, expected))
 
 
 def test_accuracy_counts_ties_and_missing_votes() -> None:

@@ -65,8 +65,8 @@ def test_honest_guesses_know_nothing_hidden(build: Build, standardise: str, pixe
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     mask = every_hidden(model.masker(sample_keys(0, 0, torch.arange(2)), grid), 2, 12)
     other = patches.scatter(1, mask.predict[..., None].expand(-1, -1, patches.shape[2]), 7.0)
-    predicted = model(x, mask=mask).predicted
-    first, second = (fill_hidden(model, predicted, values, grid, mask, data) for values in (patches, other))
+    prediction = model(x, mask=mask).prediction
+    first, second = (fill_hidden(model, prediction, values, grid, mask, data) for values in (patches, other))
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == (set() if standardise == "none" else {"model_given_original", "original_alone"})
 
@@ -76,13 +76,13 @@ def test_errors_are_of_the_hidden_pixels(build: Build) -> None:
     found = shown(model, *sample(model))
     for row in range(2):
         hidden = ~found.predicted[row].isnan()
-        wanted, got = (part[row][hidden].double().numpy() for part in (found.original, found.predicted))
+        expected, got = (part[row][hidden].double().numpy() for part in (found.original, found.predicted))
         assert psnr(found.errors["model"][row].item()) == pytest.approx(
-            peak_signal_noise_ratio(wanted, got, data_range=1), abs=1e-4
+            peak_signal_noise_ratio(expected, got, data_range=1), abs=1e-4
         )
         seen = ~found.visible[row].isnan()
         mean = torch.stack([found.original[row, c][seen[c]].mean() for c in range(3)])[:, None, None].expand(3, 12, 16)
-        reference = peak_signal_noise_ratio(wanted, mean[hidden].double().numpy(), data_range=1)
+        reference = peak_signal_noise_ratio(expected, mean[hidden].double().numpy(), data_range=1)
         assert psnr(found.errors["visible_mean"][row].item()) == pytest.approx(reference, abs=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_given_the_original_a_perfect_prediction_is_perfect(build: Build) -> Non
     x, data = sample(model, channels=1)
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     mask = every_hidden(model.masker(sample_keys(0, 0, torch.arange(2)), grid), 2, 12)
-    filled = fill_hidden(model, model(x, mask=mask).wanted, patches, grid, mask, data)
+    filled = fill_hidden(model, model(x, mask=mask).target, patches, grid, mask, data)
     hidden = take(patches * data.std[0] + data.mean[0], mask.predict)
     assert torch.allclose(filled["model_given_original"], hidden, atol=1e-5)
     assert torch.allclose(filled["original_alone"], hidden.mean(2, keepdim=True).expand_as(hidden), atol=1e-5)
@@ -128,7 +128,7 @@ def test_tubes_hide_the_same_places_and_show_a_middle_frame(build: Build) -> Non
 
 def test_a_target_without_pixels_is_said(build: Build) -> None:
     model = build()
-    model.target.show = lambda predicted, patches, mask: None
+    model.target.show = lambda prediction, patches, mask: None
     with pytest.raises(ValueError, match=r"target.name pixels does not predict pixels"):
         shown(model, *sample(model))
 

@@ -88,9 +88,9 @@ def test_a_file_of_features_gives_what_the_model_does(
     capsys.readouterr()
     wrong = {
         "holds block_1, last": [*argv, "--features", features, "--layer", "2"],
-        "was extracted with mean": [*argv, "--features", features, "--pool", "class"],
+        "was extracted with mean": [*argv, "--features", features, "--pooling", "class"],
         "weights": [argv[0], str(run / "config.yaml"), *argv[2:], "--features", features],
-        "leaves nothing": [*argv, "--k", "0"],
+        "a whole number of at least 1": [*argv, "--k", "0"],
     }
     for said, flags in wrong.items():
         with pytest.raises(SystemExit):

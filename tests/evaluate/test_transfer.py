@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmm import MaskedModel
-from mmm.core.tokens import coordinates, take
+from mmm.core.positions import coordinates
+from mmm.core.tokens import take
 from mmm.core.types import Shape
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.sources.builtin_videos import motion_folder
@@ -133,7 +134,7 @@ def test_samples_without_labels_are_refused(build: Build, films: Path) -> None:
     ("values", "message"),
     [
         ({"labels_per_class": 1}, "at least 2"),
-        ({"steps": 0}, "few_shot.steps 0 must be at least 1"),
+        ({"steps": 0}, "few_shot.steps 0 is not a whole number of at least 1"),
         ({"rates": ()}, "few_shot.rates"),
         ({"rates": (0.0,)}, "few_shot.rates"),
     ],

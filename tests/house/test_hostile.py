@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from benchmarks.reliability.corpus import CASES
-from benchmarks.reliability.hostile import FEWEST, judge, make_bait
+from benchmarks.reliability.hostile import FEWEST, check_file, make_bait
 from benchmarks.reliability.watch import Audit, Bait
 
 if not sys.platform.startswith("linux"):
@@ -38,7 +38,7 @@ def test_there_are_many():
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_it_is_refused_or_read_as_data(name, tmp_path, bait):
-    said, wrong = judge(name, tmp_path / "case", bait)
+    said, wrong = check_file(name, tmp_path / "case", bait)
     assert not wrong, wrong
     assert said.startswith(("refused", "read"))
 

@@ -92,4 +92,4 @@ def test_mae_trains_with_it_by_one_flag(run_recipe: Run, tmp_path: Path) -> None
     run_recipe("image_mae", *flags, "--masker.predict", "0.25", "--folder", str(tmp_path / "run"))
     model = mmm.load(tmp_path / "run")
     assert model.decoder.config.name == "cross_attention"
-    assert model(torch.randn(1, 1, 32, 32)).predicted.shape == (1, 16, 16)
+    assert model(torch.randn(1, 1, 32, 32)).prediction.shape == (1, 16, 16)

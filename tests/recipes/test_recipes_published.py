@@ -93,7 +93,7 @@ def test_the_learning_rate_follows_the_batch_and_the_warm_up_does_not_follow_the
 
 
 def test_every_preset_for_videos_is_in_the_table_or_the_demonstration() -> None:
-    assert set(load_recipe("video_mae").PRESETS) == {*VIDEO_PRETRAINING, "demo"}
+    assert set(load_recipe("video_mae").PRESETS) == {*VIDEO_PRETRAINING, "small", "demo"}
 
 
 @pytest.mark.parametrize(("preset", "epochs"), [("imagenet", 800), ("imagenet_1600", 1600)])

@@ -44,9 +44,9 @@ def test_a_folder_and_a_file(model: Path, folder: Path, tmp_path: Path, capsys: 
     assert "not an image" in said["broken.png"]["problem"]
     classifier = Classifier.from_pretrained(model)
     for name in ("0.png", "1.png", "2.png"):
-        (wanted,) = classifier.predict(folder / name, top=2)
-        assert list(said[name]["classes"]) == list(wanted)
-        assert list(said[name]["classes"].values()) == pytest.approx(list(wanted.values()), rel=1e-5)
+        (expected,) = classifier.predict(folder / name, top=2)
+        assert list(said[name]["classes"]) == list(expected)
+        assert list(said[name]["classes"].values()) == pytest.approx(list(expected.values()), rel=1e-5)
     assert json.loads((tmp_path / "rows.json").read_text()) == found
     assert "1 of 4 inputs could not be read" in capsys.readouterr().out
     ask(["predict", str(model), str(folder / "1.png"), "--out", str(tmp_path / "rows.csv"), *CPU])

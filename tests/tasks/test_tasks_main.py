@@ -58,7 +58,7 @@ print([name for name in sys.modules if name.startswith("tasks.")])
         (["knn"], "--model is not set"),
         (["knn", "no/such/run"], "no/such/run does not exist"),
         (["knn", "--modle", "a"], "did you mean '--model'"),
-        (["knn", "--pool", "class_token"], "mean, class or both"),
+        (["knn", "--pooling", "class_token"], "mean, class or both"),
         (["reconstruct", "--samples", "0"], "samples 0"),
         (["compare", "one"], "two or more runs"),
         (["compare", "no", "runs"], "no is no run"),

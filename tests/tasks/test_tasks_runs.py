@@ -19,7 +19,7 @@ from mmm.data import ImagesConfig, open_images
 from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.compare_runs import differing, format_comparison
-from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, parts_of
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, model_config
 from mmm.evaluate.plots.curves import draw_loss, draw_runs
 from mmm.evaluate.reconstruction import gallery
 from mmm.evaluate.run_results import Record, record
@@ -188,7 +188,7 @@ def test_knn_of_a_config_is_of_the_untrained_model(trained: Path, tmp_path: Path
 def test_the_untrained_model_is_the_one_that_the_run_began_with(trained: Path) -> None:
     loaded = load_model(LoadedModelConfig(model=str(trained), device="cpu"))
     assert (loaded.run, loaded.step, loaded.name) == (trained, 2, "trained, step 2")
-    began = MaskedModel.build(parts_of(loaded.untrained), loaded.data.input(), seed=3).state_dict()
+    began = MaskedModel.build(model_config(loaded.untrained), loaded.data.input(), seed=3).state_dict()
     assert all(torch.equal(value, began[name]) for name, value in loaded.untrained.state_dict().items())
     assert loaded.trained is not None
     assert any(not torch.equal(value, began[name]) for name, value in loaded.trained.state_dict().items())

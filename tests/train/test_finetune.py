@@ -31,7 +31,7 @@ import mmm
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.serialize import load, save
-from mmm.core.tokens import Positions
+from mmm.core.positions import Positions
 from mmm.core.types import Input
 from mmm.data import ClipsConfig, ImagesConfig, open_data
 from mmm.data.transforms.crop import normalise
@@ -352,7 +352,7 @@ def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(image
     assert result["step"] == max(scores, key=lambda step: (scores[step], -step))
     assert not any(name.startswith("test_") for line in lines(tmp_path / "run") for name in line)
     assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [f"step_{result['step']:08d}"]
-    assert result["protocol"]["choice"]["samples"] == 11
+    assert result["protocol"]["validation"]["samples"] == 11
     assert result["protocol"]["train"]["samples"] == 25
 
 

@@ -339,17 +339,6 @@ def test_bf16_trains_and_its_choice_is_known(tmp_path):
         AcceleratorState._reset_state()
 
 
-def test_a_tracker_gets_the_metrics_and_its_files_are_in_the_run(tmp_path):
-    pytest.importorskip("tensorboard")
-    from mmm.train.trackers import start_tracker
-
-    accelerator = start(CONFIG)
-    start_tracker(accelerator, "tensorboard", tmp_path, {"train.betas": [0.9, 0.999], "train.steps": 3, "name": None})
-    accelerator.log({"loss": 1.0}, step=1)
-    accelerator.end_training()
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
-
-
 def test_two_processes_equal_one(tmp_path):
     """The same samples, and losses that agree to rounding; with accumulation; and a resume by one of what two began."""
     script = [sys.executable, __file__, str(tmp_path)]

@@ -44,12 +44,12 @@ def test_gradients_are_the_same_bits_and_less_is_kept(build, decoder):
     model = build(size=(16, 32), encoder=ENCODER, **decoder).train()
     x = torch.randn(8, 3, 16, 32)
     mask = model.masker(sample_keys(0, 0, torch.arange(8)), model.tokenizer.grid(x), step=0, steps=1)
-    wanted, before = gradients(model, x, mask)
+    expected, before = gradients(model, x, mask)
     names = list(model.state_dict())
     assert checkpoint_blocks(model) == 6
     found, after = gradients(model, x, mask)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert after < 0.4 * before
     assert list(model.state_dict()) == names
 

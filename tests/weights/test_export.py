@@ -351,14 +351,14 @@ def test_transformers_prepares_pixels_as_evaluation_does(build, tmp_path: Path, 
     picture = picture.crop((0, 0, 256, 256))  # square: half a pixel is rounded otherwise there
     if len(size) == 2:
         [found] = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt").pixel_values
-        wanted = MaskedModel.from_pretrained(tmp_path).transform(picture)[0]
+        expected = MaskedModel.from_pretrained(tmp_path).transform(picture)[0]
     else:
         processor = transformers.AutoVideoProcessor.from_pretrained(tmp_path)
         [frames] = processor([np.asarray(picture)] * 4, return_tensors="pt").pixel_values
         found = frames.transpose(0, 1)
-        wanted = MaskedModel.from_pretrained(tmp_path).transform(np.stack([np.asarray(picture)] * 4))[0]
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 1.5 / 255 / 0.15  # theirs rounds otherwise
+        expected = MaskedModel.from_pretrained(tmp_path).transform(np.stack([np.asarray(picture)] * 4))[0]
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1.5 / 255 / 0.15  # theirs rounds otherwise
 
 
 class FakeHub:

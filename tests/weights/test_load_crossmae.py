@@ -84,10 +84,10 @@ def test_loss_is_the_official_one(write: Callable[..., Path], variant: str, aske
     expected, _ = restated_crossmae.loss(images, weights, *sets, PATCH, HEADS, DECODER_HEADS)
     assert model(images, mask).loss.item() == pytest.approx(expected.item(), rel=1e-6)
     doubles = {name: value.double() for name, value in weights.items()}
-    exact, predicted = restated_crossmae.loss(images.double(), doubles, *sets, PATCH, HEADS, DECODER_HEADS)
+    exact, prediction = restated_crossmae.loss(images.double(), doubles, *sets, PATCH, HEADS, DECODER_HEADS)
     output = model.double()(images.double(), mask)
     assert output.loss.item() == pytest.approx(exact.item(), rel=1e-12)
-    assert (output.predicted - predicted).abs().max() <= 1e-12
+    assert (output.prediction - prediction).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -106,7 +106,7 @@ def test_our_own_model_goes_out_and_comes_back(write: Callable[..., Path], build
     again = load(write(to_crossmae(model)), heads=2, decoder_heads=2)
     assert_same(again.state_dict(), model.state_dict())
     x, mask = torch.randn(2, 3, 12, 12), Mask(torch.arange(3).repeat(2, 1), torch.arange(5, 8).repeat(2, 1))
-    assert torch.equal(again(x, mask).predicted, model(x, mask).predicted)
+    assert torch.equal(again(x, mask).prediction, model(x, mask).prediction)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], nam
     config = VisionTransformer.Config(width=width, depth=depth, heads=width // 64)
     data = find_input((224, 224), 3)
     weights = to_crossmae(
-        build_parts(config, tokenizer=Patches.Config(), data=data, required=inner.required_features(depth), decoder=inner)
+        build_parts(config, tokenizer=Patches.Config(), data=data, required=inner.required_features(config.shape), decoder=inner)
     )
     assert (len(weights), sum(value.numel() for value in weights.values())) == (names, numbers)
 

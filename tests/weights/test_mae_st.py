@@ -57,8 +57,8 @@ def test_an_encoder_has_the_same_features(tmp_path: Path, caplog: pytest.LogCapt
     decoder = {"decoder_embed.weight": torch.zeros(1), "mask_token": torch.zeros(1), "decoder_pos_embed_class": torch.zeros(1)}
     torch.save({"model_state": weights | decoder}, tmp_path / "mae_st.pth")
     model = load(tmp_path / "mae_st.pth", heads=HEADS)
-    wanted = F.layer_norm(forward(clips, weights), (WIDTH,), weights["norm.weight"], weights["norm.bias"], 1e-6)
-    torch.testing.assert_close(model.encode(clips).last, wanted, atol=1e-5, rtol=1e-5)
+    expected = F.layer_norm(forward(clips, weights), (WIDTH,), weights["norm.weight"], weights["norm.bias"], 1e-6)
+    torch.testing.assert_close(model.encode(clips).last, expected, atol=1e-5, rtol=1e-5)
     assert model.decoder is None
     assert "decoder is left out (decoder_embed.weight, mask_token, decoder_pos_embed_class)" in caplog.text
     assert (model.data.size, model.data.mean) == ((4, 12, 12), (0.45,) * 3)

@@ -76,8 +76,8 @@ def test_videomae_has_the_same_loss(tmp_path: Path, norm_pix: bool, pooled: bool
     model = load(tmp_path / "model.safetensors", predict=0.5)
     clips, order = torch.randn(2, 3, 4, 8, 12), torch.rand(2, 12).argsort(dim=1)
     mask = Mask(order[:, :4], order[:, 4:])
-    wanted = original(clips.transpose(1, 2), bool_masked_pos=hidden_map(mask, 12)).loss
-    assert model(clips, mask).loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    expected = original(clips.transpose(1, 2), bool_masked_pos=hidden_map(mask, 12)).loss
+    assert model(clips, mask).loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert model.masker.config.predict == 0.5
 
 
@@ -93,17 +93,17 @@ def test_encoders_have_the_same_features(tmp_path: Path, name: str, pooled: bool
     if name == "ViTMAEModel":
         images = torch.randn(2, 3, 12, 12)
         original.config.mask_ratio = 0.0
-        wanted, ours = original(images, noise=torch.arange(9.0).expand(2, -1)).last_hidden_state, model.encode(images).last
+        expected, ours = original(images, noise=torch.arange(9.0).expand(2, -1)).last_hidden_state, model.encode(images).last
     elif name == "IJepaModel":
         images = torch.randn(2, 3, 12, 12)
-        wanted, ours = original(images).last_hidden_state, model.encode(images).last
+        expected, ours = original(images).last_hidden_state, model.encode(images).last
         assert write_transformers(model, tmp_path / "back") == name
         assert_same(load_file(tmp_path / "back" / "model.safetensors"), load_file(tmp_path / "model.safetensors"))
     else:
         clips = torch.randn(2, 3, 4, 8, 12)
-        wanted, ours = original(clips.transpose(1, 2)).last_hidden_state, model.encode(clips).last
-    assert wanted.std() > 0.1
-    assert (wanted - ours).abs().max() <= 1e-5
+        expected, ours = original(clips.transpose(1, 2)).last_hidden_state, model.encode(clips).last
+    assert expected.std() > 0.1
+    assert (expected - ours).abs().max() <= 1e-5
 
 
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "fish"}, "label2id": {"cat": 0, "dog": 1, "fish": 2}}
@@ -117,8 +117,8 @@ def test_classifiers_come_with_their_heads_and_go_back(tmp_path: Path, name: str
     assert isinstance(model, Classifier)
     assert model.labels == ("cat", "dog", "fish")
     x = torch.randn(2, 3, 4, 8, 12) if name.startswith("Video") else torch.randn(2, 3, 12, 12)
-    wanted = original(x.transpose(1, 2) if x.dim() == 5 else x).logits
-    assert (wanted - model(x)).abs().max() <= 1e-5
+    expected = original(x.transpose(1, 2) if x.dim() == 5 else x).logits
+    assert (expected - model(x)).abs().max() <= 1e-5
     assert write_transformers(model, tmp_path / "ours") == name
     assert_same(load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors"))
     import transformers
@@ -128,7 +128,7 @@ def test_classifiers_come_with_their_heads_and_go_back(tmp_path: Path, name: str
     )
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
     assert again.config.id2label == LABELS["id2label"]
-    assert torch.equal(again.eval()(x.transpose(1, 2) if x.dim() == 5 else x).logits, wanted)
+    assert torch.equal(again.eval()(x.transpose(1, 2) if x.dim() == 5 else x).logits, expected)
 
 
 def test_a_video_head_that_reads_the_first_token_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -240,14 +240,14 @@ def compare_features(model: MaskedModel, there: nn.Module, decoded: bool) -> Non
     mask = Mask(order[:, : order.shape[1] // 4], order[:, order.shape[1] // 4 :])
     if x is clips:
         turned = clips.transpose(1, 2)
-        wanted = there(turned, bool_masked_pos=hidden_map(mask, 18)).loss if decoded else there(turned).last_hidden_state
+        expected = there(turned, bool_masked_pos=hidden_map(mask, 18)).loss if decoded else there(turned).last_hidden_state
     elif decoded:
-        wanted = there(x, noise=torch.empty(2, 9).scatter(1, order, torch.arange(9.0).expand(2, -1))).loss
+        expected = there(x, noise=torch.empty(2, 9).scatter(1, order, torch.arange(9.0).expand(2, -1))).loss
     else:
         there.config.mask_ratio = 0.0
-        wanted = there(x, noise=torch.arange(9.0).expand(2, -1)).last_hidden_state
+        expected = there(x, noise=torch.arange(9.0).expand(2, -1)).last_hidden_state
     mine = model(x, mask).loss if decoded else model.encode(x).last
-    assert (mine - wanted).abs().max() <= (1e-4 if decoded else 1e-5)
+    assert (mine - expected).abs().max() <= (1e-4 if decoded else 1e-5)
 
 
 def test_a_bare_config_is_at_their_defaults(tmp_path: Path) -> None:

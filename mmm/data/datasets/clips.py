@@ -22,7 +22,7 @@ from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_f
 from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
 from mmm.data.decode.video.frame_folder import image_sizes
-from mmm.data.decode.video.info import inspect
+from mmm.data.decode.video.info import inspect, probe
 from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
@@ -100,6 +100,21 @@ class Clips(Dataset[ClipsConfig]):
         """
         with watched(index, self.config.deadline):
             return inspect(self._source(index))
+
+    def shape_of(self, index: int) -> dict[str, float]:
+        """Returns frames, seconds (of a whole file), height and width of a video, without decoding all of it.
+
+        Raises:
+            Unreadable: with the reason.
+        """
+        source = self._source(index)
+        with watched(index, self.config.deadline):
+            if isinstance(source, FrameRange) or (isinstance(source, Path) and source.is_dir()):
+                with OpenVideo(source) as video:
+                    height, width = video.read([0]).shape[1:3]
+                    return {"frames": len(video), "height": height, "width": width}
+            info = probe(source)
+            return {"frames": info.frames, "seconds": info.duration, "height": info.height, "width": info.width}
 
     def _views(self, index: Tensor, count: int, fill: Callable[[int, Tensor], None]) -> tuple[Tensor, dict[int, str]]:
         """Returns `count` views of each video, which `fill` writes row by row, (V, T, h, w, C)."""

@@ -53,6 +53,15 @@ class Images(Dataset[ImagesConfig]):
         height, width, channels = self.read(index).shape
         return {"height": height, "width": width, "channels": channels}
 
+    def shape_of(self, index: int) -> dict[str, float]:
+        """Returns height and width of an image in pixels.
+
+        Raises:
+            Unreadable: with the reason.
+        """
+        height, width, _ = self.read(index).shape
+        return {"height": height, "width": width}
+
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Random resized crops, a pure function of the images and the keys.
 

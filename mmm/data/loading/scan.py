@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_pool import load
+from mmm.data.loading.worker_pool import cores, load
 
 PREFETCH = 8  # inputs that wait for a worker: they take unequal times, and results come in order
 
@@ -65,8 +64,7 @@ def map_inputs(
     """
     bad = 0
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, count) if min(cores, count) > 1 else 0
+        workers = min(cores(), count) if min(cores(), count) > 1 else 0
     with tqdm(total=count, desc=title, unit="", dynamic_ncols=True) as bar:
         requests = lambda: ([index] for index in range(count))  # noqa: E731
         for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH):

@@ -13,12 +13,16 @@ Without workers nothing watches the decoder. Windows has no alarm, so there is n
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -27,11 +31,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmm.data.loading.worker_watchdog import IDLE, InitWorker
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = 600  # seconds without a batch after which the run ends
 POLL_INTERVAL = 1.0  # seconds between two checks of whether the workers are alive
 SHUTDOWN_TIMEOUT = 20.0  # seconds that a worker may take to end after its connections have: it frees its memory first
 MAX_DEATHS = 3  # times that others may kill workers without a batch in between before the run ends
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
+
+
+def cores() -> int:
+    """Returns the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache  # once in a process
+def _warn_of_many(workers: int) -> None:
+    logger.warning("data.workers %d are more than the %d cores that this process may use; fewer are as fast", workers, cores())
 
 
 def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: int, *, prefetch: int = 2) -> Iterator[Any]:
@@ -47,6 +63,9 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
         ValueError: where workers are killed again and again, or `views` returns one.
         RuntimeError: where no batch arrives for ten minutes.
     """
+    if workers > cores():
+        _warn_of_many(workers)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's own words for the same
     lost: dict[int, str] = {}
     done = deaths = 0
     while True:

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmm.core.generators import kept, seed, seeded
-from mmm.core.rng import Stream, stream, uniform
+from mmm.core.rng import Stream, kept, seed, seeded, stream, uniform
 
 # timm ignores what it does not know, so that `rand-9` would mean `rand-m10`
 PART = re.compile(r"(m|n|mmax)\d+|(p|mstd)\d+(\.\d+)?|inc[01]|t(weights|3a|3aw)")

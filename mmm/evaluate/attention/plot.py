@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.core.rng import sample_keys
 from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
@@ -29,18 +30,14 @@ WRITTEN = 16  # maps up to which numbers are written into a heat map
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class AttentionConfig(CheckedConfig):
     """The samples over which a decoder's attention is measured."""
 
-    samples: int | None = 256
+    samples: Positive | None = 256
     """Samples, chosen by key; None: all."""
 
     mask_seed: int = 0
     """Random seed for the masks and the choice of samples."""
-
-    def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples {self.samples} leaves nothing to measure; give at least 1")
 
 
 def measure_attention(
@@ -71,8 +68,8 @@ def measure_attention(
         if len(batch):
             x = normalise(batch.pixels.to(device), data.mean, data.std)
             grid = model.tokenizer.grid(x)
-            mask = model.masker(sample_keys(config.mask_seed, 0, batch.index).to(device), grid)
             with inference(model, dtype):
+                mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device))
                 features = model.encoder(model.tokenizer.split(x), grid, mask)
                 looks.add(model.decoder, features, mask, grid)
                 sizes.add(features)

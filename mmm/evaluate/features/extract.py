@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmm.config.serialize import to_dict
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.data import Clips, Images, Problem, eval_batches
 from mmm.data.datasets.windows import Windows
 from mmm.data.transforms.crop import normalise
@@ -36,30 +37,26 @@ LAST = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(CheckedConfig):
     """The features to extract, and the size of a shard."""
 
     layers: tuple[str, ...] = (LAST,)
     """Layers: last (after the final norm, where there is one), or numbers of blocks; 0 is what enters the first."""
 
-    pool: Literal["mean", "class", "tokens"] = "mean"
+    pooling: Literal["mean", "class", "tokens"] = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or all tokens, the class token first."""
 
     views: Literal["mean", "all"] = "mean"
     """Features of the clips and crops of a video: their mean, or a row for each."""
 
-    every: float | None = None
+    every: AboveZero | None = None
     """Seconds from the start of a video's clip to that of the next: sliding windows over whole videos, each a row with its time;
     None: the clips of evaluation, eval_clips."""
 
-    shard: int = 4096
+    shard: Positive = 4096
     """Inputs of a shard, the most that a stop can cost a process."""
 
-    def __post_init__(self) -> None:
-        if self.shard < 1:
-            raise ValueError(f"shard {self.shard} must be at least 1 input")
-        if self.every is not None and not self.every > 0:
-            raise ValueError(f"every {self.every} must be a number of seconds above 0")
+    def validate(self) -> None:
         wrong = [layer for layer in self.layers if layer != LAST and not layer.isdecimal()]
         if wrong or not self.layers:
             raise ValueError(f"layers {' '.join(wrong) or 'is empty'}: give {LAST}, or numbers of blocks, for instance {LAST} 6 12")
@@ -78,11 +75,12 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
         ValueError: where the encoder has no such layer, or no class token.
     """
     depth, prefix = model.encoder.shape.depth, model.encoder.shape.prefix
+    first = model.encoder.shape.class_tokens
     blocks = tuple(sorted({int(layer) for layer in config.layers if layer != LAST}))
     if blocks and blocks[-1] > depth:
         raise ValueError(f"layers {blocks[-1]}: the encoder has {depth} blocks; give {LAST}, or numbers from 0 to {depth}")
-    if config.pool == "class" and not prefix:
-        raise ValueError("pool class needs a class token, and this encoder has none; use mean")
+    if config.pooling == "class" and not first:
+        raise ValueError("pooling class needs a class token, and this encoder has none; use mean")
 
     def extract(x: Tensor) -> dict[str, Tensor]:
         tokenizer = model.tokenizer
@@ -90,9 +88,12 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
             features = model.encoder(tokenizer.split(x), tokenizer.grid(x), None, blocks=blocks)
         found = {f"block_{number}": features.blocks[number].float() for number in blocks}  # (B, R + N, D)
         found |= {LAST: features.last.float()} if LAST in config.layers else {}
-        if config.pool == "tokens":
+        if config.pooling == "tokens":
             return found
-        return {name: value[:, 0] if config.pool == "class" else value[:, prefix:].mean(1) for name, value in found.items()}
+        return {
+            name: value[:, slice(first) if config.pooling == "class" else slice(prefix, None)].mean(1)
+            for name, value in found.items()
+        }
 
     return extract
 

@@ -12,35 +12,36 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import StoredFeatures, refuse_others
-from mmm.evaluate.features.table import Extract, FeatureTable, Pool, choose, encoded, extract_features, raw_pixels
+from mmm.evaluate.features.table import Extract, FeatureTable, Pooling, choose, encoded, extract_features, raw_pixels
 from mmm.model import MaskedModel
 
 TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureEvalConfig:
+class FeatureEvalConfig(CheckedConfig):
     """The features and the classifiers on them."""
 
-    k: int = 20
+    k: Positive = 20
     """Nearest training samples that vote for the class of a sample."""
 
-    labels_per_class: int = 200
+    labels_per_class: Positive = 200
     """Labels per class for the linear classifier, chosen by key; all of a class with fewer."""
 
-    pool: Pool = "mean"
+    pooling: Pooling = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
-    train_samples: int | None = None
+    train_samples: Positive | None = None
     """Training samples to use, chosen by key; None: all."""
 
-    test_samples: int | None = None
+    test_samples: Positive | None = None
     """Test samples to use, chosen by key; None: all."""
 
     raw_pixels: bool = True
@@ -48,12 +49,6 @@ class FeatureEvalConfig:
 
     label_seed: int = 0
     """Random seed for the choice of samples and of labels."""
-
-    def __post_init__(self) -> None:
-        for name in ("k", "labels_per_class", "train_samples", "test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
 
 
 @evaluators.register("features")
@@ -63,9 +58,6 @@ class FrozenFeatures(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, FeatureEvalConfig):
         """The features and the classifiers on them, and how often they are evaluated."""
-
-        def validate(self) -> None:
-            FeatureEvalConfig.__post_init__(self)
 
     config: Config
     needs_labels = True
@@ -126,10 +118,10 @@ def evaluate_features(
         if part.labels() is None:
             raise ValueError(f"{part.title} have no labels to evaluate features with; name them with data.label_column")
     check_classes(cast(Tensor, parts[0].labels()), cast(Tensor, parts[1].labels()), test.title, train.classes)
-    extracts: dict[str, Extract] = {name: encoded(model, config.pool, dtype) for name, model in models.items()}
+    extracts: dict[str, Extract] = {name: encoded(model, config.pooling, dtype) for name, model in models.items()}
     extracts |= {"raw_pixels": raw_pixels} if config.raw_pixels else {}
     train_tables, test_tables = (extract_features(part, extracts, device=device, batch_size=batch_size) for part in parts)
-    return score_features(train_tables, test_tables, config, pool=config.pool, device=device)
+    return score_features(train_tables, test_tables, config, pooling=config.pooling, device=device)
 
 
 def score_features(
@@ -137,7 +129,7 @@ def score_features(
     test: Mapping[str, FeatureTable],
     config: FeatureEvalConfig,
     *,
-    pool: str,
+    pooling: str,
     device: torch.device | str,
 ) -> dict[str, Any]:
     """Scores features that are computed, by their names.
@@ -145,13 +137,13 @@ def score_features(
     Args:
         train: features whose labels may be used.
         test: features to score, of the same samples under every name.
-        pool: how tokens were pooled.
+        pooling: how tokens were pooled.
         device: to compute on.
 
     Returns:
         `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always predicting the most frequent class of
         the test part; `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
-        `labels_per_class`, `pool`; `problems`: inputs that could not be read.
+        `labels_per_class`, `pooling`; `problems`: inputs that could not be read.
     """
     name = next(iter(train))
     labels = test[name].labelled("cpu")[1]
@@ -162,7 +154,7 @@ def score_features(
         "largest_class": labels.bincount().max().item() / len(labels),
         "k": config.k,
         "labels_per_class": config.labels_per_class,
-        "pool": pool,
+        "pooling": pooling,
         "neighbours": {},
         "linear": {},
         "problems": [problem._asdict() for problem in train[name].problems + test[name].problems],
@@ -192,7 +184,7 @@ def evaluate_feature_files(train: StoredFeatures, test: StoredFeatures, config: 
         if one.table.labels is None or not (one.table.labels >= 0).any():
             raise ValueError(f"{one.path} holds no labels to evaluate features with; extract with --label_column")
     check_classes(train.table.labelled("cpu")[1], test.table.labelled("cpu")[1], str(test.path))
-    return score_features(train.tables, test.tables, config, pool=train.identity["features"]["pool"], device="cpu")
+    return score_features(train.tables, test.tables, config, pooling=train.identity["features"]["pooling"], device="cpu")
 
 
 def format_features(found: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
-from mmm.evaluate.features.table import Pool, choose, encoded, extract_features, rank_and_world
+from mmm.evaluate.features.table import Pooling, choose, encoded, extract_features, rank_and_world
 from mmm.model import MaskedModel
 
 
@@ -35,7 +35,7 @@ class OnlineKnn(Evaluator):
         k: Positive = 20
         """Nearest training samples that vote for the class of a sample."""
 
-        pool: Pool = "mean"
+        pooling: Pooling = "mean"
         """Feature of a sample: the mean of its tokens, the class token, or both one behind the other."""
 
     config: Config
@@ -51,7 +51,7 @@ class OnlineKnn(Evaluator):
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
         """Returns `knn_top1`, the accuracy in [0, 1], the same on all processes, each of which reads its share of the samples."""
-        extracts = {"own": encoded(model, self.config.pool, context.dtype)}
+        extracts = {"own": encoded(model, self.config.pooling, context.dtype)}
         device = context.device
         tables = [extract_features(part, extracts, device=device, batch_size=context.batch_size) for part in self._samples(context)]
         train, test = (table["own"] for table in tables)

@@ -77,7 +77,9 @@ def retrieve(queries: FeatureIndex, bank: FeatureIndex, k: int, *, own: Tensor |
         ValueError: where there is nothing to find.
     """
     if len(bank.table.index) <= (own is not None):
-        raise ValueError(f"{bank.part.title} are too few to search: {len(bank.table.index)}")
+        raise ValueError(
+            f"{bank.part.title} are too few to search: {len(bank.table.index)}; try --test_split train, or --holdout 0.2"
+        )
     rows, cosines = nearest(queries.table.values, bank.table.values, k, own=own)
     found = []
     for query in range(len(rows)):

@@ -156,7 +156,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     manifest = read_manifest(path)
     shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
     if any(len(shape) > 1 for shape in shapes.values()):
-        raise ValueError(f"{path} holds all tokens; this needs one feature a sample: extract with --pool mean or class")
+        raise ValueError(f"{path} holds all tokens; this needs one feature a sample: extract with --pooling mean or class")
     columns = READERS[path.suffix](path, shapes)
     views = int(columns["view"].max()) + 1 if "view" in columns else 1
     labels = columns["label"][::views] if "label" in columns else None

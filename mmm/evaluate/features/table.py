@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Samples = TypeVar("Samples", Images, Clips, Images | Clips)
-Pool = Literal["mean", "class", "both"]
+Pooling = Literal["mean", "class", "both"]
 Extract = Callable[[Tensor], Tensor]  # normalised (B, C, s...) -> (B, D)
 # raw pixels of larger samples are averaged down to this: at 224, a linear classifier would get 150,528 values of an image
 RAW_SIDE, RAW_FRAMES = 32, 16
@@ -72,7 +72,7 @@ def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[No
         model.train(training)
 
 
-def encoded(model: MaskedModel, pool: Pool, dtype: torch.dtype | None = None) -> Extract:
+def encoded(model: MaskedModel, pooling: Pooling, dtype: torch.dtype | None = None) -> Extract:
     """A model's features: the mean of its tokens, its class token, or one behind the other.
 
     It raises a ValueError where a class token is wanted of an encoder that has none.
@@ -80,7 +80,7 @@ def encoded(model: MaskedModel, pool: Pool, dtype: torch.dtype | None = None) ->
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
-            return model.encode(x).pooled(pool)
+            return model.encode(x).pooled(pooling)
 
     return extract
 

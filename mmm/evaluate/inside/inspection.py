@@ -8,14 +8,13 @@ Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
-from mmm.core.tokens import take
+from mmm.core.tokens import repeat_rows, take
 from mmm.core.types import Input
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
@@ -25,7 +24,6 @@ from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, reconstruct
 from mmm.layers.transformer import SelfAttention
-from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
 RATIOS = (0.5, 0.75, 0.9)
@@ -145,7 +143,7 @@ class Inspection:
     def _decoder(self, x: Tensor, keys: Tensor) -> None:
         """Measures where predicted tokens look, with a mask as in training."""
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
-        mask = self.model.masker(keys, grid)
+        mask = self.model.draw_masks(x, keys)
         features = self.model.encoder(patches, grid, mask)
         assert self.model.decoder is not None
         try:
@@ -153,8 +151,8 @@ class Inspection:
         except ValueError:  # a decoder without attention, a linear one for instance
             return
         places = token_places(grid, (1,) * len(grid)).to(x.device)
-        to = take(places.expand(len(mask.predict), *places.shape), mask.predict)  # (B, Q, a)
-        visible = take(places.expand(len(mask.predict), *places.shape), mask.visible)  # (B, V, a)
+        to = take(places[None], mask.predict)  # (kmB, Q, a)
+        visible = repeat_rows(take(places[None], mask.visible), len(mask.predict))  # (kmB, V, a)
 
         def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weights = attention_weights(layer, inputs, mask.predict.shape[1])  # (B, h, Q, K)
@@ -181,7 +179,7 @@ class Inspection:
         masker = self.model.masker
         for ratio in RATIOS:
             try:
-                self.model.masker = maskers.build(replace(masker.config, ratio=ratio, predict=None)).to(x.device)
+                self.model.masker = masker.with_ratio(ratio)
                 self.by_ratio.setdefault(ratio, HiddenError()).add([reconstruct(self.model, x, self.data, keys)])
             finally:
                 self.model.masker = masker

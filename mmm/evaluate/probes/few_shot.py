@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from mmm.classifier import HeadConfig
+from mmm.core.checks import AboveZero, CheckedConfig, Limit, Positive
 from mmm.core.rng import integers, sample_keys, stream
 from mmm.core.types import Shape
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
@@ -25,40 +26,38 @@ from mmm.pools import AttentivePool
 from mmm.train.config import TrainConfig
 from mmm.train.schedule import learning_rate, set_learning_rate
 
+AtLeastTwo = Annotated[int, Limit("of at least 2, because some labels choose the learning rate", lambda value: value >= 2)]
 BATCHES = 103  # this file's stream of draws
 WARMUP = 0.1  # part of the updates over which the learning rate rises
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotConfig:
+class FewShotConfig(CheckedConfig):
     """The labels and the training of few-shot probes."""
 
-    labels_per_class: int = 25
+    labels_per_class: AtLeastTwo = 25
     """Labels of each class, chosen by key; a fifth of them chooses the learning rate first, and is then trained on too."""
 
-    heads: int | None = None
+    heads: Positive | None = None
     """Attention heads of the probe; None: one per 64 of the encoder's width."""
 
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[AboveZero, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates that are tried for each encoder; the labels that choose select one."""
 
-    steps: int = 300
+    steps: Positive = 300
     """Updates of a probe."""
 
-    batch_size: int = 64
+    batch_size: Positive = 64
     """Labelled samples of an update, drawn anew each time."""
 
     label_seed: int = 0
     """Random seed for the choice of labels, the batches and the initial weights of the probes."""
 
-    def __post_init__(self) -> None:
-        for name in ("labels_per_class", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluate.few_shot.{name} {getattr(self, name)} must be at least 1")
-        if self.labels_per_class == 1:
-            raise ValueError("evaluate.few_shot.labels_per_class 1 leaves no label to choose the learning rate by; give at least 2")
-        if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"evaluate.few_shot.rates {self.rates}: give one learning rate above 0, or several")
+    flag = "evaluate.few_shot"
+
+    def validate(self) -> None:
+        if not self.rates:
+            raise ValueError("evaluate.few_shot.rates is empty; give one learning rate, or several")
 
 
 def probe_few_shot(

@@ -34,11 +34,8 @@ class FewShotProbe(Evaluator):
     """The accuracy of an attentive probe on a few labels per class, for the trained encoder and for one with random weights."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(EvaluatorConfig, FewShotConfig):
+    class Config(FewShotConfig, EvaluatorConfig):
         """The labels and the training of the probes, and how often they are evaluated."""
-
-        def validate(self) -> None:
-            FewShotConfig.__post_init__(self)
 
     config: Config
     needs_labels = True

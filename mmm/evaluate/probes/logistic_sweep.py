@@ -15,35 +15,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.core.registry import PartConfig
 from mmm.evaluate.features.logistic_regression import Logistic, few_labels, standardise, try_penalties
 from mmm.evaluate.features.table import FeatureTable, extract_features
 from mmm.evaluate.metrics import Tally
-from mmm.evaluate.probes.setup import Exam
+from mmm.evaluate.probes.setup import ProbeSetup
 from mmm.pools import pools
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(CheckedConfig):
     """The penalties that are tried, and the limits of a fit."""
 
-    penalties: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    penalties: tuple[AboveZero, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
     """Factors of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
-    iterations: int = 200
+    iterations: Positive = 200
     """Most iterations of L-BFGS."""
-    tolerance: float = 1e-5
+    tolerance: AboveZero = 1e-5
     """Largest entry of the gradient at which a fit has converged."""
 
-    def __post_init__(self) -> None:
-        if not self.penalties or min(self.penalties) <= 0:
-            raise ValueError(f"exact.penalties {self.penalties}: give one number above 0, or several")
-        if self.iterations < 1 or self.tolerance <= 0:
-            raise ValueError(f"exact.iterations {self.iterations} and exact.tolerance {self.tolerance} must be above 0")
+    flag = "exact"
+
+    def validate(self) -> None:
+        if not self.penalties:
+            raise ValueError("exact.penalties is empty; give one number above 0, or several")
 
 
-def sweep(exam: Exam, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:
+def sweep(setup: ProbeSetup, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:
     """Fits to the features of all samples outside the test part. The feature of a video is the mean over its views.
 
     Args:
@@ -57,18 +58,18 @@ def sweep(exam: Exam, pool: PartConfig, config: SweepConfig, *, batch_size: int,
     Raises:
         ValueError: where the pool has weights.
     """
-    pooling = pools.build(pool, encoder=exam.model.encoder.shape)
+    pooling = pools.build(pool, encoder=setup.model.encoder.shape)
     if any(True for _ in pooling.parameters()):
         raise ValueError(f"the exact probe needs features that do not change, and pool {pool.name} is trained; use mean or class")
-    device = exam.accelerator.device
+    device = setup.accelerator.device
 
     def extract(x: Tensor) -> Tensor:
-        return pooling(exam.tokens(x).float())
+        return pooling(setup.tokens(x).float())
 
-    parts = [part for part in (exam.train, exam.choice, exam.test) if part is not None]
+    parts = [part for part in (setup.train, setup.validation, setup.test) if part is not None]
     tables = [extract_features(part, {"": extract}, device=device, batch_size=batch_size)[""] for part in parts]
-    known, test = _joined(tables[:-1], device), _joined(tables[-1:], device)
-    found = fit_penalties(*known, *test, exam.classes, config, seed)
+    fitted, test = _joined(tables[:-1], device), _joined(tables[-1:], device)
+    found = fit_penalties(*fitted, *test, setup.classes, config, seed)
     return found | {"unreadable": sum(len(table.problems) for table in tables)}
 
 

@@ -7,57 +7,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmm.config.serialize import to_dict
-from mmm.data import Clips, ClipsConfig, Images
-from mmm.evaluate.probes.setup import Exam, ProbeConfig
-from mmm.evaluate.protocol import PartProtocol, Protocol, sampling_of
+from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup
+from mmm.evaluate.protocol import evaluation_protocol
 from mmm.evaluate.run_results import record
 from mmm.train.config import identity
 from mmm.train.distributed.setup import precision_of
-from mmm.train.run.environment import describe_environment
 from mmm.train.run.folder import RunFolder
 
 RESULT = "result.json"
 
 
-def protocol_of(
-    task: str, config: ProbeConfig, exam: Exam, *, head: Mapping[str, Any], schedule: Mapping[str, Any], weights: str
-) -> Protocol:
-    """The protocol of a probe.
-
-    Args:
-        task: for instance linear_probe.
-        head: how what was trained was made.
-        schedule: how it was trained.
-        weights: fingerprint of the encoder.
-    """
-    data, code = exam.data, describe_environment(exam.accelerator)
-    clips, crops = (data.eval_clips, data.eval_crops) if isinstance(data, ClipsConfig) else (1, 1)
-
-    def part(samples: Images | Clips) -> PartProtocol:
-        return PartProtocol.of(samples, exam.classes)
-
-    return Protocol(
-        task=task,
-        source=str(data.source),
-        train=part(exam.train),
-        choice=None if exam.choice is None else part(exam.choice),
-        test=part(exam.test),
-        size=data.size,
-        mean=data.mean,
-        std=data.std,
-        sampling=sampling_of(data),
-        views=data.views,
-        clips=clips,
-        crops=crops,
-        pool=to_dict(config.pool),
-        head=head,
-        schedule=schedule,
-        precision=precision_of(exam.accelerator),
-        model=str(config.model),
-        step=exam.loaded.step,
-        weights=weights,
-        mmm=code["mmm"],
-        commit=code["commit"],
+def protocol_of(config: ProbeConfig, setup: ProbeSetup, *, weights: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the protocol of a probe; see `mmm.evaluate.protocol.evaluation_protocol`."""
+    return evaluation_protocol(
+        setup.accelerator,
+        setup.data,
+        train=setup.train,
+        validation=setup.validation,
+        test=setup.test,
+        classes=setup.classes,
+        conditions={
+            "pool": to_dict(config.pool),
+            "precision": precision_of(setup.accelerator),
+            "model": str(config.model),
+            "step": setup.loaded.step,
+            "weights": weights,
+            **conditions,
+        },
     )
 
 
@@ -68,16 +44,16 @@ def schedule_of(config: ProbeConfig) -> dict[str, Any]:
     return chosen | {name: value for name, value in identity({"train": to_dict(config.train)}).items() if name != "train.precision"}
 
 
-def conclude(folder: RunFolder, task: str, exam: Exam, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def write_result(folder: RunFolder, task: str, setup: ProbeSetup, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Writes the results of a probe, by method, into its run's folder, and beside the pretraining run's other evaluations.
 
     Returns:
         `run`, the folder; `classes`, their names; and what was found, by method.
     """
-    result = {"run": str(folder.path), "classes": exam.names} | found
-    if exam.accelerator.is_main_process:
+    result = {"run": str(folder.path), "classes": setup.names} | found
+    if setup.accelerator.is_main_process:
         (folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        loaded = exam.loaded
+        loaded = setup.loaded
         if loaded.run is not None and loaded.trained is not None and loaded.step is not None:
             record(loaded.run, task, loaded.step, result)
     return result

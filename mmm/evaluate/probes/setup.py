@@ -63,14 +63,14 @@ class ProbeConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Exam:
+class ProbeSetup:
     """A frozen model and its samples, all with labels.
 
     Attributes:
         model: on the accelerator's device.
         loaded: where it is from.
         data: how samples are read.
-        train, choice, test: to train on; to choose by, or None; to score.
+        train, validation, test: to train on; to choose by, or None; to score.
         classes: K.
         names: of the classes, where they have some.
         dtype: of the encoder's autocast; none: fp32.
@@ -81,7 +81,7 @@ class Exam:
     loaded: LoadedModel
     data: DataConfig
     train: Images | Clips
-    choice: Images | Clips | None
+    validation: Images | Clips | None
     test: Images | Clips
     classes: int
     dtype: torch.dtype | None
@@ -103,7 +103,7 @@ class Exam:
         return self.tokens(prepare(batch, self.data, train=train)), batch.labels
 
 
-def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
+def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetup:
     """Loads the model and opens its samples.
 
     Raises:
@@ -118,15 +118,15 @@ def open_exam(config: ProbeConfig, accelerator: Accelerator) -> Exam:
     check_classes(train.labels(), test.labels(), test.title, train.classes)
     top = max(int(part.labels().max()) for part in (train, test))
     classes = max(top + 1, 0 if train.classes is None else len(train.classes))
-    rest, choice = hold_back(train, config.held_back, config.seed)
+    rest, validation = hold_back(train, config.held_back, config.seed)
     model = (loaded.trained or loaded.untrained).requires_grad_(False)
-    return Exam(accelerator, model, loaded, data, rest, choice, test, classes, DTYPES[precision_of(accelerator)])
+    return ProbeSetup(accelerator, model, loaded, data, rest, validation, test, classes, DTYPES[precision_of(accelerator)])
 
 
 def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:
     """The encoder knows pixels as they were normalised when it was trained."""
     for name in ("channels", "mean", "std"):
-        given, wanted = getattr(data, name), getattr(own, name)
-        if given != wanted:
-            value = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
+        given, expected = getattr(data, name), getattr(own, name)
+        if given != expected:
+            value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
             raise ValueError(f"data.{name} {given} is not what the model was trained with; give --data.{name} {value}")

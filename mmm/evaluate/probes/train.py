@@ -18,7 +18,7 @@ from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.metrics import Tally
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.probe_score import score_probes
-from mmm.evaluate.probes.setup import Exam, ProbeConfig
+from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup
 from mmm.train.config import identity
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import Plan, make_plan
@@ -76,19 +76,19 @@ class GroupedBatches(Mixture):
 class ProbeObjective:
     """The loss of heads on a frozen encoder."""
 
-    def __init__(self, exam: Exam, probes: Probes) -> None:
+    def __init__(self, setup: ProbeSetup, probes: Probes) -> None:
         """`probes`: unwrapped; they say what they need of the tokens."""
-        self.exam, self.probes = exam, probes
+        self.setup, self.probes = setup, probes
 
     def loss(self, model: nn.Module, group: BatchGroup, step: int) -> Tensor:
         """The sum of the heads' mean losses, (). Samples are encoded here, so that encoding does not count as waiting for data."""
-        encoded = [self.exam.encode(batch, train=True) for batch in group.batches]
+        encoded = [self.setup.encode(batch, train=True) for batch in group.batches]
         values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
         return probes_loss(model, (values, torch.cat([labels for _, labels in encoded])), step)
 
 
 @dataclass(frozen=True)
-class Probing:
+class ProbeTraining:
     """Heads about to be trained.
 
     Attributes:
@@ -97,12 +97,12 @@ class Probing:
     """
 
     config: ProbeConfig
-    exam: Exam
+    setup: ProbeSetup
     plan: Plan
     training: Training
 
     @classmethod
-    def prepare(cls, config: ProbeConfig, exam: Exam, *, weights: str) -> Probing:
+    def prepare(cls, config: ProbeConfig, setup: ProbeSetup, *, weights: str) -> ProbeTraining:
         """Works everything out before anything starts.
 
         Args:
@@ -111,14 +111,14 @@ class Probing:
         Raises:
             ValueError: where a batch does not divide, or the pool does not fit the encoder.
         """
-        accelerator, shape = exam.accelerator, exam.model.encoder.shape
-        samples = len(exam.train) * exam.data.repeats
+        accelerator, shape = setup.accelerator, setup.model.encoder.shape
+        samples = len(setup.train) * setup.data.repeats
         plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
-        probes = Probes(len(config.rates), config.pool, config.head, encoder=shape, classes=exam.classes, seed=config.seed)
-        same = identity(to_dict(config), runtime=RUNTIME) | {"fingerprint": exam.train.fingerprint, "weights": weights}
+        probes = Probes(len(config.rates), config.pool, config.head, encoder=shape, classes=setup.classes, seed=config.seed)
+        same = identity(to_dict(config), runtime=RUNTIME) | {"fingerprint": setup.train.fingerprint, "weights": weights}
         optimizer = make_probe_optimizer(probes, config.rates, config.train, config.optimizer, config.momentum)
         training = Training.prepare(accelerator, probes, optimizer, identity=same, ema=config.train.ema is not None)
-        return cls(config, exam, plan, training)
+        return cls(config, setup, plan, training)
 
     @property
     def probes(self) -> Probes:
@@ -127,12 +127,12 @@ class Probing:
 
     def open_session(self, folder: RunFolder) -> AbstractContextManager[Session]:
         """The session in which the heads are trained; see `mmm.train.session.open_session`."""
-        parts = (self.exam.choice, self.exam.test)
+        parts = (self.setup.validation, self.setup.test)
         return open_session(
             folder,
             self.config,
             self.training,
-            ProbeObjective(self.exam, self.probes),
+            ProbeObjective(self.setup, self.probes),
             self.data,
             self.heads_plan,
             evaluated=sum(len(part) for part in parts if part is not None),
@@ -141,8 +141,8 @@ class Probing:
 
     def preview(self) -> str:
         """The table of a dry run."""
-        objective = ProbeObjective(self.exam, self.probes)
-        tokens = {"of a sample": math.prod(self.exam.model.tokenizer.grid_of(self.exam.data.size))}
+        objective = ProbeObjective(self.setup, self.probes)
+        tokens = {"of a sample": math.prod(self.setup.model.tokenizer.grid_of(self.setup.data.size))}
         data, plan = self.data, self.heads_plan
         return preview(self.config, self.training, objective, data, plan, tokens=tokens, unit=None)
 
@@ -157,14 +157,14 @@ class Probing:
     @property
     def data(self) -> GroupedBatches:
         """The training samples."""
-        return GroupedBatches(self.exam.train, self.config.seed, self.plan.micro_batch_size)
+        return GroupedBatches(self.setup.train, self.config.seed, self.plan.micro_batch_size)
 
     def run(self, folder: RunFolder) -> dict[str, Any]:
         """Trains from where the run stands to its end; see `choose` for what it returns."""
         with self.open_session(folder) as session:
             for update in session:
-                if self.exam.choice is not None and update.due(self.config.train.evaluate_every):
-                    tally = self.score(self.exam.choice, session.bad_inputs.pending)
+                if self.setup.validation is not None and update.due(self.config.train.evaluate_every):
+                    tally = self.score(self.setup.validation, session.bad_inputs.pending)
                     update.metrics["held_back_top1"] = max(tally.top1())
             return self.choose(session.bad_inputs)
 
@@ -176,8 +176,8 @@ class Probing:
             `top5`; `chosen`, its place; and of that head on the test part what `Tally.result` gives.
         """
         with self.training.averaged():
-            held = None if self.exam.choice is None else self.score(self.exam.choice, bad.pending)
-            test = self.score(self.exam.test, bad.pending)
+            held = None if self.setup.validation is None else self.score(self.setup.validation, bad.pending)
+            test = self.score(self.setup.test, bad.pending)
         bad.share()
         bad.check()
         chosen = 0 if held is None else max(range(len(self.config.rates)), key=held.top1().__getitem__)
@@ -190,4 +190,4 @@ class Probing:
 
     def score(self, part: Images | Clips, problems: list[Problem]) -> Tally:
         """How often the heads are right; see `score_probes`."""
-        return score_probes(self.probes, self.exam, part, batch_size=self.plan.micro_batch_size, problems=problems)
+        return score_probes(self.probes, self.setup, part, batch_size=self.plan.micro_batch_size, problems=problems)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, coordinates, take
+from mmm.core.positions import coordinates
+from mmm.core.tokens import Grid, take
 from mmm.core.types import Input
 from mmm.model import MaskedModel
 
@@ -31,27 +32,27 @@ BASELINES = {
 }
 
 
-def fill_hidden(model: MaskedModel, predicted: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
+def fill_hidden(model: MaskedModel, prediction: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
     """All reconstructions of the hidden tokens, (B, Q, P) each, in [0, 1]."""
     stand_in, blend, copy = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
     # `show` may read the tokens that it is given; these hold nothing hidden
-    filled = {"model": show(model, predicted, stand_in, mask)}
+    filled = {"model": show(model, prediction, stand_in, mask)}
     filled |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
     seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
     filled["visible_mean"] = seen.repeat(1, patches.shape[2] // data.channels)[:, None].expand_as(filled["model"])
     if model.target.uses_original:
-        filled["model_given_original"] = show(model, predicted, patches, mask)
-        filled["original_alone"] = show(model, torch.zeros_like(predicted), patches, mask)
+        filled["model_given_original"] = show(model, prediction, patches, mask)
+        filled["original_alone"] = show(model, torch.zeros_like(prediction), patches, mask)
     return {name: to_unit(values, data).clamp(0, 1) for name, values in filled.items()}
 
 
-def show(model: MaskedModel, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:
+def show(model: MaskedModel, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor:
     """Turns predictions into normalised pixels, (B, Q, P), as the target does.
 
     Raises:
         ValueError: where it has none.
     """
-    shown = model.target.show(predicted, patches, mask)
+    shown = model.target.show(prediction, patches, mask)
     if shown is None:
         config: Any = model.target.config
         raise ValueError(f"target.name {config.name} does not predict pixels, so there is no reconstruction to show")

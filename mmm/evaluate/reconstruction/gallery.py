@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.core.rng import sample_keys
 from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
@@ -34,23 +35,17 @@ SIDE_BY_SIDE = 6  # samples from which a picture has two groups of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryConfig:
+class GalleryConfig(CheckedConfig):
     """The samples that are drawn and measured."""
 
-    samples: int = 8
+    samples: Positive = 8
     """Samples in the picture, spread evenly over the part."""
 
-    measured: int | None = 256
+    measured: Positive | None = 256
     """Samples, chosen by key, over which the PSNR is measured; None: all."""
 
     mask_seed: int = 0
     """Random seed for the masks and the choice of samples."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "measured"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} leaves nothing to show; give at least 1")
 
 
 @evaluators.register("reconstruction")
@@ -60,9 +55,6 @@ class ReconstructionGallery(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, GalleryConfig):
         """The samples that are drawn and measured, and how often."""
-
-        def validate(self) -> None:
-            GalleryConfig.__post_init__(self)
 
     config: Config
     columns: ClassVar[Mapping[str, Column]] = {"psnr": Column("PSNR", "{:.2f} dB")}
@@ -134,14 +126,14 @@ def make_gallery(
         raise ValueError(reason)
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
-    wanted = (torch.arange(count) * len(part) // count).tolist()
+    chosen = (torch.arange(count) * len(part) // count).tolist()
     error, hidden = HiddenError(), 0.0
     kept: list[Reconstruction] = []
     problems: list[dict[str, Any]] = []
     for index, batch in _reconstructions(model, part, config.mask_seed, dtype, batch_size, problems):
         error.add([batch])
         hidden = batch.predicted[0, :1].isfinite().cpu().double().mean().item()
-        kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in wanted]
+        kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in chosen]
     if not kept:
         raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
     found = {

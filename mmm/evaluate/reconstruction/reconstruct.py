@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
 from mmm.evaluate.reconstruction.baselines import fill_hidden, to_unit
-from mmm.maskers import maskers
 from mmm.model import MaskedModel
 
 
@@ -80,11 +79,11 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
         ValueError: where the target's predictions are not pixels.
     """
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
-    mask = every_hidden(model.masker(keys, grid), len(x), patches.shape[1])
-    predicted = model(x, mask=mask).predicted.float()  # (B, Q, K)
-    filled = fill_hidden(model, predicted, patches, grid, mask, data)
-    wanted = to_unit(take(patches, mask.predict), data)
-    errors = {name: (values - wanted).square().mean((1, 2)) for name, values in filled.items()}
+    mask = every_hidden(model.draw_masks(x, keys), len(x), patches.shape[1])
+    prediction = model(x, mask=mask).prediction.float()  # (B, Q, K)
+    filled = fill_hidden(model, prediction, patches, grid, mask, data)
+    target = to_unit(take(patches, mask.predict), data)
+    errors = {name: (values - target).square().mean((1, 2)) for name, values in filled.items()}
     best = filled["model_given_original" if model.target.uses_original else "model"]
     unit, nothing = to_unit(patches, data), torch.full_like(patches, torch.nan, dtype=torch.float32)
 
@@ -113,7 +112,7 @@ def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None
     try:
         model.eval()
         if ratio is not None:
-            model.masker = maskers.build(replace(masker.config, ratio=ratio, predict=None))
+            model.masker = masker.with_ratio(ratio)
         return reconstruct(model, x, model.data, keys)
     finally:
         model.masker = masker
@@ -122,10 +121,11 @@ def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None
 
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
     """The first mask of each sample, with all hidden tokens to be predicted, whatever part of them training predicts."""
-    visible = mask.visible[:: len(mask.visible) // samples]  # (B, V)
+    first = len(mask.visible) // samples
+    visible, blank = mask.visible[::first], None if mask.blank is None else mask.blank[::first]  # (B, V), (B, H)
     seen = torch.zeros(samples, tokens, dtype=torch.int8, device=visible.device).scatter(1, visible, 1)
     hidden = seen.argsort(dim=1, stable=True)[:, : tokens - visible.shape[1]]  # in the grid's order, (B, Q)
-    return Mask(visible, hidden, None if mask.blank is None else hidden)
+    return Mask(visible, hidden, blank)
 
 
 def psnr(error: float) -> float:

@@ -40,7 +40,7 @@ def start(config: TrainConfig) -> Accelerator:
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
     check_strategy(os.environ)
-    check_tracker(config.tracker)
+    check_tracker(config.tracker, config.tracker_options)
     # unless told that there is only a CPU, Accelerate 1.15 runs each of torchrun's processes there alone (measured)
     cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
@@ -51,6 +51,8 @@ def start(config: TrainConfig) -> Accelerator:
     check_sharding(os.environ, processes, precision=precision, strict=config.strict)
     if processes.is_main_process:
         logger.info("precision %s (%s); device %s; processes %d", precision, reason, processes.device.type, processes.num_processes)
+    # DDP warns of weights with a dimension of 1, whose strides are a matter of taste; the user can change nothing
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if cpu:
         set_threads(config.threads, os.environ)
         keep_memory()

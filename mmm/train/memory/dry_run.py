@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -70,6 +71,8 @@ def dry_run(
         "FLOPs of the run": f"{both * plan.steps * plan.batch_size:.3e}",
         "peak learning rate": f"{plan.peak:.4g}",
         f"micro-step on this {training.accelerator.device.type}": _describe(step, plan),
+        "time of the run": f"about {_duration(step.seconds / step.samples * plan.batch_size / plan.processes * plan.steps)} at the "
+        "speed of this micro-step, without reading data and evaluations",
     }
     return table(rows)
 
@@ -169,3 +172,13 @@ def _describe(step: MicroStep, plan: Plan) -> str:
     if step.samples == plan.micro_batch_size:
         return text
     return f"{text}; not the {plan.micro_batch_size} that one micro-batch has: see train.micro_batch_size"
+
+
+def _duration(seconds: float) -> str:
+    """A time in its two largest units."""
+    units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    for (name, size), (smaller, small) in pairwise(units):
+        if seconds >= size:
+            counts = divmod(round(seconds / small), size // small)
+            return f"{counts[0]} {name}{'s' * (counts[0] != 1)} {counts[1]} {smaller}{'s' * (counts[1] != 1)}"
+    return f"{seconds:.2g} seconds"

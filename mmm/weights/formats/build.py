@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mmm.classifier import Classifier, HeadConfig
+from mmm.core.positions import coordinates, sine_cosine
 from mmm.core.registry import PartConfig
-from mmm.core.tokens import Grid, coordinates, sine_cosine
+from mmm.core.tokens import Grid
 from mmm.core.types import Input, RequiredFeatures
 from mmm.decoders import DecoderConfig, decoders
 from mmm.encoders import VisionTransformer
@@ -86,8 +87,8 @@ def build(
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
         vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
         head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
-    wanted = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
-    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, wanted, data=data)
+    pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
+    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, pixels, data=data)
 
 
 def with_head(

@@ -78,7 +78,7 @@ class CrossMAE(Format):
             encoder.config,
             tokenizer=encoder.tokenizer,
             data=encoder.data,
-            required=decoder.required_features(depth),
+            required=decoder.required_features(encoder.config.shape),
             decoder=decoder,
             target=PixelTarget.Config(standardise="none" if options.norm_pix is False else "patch"),
         )

@@ -154,7 +154,7 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"encoder.norm_epsilon {config.norm_epsilon:g}: timm's norms have {EPSILON:g}, and no argument says so")
     if len(sides) > 1:
         raise ValueError(f"tokenizer.size {model.tokenizer.size}: timm's patches are square")
-    width, hidden = config.shape.width, round(config.shape.width * config.mlp_ratio)
+    width, hidden = config.shape.width, config.hidden
     ratio = hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width  # timm truncates
     own = (width, config.shape.depth, config.head_count)
     size = next((name for name, known in SIZES.items() if known == own and name != "huge"), "base")

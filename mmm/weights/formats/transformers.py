@@ -374,7 +374,7 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
         "hidden_size": own.shape.width,
         "num_hidden_layers": own.shape.depth,
         "num_attention_heads": own.head_count,
-        "intermediate_size": round(own.shape.width * own.mlp_ratio),
+        "intermediate_size": own.hidden,
         "hidden_act": "gelu",
         "layer_norm_eps": own.norm_epsilon,
         "image_size": side * home[-1] if home[-1] == home[-2] else [side * home[-2], side * home[-1]],

@@ -1,0 +1,128 @@
+"""Positions of tokens: fixed tables, learned ones, and positions for a grid of another size.
+
+Shapes: N tokens of the grid, n axes of the grid, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.tokens import Grid
+
+Fixed = Literal["sine_cosine", "flat_sine_cosine"]  # positions that are not trained
+Positions = Literal["sine_cosine", "flat_sine_cosine", "learned"]
+Resize = Literal["interpolate", "antialias", "recompute"]  # how positions for another grid are obtained
+
+
+def coordinates(grid: Grid) -> Tensor:
+    """Coordinates of each token, in tokens: float64 (N, n), the last axis fastest."""
+    axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    return torch.stack(axes, dim=-1).flatten(0, -2)  # (N, n)
+
+
+def sine_cosine(coords: Tensor, width: int) -> Tensor:
+    """Fixed n-D positions: each axis gets an equal share of the width, half sines, half cosines.
+
+    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), which this equals for
+    two axes; where the axes do not divide the width, each gets the next even share and the end is cut, as in V-JEPA's table.
+
+    Args:
+        coords: (N, n), in tokens.
+        width: D, even.
+
+    Returns:
+        float64 (N, D). Frequencies 10000^(-i / (d / 2)) for i < d / 2, d the axis' share.
+    """
+    if width % 2:
+        raise ValueError(f"sine-cosine positions need an even width, not {width}")
+    share = 2 * math.ceil(width / (2 * coords.shape[1]))
+    frequencies = 10000.0 ** -(torch.arange(share // 2, dtype=torch.float64, device=coords.device) / (share / 2))
+    angles = coords.double().flip(1)[..., None] * frequencies  # (N, n, d/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # (N, D)
+
+
+def flat_sine_cosine(tokens: int, width: int) -> Tensor:
+    """VideoMAE's fixed positions: of a token's index alone, time-major, sines at even places of the width and cosines at odd ones.
+
+    Args:
+        tokens: N.
+        width: D.
+
+    Returns:
+        float64 (N, D). Angles n / 10000^(2 floor(j / 2) / D) for n < N, j < D.
+    """
+    places = torch.arange(width)
+    index, exponents = torch.arange(tokens, dtype=torch.float64), (places - places % 2).double() / width
+    angles = index[:, None] / 10000.0**exponents  # (N, D)
+    return torch.where(places % 2 == 0, angles.sin(), angles.cos())
+
+
+def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = False) -> Tensor:
+    """Interpolates a table of positions for another grid, (1, N_old, D) -> (1, N_new, D).
+
+    Bicubic without corner alignment for two axes; trilinear for three. The same grid gives the same values.
+
+    Args:
+        table: (1, N_old, D).
+        old, new: the grids.
+        antialias: use timm's cubic kernel (`resample_abs_pos_embed`) instead of MAE's and transformers'; for two axes.
+    """
+    if old == new:
+        return table
+    if len(old) != len(new):
+        raise ValueError(f"positions of a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
+    if antialias and len(old) != 2:
+        raise ValueError(f"resize_positions antialias is for images; positions of {len(old)} axes need interpolate or recompute")
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
+    image = table.transpose(1, 2).unflatten(2, old)  # (1, D, *old)
+    resized = F.interpolate(image, size=new, mode=mode, align_corners=False, antialias=antialias)
+    return resized.flatten(2).transpose(1, 2)  # (1, N_new, D)
+
+
+def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions, resize: Resize = "interpolate") -> Tensor:
+    """Returns the positions of a grid: the stored table on its home grid, elsewhere the table resized or computed for the grid.
+
+    Args:
+        table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
+        home, grid: the grid that the table is for, and the one that is asked for.
+        prefix: number of prefix tokens.
+        kind: of the table.
+        resize: how positions for another grid are obtained.
+
+    Returns:
+        (1, prefix + N, D).
+    """
+    if grid == home:
+        return table
+    head, body = table[:, :prefix], table[:, prefix:]
+    if resize == "recompute":
+        body = fixed_positions(grid, table.shape[2], kind)[None].to(table)
+    else:
+        body = resize_positions(body, home, grid, antialias=resize == "antialias")
+    return torch.cat([head, body], dim=1)
+
+
+def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
+    """Sines and cosines for every token of a grid, float32 (N, D), on the CPU.
+
+    Raises:
+        ValueError: for learned positions, which cannot be computed.
+    """
+    if kind == "learned":
+        raise ValueError("learned positions cannot be computed; only sine_cosine and flat_sine_cosine can")
+    table = sine_cosine(coordinates(grid), width) if kind == "sine_cosine" else flat_sine_cosine(math.prod(grid), width)
+    return table.float()
+
+
+def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.Parameter:
+    """A stored table (1, R + N, D): sines and cosines, zero for prefix tokens and not trained; or small learned ones."""
+    if kind == "learned":
+        table = torch.empty(1, prefix + math.prod(grid), width)
+        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+    body = fixed_positions(grid, width, kind)
+    return nn.Parameter(torch.cat([torch.zeros(prefix, width), body])[None], requires_grad=False)

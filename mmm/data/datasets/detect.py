@@ -1,0 +1,78 @@
+"""Finds out whether a source holds images or videos, for tasks that are not told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mmm.data.clip_config import ClipsConfig
+from mmm.data.config import DataConfig, ImagesConfig
+from mmm.data.decode.image import decode_image
+from mmm.data.decode.video.reader import FrameRange, OpenVideo
+from mmm.data.errors import Unreadable
+from mmm.data.media import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mmm.data.sources.concat import ConcatSource
+from mmm.data.sources.folder import Folder
+from mmm.data.sources.resolve import find_source
+
+MediumName = Literal["videos", "images"]
+
+
+def describe_source(
+    source: str | None,
+    options: Mapping[str, Any],
+    *,
+    medium: MediumName | None = None,
+    root: str | None = None,
+    column: str | None = None,
+) -> DataConfig:
+    """Returns the config that reads a source.
+
+    Args:
+        source: as `data.source`.
+        options: values of other fields of `DataConfig`, by name.
+        medium: type of the inputs. None: found by the files.
+        root: as `data.root`.
+        column: column of images or videos in a table. None: found.
+    """
+    if (medium or detect_medium(source, root, options.get("list_columns", ()))) == "images":
+        return ImagesConfig(source=source, root=root, image_column=column, **options)
+    return ClipsConfig(source=source, root=root, video_column=column, **options)
+
+
+def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> MediumName:
+    """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
+    try:
+        found = find_source(ClipsConfig(source=source, root=root, list_columns=list_columns))
+        found = found.sources[0] if isinstance(found, ConcatSource) else found
+        if isinstance(found, Folder):
+            return "images" if found.medium is FRAMES else "videos"
+        first = found.table(found.splits[0]).column[0]
+    except (ValueError, Unreadable):
+        return "images"  # what is wrong with the source is reported when it is opened
+    if isinstance(first, FrameRange):
+        return "videos"
+    if not isinstance(first, (bytes, Path)):  # decoded pixels
+        return "images"
+    if isinstance(first, Path) and first.is_dir():  # frames
+        return "videos"
+    if isinstance(first, Path) and first.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        return "videos" if first.suffix.lower() in VIDEO_SUFFIXES else "images"
+    return "videos" if _opens_as_video(first) and not _is_image(first) else "images"
+
+
+def _is_image(sample: bytes | Path) -> bool:
+    try:
+        decode_image(sample, 3)
+    except Unreadable:
+        return False
+    return True
+
+
+def _opens_as_video(sample: bytes | Path) -> bool:
+    try:
+        with OpenVideo(sample):
+            return True
+    except Unreadable:
+        return False

@@ -1,0 +1,46 @@
+"""Attention to each token in the last block of an encoder, as a score of how much it is looked at.
+
+Shapes: B samples, R prefix tokens, N tokens of the grid, h heads, c channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmm.layers.transformer import Attention
+
+
+@contextmanager
+def last_attention(encoder: nn.Module) -> Iterator[Callable[[int], Tensor]]:
+    """Watches an encoder while it runs once on all tokens; afterwards the yielded function returns the attention to each token.
+
+    It takes the number of prefix tokens, R, and returns (B, N) in fp32 or better: the attention of the first of them or, without
+    any, the mean over all tokens, and the mean over heads (UMT: CLIP's class token in its last block).
+
+    Raises:
+        ValueError: where nothing in the encoder is attention.
+    """
+    layers = [module for module in encoder.modules() if isinstance(module, Attention)]
+    if not layers:
+        raise ValueError(f"{type(encoder).__name__} has no attention that could be followed")
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append((inputs[0], inputs[1]))
+
+    def look(prefix: int) -> Tensor:
+        query, key = (rearrange(one, "b n (h c) -> b h n c", h=layers[-1].heads) for one in seen[-1])
+        query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
+        asking = query[:, :, :1] if prefix else query
+        weights = (asking @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)  # (B, h, 1 or N, R + N)
+        return weights.mean((1, 2))[:, prefix:]
+
+    hook = layers[-1].register_forward_pre_hook(keep)
+    try:
+        yield look
+    finally:
+        hook.remove()

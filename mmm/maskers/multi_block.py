@@ -1,0 +1,225 @@
+"""Multi-block masking (Assran et al., "I-JEPA", CVPR 2023, section 3; Bardes et al., "V-JEPA", 2024, section 3.2): blocks are
+predicted. Of clips, they are held through all the time.
+
+The released samplers draw a block's size once for each worker's batch, never use the last row and column (I-JEPA), and cut what is
+seen, in raster order, to the smallest count of a batch. Here the sizes are drawn for each update, all counts are exact, and what is
+left over is left out at random.
+
+Shapes: mB masks, k target blocks of one mask, C candidates, U = h w units of the image plane.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mmm.core.checks import AboveZero, Fraction, NonNegative, Positive, Share, ZeroToOne
+from mmm.core.mask import Mask
+from mmm.core.rng import permutation, stream, uniform
+from mmm.core.tokens import Grid
+from mmm.maskers.base import Masker, MaskerConfig, inside, maskers, step_key
+from mmm.maskers.echo import echo_visible
+from mmm.maskers.random import RandomMasker
+
+CANDIDATES = 8  # sets of blocks drawn for a mask, of which the first that leaves enough to see is taken
+ASPECTS = 64  # steps of the mean over aspects
+
+
+class PlacedBlocksMasker(Masker):
+    """Base of maskers that predict blocks."""
+
+    through_time = True
+
+    def with_ratio(self, ratio: float) -> Masker:
+        """A random masker: here blocks and not a ratio say what is hidden."""
+        return RandomMasker(RandomMasker.Config(ratio=ratio, unit=self.config.unit, blank=self.config.blank))
+
+
+@maskers.register("multi_block")
+class MultiBlockMasker(PlacedBlocksMasker):
+    """I-JEPA: several target blocks, each predicted by itself from the same visible tokens of a large context block.
+
+    The blocks of an update have one size, drawn from the step, and lie anywhere for each sample. Of each sample the first of 8 sets
+    of places is taken that leaves enough of the context; if none does, all targets lie at one place, and where the context is too
+    small, tokens outside it are seen too.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskerConfig):
+        ratio: Fraction = 0.74
+        """Fraction of all tokens that are not seen. In the released trainings it was 0.74, for what is seen was cut to the smallest
+        count of a batch; before that cut it was 0.6."""
+
+        targets: Positive = 4
+        """Blocks that are predicted; each is a row of `mask.predict`."""
+
+        scale: tuple[Share, Share] = (0.15, 0.2)
+        """Area of a target block, as a fraction of the image, from and to."""
+
+        aspect: tuple[AboveZero, AboveZero] = (0.75, 1.5)
+        """Height of a target block over its width, from and to."""
+
+        context: tuple[Share, Share] = (0.85, 1.0)
+        """Area of the context block, as a fraction of the image, from and to."""
+
+        def validate(self) -> None:
+            super().validate()
+            self.refuse("predict", "running_cell", "blank", "predict_visible")
+            for name in ("scale", "aspect", "context"):
+                low, high = getattr(self, name)
+                if low > high:
+                    raise ValueError(f"masker.{name} {low:g} {high:g}: the first number is above the second")
+
+    config: Config
+
+    def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
+        """Returns the masks of a batch, with k rows of predicted tokens for each; see `Masker.forward`.
+
+        Raises:
+            ValueError: where the target blocks can leave too few tokens to see.
+        """
+        members = self.members(grid).to(keys.device)  # (U, S)
+        height, width = self.unit_grid(grid)[-2:]
+        units, keys, count = height * width, self.mask_keys(keys), self.config.targets
+        tall, wide, high, broad = self._sizes(step, height, width)
+        seen = self.counts(units, self.ratio(step, steps))[0]
+        if seen > units - tall * wide:
+            raise ValueError(
+                f"of {units} units a block of {tall} x {wide} leaves {units - tall * wide} to see, and masker.ratio "
+                f"{self.ratio(step, steps):g} asks for {seen}; raise masker.ratio, or lower masker.scale"
+            )
+        chance = uniform(keys, 2 * CANDIDATES * (count + 1)).unflatten(1, (2, CANDIDATES, count + 1))  # (mB, 2, C, k + 1)
+        top = (chance[:, 0, :, :count] * (height - tall + 1)).long()  # (mB, C, k)
+        left = (chance[:, 1, :, :count] * (width - wide + 1)).long()
+        top[:, -1], left[:, -1] = top[:, -1, :1], left[:, -1, :1]  # the last candidate leaves most
+        covered = _covered(top, left, tall, wide, height, width).any(2)  # (mB, C, U)
+        start = (chance[:, 0, :, count] * (height - high + 1)).long(), (chance[:, 1, :, count] * (width - broad + 1)).long()
+        context = _covered(*start, high, broad, height, width)
+        enough = (context & ~covered).sum(-1) >= seen  # (mB, C)
+        enough[:, -1] = True
+        chosen = enough.to(torch.int8).argmax(1)  # the first
+        rows = torch.arange(len(keys), device=keys.device)
+        rank = 2 * units * covered[rows, chosen] + units * ~context[rows, chosen] + permutation(keys + 1, units)  # (mB, U)
+        visible = rank.argsort(dim=1)[:, :seen]
+        down, right = torch.arange(tall, device=keys.device), torch.arange(wide, device=keys.device)
+        inner = (down[:, None] * width + right).flatten()  # (Q,)
+        predict = (top[rows, chosen] * width + left[rows, chosen])[..., None] + inner  # (mB, k, Q)
+        return Mask(members[visible].flatten(1), members[predict.flatten(0, 1)].flatten(1))
+
+    def _sizes(self, step: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Height and width of this update's target blocks, and of its context block, in units."""
+        spans = (self.config.scale, self.config.aspect, self.config.context)
+        draws = uniform(step_key(step), len(spans))[0]
+        scale, aspect, context = (low + (high - low) * float(draw) for draw, (low, high) in zip(draws, spans, strict=True))
+        tall, wide = block_size(int(height * width * scale), aspect, height, width)
+        side = math.sqrt(context)  # the context has the grid's own aspect
+        return tall, wide, max(1, round(height * side)), max(1, round(width * side))
+
+
+@maskers.register("block_union")
+class BlockUnionMasker(PlacedBlocksMasker):
+    """V-JEPA: several masks of each sample, each of which hides and predicts the union of its blocks and shows all the rest.
+
+    The first has many small blocks, the second a few large ones, and the encoder and the decoder run once for each. The number of
+    predicted tokens is the mean of what the union covers; random tokens are added or taken away to reach it. An update's blocks
+    have one size, drawn from the step.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskerConfig):
+        blocks: tuple[Positive, ...] = (8, 2)
+        """Blocks of each mask."""
+
+        scale: tuple[Share, ...] = (0.15, 0.7)
+        """Area of a block of each mask, as a fraction of the image."""
+
+        aspect: tuple[AboveZero, AboveZero] = (0.75, 1.5)
+        """Height of a block over its width, from and to."""
+
+        echo: NonNegative | None = None
+        """Weight of the mean loss of the visible tokens, which are then predicted too, at their own places (V-JEPA 2.1: 0.5)."""
+
+        echo_by_distance: bool = True
+        """Weight visible tokens by 1 / sqrt of their distance to the nearest predicted one, in tokens (V-JEPA 2.1)."""
+
+        echo_rise: tuple[ZeroToOne, ZeroToOne] = (0.0, 0.0)
+        """Parts of the run at which the weight `echo` begins to rise from 0, and reaches its value."""
+
+        def validate(self) -> None:
+            super().validate()
+            self.refuse("ratio", "ratio_end", "rounding", "predict", "running_cell", "predict_visible")
+            if not self.blocks or len(self.blocks) != len(self.scale):
+                raise ValueError(f"masker.blocks {self.blocks} and masker.scale {self.scale} must have one number for each mask")
+            for name in ("aspect", "echo_rise"):
+                low, high = getattr(self, name)
+                if low > high:
+                    raise ValueError(f"masker.{name} {low:g} {high:g}: the first number is above the second")
+
+    config: Config
+
+    def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
+        """Returns the masks of a batch, the second and any further ones in `also`; see `Masker.forward`."""
+        members = self.members(grid).to(keys.device)  # (U, S)
+        keys, plane = self.mask_keys(keys), self.unit_grid(grid)[-2:]
+        numbers = range(len(self.config.blocks))
+        drawn = [self._draw(stream(keys, 1 + number), plane, members, step, number) for number in numbers]
+        if self.config.echo is not None:
+            weight = self.config.echo * rise(step / steps, *self.config.echo_rise)
+            drawn = [echo_visible(one, grid, weight, by_distance=self.config.echo_by_distance) for one in drawn]
+        first, *rest = drawn
+        return replace(first, also=tuple(rest))
+
+    def _draw(self, keys: Tensor, plane: tuple[int, ...], members: Tensor, step: int, number: int) -> Mask:
+        """One of the masks."""
+        height, width = plane
+        units, count, scale, (low, high) = height * width, self.config.blocks[number], self.config.scale[number], self.config.aspect
+        predicted = mean_union(height, width, count, scale, low, high)
+        aspect = low + (high - low) * float(uniform(step_key(step, number), 1))
+        tall, wide = block_size(int(units * scale), aspect, height, width)
+        down, right = uniform(keys, 2 * count).unflatten(1, (2, count)).unbind(1)  # (mB, k)
+        top, left = (down * (height - tall + 1)).long(), (right * (width - wide + 1)).long()
+        union = _covered(top, left, tall, wide, height, width).any(1)  # (mB, U)
+        order = members[(~union * units + permutation(keys + 1, units)).argsort(dim=1)].flatten(1)
+        cut = predicted * members.shape[1]
+        return Mask(order[:, cut:], order[:, :cut], order[:, :cut] if self.config.blank else None)
+
+
+def _covered(top: Tensor, left: Tensor, tall: int, wide: int, height: int, width: int) -> Tensor:
+    """Whether each unit lies in each block of one size, (...) -> bool (..., U)."""
+    rows, columns = inside(top, tall, height), inside(left, wide, width)
+    return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
+
+
+def rise(progress: float, start: float, end: float) -> float:
+    """0 before the start, 1 from the end on, and linear between."""
+    return 1.0 if progress >= end else max(0.0, (progress - start) / (end - start))
+
+
+def block_size(area: int, aspect: float, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a block, in units: at least one, and no more than the grid has."""
+    tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(max(tall, 1), height), min(max(wide, 1), width)
+
+
+@cache
+def mean_union(height: int, width: int, count: int, scale: float, low: float, high: float) -> int:
+    """The number of units that `count` blocks at random places cover, in the mean over places and aspects, rounded.
+
+    At least one, and at least one less than all.
+    """
+    total = 0.0
+    for step in range(ASPECTS):
+        aspect = low + (high - low) * (2 * step + 1) / (2 * ASPECTS)
+        tall, wide = block_size(int(height * width * scale), aspect, height, width)
+        total += sum(1 - (1 - one * other) ** count for one in _chances(height, tall) for other in _chances(width, wide))
+    return min(max(1, round(total / ASPECTS)), height * width - 1)
+
+
+def _chances(size: int, length: int) -> list[float]:
+    """How likely an interval of this length covers each place of an axis."""
+    places = size - length + 1
+    return [(min(place, size - length) - max(place - length + 1, 0) + 1) / places for place in range(size)]

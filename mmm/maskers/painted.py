@@ -1,0 +1,69 @@
+"""A mask of one's own: the pixels that are to be hidden, painted by hand or taken from an image.
+
+Shapes: B samples, N tokens of the grid, V visible, Q hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.maskers.base import Masker, MaskerConfig
+
+
+def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float = 0.5, blank: bool = False) -> Mask:
+    """Returns the mask that hides, and has predicted, the tokens of which at least a share of the pixels are painted.
+
+    Args:
+        hidden: a tensor or array, 0 for pixels that stay and 1 (or True) for hidden ones, of any size: (H, W) or, of a clip,
+            (T, H, W); or one for each sample, (B, H, W), (B, T, H, W). Of a clip, (H, W) hides the same in all frames.
+        grid: the arrangement of the tokens.
+        samples: B, where one mask is for all of them.
+        share: of a token's pixels.
+        blank: show the encoder a mask token in each hidden place.
+
+    Raises:
+        ValueError: of the shape, where nothing or everything is hidden, or where samples hide different numbers of tokens.
+    """
+    values = torch.as_tensor(hidden).float()
+    values = values.expand(samples, *values.shape) if values.dim() in (2, len(grid)) else values
+    if values.dim() == 3 < len(grid) + 1:
+        values = values[:, None]  # (B, H, W) -> (B, 1, H, W): one frame for all
+    if values.dim() != len(grid) + 1 or not values.numel():
+        raise ValueError(f"hidden pixels are {tuple(torch.as_tensor(hidden).shape)} for a grid of tokens {grid}; give (H, W)")
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    covered = pool(values[:, None], grid).flatten(1) >= share  # (B, N)
+    counts = covered.sum(1)
+    count, tokens = int(counts[0]), math.prod(grid)
+    if int(counts.min()) != int(counts.max()):
+        raise ValueError(
+            f"the samples hide from {int(counts.min())} to {int(counts.max())} tokens; masks of one batch must hide as many: give "
+            "the samples one at a time"
+        )
+    if not 0 < count < tokens:
+        raise ValueError(
+            f"the painted pixels hide {count} of {tokens} tokens; paint at least {share:g} of one token's pixels, and leave one"
+        )
+    order = covered.to(torch.int8).argsort(dim=1, stable=True)  # visible ones first, each in the grid's order
+    visible, predict = order[:, : tokens - count], order[:, tokens - count :]
+    return Mask(visible, predict, predict if blank else None)
+
+
+class PaintedMasker(Masker):
+    """Hides the same painted pixels of every sample; takes the place of a model's masker."""
+
+    def __init__(self, hidden: Any, config: MaskerConfig) -> None:
+        """Keeps the pixels; the config is that of the masker whose place it takes, and says whether hidden tokens are blanked."""
+        super().__init__(config)
+        self.hidden = torch.as_tensor(hidden)
+
+    def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
+        """Returns one mask for each sample; see `mask_from_pixels`."""
+        return mask_from_pixels(self.hidden, grid, samples=len(keys), blank=self.config.blank).to(keys.device)

@@ -1,0 +1,167 @@
+"""Run a task on a Slurm cluster: write the job's script, submit it, and let the job continue itself when its time ends.
+
+mmm launch "pretrain image_mae --data.source /data/imagenet --folder runs/mae" --slurm --nodes 2 --gpus 8 --time 24:00:00
+mmm launch "pretrain image_mae --data.source /data/imagenet --folder runs/mae" --slurm --dry_run
+
+The script starts one process per GPU. Slurm sends SIGUSR1 before the time ends; the run saves its step and exits, and the script
+puts the job into the queue again, where it continues from that step.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmm.core.checks import suggest
+
+POSITIONAL = "command"
+
+STOPPED = 143  # the exit code of a run that a signal stopped after it saved its step
+RESUMABLE = ("pretrain", "finetune", "linear_probe", "attentive_probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Run a task on a cluster."""
+
+    command: str | None = None
+    """The task with its recipe and flags, in quotes, as after `mmm`. It must name the run's folder (--folder)."""
+
+    slurm: bool = False
+    """Submit the job with Slurm's sbatch."""
+
+    nodes: int = 1
+    """Machines."""
+
+    gpus: int = 8
+    """GPUs of each machine, and so its processes; 0 for a job on CPUs."""
+
+    processes: int | None = None
+    """Processes on each machine. None: one for each GPU, or one without GPUs."""
+
+    cpus: int | None = None
+    """Processor cores of each process. None: the cluster's default."""
+
+    time: str = "24:00:00"
+    """Longest time of one start of the job, as Slurm takes it: minutes, HH:MM:SS or D-HH:MM:SS."""
+
+    notice: int = 180
+    """Seconds before the end of that time at which the run is told to save and stop."""
+
+    partition: str | None = None
+    """Partition of the cluster. None: its default."""
+
+    account: str | None = None
+    """Account that pays for the job. None: your default."""
+
+    name: str = "mmm"
+    """Name of the job."""
+
+    setup: tuple[str, ...] = ()
+    """Lines of shell that run first on the first machine, for instance "module load cuda" "source venv/bin/activate"."""
+
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, for instance qos=long constraint=h100 mem=0."""
+
+    dry_run: bool = False
+    """Print the script, and submit nothing."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus", 0), ("processes", 1), ("cpus", 1), ("notice", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value}: give at least {least}")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the script into the run's folder and submits it; with dry_run it only prints the script.
+
+    Raises:
+        ValueError: the command cannot be run so, or sbatch is missing or refuses the job.
+    """
+    if not config.slurm:
+        raise ValueError("mmm launch submits jobs to Slurm: add --slurm; on one machine use accelerate launch -m tasks")
+    command, folder = read_command(config.command)
+    script = write_script(config, command, folder)
+    if config.dry_run:
+        print(script)
+        return {"script": script}
+    if shutil.which("sbatch") is None:
+        raise ValueError("sbatch was not found: submit the job on a machine of the cluster, or look at its script with --dry_run")
+    jobs = folder.with_name(f"{folder.name}.slurm")  # beside the run: a run folder holds what its training wrote
+    jobs.mkdir(parents=True, exist_ok=True)
+    path = jobs / "job.sh"
+    path.write_text(script, encoding="utf-8")
+    answer = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
+    if answer.returncode:
+        raise ValueError(f"sbatch refused {path}: {answer.stderr.strip()}")
+    job = answer.stdout.strip().split(";")[0]
+    print(f"job {job}: {path}; its output goes to {jobs}/{job}.out")
+    return {"job": job, "script": script, "path": str(path)}
+
+
+def read_command(text: str | None) -> tuple[list[str], Path]:
+    """Returns the words of a command, with `--resume auto`, and the folder of its run.
+
+    Raises:
+        ValueError: there is no command, it is not a task that trains, or it names no folder.
+    """
+    words = shlex.split(text or "")
+    words = words[1:] if words[:1] == ["mmm"] else words
+    if not words:
+        raise ValueError('command is not set; give a task in quotes, for instance "pretrain image_mae --folder runs/a"')
+    if words[0] not in RESUMABLE:
+        raise ValueError(f"command {words[0]}: a job runs {', '.join(RESUMABLE)}{suggest(words[0], RESUMABLE)}")
+    if "--folder" not in words[:-1]:
+        raise ValueError("command: add --folder runs/NAME, by which the job finds its run again after its time has ended")
+    folder = Path(words[words.index("--folder") + 1])
+    if "--resume" in words:
+        place = words.index("--resume")
+        words = words[:place] + words[place + 2 if words[place + 1 : place + 2] == ["auto"] else place + 1 :]
+    return [*words, "--resume", "auto"], folder
+
+
+def write_script(config: Config, command: list[str], folder: Path) -> str:
+    """Returns the script of a job."""
+    processes = config.processes or config.gpus or 1
+    jobs = folder.with_name(f"{folder.name}.slurm")
+    flags = {
+        "job-name": config.name,
+        "nodes": config.nodes,
+        "ntasks-per-node": processes,
+        "gpus-per-node": config.gpus or None,
+        "cpus-per-task": config.cpus,
+        "time": config.time,
+        "signal": f"USR1@{config.notice}",
+        "partition": config.partition,
+        "account": config.account,
+        "output": f"{jobs}/%j.out",
+        "open-mode": "append",
+    }
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH --{name}={value}" for name, value in flags.items() if value is not None]
+    lines += [f"#SBATCH --{option.removeprefix('--')}" for option in config.options]
+    lines += ["#SBATCH --requeue", "", *config.setup]
+    lines += [
+        f"cd {shlex.quote(os.getcwd())}",
+        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))",
+        "export WORLD_SIZE=$SLURM_NTASKS",
+        *([] if config.gpus else ["export ACCELERATE_USE_CPU=true"]),
+        "srun --kill-on-bad-exit=0 bash -c "
+        + shlex.quote(
+            f"export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={processes}; "
+            f"exec {shlex.join([sys.executable, '-m', 'tasks', *command])}"
+        ),
+        "code=$?",
+        f'if [ "$code" -eq {STOPPED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'exit "$code"',
+        "",
+    ]
+    return "\n".join(lines)

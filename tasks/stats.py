@@ -1,0 +1,120 @@
+"""Measure a data set, and propose flags for it: sizes, mean and standard deviation, and a recipe that suits the number of inputs.
+
+mmm stats my_images
+mmm stats /data/kinetics --samples 500
+mmm stats my_images --out stats.json
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmm.core.checks import CheckedConfig, Positive
+from mmm.data import ClipsConfig, open_data
+from mmm.data.datasets.detect import MediumName, describe_source
+from mmm.data.loading.statistics import Statistics, measure
+from mmm.data.loading.worker_pool import cores
+
+POSITIONAL = "source"
+
+FEW = 20_000  # inputs below which the length of a run is best given in updates, not in passes over the data
+# size of a sample and of a token in pixels, for inputs whose shorter side is below the limit; larger ones take the last row
+SIZES = ((48, 32, 4), (96, 64, 8), (192, 96, 8), (10**9, 128, 16))
+CLIP_SIZES = ((96, 32, 8), (10**9, 64, 8))
+LARGE_SIZE = (224, 16)  # with many inputs
+SAMPLE, FRAMES = 128, 4  # pixels of a side, and frames of a clip, over which mean and standard deviation are taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CheckedConfig):
+    """Measure a data set."""
+
+    source: str | None = None
+    """The data to measure, as data.source of a recipe."""
+
+    root: str | None = None
+    """Folder from which relative paths in a list file start. None: the list's own folder."""
+
+    medium: MediumName | None = None
+    """Type of the inputs. None: found by the files. Folders of images are read as images, unless this says videos."""
+
+    column: str | None = None
+    """Column of videos or images in a table. None: found."""
+
+    split: str = "train"
+    """Split to measure."""
+
+    channels: int = 3
+    """Channels of a sample, as data.channels of a recipe."""
+
+    samples: Positive = 2000
+    """Inputs to read at most; they are chosen at random."""
+
+    workers: int | None = None
+    """Worker processes. None: one for each core."""
+
+    out: str | None = None
+    """File for the result, as JSON. None: no file."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measures one split, prints the result and returns it."""
+    options: dict[str, Any] = {"split": config.split, "channels": config.channels, "holdout": 0.0, "image_size": SAMPLE}
+    options |= {"mean": (0.0,) * config.channels, "std": (1.0,) * config.channels}
+    data = describe_source(config.source, options, medium=config.medium, root=config.root, column=config.column)
+    if isinstance(data, ClipsConfig):
+        data = replace(data, frames=FRAMES, eval_clips=1, eval_crops=1)
+    samples = open_data(data, "train")
+    noun = data.medium.noun
+    found = measure(samples, count=config.samples, workers=config.workers)
+    classes = None if samples.classes is None else len(samples.classes)
+    command = propose(found, noun, config)
+    print(format_statistics(found, noun, f"{config.source}, {samples.where}", classes))
+    print(f"a recipe for them:\n  {command}")
+    result = {"source": config.source, "medium": noun, "classes": classes, **asdict(found), "proposal": command}
+    if config.out is not None:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"result: {config.out}")
+    return result
+
+
+def propose(found: Statistics, noun: str, config: Config) -> str:
+    """Returns the command of a recipe with the sizes, channels, mean and standard deviation that suit the data."""
+    images, few = noun == "images", found.inputs < FEW
+    side = min(found.facts["height"][1], found.facts["width"][1])
+    flags: list[str] = [] if config.root is None else ["--data.root", config.root]
+    flags += [] if config.split == "train" else ["--data.split", config.split]
+    if few:
+        size, token = next((size, token) for limit, size, token in (SIZES if images else CLIP_SIZES) if side < limit)
+        flags += ["--preset", "small", "--data.image_size", str(size), "--tokenizer.size", str(token)]
+    else:
+        flags += ["--data.image_size", str(LARGE_SIZE[0]), "--tokenizer.size", str(LARGE_SIZE[1])]
+    channels = 1 if found.grey else config.channels
+    if channels != 3:
+        flags += ["--data.channels", str(channels)]
+    for name, values in (("mean", found.mean), ("std", found.std)):
+        flags += [f"--data.{name}", *(f"{value:.3f}" for value in values[:channels])]
+    flags += ["--data.workers", str(cores())]
+    return shlex.join(["mmm", "pretrain", "image_mae" if images else "video_mae", "--data.source", str(config.source), *flags])
+
+
+def format_statistics(found: Statistics, noun: str, where: str, classes: int | None) -> str:
+    """Returns the table of a data set's statistics."""
+    number = "" if classes is None else f" of {classes} classes"
+    lines = [f"{where}: {found.inputs:,} {noun}{number}; {found.read:,} were read"]
+    if found.unreadable:
+        name, reason = next(iter(found.unreadable.items()))
+        lines.append(f"  {len(found.unreadable)} cannot be read, for instance {name}: {reason} (mmm scan names all)")
+    for name, (least, median, largest) in found.facts.items():
+        lines.append(f"  {name:<8}least {least:,.6g}, median {median:,.6g}, largest {largest:,.6g}")
+    lines += [
+        f"  {name:<8}{' '.join(f'{value:.3f}' for value in values)}" for name, values in (("mean", found.mean), ("std", found.std))
+    ]
+    if found.grey and len(found.mean) > 1:
+        lines.append("  all are grey: their channels are equal")
+    return "\n".join(lines)
