@@ -21,7 +21,7 @@ from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_frames
 from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
-from mmm.data.decode.video.frame_folder import image_sizes
+from mmm.data.decode.video.frame_folder import doubt, image_sizes
 from mmm.data.decode.video.info import inspect, probe
 from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
@@ -262,7 +262,8 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 
 
 def _check_folders(clips: Clips) -> None:
-    """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
+    """Refuses folders of images that are not the frames of videos, or, unless `data.frame_folders` says so, do not look like them.
+    The first few are looked at, and all of these must fail."""
     cells = clips.table.column
     cells = cells.files if isinstance(cells, RangeColumn) else cells
     paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []
@@ -273,6 +274,12 @@ def _check_folders(clips: Clips) -> None:
         raise ValueError(
             f"data.source {clips.config.source}: the images in {folders[0]} differ in size ({listed}), so they are not the frames "
             "of a video; take a recipe for images"
+        )
+    doubts = [] if clips.config.frame_folders else [doubt(folder) for folder in folders]
+    if doubts and all(doubts):
+        raise ValueError(
+            f"data.source {clips.config.source}: the images in {folders[0]} do not look like the frames of a video ({doubts[0]}); "
+            "take a recipe for images, or set data.frame_folders true if they are frames"
         )
     if folders:
         logger.info("data.source %s: each of its folders of images is read as a video, an image as a frame", clips.config.source)

@@ -38,7 +38,7 @@ def describe_source(
     """
     if (medium or detect_medium(source, root, options.get("list_columns", ()))) == "images":
         return ImagesConfig(source=source, root=root, image_column=column, **options)
-    return ClipsConfig(source=source, root=root, video_column=column, **options)
+    return ClipsConfig(source=source, root=root, video_column=column, frame_folders=medium == "videos", **options)
 
 
 def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> MediumName:

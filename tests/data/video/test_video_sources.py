@@ -112,6 +112,26 @@ def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptu
     assert "each of its folders of images is read as a video" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("n0144_{}.png", "their names do not count in equal steps: n0144_0.png"), ("{:05d}.png", "neighbours differ as much as")],
+)
+def test_classes_of_images_of_one_size_are_no_videos_either(tmp_path: Path, name: str, reason: str) -> None:
+    """Unless the user says that they are: then names with gaps are read in their order."""
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / str(label)).mkdir()
+        for number in range(16):
+            image = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+            Image.fromarray(image).save(tmp_path / str(label) / name.format(number**2 if "n0" in name else number))
+    with pytest.raises(ValueError, match=rf"{reason}.*take a recipe for images, or set data\.frame_folders true"):
+        opened(tmp_path)
+    assert_readable(opened(tmp_path, frame_folders=True))
+    assert (
+        check(ScanConfig(source=str(tmp_path), medium="videos", workers=0, out=str(tmp_path / "scan.json")))["medium"] == "videos"
+    )
+
+
 def test_a_single_video_is_a_source(tmp_path: Path, video: bytes) -> None:
     clips = opened(tree(tmp_path, video, "a.mp4") / "a.mp4")
     assert len(clips) == 1
@@ -264,9 +284,11 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
     assert clips.name(1) == "v.mp4, frames 30 to 38"
     assert_readable(clips)
     assert (
-        check(ScanConfig(source=str(tmp_path / "list.txt"), list_columns=clips.config.list_columns, out=str(tmp_path / "o.json")))[
-            "splits"
-        ]["train"]["unreadable"]
+        check(
+            ScanConfig(
+                source=str(tmp_path / "list.txt"), list_columns=clips.config.list_columns, workers=0, out=str(tmp_path / "o.json")
+            )
+        )["splits"]["train"]["unreadable"]
         == 0
     )
     (tmp_path / "late.txt").write_text("v.mp4 90 -1\n")
