@@ -40,7 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "window": 2,
         "model": "test_vit",
     },
-    "decoder": {"width": 16, "depth": 2, "heads": 2},
+    "decoder": {"width": 16, "depth": 2, "heads": 2, "groups": 4},
     "target": {"cell": 4, "clusters": 32},
 }
 

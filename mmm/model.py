@@ -109,7 +109,7 @@ class MaskedModel(Pretrained, nn.Module):
         grid = tokenizer.grid_of(data.size)
         shape = config.encoder.shape
         required = config.decoder.required_features(shape)
-        if required.hidden and not config.masker.blank:
+        if required.hidden and not (config.masker.blank or config.masker.echoes_only):
             raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
         encoder = encoders.build(
             config.encoder,

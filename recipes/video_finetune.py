@@ -29,7 +29,7 @@ from mmm.tokenizers import Tubes
 from mmm.train.config import TrainConfig
 from mmm.train.mixup import SoftConfig
 from recipes.video_mae import DEMO as MOTION
-from recipes.video_mae import DEMO_CLIPS
+from recipes.video_mae import DEMO_CLIPS, SMALL_CLIPS
 from recipes.video_mae import SMALL as VIDEOS
 from tasks import finetune
 
@@ -135,7 +135,7 @@ DEMO = finetune.Config(
 # for a run of the preset `small` of video_mae.py, on some hundreds to some thousand labelled videos of one's own
 SMALL = replace(
     DEMO,
-    data=replace(VIDEOS.data, repeats=2, eval_clips=2),
+    data=replace(SMALL_CLIPS, eval_clips=2),
     tokenizer=VIDEOS.tokenizer,
     encoder=VIDEOS.encoder,
     train=replace(DEMO.train, steps=600, evaluate_every=200),

@@ -99,8 +99,9 @@ UCF101 = replace(
 )
 
 # For some tens to some thousand videos of one's own: a small model, and a length in updates, so that few videos are seen often.
+SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, workers=2)
 SMALL = pretrain.Config(
-    data=ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, workers=2),
+    data=SMALL_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),
     masker=TubeMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(width=192, depth=6, heads=3),

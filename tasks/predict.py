@@ -1,10 +1,13 @@
-"""Name the classes of images or videos with a fine-tuned model: a file, a folder, a list, or any other source.
+"""Name the classes of images or videos with a fine-tuned model; or find classes of pixels, or objects.
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
     mmm predict runs/finetune-1 film.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
+    mmm predict runs/segment-1 holiday_pictures --masks masks
+    mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
-A video's probabilities are the mean over its clips and crops.
+A source is a file, a folder, a list, or any other that a training takes. A video's probabilities are the mean over its clips and
+crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
 """
 
 from __future__ import annotations
@@ -19,14 +22,19 @@ from typing import Any
 
 import mmm
 from mmm.classifier import Classifier
-from mmm.core.checks import CheckedConfig, Count, Positive
+from mmm.core.checks import CheckedConfig, Count, Positive, ZeroToOne
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.errors import Unreadable
 from mmm.data.loading.loader import eval_batches
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.crop import normalise
+from mmm.dense.detector import Detector
+from mmm.dense.segmenter import Segmenter
+from mmm.evaluate.dense.predict import dense_row
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import choose_device
 from mmm.evaluate.metrics import mean_of_views
+from mmm.model import MaskedModel
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +57,13 @@ class Config(CheckedConfig):
 
     image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: the model's own."""
+
+    masks: str | None = None
+    """Folder for what a segmenter or detector finds in each image: a PNG with the class of each pixel, or the number of its object
+    in the order of the scores, and a picture. None: none are written."""
+
+    least: ZeroToOne = 0.5
+    """Smallest score of an object."""
 
     eval_clips: Positive = 1
     """Clips of a video whose probabilities are averaged."""
@@ -82,12 +97,14 @@ def run(config: Config) -> dict[str, Any]:
         )
     path, *sources = config.inputs
     model = mmm.load(path)
-    if not isinstance(model, Classifier):
+    if isinstance(model, MaskedModel):
         raise ValueError(
             f"{path} holds no head, so it names no classes; fine-tune it first (recipes/image_finetune.py --model {path}), "
             "or look at its features (mmm extract, mmm retrieve)"
         )
     model = model.to(choose_device(config.device))
+    if config.masks is not None and isinstance(model, Classifier):
+        raise ValueError(f"--masks is for segmenters and detectors; {path} names classes of whole inputs")
     rows = [row for source in sources for row in predict_source(model, source, config)]
     _show(rows)
     if config.out is not None:
@@ -96,8 +113,10 @@ def run(config: Config) -> dict[str, Any]:
     return {"predictions": rows}
 
 
-def predict_source(model: Classifier, source: str, config: Config) -> list[dict[str, Any]]:
+def predict_source(model: Classifier | Segmenter | Detector, source: str, config: Config) -> list[dict[str, Any]]:
     """Returns one row per input of a source: `name` and `classes`, the likeliest with their probabilities, or `problem`.
+
+    The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`.
 
     Raises:
         ValueError: the source cannot be opened, or has several splits of which one must be named.
@@ -109,7 +128,23 @@ def predict_source(model: Classifier, source: str, config: Config) -> list[dict[
         raise ValueError(f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {one}")
     part = open_data(data, "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
-    return list(_rows(model, part, config))
+    if isinstance(model, Classifier):
+        return list(_rows(model, part, config))
+    assert isinstance(part, Images)
+    return list(_dense_rows(model, part, config))
+
+
+def _dense_rows(model: Segmenter | Detector, part: Images, config: Config) -> Iterator[dict[str, Any]]:
+    """Yields the rows of images, one at a time and at their own size."""
+    for index in range(len(part)):
+        name = part.name(index)
+        try:
+            image = part.read(index)
+        except Unreadable as error:
+            yield {"name": name, "problem": str(error)}
+            continue
+        stem = None if config.masks is None else Path(config.masks) / f"{index:05d}_{Path(name).stem}"
+        yield {"name": name, **dense_row(model, image, stem, least=config.least, top=config.top)}
 
 
 def _rows(model: Classifier, part: Images | Clips, config: Config) -> Iterator[dict[str, Any]]:
@@ -127,7 +162,7 @@ def _rows(model: Classifier, part: Images | Clips, config: Config) -> Iterator[d
                 yield {"name": name, "classes": classes}
 
 
-def _data(model: Classifier, source: str, config: Config) -> DataConfig:
+def _data(model: Classifier | Segmenter | Detector, source: str, config: Config) -> DataConfig:
     """Returns how samples of this source are read for the model."""
     data = model.data
     if data is None:
@@ -154,8 +189,9 @@ def _data(model: Classifier, source: str, config: Config) -> DataConfig:
 def _show(rows: list[dict[str, Any]]) -> None:
     """Prints one line per input."""
     for row in rows[:PRINTED]:
-        words = row.get("problem") or "  ".join(f"{name} {chance:.1%}" for name, chance in row["classes"].items())
-        print(f"{row['name']}: {words if 'classes' in row else 'cannot be read: ' + words}")
+        pairs = list(row.get("classes", {}).items()) + [(one["class"], one["score"]) for one in row.get("objects", ())]
+        words = "  ".join(f"{name} {chance:.1%}" for name, chance in pairs) or "no object"
+        print(f"{row['name']}: {words if 'problem' not in row else 'cannot be read: ' + row['problem']}")
     if len(rows) > PRINTED:
         print(f"... and {len(rows) - PRINTED:,} more")
     bad = sum("problem" in row for row in rows)
@@ -169,6 +205,9 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         return
+    if any("objects" in row for row in rows):
+        _write_objects(rows, path)
+        return
     count = max((len(row.get("classes", ())) for row in rows), default=0)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -176,3 +215,15 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
         for row in rows:
             pairs = [cell for pair in row.get("classes", {}).items() for cell in pair]
             writer.writerow([row["name"], row.get("problem", ""), *pairs])
+
+
+def _write_objects(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes one line for each object, and one for each input without any."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "problem", "class", "score", "left", "top", "right", "bottom"])
+        for row in rows:
+            found = row.get("objects") or [None]
+            for one in found:
+                cells = [""] * 6 if one is None else [one["class"], one["score"], *one["box"]]
+                writer.writerow([row["name"], row.get("problem", ""), *cells])

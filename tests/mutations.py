@@ -160,7 +160,10 @@ MUTANTS = [
     # CrossMAE
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
-        "mmm/decoders/cross_attention.py", "self.cross_attn(self.norm1(x), source)", "self.cross_attn(x, source)", PARITY_CROSSMAE
+        "mmm/decoders/cross_attention.py",
+        "self.cross_attn(self.norm1(x), source, rotary)",
+        "self.cross_attn(x, source, rotary)",
+        PARITY_CROSSMAE,
     ),
     Mutant(
         "mmm/decoders/fusion.py",
@@ -588,6 +591,8 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
+    Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant("mmm/train/optimizer.py", 'r"encoder\\.blocks\\.(\\d+)"', 'r"encoder\\.blocks\\.(?:\\d+)"', "core/test_layer_decay.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
     Mutant("mmm/core/rng.py", "np.random.set_state(numbers)", "pass", "data/test_augment.py"),
@@ -735,6 +740,45 @@ MUTANTS = [
         "data/video/test_blocks.py",
     ),
     Mutant("mmm/train/metrics.py", "share > MUCH", "share > 0", "train/test_waiting.py"),
+    # masks, objects and depths
+    Mutant(
+        "mmm/data/annotated/pixels.py",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]], inner)",
+        "part = _nearest(numbers[top : top + box[0], left : left + box[1]][:, ::-1], inner)",
+        "dense/test_segment_data.py -k cropped_and_flipped",
+    ),
+    Mutant("mmm/data/annotated/maps.py", "labels -= 1", "labels -= 0", "dense/test_segment_data.py -k label_zero"),
+    Mutant(
+        "mmm/objectives/segment.py",
+        'reduction="sum") / labels.numel()',
+        'reduction="mean")',
+        "dense/test_segmenter.py -k divided_by_all_pixels",
+    ),
+    Mutant("mmm/dense/sliding.py", "return total / count", "return total", "dense/test_segmenter.py -k same_in_windows"),
+    Mutant(
+        "mmm/dense/relative_bias.py",
+        "(2 * width - 1) + apart[1] + width - 1",
+        "(2 * width - 2) + apart[1] + width - 1",
+        "dense/test_segmenter.py -k share_a_bias",
+    ),
+    Mutant(
+        "mmm/data/annotated/objects.py",
+        "self.size[1] - placed[:, 0::2].flip(1)",
+        "self.size[1] - placed[:, 0::2]",
+        "dense/test_detector.py -k follow_their_images",
+    ),
+    Mutant(
+        "mmm/dense/windows.py",
+        ".unflatten(3, (window, window)).transpose(2, 3)",
+        ".unflatten(3, (window, window)).transpose(3, 4)",
+        "dense/test_detector.py -k do_not_see_each_other",
+    ),
+    Mutant(
+        "mmm/evaluate/dense/propagation.py",
+        "weight = value.softmax(1)",
+        "weight = torch.ones_like(value) / value.shape[1]",
+        "dense/test_depth_and_propagation.py -k weighed_over_all",
+    ),
 ]
 
 

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     ERASE = 12
     MIX = 13
     MASKS = 14  # each of several masks of a sample
+    PHOTOMETRIC = 15
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

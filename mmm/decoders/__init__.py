@@ -1,8 +1,17 @@
 """Decoders: what turns features into predictions."""
 
 from mmm.decoders.base import Decoder, DecoderConfig, decoders
+from mmm.decoders.convolution import ConvolutionDecoder
 from mmm.decoders.cross_attention import CrossAttentionDecoder
 from mmm.decoders.linear import LinearDecoder
 from mmm.decoders.self_attention import SelfAttentionDecoder
 
-__all__ = ["CrossAttentionDecoder", "Decoder", "DecoderConfig", "LinearDecoder", "SelfAttentionDecoder", "decoders"]
+__all__ = [
+    "ConvolutionDecoder",
+    "CrossAttentionDecoder",
+    "Decoder",
+    "DecoderConfig",
+    "LinearDecoder",
+    "SelfAttentionDecoder",
+    "decoders",
+]

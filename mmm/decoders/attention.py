@@ -1,12 +1,22 @@
-"""The configuration that decoders with attention share."""
+"""The configuration that decoders with attention share, and their positions.
+
+Shapes: kmB rows of predicted tokens, R prefix tokens, N tokens of the grid, d the decoder's width.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from mmm.core.checks import AboveZero, NonNegative, Positive, check_width
-from mmm.core.positions import Positions, Resize
+import torch
+from torch import Tensor, nn
+
+from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
+from mmm.core.positions import Positions, Resize, position_table, positions
+from mmm.core.tokens import Grid
 from mmm.decoders.fusion import FusedDecoderConfig
+from mmm.layers.rotary import RotaryKind, check_rotary
+from mmm.layers.transformer import Activation, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +38,51 @@ class AttentionDecoderConfig(FusedDecoderConfig):
     norm_epsilon: NonNegative = 1e-6
     """Epsilon of the layer norms (MAE: 1e-6; transformers: 1e-12)."""
 
-    positions: Positions = "sine_cosine"
-    """Sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), or learned ones (Hiera, Pixio)."""
+    positions: Positions | Literal["none"] = "sine_cosine"
+    """Sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones (Hiera, Pixio), or none (V-JEPA 2,
+    whose blocks turn queries and keys)."""
 
     resize_positions: Resize = "interpolate"
     """Positions on another grid than the model was built for; see the encoder's."""
 
+    rotary: RotaryKind = "none"
+    """Turn queries and keys by their places, beside `positions`; see the encoder's (V-JEPA 2: axial, released weights: vjepa2)."""
+
+    drop_path: Rate = 0.0
+    """Rate of stochastic depth in the last block, rising linearly from the first."""
+
+    norm: Norm = "layer"
+    """Norms over a token's values: layer norms, or without mean and bias (rms)."""
+
+    activation: Activation = "gelu"
+    """Between the layers of a block's MLP: GELU, or a gate (swiglu), for which `mlp_ratio` is usually 8/3."""
+
+    bias: bool = True
+    """Give the linear layers of blocks a bias; `qkv_bias`, where there is one, says it of queries, keys and values."""
+
     def validate(self) -> None:
         check_width("decoder", self.width, self.heads)
+        check_rotary("decoder", self.rotary, self.width, self.heads)
+        if self.positions == "none" and self.rotary == "none":
+            raise ValueError("decoder.positions none needs decoder.rotary: without either, all mask tokens are alike")
+        if self.positions in ("learned", "none") and self.resize_positions == "recompute":
+            raise ValueError("decoder.resize_positions recompute needs fixed positions; with others use interpolate")
+
+
+def make_positions(config: AttentionDecoderConfig, grid: Grid, prefix: int) -> nn.Parameter | None:
+    """The stored table (1, R + N, d), or None."""
+    return None if config.positions == "none" else position_table(grid, config.width, prefix, config.positions)
+
+
+def place(table: nn.Parameter | None, config: AttentionDecoderConfig, home: Grid, grid: Grid, prefix: int) -> Tensor | None:
+    """The positions of prefix tokens and of the tokens of a grid, (1, R + N, d), or None."""
+    if table is None:
+        return None
+    kind: Any = config.positions
+    return positions(table, home, grid, prefix, kind, config.resize_positions)
+
+
+def add_prefix(index: Tensor, prefix: int) -> Tensor:
+    """Rows of a table of positions: those of R prefix tokens, then those of tokens of the grid, (mB, M) -> (mB, R + M)."""
+    first = torch.arange(prefix, device=index.device).expand(len(index), -1)
+    return torch.cat([first, index + prefix], dim=1)

@@ -1,5 +1,6 @@
 """CrossMAE's decoder (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025, section 3): each predicted token
-reads the visible ones, and none of the others, so any part of the hidden tokens can be predicted by itself.
+reads the visible ones, and none of the others, so any part of the hidden tokens can be predicted by itself. CAPI's predictor
+(Darcet et al., 2025, section 3.1) is this decoder too, with rotary positions.
 
 Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (prefix among them), Q predicted tokens, D the encoder's width,
 d the decoder's, h heads, K values predicted a token.
@@ -8,41 +9,45 @@ d the decoder's, h heads, K values predicted a token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import Positive
 from mmm.core.mask import Mask
-from mmm.core.positions import position_table, positions
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Shape
-from mmm.decoders.attention import AttentionDecoderConfig
+from mmm.decoders.attention import AttentionDecoderConfig, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, initialise
+from mmm.layers.rotary import Rotary, make_rotary
+from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, initialise, make_norm
 
 
 class CrossBlock(nn.Module):
     """x + [self-attention(norm x)], + cross-attention(norm x, source), + mlp(norm x); the source comes normed."""
 
-    def __init__(self, width: int, source: int, heads: int, *, mlp_ratio: float, epsilon: float, self_attention: bool) -> None:
+    def __init__(self, config: CrossAttentionDecoder.Config, source: int, drop_path: float) -> None:
         super().__init__()
-        norm = partial(nn.LayerNorm, eps=epsilon)
-        self.norm0 = norm(width) if self_attention else None
-        self.self_attn = SelfAttention(width, heads) if self_attention else None
-        self.norm1 = norm(width)
-        self.cross_attn = CrossAttention(width, source, heads)
-        self.norm2 = norm(width)
-        self.mlp = MLP(width, round(width * mlp_ratio))
+        width, heads, epsilon, kind = config.width, config.heads, config.norm_epsilon, config.norm
+        own, bias = config.self_attention, config.bias
+        self.norm0 = make_norm(kind, width, epsilon) if own else None
+        self.self_attn = SelfAttention(width, heads, "all" if bias else "none", bias=bias) if own else None
+        self.norm1 = make_norm(kind, width, epsilon)
+        self.cross_attn = CrossAttention(width, source, heads, bias=bias)
+        self.norm2 = make_norm(kind, width, epsilon)
+        self.mlp = MLP(width, round(width * config.mlp_ratio), activation=config.activation, bias=bias)
+        from timm.layers import DropPath  # here: timm takes longer to import than torch
 
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """(B, Q, d), (B, M, D) -> (B, Q, d)."""
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None) -> Tensor:
+        """(B, Q, d), (B, M, D) -> (B, Q, d); rotations of the predicted tokens and of the source."""
         if self.norm0 is not None and self.self_attn is not None:
-            x = x + self.self_attn(self.norm0(x))
-        x = x + self.cross_attn(self.norm1(x), source)
-        return x + self.mlp(self.norm2(x))
+            x = x + self.drop_path(self.self_attn(self.norm0(x), None if rotary is None else rotary[0]))
+        x = x + self.drop_path(self.cross_attn(self.norm1(x), source, rotary))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 @decoders.register("cross_attention")
@@ -57,35 +62,58 @@ class CrossAttentionDecoder(Decoder):
         self_attention: bool = False
         """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
 
+        register_places: Literal["none", "around"] = "none"
+        """Places of the encoder's registers as keys, where rotary: none, or around the visible tokens (CAPI), as in the encoder."""
+
+        def validate(self) -> None:
+            super().validate()
+            if self.register_places == "around" and self.rotary == "none":
+                raise ValueError("decoder.register_places around needs decoder.rotary")
+
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
+        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all.
+
+        Raises:
+            ValueError: registers are to stand around the tokens, and there are none in fours.
+        """
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
+        self.around = encoder.registers if config.register_places == "around" else 0
+        if config.register_places == "around" and (not self.around or self.around % 4 or len(grid) != 2):
+            raise ValueError(f"decoder.register_places around needs images and encoder.registers in fours, not {self.around}")
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
-        self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
+        self.pos_embed = make_positions(config, grid, encoder.prefix)
         self.fusion = make_fusion(config, encoder, config.depth, config.norm_epsilon)
-        self.blocks = nn.ModuleList(
-            CrossBlock(
-                config.width,
-                encoder.width,
-                config.heads,
-                mlp_ratio=config.mlp_ratio,
-                epsilon=config.norm_epsilon,
-                self_attention=config.self_attention,
-            )
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        rates = [config.drop_path * number / max(config.depth - 1, 1) for number in range(config.depth)]
+        self.blocks = nn.ModuleList(CrossBlock(config, encoder.width, rate) for rate in rates)
+        self.norm = make_norm(config.norm, config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, sum(outputs))
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
-        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        config = self.config
-        table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
-        x = self.mask_token + take(table[:, self.prefix :], mask.predict)  # (kmB, Q, d)
+        """Predictions of the tokens in `mask.predict`, (kmB, Q, K).
+
+        Raises:
+            ValueError: the mask asks for visible tokens.
+        """
+        if mask.echo:
+            raise ValueError(
+                "decoder.name cross_attention predicts no visible tokens; use self_attention, or leave masker.echo out"
+            )
+        x = self.mask_token.expand(*mask.predict.shape, -1)  # (kmB, Q, d)
+        if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
+            x = x + take(table[:, self.prefix :], mask.predict)
+        rotary = self._rotary(features, mask, grid)
         for block, source in zip(self.blocks, self.fusion(features), strict=True):
-            x = block(x, repeat_rows(source, x.shape[0]))  # (mB, M, D) -> (kmB, M, D)
+            x = block(x, repeat_rows(source, x.shape[0]), rotary)  # (mB, M, D) -> (kmB, M, D)
         return self.head(self.norm(x))  # (kmB, Q, K)
+
+    def _rotary(self, features: Features, mask: Mask, grid: Grid) -> tuple[Rotary, Rotary] | None:
+        """The rotations of the predicted tokens and of the encoded ones."""
+        kind, channels, dtype = self.config.rotary, self.config.width // self.config.heads, self.mask_token.dtype
+        queries = make_rotary(kind, grid, channels, mask.predict, dtype=dtype)
+        where = repeat_rows(features.where, len(mask.predict))
+        keys = make_rotary(kind, grid, channels, where, prefix=self.prefix, around=self.around, dtype=dtype)
+        return None if queries is None or keys is None else (queries, keys)

@@ -6,6 +6,8 @@ decoder block reads its own learned, weighted sum of the outputs of the encoder'
 Fusion over stages (Ryali et al., "Hiera", ICML 2023, section 3): the finer stages of a hierarchical encoder are brought to the size
 and width of its last by strided convolutions, and added to it.
 
+Joined levels (V-JEPA 2.1, 2026): the outputs of some blocks, each normed, are joined and brought to the encoder's width.
+
 Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k feature maps that are added up, d decoder blocks; a
 token covers a b ... tokens of width D' of a finer stage.
 """
@@ -19,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmm.core.types import Features, RequiredFeatures, Shape, Stage
 from mmm.decoders.base import DecoderConfig
@@ -29,12 +32,13 @@ from mmm.layers.patch_embed import Embedding
 class FusedDecoderConfig(DecoderConfig):
     """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
-    fusion: Literal["none", "linear", "stages"] = "none"
-    """Input from the encoder: its last, normed output; a learned weighted sum of the outputs of its blocks, normed (linear); or the
-    last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed (stages)."""
+    fusion: Literal["none", "linear", "stages", "levels"] = "none"
+    """Input from the encoder: its last, normed output; a learned weighted sum of the outputs of its blocks, normed (linear); the
+    last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed (stages); or the
+    outputs of several blocks, each normed, joined and passed through a linear layer and a GELU (levels: V-JEPA 2.1)."""
 
     fusion_blocks: tuple[int, ...] | None = None
-    """The encoder's blocks that are added up, counted from 1, where fusion is linear. None: all of them."""
+    """The encoder's blocks that are read, counted from 1, where fusion is linear or levels. None: all of them."""
 
     fusion_input: bool = True
     """Add the input of the first block, too, where fusion is linear."""
@@ -44,8 +48,8 @@ class FusedDecoderConfig(DecoderConfig):
         depth = encoder.depth
         if self.fusion == "none":
             return RequiredFeatures(last=True)
-        if self.fusion == "linear" and encoder.stages:
-            raise ValueError("decoder.fusion linear adds up blocks of one width, and the stages of this encoder differ; use stages")
+        if self.fusion in ("linear", "levels") and encoder.stages:
+            raise ValueError(f"decoder.fusion {self.fusion} needs blocks of one width, and the stages here differ; use stages")
         if self.fusion == "stages" and not encoder.stages:
             raise ValueError("decoder.fusion stages is for hierarchical encoders, and this one has no stages; use linear")
         if self.fusion == "stages":
@@ -55,6 +59,8 @@ class FusedDecoderConfig(DecoderConfig):
             raise ValueError(f"decoder.fusion_blocks {blocks} are not all among the encoder's blocks 1 to {depth}")
         if depth not in blocks:  # what nobody reads gets no gradient, and DDP waits for it
             raise ValueError(f"decoder.fusion_blocks {blocks} leave out the encoder's last block, {depth}; add it")
+        if self.fusion == "levels":
+            return RequiredFeatures(last=False, blocks=blocks)
         return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)
 
 
@@ -142,6 +148,21 @@ class StageFusion(nn.Module):
         return [self.norm(total)] * self.inputs
 
 
+class LevelFusion(nn.Module):
+    """The outputs of k blocks, each with its own norm, joined and brought to the encoder's width, for every decoder block."""
+
+    def __init__(self, width: int, blocks: tuple[int, ...], inputs: int, epsilon: float) -> None:
+        super().__init__()
+        self.blocks, self.inputs = blocks, inputs
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon) for _ in blocks)
+        self.mix = nn.Linear(len(blocks) * width, width)
+
+    def forward(self, features: Features) -> list[Tensor]:
+        """d times the same (mB, M, D)."""
+        levels = [norm(features.blocks[block]) for norm, block in zip(self.norms, self.blocks, strict=True)]
+        return [F.gelu(self.mix(torch.cat(levels, dim=-1)))] * self.inputs
+
+
 def finer_stages(encoder: Shape) -> tuple[Stage, ...]:
     """The stages of an encoder whose tokens are smaller than those of its output."""
     return tuple(stage for stage in encoder.stages if math.prod(stage.inner) > 1)
@@ -152,4 +173,6 @@ def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon
     required = config.required_features(encoder)
     if config.fusion == "stages":
         return StageFusion(encoder, inputs, epsilon)
+    if config.fusion == "levels":
+        return LevelFusion(encoder.width, required.blocks, inputs, epsilon)
     return LastOutput(inputs) if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)

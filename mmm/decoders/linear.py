@@ -1,4 +1,5 @@
-"""A linear prediction from each hidden token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT).
+"""A linear prediction from each token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT), or from those in several
+blocks (Li et al., "Unmasked Teacher", ICCV 2023).
 
 Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens, N tokens of the grid, Q predicted, D width, K values.
 """
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import NonNegative, Positive
 from mmm.core.mask import Mask
+from mmm.core.positions import Fixed, fixed_positions
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.decoders.base import Decoder, DecoderConfig, decoders
@@ -20,18 +24,58 @@ from mmm.layers.transformer import initialise
 
 @decoders.register("linear")
 class LinearDecoder(Decoder):
-    """One linear layer; needs a mask that blanks the hidden tokens, so that the encoder has a feature for each."""
+    """One linear layer, or one for each of several blocks; needs a mask that blanks the hidden tokens, so that the encoder has a
+    feature for each, or that asks for visible tokens alone (masker.predict_visible)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
+        levels: tuple[Positive, ...] | None = None
+        """The encoder's blocks, counted from 1, each of which predicts a target of its own, through one norm for all (UMT: the last
+        six); as many as the target has. None: the last output predicts all."""
+
+        positions: Fixed | Literal["none"] = "none"
+        """Positions that are added to normed levels (UMT: flat_sine_cosine)."""
+
+        norm: bool = False
+        """Norm the predictions of each level over a token's values (UMT)."""
+
+        norm_epsilon: NonNegative = 1e-6
+        """Epsilon of these norms."""
+
+        def validate(self) -> None:
+            if self.levels is None and (self.norm or self.positions != "none"):
+                raise ValueError("decoder.norm and decoder.positions are for decoder.levels; set those")
+            if self.levels == ():
+                raise ValueError("decoder.levels names no block; none: the last output")
+
         def required_features(self, encoder: Shape) -> RequiredFeatures:
-            return RequiredFeatures(last=True, hidden=True)
+            if self.levels is None:
+                return RequiredFeatures(last=True, hidden=True)
+            if encoder.stages or max(self.levels) > encoder.depth or encoder.depth not in self.levels:
+                raise ValueError(
+                    f"decoder.levels {self.levels} must be blocks of one width among 1 to {encoder.depth}, the last one among them"
+                )
+            return RequiredFeatures(last=False, blocks=self.levels, hidden=True)
+
+    config: Config
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
-        """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do."""
+        """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do.
+
+        Raises:
+            ValueError: there are not as many levels as targets.
+        """
         super().__init__()
-        self.config = config
-        self.head = nn.Linear(encoder.width, sum(outputs))
+        self.config, levels = config, config.levels
+        if levels is None:
+            self.head = nn.Linear(encoder.width, sum(outputs))
+        else:
+            if len(levels) != len(outputs):
+                raise ValueError(f"decoder.levels {levels} are {len(levels)} blocks for {len(outputs)} targets; give as many")
+            self.level_norm = nn.LayerNorm(encoder.width, eps=config.norm_epsilon)
+            self.heads = nn.ModuleList(nn.Linear(encoder.width, width) for width in outputs)
+            last = (nn.LayerNorm(width, eps=config.norm_epsilon) if config.norm else nn.Identity() for width in outputs)
+            self.norms = nn.ModuleList(last)
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
@@ -44,4 +88,11 @@ class LinearDecoder(Decoder):
         # elsewhere than on a CPU this look would wait for the device, whose own gather refuses -1
         if slots.device.type == "cpu" and not torch.compiler.is_compiling() and slots.min() < 0:
             raise ValueError("a token is to be predicted that the encoder did not see, not even as a blank; add it to mask.blank")
-        return self.head(take(features.tokens, slots))  # (kmB, Q, K)
+        if self.config.levels is None:
+            return self.head(take(features.tokens, slots))  # (kmB, Q, K)
+        levels = [self.level_norm(take(features.blocks[block][:, features.prefix :], slots)) for block in self.config.levels]
+        if self.config.positions != "none":
+            table = fixed_positions(grid, levels[0].shape[-1], self.config.positions).to(levels[0])
+            levels = [level + take(table[None], mask.predict) for level in levels]
+        parts = zip(self.norms, self.heads, levels, strict=True)
+        return torch.cat([norm(head(level)) for norm, head, level in parts], dim=-1)

@@ -1,7 +1,10 @@
 """MAE's decoder (He et al., CVPR 2022, section 3), and VideoMAE's: self-attention over visible and predicted tokens together.
 
-Shapes: mB masks, kmB rows of predicted tokens, R prefix tokens, M encoded tokens, Q predicted tokens, D the encoder's width,
-d the decoder's, K values predicted a token.
+The predictors of I-JEPA (Assran et al., CVPR 2023), V-JEPA 2 (Assran et al., 2025) and V-JEPA 2.1 are this decoder too: each
+block of predicted tokens is a row of the mask with the same visible tokens.
+
+Shapes: mB masks, kmB rows of predicted tokens, R prefix tokens, M encoded tokens, Q predicted tokens of which E are visible, D the
+encoder's width, d the decoder's, K values predicted a token.
 """
 
 from __future__ import annotations
@@ -11,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmm.core.checks import NonNegative
+from mmm.core.checks import AboveZero, NonNegative
 from mmm.core.mask import Mask
-from mmm.core.positions import position_table, positions
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Shape
-from mmm.decoders.attention import AttentionDecoderConfig
+from mmm.decoders.attention import AttentionDecoderConfig, add_prefix, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks
+from mmm.layers.rotary import make_rotary
+from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks, make_norm
 
 
 @decoders.register("self_attention")
@@ -35,6 +38,12 @@ class SelfAttentionDecoder(Decoder):
         qkv_bias: QKVBias = "all"
         """Biases of queries, keys and values (MAE), of queries and values only (VideoMAE), or none."""
 
+        qk_norm: bool = False
+        """Norm queries and keys, head by head."""
+
+        layer_scale: AboveZero | None = None
+        """First value of a factor for each value of a block's branches; none: no factors."""
+
         embed_bias: bool = True
         """Give the layer that takes the encoder's width to the decoder's a bias (MAE), or none (VideoMAE)."""
 
@@ -43,6 +52,9 @@ class SelfAttentionDecoder(Decoder):
 
         head_epsilon: NonNegative | None = None
         """Epsilon of the norm before the head, where it differs (transformers' VideoMAE: 1e-5)."""
+
+        echo: bool = False
+        """Predict visible tokens too, with a head of their own (V-JEPA 2.1); needs a masker that asks for them (masker.echo)."""
 
     config: Config
 
@@ -53,31 +65,55 @@ class SelfAttentionDecoder(Decoder):
         self.fusion = make_fusion(config, encoder, 1, config.norm_epsilon)
         self.embed = nn.Linear(encoder.width, config.width, bias=config.embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = position_table(grid, config.width, encoder.prefix, config.positions)
+        self.pos_embed = make_positions(config, grid, encoder.prefix)
         self.blocks = make_blocks(
             config.width,
             config.depth,
             config.heads,
             mlp_ratio=config.mlp_ratio,
             epsilon=config.norm_epsilon,
+            drop_path=config.drop_path,
             qkv_bias=config.qkv_bias,
+            bias=config.bias,
+            norm=config.norm,
+            activation=config.activation,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon if config.head_epsilon is None else config.head_epsilon)
+        last = config.norm_epsilon if config.head_epsilon is None else config.head_epsilon
+        self.norm = make_norm(config.norm, config.width, last)
         self.head = nn.Linear(config.width, sum(outputs))
+        self.head_echo = nn.Linear(config.width, sum(outputs)) if config.echo else None
         self.apply(initialise)
         if config.embed_init == "torch":
             self.embed.reset_parameters()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
-        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
-        config = self.config
-        table = positions(self.pos_embed, self.home, grid, self.prefix, config.positions, config.resize_positions)  # (1, R + N, d)
-        prefix, body = table[:, : self.prefix], table[:, self.prefix :]
-        places = torch.cat([prefix.expand(features.where.shape[0], -1, -1), take(body, features.where)], dim=1)
-        seen = repeat_rows(self.embed(self.fusion(features)[0]) + places, mask.predict.shape[0])  # (kmB, R + M, d)
-        asked = self.mask_token + take(body, mask.predict)  # (kmB, Q, d)
-        tokens = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # (kmB, R + M + Q, d)
+        """Predictions of the tokens in `mask.predict`, (kmB, Q, K).
+
+        Raises:
+            ValueError: the mask asks for visible tokens and the decoder has no head for them, or in training the other way round.
+        """
+        if mask.echo and self.head_echo is None:
+            raise ValueError(f"the mask asks for {mask.echo} visible tokens; set decoder.echo, or leave masker.echo out")
+        if self.training and self.head_echo is not None and not mask.echo:
+            raise ValueError("decoder.echo has a head for visible tokens, and the mask asks for none; set masker.echo")
+        rows, hidden = len(mask.predict), mask.predict.shape[1] - mask.echo
+        asked = mask.predict[:, :hidden]  # (kmB, Q - E)
+        seen = self.embed(self.fusion(features)[0])  # (mB, R + M, d)
+        queries = self.mask_token.expand(*asked.shape, -1)  # (kmB, Q - E, d)
+        if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
+            seen = seen + take(table, add_prefix(features.where, self.prefix))
+            queries = queries + take(table[:, self.prefix :], asked)
+        tokens = torch.cat([repeat_rows(seen, rows), queries.to(seen.dtype)], dim=1)  # (kmB, R + M + Q - E, d)
+        where = torch.cat([repeat_rows(features.where, rows), asked], dim=1)
+        channels, dtype = self.config.width // self.config.heads, self.mask_token.dtype
+        rotary = make_rotary(self.config.rotary, grid, channels, where, prefix=self.prefix, dtype=dtype)
         for block in self.blocks:
-            tokens = block(tokens)
-        return self.head(self.norm(tokens[:, seen.shape[1] :]))  # (kmB, Q, K)
+            tokens = block(tokens, rotary)
+        predicted = self.head(self.norm(tokens[:, seen.shape[1] :]))  # (kmB, Q - E, K)
+        if self.head_echo is None or not mask.echo:
+            return predicted
+        shown = self.head_echo(self.norm(tokens[:, self.prefix : self.prefix + mask.echo]))  # (kmB, E, K)
+        return torch.cat([predicted, shown], dim=1)

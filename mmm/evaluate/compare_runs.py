@@ -18,18 +18,7 @@ from mmm.evaluate.run_results import Record
 logger = logging.getLogger(__name__)
 
 # choices that do not change what is computed
-NOT_A_CHOICE = {
-    "folder",
-    "resume",
-    "allow",
-    "init",
-    "dry_run",
-    "evaluate",
-    "data.workers",
-    "train.threads",
-    "train.tracker",
-    "train.tracker_options",
-}
+NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers"}
 NOT_A_CHOICE |= {f"train.{name}" for name in ("threads", "log_every", "save_every", "keep_last", "evaluate_every")}
 NOT_A_CHOICE |= {"train.tracker", "train.tracker_options"}
 # choices that make losses incomparable, except for how hidden tokens are kept from the encoder
@@ -116,11 +105,11 @@ def group_runs(runs: Sequence[Record]) -> list[Group]:
     choices = [{name: value for name, value in one.items() if name != "seed" or not shared} for one in choices]
     labels = [" ".join(f"{name}={value}" for name, value in one.items()) for one in choices]
     if max(map(len, labels), default=0) > LONGEST or len(set(labels)) < len(labels) or not all(labels):
-        labels = _folders([run.path for run in firsts])
+        labels = short_names([run.path for run in firsts])
     return [Group(*parts) for parts in zip(labels, groups.values(), choices, strict=True)]
 
 
-def _folders(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """The names of folders, with as many of their parents as it takes to tell them apart."""
     whole = [path.resolve().parts for path in paths]
     count = next((n for n in range(1, max(map(len, whole))) if len({parts[-n:] for parts in whole}) == len(set(whole))), 1)

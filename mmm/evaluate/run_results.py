@@ -6,6 +6,7 @@ Evaluations are lines of `evaluations.jsonl`: {"kind": "features", "step": 1000,
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ import yaml
 from mmm.config.diff import flatten
 from mmm.config.serialize import read_yaml
 from mmm.system.redact import redact
+from mmm.train.run.lock import find_holder
 
 EVALUATIONS = "evaluations.jsonl"
+KINDS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool")
 NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
 # numbers in metrics.jsonl that are of the training itself
 OF_TRAINING = frozenset(
@@ -80,6 +83,8 @@ class Record:
             config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(config.get("train.batch_size"), int):
+            raise ValueError(f"{path} is no run: its config.yaml has no train.batch_size")
         found = {line["kind"]: line for line in _lines(path / EVALUATIONS) if "changes" not in line}
         return cls(path, config, _lines(path / "metrics.jsonl"), found)
 
@@ -104,6 +109,27 @@ class Record:
     def steps(self) -> int:
         """Updates made, as far as was logged."""
         return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def planned(self) -> int | None:
+        """Updates that the whole run makes; None where it is stated in epochs and nothing was logged yet."""
+        steps, epochs = self.config.get("train.steps"), self.config.get("train.epochs")
+        if steps is not None or epochs is None or not self.metrics:
+            return steps
+        line = next((line for line in reversed(self.metrics) if line.get("epoch")), None)
+        return None if line is None else math.ceil(round(epochs * line["step"] / line["epoch"], 6))
+
+    @property
+    def state(self) -> str:
+        """Whether the run is running, finished or stopped; a stopped run can be resumed."""
+        if find_holder(self.path):
+            return "running"
+        return "finished" if self.planned is not None and self.steps >= self.planned else "stopped"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The names of the parts, by kind, in the order of the forward."""
+        return {kind: self.config[f"{kind}.name"] for kind in KINDS if f"{kind}.name" in self.config}
 
     @cached_property
     def seconds(self) -> float | None:

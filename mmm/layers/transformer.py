@@ -98,20 +98,30 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries (B, Q, D) to keys and values made from (B, M, S)."""
+    """Multi-head attention of queries (B, Q, D) to keys and values made from (B, M, S); both may be turned by their places."""
 
-    def __init__(self, width: int, source: int, heads: int) -> None:
+    def __init__(self, width: int, source: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(source, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(source, 2 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """(B, Q, D), (B, M, S) -> (B, Q, D)."""
+    def forward(self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None) -> Tensor:
+        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys."""
+        return self.proj(self.attention(*self.queries_keys_values(x, source, rotary)))
+
+    def queries_keys_values(
+        self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries (B, Q, D) and keys (B, M, D) as they are compared, and values (B, M, D)."""
+        q = self.q(x)
         k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, 2D) -> (B, M, D) each
-        return self.proj(self.attention(self.q(x), k, v))
+        if rotary is not None:
+            shape = (self.num_heads, -1)
+            q, k = (one.apply(value.unflatten(2, shape)).flatten(2) for one, value in zip(rotary, (q, k), strict=True))
+        return q, k, v
 
 
 class MLP(nn.Module):

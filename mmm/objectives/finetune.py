@@ -25,7 +25,7 @@ from mmm.train.mixup import SoftConfig, SoftTargets, soft_cross_entropy
 
 logger = logging.getLogger(__name__)
 
-C = TypeVar("C", bound="FineTuneConfig")
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,16 @@ def with_pretrained(config: C, model: MaskedModel) -> C:
     """The config with the tokenizer and the encoder that the weights are of, so that it says what is trained."""
     own: Any = model.encoder.config
     tokenizer: Any = model.tokenizer
-    if (own.shape.width, own.shape.depth) != (config.encoder.shape.width, config.encoder.shape.depth):
+    choices: Any = config
+    chosen: EncoderConfig = choices.encoder
+    if (own.shape.width, own.shape.depth) != (chosen.shape.width, chosen.shape.depth):
         logger.warning(
             "the weights are %d wide and %d deep, this preset's encoder %d and %d: its drop path, layer decay and learning rate "
             "may be meant for the other size",
-            *(own.shape.width, own.shape.depth, config.encoder.shape.width, config.encoder.shape.depth),
+            *(own.shape.width, own.shape.depth, chosen.shape.width, chosen.shape.depth),
         )
-    return replace(config, tokenizer=tokenizer.config, encoder=replace(own, drop_path=_drop_path(config.encoder)))
+    changed: C = replace(choices, tokenizer=tokenizer.config, encoder=replace(own, drop_path=_drop_path(chosen)))
+    return changed
 
 
 class FineTuneObjective:

@@ -43,8 +43,19 @@ class TrainConfig:
     """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
     weight_decay_end: float | None = None
     """Weight decay at the end of the run, to which half a cosine leads (I-JEPA); none: it stays as it is."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's two decays."""
+    optimizer: str = "adamw"
+    """One of timm's optimizers by name: adamw, lion, lamb, lars, muon, adamuon, nadamw, sgd and others."""
+    betas: tuple[float, float] | None = None
+    """Decays of the averages of gradients and of their squares; none: the optimizer's own (adamw: 0.9 0.999)."""
+    momentum: float | None = None
+    """Decay of the average of gradients of an optimizer that has one such number (lars, muon, sgd); none: its own, or 0.9 where
+    that is 0."""
+    encoder_rate: float = 1.0
+    """Factor of the encoder's learning rate."""
+    embedding_rate: float = 1.0
+    """Factor of the learning rate of the encoder's patch embedding, beside the encoder's (CAPI: 0.2)."""
+    decoder_rate: float = 1.0
+    """Factor of the decoder's learning rate."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; none: not clipped."""
     max_skipped: int = 5
@@ -91,8 +102,13 @@ class TrainConfig:
                 raise ValueError(f"train.{name} {value} must be 0 or more")
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(f"train.final_learning_rate {self.final_learning_rate} is a fraction of the peak: give 0 to 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"train.betas {self.betas[0]} {self.betas[1]} are decays: give numbers of at least 0, below 1")
+        if not all(0 <= beta < 1 for beta in self.betas or ()):
+            raise ValueError(f"train.betas {self.betas} are decays: give numbers of at least 0, below 1")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"train.momentum {self.momentum} is a decay: give a number of at least 0, below 1")
+        for name in ("encoder_rate", "embedding_rate", "decoder_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} {getattr(self, name)} must be above 0: it multiplies the learning rate")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
             raise ValueError(
                 f"train.keep_every {self.keep_every} is no multiple of train.save_every {self.save_every}; use "

@@ -1,16 +1,24 @@
-"""AdamW (Loshchilov and Hutter, ICLR 2019), its groups, and any optimizer's state under the parameters' names."""
+"""Optimizers by name, AdamW (Loshchilov and Hutter, ICLR 2019) by default; their groups; their state under the parameters' names.
+
+All but fused AdamW are timm's. Muon (Jordan et al., 2024) orthogonalises the update of a matrix; fused queries, keys and values are
+one matrix to it. Patch embeddings and heads, and what is no matrix, go to AdamW, as its authors have it.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import nearest
 from mmm.core.types import UpdateScale
 from mmm.train.config import TrainConfig
-from mmm.train.distributed.fsdp import shard_like
+from mmm.train.distributed.fsdp import DDP, shard_like, sharding_asked
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
 LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
@@ -18,12 +26,24 @@ TOKENS = ("cls_token", "mask_token", "pos_embed")
 UNDECAYED = ("encoder.cls_token", "encoder.pos_embed")  # MAE's main_finetune.py; vectors and biases are not decayed either
 
 
+ADAMW_BETAS = (0.9, 0.999)
+REFUSED = ("kron", "adahessian", "fused", "bnb")  # random state, second derivatives; other libraries' (apex, bitsandbytes)
+MOMENTUM = 0.9  # timm's, of optimizers whose own is 0
+HYBRID = ("muon", "nmuon", "adamuon", "nadamuon")  # for matrices; they hold an AdamW for the rest
+TO_ADAMW = ("patch_embed.", "head.", "last_layer.")  # of a hybrid, what is a matrix and does not go to it
+ELEMENTWISE = ("adamw", "lion")  # may be computed on a part of a parameter: under FSDP2, tested
+OWN = ("params", "lr_scale", "decay_scale", "use_fallback")  # keys of a group that are not the optimizer's
+
+
 def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
-    """Fused AdamW over the parameters that train; vectors and biases are not decayed.
+    """The optimizer that the config names over the parameters that train; vectors and biases are not decayed.
 
     Class tokens, mask tokens and learned positions are decayed where `train.decay_tokens` says so, as in MAE: they have three
     dimensions, and its rule (timm's) spares only one. With `layer_decay`, for fine-tuning a classifier, they are not: see
     `layer_groups`.
+
+    Raises:
+        ValueError: no such optimizer, one that cannot be resumed, a choice that it does not have, one that FSDP2 cannot shard.
     """
     if layer_decay is None:
         from timm.optim import param_groups_weight_decay
@@ -35,8 +55,56 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float 
     for group in groups:
         group["decay_scale"] = group["weight_decay"]
         group["weight_decay"] = config.weight_decay * group["decay_scale"]
-    # rate and decay are set before every step; fused is one kernel on every device, the CPU's too
-    return torch.optim.AdamW(scale_groups(model, groups), lr=config.learning_rate, betas=config.betas, fused=True)
+    rates = {"encoder.": config.encoder_rate, "encoder.patch_embed.": config.embedding_rate, "decoder.": config.decoder_rate}
+    groups = scale_groups(model, groups, rates)
+    if config.optimizer == "adamw":
+        # rate and decay are set before every step; fused is one kernel on every device, the CPU's too
+        betas = config.betas or ADAMW_BETAS
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True, **_without_momentum(config))
+    return _named_optimizer(model, config, groups)
+
+
+def _without_momentum(config: TrainConfig) -> dict[str, Any]:
+    if config.momentum is not None:
+        raise ValueError(f"train.momentum {config.momentum}: adamw has none; set train.betas")
+    return {}
+
+
+def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """One of timm's."""
+    from timm.optim import get_optimizer_class, list_optimizers
+
+    name = config.optimizer
+    listed: list[str] = [str(one) for one in list_optimizers()]
+    if name not in (known := [one for one in listed if not any(part in one for part in REFUSED)]):
+        why = "cannot be resumed bit for bit, or needs more than gradients" if name in listed else "is none of timm's"
+        raise ValueError(f"train.optimizer {name} {why}{nearest(name, known)}; for instance adamw, lion, lamb, lars, muon")
+    if sharding_asked(os.environ) and name not in ELEMENTWISE:
+        raise ValueError(
+            f"train.optimizer {name} is not computed on parts of a matrix, as FSDP needs; use {' or '.join(ELEMENTWISE)}, or {DDP}"
+        )
+    kind: Any = get_optimizer_class(name)
+    has, chosen = inspect.signature(kind).parameters, {"betas": config.betas, "momentum": config.momentum}
+    options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
+    for option, value in options.items():
+        if option not in has or (option == "betas" and len(has[option].default) != len(value)):
+            raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such choice; leave it out")
+    if "momentum" in has and not has["momentum"].default:
+        options.setdefault("momentum", MOMENTUM)
+    if name in HYBRID:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        groups = [part for group in groups for part in _split_fallback(group, names)]
+    made: torch.optim.Optimizer = kind(groups, lr=config.learning_rate, **options)
+    return made
+
+
+def _split_fallback(group: dict[str, Any], names: Mapping[nn.Parameter, str]) -> list[dict[str, Any]]:
+    """The same group, or two: parameters that go to a hybrid's AdamW by their names, and the others."""
+    split = []
+    for fallback in (False, True):
+        members = [one for one in group["params"] if any(f".{part}" in f".{names[one]}" for part in TO_ADAMW) is fallback]
+        split += [group | {"params": members} | ({"use_fallback": True} if fallback else {})] if members else []
+    return split
 
 
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -50,9 +118,17 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
     return param_groups_layer_decay(_Layered(model), weight_decay, UNDECAYED, layer_decay=layer_decay)  # type: ignore[arg-type]
 
 
-def scale_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same groups, split where modules bear an `update_scale` (`mmm.core.types.UpdateScale`) of their own."""
+def scale_groups(model: nn.Module, groups: list[dict[str, Any]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The same groups, split where modules bear an `update_scale` (`mmm.core.types.UpdateScale`) of their own.
+
+    Args:
+        rates: factors of the learning rate of parameters whose names begin so; those that fit are multiplied.
+    """
     scales: dict[nn.Parameter, tuple[float, float]] = {}
+    for name, parameter in model.named_parameters():
+        factor = math.prod(rate for start, rate in rates.items() if name.startswith(start))
+        if factor != 1:
+            scales[parameter] = factor, 1.0
     for module in model.modules():
         own = getattr(module, "update_scale", UpdateScale())
         for parameter in module.parameters() if own != UpdateScale() else ():
@@ -82,12 +158,15 @@ class _Layered:
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Splits the state into what safetensors and what JSON can hold, under "parameter/entry".
 
-    The groups' settings are not in it: they follow from the config, which a resume compares.
+    The groups' settings are not in it: they follow from the config, which a resume compares. What an optimizer counts in its groups
+    is, under "group/entry" with the group's number.
 
     Args:
         names: of the parameters.
     """
     entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    for number, group in enumerate(optimizer.param_groups):
+        entries |= {f"{number}/{key}": value for key, value in group.items() if key not in (*optimizer.defaults, *OWN)}
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in entries.items() if name not in tensors}
 
@@ -104,9 +183,13 @@ def load_optimizer(
     position = {names[p]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     parameters = {name: p for p, name in names.items()}
     state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for entry in (*tensors, *rest):
         name, key = entry.rsplit("/", 1)
+        if name.isdigit():
+            groups[int(name)][key] = tensors[entry].clone() if entry in tensors else rest[entry]
+            continue
         # copied, for safetensors maps the file: it could not be freed while the run lives
         value = shard_like(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
         state.setdefault(position[name], {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

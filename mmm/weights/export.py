@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmm.classifier import Classifier
 from mmm.core.types import Input
 from mmm.data.transforms.crop import margin_of
+from mmm.model import MaskedModel
 from mmm.weights.formats import Model, find_format
 from mmm.weights.formats.base import PROCESSOR
 from mmm.weights.model_card import CARD, Origin, model_card
@@ -59,6 +61,8 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
     Raises:
         ValueError: the format cannot hold the model.
     """
+    if to != "folder" and not isinstance(model, (MaskedModel, Classifier)):
+        raise ValueError(f"--to {to} holds no {type(model).__name__.lower()}; --to folder does")
     lines = find_format(to).write(model, folder)
     if model.data is not None:
         text = json.dumps(processor_config(model.data), indent=2) + "\n"

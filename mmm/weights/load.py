@@ -62,7 +62,7 @@ def load(
         frames: for a file in VideoMAE's layout, the length of the clips that it was trained on. None: 16.
 
     Returns:
-        A masked model, or a classifier where the weights have a head.
+        A masked model; a classifier, a segmenter or a detector where the weights have a head.
 
     Raises:
         ValueError: the weights cannot be read, are of no known format or do not fit, or an argument is missing or does not fit.
@@ -85,11 +85,18 @@ def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedMode
 
 
 def without_head(model: Model, source: str) -> MaskedModel:
-    """Returns a masked model as it is, and the encoder of a classifier as a model without a decoder."""
+    """Returns a masked model as it is, and the encoder of another one as a model without a decoder.
+
+    Raises:
+        ValueError: the encoder is of no use alone.
+    """
     if isinstance(model, MaskedModel):
         return model
     left = [name for name in model.state_dict() if not name.startswith("encoder.")]
-    logger.warning("%s is a classifier; only its encoder is used, without %s", source, shorten_list(left))
+    if getattr(model, "relative_bias", False) or getattr(getattr(model, "config", None), "relative", False):
+        raise ValueError(f"{source} has learned biases of relative positions, without which its encoder is of no use")
+    kind = type(model).__name__.lower()
+    logger.warning("%s is a %s; only its encoder is used, without %s", source, kind, shorten_list(left))
     data = model.data
     assert data is not None
     target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
@@ -106,7 +113,9 @@ def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, tok
     model: Model = read_stored(find_stored(path, revision=revision, token=token), Options())
     model = without_head(model, str(path)) if issubclass(kind, MaskedModel) else model
     if not isinstance(model, kind):
-        raise ValueError(f"{path} holds no head; Classifier.of(mmm.load(path), classes=...) makes one")
+        if isinstance(model, MaskedModel):
+            raise ValueError(f"{path} holds no head; Classifier.of(mmm.load(path), classes=...) makes one")
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a {kind.__name__}")
     return model
 
 

@@ -13,6 +13,9 @@ import yaml
 from mmm.classifier import Classifier
 from mmm.config.diff import flatten
 from mmm.config.serialize import to_dict
+from mmm.dense.detector import Detector
+from mmm.dense.segmenter import Segmenter
+from mmm.model import MaskedModel
 from mmm.weights.formats.base import Model
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float
     clips, headed = len(model.tokenizer.size) == 3, isinstance(model, Classifier)
     encodes = "feature-extraction" if clips else "image-feature-extraction"
     pipeline = f"{'video' if clips else 'image'}-classification" if headed else encodes
+    pipeline = {"Segmenter": "image-segmentation", "Detector": "object-detection"}.get(type(model).__name__, pipeline)
     source = _source(((origin.config or {}).get("data") or {}).get("source"))
     found = [
         EvalResult(pipeline, "custom", source, "accuracy" if "top" in name else "psnr", value, metric_name=f"{kind} {name}".strip())
@@ -101,9 +105,9 @@ def _title(model: Model, origin: Origin) -> str:
     from mmm import __version__
 
     medium = "video clips" if len(model.tokenizer.size) == 3 else "images"
-    decoder = None if isinstance(model, Classifier) else model.decoder
+    decoder = model.decoder if isinstance(model, MaskedModel) else None
     encoder = f"An encoder{'' if decoder is None else ' and its decoder'}, of a masked model of {medium}"
-    what = f"A classifier of {medium}" if isinstance(model, Classifier) else encoder
+    what = encoder if isinstance(model, MaskedModel) else f"A {type(model).__name__.lower()} of {medium}"
     return f"# {_plain(origin.name or f'Masked model of {medium}')}\n\n{what}, written by mmm {__version__}."
 
 
@@ -116,7 +120,8 @@ def _parts(model: Model) -> str:
     enters = ", ".join(f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in data.items())
     chosen = {name: to_dict(getattr(part, "config", None)) for name, part in parts.items()}
     choices = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
-    classes = [f"Classes: {_plain(', '.join(model.labels))}."] if isinstance(model, Classifier) and model.labels else []
+    labels = None if isinstance(model, MaskedModel) else model.labels
+    classes = [f"Classes: {_plain(', '.join(labels))}."] if labels else []
     return "\n\n".join(["## What it is", f"Weights: {sizes}.", f"Input, normalised: {enters}.", *classes, f"```yaml\n{choices}```"])
 
 
@@ -125,6 +130,10 @@ def _usage(model: Model) -> list[str]:
     shape = "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
     if isinstance(model, Classifier):
         return [f"logits = model(x)  # x: normalised pixels, {shape}"]
+    if isinstance(model, Detector):
+        return ["objects = model(x)  # boxes, labels from 1, scores and masks of each image; x: normalised pixels, (B, C, H, W)"]
+    if isinstance(model, Segmenter):
+        return [f"labels = model.segment(x).argmax(1)  # x: normalised pixels, {shape}"]
     loss = [f"loss = model(x).loss  # of hidden tokens, x: {shape}"] if model.decoder is not None else []
     return [f"features = model.encode(x).tokens  # x: normalised pixels, {shape}", *loss]
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
-from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
+from mmm.evaluate.attention.decoder_attention import DecoderAttention, Layer, _shares, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.run_results import Record
 from mmm.layers.transformer import CrossAttention
@@ -73,6 +73,23 @@ def test_even_attention_has_the_shares_of_the_counts(decoder, predict, shares, b
         for name, times in mean["to_one_token"].items():
             assert times is None or times == pytest.approx(1, abs=1e-5), name
     assert len(found["layers"]) == 2 * len(shares)
+
+
+def test_the_measure_of_crossmae_on_attention_made_by_hand() -> None:
+    """Eight blocks of 16 heads, 49 visible tokens and a class token, 147 masked ones: sums over blocks and heads of the mean
+    attention to one key. With 55.4 % of the attention on the first 50, their published totals follow."""
+    found, rows = DecoderAttention(), 2
+    for block in range(8):
+        weights = torch.cat([torch.full((rows, 16, 147, 50), 0.554 / 50), torch.full((rows, 16, 147, 147), 0.446 / 147)], dim=3)
+        counts = (1, 49, 1, 146)
+        evenly = torch.tensor(counts, dtype=torch.float64) / 197
+        found.layers[f"blocks.{block}.attn"] = Layer("all", _shares(weights, counts) * rows, evenly, 197, 16)
+    found.samples = rows
+    measured = found.result()["mean"]["all"]["crossmae"]
+    assert measured["visible"] == pytest.approx(8 * 16 * 0.554 / 50)  # 1.418
+    assert measured["masked"] == pytest.approx(8 * 16 * 0.446 / 147)  # 0.388
+    assert 50 * measured["visible"] + 147 * measured["masked"] == pytest.approx(8 * 16)
+    assert (round(measured["visible"], 2), round(measured["masked"], 2)) == (1.42, 0.39)
 
 
 def test_blanks_that_the_encoder_sees_are_hidden_tokens(build: Build) -> None:

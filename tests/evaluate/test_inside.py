@@ -20,12 +20,13 @@ from mmm.evaluate.inside.distance import (
     token_places,
     tokens_read,
 )
-from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, nearest_visible
+from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
 from mmm.evaluate.inside.inspection import Inspection
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
 from mmm.evaluate.inside.maps import feature_colours
 from mmm.evaluate.inside.similarity import MinibatchCKA, linear_cka
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
+from mmm.tokenizers import Tubes
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -199,6 +200,19 @@ def test_error_by_frequency() -> None:
     assert [row["share"] for row in half.result()] == pytest.approx([0.25] * 4, rel=1e-3)
 
 
+def test_error_by_motion_sorts_tokens_by_their_change() -> None:
+    """Two tubes of two frames and 2 x 2 pixels: one stands still, one changes by 0.05 a frame."""
+    clip = torch.zeros(1, 1, 2, 2, 4)
+    clip[0, 0, 1, :, 2:] = 0.05
+    tokenizer = Tubes(Tubes.Config(size=2, frames=2), channels=1)
+    motion = token_motion(clip, tokenizer.split)
+    torch.testing.assert_close(motion, torch.tensor([[0.0, 0.05]]))
+    found = ErrorByMotion()
+    found.add(torch.tensor([[1.0, 3.0]]), motion)
+    found.add(torch.tensor([[2.0, 5.0]]), motion)
+    assert [(row["tokens"], row["error"]) for row in found.result()] == [(2, 1.5), (0, None), (0, None), (2, 4.0), (0, None)]
+
+
 # --- the task ---------------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +265,8 @@ def test_inspect_of_clips(video_run: Path, films: Path, tmp_path: Path) -> None:
     found = ask(["inspect", str(video_run), "--source", str(films), "--out", str(tmp_path / "clips"), *CPU])
     (one,) = found["models"].values()
     assert one["errors"]["psnr_by_ratio"]
+    assert sum(row["tokens"] for row in one["errors"]["by_motion"]) == sum(row["tokens"] for row in one["errors"]["by_distance"])
+    assert (tmp_path / "clips" / "motion.png").is_file()
     assert (tmp_path / "clips" / "maps.png").is_file()
     with pytest.raises(SystemExit):
         ask(["inspect", "a", "b", "c"])

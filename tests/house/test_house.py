@@ -17,7 +17,7 @@ KINDS = {"tokenizers", "maskers", "encoders", "decoders", "targets", "pools"}
 # the packages and loose files of mmm/; each imports only those before it, apart from the exceptions below
 ORDER = (
     *("core", "system", "config", "layers", "tokenizers", "maskers", "encoders", "decoders", "targets", "pools"),
-    *("model", "contract", "classifier", "data", "transform", "train", "weights", "evaluate", "objectives"),
+    *("model", "contract", "classifier", "dense", "data", "transform", "train", "weights", "evaluate", "objectives"),
 )
 LOOSE = {"__init__.py", "model.py", "classifier.py", "transform.py", "contract.py"}
 # the public names and the methods of a model import, when they are called, what saves, loads, prepares and draws

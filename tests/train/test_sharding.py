@@ -147,6 +147,7 @@ def one_of_several(folder):
         train(folder / "begun", sharded=True, resume=True)
         return
     training = train(folder / "two", sharded=True)
+    train(folder / "two_lion", replace(SETTINGS, optimizer="lion"), sharded=True)
     assert all(type(value).__name__ == "DTensor" for value in training.unwrapped.parameters())
     assert training.unwrapped.blocks[0].linear.weight.to_local().shape == ((3, 2)[rank], 5)
     train(folder / "begun", sharded=True, until=HALF)
@@ -231,6 +232,7 @@ def runs(tmp_path_factory):
     """What one process, and two that shard, left."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "one")
+    train(folder / "one_lion", replace(SETTINGS, optimizer="lion"))
     train(folder / "whole", until=HALF)
     (folder / "masked").mkdir()
     assert several(folder, 2).count("done") == 2
@@ -256,6 +258,10 @@ def test_two_that_shard_do_what_one_does(runs):
             assert other[name] == (None if value is None else pytest.approx(value, rel=1e-9))
     assert lines(runs / "two")[BAD]["skipped"] == 1
     assert (runs / "two" / "skipped.jsonl").read_text() == (runs / "one" / "skipped.jsonl").read_text()
+
+
+def test_lion_shards_too(runs):
+    assert_close(content(runs / "one_lion"), content(runs / "two_lion"))
 
 
 def test_each_process_saves_its_part(runs):

@@ -14,7 +14,7 @@ from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, scores, stream
 from mmm.data.config import DataConfig
 from mmm.data.loading.sampler import Order, WeightedOrder
-from mmm.data.sources.base import EVALUATION, Table
+from mmm.data.sources.base import EVALUATION, Source, Table
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.augment import rand_augment
 from mmm.system.files import digest
@@ -102,12 +102,13 @@ class Dataset(Generic[C]):
         return type(self)(self.table, self.config, self.rows[index], self.where)
 
 
-def select_rows(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
+def select_rows(config: DataConfig, split: str, source: Source | None = None) -> tuple[Table, Tensor, str]:
     """Opens the source and selects rows of one of its splits.
 
     Args:
         config: where the data is.
         split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
+        source: opened. None: the one that `data.source` names.
 
     Returns:
         The table, the rows, int64 (N,), and the name of split and part.
@@ -118,7 +119,7 @@ def select_rows(config: DataConfig, split: str) -> tuple[Table, Tensor, str]:
     config.check()
     if split == "eval" and config.eval_source is not None:
         return _open_eval_source(config, config.eval_source)
-    source = find_source(config)
+    source = source or find_source(config)
     name, part = _choose(source.splits, config, split)
     table = source.table(name)
     if len(table.column) == 0:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+from mmm.data.annotated.detection import AnnotatedObjects
+from mmm.data.annotated.pixels import LabelledPixels
 from mmm.data.datasets.clips import Clips
 from mmm.data.datasets.images import Images
 from mmm.data.loading.loader import Batch, train_batches
 from mmm.data.loading.sampler import spread
+
+Part = Images | Clips | LabelledPixels[Any] | AnnotatedObjects
 
 
 class Mixture:
@@ -24,7 +29,7 @@ class Mixture:
         seed: of the run.
     """
 
-    def __init__(self, parts: Sequence[Images | Clips], updates: Sequence[int], seed: int) -> None:
+    def __init__(self, parts: Sequence[Part], updates: Sequence[int], seed: int) -> None:
         self.parts, self.updates, self.seed = list(parts), list(updates), seed
         self.cycle = spread(updates)
         self.orders = [part.order(seed, source) for source, part in enumerate(parts)]

@@ -83,6 +83,7 @@ class Batch:
         problems: the inputs of this batch that could not be read.
         deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
         source: which of several sources the samples are of.
+        targets: what is to be predicted of each sample, where the data set has more than labels (objects); stays on the CPU.
     """
 
     pixels: Tensor
@@ -93,6 +94,7 @@ class Batch:
     problems: list[Problem]
     deferred: PackedCrops | None = None
     source: int = 0
+    targets: tuple[dict[str, Tensor], ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -175,7 +177,9 @@ class _Views(Dataset[Batch]):
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
-            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source)
+            made = getattr(self.samples, "targets", None)  # of data sets with objects
+            targets = () if made is None else made(index, keys.flatten(), self.train)
+            return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source, targets=targets)
         nothing = torch.empty(0, dtype=torch.uint8)
         return Batch(nothing, keys.flatten(), index, epoch, labels, problems, views.pack(), self.source)
 

@@ -94,14 +94,23 @@ def relight(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
     return ((values - centre) * gain + brightness).round().clip(0, 255).astype(np.uint8)
 
 
-def photograph(file: str) -> Image.Image:
-    """A photograph in scikit-image's wheel, in RGB, at most HEIGHT pixels high."""
+def photograph_path(file: str) -> Path:
+    """The path of a file among the photographs in scikit-image's wheel.
+
+    Raises:
+        ValueError: it is not there.
+    """
     package = importlib.util.find_spec("skimage")  # not imported: only its files are needed
     folders = package.submodule_search_locations if package else None
     path = Path(next(iter(folders or ["skimage"]))) / "data" / file
     if not path.exists():
         raise ValueError(f"built-in data needs {file} of scikit-image, which is not installed; install scikit-image")
-    with Image.open(path) as opened:
+    return path
+
+
+def photograph(file: str) -> Image.Image:
+    """A photograph in scikit-image's wheel, in RGB, at most HEIGHT pixels high."""
+    with Image.open(photograph_path(file)) as opened:
         image = opened.convert("RGB")
     if image.height > HEIGHT:
         image = image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.Resampling.BICUBIC)

@@ -95,14 +95,18 @@ class Parquet:
             self.files.setdefault(_split_of(PurePath(file)), []).append(file)
         self.splits = tuple(self.files)
 
-    def table(self, split: str) -> Table:
-        """Reads one split; other files are not converted."""
+    def rows(self, split: str) -> tuple[Dataset, Path | str | None, str]:
+        """Reads one split; other files are not converted. Returns its rows, the root of paths in them, and a fingerprint."""
         from datasets import load_dataset
 
         files = self.files[split]
         rows = _load(f"{self.root} cannot be read", lambda: load_dataset("parquet", data_files={split: files}, split=split))
-        fingerprint = digest([split, len(rows), *((PurePath(file).name, self.sizes[file]) for file in files)])
-        return dataset_table(rows, split, self.columns, self.medium, root=self.root, fingerprint=fingerprint)
+        return rows, self.root, digest([split, len(rows), *((PurePath(file).name, self.sizes[file]) for file in files)])
+
+    def table(self, split: str) -> Table:
+        """The samples of one split."""
+        rows, root, fingerprint = self.rows(split)
+        return dataset_table(rows, split, self.columns, self.medium, root=root, fingerprint=fingerprint)
 
 
 class Hub:
@@ -119,12 +123,16 @@ class Hub:
         )
         self.splits = tuple(str(split) for split in names)
 
-    def table(self, split: str) -> Table:
-        """Downloads one split, or reads it from the cache."""
+    def rows(self, split: str) -> tuple[Dataset, Path | str | None, str]:
+        """Downloads one split, or reads it from the cache; returned as by `Parquet.rows`."""
         from datasets import load_dataset
 
         rows = _load(f"{self.name} cannot be read from the hub", lambda: load_dataset(self.path, self.subset, split=split))
-        fingerprint = digest([self.name, split, len(rows), sorted(rows.features.items())])
+        return rows, None, digest([self.name, split, len(rows), sorted(rows.features.items())])
+
+    def table(self, split: str) -> Table:
+        """The samples of one split."""
+        rows, _, fingerprint = self.rows(split)
         return dataset_table(rows, split, self.columns, self.medium, fingerprint=fingerprint)
 
 
@@ -141,13 +149,19 @@ class SavedDataset:
         """Whether a folder is one."""
         return (root / "dataset_dict.json").exists() or all((root / name).exists() for name in ("dataset_info.json", "state.json"))
 
-    def table(self, split: str) -> Table:
-        """Maps one split into memory; paths in it must be below the folder."""
+    def rows(self, split: str) -> tuple[Dataset, Path | str | None, str]:
+        """Maps one split into memory; paths in it must be below the folder. Returned as by `Parquet.rows`."""
         from datasets import load_from_disk
 
         folder = self.root / split if (self.root / "dataset_dict.json").exists() else self.root
         rows: Any = _load(f"{folder} cannot be read", lambda: load_from_disk(str(folder)))
-        return dataset_table(rows, split, self.columns, self.medium, root=self.root)
+        rows = _in_order(rows)
+        return rows, self.root, digest([split, rows._fingerprint])
+
+    def table(self, split: str) -> Table:
+        """The samples of one split."""
+        rows, root, fingerprint = self.rows(split)
+        return dataset_table(rows, split, self.columns, self.medium, root=root, fingerprint=fingerprint)
 
 
 def _split_of(file: PurePath) -> str:
@@ -188,14 +202,20 @@ def dataset_table(
     Raises:
         ValueError: where it is not clear which column holds the samples, or labels are neither whole numbers nor names.
     """
-    if rows._indices is not None:  # shuffled or selected rows; the Arrow columns do not show this
-        rows = rows.flatten_indices()
+    rows = _in_order(rows)
     column, label = _sample_column(rows, columns[0], medium), _label_column(rows, columns[1])
     labels = classes = None
     if label is not None:
         names = getattr(rows.features[label], "names", None)
         labels, classes = number_labels(rows.data.column(label).to_pylist(), names, f"data.label_column {label}")
     return Table(ArrowColumn(rows, column, split, root), labels, classes, fingerprint or digest([split, rows._fingerprint]))
+
+
+def _in_order(rows: Dataset) -> Dataset:
+    """The rows as their Arrow columns must show them, where they were shuffled or selected."""
+    if rows._indices is not None:
+        rows = rows.flatten_indices()
+    return rows
 
 
 def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:

@@ -1,4 +1,4 @@
-"""Where predictions err: by distance to what was visible, and by spatial frequency.
+"""Where predictions err: by distance to what was visible, by spatial frequency, and by motion.
 
 Shapes: B samples, C channels, H and W pixels, N tokens, Q predicted and V visible tokens, a axes of the grid.
 """
@@ -6,6 +6,7 @@ Shapes: B samples, C channels, H and W pixels, N tokens, Q predicted and V visib
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -87,3 +88,41 @@ class ErrorByFrequency:
         """Returns one row per ring: its upper end in cycles per pixel, and the error's energy over the original's."""
         share = self.error / self.energy.clamp(min=1e-30)
         return [{"up_to": 0.5 * (number + 1) / self.bins, "share": value.item()} for number, value in enumerate(share)]
+
+
+MOTIONS = (0.01, 0.02, 0.04, 0.08, math.inf)
+"""Upper ends of the motion by which tokens of clips are sorted: mean change of a pixel from frame to frame, of a range of 1."""
+
+
+def token_motion(clip: Tensor, split: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the mean absolute change of the pixels of each token from a frame to the next one, (B, N).
+
+    The last frame's change is that of the frame before.
+
+    Args:
+        clip: (B, C, T, H, W) in [0, 1], of at least two frames.
+        split: the tokenizer's, to raw values (B, N, P).
+    """
+    change = (clip[:, :, 1:] - clip[:, :, :-1]).abs()
+    return split(torch.cat([change, change[:, :, -1:]], dim=2)).mean(2)
+
+
+class ErrorByMotion:
+    """Accumulates the squared error of predicted tokens of clips by how much their pixels change from frame to frame."""
+
+    def __init__(self) -> None:
+        """Starts with no token."""
+        self.sums, self.counts = torch.zeros(len(MOTIONS), dtype=torch.float64), torch.zeros(len(MOTIONS), dtype=torch.int64)
+
+    def add(self, error: Tensor, motion: Tensor) -> None:
+        """Adds predicted tokens: their mean squared error and their motion, of one shape."""
+        bins = torch.bucketize(motion.detach().cpu(), torch.tensor(MOTIONS[:-1])).flatten()
+        self.sums.index_add_(0, bins, error.detach().cpu().double().flatten())
+        self.counts += torch.bincount(bins, minlength=len(MOTIONS))
+
+    def result(self) -> list[dict[str, float | int | None]]:
+        """Returns one row per bin: the upper end of the motion, the number of tokens, and their mean squared error."""
+        return [
+            {"up_to": None if math.isinf(end) else end, "tokens": int(count), "error": (total / count).item() if count else None}
+            for end, count, total in zip(MOTIONS, self.counts, self.sums, strict=True)
+        ]

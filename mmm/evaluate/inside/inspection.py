@@ -17,8 +17,9 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import repeat_rows, take
 from mmm.core.types import Input
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
+from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
-from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, nearest_visible
+from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
@@ -73,7 +74,8 @@ class Inspection:
         self.attention: dict[str, list[Mean]] = {name: [] for name in ("distance", "tokens_read", "effective_rank", "prefix_share")}
         self.even: float | None = None
         self.decoder, self.rings = DecoderAttention(), [Mean(), Mean()]
-        self.by_distance, self.by_frequency = ErrorByDistance(), ErrorByFrequency()
+        self.by_distance, self.by_frequency, self.by_motion = ErrorByDistance(), ErrorByFrequency(), ErrorByMotion()
+        self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
 
     @property
@@ -146,6 +148,8 @@ class Inspection:
         mask = self.model.draw_masks(x, keys)
         features = self.model.encoder(patches, grid, mask)
         assert self.model.decoder is not None
+        if fusion_of(self.model.decoder) is not None:
+            self.maps.add(features)
         try:
             self.decoder.add(self.model.decoder, features, mask, grid)
         except ValueError:  # a decoder without attention, a linear one for instance
@@ -176,6 +180,9 @@ class Inspection:
         difference = self.model.tokenizer.split((own.pasted - own.original).to(x.device))  # (B, N, P)
         error = take(difference, mask.predict).square().mean(-1)  # (B, Q)
         self.by_distance.add(error, nearest_visible(mask, token_places(grid, (1,) * len(grid)).to(x.device)))
+        if x.dim() == 5 and x.shape[2] > 1:
+            motion = token_motion(own.original.to(x.device), self.model.tokenizer.split)  # (B, N)
+            self.by_motion.add(error, take(motion, mask.predict))
         masker = self.model.masker
         for ratio in RATIOS:
             try:
@@ -207,10 +214,14 @@ class Inspection:
             found["decoder"] = self.decoder.result() | {
                 "rings": [{"up_to": end, "share": s, "even": e} for end, s, e in zip(ends, *rings, strict=True)] if rings[0] else []
             }
+        fusion = None if self.model.decoder is None else fusion_of(self.model.decoder)
+        if fusion is not None and self.maps.samples:
+            found["fusion"] = fusion_weights(fusion, self.maps)
         if self.by_ratio:
             found["errors"] = {
                 "by_distance": self.by_distance.result(),
                 "by_frequency": self.by_frequency.result(),
+                "by_motion": self.by_motion.result() if self.by_motion.counts.sum() else [],
                 "psnr_by_ratio": {str(ratio): error.psnr() for ratio, error in self.by_ratio.items()},
             }
         return found

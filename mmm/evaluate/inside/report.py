@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmm.evaluate.attention.plot import draw_fusion
 from mmm.evaluate.inside.claims import claims
 from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
 
@@ -72,10 +73,37 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
             (
                 _rings(models, folder / "decoder.png"),
                 "Where predicted tokens look",
-                "Share of the decoder's attention to visible tokens by distance, beside even attention.",
+                "Share of the decoder's attention to visible tokens by distance, beside even attention. " + _summed(models),
             )
         )
+    if any(found.get("errors", {}).get("by_motion") for found in models.values()):
+        made.append(
+            (
+                _motion(models, folder / "motion.png"),
+                "Errors by motion",
+                "Mean squared error of hidden tokens by the mean change of their pixels from frame to frame, of a range of 1.",
+            )
+        )
+    for number, (name, found) in enumerate(models.items(), start=1):
+        if "fusion" in found:
+            path = draw_fusion(found["fusion"], folder / f"fusion_{number}.png", name)
+            made.append((path, f"Encoder blocks that decoder blocks read: {name}", "Weights of inter-block fusion, and shares."))
     return made
+
+
+def _summed(models: Models) -> str:
+    """CrossMAE's measure of each model whose decoder reads all tokens, as a sentence."""
+    parts = []
+    for name, found in models.items():
+        one = found.get("decoder", {}).get("mean", {}).get("all", {}).get("crossmae", {})
+        if one.get("visible") is not None and one.get("masked") is not None:
+            parts.append(f"{name} {one['visible']:.2f} to a visible token, {one['masked']:.2f} to a masked one")
+    if not parts:
+        return ""
+    start = (
+        "Mean attention to one token, summed over blocks and heads as CrossMAE's authors do (1.42 and 0.39 for their MAE ViT-B): "
+    )
+    return f"{start}{'; '.join(parts)}."
 
 
 def _similarity(models: Models, across: list[list[float]] | None, path: Path) -> Path:
@@ -150,6 +178,21 @@ def _errors(models: Models, path: Path) -> Path:
     plain(middle, "spatial frequency, cycles per pixel", "energy of the error / of the original")
     plain(right, "fraction hidden", "PSNR of hidden tokens, dB")
     _legend(figure, left)
+    return save_figure(figure, path)
+
+
+def _motion(models: Models, path: Path) -> Path:
+    """Draws errors by motion."""
+    figure = new_figure(7.0, 3.4)
+    axes: Axes = figure.add_subplot()
+    shown = [(name, found["errors"]["by_motion"]) for name, found in models.items() if found.get("errors", {}).get("by_motion")]
+    for place, ((name, rows), colour) in enumerate(zip(shown, COLOURS, strict=False)):
+        known = [(number, row["error"]) for number, row in enumerate(rows) if row["error"] is not None]
+        axes.bar([number + 0.4 * place for number, _ in known], [error for _, error in known], width=0.36, color=colour, label=name)
+    ends = [row["up_to"] for row in shown[0][1]]
+    axes.set_xticks(range(len(ends)), ["beyond" if end is None else f"up to {end:g}" for end in ends])
+    plain(axes, "change of a pixel from frame to frame", "mean squared error")
+    _legend(figure, axes)
     return save_figure(figure, path)
 
 

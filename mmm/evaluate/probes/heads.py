@@ -20,6 +20,7 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Shape
 from mmm.pools import Pool, pools
 from mmm.train.config import TrainConfig
+from mmm.train.optimizer import ADAMW_BETAS
 
 Optimizer = Literal["lars", "adamw"]
 
@@ -96,4 +97,4 @@ def make_probe_optimizer(
         from timm.optim.lars import Lars
 
         return Lars(groups, lr=config.learning_rate, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas or ADAMW_BETAS, fused=True)

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 FILE = "micro_batch.json"
 SMALL = 2  # samples of a trial on a CPU
 SHARE = 0.9  # of the memory that may be taken
+TENSORS = {"SGD": 1, "SGDW": 1, "Lars": 1, "Lion": 1, "Muon": 1, "Adan": 4}  # of an optimizer's state for each weight; others: 2
 PASSING = 1.5  # a step on a CPU takes this times what it keeps: results on their way to others
 
 
@@ -162,12 +163,12 @@ def _saved_bytes(training: Training, trial: Trial, samples: int) -> int:
 
 
 def state_bytes(training: Training) -> int:
-    """Bytes of the optimizer's state that are not there yet: two tensors for each weight with Adam, else one."""
+    """Bytes of the optimizer's state that are not there yet: two tensors for each weight with AdamW."""
     inner: Any = getattr(training.optimizer, "optimizer", training.optimizer)
     if inner.state:
         return 0
     weights = sum(weight.nbytes for group in inner.param_groups for weight in group["params"])
-    return weights * (2 if isinstance(inner, torch.optim.Adam) else 1)
+    return weights * TENSORS.get(type(inner).__name__, 2)
 
 
 @contextmanager

@@ -38,23 +38,32 @@ class RunLock:
             self.path.unlink()
 
     def _refuse_if_held(self, folder: Path) -> None:
-        owner = self._read()
-        if owner is None:
-            return
-        here = owner["host"] == self.owner["host"]
-        if here and not _alive(owner["pid"], owner["began"]):
-            return
-        raise ValueError(
-            f"run folder {folder} is in use by process {owner['pid']} on {owner['host']}; "
-            f"give another --folder, or delete {self.path} if that process is dead"
-        )
+        if owner := find_holder(folder):
+            raise ValueError(
+                f"run folder {folder} is in use by {owner}; give another --folder, or delete {self.path} if that process is dead"
+            )
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            owner = json.loads(self.path.read_text())
-        except (FileNotFoundError, ValueError, RecursionError):  # a lock that was cut off while it was written is nobody's
-            return None
-        return owner if isinstance(owner, dict) and owner.keys() == self.owner.keys() else None
+        return _read(self.path)
+
+
+def find_holder(folder: Path) -> str | None:
+    """Returns which process holds a folder, for a message, or None where none does.
+
+    Of a process on another host it cannot be known whether it is alive; it counts as alive.
+    """
+    owner = _read(folder / "lock")
+    if owner is None or (owner["host"] == socket.gethostname() and not _alive(owner["pid"], owner["began"])):
+        return None
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError, RecursionError):  # a lock that was cut off while it was written is nobody's
+        return None
+    return owner if isinstance(owner, dict) and owner.keys() == {"host", "pid", "began"} else None
 
 
 def _alive(pid: int, began: float) -> bool:

@@ -19,13 +19,15 @@ from torch import Tensor
 from mmm.classifier import Classifier
 from mmm.core.checks import nearest
 from mmm.core.types import Input
+from mmm.dense.detector import Detector
+from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
 from mmm.weights.matching import shorten_list
 from mmm.weights.safe_load import read_weights
 
 logger = logging.getLogger(__name__)
 
-Model = MaskedModel | Classifier
+Model = MaskedModel | Classifier | Segmenter | Detector
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights in a folder, as the hub has them

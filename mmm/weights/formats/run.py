@@ -23,6 +23,8 @@ from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
 from mmm.decoders import DecoderConfig, LinearDecoder
+from mmm.dense.detector import Detector
+from mmm.dense.segmenter import Segmenter
 from mmm.encoders import EncoderConfig, encoders
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig
@@ -32,6 +34,7 @@ from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
 from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register
+from mmm.weights.formats.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
 from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 
@@ -51,6 +54,7 @@ class Parts:
     Attributes:
         decoded: whether it has the decoder; a masked model may be its encoder alone.
         headed: whether it is a classifier, with pool and head.
+        dense: the head of a model with an output for each pixel or object, or None.
     """
 
     tokenizer: PartConfig
@@ -62,6 +66,7 @@ class Parts:
     head: HeadConfig = HeadConfig()
     decoded: bool = False
     headed: bool = False
+    dense: DenseParts | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -133,14 +138,17 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
     """
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
-        headed = isinstance(tree, Mapping) and "head" in tree and "decoder" not in tree
-        parts = {name: value for name, value in _only(tree, HEADED if headed else MASKED, "").items() if name != "decoder" or value}
+        dense = read_dense(tree) if is_dense(tree) else None
+        headed = dense is None and isinstance(tree, Mapping) and "head" in tree and "decoder" not in tree
+        wanted = ("tokenizer", "encoder") if dense is not None else HEADED if headed else MASKED
+        parts = {name: value for name, value in _only(tree, wanted, "").items() if name != "decoder" or value}
         _refuse_unknown(parts)
         given = tree.get("data")
         data = _only(given, SHAPE, "data.") | {name: given[name] for name in ("frames", *SAMPLING) if name in given}
         unknown: dict[str, Any] = {name: None for name in SAMPLING if name not in data}
         parts |= {"decoded": "decoder" in parts, "headed": headed}
-        return from_dict(Parts, parts), replace(from_dict(DataConfig.variant(set(data)), data, "data.").input(), **unknown)
+        shape = replace(from_dict(DataConfig.variant(set(data)), data, "data.").input(), **unknown)
+        return replace(from_dict(Parts, parts), dense=dense), shape
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except ValueError as error:
@@ -165,6 +173,8 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
             )
             if encoder.state_dict().keys() <= stored:
                 break
+        if parts.dense is not None:
+            return build_stored(parts.dense, tokenizer, encoder, data, labels)
         if parts.headed:
             classes = len(weights.get("head.linear.weight", (None,)))
             pool, head = parts.pool, parts.head
@@ -194,13 +204,16 @@ def _tree(model: Model) -> dict[str, Any]:
     *frames, height, width = given.pop("size")
     data = {"image_size": [height, width], **({"frames": frames[0]} if frames else {}), **given}
     tree: dict[str, Any] = {"data": data}
-    for name in HEADED if isinstance(model, Classifier) else MASKED:
+    dense = isinstance(model, (Segmenter, Detector))
+    for name in ("tokenizer", "encoder") if dense else HEADED if isinstance(model, Classifier) else MASKED:
         part: Any = getattr(model, name)
         config = getattr(part, "config", None)
         if part is not None and config is None:
             raise ValueError(f"the {name} {type(part).__name__} has no `config`, so that it cannot be saved")
         tree[name] = None if part is None else to_dict(config)
-    return tree | ({"labels": list(model.labels)} if isinstance(model, Classifier) and model.labels is not None else {})
+    if isinstance(model, (Segmenter, Detector)):
+        tree |= dense_tree(model)
+    return tree if isinstance(model, MaskedModel) or model.labels is None else tree | {"labels": list(model.labels)}
 
 
 def _check(model: Model, folder: Path) -> None:

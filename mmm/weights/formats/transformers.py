@@ -26,6 +26,7 @@ from mmm.decoders import SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.layers.transformer import QKVBias
 from mmm.maskers import MaskerConfig, RandomMasker, TubeMasker
+from mmm.model import MaskedModel
 from mmm.pools import ClassPool, MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
@@ -360,7 +361,7 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
     Raises:
         ValueError: a choice that changes the computation cannot be stated. What only changes training is named in a warning.
     """
-    encoder, decoder = model.encoder, None if isinstance(model, Classifier) else model.decoder
+    encoder, decoder = model.encoder, model.decoder if isinstance(model, MaskedModel) else None
     if not isinstance(encoder, VisionTransformer) or not isinstance(decoder, (SelfAttentionDecoder, type(None))):
         parts = f"encoder.name {encoder.config.name}" + ("" if decoder is None else f" and decoder.name {decoder.config.name}")
         raise ValueError(f"transformers' {kind} holds encoder.name vit, and decoder.name self_attention or none; not {parts}")

@@ -1,0 +1,244 @@
+"""Objects in COCO's format: one JSON file of images, categories and annotations for each split.
+
+What is wrong with an annotation is counted and named: a box that ends outside its image is cut, one without an area is left out.
+What would make labels mean something else is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmm.data.annotated.config import ObjectsConfig
+from mmm.data.annotated.objects import Objects
+from mmm.data.annotated.pairs import SceneColumn
+from mmm.data.sources.base import Column
+from mmm.data.sources.folder import FileColumn
+from mmm.data.sources.scenes import CLASSES, COUNTS, check_scenes, object_masks, scenes, scenes_fingerprint
+from mmm.system.files import digest
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "instances_"  # of the names of annotation files
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """Images of one split with their objects.
+
+    Attributes:
+        images: encoded images.
+        objects: of each.
+        classes: names of the classes, in the order of their labels.
+        fingerprint: a hash that changes with the data.
+    """
+
+    images: Column
+    objects: list[Objects]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+class SceneObjects:
+    """`builtin:scenes`, with the visible part of each object."""
+
+    splits = tuple(COUNTS)
+
+    def __init__(self, name: str, config: ObjectsConfig) -> None:
+        check_scenes(name)
+        if config.channels not in (1, 3):
+            raise ValueError(f"data.channels {config.channels}: builtin:scenes has 1 (grey), or 3 equal ones")
+
+    def table(self, split: str) -> ObjectTable:
+        """The scenes of one split; a pure function of its name."""
+        found = []
+        for scene in scenes(split):
+            masks = object_masks(scene)
+            rows, columns = (masks.any(axis) for axis in (2, 1))  # (n, H), (n, W)
+            boxes = [[_first(wide), _first(high), _last(wide), _last(high)] for high, wide in zip(rows, columns, strict=True)]
+            labels = torch.tensor(scene.labels, dtype=torch.int64) - 1  # without the background
+            crowd = torch.zeros(len(labels), dtype=torch.bool)
+            size = (masks.shape[1], masks.shape[2])
+            found.append(Objects(size, torch.tensor(boxes, dtype=torch.float32), labels, crowd, tuple(masks.numpy())))
+        return ObjectTable(SceneColumn(split, lambda scene: scene.pixels), found, CLASSES[1:], scenes_fingerprint(split))
+
+
+def _first(line: torch.Tensor) -> int:
+    return int(line.byte().argmax())
+
+
+def _last(line: torch.Tensor) -> int:
+    return len(line) - int(line.flip(0).byte().argmax())
+
+
+class Coco:
+    """COCO's folder, or a folder of images with one annotation file.
+
+    Args:
+        root: the folder.
+        annotations: the file, where the folder is not COCO's.
+
+    Raises:
+        ValueError: there is no annotation file.
+    """
+
+    def __init__(self, root: Path, annotations: str | None) -> None:
+        self.root = root
+        if annotations is not None:
+            file = Path(annotations).expanduser()
+            file = file if file.is_file() else root / annotations
+            if not file.is_file():
+                raise ValueError(f"data.annotations {annotations} is no file")
+            self.files, self.folders = {"train": file}, {"train": root}
+        else:
+            found = sorted((root / "annotations").glob(f"{PREFIX}*.json"))
+            if not found:
+                raise ValueError(f"data.source {root} has no annotations/{PREFIX}SPLIT.json; name the file with data.annotations")
+            self.files = {file.stem.removeprefix(PREFIX): file for file in found}
+            self.folders = {
+                name: next((one for one in (root / name, root / "images" / name) if one.is_dir()), root) for name in self.files
+            }
+        self.splits = tuple(self.files)
+
+    def table(self, split: str) -> ObjectTable:
+        """Reads one split; see `read_coco`."""
+        return read_coco(self.files[split], self.folders[split], split)
+
+
+def find_objects(config: ObjectsConfig) -> SceneObjects | Coco:
+    """Opens the source that `data.source` names.
+
+    Raises:
+        ValueError: it does not exist, or has no annotations.
+    """
+    name = config.source
+    if not name:
+        raise ValueError("data.source is not set; give builtin:scenes or a folder in COCO's layout")
+    if name.startswith("builtin:"):
+        return SceneObjects(name.removeprefix("builtin:"), config)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"data.source {name} is no folder; give builtin:scenes or a folder in COCO's layout")
+    return Coco(path, config.annotations)
+
+
+def read_coco(file: Path, folder: Path, split: str) -> ObjectTable:
+    """Reads an annotation file.
+
+    Args:
+        folder: of the images.
+        split: first part of the images' names in messages.
+
+    Raises:
+        ValueError: the file is no annotation file or has no objects, or annotations name images or categories that it does not
+            have.
+    """
+    tree = _read(file)
+    images = sorted(tree["images"], key=lambda one: one["id"])
+    categories = sorted(tree["categories"], key=lambda one: one["id"])
+    numbers = {one["id"]: label for label, one in enumerate(categories)}
+    rows: dict[Any, list[dict[str, Any]]] = {one["id"]: [] for one in images}
+    if not images or not tree["annotations"]:
+        what = "images" if not images else "annotations"
+        raise ValueError(f"{file} has no {what}; there is nothing to train on or to score")
+    if len(rows) != len(images) or len(numbers) != len(categories):
+        raise ValueError(f"{file} has several images or categories with the same id")
+    for one in tree["annotations"]:
+        for key, known in (("image_id", rows), ("category_id", numbers)):
+            if one.get(key) not in known:
+                raise ValueError(f"{file}: annotation {one.get('id')} has {key} {one.get(key)!r}, which the file does not list")
+        rows[one["image_id"]].append(one)
+    problems: Counter[str] = Counter()
+    first: dict[str, Any] = {}
+    found = [_objects(image, rows[image["id"]], numbers, problems, first) for image in images]
+    for words, count in problems.items():
+        logger.warning("%s: %d annotations %s, the first is annotation %s", file, count, words, first[words])
+    empty = sum(not len(one.labels) for one in found)
+    if empty:
+        logger.warning("%s: %d of %d images have no object; they are trained on and scored as background", file, empty, len(images))
+    if empty == len(images):
+        raise ValueError(f"{file}: not one annotation can be used; see the warnings above")
+    names = tuple(str(one["name"]) for one in categories)
+    paths = [str(one["file_name"]) for one in images]
+    fingerprint = digest([split, *paths, *names, len(tree["annotations"]), *(one.boxes.sum().item() for one in found[:1000])])
+    return ObjectTable(FileColumn(folder, paths, f"{split}/"), found, names, fingerprint)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of an annotation file.
+
+    Raises:
+        ValueError: it is no JSON, or has not the lists that COCO's files have.
+    """
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not text.strip():
+        raise ValueError(f"{file} is empty; a file in COCO's format has images, categories and annotations")
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    for name in ("images", "categories", "annotations"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(name), list):
+            raise ValueError(f"{file} has no list `{name}`; a file in COCO's format has images, categories and annotations")
+        needed = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}.get(name, ())
+        for one in tree[name]:
+            if not isinstance(one, dict) or (missing := [key for key in needed if key not in one]):
+                raise ValueError(f"{file}: an entry of `{name}` has no {', '.join(missing) if isinstance(one, dict) else 'names'}")
+    return tree
+
+
+def _objects(
+    image: dict[str, Any], rows: list[dict[str, Any]], numbers: dict[Any, int], problems: Counter[str], first: dict[str, Any]
+) -> Objects:
+    """The usable objects of an image; what is wrong with the others is counted."""
+    width, height = int(image["width"]), int(image["height"])
+    boxes, labels, crowd, masks = [], [], [], []
+
+    def note(words: str, row: dict[str, Any]) -> None:
+        problems[words] += 1
+        first.setdefault(words, f"{row.get('id')} of {image['file_name']}")
+
+    for row in rows:
+        box = row.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+            note("have no box of four numbers and are left out", row)
+            continue
+        left, top, wide, high = (float(value) for value in box)
+        ends = [left, top, left + wide, top + high]
+        cut = [min(max(value, 0.0), float(limit)) for value, limit in zip(ends, (width, height, width, height), strict=True)]
+        if not np.isfinite(ends).all() or cut[2] <= cut[0] or cut[3] <= cut[1]:
+            note("have a box without an area inside the image and are left out", row)
+            continue
+        if max(abs(one - other) for one, other in zip(ends, cut, strict=True)) > 1:  # COCO's own boxes end up to a pixel outside
+            note("have a box that ends outside the image, where it is cut", row)
+        boxes.append(cut)
+        labels.append(numbers[row["category_id"]])
+        crowd.append(bool(row.get("iscrowd", 0)))
+        masks.append(_segmentation(row.get("segmentation"), (height, width), lambda words, row=row: note(words, row)))
+    return Objects(
+        (height, width),
+        torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(crowd, dtype=torch.bool),
+        tuple(masks),
+    )
+
+
+def _segmentation(value: Any, size: tuple[int, int], note: Any) -> Any:
+    """An object's mask as it is stored, or None."""
+    if isinstance(value, dict):
+        if list(value.get("size", ())) == list(size) and value.get("counts"):
+            return value
+        note("have a mask of another size than their image, which is left out")
+        return None
+    polygons = [one for one in value or [] if isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0]
+    if value and len(polygons) != len(value):
+        note("have a polygon of fewer than three corners, which is left out")
+    return polygons or None

@@ -1,0 +1,115 @@
+"""Options of images with annotations."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import ClassVar
+
+from mmm.data.config import DataConfig
+from mmm.data.media import IMAGES, Medium
+
+# options of whole images that annotated images do not have; a value other than the default is refused
+UNUSED = ("root", "weights", "eval_source", "label_column", "crop_scale", "crop_ratio", "augment", "repeats", "resize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedConfig(DataConfig):
+    """Options that all images with annotations share."""
+
+    medium: ClassVar[Medium] = IMAGES
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest size of a training image before it is cropped to `image_size`: a factor of the size at which its shorter
+    side (its longer side, for objects) is that of the crop. Uniformly distributed."""
+    photometric: bool = False
+    """Change brightness, contrast, saturation and hue of training crops, each for half of them (SSD's photometric distortion)."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a training crop in pixels."""
+        return self.frame_size
+
+    def check(self) -> None:
+        """Raises ValueError for invalid values, and for options of whole images."""
+        super().check()
+        defaults = {field.name: field.default for field in fields(DataConfig) if field.default is not MISSING}
+        for name in UNUSED:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"data.{name} {getattr(self, name)}: images with annotations have no such option; leave it out")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"data.scale cannot be {self.scale}: give a smallest and a largest factor above 0")
+        if self.photometric and self.channels != 3:
+            raise ValueError(f"data.photometric changes colours, and data.channels is {self.channels}; use data.lighting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(AnnotatedConfig):
+    """Options of images with a map of the same size: a number for each pixel."""
+
+    source: str | None = None
+    """builtin:scenes (rendered); for depths builtin:motorcycle (a photograph); a folder with images/ and annotations/ (or masks/,
+    labels/, depth/) that hold the same file names, each with the same sub-folders for splits (ADE20K's layout), or a folder with
+    `maps`; parquet files, a folder of `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
+    maps: str | None = None
+    """Folder of the maps, or the table's column. None: found by its usual name."""
+    image_column: str | None = None
+    """Column of images in a table. None: `image`."""
+    whole_maps: bool = False
+    """Evaluate a whole image at once. False: in windows of `image_size`, which overlap by a third and whose scores are averaged."""
+
+    @property
+    def column(self) -> str | None:
+        return self.image_column
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksConfig(PairsConfig):
+    """Options of images with a class for each pixel."""
+
+    classes: int | None = None
+    """Number of classes. None: the source's, or one more than the largest label of all training masks, which are read for it."""
+    ignore: int = 255
+    """Label of pixels that are neither trained on nor evaluated."""
+    zero_is_ignored: bool = False
+    """Label 0 is ignored too, and label 1 is the first class (ADE20K)."""
+    largest_class: float = 0.75
+    """Another crop is drawn, at most ten times, while one class fills more than this share of its labelled pixels."""
+
+    def check(self) -> None:
+        """Raises ValueError for invalid values, naming the field."""
+        super().check()
+        if self.classes is not None and not 1 <= self.classes <= 65534:
+            raise ValueError(f"data.classes {self.classes}: give 1 to 65,534 classes")
+        if not 0 < self.largest_class <= 1:
+            raise ValueError(f"data.largest_class {self.largest_class} is a share of a crop: give more than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthConfig(PairsConfig):
+    """Options of images with a depth for each pixel."""
+
+    unit: float = 0.001
+    """Metres for each unit of a map of whole numbers (a 16-bit PNG); maps of floating point numbers are in metres."""
+    range: tuple[float, float] = (0.001, 10.0)
+    """Smallest and largest depth in metres; pixels of other depths are neither trained on nor evaluated."""
+
+    def check(self) -> None:
+        """Raises ValueError for invalid values, naming the field."""
+        super().check()
+        if not 0 < self.range[0] < self.range[1]:
+            raise ValueError(f"data.range {self.range[0]} {self.range[1]}: give a smallest and a larger depth, above 0")
+        if not self.unit > 0:
+            raise ValueError(f"data.unit {self.unit}: give metres for each unit, above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig(AnnotatedConfig):
+    """Options of images with boxes and masks of objects."""
+
+    source: str | None = None
+    """builtin:scenes (rendered); COCO's folder, with annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of
+    images, with `annotations`."""
+    annotations: str | None = None
+    """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
+    classes: int | None = None
+    """Number of classes; found when the data is opened, and kept in the run's config."""

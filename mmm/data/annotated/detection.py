@@ -1,0 +1,185 @@
+"""A data set of images with objects.
+
+Every sample is a canvas of one size. For training, the image is scaled at random, and cropped or padded (large-scale jitter, Ghiasi
+et al., CVPR 2021); for evaluation, its longer side is that of the canvas. The objects of a sample follow from the annotations of
+its image and from its key, as the crop does.
+
+Shapes: b images, C channels, (h, w) of the canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmm.core.rng import Stream, stream, uniform
+from mmm.data.annotated.coco import ObjectTable, find_objects
+from mmm.data.annotated.config import ObjectsConfig
+from mmm.data.annotated.objects import Objects, Placement, place_objects
+from mmm.data.datasets.dataset import Dataset, select_rows
+from mmm.data.decode.image import Pixels, decode_image
+from mmm.data.errors import Unreadable
+from mmm.data.loading.worker_watchdog import watched
+from mmm.data.sources.base import Table
+from mmm.data.transforms.device_resize import DeferredCrops
+from mmm.data.transforms.resize import resize
+
+
+class AnnotatedObjects(Dataset[ObjectsConfig]):
+    """Images of one split with their objects.
+
+    Args:
+        table, config, rows, where: see `Dataset`.
+        objects: of all images of the table.
+        masks: whether samples have masks.
+    """
+
+    def __init__(
+        self, table: Table, config: ObjectsConfig, rows: Tensor, where: str, objects: list[Objects], *, masks: bool = True
+    ) -> None:
+        super().__init__(table, config, rows, where)
+        self.all_objects, self.masks = objects, masks
+
+    def subset(self, index: Tensor) -> AnnotatedObjects:
+        """The images at these indices, int64 (K,), in this order."""
+        return AnnotatedObjects(self.table, self.config, self.rows[index], self.where, self.all_objects, masks=self.masks)
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an image, as annotated."""
+        return self.all_objects[int(self.rows[index])]
+
+    def read(self, index: int) -> Pixels:
+        """Decodes an image, uint8 (H, W, C).
+
+        Raises:
+            Unreadable: with the reason; also where its size is not the annotated one.
+        """
+        with watched(index, self.config.deadline):
+            pixels = decode_image(self.raw(index), self.config.channels)
+        size = self.objects(index).size
+        if pixels.shape[:2] != size:
+            raise Unreadable(f"has {pixels.shape[0]} x {pixels.shape[1]} pixels, and its annotation says {size[0]} x {size[1]}")
+        return pixels
+
+    def placement(self, index: int, key: Tensor | None) -> Placement:
+        """Where an image is in its sample; with a key, that of training."""
+        (height, width), (high, wide) = self.config.frame_size, self.objects(index).size
+        if key is None:
+            return fitted((high, wide), (height, width))
+        fit = min(height / high, width / wide)
+        low, top = self.config.scale
+        draws = uniform(stream(key[None], Stream.CROP), 3)[0].double().tolist()
+        factor = fit * (low + draws[0] * (top - low))
+        whole = (max(1, round(high * factor)), max(1, round(wide * factor)))
+        offset = tuple(
+            -int(draw * (max(0, side - limit) + 1)) for draw, side, limit in zip(draws[1:], whole, (height, width), strict=True)
+        )
+        inside = (min(height, whole[0]), min(width, whole[1]))
+        flipped = bool(uniform(stream(key[None], Stream.FLIP), 1)[0, 0] < self.config.flip)  # as `flip` decides on the device
+        return Placement((whole[0] / high, whole[1] / wide), (float(offset[0]), float(offset[1])), (height, width), inside, flipped)
+
+    def targets(self, index: Tensor, keys: Tensor, train: bool) -> tuple[dict[str, Tensor], ...]:
+        """The objects of training samples; see `place_objects`. Evaluation has none: it compares in the image itself."""
+        if not train:
+            return ()
+        pairs = zip(index.tolist(), keys, strict=True)
+        return tuple(place_objects(self.objects(row), self.placement(row, key), masks=self.masks) for row, key in pairs)
+
+    @property
+    def defers_resize(self) -> bool:
+        """See `Samples.defers_resize`."""
+        return False
+
+    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
+        """Never called: these crops are resized where they are read."""
+        raise NotImplementedError
+
+    def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """Canvases before they are flipped, uint8 (b, C, h, w), and the reasons why images could not be read, by row."""
+        return self._views(index, list(keys))
+
+    def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """Canvases with the whole images, returned as by `train_views`."""
+        return self._views(index, [None] * len(index))
+
+    def _views(self, index: Tensor, keys: list[Any]) -> tuple[Tensor, dict[int, str]]:
+        views = empty_canvas(self.config.mean, self.config.frame_size)[None].repeat(len(index), 1, 1, 1)
+        failed: dict[int, str] = {}
+        for row, number in enumerate(index.tolist()):
+            try:
+                paint(views[row], self.read(number), self.placement(number, keys[row]))
+            except Unreadable as error:
+                failed[row] = str(error)
+        return views, failed
+
+
+def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
+    """Where a whole image is on a canvas: at its first row and column, as large as it fits. Sizes are (H, W)."""
+    fit = min(canvas[0] / size[0], canvas[1] / size[1])
+    inside = (max(1, round(size[0] * fit)), max(1, round(size[1] * fit)))
+    return Placement((inside[0] / size[0], inside[1] / size[1]), (0.0, 0.0), canvas, inside)
+
+
+def empty_canvas(channels: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+    """A canvas of the mean colour, uint8 (C, h, w)."""
+    fill = torch.tensor([round(255 * value) for value in channels], dtype=torch.uint8)
+    return fill[:, None, None].repeat(1, *size)
+
+
+def paint(canvas: Tensor, image: Pixels, placement: Placement) -> None:
+    """Resizes the part of an image that a canvas shows into it, (H, W, C) -> (C, h, w)."""
+    ends = []
+    for axis in range(2):
+        start = -placement.offset[axis] / placement.scale[axis]
+        end = min(image.shape[axis], start + placement.inside[axis] / placement.scale[axis])
+        first = min(round(start), image.shape[axis] - 1)
+        ends.append((first, max(first + 1, round(end))))
+    part = torch.from_numpy(np.ascontiguousarray(image[slice(*ends[0]), slice(*ends[1])])).permute(2, 0, 1)
+    canvas[:, : placement.inside[0], : placement.inside[1]] = resize(part[None], placement.inside, "bicubic")[0]
+
+
+class _AsSource:
+    """The images of a source of objects, as `select_rows` takes a source."""
+
+    def __init__(self, tables: dict[str, ObjectTable], source: Any) -> None:
+        self.tables, self.source, self.splits = tables, source, source.splits
+
+    def table(self, split: str) -> Table:
+        """The images of a split, whose objects are kept in `tables`."""
+        self.tables[split] = found = self.source.table(split)
+        return Table(found.images, None, found.classes, found.fingerprint)
+
+
+def open_objects(config: ObjectsConfig, split: str, *, masks: bool = True) -> AnnotatedObjects:
+    """Opens one split of images with objects.
+
+    Args:
+        config: where they are, and how they are read.
+        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
+        masks: whether objects must have masks.
+
+    Raises:
+        ValueError: for a source that is missing or empty, a split that does not exist, objects without masks, ...
+    """
+    tables: dict[str, ObjectTable] = {}
+    table, rows, where = select_rows(config, split, _AsSource(tables, find_objects(config)))
+    (found,) = tables.values()
+    if masks:
+        bare = sum(
+            mask is None and not crowd for one in found.objects for mask, crowd in zip(one.masks, one.crowd.tolist(), strict=True)
+        )
+        if bare:
+            raise ValueError(f"{bare} objects of {config.source} have no mask; detect boxes alone with --detector.masks false")
+    return AnnotatedObjects(table, config, rows, where, found.objects, masks=masks)
+
+
+def with_classes(config: ObjectsConfig, part: AnnotatedObjects) -> ObjectsConfig:
+    """The config with the number of classes that was found, so that a saved run says it."""
+    assert part.classes is not None
+    if config.classes not in (None, len(part.classes)):
+        raise ValueError(f"data.classes {config.classes}: data.source {config.source} has {len(part.classes)}")
+    return replace(config, classes=len(part.classes))

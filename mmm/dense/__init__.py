@@ -1,0 +1,1 @@
+"""Models with an output for each pixel or object, on a pretrained encoder: segmenters and detectors."""

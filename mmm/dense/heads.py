@@ -1,0 +1,251 @@
+"""Heads that turn an encoder's tokens into scores for each place.
+
+Shapes: B samples, D width, (h, w) the encoder's grid, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.checks import AboveZero, NonNegative, Positive, Rate
+from mmm.core.registry import PartConfig, Registry
+from mmm.core.tokens import Grid
+from mmm.core.types import Features, RequiredFeatures, Shape
+from mmm.dense.maps import FourScales, block_maps
+from mmm.layers.batch_norm import BatchNorm
+
+heads: Registry[DenseHead] = Registry("dense_head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseHeadConfig(PartConfig):
+    """Base of the `Config` of every head."""
+
+    kind: ClassVar[str] = "dense_head"  # a field `head` of other configs holds a classifier's
+
+    @property
+    def flag(self) -> str:
+        """The name of its flags' group: that of the field."""
+        return "head"
+
+    @abstractmethod
+    def required_features(self, depth: int) -> RequiredFeatures:
+        """Returns the features that the head reads of an encoder of this depth.
+
+        Raises:
+            ValueError: a block does not exist.
+        """
+
+
+class DenseHead(nn.Module):
+    """Scores classes at each place of a map. Built with the encoder's `shape` and the number of `classes`.
+
+    Attributes:
+        config: the user's choices.
+        weights: of the losses of the maps that `forward` returns.
+        smallest_batch: samples that training needs in a micro-batch.
+    """
+
+    weights: tuple[float, ...] = (1.0,)
+    smallest_batch: int = 1
+
+    def __init__(self, config: DenseHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
+        """Returns logits (B, K, h', w'); in training, those of auxiliary heads follow."""
+
+
+def refuse_stages(shape: Shape, name: str) -> None:
+    """Raises ValueError for a hierarchical encoder, whose blocks have other grids than its output."""
+    if shape.stages:
+        raise ValueError(f"head.name {name} with blocks is for encoders whose blocks have tokens of one size; read the last output")
+
+
+def check_blocks(blocks: tuple[int, ...], depth: int) -> None:
+    """Raises ValueError where a block does not exist."""
+    if wrong := [number for number in blocks if not 1 <= number <= depth]:
+        raise ValueError(f"head.blocks {wrong[0]}: the encoder has the blocks 1 to {depth}")
+
+
+def default_taps(depth: int) -> tuple[int, ...]:
+    """Four blocks, a third of the depth apart, the last one among them: 4, 6, 8 and 12 of 12 (BEiT, MAE); else quarters."""
+    return (4, 6, 8, 12) if depth == 12 else tuple(max(1, round(depth * part / 4)) for part in (1, 2, 3, 4))
+
+
+@heads.register("linear")
+class LinearHead(DenseHead):
+    """Dropout -> batch norm -> linear, at each token: the linear probe of DINOv2, DINOv3 and Pixio."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DenseHeadConfig):
+        blocks: tuple[int, ...] = ()
+        """Blocks whose outputs are read, counted from 1, side by side. Empty: the encoder's last output, after its norm."""
+
+        class_token: bool = False
+        """Put the mean of the class tokens beside each token (Pixio)."""
+
+        dropout: Rate = 0.1
+        """Rate at which whole channels are left out in training (DINOv3)."""
+
+        std: AboveZero = 0.01
+        """Standard deviation of the linear layer's first weights."""
+
+        def required_features(self, depth: int) -> RequiredFeatures:
+            check_blocks(self.blocks, depth)
+            return RequiredFeatures(last=not self.blocks, blocks=self.blocks)
+
+    config: Config
+
+    def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
+        super().__init__(config)
+        if config.class_token and not shape.class_tokens:
+            raise ValueError("head.class_token: this encoder has none; leave it out")
+        if config.blocks:
+            refuse_stages(shape, "linear")
+        width = shape.width * max(1, len(config.blocks)) * (2 if config.class_token else 1)
+        self.dropout, self.norm = nn.Dropout2d(config.dropout), BatchNorm(width)
+        self.linear = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.linear.weight, std=config.std)
+        assert self.linear.bias is not None
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
+        maps = block_maps(features, grid, self.config.blocks)
+        if self.config.class_token:
+            outputs = [features.blocks[number] for number in self.config.blocks] or [features.last]
+            means = [tokens[:, : features.prefix - features.registers].mean(1) for tokens in outputs]
+            maps += [mean[:, :, None, None].expand_as(maps[0]) for mean in means]
+        x = self.dropout(torch.cat(maps, dim=1))  # (B, D', h, w)
+        batch, _, height, width = x.shape
+        normed = self.norm(x.movedim(1, -1).flatten(0, 2))  # (B h w, D')
+        return (self.linear(normed.view(batch, height, width, -1).movedim(-1, 1)),)
+
+
+def _layer(inputs: int, outputs: int, side: int) -> nn.Sequential:
+    """Convolution -> batch norm -> ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+@heads.register("convolutional")
+class ConvolutionalHead(DenseHead):
+    """Transposed convolutions that double the size, 3 x 3 convolutions, and a linear layer, on the encoder's last output."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DenseHeadConfig):
+        channels: Positive = 256
+        """Width of the convolutions."""
+
+        layers: Positive = 2
+        """Number of 3 x 3 convolutions."""
+
+        doublings: int = 2
+        """How often height and width are doubled before."""
+
+        dropout: Rate = 0.1
+        """Rate at which whole channels are left out before the linear layer."""
+
+        def required_features(self, depth: int) -> RequiredFeatures:
+            return RequiredFeatures(last=True)
+
+        def validate(self) -> None:
+            if not 0 <= self.doublings <= 4:
+                raise ValueError(f"head.doublings {self.doublings}: give 0 to 4")
+
+    def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
+        super().__init__(config)
+        steps: list[nn.Module] = []
+        width = shape.width
+        for _ in range(config.doublings):
+            steps += [nn.ConvTranspose2d(width, config.channels, 2, 2), nn.BatchNorm2d(config.channels), nn.GELU()]
+            width = config.channels
+        for _ in range(config.layers):
+            steps.append(_layer(width, config.channels, 3))
+            width = config.channels
+        self.layers = nn.Sequential(*steps)
+        self.dropout, self.linear = nn.Dropout2d(config.dropout), nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
+        return (self.linear(self.dropout(self.layers(block_maps(features, grid, ())[0]))),)
+
+
+@heads.register("uper_net")
+class UperNetHead(DenseHead):
+    """UperNet (Xiao et al., ECCV 2018) on four blocks at four scales, with an auxiliary head, as in BEiT's and MAE's transfer."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DenseHeadConfig):
+        blocks: tuple[int, ...] = ()
+        """Four blocks, counted from 1, whose outputs are read without the final norm. Empty: 4 6 8 12 of 12 blocks, else quarters
+        of the depth."""
+
+        channels: Positive | None = None
+        """Width of the head. None: the encoder's."""
+
+        pools: tuple[int, ...] = (1, 2, 3, 6)
+        """Sides to which the coarsest map is averaged."""
+
+        dropout: Rate = 0.1
+        """Rate at which whole channels are left out before a linear layer."""
+
+        auxiliary: Positive = 256
+        """Width of the auxiliary head, on the third map."""
+
+        auxiliary_weight: NonNegative = 0.4
+        """Weight of the auxiliary loss."""
+
+        def required_features(self, depth: int) -> RequiredFeatures:
+            check_blocks(self.blocks, depth)
+            return RequiredFeatures(last=False, blocks=self.blocks or default_taps(depth))
+
+        def validate(self) -> None:
+            if self.blocks and len(self.blocks) != 4:
+                raise ValueError(f"head.blocks has {len(self.blocks)} blocks; UperNet reads four")
+
+    config: Config
+    smallest_batch = 2  # a map of one place has no variance
+
+    def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
+        super().__init__(config)
+        refuse_stages(shape, "uper_net")
+        self.blocks = config.required_features(shape.depth).blocks
+        self.weights = (1.0, config.auxiliary_weight)
+        width, channels = shape.width, config.channels or shape.width
+        self.scales = FourScales(width)
+        self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(side), _layer(width, channels, 1)) for side in config.pools)
+        self.coarsest = _layer(width + len(config.pools) * channels, channels, 3)
+        self.lateral = nn.ModuleList(_layer(width, channels, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(_layer(channels, channels, 3) for _ in range(3))
+        self.fuse = _layer(4 * channels, channels, 3)
+        self.classify = nn.Sequential(nn.Dropout2d(config.dropout), nn.Conv2d(channels, classes, 1))
+        self.auxiliary = nn.Sequential(
+            _layer(width, config.auxiliary, 3), nn.Dropout2d(config.dropout), nn.Conv2d(config.auxiliary, classes, 1)
+        )
+
+    def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
+        maps = self.scales(block_maps(features, grid, self.blocks))
+        top = maps[3]
+        pooled = [_resized(pool(top), top) for pool in self.pools]
+        levels = [lateral(one) for lateral, one in zip(self.lateral, maps[:3], strict=True)]
+        levels.append(self.coarsest(torch.cat([top, *pooled], dim=1)))
+        for finer in (2, 1, 0):
+            levels[finer] = levels[finer] + _resized(levels[finer + 1], levels[finer])
+        smooth = [smooth(one) for smooth, one in zip(self.smooth, levels[:3], strict=True)]
+        fused = self.fuse(torch.cat([smooth[0], *(_resized(one, smooth[0]) for one in (*smooth[1:], levels[3]))], dim=1))
+        logits = self.classify(fused)  # (B, K, 4h, 4w)
+        return (logits, self.auxiliary(maps[2])) if self.training else (logits,)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    """Interpolates a map bilinearly to the size of another one."""
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,41 @@
+"""From tokens to feature maps, and maps at several scales.
+
+Shapes: B samples, R prefix tokens, N tokens of a grid (h, w) or (t, h, w), D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmm.core.tokens import Grid
+from mmm.core.types import Features
+
+
+def to_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """Arranges the tokens of a grid as a map, (B, N, D) -> (B, D, h, w); of a clip, the mean over time."""
+    image = tokens.unflatten(1, grid).movedim(-1, 1)  # (B, D, ..., h, w)
+    return image if image.dim() == 4 else image.mean(2)
+
+
+def block_maps(features: Features, grid: Grid, blocks: tuple[int, ...]) -> list[Tensor]:
+    """Returns the outputs of blocks as maps, (B, D, h, w) each; without blocks, the encoder's last output."""
+    found = [features.blocks[number] for number in blocks] if blocks else [features.last]
+    return [to_map(tokens[:, features.prefix :], grid) for tokens in found]
+
+
+class FourScales(nn.Module):
+    """Four maps of a plain vision transformer at 4, 2, 1 and 1/2 times their size (BEiT's and MAE's neck of UperNet)."""
+
+    def __init__(self, width: int) -> None:
+        """For maps of this width."""
+        super().__init__()
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, 2), nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2)
+        )
+        self.up2 = nn.ConvTranspose2d(width, width, 2, 2)
+        self.down2 = nn.MaxPool2d(2, 2, ceil_mode=True)  # a map of one row keeps it
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Four maps (B, D, h, w) -> (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w), (B, D, h/2, w/2)."""
+        first, second, third, fourth = maps
+        return [self.up4(first), self.up2(second), third, self.down2(fourth)]

@@ -1,0 +1,141 @@
+"""A segmenter: tokenizer -> encoder, without a mask -> head -> scores of classes at each pixel.
+
+Shapes: B samples, C channels, (H, W) pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.pretrained import Pretrained
+from mmm.core.types import Input
+from mmm.dense.heads import DenseHead, DenseHeadConfig, heads
+from mmm.dense.relative_bias import add_relative_bias
+from mmm.dense.sliding import score_image
+from mmm.encoders import Encoder
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
+from mmm.tokenizers import GridTokenizer
+
+
+class Segmenter(Pretrained, nn.Module):
+    """Scores classes at each pixel of images. Its encoder keeps its names.
+
+    Example:
+        model = mmm.load("runs/pretrain-1")
+        segmenter = Segmenter.build(model.tokenizer, model.encoder, LinearHead.Config(), classes=150, frozen=True, data=model.data)
+        scores = segmenter.segment(x)               # x: normalised (B, C, H, W) of any size -> (B, K, H, W)
+        labels = scores.argmax(1)
+    """
+
+    __call__: Callable[..., tuple[Tensor, ...]]
+
+    def __init__(
+        self,
+        tokenizer: GridTokenizer,
+        encoder: Encoder,
+        head: DenseHead,
+        *,
+        classes: int,
+        frozen: bool = False,
+        relative_bias: bool = False,
+        data: Input | None = None,
+        labels: tuple[str, ...] | None = None,
+    ) -> None:
+        """Puts parts together that fit each other; `build` makes such parts.
+
+        Args:
+            classes: K.
+            frozen: the encoder stays in evaluation mode and gets no gradient.
+            relative_bias: whether the encoder's attention has a bias of relative positions.
+            data: size of the windows and normalisation of pixels.
+            labels: names of the K classes. None: they have no names.
+        """
+        super().__init__()
+        self.tokenizer, self.encoder, self.head, self.frozen = tokenizer, encoder, head, frozen
+        self.classes, self.relative_bias, self.data, self.labels = classes, relative_bias, data, labels
+        use_cpu_bf16_kernels(self)
+        if frozen:
+            encoder.requires_grad_(False).eval()
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: GridTokenizer,
+        encoder: Encoder,
+        head: DenseHeadConfig,
+        *,
+        classes: int,
+        frozen: bool = False,
+        relative_bias: bool = False,
+        data: Input | None = None,
+        labels: tuple[str, ...] | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Builds the head for an encoder, which is taken over as it is, apart from a bias of relative positions.
+
+        Args:
+            classes, frozen, relative_bias, data, labels: see `__init__`.
+            seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
+        """
+        with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            built = heads.build(head, shape=encoder.shape, classes=classes)
+        if relative_bias:
+            add_relative_bias(encoder, encoder.home)
+        return cls(
+            tokenizer,
+            encoder,
+            built,
+            classes=classes,
+            frozen=frozen,
+            relative_bias=relative_bias,
+            data=data,
+            labels=labels,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits (B, K, h, w) of normalised pixels (B, C, H, W), smaller than these; in training, auxiliary ones follow."""
+        grid = self.tokenizer.grid(x)
+        config = self.head.config
+        assert isinstance(config, DenseHeadConfig)
+        blocks = config.required_features(self.encoder.shape.depth).blocks
+        with torch.no_grad() if self.frozen else nullcontext():
+            features = self.encoder(self.tokenizer.split(x), grid, None, blocks=blocks)
+        return self.head(features, grid)
+
+    @torch.no_grad()
+    def segment(self, x: Tensor, *, whole: bool = False) -> Tensor:
+        """Scores classes at each pixel, float32 (B, K, H, W).
+
+        Args:
+            x: normalised (B, C, H, W) of any size; resized so that it just covers the size that the model was trained on.
+            whole: score the image at once. False: average overlapping windows of that size.
+
+        Raises:
+            ValueError: the model does not know its size.
+        """
+        data, training = self._known_data(), self.training
+        height, width = data.size[-2:]
+        self.eval()
+        try:
+            return score_image(self._full_size, x, (height, width), (self.tokenizer.size[-2], self.tokenizer.size[-1]), whole=whole)
+        finally:
+            self.train(training)
+
+    def _full_size(self, x: Tensor) -> Tensor:
+        """Logits at the size of the pixels, float32 (B, K, H, W)."""
+        return F.interpolate(self(x)[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, of a frozen segmenter without its encoder."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self

@@ -1,0 +1,1 @@
+"""Evaluations with an output for each pixel or object: segmentation, depth, detection, propagation through video."""

@@ -1,0 +1,76 @@
+"""Errors of depth maps: computed for each image, then averaged over the images.
+
+Shapes: (H, W) of an image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmm.data import Problem, eval_batches
+from mmm.data.annotated.maps import metres_of, split_planes
+from mmm.data.annotated.pixels import LabelledPixels
+from mmm.data.transforms.crop import normalise
+from mmm.dense.bins import depth_of
+from mmm.dense.segmenter import Segmenter
+from mmm.evaluate.progress import progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+NAMES = ("delta1", "rmse", "absrel")
+
+
+def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
+    """Share of pixels whose ratio is below 1.25, root mean squared error in metres, and mean relative error, float64 (3,).
+
+    Args:
+        depth: metres, (H, W).
+        truth: likewise; not a number where it is unknown.
+    """
+    known = truth.isfinite()
+    guess, true = depth[known].double(), truth[known].double()
+    ratio = torch.maximum(guess / true, true / guess)
+    return torch.stack(
+        [(ratio < 1.25).double().mean(), (guess - true).square().mean().sqrt(), ((guess - true).abs() / true).mean()]
+    )
+
+
+@torch.no_grad()
+def evaluate_depth(
+    model: Segmenter, part: LabelledPixels[Any], accelerator: Accelerator, problems: list[Problem]
+) -> dict[str, Any]:
+    """Scores a probe of depth; what cannot be read, or has no depth at all, is left out and named.
+
+    Returns:
+        `delta1`, `rmse` in metres, `absrel`, and `samples`, the number of images.
+
+    Raises:
+        ValueError: not one image could be scored.
+    """
+    data, device = part.config, accelerator.device
+    world, rank = accelerator.num_processes, accelerator.process_index
+    total = torch.zeros(len(NAMES) + 1, dtype=torch.float64, device=device)
+    batches = eval_batches(part, data, batch_size=1, world=world, rank=rank)
+    for batch in progress(batches, -(-len(part) // world), f"depths of {part.title}"):
+        problems += batch.problems
+        if not len(batch):
+            continue
+        image, numbers = split_planes(batch.pixels.to(device), data.channels)
+        truth = metres_of(numbers[0], data.range)
+        if not bool(truth.isfinite().any()):
+            index = int(batch.index[0])
+            problems.append(Problem(index, part.name(index), "has no pixel whose depth lies in data.range"))
+            continue
+        logits = model.segment(normalise(image, data.mean, data.std), whole=data.whole_maps)
+        total[:-1] += depth_errors(depth_of(logits, data.range)[0], truth).to(total)
+        total[-1] += 1
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    if not int(total[-1]):
+        raise ValueError(f"not one of {part.title} can be scored; the first: {problems[0].reason if problems else 'elsewhere'}")
+    means = (total[:-1] / total[-1]).tolist()
+    return dict(zip(NAMES, means, strict=True)) | {"samples": int(total[-1])}

@@ -1,0 +1,76 @@
+"""Monocular depth by a linear head: its choices, depths from bins, and forward including loss (DINOv2, Oquab et al., 2024, 7.4).
+
+Shapes: B samples, K bins, (h, w) pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.data import Batch
+from mmm.data.annotated.config import DepthConfig, PairsConfig
+from mmm.data.annotated.maps import metres_of
+from mmm.dense.bins import depth_of
+from mmm.objectives.segment import DenseConfig, prepare_pixels
+
+OFFSET = 0.001  # metres that are added before a logarithm
+SCALE = 0.15  # weight of the squared mean of the error's logarithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthProbeConfig(DenseConfig):
+    """A probe of depth, the images and depths that it learns from, and how."""
+
+    data: DepthConfig = field(default_factory=DepthConfig)
+    bins: int = 256
+    """Depths, evenly spread over `data.range`, whose weighted mean is predicted."""
+    frozen: bool = True
+    """Train the head alone, on features of the encoder as it is."""
+
+    @property
+    def pixels(self) -> PairsConfig:
+        """The data."""
+        return self.data
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bins < 2:
+            raise ValueError(f"bins {self.bins}: give at least 2")
+
+
+def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
+    """The root of the variance, plus a share of the squared mean, of the error's logarithm, over all pixels with a depth.
+
+    Args:
+        depth: metres, (B, h, w).
+        truth: likewise; not a number where it is unknown.
+    """
+    known = truth.isfinite()
+    error = (depth + OFFSET).log() - (truth.where(known, 1.0) + OFFSET).log()
+    count = known.sum().clamp(min=2)
+    mean = (error * known).sum() / count
+    variance = ((error - mean).square() * known).sum() / (count - 1)
+    return (variance + SCALE * mean.square() + 1e-12).sqrt()
+
+
+class DepthObjective:
+    """The loss of a probe of depth.
+
+    Args:
+        data: how samples are read.
+        device: to compute on.
+    """
+
+    def __init__(self, data: DepthConfig, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of the samples of a micro-batch, ()."""
+        x, numbers = prepare_pixels(batch.to(self.device), self.data)
+        logits = F.interpolate(model(x)[0].float(), numbers.shape[-2:], mode="bilinear", align_corners=False)
+        depth, truth = depth_of(logits, self.data.range), metres_of(numbers, self.data.range)
+        return torch.stack([depth_loss(one[None], known[None]) for one, known in zip(depth, truth, strict=True)]).mean()

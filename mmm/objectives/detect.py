@@ -1,0 +1,92 @@
+"""Detection: its choices, a detector that starts from pretrained weights, and forward including loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmm.core.registry import PartConfig
+from mmm.core.types import RequiredFeatures
+from mmm.data import Batch
+from mmm.data.annotated.config import ObjectsConfig
+from mmm.data.transforms.crop import flip, lighting, normalise
+from mmm.data.transforms.photometric import distort
+from mmm.dense.detector import Detector, DetectorConfig
+from mmm.encoders import EncoderConfig, VisionTransformer, encoders
+from mmm.model import MaskedModel
+from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
+from mmm.tokenizers import Patches, tokenizers
+from mmm.train.config import RunConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig(RunConfig):
+    """A detector, the images and objects that it learns from, and how."""
+
+    model: str | None = None
+    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
+    are then the model's, and of `encoder` only drop_path counts. none: from scratch."""
+    data: ObjectsConfig = field(default_factory=ObjectsConfig)
+    tokenizer: PartConfig = Patches.Config()
+    encoder: EncoderConfig = VisionTransformer.Config()
+    detector: DetectorConfig = DetectorConfig()
+    layer_decay: float = 1.0
+    """Each layer's learning rate over that of the layer after it: the new layers learn at the full rate, the embedding slowest."""
+    train_positions: bool = False
+    """Train fixed positions too; learned ones are trained in any case."""
+    train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-4, scale_learning_rate=None)
+    """How it is trained."""
+    test_split: str | None = None
+    """Split of the source to score; none: the evaluation part."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (all layers alike)")
+
+
+def build_detector(config: DetectConfig, pretrained: MaskedModel | None, classes: int, labels: tuple[str, ...] | None) -> Detector:
+    """Builds the detector of a config, its new weights drawn from the seed.
+
+    Raises:
+        ValueError: parts do not fit each other.
+    """
+    data = config.data.input()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        if pretrained is None:
+            tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
+            context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": tokenizer.grid_of(data.size)}
+            encoder = encoders.build(config.encoder, **context, required=RequiredFeatures(last=False))
+        else:
+            tokenizer = pretrained.tokenizer
+            rate = float(getattr(config.encoder, "drop_path", 0.0))
+            encoder = adapt_encoder(pretrained, data, drop_path=rate, last_norm=False)
+        if config.train_positions:
+            train_positions(encoder)
+        return Detector.build(tokenizer, encoder, config.detector, classes=classes, data=data, labels=labels)
+
+
+class DetectObjective:
+    """The sum of a detector's losses; all that is drawn for a micro-batch follows from its samples' keys.
+
+    Args:
+        data: how samples are read.
+        device: to compute on.
+    """
+
+    def __init__(self, data: ObjectsConfig, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a micro-batch, (). The objects are flipped already, as the pixels are here."""
+        batch, data = batch.to(self.device), self.data
+        targets = [{name: value.to(self.device) for name, value in one.items()} for one in batch.targets]
+        x = flip(batch.pixels, batch.keys, data.flip)
+        x = x.float() if data.photometric or data.lighting else x
+        x = distort(x, batch.keys) if data.photometric else x
+        x = lighting(x, batch.keys, data.lighting) if data.lighting else x
+        losses = model(normalise(x, data.mean, data.std), targets)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()

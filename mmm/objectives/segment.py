@@ -1,0 +1,165 @@
+"""Segmentation: its choices, a segmenter that starts from pretrained weights, and forward including loss.
+
+Shapes: B samples, C channels, (h, w) of a sample, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.registry import PartConfig
+from mmm.data import Batch
+from mmm.data.annotated.config import MasksConfig, PairsConfig
+from mmm.data.annotated.maps import IGNORE, split_planes
+from mmm.data.transforms.crop import flip, lighting, normalise
+from mmm.data.transforms.photometric import distort
+from mmm.dense.heads import DenseHeadConfig, LinearHead
+from mmm.dense.segmenter import Segmenter
+from mmm.encoders import EncoderConfig, VisionTransformer, encoders
+from mmm.model import MaskedModel
+from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
+from mmm.tokenizers import Patches, tokenizers
+from mmm.train.config import RunConfig, TrainConfig
+
+C = TypeVar("C", bound="DenseConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig(RunConfig):
+    """A model with an output for each pixel, and how it is trained."""
+
+    model: str | None = None
+    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
+    are then the model's, and of `encoder` only drop_path counts. none: from scratch."""
+    tokenizer: PartConfig = Patches.Config()
+    encoder: EncoderConfig = VisionTransformer.Config()
+    head: DenseHeadConfig = LinearHead.Config()
+    frozen: bool = False
+    """Train the head alone, on features of the encoder as it is."""
+    relative_bias: bool = False
+    """Learn a bias of attention for each pair of relative positions, zero at first (BEiT, MAE's transfer to segmentation)."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate over that of the layer after it: the head learns at the full rate, the embedding slowest."""
+    train_positions: bool = False
+    """Train fixed positions too; learned ones are trained in any case."""
+    train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-3, scale_learning_rate=None)
+    """How it is trained."""
+    test_split: str | None = None
+    """Split of the source to score; none: the evaluation part."""
+
+    @property
+    def pixels(self) -> PairsConfig:
+        """The data."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (all layers alike)")
+        if self.relative_bias and self.frozen:
+            raise ValueError("relative_bias is learned in the encoder, and frozen keeps the encoder as it is; leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(DenseConfig):
+    """A segmenter, the images and masks that it learns from, and how."""
+
+    data: MasksConfig = field(default_factory=MasksConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relative_bias and self.data.whole_maps:
+            raise ValueError("relative_bias is learned for one size of images, and data.whole_maps evaluates others; leave one out")
+
+    @property
+    def pixels(self) -> PairsConfig:
+        """The data."""
+        return self.data
+
+
+def build_dense(config: DenseConfig, pretrained: MaskedModel | None, outputs: int, labels: tuple[str, ...] | None) -> Segmenter:
+    """Builds the model of a config, its new weights drawn from the seed.
+
+    Args:
+        outputs: K, the values that the head gives for each place.
+        labels: their names.
+
+    Raises:
+        ValueError: parts do not fit each other.
+    """
+    data = config.pixels.input()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        if pretrained is None:
+            tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
+            required = config.head.required_features(config.encoder.shape.depth)
+            context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": tokenizer.grid_of(data.size)}
+            encoder = encoders.build(config.encoder, **context, required=replace(required, blocks=()))
+        else:
+            tokenizer = pretrained.tokenizer
+            required = config.head.required_features(pretrained.encoder.shape.depth)
+            rate = float(getattr(config.encoder, "drop_path", 0.0))
+            encoder = adapt_encoder(pretrained, data, drop_path=rate, last_norm=required.last)
+        if config.train_positions and not config.frozen:
+            train_positions(encoder)
+        return Segmenter.build(
+            tokenizer,
+            encoder,
+            config.head,
+            classes=outputs,
+            frozen=config.frozen,
+            relative_bias=config.relative_bias,
+            data=data,
+            labels=labels,
+        )
+
+
+def prepare_pixels(batch: Batch, data: PairsConfig) -> tuple[Tensor, Tensor]:
+    """Flips images and maps together, changes colours, and normalises the pixels of a training batch, on its device.
+
+    Returns:
+        float32 (B, C, h, w), and the map's numbers, int64 (B, h, w).
+    """
+    image, numbers = split_planes(flip(batch.pixels, batch.keys, data.flip), data.channels)
+    x = image.float() if data.lighting or data.photometric else image
+    if data.photometric:
+        x = distort(x, batch.keys)
+    if data.lighting:
+        x = lighting(x, batch.keys, data.lighting)
+    return normalise(x, data.mean, data.std), numbers
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of interpolated logits, summed over labelled pixels and divided by the number of all pixels.
+
+    This is mmsegmentation's rule, with which MAE's transfer was published: samples do not depend on each other.
+
+    Args:
+        logits: (B, K, h', w').
+        labels: int64 (B, h, w); IGNORE is left out.
+    """
+    scores = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
+
+
+class SegmentObjective:
+    """The cross-entropy of a segmenter; all that is drawn for a micro-batch follows from its samples' keys.
+
+    Args:
+        data: how samples are read.
+        weights: of the losses of the head's maps.
+        device: to compute on.
+    """
+
+    def __init__(self, data: MasksConfig, weights: tuple[float, ...], device: torch.device) -> None:
+        self.data, self.weights, self.device = data, weights, device
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a micro-batch, ()."""
+        x, labels = prepare_pixels(batch.to(self.device), self.data)
+        losses = [pixel_cross_entropy(logits, labels) for logits in model(x)]
+        return torch.stack([weight * loss for weight, loss in zip(self.weights, losses, strict=True)]).sum()

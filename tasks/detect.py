@@ -1,0 +1,137 @@
+"""Detect objects: train Mask R-CNN on a pretrained vision transformer (ViTDet).
+
+python recipes/detect.py --model runs/pretrain-1                                     the demonstration on rendered scenes
+python recipes/detect.py --preset base --model mae_pretrain_vit_base.pth --data.source /data/coco
+python recipes/detect.py --preset base --model mae.pth --data.source my_images --data.annotations my_images/labels.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmm.data.annotated.detection import AnnotatedObjects, open_objects, with_classes
+from mmm.data.annotated.objects import as_pixels
+from mmm.data.datasets.mixture import Mixture
+from mmm.data.loading.loader import eval_batches
+from mmm.data.transforms.crop import normalise
+from mmm.dense.detector import Detector
+from mmm.evaluate.dense.detection import detect, evaluate_detector, format_detection, in_image
+from mmm.evaluate.dense.pictures import SHOWN, draw_objects
+from mmm.objectives.adapt_encoder import load_pretrained
+from mmm.objectives.detect import DetectConfig, DetectObjective, build_detector
+from mmm.objectives.finetune import with_pretrained
+from mmm.train.distributed.setup import start, with_precision
+from mmm.train.run.folder import RunFolder
+from mmm.train.schedule import make_plan
+from mmm.train.session import Session, open_session, preview
+from mmm.train.state import Training
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "model"
+RESULT = "result.json"
+DRAWN = 0.5  # smallest score of an object in a picture
+RUNTIME = ("model", "test_split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DetectConfig):
+    """Detect objects."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains, writes result.json and a picture into the run's folder, and prints the scores of the test part."""
+    accelerator = start(config.train)
+    config = with_precision(config, accelerator)
+    # ---------------------------------------------------------------------------------------------------------- data and model
+    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
+    config = config if pretrained is None else with_pretrained(config, pretrained)
+    masks = config.detector.masks
+    train, test = (open_objects(config.data, split, masks=masks) for split in ("train", config.test_split or "eval"))
+    config = replace(config, data=with_classes(config.data, train))
+    names = train.classes
+    assert names is not None
+    if names != test.classes:
+        raise ValueError(f"{train.title} and {test.title} do not name the same classes; give another split")
+    data = Mixture([train], (1,), config.seed)
+    plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
+    model = build_detector(config, pretrained, len(names), names)
+    # ---------------------------------------------------------------------------------------------------------------- training
+    training = Training.begin(
+        accelerator,
+        model,
+        config,
+        runtime=RUNTIME,
+        fingerprints={"data.fingerprint": train.fingerprint},
+        layer_decay=config.layer_decay,
+    )
+    objective = DetectObjective(config.data, accelerator.device)
+    if config.dry_run:
+        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
+        text = preview(config, training, objective, data, plan, tokens=tokens)
+        if accelerator.is_main_process:
+            print(text)
+        return {"dry_run": text}
+    logger.info("from %s, %d classes; %s images to score", config.model or "scratch", len(names), f"{len(test):,}")
+    opened = RunFolder.open(config.folder, "detect", config, accelerator=accelerator, resume=config.resume)
+    with (
+        opened as folder,
+        open_session(folder, config, training, objective, data, plan, evaluated=len(test)) as session,
+    ):
+        for update in session:
+            if update.due(config.train.evaluate_every) and not update.last:
+                found = score(session, model, test)
+                update.metrics |= {f"test_{kind}_ap": found[kind]["ap"] or 0.0 for kind in ("box", "mask") if kind in found}
+        return finish(session, model, test)
+
+
+def score(session: Session, model: Detector, test: AnnotatedObjects) -> dict[str, Any]:
+    """Scores the weights, or their moving average where the run keeps one."""
+    with session.training.averaged():
+        size, bad = session.plan.micro_batch_size, session.bad_inputs.pending
+        return evaluate_detector(model, test, session.training.accelerator, bad, batch_size=size)
+
+
+def finish(session: Session, model: Detector, test: AnnotatedObjects) -> dict[str, Any]:
+    """Scores the last weights, and draws some test images with their objects."""
+    found = score(session, model, test)
+    session.bad_inputs.share()
+    session.bad_inputs.check()
+    logger.info("%s", session.bad_inputs.report())
+    names = list(test.classes or ())
+    result = {"run": str(session.folder.path), "step": session.training.step, "classes": names, **found}
+    if session.main:
+        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with session.training.averaged():
+            picture = draw(session, model, test)
+        print(format_detection(found, names))
+        print(f"picture: {picture}")
+    return result
+
+
+def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
+    """Draws images that are evenly spread over the test part, their objects, and those that are found."""
+    device, step = session.training.accelerator.device, session.training.step
+    part = test.subset(torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test)))
+    config = replace(test.config, workers=0)
+    images, truth, found = [], [], []
+    for batch in eval_batches(part, config, batch_size=1):
+        for index in batch.index.tolist():
+            objects = part.objects(index)
+            images.append(part.read(index))
+            truth.append({"boxes": objects.boxes, "labels": objects.labels})
+            if model.config.masks and len(objects.masks):
+                truth[-1]["masks"] = torch.stack([torch.from_numpy(as_pixels(mask, objects.size)).bool() for mask in objects.masks])
+            (one,) = detect(model, normalise(batch.pixels.to(device), config.mean, config.std))
+            likely = one["scores"] >= DRAWN
+            found.append(in_image({name: value[likely] for name, value in one.items()}, part, index))
+    path = session.folder.path / "pictures" / f"detection_{step:08d}.png"
+    title = f"{session.folder.path.name}, step {step:,}: objects with a score of at least {DRAWN:g}"
+    return draw_objects(images, {"truth": truth, "found": found}, path, classes=model.classes, title=title)
