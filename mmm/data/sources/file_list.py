@@ -32,7 +32,7 @@ HEADERS = {
     "total": ("total", "total_frames", "total_frame", "num_frames", "frames"),
 }
 FORMATS = "`path`, `path label`, `path total label`, `path start total` and `path start total label` are read without a header"
-CURE = 'say which column is which, for instance data.list_columns "path start end label"'
+CURE = "say which column is which, for instance data.list_columns path start end label"
 
 
 class Row(NamedTuple):
@@ -119,7 +119,7 @@ class ListFile:
         self.medium, self.root = medium, file.parent if root is None else Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root {root} is no folder; give the one from which the paths in {file} start")
-        self.names = tuple(columns)
+        self.names = tuple(" ".join(columns).split())  # also in one word, "path label"
         for name in self.names:
             if name not in (*HEADERS, "ignore"):
                 raise ValueError(f"data.list_columns {name}: no such column{suggest(name, [*HEADERS, 'ignore'])}")

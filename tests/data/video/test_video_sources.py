@@ -271,7 +271,7 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
     for number, picture in enumerate(pictures(), 3):  # frames are counted from 3
         Image.fromarray(picture).save(tmp_path / "f" / f"img_{number:05d}.png")
     (tmp_path / "list.txt").write_text(lines)
-    clips = opened(tmp_path / "list.txt", list_columns=() if columns is None else tuple(columns.split()))
+    clips = opened(tmp_path / "list.txt", list_columns=() if columns is None else (columns,))
     found = clips.labels()
     assert (None if found is None else found.tolist()) == labels
     video, folder = read_clip(tmp_path / "v.mp4"), read_clip(tmp_path / "f")
