@@ -16,11 +16,14 @@ __version__ = "0.1.0"
 
 __all__ = ["Features", "Input", "Mask", "MaskedModel", "ModelConfig", "Output", "Transform", "draw", "load"]
 
-_LATER = {"Transform": "mmm.transform", "draw": "mmm.evaluate.reconstruction.draw"}  # imported at first use: they read images
+_LATER = {
+    "Transform": "mmm.transform",
+    "draw": "mmm.evaluate.reconstruction.draw",
+}  # imported on first use
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what only some users need."""
+    """Imports further names on first use."""
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'mmm' has no attribute {name!r}")

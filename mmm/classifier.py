@@ -32,12 +32,12 @@ class HeadConfig(CheckedConfig):
     """The layers between pooled tokens and class scores."""
 
     norm: Norm = "none"
-    """Norm of the pooled tokens. layer: with weights (MAE's `fc_norm`); batch: without weights, by the statistics of the batch
-    (MAE's linear probe)."""
+    """Norm of the pooled tokens. layer: layer norm with weights (MAE's `fc_norm`). batch: batch norm without weights (MAE's linear
+    probe)."""
     dropout: Rate = 0.0
     """Rate of dropout before the linear layer."""
     std: AboveZero = 0.02
-    """Standard deviation of the linear layer's first weights, a normal that is cut at 2."""
+    """Standard deviation of the initial weights of the linear layer, a normal distribution truncated at 2."""
     epsilon: AboveZero = 1e-6
     """Epsilon of a layer norm (MAE, timm: 1e-6; transformers' VideoMAE: 1e-5)."""
 
@@ -48,7 +48,7 @@ class Head(nn.Module):
     """norm -> dropout -> linear, on pooled tokens."""
 
     def __init__(self, config: HeadConfig, *, width: int, classes: int) -> None:
-        """For pooled tokens of this width."""
+        """Builds the head for pooled tokens of this width."""
         super().__init__()
         self.config, self.classes = config, classes
         self.fc_norm = _norm(config, width)
@@ -69,12 +69,12 @@ def _norm(config: HeadConfig, width: int) -> nn.Module:
 
 
 class Classifier(Pretrained, nn.Module):
-    """Scores classes of images or clips. Its encoder keeps its names: `encoder.blocks.0.attn.qkv.weight`.
+    """Classifies images or clips. The names of the weights of the encoder stay the same: `encoder.blocks.0.attn.qkv.weight`.
 
     Example:
         classifier = Classifier.of(mmm.load("runs/pretrain-1"), classes=10, pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
         logits = classifier(x)                                  # x: normalised (B, C, H, W) or (B, C, T, H, W)
-        logits = classifier.classify(classifier.encode(x))      # the same; what `encode` gives may be kept
+        logits = classifier.classify(classifier.encode(x))      # the same; the encoded tokens can be stored
     """
 
     __call__: Callable[..., Tensor]
@@ -91,12 +91,12 @@ class Classifier(Pretrained, nn.Module):
         data: Input | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> None:
-        """Puts parts together that fit each other; `build` and `of` make such parts.
+        """Combines parts that fit each other, as `build` and `of` make them.
 
         Args:
             frozen: the encoder stays in evaluation mode and gets no gradient.
-            data: what the data dictated to the parts; needed to save the model.
-            labels: names of the K classes, in their order. None: they have no names.
+            data: properties of the data; needed to save the model.
+            labels: names of the K classes, in order. None: no names.
         """
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
@@ -119,14 +119,14 @@ class Classifier(Pretrained, nn.Module):
         data: Input | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> Self:
-        """Builds pool and head for an encoder, which is taken over as it is.
+        """Builds pool and head for an encoder, which is used unchanged.
 
         Args:
             classes: K.
             pool: None: the mean of the tokens.
             head: None: `HeadConfig()`.
             frozen: see `__init__`.
-            seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
+            seed: random seed of the new weights. torch's generator is then not changed.
             data, labels: see `__init__`.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
@@ -148,7 +148,7 @@ class Classifier(Pretrained, nn.Module):
         seed: int | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> Self:
-        """As `build`, with the tokenizer and the encoder of a masked model, which `mmm.load` gives; they are shared, not copied."""
+        """Builds pool and head for the tokenizer and the encoder of a masked model, which are shared, not copied."""
         return cls.build(
             model.tokenizer,
             model.encoder,
@@ -162,27 +162,27 @@ class Classifier(Pretrained, nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of normalised pixels (B, C, H, W) or (B, C, T, H, W)."""
+        """Returns the logits (B, K) of normalised pixels (B, C, H, W) or (B, C, T, H, W)."""
         return self.classify(self.encode(x))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Every token, prefix first, (B, R + N, D): what a frozen classifier may keep instead of the pixels."""
+        """Returns all tokens, prefix first, (B, R + N, D). With a frozen encoder they can be stored instead of the pixels."""
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None).last
 
     @torch.no_grad()
     def predict(self, x: Any, *, top: int = 5) -> list[dict[str, float]]:
-        """Names the classes of samples.
+        """Predicts the classes of samples.
 
         Args:
             x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
-            top: number of classes that are named.
+            top: number of classes to return.
 
         Returns:
-            For each sample the likeliest classes and their probabilities, largest first. Classes without names are numbers.
+            The most probable classes of each sample with their probabilities, in falling order. Classes without names are numbers.
 
         Raises:
-            ValueError: a sample cannot be taken.
+            ValueError: a sample has a form that the model does not accept.
         """
         training = self.training
         try:
@@ -191,18 +191,18 @@ class Classifier(Pretrained, nn.Module):
             self.train(training)
 
     def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
-        """Returns the `top` likeliest classes of each row of probabilities (B, K), by name, largest first."""
+        """Returns the `top` most probable classes of each row of probabilities (B, K), by name, in falling order."""
         values, classes = probabilities.topk(min(top, self.head.classes), dim=1)  # (B, top) each
         names = self.labels or tuple(str(number) for number in range(self.head.classes))
         rows = zip(classes.tolist(), values.tolist(), strict=True)
         return [{names[number]: value for number, value in zip(*row, strict=True)} for row in rows]
 
     def classify(self, tokens: Tensor) -> Tensor:
-        """Logits (B, K) of tokens (B, R + N, D)."""
+        """Returns the logits (B, K) of tokens (B, R + N, D)."""
         return self.head(self.pool(tokens))
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, of a frozen classifier without its encoder."""
+        """Sets the training mode. A frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()

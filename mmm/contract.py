@@ -1,6 +1,6 @@
-"""The contract of parts: what holds for every tokenizer, masker, encoder, decoder and target, checked on a small model.
+"""The rules for tokenizers, maskers, encoders, decoders and targets, and checks of these rules on a small model.
 
-`mmm check FILE` runs it over a user's parts, the tests over all registered ones, and a run with `--use` its quick checks.
+`mmm check FILE` checks the parts of a user, and the tests check all registered parts. A run with `--use` makes the quick checks.
 
 Shapes: B samples, N tokens, mB rows of visible and blank tokens, kmB rows of predicted ones.
 """
@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
+from mmm.core.tokens import repeat_rows
 from mmm.core.types import Input
 from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
@@ -41,16 +43,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "model": "test_vit",
     },
     "decoder": {"width": 16, "depth": 2, "heads": 2, "groups": 4},
-    "target": {"cell": 4, "clusters": 32},
+    "target": {"cell": 4, "clusters": 32, "codes": 32, "prototypes": 32, "hidden": 24, "bottleneck": 16},
 }
+TOGETHER = {"decoder pair": "pair"}  # parts that need a target of this name
 
 
 class ContractError(ValueError):
-    """A part does not keep the contract."""
+    """A part breaks a rule."""
 
 
 def require(holds: bool | Tensor, message: str) -> None:
-    """Raises ContractError where something does not hold."""
+    """Raises ContractError if a condition does not hold."""
     if not bool(holds):
         raise ContractError(message)
 
@@ -59,16 +62,18 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def small_config(kind: str, name: str) -> PartConfig:
-    """The default config of a part, small where it has fields called size, width, depth and heads."""
-    config: Any = REGISTRIES[kind][name].Config
-    return config(**{field.name: SMALL[kind][field.name] for field in fields(config) if field.name in SMALL.get(kind, {})})
+    """The default config of a part, small where it has fields called size, width, depth and heads, or parts of its own."""
+    config: Any = REGISTRIES[kind][name].Config()
+    inner = {field.name: getattr(config, field.name) for field in fields(config)}
+    parts = {field: small_config(one.kind, one.name) for field, one in inner.items() if isinstance(one, PartConfig)}
+    return replace(config, **parts, **{field: SMALL[kind][field] for field in inner if field in SMALL.get(kind, {})})
 
 
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
-    """MAE on patches or tubes of 4 pixels, but for the parts that are given by their kind.
+    """Builds MAE on patches or tubes of 4 pixels, with the given parts in place of its own.
 
     An encoder that needs tokens of another side gets them, and as many. A masker that blanks is taken where the decoder or the
-    encoder requires it. Weights that are trained get noise, so that nothing hides behind a bias of 0 or a norm of 1.
+    encoder requires it. Trained weights get noise, so that an error is not hidden by a bias of 0 or a norm of 1.
     """
     side = SIDE if "tokenizer" in parts else getattr(parts.get("encoder"), "token", None) or SIDE
     size = (*size[:-2], *(axis * side // SIDE for axis in size[-2:]))
@@ -77,8 +82,11 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
         "encoder": small_config("encoder", "vit"),
         "decoder": small_config("decoder", "self_attention"),
         "target": PixelTarget.Config(),
-        **parts,
     }
+    for kind, config in parts.items():
+        if target := TOGETHER.get(f"{kind} {config.name}"):
+            chosen["target"] = small_config("target", target)
+    chosen |= parts
     shape = chosen["encoder"].shape
     required = chosen["decoder"].required_features(shape)
     chosen.setdefault("masker", RandomMasker.Config(blank=required.hidden or shape.whole))
@@ -104,7 +112,7 @@ def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
 
 
 def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """A mask is a function of its sample's key alone: not of torch's generator, and not of the other samples of a batch."""
+    """Checks that a mask depends only on the key of its sample, not on torch's generator or on other samples."""
     keys, state = sample_keys(0, 0, torch.arange(len(x))), torch.get_rng_state()
     again = model.draw_masks(x, keys)
     require(torch.equal(torch.get_rng_state(), state), "the masker draws from torch's generator; draw from the keys (mmm.core.rng)")
@@ -118,7 +126,7 @@ def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """A mask is drawn on the device of the keys."""
+    """Checks that a mask is drawn on the device of the keys."""
     keys = torch.zeros(len(x), dtype=torch.int64, device="meta")
     try:
         grid = model.tokenizer.grid(x)
@@ -133,7 +141,8 @@ def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Visible, blank and predicted tokens are tokens of the grid; no set has one twice; none is visible and hidden."""
+    """Checks that visible, blank and predicted tokens are tokens of the grid, that no set has a token twice, and that no token is
+    visible and hidden."""
     tokens = math.prod(model.tokenizer.grid(x))
     mask.checked(len(x), tokens)
     for one in mask.families:
@@ -141,7 +150,9 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         require(seen.max() <= 1, "a token is visible twice")
         if one.blank is not None:
             require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
-        hidden = one.predict[:, : one.predict.shape[1] - one.echo]
+        hidden, echo = one.predict.split([one.predict.shape[1] - one.echo, one.echo], dim=1)
+        shown = repeat_rows(one.visible[:, : one.echo], len(echo))
+        require(torch.equal(echo, shown), "mask.echo: the last predicted tokens must be the first visible ones, in their order")
         predicted = _counts(hidden, tokens)
         if one.weight is None:
             require(predicted.max() <= 1, "a token is predicted twice")
@@ -152,7 +163,7 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """The order of units is a permutation, and units share out the grid."""
+    """Checks that the order of units is a permutation, and that each token belongs to one unit."""
     masker, grid = model.masker, model.tokenizer.grid(x)
     if type(masker).order is Masker.order:
         return  # it works without an order
@@ -181,7 +192,7 @@ def _counts(index: Tensor, tokens: int) -> Tensor:
 
 @torch.no_grad()
 def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Hidden pixels change no feature and no prediction, visible ones do."""
+    """Checks that hidden pixels change no feature and no prediction, and that visible ones do."""
     model.eval()
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     samples, tokens = patches.shape[:2]
@@ -198,14 +209,18 @@ def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Loss, predictions, features and pictures have the shapes and types that the other parts expect."""
+    """Checks shapes and types of loss, predictions, features and pictures."""
     output, grid = model(x, mask=mask), model.tokenizer.grid(x)
     rows, queries = mask.predict.shape
     require(output.loss.shape == () and output.loss.dtype == torch.float32, f"the loss must be one fp32 number, not {output.loss}")
     require(output.loss.isfinite(), f"the loss is {output.loss}")
     require(output.prediction.shape == (rows, queries, sum(model.target.widths)), f"its shape is {tuple(output.prediction.shape)}")
-    for target in output.target if isinstance(output.target, tuple) else (output.target,):
-        require(target.shape[:2] == (rows, queries), f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens")
+    for target in tree_leaves(output.target):
+        of_masks = target.dim() == 2 and target.is_floating_point() and len(target) == len(mask.visible)  # a class token's
+        require(
+            of_masks or target.shape[:2] == (rows, queries),
+            f"the target is {tuple(target.shape)} for {rows} x {queries} predicted tokens",
+        )
         require(target.dtype in (torch.float32, torch.int64), f"the target is {target.dtype}, neither fp32 nor int64")
         require(not target.requires_grad, "the target carries a gradient")
     features = model.encoder(model.tokenizer.split(x), grid, None)
@@ -219,7 +234,7 @@ def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 
 def check_gradients(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Every trainable weight gets a gradient that is finite and not 0; the others get none."""
+    """Checks that each trainable weight gets a finite gradient other than 0, and that others get none."""
     model.zero_grad()
     model(x, mask=mask).loss.backward()
     for name, weight in model.named_parameters():
@@ -235,7 +250,7 @@ def check_gradients(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 @torch.no_grad()
 def check_copies(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """A second forward, a copy, and a model with the saved weights compute the same."""
+    """Checks that a second forward, a copy, and a model with the saved weights compute the same."""
     model.eval()
     output = model(x, mask=mask)
     require(torch.equal(model(x, mask=mask).prediction, output.prediction), "a second forward gives other predictions")
@@ -250,7 +265,7 @@ def check_copies(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 @torch.no_grad()
 def check_precision(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Under autocast to bf16 the loss stays fp32 and close; in fp64 everything is fp64, and closer."""
+    """Checks that the loss is fp32 and close under autocast to bf16, and fp64 and closer in fp64."""
     model.eval()
     output = model(x, mask=mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -295,7 +310,7 @@ class Finding:
         part: kind and name.
         medium: images or clips.
         check: a name in `CHECKS`.
-        fault: None where the part keeps the contract.
+        fault: description of the fault. None: the check passed.
     """
 
     part: str
@@ -305,9 +320,9 @@ class Finding:
 
 
 def check_part(kind: str, name: str) -> list[Finding]:
-    """Runs all checks on a small model with one part, on images and on clips. torch's generator stays as it is.
+    """Runs all checks on a small model with one part, on images and on clips. torch's generator is not changed.
 
-    A medium for which no model can be built, as for patches among clips, is left out, unless that holds for both.
+    A medium for which no model can be built (patches for clips) is left out, unless that is the case for both.
     """
     found: list[Finding] = []
     refused: list[Finding] = []
@@ -326,7 +341,7 @@ def check_part(kind: str, name: str) -> list[Finding]:
 
 
 def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
-    """Returns the fault that a check finds, or None. Any other error of a part is a fault too."""
+    """Returns the fault that a check finds, or None. Any error of a part is a fault."""
     try:
         run(model, x, mask)
     except ContractError as broken:
@@ -339,10 +354,10 @@ def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
 def check_own_parts(model: MaskedModel) -> None:
     """Runs the quick checks on the model of a run if a user's file registered one of its parts.
 
-    The weights and torch's generator stay as they are.
+    Weights and torch's generator are not changed.
 
     Raises:
-        ContractError: naming the parts, and what does not hold.
+        ContractError: a check failed; the message names the part and the fault.
     """
     parts: list[Any] = [model.tokenizer, model.masker, model.encoder, model.decoder, model.target]
     own = [f"{part.config.kind} {part.config.name}" for part in parts if not type(part).__module__.startswith("mmm.")]

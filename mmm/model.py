@@ -36,10 +36,10 @@ class Output:
     """The result of one forward.
 
     Attributes:
-        loss: () fp32; of a mask that holds several, the mean over them.
-        prediction: (kmB, Q, K), in the forward's precision; of a mask that holds several, the first one's.
-        target: (kmB, Q, K) fp32, or (kmB, Q) int64 where the target is a class, or several of these; carries no gradient.
-        mask: the one that was used.
+        loss: fp32, (). For a mask with further masks in `also`, the mean over them.
+        prediction: (kmB, Q, K), in the precision of the forward. With further masks in `also`, that of the first mask.
+        target: fp32 (kmB, Q, K), or int64 (kmB, Q) if the target is a class, or a tuple of these; without gradient.
+        mask: the mask that was used.
     """
 
     loss: Tensor
@@ -50,7 +50,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The five choices that make a method, each the `Config` of a registered part."""
+    """The configs of the five parts of a method."""
 
     tokenizer: PartConfig
     masker: MaskerConfig
@@ -60,7 +60,7 @@ class ModelConfig:
 
 
 class MaskedModel(Pretrained, nn.Module):
-    """A masked autoencoder of images or clips, put together from five parts.
+    """A masked model of images or clips, which consists of five parts.
 
     Example:
         model = MaskedModel.build(config, Input(size=(224, 224)))
@@ -85,10 +85,10 @@ class MaskedModel(Pretrained, nn.Module):
         *,
         data: Input | None = None,
     ) -> None:
-        """Puts parts together that fit each other; `build` makes such parts. Without a decoder, `encode` is all it can do.
+        """Combines parts that fit each other, as `build` makes them. Without a decoder the model can only encode.
 
         Args:
-            data: what the data dictated to the parts; needed to save the model.
+            data: properties of the data; needed to save the model.
         """
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
@@ -97,9 +97,9 @@ class MaskedModel(Pretrained, nn.Module):
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:
-        """Builds each part from its own choices and from what the others and the data dictate.
+        """Builds each part from its config and from properties of the other parts and of the data.
 
-        With a seed the weights depend on nothing else, and torch's generator stays as it was.
+        With a seed, the weights depend on the seed alone, and torch's generator is not changed.
         """
         if seed is not None:
             with torch.random.fork_rng(devices=[]):
@@ -110,7 +110,11 @@ class MaskedModel(Pretrained, nn.Module):
         shape = config.encoder.shape
         required = config.decoder.required_features(shape)
         if required.hidden and not (config.masker.blank or config.masker.echoes_only):
-            raise ValueError(f"decoder.name {config.decoder.name} predicts from the encoder's own hidden tokens; set masker.blank")
+            raise ValueError(f"decoder.name {config.decoder.name} needs features of hidden tokens; set masker.blank")
+        if config.masker.unit % shape.unit:
+            raise ValueError(f"encoder.name {config.encoder.name} has units of {shape.unit} x {shape.unit} tokens; set masker.unit")
+        if not required.last and shape.depth not in required.blocks:  # what nobody reads gets no gradient, and DDP waits for it
+            raise ValueError(f"decoder.fusion_blocks leave out the encoder's last block, {shape.depth}; add it")
         encoder = encoders.build(
             config.encoder,
             token=tokenizer.size,
@@ -128,19 +132,19 @@ class MaskedModel(Pretrained, nn.Module):
 
         Args:
             x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
-            mask: what is visible and what is predicted; drawn from torch's generator where none is given.
+            mask: visible and predicted tokens. None: drawn with torch's generator.
         """
         if self.decoder is None:
-            raise ValueError("this model holds no decoder, so it has no loss; `encode` gives its features")
+            raise ValueError("this model has no decoder and therefore no loss; use `encode` for features")
         if not x.shape[0]:
-            raise ValueError(f"the input holds no sample: {tuple(x.shape)}")
+            raise ValueError(f"the input has no samples: {tuple(x.shape)}")
         patches = self.tokenizer.split(x)  # (B, N, P)
         grid = self.tokenizer.grid(x)
         mask = self.draw_masks(x) if mask is None else mask.checked(x.shape[0], patches.shape[1])
-        token_targets = self.target.teach(x, patches, grid)  # once, however many masks there are
+        token_targets = self.target.teach(x, patches, grid)  # once for all masks
         losses, answers = [], []
         for one in mask.families:
-            features = self.encoder(patches, grid, one)  # of the visible (and blank) tokens only
+            features = self.encoder(patches, grid, one)  # only of the visible (and blank) tokens
             prediction = self.decoder(features, one, grid)  # (kmB, Q, K)
             target = self.target.pick(token_targets, one)  # (kmB, Q, K) or (kmB, Q)
             losses.append(self.target.loss(prediction, target, one, features))
@@ -155,32 +159,33 @@ class MaskedModel(Pretrained, nn.Module):
 
         Args:
             x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
-            blocks: blocks whose outputs are kept, 0 for what enters the first. None: those that the decoder requires.
-            mask: encodes only what it shows. None: every token, in the grid's order.
+            blocks: blocks whose outputs are returned; 0 is the input of the first block. None: those that the decoder requires.
+            mask: only its visible tokens are encoded. None: all tokens, in the order of the grid.
 
         Raises:
-            ValueError: a sample cannot be taken.
+            ValueError: a sample has a form that the model does not accept.
         """
         x = self.prepared(x)
         return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
 
-    def reconstruct(self, x: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+    def reconstruct(self, x: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0) -> Reconstruction:
         """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.
 
         Args:
             x: as `encode` takes it.
-            ratio: fraction of all tokens that is hidden. None: the masker's own.
-            seed: of the masks.
+            ratio: fraction of hidden tokens. None: that of the masker.
+            hidden: instead of drawn masks, pixels to hide, as `mmm.maskers.mask_from_pixels` takes them.
+            seed: random seed of the masks.
 
         Returns:
-            `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1]; not a number where there is nothing.
+            `original`, `visible`, `predicted` and `pasted`, (B, C, s...) each, in [0, 1], with NaN in empty areas.
 
         Raises:
             ValueError: the model has no decoder, or its predictions are not pixels.
         """
         from mmm.evaluate.reconstruction.reconstruct import reconstruct_samples
 
-        return reconstruct_samples(self, x, ratio=ratio, seed=seed)
+        return reconstruct_samples(self, x, ratio=ratio, hidden=hidden, seed=seed)
 
     def draw_masks(
         self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1

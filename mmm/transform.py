@@ -1,4 +1,4 @@
-"""From images and clips in the usual forms to what a model takes: decoded, resized, cropped, normalised.
+"""Preparation of images and clips in the usual forms for a model: decoding, resizing, cropping and normalisation.
 
 Shapes: B samples, C channels, (H, W) of a sample, T frames.
 """
@@ -21,16 +21,17 @@ from mmm.data.decode.image import decode_image
 from mmm.data.errors import Unreadable
 from mmm.data.transforms.crop import center_crop, crop_boxes, flip, normalise, resized_crop
 
-SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # MAE's pretraining crop
+SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # the crop of MAE's pretraining
 
 
 class Transform:
     """Prepares samples for one model, with its own size, channels, mean and standard deviation.
 
     An image may be a Pillow image, the path of a file, encoded bytes, an array or a tensor: uint8, or floating point from 0 to 1;
-    (H, W), (H, W, C) or (C, H, W). A clip may be the path of a film, an array or a tensor (T, H, W, C) or (T, C, H, W), or a list
-    of images, its frames. Of a film the model's middle clip is taken, as in evaluation; of more frames than the model takes, as
-    many evenly spaced ones. Several samples come as a list or along one more leading axis. A single sample becomes a batch of one.
+    (H, W), (H, W, C) or (C, H, W). A clip may be the path of a video, an array or a tensor (T, H, W, C) or (T, C, H, W), or a list
+    of images, its frames. For a video, the middle clip is taken, as in evaluation. If there are more frames than the model takes,
+    evenly spaced frames are taken. Several samples are given as a list or along an additional first axis. A single sample becomes a
+    batch of one.
 
     Example:
         x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
@@ -42,7 +43,7 @@ class Transform:
         """Prepares samples of this size and normalisation.
 
         Args:
-            data: of the model.
+            data: properties of the model's samples.
             training: random resized crops and horizontal flips instead of the middle crop of evaluation.
         """
         self.data, self.training = data, training
@@ -82,13 +83,13 @@ class Transform:
         if isinstance(sample, (str, Path)):
             return self._film(Path(sample), frames)
         if not isinstance(sample, (np.ndarray, Tensor, list, tuple)) or np.ndim(_array(sample[0])) > 3:
-            raise ValueError(f"this model takes clips of {frames} frames; give a film, a list of frames, or an array (T, H, W, C)")
+            raise ValueError(f"this model takes clips of {frames} frames; give a video, a list of frames, or an array (T, H, W, C)")
         if len(sample) < frames:
             raise ValueError(f"a clip has {len(sample)} frames, and this model takes {frames}; give a longer one")
         return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), frames)]
 
     def _film(self, path: Path, frames: int) -> list[np.ndarray[Any, Any]]:
-        """Returns the frames of a film's middle clip; of a model that does not know its stride, evenly spaced frames."""
+        """Returns the frames of the middle clip of a video. If the stride of the model is not known, they are evenly spaced."""
         from mmm.data.decode.video import OpenVideo
 
         with OpenVideo(path) as video:
@@ -96,14 +97,14 @@ class Transform:
             return list(video.read(numbers, self.data.channels))  # (T, h, w, C)
 
     def _clip(self) -> ClipsConfig:
-        """Returns how one clip is chosen from a film: the middle one, as evaluation does."""
+        """Returns the config that chooses the middle clip of a video, as in evaluation."""
         data = self.data
         assert data.stride is not None
         sampling: Any = data.sampling or "dense"
         return ClipsConfig(frames=data.size[0], stride=data.stride, fps=data.fps, sampling=sampling, eval_clips=1)
 
     def _crop(self, frames: list[np.ndarray[Any, Any]], key: Tensor) -> Tensor:
-        """Returns one sample, uint8 (C, T, H, W); all its frames are cut alike."""
+        """Returns one sample, uint8 (C, T, H, W), with the same crop for all frames."""
         size = (self.data.size[-2], self.data.size[-1])
         if not self.training:
             return torch.stack([center_crop(frame, size) for frame in frames], dim=1)
@@ -116,10 +117,10 @@ class Transform:
 
 
 def _array(value: Any) -> Any:
-    """Returns what has the number of axes of a frame."""
+    """Returns the value, or an empty array if it is not an array."""
     return value if isinstance(value, (np.ndarray, Tensor)) else np.empty(())
 
 
 def _even(count: int, frames: int) -> list[int]:
-    """Returns evenly spaced numbers below `count`, each in the middle of its share."""
+    """Returns evenly spaced numbers below `count`, each in the middle of an equal part."""
     return [(2 * number + 1) * count // (2 * frames) for number in range(frames)]

@@ -7,7 +7,7 @@
 
 `base`, `large` and `huge` have the values published for COCO, which CrossMAE also used: images of 1,024 pixels, large-scale jitter,
 100 epochs (75 for H), attention in windows of 14 tokens with four global blocks. MAE's ViT-H has patches of 14 pixels, which a
-feature pyramid of powers of 2 does not allow: pretrain with 16.
+feature pyramid of powers of 2 does not allow: pretrain with 16. `detr` finds boxes with transformers' DETR on the same encoder.
 
 Results. The authors report a box / mask AP of 51.6 / 45.9 (B), 55.5 / 49.2 (L) and 56.7 / 50.2 (H); CrossMAE 52.1 / 46.3 (B) and
 54.9 / 48.8 (L) with its own code. These presets have not been run on COCO yet. Differences: torchvision's RoIAlign samples twice
@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from mmm.config.cli import main
 from mmm.data.annotated.config import ObjectsConfig
-from mmm.dense.detector import DetectorConfig
+from mmm.dense.detector import Detr, MaskRCNN
 from mmm.encoders import VisionTransformer
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig
@@ -28,7 +28,7 @@ BASE = detect.Config(
     data=ObjectsConfig(image_size=1024, split="train2017", eval_split="val2017", scale=(0.1, 2.0), workers=10),
     tokenizer=Patches.Config(size=16),
     encoder=VisionTransformer.Config(size="base", drop_path=0.1),
-    detector=DetectorConfig(),
+    detector=MaskRCNN.Config(),
     layer_decay=0.7,
     train_positions=True,
     train=TrainConfig(
@@ -62,11 +62,12 @@ DEMO = detect.Config(
         std=(0.18,),
         scale=(0.8, 1.3),
         lighting=0.2,
+        one_class=True,  # to learn the names of textures takes far more than minutes
         workers=0,
     ),
     tokenizer=Patches.Config(size=4),
     encoder=VisionTransformer.Config(width=128, depth=4, heads=4, drop_path=0.1),
-    detector=DetectorConfig(window=8, global_blocks=(2, 4), channels=32, hidden=128, convolutions=1, proposals=50, detections=20),
+    detector=MaskRCNN.Config(window=8, global_blocks=(2, 4), channels=32, hidden=128, convolutions=1, proposals=50, detections=20),
     layer_decay=0.8,
     train=TrainConfig(
         steps=300,
@@ -79,7 +80,15 @@ DEMO = detect.Config(
     ),
 )
 
-PRESETS = {"base": BASE, "large": LARGE, "huge": HUGE, "demo": DEMO}
+# transformers' DETR on the same encoder, with the values of its paper (Carion et al., ECCV 2020) where they apply; boxes alone
+DETR = replace(
+    BASE,
+    data=replace(BASE.data, scale=(0.6, 1.6)),
+    detector=Detr.Config(),
+    train=replace(BASE.train, epochs=300, weight_decay=1e-4, clip_norm=0.1),
+)
+
+PRESETS = {"base": BASE, "large": LARGE, "huge": HUGE, "detr": DETR, "demo": DEMO}
 
 if __name__ == "__main__":
     main(detect.run, presets=PRESETS, doc=__doc__)

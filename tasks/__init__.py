@@ -1,1 +1,1 @@
-"""Verbs: what one does with the parts of `mmm`. Each file is one `Config` and one `run(config) -> dict`."""
+"""Tasks: procedures on the parts of `mmm`. Each file holds a `Config` and a function `run(config) -> dict`."""

@@ -17,7 +17,7 @@ HELP = {"-h", "--help", "--help_all", "--help-all"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one task and returns the process's exit code.
+    """Runs one task, and returns the exit code of the process.
 
     Args:
         argv: without the program's name. None: the process's own.
@@ -34,20 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in known:
         from mmm.core.checks import suggest
 
-        print(f"error: no task is called {name!r}{suggest(name, known)}", file=sys.stderr)
+        print(f"error: there is no task {name!r}{suggest(name, known)}", file=sys.stderr)
         return 2
     run_task(import_module(f"tasks.{name}"), name, rest)
     return 0
 
 
 def summaries(folder: Path) -> dict[str, str]:
-    """The name of every task or recipe in a folder, and the first line of its docstring, read without importing it."""
+    """Returns the name of every task or recipe in a folder with the first line of its docstring, which is read without an
+    import."""
     texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(folder.glob("[!_]*.py"))}
     return {name: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for name, text in texts.items()}
 
 
 def usage(tasks: dict[str, str]) -> str:
-    """The text of `mmm --help`."""
+    """Returns the text of `mmm --help`."""
     lines = ["usage: mmm TASK [RECIPE] [--FLAG VALUE ...]", "", "Tasks (mmm TASK --help shows the flags of a task):"]
     lines += [f"  {name:<17}{summary}" for name, summary in tasks.items()]
     lines += ["", "Recipes, the values of one experiment (for instance mmm pretrain image_mae --help):"]
@@ -70,7 +71,7 @@ def run_task(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
 
 
 def read_recipe(task: ModuleType, name: str) -> tuple[Any, str]:
-    """The presets and the docstring of a recipe.
+    """Returns the presets and the docstring of a recipe.
 
     Raises:
         ValueError: the recipe is for another task.
@@ -83,7 +84,8 @@ def read_recipe(task: ModuleType, name: str) -> tuple[Any, str]:
 
 
 def default_of(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
-    """The config that the flags change: the task's defaults or, where it has none, the saved config that they name."""
+    """Returns the config that the flags change: the defaults of the task or, if it has none, the saved config that the flags
+    name."""
     from mmm.config.overrides import group_flags, resumed_config
     from mmm.config.serialize import load
 

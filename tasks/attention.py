@@ -1,10 +1,10 @@
-"""Look at a decoder: how much of its attention goes to visible and to hidden tokens, and what each block reads of the encoder.
+"""Measure the attention of a decoder to visible and hidden tokens, and the encoder blocks that each of its blocks reads.
 
     mmm attention runs/pretrain-1
     mmm attention runs/pretrain-1/checkpoints/step_00000500 --samples 1000
     mmm attention crossmae_vit_base.pth --source /data/imagenet --out views
 
-Writes pictures and numbers, attention_STEP.png and .json, and where blocks are mixed fusion_STEP.png.
+Writes attention_STEP.png and attention_STEP.json, and fusion_STEP.png if the decoder reads several encoder blocks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ POSITIONAL = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AttentionConfig, LoadedModelConfig):
-    """Look at a decoder."""
+    """Measure the attention of a decoder."""
 
     batch_size: int = 32
-    """Images that the model gets at once."""
+    """Samples that the model gets at once."""
 
     out: str | None = None
-    """Folder for pictures and numbers; None: the run's pictures, or this folder where the model is no run's."""
+    """Folder for pictures and numbers. None: `pictures` in the run folder, or the working directory for weights without a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures, draws, prints the means and writes everything."""
+    """Measures the attention, draws it, prints the means and writes the numbers."""
     loaded = load_model(config)
     test = open_test(loaded.data, config.test_split)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, test.where)
@@ -48,7 +48,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _draw(found: dict[str, Any], config: Config, loaded: LoadedModel, title: str) -> None:
-    """Draws the pictures, names them in what was found, and writes the numbers beside them."""
+    """Draws the pictures, adds their paths to the results, and writes the numbers."""
 
     def path(kind: str, suffix: str = ".png") -> Path:
         if config.out is None:

@@ -1,7 +1,7 @@
-"""Attentive probe: a learned query reads a frozen encoder's tokens, of images or clips, and a linear layer scores what it gathers.
+"""Attentive probe: a learned query attends to the tokens of a frozen encoder, and a linear layer classifies the result.
 
 mmm attentive_probe runs/pretrain-1 --train.learning_rate 1e-3
-mmm attentive_probe runs/pretrain-1 --rates 0.3 1 3 --held_back 0.05    several learning rates in one pass
+mmm attentive_probe runs/pretrain-1 --rates 0.3 1 3 --held_back 0.05    several learning rates at once
 python recipes/video_linear_probe.py --help                  values for videos
 """
 
@@ -32,13 +32,13 @@ class Config(ProbeConfig):
 
     pool: PartConfig = AttentivePool.Config()
     optimizer: Optimizer = "adamw"
-    """lars, with the trust ratio on matrices only, or adamw."""
+    """lars (with the trust ratio on matrices only) or adamw."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=1e-3)
-    """Training of pool and head; micro_batch_size is the number of samples that the encoder computes at once."""
+    """Training of pool and head. micro_batch_size is the number of samples that the encoder gets at once."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Probes, writes result.json into the run's folder, and prints the scores."""
+    """Trains the probe, writes result.json into the run folder, and prints the scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     setup = open_probe_setup(config, accelerator)

@@ -1,8 +1,8 @@
-"""Check parts of your own before you train with them: masks, hidden pixels, gradients, copies and precision, on a small model.
+"""Check your own parts on a small model before training: masks, hidden pixels, gradients, copies and precision.
 
 mmm check my_masker.py
 
-The exit code is 1 if a part does not keep the contract.
+The exit code is 1 if a part breaks a rule.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Checks every part that the file registers; see `check`.
+    """Checks every part that a file registers.
 
     Raises:
-        SystemExit: with code 1, if a part does not keep the contract.
+        SystemExit: a part breaks a rule; the code is 1.
     """
     found = check(config)
     print(describe(found))
@@ -43,7 +43,7 @@ def check(config: Config) -> list[Finding]:
     """Imports the file and checks its parts.
 
     Raises:
-        ValueError: where no file is named, or it registers no part that a masked model holds.
+        ValueError: no file is given, or it registers no part of a masked model.
     """
     if config.file is None:
         raise ValueError("mmm check needs a Python file that registers parts: mmm check my_masker.py")
@@ -56,7 +56,7 @@ def check(config: Config) -> list[Finding]:
 
 
 def describe(found: list[Finding]) -> str:
-    """A line for each part and medium, and one for each fault."""
+    """Returns a line for each part and medium, and one for each fault."""
     lines = []
     for part, medium in dict.fromkeys((one.part, one.medium) for one in found):
         own = [one for one in found if (one.part, one.medium) == (part, medium)]

@@ -53,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
     # ---------------------------------------------------------------------------------------------------------- data and model
     pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
     config = config if pretrained is None else with_pretrained(config, pretrained)
-    masks = config.detector.masks
+    masks = config.detector.predicts_masks
     train, test = (open_objects(config.data, split, masks=masks) for split in ("train", config.test_split or "eval"))
     config = replace(config, data=with_classes(config.data, train))
     names = train.classes
@@ -127,7 +127,7 @@ def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
             objects = part.objects(index)
             images.append(part.read(index))
             truth.append({"boxes": objects.boxes, "labels": objects.labels})
-            if model.config.masks and len(objects.masks):
+            if model.config.predicts_masks and len(objects.masks):
                 truth[-1]["masks"] = torch.stack([torch.from_numpy(as_pixels(mask, objects.size)).bool() for mask in objects.masks])
             (one,) = detect(model, normalise(batch.pixels.to(device), config.mean, config.std))
             likely = one["scores"] >= DRAWN

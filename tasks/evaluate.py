@@ -1,11 +1,11 @@
-"""Evaluate a model: any of the evaluations that a pretraining ends with, and your own.
+"""Evaluate a model with any of the evaluations of pretraining, or with your own.
 
 mmm evaluate runs/pretrain-1 --evaluate features reconstruction
 mmm evaluate runs/pretrain-1 --evaluate few_shot --evaluate.few_shot.labels_per_class 10
 mmm evaluate mae_pretrain_vit_base.pth --source /data/imagenet --evaluate knn
 mmm evaluate runs/pretrain-1 --use my_evaluation.py --evaluate mine
 
-Results of a run's own data are appended to its evaluations.jsonl, where mmm compare finds them.
+Results on the data of a run are appended to its evaluations.jsonl, from which mmm compare reads them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Config(LoadedModelConfig):
     """Evaluations, by name."""
 
     out: str | None = None
-    """JSON file for the results; None: lines of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the results. None: they are appended to evaluations.jsonl of the run, if the model comes from a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Evaluates, prints each result, writes them, and returns them by name."""
+    """Runs the evaluations, prints and writes the results, and returns them by name."""
     loaded = load_model(config)
     model, context = loaded.trained or loaded.untrained, loaded.context(config)
     logger.info("%s on %s", loaded.name, describe_data(context.test))
@@ -52,5 +52,5 @@ def run(config: Config) -> dict[str, Any]:
         Path(config.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"results: {config.out}")
     if len(results) < len(config.evaluate.names):
-        raise ValueError("not all evaluations could be made, see above")
+        raise ValueError("some evaluations failed, see above")
     return results

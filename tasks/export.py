@@ -1,4 +1,4 @@
-"""Write a model for others: a folder with weights, how pixels are prepared and a card, in a format that they read.
+"""Export a model to a folder with its weights in a common format, the preparation of pixels, and a model card.
 
 mmm export runs/pretrain-1                                             runs/pretrain-1-export: for mmm.load
 mmm export runs/pretrain-1 --encoder_only --out my-encoder
@@ -34,20 +34,20 @@ class Config:
     """A run folder, a checkpoint or a file of weights in one (ema.safetensors: the moving average), or published weights."""
 
     to: str = "folder"
-    """Format: folder (for mmm.load), timm, transformers, or the official layouts mae, crossmae and videomae; with --use also one of
-    your own."""
+    """Format: folder (for mmm.load), timm, transformers, or the official layouts mae, crossmae and videomae; or one of your own
+    (--use)."""
 
     encoder_only: bool = False
-    """Leave out the decoder."""
+    """Export without the decoder."""
 
     norm_pix: bool | None = None
-    """Whether published weights predict standardised patches, which their file does not say."""
+    """Whether published weights predict standardised patches, which their file does not state."""
 
     license: str = "unknown"
-    """Identifier of a licence for the card, as the hub has it, for instance mit or cc-by-nc-4.0."""
+    """Identifier of a licence on the hub, for instance mit or cc-by-nc-4.0."""
 
     out: str | None = None
-    """Folder to write. None: the run's folder or the file's name, with -export, -timm, -transformers and so on after it."""
+    """Folder to write. None: the name of the run folder or of the file, followed by -export, -timm, -transformers and so on."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def origin_of(path: Path, license: str) -> Origin:
-    """Returns the source of a model: its run, where it has one."""
+    """Returns the source of a model."""
     run = run_of(path) if path.exists() else None
     if run is None:
         return Origin(path.name, license=license)

@@ -1,4 +1,4 @@
-"""Write the features of images or videos to a file: any layers of a model, pooled or all tokens, in shards that a stop leaves.
+"""Write the features of images or videos to a file: any layers of a model, pooled or all tokens.
 
 mmm extract runs/pretrain-1 --source my_photographs --out features.parquet
 mmm extract runs/pretrain-1 --test_split train --layers last 6 12 --pooling class --out train.safetensors
@@ -6,7 +6,8 @@ mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --view
 mmm extract videomae.pth --source films --every 2.0 --out windows.parquet      # a clip every two seconds
 torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
 
-The same command goes on after a stop. Beside the file lies NAME.json: the inputs' names, those that could not be read, and what the
+After an interruption, the same command continues. Beside the file lies NAME.json: the inputs' names, those that could not be read,
+and what the
 features are of. A .safetensors holds index, label and a tensor for each layer (last, block_6); a .parquet has them as columns.
 """
 
@@ -28,7 +29,7 @@ from mmm.train.distributed.setup import start
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-COVERED = 0.1  # share of the videos that clips of evaluation cover, below which this is printed
+COVERED = 0.1  # smallest share of the videos, covered by the clips of evaluation, that is not reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,21 @@ class Config(ExtractConfig, LoadedModelConfig):
     """Extract features."""
 
     test_split: str | None = None
-    """Part to read: train or eval, the parts as in training, or a split of the source by its name; None: all of a source that is
-    named and has no split for evaluation, else its evaluation part."""
+    """Samples to read: train or eval (as in training), or the name of a split. None: the evaluation split, or all samples of a
+    --source without a split for evaluation."""
 
     out: str = "features.safetensors"
     """File to write: .safetensors or .parquet."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Extracts what is missing, puts it together, and gives the manifest without the names."""
+    """Extracts the missing features, writes the file, and returns the manifest without the names."""
     accelerator = start(TrainConfig(epochs=1, batch_size=config.batch_size, learning_rate=1.0, precision=config.precision))
     loaded = load_model(replace(config, device=config.device or str(accelerator.device)))
     part = open_shown(config, loaded.data)
     if config.every is not None:
         if not isinstance(part, Clips):
-            raise ValueError(f"every {config.every} is for videos, and this model is of images")
+            raise ValueError(f"every {config.every} is for videos, and this is a model of images")
         part = open_windows(part, config.every)
     model = loaded.trained or loaded.untrained
     features: dict[str, Any] = {
@@ -70,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any], out: Path, part: Images | Clips) -> str:
-    """The file in a few lines."""
+    """Returns a summary of the file."""
     layers = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["shapes"].items())
     lines = [f"{found['rows']:,} rows of {found['inputs']:,} inputs of {describe_data(part)}: {layers}"]
     if others := len(part.table.column) - len(part.rows.unique()):
@@ -83,5 +84,5 @@ def describe(found: dict[str, Any], out: Path, part: Images | Clips) -> str:
             lines.append(f"{share}; --every 2.0 reads a clip every two seconds")
     if found["problems"]:
         first = found["problems"][0]
-        lines.append(f"{len(found['problems'])} inputs could not be read and are not there ({first['name']}: {first['reason']})")
+        lines.append(f"{len(found['problems'])} inputs could not be read and were left out ({first['name']}: {first['reason']})")
     return "\n".join([*lines, f"features: {out}", f"manifest: {manifest_of(out)}"])

@@ -1,4 +1,4 @@
-"""Fine-tune a classifier of images or clips: all its weights, from a pretrained encoder or from scratch.
+"""Fine-tune all weights of a classifier of images or clips, from a pretrained encoder or from scratch.
 
 python recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
 python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 POSITIONAL = "model"
 RESULT = "result.json"
 PAIRS = 2  # samples are mixed within a micro-batch, in pairs
-# choices that may differ between a stop and its resume, beside those of every run
+# options that may differ when a run is resumed, in addition to those of every run
 RUNTIME = ("model", "test_split", "data.eval_clips", "data.eval_crops")
-# choices that say how a classifier was trained; the rest of a protocol says on which samples and how it was scored
+# options of the training of a classifier; the other values of a protocol describe the samples and the scores
 SCHEDULE = ("train", "soft", "layer_decay", "train_positions", "encoder", "held_back", "seed")
 
 
@@ -49,12 +49,13 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """The config that flags change: with the data of the run that is named as the model; of another source only its pixels."""
+    """Returns the config that the flags change. If the model is a run, the data is that of the run; with another source, only the
+    size and normalisation of its pixels."""
     model = flags.get("model")
     data = run_data(model[-1]) if model else None
     if data is None:
         return Config()
-    if "data.source" in flags:  # which has names of its own
+    if "data.source" in flags:  # which has its own splits and columns
         column = data.medium.flag.removeprefix("data.")
         names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root", "label_column", column)) | {"split": "train"}
         data = replace(data, **names)
@@ -62,7 +63,7 @@ def defaults(flags: Mapping[str, list[str]]) -> Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Fine-tunes, writes result.json into the run's folder, and prints the scores of the test part."""
+    """Fine-tunes, writes result.json into the run folder, and prints the test scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
@@ -73,14 +74,14 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     check_mixing(config.soft, plan.micro_batch_size)
     model = build_classifier(config, pretrained, splits.classes)
-    weights = weights_fingerprint(model.encoder)  # before a resume puts others in their place
+    weights = weights_fingerprint(model.encoder)  # before a resume replaces them
     # ---------------------------------------------------------------------------------------------------------------- training
     fingerprints = {"data.fingerprint": splits.train.fingerprint}
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
-    if config.dry_run:  # its few samples are not mixed
+    if config.dry_run:  # the few samples of a dry run are not mixed
         unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
         tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
         text = preview(config, training, unmixed, data, plan, tokens=tokens, unit=PAIRS)
@@ -102,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None) -> dict[str, float]:
-    """Scores the model on one view of each held-out sample; the samples held back choose the best weights."""
+    """Scores the model on one view of each evaluation sample. Held-back samples, if any, choose the best weights."""
     with session.training.averaged():
         found = score(session, model, splits.watched)
         if best is not None:
@@ -112,7 +113,7 @@ def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: 
 
 
 def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str, Any]:
-    """Scores the model on samples, with the weights that it holds."""
+    """Scores the model on samples with its present weights."""
     size, accelerator = session.plan.micro_batch_size, session.training.accelerator
     return classify(model, part, batch_size=size, accelerator=accelerator, problems=session.bad_inputs.pending)
 
@@ -120,7 +121,8 @@ def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str
 def finish(
     config: Config, session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None, weights: str
 ) -> dict[str, Any]:
-    """Scores the test part, by all views, with the weights that did best on the samples held back, else with the last."""
+    """Scores the test samples with all views and the best weights on the held-back samples, or with the last weights if none were
+    held back."""
     step = session.training.step
     with session.training.averaged():
         if best is not None and best.step is not None:
@@ -139,7 +141,7 @@ def finish(
 
 
 def announce(config: Config, splits: LabelledSplits, training: Training, peak: float) -> None:
-    """Logs what is trained, and what chooses and scores the weights."""
+    """Logs the source of the weights, the numbers of samples, and the learning rate."""
     held_back = "" if splits.validation is None else f"; {len(splits.validation):,} samples held back to choose the weights"
     embedding = peak * min(group.get("lr_scale", 1.0) for group in training.optimizer.param_groups)
     logger.info("from %s, %d classes%s; %s to score", config.model or "scratch", splits.classes, held_back, f"{len(splits.test):,}")

@@ -1,12 +1,11 @@
-"""Look inside a model, or inside two: layers, attention, predictions, and the claims of the theory as numbers.
+"""Inspect one or two models: layers, attention, predictions, and the claims of the theory as numbers.
 
     mmm inspect runs/pretrain-1
     mmm inspect runs/pretrain-1 runs/pretrain-2 --samples 512
-    mmm inspect runs/pretrain-1 runs/pretrain-1/config.yaml          # beside the same model with random weights
+    mmm inspect runs/pretrain-1 runs/pretrain-1/config.yaml          # compared with random weights
     mmm inspect mae_pretrain_vit_base.pth --source /data/imagenet
 
-Writes inspection.json, the plots, and inspection.html, one page that holds them all. An encoder without a decoder has the measures
-of an encoder.
+Writes inspection.json, the plots, and inspection.html, a page with all of them. Without a decoder, only the encoder is measured.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ FEWEST = 4  # samples of a batch that unbiased CKA needs
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LoadedModelConfig):
-    """Look inside a model, or inside two."""
+    """Inspect one or two models."""
 
     models: tuple[str, ...] = ()
-    """One or two models: run folders, checkpoints, weights; a run's config.yaml is its model with random weights."""
+    """One or two models: run folders, checkpoints or weights. The config.yaml of a run means its model with random weights."""
 
     samples: int | None = 256
     """Samples, chosen by key. None: all."""
@@ -60,11 +59,11 @@ class Config(LoadedModelConfig):
     """Random seed for the masks and for the choice of samples."""
 
     out: str | None = None
-    """Folder for the results. None: `inspection` in the run's folder, or in this one."""
+    """Folder for the results. None: `inspection` in the run folder, or in the working directory."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures, draws, and writes the page.
+    """Measures the models, draws the plots, and writes the page.
 
     Raises:
         ValueError: no model or more than two are named, or a batch is too small.
@@ -83,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         problems += [problem._asdict() for problem in batch.problems]
         if len(batch) < FEWEST:
-            continue  # the last few samples of a part: too few for an unbiased comparison
+            continue  # the last batch may be too small for an unbiased comparison
         keys = sample_keys(config.mask_seed, 0, batch.index)
         layers: list[list[Tensor]] = []
         for model, inspection in zip(models, inspections, strict=True):
@@ -106,7 +105,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _spread(part: Images | Clips, count: int) -> Tensor:
-    """Returns samples that are evenly spread over a part, normalised, one view each: neighbours are often of one class."""
+    """Returns one normalised view of samples that are evenly spread over a part, because adjacent samples often have the same
+    class."""
     index = torch.arange(min(count, len(part))) * len(part) // min(count, len(part))
     config = replace(part.config, workers=0)
     batches = [batch.pixels[:: config.views] for batch in eval_batches(part.subset(index), config, batch_size=config.views)]
@@ -145,8 +145,8 @@ def _write(
 
 
 MAPS = (
-    "From the left: the sample; the three largest principal components of its tokens as colours; the same after the mean over the "
-    "samples at each place is taken away; where the middle token looks in the last block; and over all blocks (rollout)."
+    "From left to right: the sample; the three largest principal components of its tokens as colours; the same after the mean over "
+    "the samples at each position was subtracted; attention of the middle token in the last block, and over all blocks (rollout)."
 )
 
 
@@ -177,7 +177,7 @@ def _as_picture(values: Tensor, grid: tuple[int, ...], token: tuple[int, ...]) -
 
 
 def _strides(grid: tuple[int, ...]) -> list[int]:
-    """Returns how far a step along each axis goes in the grid's flat order."""
+    """Returns the stride of each axis of the grid in its flat order."""
     strides = [1]
     for count in reversed(grid[1:]):
         strides.insert(0, strides[0] * count)
@@ -185,7 +185,7 @@ def _strides(grid: tuple[int, ...]) -> list[int]:
 
 
 def _tokens(model: MaskedModel, x: Tensor) -> int:
-    """Returns the number of tokens that the encoder processes of a whole sample, prefix tokens among them."""
+    """Returns the number of tokens of a complete sample in the encoder, including prefix tokens."""
     count = model.encoder.shape.prefix
     product = 1
     for length in model.tokenizer.grid(x):
@@ -194,7 +194,7 @@ def _tokens(model: MaskedModel, x: Tensor) -> int:
 
 
 def _labels(subjects: list[LoadedModel]) -> list[str]:
-    """Returns a name for each model; two of the same name are told apart."""
+    """Returns a distinct name for each model."""
     names = [loaded.name for loaded in subjects]
     names = [f"{name}, random weights" if loaded.step == 0 else name for name, loaded in zip(names, subjects, strict=True)]
     return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, start=1)]

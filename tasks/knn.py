@@ -1,10 +1,10 @@
-"""Classify with frozen features: nearest neighbours and a linear classifier from few labels, trained against random weights.
+"""Evaluate frozen features by nearest neighbours and a linear classifier on few labels, for trained and random weights.
 
 mmm knn runs/pretrain-1
 mmm knn runs/pretrain-1/checkpoints/step_00000500 --labels_per_class 10
 mmm knn mae_pretrain_vit_base.pth --source /data/imagenet --train_samples 100000
 mmm knn runs/pretrain-1/config.yaml                                           the same model with random weights
-mmm knn --features train.parquet --test_features test.parquet                 layers that mmm extract wrote, each evaluated
+mmm knn --features train.parquet --test_features test.parquet                 each layer in files of mmm extract
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Config(FeatureEvalConfig, LoadedModelConfig):
     """Evaluate the same model with random weights too."""
 
     features: str | None = None
-    """File of training features, as mmm extract writes it, in place of a model and its data."""
+    """File of training features from mmm extract, instead of a model and its data."""
 
     test_features: str | None = None
     """File of test features, with --features."""
 
     out: str | None = None
-    """JSON file for the scores; None: a line of the run's evaluations.jsonl, where the model is a run's."""
+    """JSON file for the scores. None: they are appended to evaluations.jsonl of the run, if the model comes from a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -71,12 +71,12 @@ def evaluate_files(config: Config) -> dict[str, Any]:
     """Evaluates features from files.
 
     Raises:
-        ValueError: where a file is missing, or a model is named too.
+        ValueError: a file is missing, or a model is given too.
     """
     if config.features is None or config.test_features is None:
         raise ValueError("--features and --test_features go together: give both")
     if config.model is not None:
-        raise ValueError("--features takes the place of a model and its data; leave --model out")
+        raise ValueError("--features replaces a model and its data; leave out --model")
     found = evaluate_feature_files(read_features(config.features), read_features(config.test_features), config)
     found |= {"features": config.features, "test_features": config.test_features}
     print(format_features(found))
@@ -85,7 +85,7 @@ def evaluate_files(config: Config) -> dict[str, Any]:
 
 
 def _write(config: Config, loaded: LoadedModel | None, found: dict[str, Any]) -> None:
-    """Writes the scores to the file that is named, or to the run's evaluations."""
+    """Writes the scores to the given file, or appends them to the evaluations of the run."""
     if config.out is not None:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Linear probe: a linear classifier on a frozen encoder, trained as published, or fitted exactly to features.
+"""Linear probe: a linear classifier on a frozen encoder, trained by gradient as published, or fitted exactly.
 
-mmm linear_probe runs/pretrain-1                                        exact: features once, then a sweep of the penalty
-mmm linear_probe runs/pretrain-1/config.yaml                            the same model, untrained
+mmm linear_probe runs/pretrain-1                                        exact: features once, then several penalties
+mmm linear_probe runs/pretrain-1/config.yaml                            the same model with random weights
 mmm linear_probe runs/pretrain-1 --methods trained exact --rates 0.3 1 3 --held_back 0.05
 python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
 """
@@ -26,16 +26,16 @@ TASK = "linear_probe"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ProbeConfig):
-    """Probe an encoder by a linear classifier."""
+    """Probe an encoder with a linear classifier."""
 
     methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
-    """trained: by gradient, on augmented samples (train, rates, optimizer); exact: logistic regression on features."""
+    """trained: by gradient on augmented samples (options train, rates, optimizer). exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
-    """Penalties and convergence of the exact method."""
+    """Options of the exact method."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Probes, writes result.json into the run's folder, and prints the scores."""
+    """Trains or fits the probe, writes result.json into the run folder, and prints the scores."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     setup = open_probe_setup(config, accelerator)
@@ -52,7 +52,7 @@ def run(config: Config) -> dict[str, Any]:
             found["trained"] = training.run(folder) | {"protocol": protocol}
         if "exact" in config.methods:
             batch_size = config.train.micro_batch_size or config.train.batch_size
-            schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all that is not for the test", "seed": config.seed}
+            schedule = {"optimizer": "L-BFGS", "chosen_by": "a fifth of all samples except the test samples", "seed": config.seed}
             schedule |= asdict(config.exact)
             conditions = {"task": TASK, "head": {"norm": "standardised"}, "schedule": schedule}
             protocol = protocol_of(config, setup, weights=weights, conditions=conditions)

@@ -1,13 +1,13 @@
-"""Name the classes of images or videos with a fine-tuned model; or find classes of pixels, or objects.
+"""Classify images or videos with a fine-tuned model, or find the classes of pixels, or objects.
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
-    mmm predict runs/finetune-1 film.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
+    mmm predict runs/finetune-1 video.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
     mmm predict runs/segment-1 holiday_pictures --masks masks
     mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
-A source is a file, a folder, a list, or any other that a training takes. A video's probabilities are the mean over its clips and
-crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
+A source is a file, a folder, a list, or any other that a training takes. The probabilities of a video are the mean over its
+clips and crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from mmm.model import MaskedModel
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "inputs"
-PRINTED = 50  # rows that are printed; all of them are written
+PRINTED = 50  # rows that are printed; the file holds all rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CheckedConfig):
-    """Name the classes of images or videos."""
+    """Classify images or videos."""
 
     inputs: tuple[str, ...] = ()
     """The model, then one or more sources: image or video files, folders, lists of files, parquet files, names on the hub."""
 
     top: Positive = 5
-    """Classes that are named, likeliest first."""
+    """Number of classes to print, in order of probability."""
 
     out: str | None = None
-    """File for all rows: .csv or .json. None: they are printed only."""
+    """File for all rows: .csv or .json. None: no file."""
 
     image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: the model's own."""
@@ -78,29 +78,29 @@ class Config(CheckedConfig):
     """Samples that the model gets at once."""
 
     device: str | None = None
-    """Where to compute, for instance cpu or cuda:1. None: the accelerator that is there, else the CPU."""
+    """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
     def validate(self) -> None:
         if self.out is not None and Path(self.out).suffix not in (".csv", ".json"):
-            raise ValueError(f"--out {self.out} is neither a .csv nor a .json file; name one of these")
+            raise ValueError(f"--out {self.out} is neither a .csv nor a .json file; give one of these")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Predicts, prints the first rows, and writes all of them where a file is named.
+    """Predicts, prints the first rows, and writes all rows if a file is given.
 
     Raises:
-        ValueError: the model has no head, or no source is named.
+        ValueError: the model has no head, or no source is given.
     """
     if len(config.inputs) < 2:
         raise ValueError(
-            f"{len(config.inputs)} inputs are named; give a model and a source: mmm predict runs/finetune-1 photograph.jpg"
+            f"{len(config.inputs)} arguments are given; give a model and a source: mmm predict runs/finetune-1 photograph.jpg"
         )
     path, *sources = config.inputs
     model = mmm.load(path)
     if isinstance(model, MaskedModel):
         raise ValueError(
-            f"{path} holds no head, so it names no classes; fine-tune it first (recipes/image_finetune.py --model {path}), "
-            "or look at its features (mmm extract, mmm retrieve)"
+            f"{path} holds no head, so it cannot classify; fine-tune it first (recipes/image_finetune.py --model {path}), "
+            "or use its features (mmm extract, mmm retrieve)"
         )
     model = model.to(choose_device(config.device))
     if config.masks is not None and isinstance(model, Classifier):
@@ -114,18 +114,18 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def predict_source(model: Classifier | Segmenter | Detector, source: str, config: Config) -> list[dict[str, Any]]:
-    """Returns one row per input of a source: `name` and `classes`, the likeliest with their probabilities, or `problem`.
+    """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
 
     The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`.
 
     Raises:
-        ValueError: the source cannot be opened, or has several splits of which one must be named.
+        ValueError: the source cannot be opened, or it has several splits and none was chosen.
     """
     data = _data(model, source, config)
     splits = find_source(data).splits
     if len(splits) > 1:
         one = f"{source}/{next(iter(splits))}"
-        raise ValueError(f"{source} has the splits {', '.join(splits)}; name the folder or file of one, for instance {one}")
+        raise ValueError(f"{source} has the splits {', '.join(splits)}; give the folder or file of one of them, for instance {one}")
     part = open_data(data, "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
     if isinstance(model, Classifier):
@@ -163,10 +163,10 @@ def _rows(model: Classifier, part: Images | Clips, config: Config) -> Iterator[d
 
 
 def _data(model: Classifier | Segmenter | Detector, source: str, config: Config) -> DataConfig:
-    """Returns how samples of this source are read for the model."""
+    """Returns the config that reads samples of this source for the model."""
     data = model.data
     if data is None:
-        raise ValueError("this model does not know the size and normalisation of its samples")
+        raise ValueError("the size and normalisation of the samples of this model are not known")
     *frames, height, width = data.size
     size: Any = (height, width) if config.image_size is None else config.image_size
     common: Any = {

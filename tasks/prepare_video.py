@@ -1,10 +1,11 @@
-"""Encode a set of videos once for training: small, and fast to read clips from (8 times the clips a second of 720p).
+"""Encode a set of videos once for training, so that they are small and clips can be read fast (8 times as fast as from 720p).
 
     mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
     mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
 
-Folders keep their tree, a list file is written again beside the videos, and a table becomes a tree of its classes. Videos that are
-encoded already are skipped, so that the same command goes on after a stop; those that cannot be decoded are left out and reported.
+Folders keep their structure, a list file is written anew next to the videos, and a table becomes a folder for each class. Encoded
+videos are skipped, so that the same command continues after an interruption. Videos that cannot be decoded are left out and
+reported.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ class Config(EncodeConfig):
     """Folder for the encoded videos and the report."""
 
     video_column: str | None = None
-    """Column of videos in a table; None finds it."""
+    """Column of videos in a table. None: found."""
 
     label_column: str | None = None
-    """Column of labels in a table; None finds it."""
+    """Column of labels in a table. None: found."""
 
     workers: int = 4
-    """Worker processes, of one thread each."""
+    """Worker processes, with one thread each."""
 
     deadline: float = 3600.0
-    """Seconds after which a video that is still being encoded is left out."""
+    """Largest number of seconds for the encoding of a video; slower ones are left out."""
 
 
 def run(config: Config) -> dict[str, Any]:

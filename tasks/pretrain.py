@@ -13,6 +13,7 @@ from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss, ReconstructionGallery
 from mmm.evaluate.evaluator import Context, Evaluations, EvaluatorSet
+from mmm.evaluate.health import with_health
 from mmm.evaluate.plots.curves import draw_loss
 from mmm.maskers import MaskerConfig, RandomMasker
 from mmm.model import MaskedModel, ModelConfig
@@ -25,10 +26,11 @@ from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import make_plan
 from mmm.train.session import Session, open_session, preview
 from mmm.train.state import Training
+from mmm.weights.fit import Inflation
 
 logger = logging.getLogger(__name__)
 
-RUNTIME = ("init", "evaluate")  # choices that may differ between a stop and its resume, beside those of every run
+RUNTIME = ("init", "inflate", "evaluate")  # choices that may differ between a stop and its resume, beside those of every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,14 @@ class Config(RunConfig):
     second: SecondSource | None = None
     """A second source, in the same training."""
     init: str | None = None
-    """Weights to start from: a run folder, or a file that mmm.load reads."""
+    """Weights to start from: a run folder, or a file that mmm.load reads. Positions of another size are resized."""
+    inflate: Inflation | None = None
+    """Start an encoder of clips from one of images: a patch's weights in every frame of a tube, divided by its depth (average:
+    I3D), or whole in the middle one (centre: ViViT)."""
     scale_by_predicted: bool = False
     """Scale the learning rate by the share of hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config())
-    """Evaluations by name, in the course of the training or at its end."""
+    """Evaluations by name, in the course of the training or at its end; `health` too where the target may collapse."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def run(config: Config) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------- data, model and optimizer
     streams, data = open_streams(config.data, config.masker, config.second, config.seed)
     plan = make_plan(scaled(config), samples=data.epoch, processes=accelerator.num_processes)
-    initialise(model, config.init)
+    initialise(model, config.init, streams[0], accelerator.device, config.inflate)
     training = Training.begin(
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )
@@ -73,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
         return {"dry_run": text}
     # -------------------------------------------------------------------------------------------------------------- evaluations
     contexts = [make_context(config, stream, training, plan.steps) for stream in streams]
-    evaluations = Evaluations(config.evaluate, model, contexts, every=config.train.evaluate_every)
+    evaluations = Evaluations(with_health(config.evaluate, model.target), model, contexts, every=config.train.evaluate_every)
     # ----------------------------------------------------------------------------------------------------------------- training
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
     count = evaluations.inputs

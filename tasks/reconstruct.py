@@ -1,9 +1,10 @@
-"""Draw what a model makes of the tokens that it does not see, and measure it: a PNG grid and the PSNR of hidden tokens.
+"""Draw the predictions of a model for hidden tokens in a PNG grid, and measure their PSNR.
 
-Of clips the grid shows frames over time, and beside it lie the same clips as an animated WebP and as an MP4.
+For clips the grid shows frames over time, and the clips are also written as an animated WebP and as an MP4.
 
 mmm reconstruct runs/pretrain-1
 mmm reconstruct runs/pretrain-1 --source my_photographs --ratio 0.9 --samples 4
+mmm reconstruct runs/pretrain-1 --hide painted.png
 mmm reconstruct mae_visualize_vit_base.pth --source /data/imagenet --norm_pix false
 """
 
@@ -14,9 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mmm.data.decode.image import decode_image
+from mmm.data.errors import Unreadable
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_shown
 from mmm.evaluate.reconstruction.gallery import GalleryConfig, format_gallery, make_gallery
-from mmm.model import MaskedModel
+from mmm.evaluate.reconstruction.reconstruct import remasked
 
 logger = logging.getLogger(__name__)
 
@@ -25,27 +31,33 @@ POSITIONAL = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(GalleryConfig, LoadedModelConfig):
-    """Show reconstructions."""
+    """Draw and measure reconstructions."""
 
     batch_size: int = 64
-    """Images that the model gets at once."""
+    """Samples that the model gets at once."""
 
     ratio: float | None = None
     """Fraction of tokens to hide; None: as in training."""
 
+    hide: str | None = None
+    """Image file whose bright pixels are hidden, of any size, instead of masks that are drawn."""
+
     norm_pix: bool | None = None
-    """For published weights, whether they predict standardised patches, which their file does not say."""
+    """Whether published weights predict standardised patches, which their file does not state."""
 
     out: str | None = None
-    """PNG file to draw, of clips with .webp and .mp4 beside it; None: in the run's pictures, named by what of the data or
-    the ratio is not the run's own; in this folder where the model is no run's."""
+    """PNG file to write; for clips also .webp and .mp4 files. None: a file in `pictures` of the run folder, whose name contains
+    changed options, or in the working directory for weights without a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Draws the grid, prints the figures and records them."""
+    """Draws the grid, prints the results and records them."""
     loaded = load_model(config, norm_pix=config.norm_pix)
-    model = _remasked(loaded.trained or loaded.untrained, config.ratio)
-    shown, changes = open_shown(config, loaded.data), config.changes | ({} if config.ratio is None else {"ratio": config.ratio})
+    model = loaded.trained or loaded.untrained
+    model.masker = remasked(model.masker, config.ratio, None if config.hide is None else read_painted(config.hide))
+    asked = {"ratio": config.ratio, "hide": None if config.hide is None else Path(config.hide).stem}
+    changes = config.changes | {name: value for name, value in asked.items() if value is not None}
+    shown = open_shown(config, loaded.data)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, shown.where)
     found = make_gallery(
         model,
@@ -61,8 +73,14 @@ def run(config: Config) -> dict[str, Any]:
     return found
 
 
-def _remasked(model: MaskedModel, ratio: float | None) -> MaskedModel:
-    """The model with another share of its tokens hidden, and all of these predicted."""
-    if ratio is not None:
-        model.masker = model.masker.with_ratio(ratio)
-    return model
+def read_painted(path: str) -> Tensor:
+    """Reads which pixels of an image are bright, bool (H, W).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        pixels = torch.from_numpy(decode_image(path, channels=1))  # (H, W, 1)
+    except (Unreadable, OSError) as error:
+        raise ValueError(f"--hide {path}: {error}") from error
+    return pixels[..., 0] > 127

@@ -1,10 +1,10 @@
-"""Show the nearest images or videos of some queries, by a model's features: a PNG grid with labels and similarities, and JSON.
+"""Find the nearest images or videos of queries by the features of a model: a PNG grid with labels and similarities, and JSON.
 
 mmm retrieve runs/pretrain-1
-mmm retrieve runs/pretrain-1 --source my_photographs --queries wanted --k 8 --out wanted.png
+mmm retrieve runs/pretrain-1 --source my_photographs --queries my_queries --k 8 --out found.png
 mmm retrieve runs/pretrain-1 --source /data/imagenet --features imagenet.safetensors --layer 6
 
-Without --queries, some of the samples themselves are asked for. Clips are shown by their middle frames.
+Without --queries, some of the samples themselves are the queries. Clips are shown by their middle frames.
 """
 
 from __future__ import annotations
@@ -38,32 +38,33 @@ class Config(LoadedModelConfig):
     """Retrieve samples."""
 
     queries: str | None = None
-    """Images or videos to ask for, as --source; None: some of the samples that are searched."""
+    """Images or videos to find neighbours of, as --source. None: some of the searched samples."""
 
     samples: Positive = 8
-    """Queries, chosen by key."""
+    """Number of queries, chosen by key."""
 
     k: Positive = 6
-    """Nearest samples of each."""
+    """Number of nearest samples per query."""
 
     pooling: Pooling | None = None
-    """Feature of a sample: the mean of its tokens, or the class token; None: the mean, or as in the file."""
+    """Feature of a sample: the mean of its tokens, or the class token. None: the mean, or as in the file of features."""
 
     layer: str = "last"
     """Layer whose features are compared: last, or the number of a block."""
 
     features: str | None = None
-    """File of features of the samples that are searched, as mmm extract writes it; none computes them."""
+    """File of features of the searched samples from mmm extract. None: the features are computed."""
 
     query_seed: int = 0
     """Random seed for the choice of queries."""
 
     out: str | None = None
-    """PNG file to draw, the JSON beside it; None: in the run's pictures, or in this folder where the model is no run's."""
+    """PNG file to write, with a JSON file of the same name. None: a file in `pictures` of the run folder, or in the working
+    directory for weights without a run."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Searches, draws, prints and writes."""
+    """Finds the neighbours, prints and draws them, and writes the results."""
     loaded = load_model(config)
     part = open_shown(config, loaded.data)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, part.where)
@@ -81,10 +82,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tuple[FeatureIndex, Pooling]:
-    """The samples to search, with features that are computed or read, and how their tokens were pooled.
+    """Returns the samples to search, with computed or stored features, and the pooling of their tokens.
 
     Raises:
-        ValueError: where a file's features are of another model or other samples.
+        ValueError: the features in the file come from another model or other samples.
     """
     if config.features is None:
         pooling = config.pooling or "mean"
@@ -101,7 +102,7 @@ def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tupl
 
 
 def query_index(config: Config, loaded: LoadedModel, pooling: Pooling) -> FeatureIndex:
-    """The queries of another source."""
+    """Returns the queries from another source."""
     names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root"))
     names |= {"source": config.queries, "split": "train", "label_column": config.label_column}
     names[loaded.data.medium.flag.removeprefix("data.")] = config.column
@@ -111,13 +112,13 @@ def query_index(config: Config, loaded: LoadedModel, pooling: Pooling) -> Featur
 
 
 def chosen(count: int, config: Config) -> Tensor:
-    """Rows to ask for, of so many, int64 (q,)."""
+    """Chooses rows as queries, int64 (q,)."""
     chance = scores(sample_keys(config.query_seed, 0, torch.arange(count)), 1)[:, 0]  # (n,)
     return chance.argsort()[: config.samples].sort().values
 
 
 def features_of(config: Config, loaded: LoadedModel, part: Images | Clips, pooling: Pooling) -> FeatureTable:
-    """Features of one layer."""
+    """Computes the features of one layer."""
     model = loaded.trained or loaded.untrained
     make, name = layered(model, ExtractConfig(layers=(config.layer,), pooling=pooling), config.dtype), layer_name(config.layer)
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Check a data set before training: read every input to its end, in parallel, and report what cannot be read.
+"""Check a data set before training: read every input completely, in parallel, and report the unreadable ones.
 
 mmm scan /data/kinetics
 mmm scan train.csv --workers 16 --out scan.json
@@ -23,7 +23,7 @@ from mmm.data.sources.resolve import find_source
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "source"
-PRINTED = 20  # unreadable inputs that are printed; the report has all
+PRINTED = 20  # unreadable inputs that are printed; the report holds all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,16 @@ class Config:
     """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
     medium: MediumName | None = None
-    """Type of the inputs; None finds it by the files. Folders of images are read as images, unless this says videos."""
+    """Type of the inputs. None: found by the files; folders of images are then read as images."""
 
     column: str | None = None
-    """Column of videos or images in a table; None finds it."""
+    """Column of videos or images in a table. None: found."""
 
     workers: int = 4
     """Worker processes."""
 
     deadline: float = 300.0
-    """Seconds after which an input that is still being read counts as unreadable."""
+    """Largest number of seconds for reading an input; slower ones count as unreadable."""
 
     out: str = "scan.json"
     """File for the report."""
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
     """Checks all splits; see `check`.
 
     Raises:
-        SystemExit: with code 1, if an input cannot be read.
+        SystemExit: an input cannot be read; the code is 1.
     """
     report = check(config)
     if any(found["unreadable"] for found in report["splits"].values()):

@@ -9,13 +9,17 @@ Shapes: V visible, Q predicted, R prefix tokens, M = R + V encoded tokens, P val
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from mmm import MaskedModel
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from mmm.encoders import VisionTransformer
+from mmm.decoders.fusion import finer_stages
+from mmm.encoders import Hiera, VisionTransformer
 
 
 def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
-    """FLOPs of one sample's training step, forward and backward, of a ViT with an attending decoder.
+    """FLOPs of one sample's training step, forward and backward, of a ViT or Hiera with an attending decoder.
 
     Args:
         model: any size of it.
@@ -23,21 +27,45 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
         predicted: Q.
     """
     encoder, decoder = model.encoder.config, model.decoder.config if model.decoder is not None else None
-    assert isinstance(encoder, VisionTransformer.Config)
     shape, values = encoder.shape, model.tokenizer.width
     seen = shape.prefix + visible
-    embed = linear(visible, values, shape.width)
-    forward = shape.depth * block(seen, shape.width, encoder.hidden, gated=encoder.activation == "swiglu")
+    if isinstance(encoder, VisionTransformer.Config):
+        embed = linear(visible, values, shape.width)
+        forward = shape.depth * block(seen, shape.width, encoder.hidden, gated=encoder.activation == "swiglu")
+    else:
+        assert isinstance(model.encoder, Hiera)
+        embed, forward = hiera(model.encoder, visible)
     if isinstance(decoder, SelfAttentionDecoder.Config):
         forward += linear(seen, shape.width, decoder.width)
         forward += decoder.depth * block(seen + predicted, decoder.width, round(decoder.width * decoder.mlp_ratio))
     else:
         assert isinstance(decoder, CrossAttentionDecoder.Config)
         forward += decoder.depth * cross_block(predicted, seen, decoder, shape.width)
-    maps = len(decoder.required_features(shape).blocks)  # mixed for every block of the decoder that reads them
-    mixtures = decoder.depth if isinstance(decoder, CrossAttentionDecoder.Config) else 1
-    forward += 2.0 * maps * mixtures * seen * shape.width + linear(predicted, decoder.width, model.target.width)
+    forward += linear(predicted, decoder.width, model.target.width)
+    if decoder.fusion == "stages":
+        forward += sum(linear(seen, stage.width * math.prod(stage.inner), shape.width) for stage in finer_stages(shape))
+    else:
+        maps = len(decoder.required_features(shape).blocks)  # mixed for every block of the decoder that reads them
+        mixtures = decoder.depth if isinstance(decoder, CrossAttentionDecoder.Config) else 1
+        forward += 2.0 * maps * mixtures * seen * shape.width
     return 3 * forward + 2 * embed
+
+
+def hiera(encoder: Hiera, visible: int) -> tuple[float, float]:
+    """Of the convolution of all patches, which the published encoder computes too, and of the blocks, which see visible units."""
+    convolution = encoder.patch_embed.proj
+    patches = math.prod(encoder.patch_grid(encoder.home))
+    embed = linear(patches, convolution.weight[0].numel(), convolution.out_channels)
+    units, forward = visible // encoder.unit_tokens**2, 0.0
+    tokens = visible * 4**encoder.config.pools
+    for each in encoder.blocks:
+        one: Any = each
+        read, tokens = tokens, tokens // one.attn.q_stride
+        keys = read // units if one.attn.use_mask_unit_attn else read
+        wide, out = one.attn.dim, one.attn.dim_out
+        forward += linear(read, wide, 3 * out) + 4.0 * tokens * keys * out + linear(tokens, out, out)
+        forward += 2 * linear(tokens, out, one.mlp.fc1.out_features) + (linear(read, wide, out) if one.do_expand else 0.0)
+    return embed, forward
 
 
 def linear(tokens: int, wide: int, out: int) -> float:

@@ -14,7 +14,7 @@ from benchmarks.train.flops import step_flops
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from mmm.encoders import VisionTransformer
+from mmm.encoders import EncoderConfig, Hiera, VisionTransformer
 from mmm.train.distributed.setup import precision_of, start
 from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.optimizer import make_optimizer
@@ -24,7 +24,8 @@ from recipes.video_mae import KINETICS
 from tasks import pretrain
 from tasks.pretrain import build_model
 
-METHODS = ("mae", "crossmae_75", "crossmae_25", "videomae")
+METHODS = ("mae", "mae_today", "mae_hiera", "crossmae_75", "crossmae_25", "videomae")
+TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "mlp_ratio": 8 / 3, "norm": "rms"}  # a ViT of today
 # the decoders of VideoMAE's sizes: width, depth, heads (recipes/video_mae.py)
 VIDEO_DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 8), "huge": (640, 12, 8)}
 
@@ -95,9 +96,16 @@ def config_of(method: str, setting: Setting) -> pretrain.Config:
         width, depth, heads = VIDEO_DECODERS[setting.size]
         decoder = replace(decoder, width=width, depth=depth, heads=heads)
     assert isinstance(config.encoder, VisionTransformer.Config)
+    encoder: EncoderConfig = replace(config.encoder, size=setting.size)
+    if method == "mae_today":
+        encoder = VisionTransformer.Config(size=setting.size, **TODAY)
+    if method == "mae_hiera":
+        assert isinstance(decoder, SelfAttentionDecoder.Config)
+        encoder, decoder = Hiera.Config(size=setting.size), replace(decoder, fusion="stages")
+        config = replace(config, masker=replace(config.masker, ratio=0.6, unit=2))
     batch = setting.clips if method == "videomae" else setting.batch
     train = replace(config.train, batch_size=batch, precision=setting.precision, compile=setting.compile)
-    return replace(config, data=data, decoder=decoder, encoder=replace(config.encoder, size=setting.size), train=train)
+    return replace(config, data=data, decoder=decoder, encoder=encoder, train=train)
 
 
 def make_input(config: pretrain.Config, device: torch.device) -> torch.Tensor:

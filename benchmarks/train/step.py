@@ -9,7 +9,8 @@ A step is forward, backward and update on a batch that lies on the device. Speed
 The limit is the fastest square product of matrices in the same rounds and precision; the share of it is of the products that the
 method needs (flops.py), whatever an implementation computes beyond. A step's memory is what torch allocates above weights and
 AdamW's averages: activations and gradients. Published: models_mae.py restated (published.py), on a CPU in fp32, on a GPU in fp16,
-with its AdamW, which is not fused.
+with its AdamW, which is not fused. Of MAE there are also a ViT with rotary positions, SwiGLU and RMSNorm (mae_today), and
+Hiera with its own ratio of 0.6 (mae_hiera).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def compare(options: argparse.Namespace, setting: Setting, device: torch.device)
     """Ours and the peers, images and clips apart, so that no more models are held than take turns."""
     found: dict[str, Any] = {}
     notes: list[str] = []
-    for group in (("mae", "crossmae_75", "crossmae_25"), ("videomae",)):
+    for group in (("mae", "mae_today", "mae_hiera", "crossmae_75", "crossmae_25"), ("videomae",)):
         ways: list[Way] = []
         for method in (method for method in group if method in options.methods):
             mine = ours(method, setting)

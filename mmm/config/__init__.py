@@ -1,1 +1,1 @@
-"""Configs: command line, flags, YAML files, comparison."""
+"""Configs: command line, flags, YAML files and comparison."""

@@ -27,7 +27,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The lines of `changes`."""
+    """Returns the lines of `changes`."""
     return list(changes(before, now).values())
 
 
@@ -44,6 +44,6 @@ def check_allowed(changed: Mapping[str, str], known: Collection[str], allow: Col
     """
     for name in allow:
         if name not in known:
-            raise ValueError(f"--allow {name} is no choice of this run{nearest(name, known)}")
+            raise ValueError(f"--allow {name} is not an option of this run{nearest(name, known)}")
     if refused := [line for name, line in changed.items() if name not in allow]:
-        raise ValueError(f"a run with other choices is not resumed, unless --allow names them: {'; '.join(refused)}")
+        raise ValueError(f"the options differ from those of the run; --allow NAME accepts a difference: {'; '.join(refused)}")

@@ -45,7 +45,7 @@ def pull(flags: Flags, name: str) -> list[str]:
 
 def use_file(path: Path) -> None:
     """Imports a user's file, which registers parts."""
-    name = str(path.resolve())  # a module's name: files of the same name in two folders are two modules
+    name = str(path.resolve())  # name of the module, distinct for files of the same name in two folders
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -56,7 +56,7 @@ def use_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, SyntaxError):  # its traceback would show our files, and not the user's
+        if isinstance(error, SyntaxError):  # its traceback would show files of mmm and not those of the user
             raise ValueError(f"--use {path}: {error.msg} ({error.filename}, line {error.lineno})") from None
         raise
 

@@ -1,1 +1,1 @@
-"""The vocabulary of the library: masks, tokens, positions, random keys, and the registry of parts."""
+"""Basic types: masks, tokens, positions, random keys, and the registry of parts."""

@@ -1,4 +1,4 @@
-"""Checks of a config against the annotations of its fields: types, choices and ranges. The standard library is all it needs.
+"""Checks of a config against the annotations of its fields: types, choices and ranges. Needs only the standard library.
 
 A range is part of the annotation, `depth: Positive = 8`, so that no part has to check it.
 """
@@ -39,7 +39,7 @@ Share = Annotated[float, Limit("above 0, at most 1", lambda value: 0 < value <= 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedConfig:
-    """Base of configs whose values are checked against the annotations of their fields when they are made."""
+    """Base of configs whose values are checked against the annotations of their fields."""
 
     def __post_init__(self) -> None:
         check_fields(self, self.flag)
@@ -80,7 +80,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of an annotated type, one of its choices, and in its range."""
+    """Returns whether a value has the annotated type, is one of its choices, and lies in its range."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [limit for limit in args[1:] if isinstance(limit, Limit)]
@@ -100,12 +100,12 @@ def fits(hint: Any, value: Any) -> bool:
 
 
 def arms(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of an annotation; itself where it has none."""
+    """Returns the alternatives of an annotation, or the annotation itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def in_words(hint: Any) -> str:
-    """An annotation in words: "a whole number or none"."""
+    """Returns an annotation in words: "a whole number or none"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
     origin, args = get_origin(hint), get_args(hint)
     if len(arms(hint)) > 1:
@@ -125,21 +125,21 @@ def in_words(hint: Any) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'block'?", or nothing where no choice is near."""
+    """Returns the end of an error message, "; did you mean 'block'?", or an empty text if no choice is similar."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error, "; did you mean 'train'? There are: train, val", where the choices are few."""
+    """Returns the end of an error message for few choices, "; did you mean 'train'? There are: train, val"."""
     choices = list(choices)
     near = nearest(word, choices)
     return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
 
 
 def check_width(kind: str, width: int, heads: int) -> None:
-    """Raises ValueError where a transformer of `kind` cannot have this width: it is odd, or its heads do not divide it."""
+    """Raises ValueError if a transformer of this `kind` cannot have this width: it is odd, or not a multiple of the heads."""
     if width % 2:
-        raise ValueError(f"{kind}.width {width} is odd, and sines and cosines come in pairs; use {width + 1}")
+        raise ValueError(f"{kind}.width {width} is odd, but sines and cosines need an even width; use {width + 1}")
     if width % heads:
         raise ValueError(f"{kind}.heads {heads} do not divide {kind}.width {width}; choose a divisor")

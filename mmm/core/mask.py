@@ -1,4 +1,4 @@
-"""A mask: index sets, never a 0/1 map with a polarity.
+"""Masks as sets of indices, without 0/1 maps whose meaning could be inverted.
 
 Shapes: B samples, m masks a sample, k groups a mask, V visible, Q predicted, H hidden tokens that the encoder sees as blanks.
 """
@@ -15,7 +15,7 @@ from mmm.core.types import pytree
 
 
 @pytree
-@dataclass(frozen=True, eq=False)  # tensors have no one truth of equality
+@dataclass(frozen=True, eq=False)  # the equality of tensors is not a single truth value
 class Mask:
     """Sets of tokens: those that the encoder sees and those that the decoder predicts.
 
@@ -23,13 +23,14 @@ class Mask:
         visible: int64 (mB, V), tokens whose values the encoder may see, in any order.
         predict: int64 (kmB, Q), tokens that are predicted.
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
-        weight: float (kmB, Q), what the loss of each prediction is multiplied by before the mean (0 for padding), or None: 1. A
-            function of each sample alone, so that a batch may be computed in parts.
-        echo: how many of the predicted tokens, the last ones of each row, are visible: predicted at their own places (V-JEPA 2.1).
-        also: further masks of the same samples, with numbers of their own (V-JEPA's second family).
+        weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. It depends on each
+        sample alone, so that a batch can be computed in parts.
+        echo: E, how many of the predicted tokens, the last ones of each row, are visible: the first E of `visible`, in its order,
+            which are predicted at their own places (V-JEPA 2.1).
+        also: further masks of the same samples, with other numbers of tokens (V-JEPA's second family).
 
     Raises:
-        ValueError: where shapes do not fit each other.
+        ValueError: the shapes do not fit each other.
     """
 
     visible: Tensor
@@ -64,25 +65,27 @@ class Mask:
             raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
         if not 0 <= self.echo <= self.predict.shape[1]:
             raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
+        if self.echo > self.visible.shape[1]:
+            raise ValueError(f"echo {self.echo} is more than the {self.visible.shape[1]} tokens that are visible")
         if any(mask.also for mask in self.also):
             raise ValueError("a mask of mask.also has masks of its own; put all of them into one tuple")
 
     @property
     def families(self) -> tuple[Mask, ...]:
-        """All masks of these samples: this one, then those in `also`."""
+        """All masks of these samples: this mask, then those in `also`."""
         return (self, *self.also)
 
     @property
     def where(self) -> Tensor:
-        """The tokens that the encoder processes, in its order: visible ones, then blanks. (mB, V + H)."""
+        """Returns the tokens of the encoder in their order: visible tokens, then blanks. (mB, V + H)."""
         return self.visible if self.blank is None else torch.cat([self.visible, self.blank], dim=1)
 
     def to(self, device: torch.device | str) -> Mask:
-        """The same mask on another device."""
+        """Returns the mask on another device."""
         return tree_map_only(Tensor, lambda value: value.to(device), self)
 
     def checked(self, samples: int, tokens: int) -> Mask:
-        """This mask, if it fits `samples` of `tokens` tokens each.
+        """Returns this mask if it fits `samples` with `tokens` tokens each.
 
         Raises:
             ValueError: where the rows do not divide by the samples or, on a CPU (elsewhere it would wait for the device), where

@@ -20,7 +20,7 @@ Resize = Literal["interpolate", "antialias", "recompute"]  # how positions for a
 
 
 def coordinates(grid: Grid) -> Tensor:
-    """Coordinates of each token, in tokens: float64 (N, n), the last axis fastest."""
+    """Returns the coordinates of each token, in tokens: float64 (N, n), the last axis fastest."""
     axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
     return torch.stack(axes, dim=-1).flatten(0, -2)  # (N, n)
 
@@ -47,7 +47,8 @@ def sine_cosine(coords: Tensor, width: int) -> Tensor:
 
 
 def flat_sine_cosine(tokens: int, width: int) -> Tensor:
-    """VideoMAE's fixed positions: of a token's index alone, time-major, sines at even places of the width and cosines at odd ones.
+    """Returns VideoMAE's fixed positions, which depend on the flat index of a token (time first): sines at even positions of the
+    width and cosines at odd ones.
 
     Args:
         tokens: N.
@@ -89,9 +90,9 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Position
 
     Args:
         table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
-        home, grid: the grid that the table is for, and the one that is asked for.
+        home, grid: grid of the table, and grid of the result.
         prefix: number of prefix tokens.
-        kind: of the table.
+        kind: kind of the table.
         resize: how positions for another grid are obtained.
 
     Returns:
@@ -108,7 +109,7 @@ def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Position
 
 
 def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
-    """Sines and cosines for every token of a grid, float32 (N, D), on the CPU.
+    """Returns sines and cosines for every token of a grid, float32 (N, D), on the CPU.
 
     Raises:
         ValueError: for learned positions, which cannot be computed.
@@ -120,7 +121,8 @@ def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
 
 
 def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.Parameter:
-    """A stored table (1, R + N, D): sines and cosines, zero for prefix tokens and not trained; or small learned ones."""
+    """Makes a table (1, R + N, D): fixed sines and cosines with zeros for prefix tokens, or learned positions with small initial
+    values."""
     if kind == "learned":
         table = torch.empty(1, prefix + math.prod(grid), width)
         return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))

@@ -103,8 +103,8 @@ class Pretrained:
 
         Args:
             repo: `user/name`; made where it is missing.
-            private: of a repository that is made.
-            message: of the commit.
+            private: whether a repository that is made is private.
+            message: message of the commit.
             license, results: see `save_pretrained`.
 
         Raises:

@@ -1,7 +1,7 @@
-"""Counter-based randomness: every draw is a pure function of the sample it belongs to.
+"""Counter-based random numbers: each draw is a pure function of a sample.
 
-A key is an int64 that names one draw: (seed, source, epoch, sample, repeat). No generator is kept anywhere, so a crop or a mask
-is the same on any device, in any batch, on any number of processes and after any resume.
+A key is an int64 that identifies one draw: (seed, source, epoch, sample, repeat). There is no state of a generator, so a crop or a
+    mask is the same on any device, in any batch, on any number of processes and after any resume.
 
 The hash is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in int64 tensors,
 whose multiplication wraps as uint64's does; 256 masks of 196 tokens cost about 0.2 ms.
@@ -28,7 +28,8 @@ INCREMENT, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -77235922
 
 
 class Stream(IntEnum):
-    """One constant per purpose, so that no two decisions about a sample share a draw. Never renumber: runs depend on it."""
+    """A constant for each purpose, so that decisions about a sample are independent. Do not change the numbers, because runs depend
+    on them."""
 
     ORDER = 1
     CROP = 2
@@ -67,12 +68,12 @@ def _int64(value: int | Tensor, device: torch.device | str | None = None) -> Ten
 def sample_keys(
     seed: int, epoch: int | Tensor, index: int | Tensor, *, source: int | Tensor = 0, repeat: int | Tensor = 0
 ) -> Tensor:
-    """The keys of samples, from which all their randomness comes.
+    """Returns the keys of samples, from which all their random numbers come.
 
     Args:
-        seed: of the run.
+        seed: random seed of the run.
         epoch: how many times the data set was passed before, () or (B,).
-        index: of each sample in its data set, () or (B,).
+        index: index of each sample in its data set, () or (B,).
         source: which data set, where a run mixes several.
         repeat: which of several draws of one decoded sample.
 
@@ -87,28 +88,29 @@ def sample_keys(
 
 
 def stream(keys: Tensor, purpose: int) -> Tensor:
-    """Keys for one purpose, independent of those for any other. (B,) -> (B,)."""
+    """Returns the keys for one purpose, independent of those for other purposes. (B,) -> (B,)."""
     return _mix(keys + _int64(int(purpose), keys.device) * INCREMENT)
 
 
 def scores(keys: Tensor, n: int) -> Tensor:
-    """n uniformly distributed int64 a key, (B,) -> (B, n). Sort these, not floats made from them: floats tie."""
+    """Returns n uniformly distributed int64 per key, (B,) -> (B, n). Sort these and not floats made of them, which can be equal."""
     counter = torch.arange(1, n + 1, dtype=torch.int64, device=keys.device)
     return _mix(keys[:, None] + counter * INCREMENT)  # (B, n)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
-    """n draws from [0, 1) a key, float32 (B, n): the top 24 bits of the scores, so the same bits on every device."""
+    """Returns n draws from [0, 1) per key, float32 (B, n). They are the upper 24 bits of the scores, and so the same on every
+    device."""
     return _shift(scores(keys, n), 40).to(torch.float32) * 2.0**-24
 
 
 def integers(keys: Tensor, high: int | Tensor, n: int) -> Tensor:
-    """n draws from 0 .. high - 1 a key, int64 (B, n); `high` is a number or broadcasts over (B, n)."""
+    """Returns n draws from 0 .. high - 1 per key, int64 (B, n); `high` is a number or broadcasts over (B, n)."""
     return _shift(scores(keys, n), 1) % high  # the bias is under high / 2^63
 
 
 def permutation(keys: Tensor, n: int) -> Tensor:
-    """A permutation of 0 .. n - 1 a key, int64 (B, n)."""
+    """Returns a permutation of 0 .. n - 1 per key, int64 (B, n)."""
     return scores(keys, n).argsort(dim=1, stable=True)
 
 
@@ -117,13 +119,13 @@ def permutation(keys: Tensor, n: int) -> Tensor:
 
 @contextmanager
 def seeded(key: Tensor, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, the global generators draw what the key says; after, they go on as if nothing had been drawn.
+    """Seeds the global generators from a key inside the context, and restores them afterwards.
 
     Costs about 0.1 ms.
 
     Args:
         key: int64 (), on the CPU.
-        device: whose generator of torch's is meant beside the CPU's.
+        device: device whose generator is seeded in addition to that of the CPU.
     """
     with kept(device):
         seed(key, device)
@@ -132,7 +134,7 @@ def seeded(key: Tensor, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def kept(device: torch.device | None = None) -> Iterator[None]:
-    """Puts the global generators back to where they were, whatever was seeded and drawn inside."""
+    """Restores the states of the global generators at the end of the context."""
     python, numbers = random.getstate(), np.random.get_state()
     others = [] if device is None or device.type == "cpu" else [device]
     try:
@@ -144,7 +146,7 @@ def kept(device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(key: Tensor, device: torch.device | None = None) -> None:
-    """Seeds the global generators, for use inside `kept`; see `seeded`."""
+    """Seeds the global generators; for use inside `kept`."""
     number = int(key) % 2**64  # Python's generator drops a sign
     random.seed(number)
     np.random.seed([number >> 32, number % 2**32])

@@ -11,7 +11,7 @@ Grid = tuple[int, ...]  # (H', W') of an image, (T', H', W') of a clip
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """The one gather: the tokens of `values` that `index` names.
+    """Gathers the tokens of `values` at `index`.
 
     Args:
         values: (B, N, ...).
@@ -29,7 +29,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def repeat_rows(values: Tensor, rows: int) -> Tensor:
-    """(B, ...) -> (rows, ...), each sample's row repeated in place, sample-major; no copy where there is nothing to do."""
+    """Repeats the row of each sample, (B, ...) -> (rows, ...), sample-major. If there is nothing to repeat, no copy is made."""
     samples = values.shape[0]
     return values if samples == rows else values.repeat_interleave(rows // samples, dim=0)
 

@@ -1,4 +1,4 @@
-"""Values that the data, the parts and the training hand to each other.
+"""Types that data, parts and training exchange.
 
 Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
 """
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 T = TypeVar("T")
+BlockOutput = Literal["block", "mlp"]  # what is kept of a block: its output, or what its MLP adds to it
 
 
 def pytree(kind: type[T]) -> type[T]:
     """Registers a dataclass with torch's pytrees, so that tensors in it are found by torch.export, torch.func and FSDP.
 
-    Whole numbers and names in it are not leaves. It is put together again without its own checks.
+    Integers and texts in it are not leaves. It is rebuilt without its checks.
     """
     names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
 
@@ -40,13 +41,13 @@ class Input:
     """Properties of the data that the parts are built for.
 
     Attributes:
-        size: of one sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
-        channels: of a pixel.
-        mean, std: of each channel, of the normalisation that a sample went through, in units of [0, 1].
+        size: size of a sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
+        channels: number of channels.
+        mean, std: values of each channel by which samples are normalised, in units of [0, 1].
         stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
-        ValueError: where mean or std do not have one value a channel.
+        ValueError: mean or std do not have one value per channel.
     """
 
     size: tuple[int, ...]
@@ -61,21 +62,21 @@ class Input:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
-                raise ValueError(f"data.{name} has {len(values)} values for {self.channels} channels; give one a channel")
+                raise ValueError(f"data.{name} has {len(values)} values for {self.channels} channels; give one per channel")
         if min(self.std) <= 0:
-            raise ValueError(f"data.std {self.std} must be above 0 in every channel: pixels are divided by it")
+            raise ValueError(f"data.std {self.std} must be above 0 in every channel, because pixels are divided by it")
 
 
 @pytree
 @dataclass(frozen=True)
 class Features:
-    """The encoder's output, of the tokens that it saw.
+    """The output of an encoder.
 
     Attributes:
-        last: (B, R + M, D), after the final norm where the encoder has one.
-        prefix: R, the number of leading tokens that stand nowhere on the grid: class tokens, then registers.
+        last: (B, R + M, D), after the final norm, if there is one.
+        prefix: R, the number of leading tokens without a position on the grid: class tokens, then registers.
         where: int64 (B, M) or, without a mask, (1, M): which token of the grid each one is.
-        blocks: of the blocks that were asked for, their outputs, (B, R + M, D) each; 0 is what enters the first block.
+        blocks: outputs of the requested blocks, (B, R + M, D) each; 0 is what enters the first block.
             The values of a hierarchical encoder's are (B, M, a b ... D'): see `Stage`.
         registers: how many of the prefix tokens, the last of them, are registers.
     """
@@ -109,7 +110,7 @@ class Features:
             (B, D), or (B, 2 D) for both; fp32.
 
         Raises:
-            ValueError: a class token is asked for, and the encoder has none.
+            ValueError: the class token is requested, and the encoder has none.
         """
         mean = self.tokens.float().mean(1)
         if how == "mean":
@@ -145,8 +146,9 @@ class Shape:
         depth: the number of blocks.
         prefix: R.
         registers: how many of the prefix tokens, the last of them, are registers.
-        stages: of a hierarchical encoder; none: all blocks have tokens of the output's size and width.
+        stages: stages of a hierarchical encoder. Empty: all blocks have tokens of the output's size and width.
         whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
+        unit: the side of the squares of tokens that masks must not cut.
     """
 
     width: int
@@ -155,6 +157,7 @@ class Shape:
     registers: int = 0
     stages: tuple[Stage, ...] = ()
     whole: bool = False
+    unit: int = 1
 
     @property
     def class_tokens(self) -> int:
@@ -184,8 +187,8 @@ class UpdateScale:
     The scales of a module inside another one are multiplied.
 
     Attributes:
-        rate: what the learning rate is multiplied by.
-        decay: what the weight decay is multiplied by.
+        rate: factor of the learning rate.
+        decay: factor of the weight decay.
     """
 
     rate: float = 1.0
@@ -193,24 +196,24 @@ class UpdateScale:
 
 
 class Collective(Protocol):
-    """Reductions over the processes of a training, for a part that looks across the batch."""
+    """Reductions over the processes of a training, for parts that depend on the whole batch."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over the processes, on each of them; the value itself may be overwritten."""
+        """Returns the sum over all processes, on each of them. The value may be overwritten."""
         ...
 
     def max(self, value: Tensor) -> Tensor:
-        """The largest of each element over the processes, on each of them; the value itself may be overwritten."""
+        """Returns the elementwise maximum over all processes, on each of them. The value may be overwritten."""
         ...
 
 
 class Alone:
-    """The collective of one process: nothing is exchanged."""
+    """The collective of a single process, which exchanges nothing."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """The value."""
+        """Returns the value."""
         return value
 
     def max(self, value: Tensor) -> Tensor:
-        """The value."""
+        """Returns the value."""
         return value

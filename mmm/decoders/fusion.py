@@ -57,8 +57,6 @@ class FusedDecoderConfig(DecoderConfig):
         blocks = tuple(range(1, depth + 1)) if self.fusion_blocks is None else self.fusion_blocks
         if not blocks or not all(1 <= block <= depth for block in blocks):
             raise ValueError(f"decoder.fusion_blocks {blocks} are not all among the encoder's blocks 1 to {depth}")
-        if depth not in blocks:  # what nobody reads gets no gradient, and DDP waits for it
-            raise ValueError(f"decoder.fusion_blocks {blocks} leave out the encoder's last block, {depth}; add it")
         if self.fusion == "levels":
             return RequiredFeatures(last=False, blocks=blocks)
         return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)

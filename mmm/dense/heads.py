@@ -17,7 +17,7 @@ from mmm.core.checks import AboveZero, NonNegative, Positive, Rate
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, RequiredFeatures, Shape
-from mmm.dense.maps import FourScales, block_maps
+from mmm.dense.maps import FourScales, block_maps, stage_map
 from mmm.layers.batch_norm import BatchNorm
 
 heads: Registry[DenseHead] = Registry("dense_head")
@@ -35,8 +35,8 @@ class DenseHeadConfig(PartConfig):
         return "head"
 
     @abstractmethod
-    def required_features(self, depth: int) -> RequiredFeatures:
-        """Returns the features that the head reads of an encoder of this depth.
+    def required_features(self, shape: Shape) -> RequiredFeatures:
+        """Returns the features that the head reads of an encoder of this shape.
 
         Raises:
             ValueError: a block does not exist.
@@ -99,8 +99,8 @@ class LinearHead(DenseHead):
         std: AboveZero = 0.01
         """Standard deviation of the linear layer's first weights."""
 
-        def required_features(self, depth: int) -> RequiredFeatures:
-            check_blocks(self.blocks, depth)
+        def required_features(self, shape: Shape) -> RequiredFeatures:
+            check_blocks(self.blocks, shape.depth)
             return RequiredFeatures(last=not self.blocks, blocks=self.blocks)
 
     config: Config
@@ -155,7 +155,7 @@ class ConvolutionalHead(DenseHead):
         dropout: Rate = 0.1
         """Rate at which whole channels are left out before the linear layer."""
 
-        def required_features(self, depth: int) -> RequiredFeatures:
+        def required_features(self, shape: Shape) -> RequiredFeatures:
             return RequiredFeatures(last=True)
 
         def validate(self) -> None:
@@ -181,13 +181,16 @@ class ConvolutionalHead(DenseHead):
 
 @heads.register("uper_net")
 class UperNetHead(DenseHead):
-    """UperNet (Xiao et al., ECCV 2018) on four blocks at four scales, with an auxiliary head, as in BEiT's and MAE's transfer."""
+    """UperNet (Xiao et al., ECCV 2018) with an auxiliary head, as in BEiT's and MAE's transfer.
+
+    It reads four blocks, which a neck brings to four scales, or the four stages of a hierarchical encoder.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DenseHeadConfig):
         blocks: tuple[int, ...] = ()
         """Four blocks, counted from 1, whose outputs are read without the final norm. Empty: 4 6 8 12 of 12 blocks, else quarters
-        of the depth."""
+        of the depth; a hierarchical encoder's stages are read in any case."""
 
         channels: Positive | None = None
         """Width of the head. None: the encoder's."""
@@ -204,9 +207,10 @@ class UperNetHead(DenseHead):
         auxiliary_weight: NonNegative = 0.4
         """Weight of the auxiliary loss."""
 
-        def required_features(self, depth: int) -> RequiredFeatures:
-            check_blocks(self.blocks, depth)
-            return RequiredFeatures(last=False, blocks=self.blocks or default_taps(depth))
+        def required_features(self, shape: Shape) -> RequiredFeatures:
+            check_blocks(self.blocks, shape.depth)
+            stages = tuple(stage.block for stage in shape.stages)
+            return RequiredFeatures(last=False, blocks=stages or self.blocks or default_taps(shape.depth))
 
         def validate(self) -> None:
             if self.blocks and len(self.blocks) != 4:
@@ -217,23 +221,30 @@ class UperNetHead(DenseHead):
 
     def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
         super().__init__(config)
-        refuse_stages(shape, "uper_net")
-        self.blocks = config.required_features(shape.depth).blocks
+        if shape.stages and (len(shape.stages) != 4 or config.blocks):
+            raise ValueError(
+                f"head.name uper_net reads four stages, and this encoder has {len(shape.stages)}; leave out head.blocks"
+            )
+        self.blocks, self.stages = config.required_features(shape).blocks, shape.stages
         self.weights = (1.0, config.auxiliary_weight)
-        width, channels = shape.width, config.channels or shape.width
-        self.scales = FourScales(width)
-        self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(side), _layer(width, channels, 1)) for side in config.pools)
-        self.coarsest = _layer(width + len(config.pools) * channels, channels, 3)
-        self.lateral = nn.ModuleList(_layer(width, channels, 1) for _ in range(3))
+        widths = [stage.width for stage in shape.stages] or [shape.width] * 4
+        channels, top = config.channels or shape.width, widths[3]
+        self.scales = None if shape.stages else FourScales(shape.width)
+        self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(side), _layer(top, channels, 1)) for side in config.pools)
+        self.coarsest = _layer(top + len(config.pools) * channels, channels, 3)
+        self.lateral = nn.ModuleList(_layer(width, channels, 1) for width in widths[:3])
         self.smooth = nn.ModuleList(_layer(channels, channels, 3) for _ in range(3))
         self.fuse = _layer(4 * channels, channels, 3)
         self.classify = nn.Sequential(nn.Dropout2d(config.dropout), nn.Conv2d(channels, classes, 1))
         self.auxiliary = nn.Sequential(
-            _layer(width, config.auxiliary, 3), nn.Dropout2d(config.dropout), nn.Conv2d(config.auxiliary, classes, 1)
+            _layer(widths[2], config.auxiliary, 3), nn.Dropout2d(config.dropout), nn.Conv2d(config.auxiliary, classes, 1)
         )
 
     def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
-        maps = self.scales(block_maps(features, grid, self.blocks))
+        if self.scales is None:
+            maps = [stage_map(features.blocks[stage.block], grid, stage) for stage in self.stages]
+        else:
+            maps = self.scales(block_maps(features, grid, self.blocks))
         top = maps[3]
         pooled = [_resized(pool(top), top) for pool in self.pools]
         levels = [lateral(one) for lateral, one in zip(self.lateral, maps[:3], strict=True)]

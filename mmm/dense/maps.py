@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmm.core.tokens import Grid
-from mmm.core.types import Features
+from mmm.core.types import Features, Stage
 
 
 def to_map(tokens: Tensor, grid: Grid) -> Tensor:
@@ -21,6 +21,15 @@ def block_maps(features: Features, grid: Grid, blocks: tuple[int, ...]) -> list[
     """Returns the outputs of blocks as maps, (B, D, h, w) each; without blocks, the encoder's last output."""
     found = [features.blocks[number] for number in blocks] if blocks else [features.last]
     return [to_map(tokens[:, features.prefix :], grid) for tokens in found]
+
+
+def stage_map(tokens: Tensor, grid: Grid, stage: Stage) -> Tensor:
+    """Arranges a stage of a hierarchical encoder as a map, (B, N, a b D') -> (B, D', h a, w b); of a clip, the mean over time."""
+    axes = len(grid)
+    x = tokens.unflatten(1, grid).unflatten(-1, (*stage.inner, stage.width))  # (B, ..., h, w, ..., a, b, D')
+    if axes == 3:
+        x = x.mean((1, 4))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class FourScales(nn.Module):

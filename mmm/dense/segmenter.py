@@ -105,7 +105,7 @@ class Segmenter(Pretrained, nn.Module):
         grid = self.tokenizer.grid(x)
         config = self.head.config
         assert isinstance(config, DenseHeadConfig)
-        blocks = config.required_features(self.encoder.shape.depth).blocks
+        blocks = config.required_features(self.encoder.shape).blocks
         with torch.no_grad() if self.frozen else nullcontext():
             features = self.encoder(self.tokenizer.split(x), grid, None, blocks=blocks)
         return self.head(features, grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
 from mmm.core.tokens import Grid, take
-from mmm.core.types import Features, RequiredFeatures, Shape
+from mmm.core.types import BlockOutput, Features, RequiredFeatures, Shape
 
 encoders: Registry[Encoder] = Registry("encoder")
 
@@ -43,9 +44,13 @@ class Encoder(nn.Module):
         shape: the config's.
         home: the grid that the encoder was built for; any other grid can be encoded too.
         required: the features that are returned where `forward` does not name others.
+        block_outputs: what can be kept of a block whose output is asked for.
+        block_output: what is kept; a teacher may change it.
         mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
+    block_outputs: ClassVar[tuple[BlockOutput, ...]] = ("block",)
+    block_output: BlockOutput = "block"
     mask_token: nn.Parameter | None
 
     def __init__(self, config: EncoderConfig, *, grid: Grid, required: RequiredFeatures) -> None:

@@ -106,7 +106,7 @@ class Hiera(Encoder):
                 depth += count
                 side = 2 ** max(self.pools - number, 0)
                 found.append(Stage(depth, width * 2**number, (side, side)))
-            return Shape(found[-1].width, depth, 0, stages=tuple(found))
+            return Shape(found[-1].width, depth, 0, stages=tuple(found), unit=self.mask_unit // 2**self.pools)
 
     config: Config
 
@@ -138,7 +138,7 @@ class Hiera(Encoder):
         if blanks:
             raise ValueError("encoder.name hiera drops hidden mask units and has no mask token; set masker.blank false")
         self.token = token
-        self.unit_tokens = config.mask_unit // 2**config.pools  # the side of a mask unit in tokens
+        self.unit_tokens = self.shape.unit
         width, heads, _ = config.first
         stride = (*token[:-2], config.patch, config.patch)
         kernel, padding = tuple(2 * size - 1 for size in stride), tuple(size - 1 for size in stride)
@@ -167,6 +167,8 @@ class Hiera(Encoder):
                     use_mask_unit_attn=within,
                 )
             )
+            attention: Any = self.blocks[-1].attn
+            attention.num_heads = heads  # as other attention calls them
             self.pooling.append(pools)
             width = wide
         self.norm: nn.Module = norm(width) if required.last else nn.Identity()

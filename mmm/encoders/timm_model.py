@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class TimmEncoder(Encoder):
             raise ValueError(f"encoder.model {name} has batch norms, which mix the samples of a batch; choose one without")
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, described.first_width), std=0.02))
         first: Any = getattr(self.backbone, described.first)
-        first.__class__ = _replacing(type(first))  # the names of its weights stay
+        first.__class__ = _replacing(cast(Any, type(first)))  # the names of its weights stay
         self.first = described.first
 
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
@@ -226,7 +226,7 @@ def create(name: str, *, size: tuple[int, int] | None = None, channels: int = 3,
     rate: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     sized: dict[str, Any] = {} if size is None else {"img_size": size}
     pool: dict[str, Any] = {"global_pool": ""}
-    tried = (pool | {"dynamic_img_size": True} | sized, pool | sized, pool, sized, {})
+    tried: tuple[dict[str, Any], ...] = (pool | {"dynamic_img_size": True} | sized, pool | sized, pool, sized, {})
     for options in (rate | one for one in tried):
         try:
             return timm.create_model(name, pretrained=False, **given, **options)

@@ -142,6 +142,7 @@ class VisionTransformer(Encoder):
             return self.heads or SIZES[self.size][2]
 
     config: Config
+    block_outputs = ("block", "mlp")
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, required: RequiredFeatures, blanks: bool = False
@@ -199,9 +200,10 @@ class VisionTransformer(Encoder):
         rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype)
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, rotary)
+            added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
+            tokens = block(tokens, rotary, added)
             if number in blocks:
-                kept[number] = tokens
+                kept[number] = added[0] if added else tokens
         return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers)
 
     def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:

@@ -1,1 +1,1 @@
-"""Evaluation: frozen features and what they know, reconstructions, and what runs came to. Tasks are thin verbs over these."""
+"""Evaluation of models: frozen features, probes, reconstructions, attention, and comparison of runs."""

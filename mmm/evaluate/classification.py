@@ -1,4 +1,4 @@
-"""Accuracy of a classifier: each input once, by the mean over its views, on any number of processes.
+"""Accuracy of a classifier on any number of processes. Each input counts once, with the mean over its views.
 
 Shapes: b inputs, V views of each, K classes.
 """
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def classify(
     model: Classifier, part: Images | Clips, *, batch_size: int, accelerator: Accelerator, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Scores a classifier; what cannot be read is left out and named, never replaced.
+    """Scores a classifier. Unreadable inputs are left out and reported, never replaced.
 
     Args:
-        model: bare; left in the mode that it was in.
-        part: samples with labels; its own configuration says which views of an input are averaged.
-        batch_size: of a process, views.
-        problems: what this process could not read is added here.
+        model: unwrapped. It keeps its mode.
+        part: samples with labels. Its config says which views of an input are averaged.
+        batch_size: number of views per process and batch.
+        problems: unreadable inputs of this process are added here.
 
     Returns:
-        What `Tally.result` gives; `loss`, the mean cross-entropy of the mean of the views, without label smoothing; and
-        `unreadable`, how many inputs were left out.
+        The values of `Tally.result`; `loss`, the mean cross-entropy of the mean of the views, without label smoothing; and
+        `unreadable`, the number of inputs that were left out.
 
     Raises:
-        ValueError: where not one input could be read.
+        ValueError: no input could be read.
     """
     from accelerate.utils import gather_object as gather
 
@@ -65,7 +65,7 @@ def classify(
     mine = torch.stack(losses).tolist()
     loss = math.fsum(gather(mine) if accelerator.num_processes > 1 else mine)
     if not whole.seen.sum():
-        raise ValueError(f"not one of {part.title} can be read; see bad_inputs.jsonl in the run folder")
+        raise ValueError(f"none of {part.title} can be read; see bad_inputs.jsonl in the run folder")
     result = whole.result(0)
     return result | {"loss": loss / result["samples"], "unreadable": len(part) - result["samples"]}
 
@@ -77,7 +77,7 @@ def log_mean_of_views(logits: Tensor, views: int) -> Tensor:
 
 
 def format_classification(found: Mapping[str, Any]) -> str:
-    """The scores of a fine-tuned classifier as text."""
+    """Returns the scores of a fine-tuned classifier as text."""
     protocol = found["protocol"]
     views = f", {protocol['clips']} clips x {protocol['crops']} crops" if protocol["views"] > 1 else ""
     how = "trained from scratch" if protocol["model"] == "scratch" else f"fine-tuned from {protocol['model']}"

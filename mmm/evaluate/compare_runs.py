@@ -1,4 +1,4 @@
-"""Comparison of several runs: their differing choices and their figures, in one table and one plot."""
+"""Comparison of several runs: the options in which they differ, and their results, in one table and one plot."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmm.evaluate.run_results import Record
 
 logger = logging.getLogger(__name__)
 
-# choices that do not change what is computed
+# options that do not change what is computed
 NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers"}
 NOT_A_CHOICE |= {f"train.{name}" for name in ("threads", "log_every", "save_every", "keep_last", "evaluate_every")}
 NOT_A_CHOICE |= {"train.tracker", "train.tracker_options"}
-# choices that make losses incomparable, except for how hidden tokens are kept from the encoder
+# options that make losses incomparable, except for the way in which hidden tokens are kept from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
 LONGEST = 60  # characters of a label that says what differs; above it, rows are named by their folders
@@ -31,12 +31,12 @@ LAST = {"seconds": Column("seconds", "{:,.0f}")}
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
-        label: what sets them apart from the others, or the folder of the first where that would be too long.
+        label: the values in which they differ from the other groups; if these are too long, the folder of the first run.
         runs: at least one, each with another seed.
-        choices: the values that set them apart, by name.
+        choices: the values in which they differ from the other groups, by name.
     """
 
     label: str
@@ -44,27 +44,27 @@ class Group:
     choices: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, name: str) -> list[float]:
-        """A figure of each run that has it."""
+        """Returns a result of each run that has it."""
         return [value for run in self.runs if (value := figures(run).get(name)) is not None]
 
     def mean(self, name: str) -> float | None:
-        """The mean of a figure over the runs that have it."""
+        """Returns the mean of a result over the runs that have it."""
         return mean(values) if (values := self.values(name)) else None
 
     def error(self, name: str) -> float | None:
-        """The standard error of that mean, of two runs or more."""
+        """Returns the standard error of that mean. None: fewer than two runs have the result."""
         values = self.values(name)
         return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
 
 
 def figures(run: Record) -> dict[str, float | None]:
-    """The numbers of a run, by name; None: not measured."""
+    """Returns the results of a run by name. None: not measured."""
     training = {"steps": run.steps, "samples": run.steps * run.config["train.batch_size"], "loss": run.last("loss")}
     return training | run.figures | {"seconds": run.seconds}
 
 
 def columns(runs: Sequence[Record]) -> dict[str, Column]:
-    """The columns of the table: the training's, those that evaluations declare, then all other numbers of evaluations."""
+    """Returns the columns of the table: those of the training, those that evaluations declare, then all other results."""
     declared = {name: column for part in evaluators.parts.values() for name, column in part.columns.items()}
     there = dict.fromkeys(name for run in runs for name in run.figures)
     known = {name: column for name, column in declared.items() if name in there}
@@ -72,7 +72,7 @@ def columns(runs: Sequence[Record]) -> dict[str, Column]:
 
 
 def differing(runs: Sequence[Record]) -> list[str]:
-    """The names of choices that are not the same in all runs; of a part that is another one, only its name."""
+    """Returns the names of options that differ between the runs. If a part differs, its own options are left out."""
     names = sorted({name for run in runs for name in run.config if not name.startswith("evaluate.")} - set(NOT_A_CHOICE))
     differ = _unlike(runs, names)
     swapped = [name.removesuffix("name") for name in differ if name.endswith(".name")]
@@ -80,14 +80,14 @@ def differing(runs: Sequence[Record]) -> list[str]:
 
 
 def _unlike(runs: Sequence[Record], names: Iterable[str]) -> list[str]:
-    """Those names whose values are not the same in all runs."""
+    """Returns the names whose values differ between the runs."""
     return [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
 
 
 def group_runs(runs: Sequence[Record]) -> list[Group]:
-    """Groups runs of the same choices, whatever their seed; where nothing but the seed differs, each run is a group.
+    """Groups runs that differ only in their seed. If all runs differ only in their seed, each run is a group.
 
-    A run whose choices and seed are those of another counts once, for the mean and its error are of independent runs.
+    Of runs with equal options and seed, only the first counts, because the standard error assumes independent runs.
     """
     names = differing(runs)
     shared = [name for name in names if name != "seed"]
@@ -99,7 +99,7 @@ def group_runs(runs: Sequence[Record]) -> list[Group]:
         if twin is None:
             members.append(run)
         else:
-            logger.warning("%s has the choices and the seed of %s, and is not counted again", run.path, twin.path)
+            logger.warning("%s has the same options and seed as %s, and is not counted again", run.path, twin.path)
     firsts = [members[0] for members in groups.values()]
     choices = [{name: _plain(run.config[name]) for name in names if name in run.config} for run in firsts]
     choices = [{name: value for name, value in one.items() if name != "seed" or not shared} for one in choices]
@@ -110,14 +110,14 @@ def group_runs(runs: Sequence[Record]) -> list[Group]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The names of folders, with as many of their parents as it takes to tell them apart."""
+    """Returns the names of folders, with as many of their parents as are needed to distinguish them."""
     whole = [path.resolve().parts for path in paths]
     count = next((n for n in range(1, max(map(len, whole))) if len({parts[-n:] for parts in whole}) == len(set(whole))), 1)
     return ["/".join(parts[-count:]) for parts in whole]
 
 
 def warnings(runs: Sequence[Record]) -> list[str]:
-    """Returns the reasons for which the comparison is unfair, one sentence each."""
+    """Returns the reasons why the comparison is not fair, one sentence each."""
     names, said = differing(runs), []
     for unit, value in (
         ("updates", [run.steps for run in runs]),
@@ -137,11 +137,11 @@ def warnings(runs: Sequence[Record]) -> list[str]:
 
 
 def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
-    """The comparison as plain values, and its picture.
+    """Compares groups of runs, and draws the picture.
 
     Returns:
-        `columns`: title and format of each figure; `rows`: for each group its label, runs, choices, and mean and standard error of
-        every figure; `warnings`; `picture`.
+        `columns`: title and format of each result; `rows`: label, runs, differing options, and mean and standard error of every
+        result for each group; `warnings`; `picture`.
     """
     shown = columns([run for group in groups for run in group.runs])
     rows = [
@@ -170,7 +170,7 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
 
 
 def format_comparison(found: dict[str, Any]) -> str:
-    """The table as text; columns that no run has are left out."""
+    """Returns the table as text. Columns without a value are left out."""
     shown = {name: Column(**column) for name, column in found["columns"].items()}
     names = [name for name in shown if any(row[name]["mean"] is not None for row in found["rows"])]
     seeds = max(len(row["runs"]) for row in found["rows"])
@@ -191,14 +191,14 @@ def format_comparison(found: dict[str, Any]) -> str:
 
 
 def _describe_choices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of text: each differing choice with its values in all rows."""
+    """Returns lines of text: each differing option with its values in all rows."""
     names = dict.fromkeys(name for row in rows for name in row["choices"])
     values = {name: [shorten(row["choices"].get(name, "-"), LONGEST, placeholder="...") for row in rows] for name in names}
     return [f"{name}: {' | '.join(value)}" for name, value in values.items()]
 
 
 def _cell(figure: dict[str, float | None], form: str) -> str:
-    """A mean, with its error where there is one."""
+    """Returns a mean as text, with its standard error if there is one."""
     if figure["mean"] is None:
         return "-"
     error = f" ± {form.format(figure['error'])}" if figure["error"] else ""
@@ -206,5 +206,5 @@ def _cell(figure: dict[str, float | None], form: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as a flag would have it."""
+    """Returns a value as it is written after a flag."""
     return " ".join(map(_plain, value)) if isinstance(value, list) else "none" if value is None else str(value)

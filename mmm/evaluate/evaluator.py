@@ -1,12 +1,12 @@
-"""Evaluations as parts: measurements of a model in the course of a training, at its end, or by `mmm evaluate`.
+"""Evaluations as parts: measurements of a model during training, after it, or by `mmm evaluate`.
 
-An evaluation is a class with a nested `Config`, registered under the name by which `--evaluate` chooses it:
+An evaluation is a class with a nested `Config`, registered under the name that `--evaluate` takes:
 
     @evaluators.register("width")
     class Width(Evaluator):
         @dataclass(frozen=True, kw_only=True)
         class Config(EvaluatorConfig):
-            "Nothing to choose."
+            "No options."
 
         def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
             return {"width": model.encoder.shape.width}
@@ -45,16 +45,16 @@ class EvaluatorConfig(PartConfig):
     """Base of the `Config` of each evaluation."""
 
     every: Positive | None = None
-    """Updates between two of these evaluations in the course of a training; none: only at its end."""
+    """Updates between two of these evaluations during training. None: only after the training."""
 
     @property
     def flag(self) -> str:
-        """The name of its flags' group."""
+        """Common beginning of its flags."""
         return f"evaluate.{self.name}"
 
 
 class EvaluatorSet(PartSet):
-    """The evaluations that a config names."""
+    """The evaluations of a config."""
 
     kind = "evaluator"
 
@@ -64,8 +64,8 @@ class Column:
     """Display of a number by `mmm compare`.
 
     Attributes:
-        title: of the column.
-        form: a format; numbers whose format ends in a percent sign are accuracies in [0, 1], and are drawn as bars.
+        title: title of the column.
+        form: format string. Numbers whose format ends in a percent sign are accuracies in [0, 1], and are drawn as bars.
     """
 
     title: str
@@ -74,24 +74,25 @@ class Column:
 
 @dataclass(kw_only=True)
 class Context:
-    """The data, device and paths that an evaluation gets beside the model.
+    """The data, device and paths that an evaluation gets in addition to the model.
 
     Attributes:
         data: how the samples are read.
-        masker: for the masks of this data.
-        device: of the model.
-        title: of the model, for pictures.
-        untrained: builds the same model with the random weights that the training began with.
-        pictures: folder for pictures; None: none are drawn, as in the processes that are not the main one.
-        changes: choices by which the data is not that of the model's run, by name; names of pictures hold them.
-        source: empty for the first source of a run; else the name of another, which is appended to names of results.
-        step: updates that the weights have seen; None: not known.
-        steps: updates of the whole run, for maskers with a schedule.
+        masker: draws the masks for this data.
+        device: device of the model.
+        title: title of the model, for pictures.
+        untrained: builds the same model with its initial random weights.
+        pictures: folder for pictures. None: no pictures, as in processes other than the main one.
+        changes: options, by name, in which the data differs from that of the model's run. They become part of the names of
+        pictures.
+        source: empty for the first source of a run, else the name of the source, which is appended to the names of results.
+        step: number of updates of the weights. None: not known.
+        steps: number of updates of the whole run, for maskers with a schedule.
         batch_size: samples that the model gets at once.
-        dtype: of autocast; None: fp32.
-        test_split: split of the source to evaluate on; None: the evaluation part, as in training.
+        dtype: type for autocast. None: fp32.
+        test_split: split of the source to evaluate on. None: the evaluation split, as in training.
         problems: inputs that could not be read; evaluations append those of their own process.
-        train_samples: the training samples, where they are open already.
+        train_samples: the training samples, if they are open already.
     """
 
     data: DataConfig
@@ -112,7 +113,7 @@ class Context:
 
     @cached_property
     def train(self) -> Images | Clips:
-        """The samples that the model is trained on, and whose labels may be used."""
+        """The training samples, whose labels may be used."""
         return open_data(self.data, "train") if self.train_samples is None else self.train_samples
 
     @cached_property
@@ -122,27 +123,27 @@ class Context:
 
     @property
     def heading(self) -> str:
-        """Title of the model and its step."""
+        """Title of the model, with its step."""
         return self.title if self.step is None else f"{self.title}, step {self.step:,}"
 
     def named(self, name: str) -> str:
-        """A name for results on this source."""
+        """Returns a name for results on this source."""
         return f"{name}_{self.source}" if self.source else name
 
     def picture(self, kind: str) -> Path | None:
-        """Path of a picture of this step, or None where none is drawn."""
+        """Returns the path of a picture of this step. None: no picture is drawn."""
         return None if self.pictures is None else self.pictures / f"{output_name(self.named(kind), self.step, self.changes)}.png"
 
 
 class Evaluator(ABC):
-    """A measurement of a model. Built from its config alone.
+    """A measurement of a model. It is built from its config alone.
 
     Attributes:
         config: the user's choices.
         needs_labels: whether the samples must have labels.
-        online: whether it is made in the course of a training also where `every` is none: as often as `train.evaluate_every` says,
-            and after the last update.
-        columns: the numbers that `mmm compare` shows, by name, and how; numbers that are not here are shown under their names.
+        online: whether it runs during training even if `every` is None: every `train.evaluate_every` updates, and after the last
+        update.
+        columns: title and format of its numbers in `mmm compare`, by name. Other numbers are shown under their names.
     """
 
     config: EvaluatorConfig
@@ -155,22 +156,22 @@ class Evaluator(ABC):
 
     @abstractmethod
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Measures a model. Called by all processes, with a model that needs no other process; at most the main one draws.
+        """Measures a model. All processes call it, each with a complete model; only the main process draws.
 
         Returns:
-            Plain values by name. They are appended to evaluations.jsonl in the run's folder.
+            Plain values by name, which are appended to evaluations.jsonl in the run folder.
         """
 
     def why_not(self, model: MaskedModel, context: Context) -> str | None:
-        """Returns the reason for which a model cannot be evaluated so, or None where it can."""
+        """Returns the reason why this evaluation does not apply to a model. None: it applies."""
         return None
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the numbers that are logged and compared, from what `run` returned: all that stand in it by themselves."""
+        """Returns the numbers that are logged and compared. Default: all values of the result that are numbers."""
         return {name: value for name, value in found.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
     def format(self, found: Mapping[str, Any]) -> str:
-        """Returns what is printed of a result, one or several lines."""
+        """Returns a result as text, in one or more lines."""
         shown = [f"{name} {self.columns.get(name, Column(name)).form.format(value)}" for name, value in self.figures(found).items()]
         return f"{self.config.name}: {', '.join(shown)}"
 
@@ -183,10 +184,10 @@ class Result:
     """The result of one evaluation on one source.
 
     Attributes:
-        name: of the evaluation, with that of the source.
+        name: name of the evaluation and of the source.
         found: what `Evaluator.run` returned.
-        figures: its numbers, by names that tell sources apart.
-        text: for a person.
+        figures: its numbers, by names that include the source.
+        text: the result as text.
     """
 
     name: str
@@ -195,23 +196,23 @@ class Result:
     text: str
 
     def record(self, run: Path, step: int) -> Path:
-        """Appends the result to the evaluations.jsonl of a run, and returns that file."""
+        """Appends the result to evaluations.jsonl in a run folder, and returns the path of that file."""
         return record(run, self.name, step, self.found | {"figures": self.figures})
 
 
 class Evaluations:
     """The evaluations of one model on each source of its data.
 
-    What cannot serve the model is left out with a warning.
+    An evaluation that does not apply to the model is left out with a warning.
 
     Args:
-        configs: which.
-        model: only its parts matter here.
+        configs: the evaluations.
+        model: the model, whose parts decide which evaluations apply.
         contexts: one for each source.
-        every: updates between two evaluations that are made in the course of a training (`train.evaluate_every`).
+        every: number of updates between two evaluations during training (`train.evaluate_every`).
 
     Raises:
-        ValueError: where one needs labels that the first source does not have.
+        ValueError: an evaluation needs labels that the first source does not have.
     """
 
     def __init__(self, configs: EvaluatorSet, model: MaskedModel, contexts: Sequence[Context], *, every: int | None = None) -> None:
@@ -236,17 +237,17 @@ class Evaluations:
 
     @property
     def inputs(self) -> int:
-        """Inputs that are read in the course of a training, beside those that are trained on."""
+        """Number of inputs that evaluations read during training."""
         online = [context for evaluator, context in self.pairs if self._interval(evaluator) is not None or evaluator.online]
         return sum(len(context.test) for context in self.contexts if any(context is one for one in online))
 
     def write_to(self, title: str, pictures: Path | None) -> None:
-        """Names the run for titles, and its folder of pictures; None: no pictures."""
+        """Sets the title of the run and its folder of pictures. None: no pictures."""
         for context in self.contexts:
             context.title, context.pictures = title, pictures
 
     def due(self, step: int, steps: int) -> list[Due]:
-        """The evaluations to make after an update, in the course of a training of so many."""
+        """Returns the evaluations that are due after update `step` of `steps`."""
         return [
             (evaluator, context)
             for evaluator, context in self.pairs
@@ -254,12 +255,12 @@ class Evaluations:
         ]
 
     def measure(self, due: Sequence[Due], model: MaskedModel, step: int, *, batch_size: int | None = None) -> dict[str, float]:
-        """Makes evaluations in the course of a training, and returns their numbers by names that tell sources apart.
+        """Runs evaluations during training, and returns their numbers by names that include the source.
 
         Args:
-            due: from `due`.
-            model: that needs no other process.
-            batch_size: samples that the model gets at once; None: as many as the context says.
+            due: the evaluations, as `due` returns them.
+            model: a complete model, which needs no other process.
+            batch_size: number of samples that the model gets at once. None: that of the context.
         """
         figures: dict[str, float] = {}
         for evaluator, context in due:
@@ -269,10 +270,10 @@ class Evaluations:
         return figures
 
     def finish(self, model: MaskedModel, step: int | None, *, again: bool = False) -> Iterator[Result]:
-        """Makes the evaluations that a training ends with, one by one. One that fails is logged as an error, and left out.
+        """Runs the evaluations that follow a training, one by one. A failed evaluation is logged as an error and left out.
 
         Args:
-            again: also make those that are made in the course of a training, as `mmm evaluate` does.
+            again: also run those that run during training, as `mmm evaluate` does.
         """
         for evaluator, context in self.pairs:
             if again or not evaluator.online:
@@ -293,7 +294,7 @@ class Evaluations:
         return self.every if own is None and evaluator.online else own
 
     def take_problems(self) -> list[Problem]:
-        """The inputs that this process could not read since this was called last."""
+        """Returns the inputs that this process could not read since the last call."""
         problems = [problem for context in self.contexts for problem in context.problems]
         for context in self.contexts:
             context.problems.clear()

@@ -24,13 +24,13 @@ from mmm.weights.formats.run import CONFIG, read_config, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
-# where one of these is set, a result is not the run's own
+# options that change the data; a result with one of them is not the result of the run itself
 OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_clips", "eval_crops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModelConfig(CheckedConfig):
-    """The model, its data, and how it is computed."""
+    """The model, its data, and the device and precision of the computation."""
 
     model: str | None = None
     """A run folder, a checkpoint or a file of weights in one, or published weights (.pth, .safetensors). The config.yaml of a run
@@ -85,7 +85,7 @@ class LoadedModelConfig(CheckedConfig):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Choices by which the data is not that of the model's run, by name."""
+        """Options in which the data differs from that of the model's run, by name."""
         return {name: value for name in OTHER_DATA if (value := getattr(self, name)) is not None}
 
 
@@ -94,12 +94,12 @@ class LoadedModel:
     """A model to evaluate.
 
     Attributes:
-        trained: on its device; None where only its random initialisation was asked for.
-        untrained: the same parts with the run's random initialisation, on the same device.
+        trained: the trained model, on its device. None: a config.yaml was given, which holds no weights.
+        untrained: the same model with the random initialisation of the run, on the same device.
         data: the images or clips.
-        path: of the model, as it was named.
+        path: path of the model, as it was given.
         run: folder of the run that the model is from, or None.
-        step: updates that its weights have seen, where a run says so.
+        step: number of updates of its weights. None: not known.
     """
 
     trained: MaskedModel | None
@@ -111,7 +111,7 @@ class LoadedModel:
 
     @property
     def title(self) -> str:
-        """The run's name, or that of the weights' file."""
+        """Name of the run, or of the file of weights."""
         return self.run.name if self.run else self.path.name
 
     @property
@@ -120,7 +120,8 @@ class LoadedModel:
         return self.title if self.step is None else f"{self.title}, step {self.step:,}"
 
     def context(self, config: LoadedModelConfig) -> Context:
-        """The context for evaluations of this model; pictures lie with those of the run, or in the working directory."""
+        """Returns the context for evaluations of this model. Pictures are written to the run folder, or to the working
+        directory."""
         untrained = self.untrained
         return Context(
             data=_uncached(self.data),
@@ -137,29 +138,29 @@ class LoadedModel:
         )
 
     def output(self, kind: str, changes: Mapping[str, Any], suffix: str = ".png") -> Path:
-        """Path of a result: in the pictures of the run, or in the working directory for weights without a run.
+        """Returns the path of a result: in the pictures of the run, or in the working directory for weights without a run.
 
-        The name tells apart what was asked: reconstruction_00000500.png is the run's own picture,
-        reconstruction_00000500_source-my_images_ratio-0.9.png one of other data and with another ratio.
+        The name contains the changed options: reconstruction_00000500.png shows the data of the run,
+        reconstruction_00000500_source-my_images_ratio-0.9.png shows other data with another ratio.
         """
         kind = kind if self.run else f"{kind}_{self.path.stem}"
         return (self.run / "pictures" if self.run else Path()) / f"{output_name(kind, self.step, changes)}{suffix}"
 
     def record(self, kind: str, found: Mapping[str, Any], changes: Mapping[str, Any]) -> Path | None:
-        """Appends a result of trained weights to their run's evaluations, and returns the file; None for other weights."""
+        """Appends a result to the evaluations of the run, and returns the file. None: the weights do not come from a run."""
         if self.run is None or self.trained is None or self.step is None:
             return None
         return record(self.run, kind, self.step, found, changes)
 
 
 def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> LoadedModel:
-    """Loads the model and decides on the data.
+    """Loads the model, and determines its data.
 
     Args:
         norm_pix: see `mmm.load`.
 
     Raises:
-        ValueError: where there is no model, or no data is named.
+        ValueError: there is no model, or no data is given.
     """
     if config.model is None:
         raise ValueError("--model is not set; give a run folder (runs/pretrain-1), a checkpoint in one, or published weights")
@@ -176,40 +177,41 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> Lo
 
 
 def model_config(model: MaskedModel) -> ModelConfig:
-    """The choices that a model was built from; an encoder without a decoder gets the smallest."""
+    """Returns the config of a model. An encoder without a decoder gets the config of a very small decoder."""
     parts: dict[str, Any] = {name: getattr(getattr(model, name), "config", None) for name in PARTS}
     return ModelConfig(**parts | {"decoder": parts["decoder"] or SelfAttentionDecoder.Config(width=32, depth=1, heads=1)})
 
 
 def open_test(data: DataConfig, split: str | None = None) -> Images | Clips:
-    """The samples to score: a split of the source by its name, or the evaluation part."""
+    """Opens the samples to score: the named split of the source, or the evaluation split."""
     return open_data(_uncached(data), split or "eval")
 
 
 def open_shown(config: LoadedModelConfig, data: DataConfig) -> Images | Clips:
-    """The samples to show: as `open_test`, but all of a source that the user named and that has no part for evaluation."""
+    """Opens the samples to show: as `open_test`, but all samples of a source that the user gave and that has no split for
+    evaluation."""
     if config.source is None or config.test_split is not None or set(EVALUATION) & set(find_source(data).splits):
         return open_test(data, config.test_split)
     return open_data(replace(_uncached(data), holdout=0.0), "train")
 
 
 def describe_data(part: Images | Clips) -> str:
-    """The source and the part of it, for pictures."""
+    """Returns the names of source and split, for pictures."""
     return redact(f"{part.config.source}, {part.where}")
 
 
 def open_train(data: DataConfig) -> Images | Clips:
-    """The samples whose labels may be used: those that the model is trained on."""
+    """Opens the training samples, whose labels may be used."""
     return open_data(_uncached(data), "train")
 
 
 def _uncached(data: DataConfig) -> DataConfig:
-    """The same data without a cache, because each sample is read once."""
+    """Returns the same data without a cache, because each sample is read once."""
     return replace(data, cache=False) if isinstance(data, ImagesConfig) else data
 
 
 def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
-    """The data of the run, or the usual normalisation, with the choices that the user names."""
+    """Returns the data of the run or of the weights, with the options of the user."""
     data = _data_of_weights(model) if saved is None else _saved_data(saved)
     names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
@@ -217,17 +219,17 @@ def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | No
     column = data.medium.flag.removeprefix("data.")
     if config.column is not None:
         values[column] = config.column
-    if config.source is not None and saved is not None:  # another source has its own names
+    if config.source is not None and saved is not None:  # another source has its own splits and columns
         values |= {"eval_split": None, "eval_source": None, "root": config.root, "list_columns": ()}
         values |= {"split": "train", column: config.column, "label_column": config.label_column}
     if config.list_columns:
         values["list_columns"] = config.list_columns
     for name in ("eval_clips", "eval_crops"):
         if getattr(config, name) is not None and name not in values:
-            raise ValueError(f"--{name} is for videos, and this model is of images")
+            raise ValueError(f"--{name} is for videos, and this is a model of images")
     data = replace(data, **values)
     if not data.source:
-        raise ValueError(f"--source is not set, and published weights do not say what to look at; give {data.medium.noun}")
+        raise ValueError(f"--source is not set, and published weights do not state a source; give {data.medium.noun}")
     return data
 
 
@@ -238,7 +240,7 @@ def _saved_data(saved: Path) -> DataConfig:
 
 
 def _data_of_weights(model: MaskedModel | None) -> DataConfig:
-    """Samples of the size that published weights are for, normalised as for them."""
+    """Returns the size and normalisation of the samples that published weights were trained on."""
     assert model is not None
     assert model.data is not None
     *frames, height, width = model.data.size
@@ -247,12 +249,12 @@ def _data_of_weights(model: MaskedModel | None) -> DataConfig:
 
 
 def _seed(run: Path | None) -> int:
-    """The random seed of a run."""
+    """Returns the random seed of a run."""
     return 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
 
 
 def _step(path: Path, run: Path) -> int | None:
-    """The step of the checkpoint that a path means."""
+    """Returns the step of the checkpoint at a path."""
     from mmm.train.checkpoint.writer import newest
 
     folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
@@ -260,7 +262,7 @@ def _step(path: Path, run: Path) -> int | None:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Returns the device of this name. None: the accelerator that is there, else the CPU."""
+    """Returns the device of this name. None: the accelerator of this machine, else the CPU."""
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The masked loss of held-out samples, with the same masks every time it is measured."""
+"""The masked loss of held-out samples, with the same masks in each measurement."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 class MaskedLoss(Evaluator):
     """The mean loss of a held-out sample over all processes.
 
-    It is summed exactly, so that it is the same bits on any number of processes as long as the batches have the same size.
+    The sum is exact, so that the result has the same bits on any number of processes with equal batch sizes.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
         every: Positive | None = None
-        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+        """Updates between two of these evaluations during training. None: train.evaluate_every."""
 
         samples: Positive = 2048
-        """Samples, spread evenly over the evaluation part, whose masked loss is measured with the same masks each time."""
+        """Number of samples, spread evenly over the evaluation split."""
 
     config: Config
     online = True
     columns: ClassVar[Mapping[str, Column]] = {"held_out_loss": Column("held-out loss", "{:.4f}")}
 
     def why_not(self, model: MaskedModel, context: Context) -> str | None:
-        """An encoder alone has no loss."""
+        """Rejects an encoder without a decoder."""
         return "the model is an encoder without a decoder, so it has no loss" if model.decoder is None else None
 
     @torch.no_grad()
@@ -47,13 +47,13 @@ class MaskedLoss(Evaluator):
         """Returns `held_out_loss`, the mean over the samples that can be read.
 
         Raises:
-            ValueError: where not one sample could be read.
+            ValueError: no sample could be read.
         """
         part = context.test
         count = min(self.config.samples, len(part))
         part = part.subset(torch.arange(count) * len(part) // count)
         rank, world = rank_and_world()
-        losses: list[torch.Tensor] = []  # of each batch, on its device
+        losses: list[torch.Tensor] = []  # one loss per batch, on its device
         samples: list[int] = []
         training = model.training
         model.eval()
@@ -69,5 +69,5 @@ class MaskedLoss(Evaluator):
         own = list(zip(torch.stack(losses).tolist(), samples, strict=True)) if losses else []
         every = [pair for pairs in all_gather(own) for pair in pairs]
         if not every:
-            raise ValueError(f"not one of {part.title} could be read; see bad_inputs.jsonl in the run folder")
+            raise ValueError(f"none of {part.title} could be read; see bad_inputs.jsonl in the run folder")
         return {"held_out_loss": math.fsum(loss * count for loss, count in every) / sum(count for _, count in every)}

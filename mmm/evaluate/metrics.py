@@ -1,4 +1,4 @@
-"""Accuracy: top-1, top-5 and per class, of several classifiers at once, over any number of processes.
+"""Top-1, top-5 and per-class accuracy of several classifiers on the same samples, on any number of processes.
 
 Shapes: S classifiers, b samples, V views of each, K classes.
 """
@@ -15,10 +15,10 @@ TOP = 5
 
 
 def mean_of_views(logits: Tensor, views: int) -> Tensor:
-    """Probabilities of the classes: the mean over a sample's views of their softmax, as published video results are computed.
+    """Returns the mean of the softmax over the views of each sample, as in published results on videos.
 
     Args:
-        logits: (..., b V, K), the views of a sample one after the other.
+        logits: (..., b V, K), with the views of a sample next to each other.
         views: V.
 
     Returns:
@@ -31,7 +31,7 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     """Counts the classes that are ranked above the right one. The lower of two classes with equal scores ranks higher.
 
     Args:
-        scores: (..., b, K). Where any score of a sample is NaN, all classes rank higher.
+        scores: (..., b, K). If a score of a sample is NaN, its class counts as ranked last.
         labels: int64 (b,).
 
     Returns:
@@ -45,7 +45,7 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class Tally:
-    """Counts samples per class, and those whose class is ranked first or among the first five.
+    """Counts the samples of each class, and the samples whose class is ranked first or among the first five.
 
     Attributes:
         seen: int64 (K,).
@@ -58,14 +58,14 @@ class Tally:
         self.first, self.among = (torch.zeros(classifiers, classes, dtype=torch.int64, device=device) for _ in range(2))
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
-        """Counts samples. scores: (S, b, K); labels: int64 (b,)."""
+        """Adds samples: scores (S, b, K) and labels int64 (b,)."""
         ahead = ranks(scores, labels)  # (S, b)
         self.seen += labels.bincount(minlength=len(self.seen))
         for count, limit in ((self.first, 1), (self.among, TOP)):
             count.index_add_(1, labels, (ahead < limit).long())
 
     def gathered(self, over_all: Callable[[Tensor], Tensor]) -> Tally:
-        """The sum over the processes. over_all: an all-reduce, of int64 tensors."""
+        """Returns the sum over the processes; `over_all` is an all-reduce of int64 tensors."""
         whole = Tally(len(self.first), len(self.seen), self.seen.device)
         counts = over_all(torch.cat([self.seen[None], self.first, self.among]))  # (1 + 2 S, K)
         whole.seen, whole.first, whole.among = counts.split([1, len(self.first), len(self.first)])
@@ -73,11 +73,11 @@ class Tally:
         return whole
 
     def top1(self) -> list[float]:
-        """The top-1 accuracy of each classifier, in [0, 1]."""
+        """Returns the top-1 accuracy of each classifier, in [0, 1]."""
         return (self.first.sum(1).cpu().double() / self.seen.sum().cpu()).tolist()
 
     def result(self, classifier: int) -> dict[str, Any]:
-        """Accuracies of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample) and
+        """Returns the accuracies of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample) and
         `mean_per_class`; and the number of `samples`."""
         first, among, seen = (count.cpu().double() for count in (self.first[classifier], self.among[classifier], self.seen))
         shares = (first / seen)[seen > 0]

@@ -1,4 +1,4 @@
-"""Progress of an evaluation: a bar on a terminal, else a line from time to time, so that minutes of work are not silent."""
+"""Progress of an evaluation: a bar on a terminal, else a log line every ten seconds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SECONDS = 10.0  # between two lines, and before the first
+SECONDS = 10.0  # between two log lines
 
 
 def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """Passes items on, and shows how many of them are done; only in the main process.
+    """Yields the items, and shows in the main process how many are done.
 
     Args:
         total: sum of the counts.
-        what: what is done to what, for instance "features of images".
-        count: how much an item is of the total.
+        what: name of the work, for instance "features of images".
+        count: returns the share of an item in the total.
     """
     main = os.environ.get("RANK", "0") == "0"
     done, shown = 0, perf_counter()
@@ -39,7 +39,7 @@ def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int
 
 
 def _is_terminal() -> bool:
-    """Returns whether a bar can be seen: some terminals have a width of 0."""
+    """Returns whether a bar is visible; some terminals have a width of 0."""
     try:
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

@@ -34,7 +34,7 @@ def evaluation_protocol(
     """Returns all that is needed to repeat a measurement, as plain values of JSON.
 
     Args:
-        accelerator: of the processes that measure.
+        accelerator: accelerator of the processes that measure.
         data: how samples are read.
         train: samples that were trained on.
         validation: samples that chose among settings. None: there was nothing to choose.

@@ -24,7 +24,7 @@ from mmm.train.run.lock import find_holder
 EVALUATIONS = "evaluations.jsonl"
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool")
 NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
-# numbers in metrics.jsonl that are of the training itself
+# numbers in metrics.jsonl that are not results of evaluations
 OF_TRAINING = frozenset(
     ("step", "epoch", "loss", "learning_rate", "grad_norm", "skipped", "samples_per_second", "data_wait", "clock")
 )
@@ -36,9 +36,9 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
     Args:
         run: its folder.
         kind: name of the evaluation, for instance `features`.
-        step: updates that the weights had seen.
-        found: the result, of plain values; its `figures` are compared by `mmm compare`.
-        changes: choices that make it a result of other data or settings than the run's own; it is kept, and is not the run's.
+        step: number of updates of the weights.
+        found: the result, as plain values. `mmm compare` compares its `figures`.
+        changes: options that differ from those of the run. `mmm compare` ignores a result with such changes.
     """
     with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"kind": kind, "step": step, **({"changes": dict(changes)} if changes else {}), **found}) + "\n")
@@ -46,8 +46,8 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
 
 
 def output_name(kind: str, step: int | None, changes: Mapping[str, Any]) -> str:
-    """The name of a result's file, without its suffix: reconstruction_00000500 is the run's own, of step 500, and
-    reconstruction_00000500_source-my_images_ratio-0.9 one of other data and with another ratio."""
+    """Returns the name of a result file without its suffix: reconstruction_00000500 for step 500 with the data of the run,
+    reconstruction_00000500_source-my_images_ratio-0.9 for other data and another ratio."""
     words = [kind, *([] if step is None else [f"{step:08d}"])]
     words += [f"{name}-{NOT_IN_NAMES.sub('-', redact(str(value))).strip('-.')[-40:]}" for name, value in changes.items()]
     return "_".join(words)
@@ -55,13 +55,13 @@ def output_name(kind: str, step: int | None, changes: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A run, read from its folder.
+    """Config, metrics and evaluations of a run.
 
     Attributes:
         path: the folder.
-        config: flat, by dotted names.
-        metrics: the lines of metrics.jsonl, by step.
-        evaluations: the last of each kind on the run's own data.
+        config: values by dotted names.
+        metrics: the lines of metrics.jsonl.
+        evaluations: the last result of each kind on the data of the run.
     """
 
     path: Path
@@ -71,14 +71,14 @@ class Record:
 
     @classmethod
     def read(cls, path: str | Path) -> Record:
-        """Reads a folder, also of a run that is in progress.
+        """Reads a run folder. The run may still be in progress.
 
         Raises:
-            ValueError: where it is no run, or a file in it cannot be read.
+            ValueError: the folder is not a run folder, or a file in it cannot be read.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            raise ValueError(f"{path} is no run: it has no config.yaml")
+            raise ValueError(f"{path} is not a run folder: it has no config.yaml")
         try:
             config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError) as error:
@@ -89,25 +89,25 @@ class Record:
         return cls(path, config, _lines(path / "metrics.jsonl"), found)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric, where it was logged and finite."""
+        """Returns steps and values of a metric, without missing and non-finite values."""
         points = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric."""
+        """Returns the last value of a metric."""
         values = self.series(name)[1]
         return values[-1] if values else None
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """The last number of each evaluation, by name: those made in the course of the training, and those of evaluations.jsonl."""
+        """Last number of each evaluation, by name, from metrics.jsonl and evaluations.jsonl."""
         names = dict.fromkeys(name for line in self.metrics for name in line if name not in OF_TRAINING)
         logged = {name: value for name in names if (value := self.last(name)) is not None}
         return logged | {name: value for line in self.evaluations.values() for name, value in line.get("figures", {}).items()}
 
     @property
     def steps(self) -> int:
-        """Updates made, as far as was logged."""
+        """Number of logged updates."""
         return self.metrics[-1]["step"] if self.metrics else 0
 
     @property
@@ -133,7 +133,7 @@ class Record:
 
     @cached_property
     def seconds(self) -> float | None:
-        """Time spent training, without evaluations and checkpoints: of each interval, its samples over its rate."""
+        """Seconds of training without evaluations and checkpoints: the sum of samples / samples per second over the log lines."""
         total, before = 0.0, 0
         for line in self.metrics:
             rate = line.get("clock", {}).get("samples_per_second")
@@ -144,10 +144,10 @@ class Record:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where there is no file. A last line that is being written is left out.
+    """Reads a file of JSON lines; a missing file has no lines. An incomplete last line is left out.
 
     Raises:
-        ValueError: naming the line that is no JSON.
+        ValueError: a line is not JSON; the message names it.
     """
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
     found = []
@@ -156,5 +156,5 @@ def _lines(file: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             if line.endswith("\n"):
-                raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
+                raise ValueError(f"{file}, line {number} is not JSON: {error}") from error
     return found

@@ -200,10 +200,13 @@ class Block(nn.Module):
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """(B, M, D) -> (B, M, D)."""
+    def forward(self, x: Tensor, rotary: Rotary | None = None, added: list[Tensor] | None = None) -> Tensor:
+        """(B, M, D) -> (B, M, D); what the MLP adds, before its scale and dropped paths, is appended to `added`."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        change = self.mlp(self.norm2(x))
+        if added is not None:
+            added.append(change)
+        return x + self.drop_path(self.ls2(change))
 
 
 def make_blocks(

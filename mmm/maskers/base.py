@@ -46,7 +46,7 @@ class MaskerConfig(PartConfig):
     that are neither visible nor predicted: of 196 tokens at ratio 0.75 and predict 0.15, 30 are predicted instead of 29)."""
 
     unit: Positive = 1
-    """Side of the squares of tokens that are hidden together (SimMIM: 2, for squares of 32 pixels; Pixio: 4; Hiera: 8)."""
+    """Side of the squares of tokens that are hidden together (SimMIM: 2, for squares of 32 pixels; Pixio: 4; Hiera: 2)."""
 
     blank: bool = False
     """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""

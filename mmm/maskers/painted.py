@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
-from mmm.maskers.base import Masker, MaskerConfig
+from mmm.maskers.base import Masker, MaskerConfig, squares
 
 
 def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float = 0.5, blank: bool = False) -> Mask:
@@ -60,10 +60,13 @@ class PaintedMasker(Masker):
     """Hides the same painted pixels of every sample; takes the place of a model's masker."""
 
     def __init__(self, hidden: Any, config: MaskerConfig) -> None:
-        """Keeps the pixels; the config is that of the masker whose place it takes, and says whether hidden tokens are blanked."""
+        """Keeps the pixels. The config of the masker whose place it takes says the units, and whether hidden tokens are blank."""
         super().__init__(config)
         self.hidden = torch.as_tensor(hidden)
 
     def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
-        """Returns one mask for each sample; see `mask_from_pixels`."""
-        return mask_from_pixels(self.hidden, grid, samples=len(keys), blank=self.config.blank).to(keys.device)
+        """Returns one mask for each sample, of whole units; see `mask_from_pixels`."""
+        units = mask_from_pixels(self.hidden, self.unit_grid(grid), samples=len(keys))
+        members = squares(grid, self.config.unit)
+        visible, hidden = (members[index].flatten(1).to(keys.device) for index in (units.visible, units.predict))
+        return Mask(visible, hidden, hidden if self.config.blank else None)

@@ -1,1 +1,1 @@
-"""Objectives: what a training minimises."""
+"""Objectives, which a training minimises."""

@@ -1,4 +1,4 @@
-"""A pretrained encoder made ready for fine-tuning: for other sizes of samples, with drop path, without what is not used."""
+"""Adaptation of a pretrained encoder for fine-tuning: other sizes of samples, drop path, and no unused weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from mmm.weights.load import load_masked
 
 logger = logging.getLogger(__name__)
 
-UNUSED = {"mask_token", "norm.weight", "norm.bias"}  # what an encoder may have had and a classifier's has not
+# weights that the encoder of a classifier does not have
+UNUSED = {"mask_token", "norm.weight", "norm.bias", "expand.weight", "expand.bias"}
 
 
 def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
-    """The model that holds the weights to start from.
+    """Loads the model with the initial weights.
 
     Args:
         path: as `mmm.load` takes it.
-        data: of the samples to fine-tune on.
+        data: properties of the samples to fine-tune on.
 
     Raises:
-        ValueError: where it cannot be read, or where a run says that its pixels were others.
+        ValueError: it cannot be read, or its run had another normalisation of pixels.
     """
     run = run_of(Path(path).expanduser())
     if run is not None:
@@ -50,7 +51,7 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
 
 
 def run_data(path: str | Path) -> DataConfig | None:
-    """The data of the run that a path means: its source, sizes and normalisation; None where it means no run.
+    """Returns the data of the run at a path: source, sizes and normalisation. None: the path is not in a run.
 
     Raises:
         ValueError: the run's config.yaml cannot be read.
@@ -58,25 +59,24 @@ def run_data(path: str | Path) -> DataConfig | None:
     run = run_of(Path(path).expanduser())
     if run is None:
         return None
-    read_parts(run / CONFIG)  # refuses what is not a run's
+    read_parts(run / CONFIG)  # refuses anything else
     tree = read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
-    """An encoder with the weights of a model's own.
+    """Returns an adapted encoder with the weights of a model.
 
-    Its home grid is that of the samples: positions are resized once, as `encoder.resize_positions` says, so that they can be
-    trained.
+    Its grid is that of the samples. Positions are resized once by `encoder.resize_positions`, so that they can be trained.
 
     Args:
         model: pretrained.
-        data: of the samples to fine-tune on; a size other than the pretraining's is fine.
+        data: properties of the samples to fine-tune on. Their size may differ from that of pretraining.
         drop_path: rate of stochastic depth in the last block.
-        last_norm: whether the norm after the last block is kept; one that the model lacks starts afresh.
+        last_norm: whether there is a norm after the last block. If the model has none, it is initialised.
 
     Raises:
-        ValueError: where the tokens do not divide the samples.
+        ValueError: the size of a token does not divide that of the samples.
     """
     source: Any = model.encoder
     grid = model.tokenizer.grid_of(data.size)
@@ -88,14 +88,14 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     assert own.keys() ^ found.keys() <= UNUSED, f"{own.keys() ^ found.keys()}"
     encoder.load_state_dict(own | {name: found[name] for name in own.keys() & found.keys()})
     if fresh := own.keys() - found.keys():
-        logger.warning("the pretrained encoder has no %s; it starts afresh", " and ".join(sorted(fresh)))
+        logger.warning("the pretrained encoder has no %s; it is newly initialised", " and ".join(sorted(fresh)))
     if grid != source.home:
         logger.info("positions of the tokens: from a grid of %s to one of %s", source.home, grid)
     return encoder
 
 
 def train_positions(encoder: Encoder) -> None:
-    """Lets fixed positions be trained too; an encoder without a table of positions stays as it is."""
+    """Makes fixed positions trainable. An encoder without a table of positions is not changed."""
     for name, table in encoder.named_parameters():
         if name == "pos_embed":
             table.requires_grad_(True)

@@ -14,7 +14,7 @@ from mmm.data import Batch
 from mmm.data.annotated.config import ObjectsConfig
 from mmm.data.transforms.crop import flip, lighting, normalise
 from mmm.data.transforms.photometric import distort
-from mmm.dense.detector import Detector, DetectorConfig
+from mmm.dense.detector import Detector, DetectorConfig, MaskRCNN
 from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.model import MaskedModel
 from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
@@ -32,7 +32,7 @@ class DetectConfig(RunConfig):
     data: ObjectsConfig = field(default_factory=ObjectsConfig)
     tokenizer: PartConfig = Patches.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
-    detector: DetectorConfig = DetectorConfig()
+    detector: DetectorConfig = MaskRCNN.Config()
     layer_decay: float = 1.0
     """Each layer's learning rate over that of the layer after it: the new layers learn at the full rate, the embedding slowest."""
     train_positions: bool = False

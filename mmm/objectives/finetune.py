@@ -1,4 +1,4 @@
-"""Fine-tuning: its choices, a classifier that starts from pretrained weights, and forward including loss."""
+"""Fine-tuning: options, a classifier with pretrained weights, and the forward with its loss."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ C = TypeVar("C", bound=RunConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneConfig(RunConfig):
-    """A classifier, the samples that it learns, and how."""
+    """Options of a classifier, its samples, and its training."""
 
     model: str | None = None
     """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
-    are then the model's, and of `encoder` only drop_path counts. none: from scratch."""
+    then come from the model, and only drop_path of `encoder` is used. None: from scratch."""
     data: DataConfig = field(default_factory=ImagesConfig)
     tokenizer: PartConfig = Patches.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
@@ -42,29 +42,29 @@ class FineTuneConfig(RunConfig):
     head: HeadConfig = HeadConfig(norm="layer")
     soft: SoftConfig = SoftConfig()
     layer_decay: float = 1.0
-    """Each layer's learning rate over that of the layer after it: the head learns at the full rate, the embedding slowest."""
+    """Ratio of the learning rates of successive layers: the head has the full rate, and the embedding the smallest."""
     train_positions: bool = False
-    """Train fixed positions too; learned ones are trained in any case."""
+    """Train fixed positions too; learned positions are always trained."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=1e-3)
-    """How it is trained."""
+    """Options of the training."""
     held_back: float = 0.0
-    """Share of the training samples that is not trained on, and chooses the weights that are scored in the end: those of the
-    evaluation that did best on them. 0: the last weights are scored."""
+    """Share of the training samples that is held back. The weights with the best accuracy on them are scored at the end. 0: the
+    last weights are scored."""
     test_split: str | None = None
-    """Split of the source to score; none: the evaluation part, as in pretraining."""
+    """Split of the source to score. None: the evaluation split, as in pretraining."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (all layers alike)")
+            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
         if not 0 <= self.held_back < 1:
             raise ValueError(f"held_back {self.held_back} is a share of the training samples: give 0 or more, and less than 1")
 
 
 def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, classes: int) -> Classifier:
-    """The classifier of a config, its new weights drawn from the seed.
+    """Builds the classifier of a config; new weights depend on the seed.
 
-    As in MAE's fine-tuning, a layer norm in the head replaces the encoder's last one where tokens are pooled; a class token keeps
-    the encoder's own, which pretraining trained, and the head builds none.
+    As in MAE's fine-tuning, a layer norm in the head replaces the last norm of the encoder if tokens are pooled. With a class
+    token, the pretrained norm of the encoder is used, and the head has none.
     """
     data, head = config.data.input(), config.head
     last_norm = head.norm != "layer" or config.pool.name == "class"
@@ -91,7 +91,7 @@ def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, cla
 
 
 def with_pretrained(config: C, model: MaskedModel) -> C:
-    """The config with the tokenizer and the encoder that the weights are of, so that it says what is trained."""
+    """Returns the config with the tokenizer and the encoder of the weights, so that it describes the trained model."""
     own: Any = model.encoder.config
     tokenizer: Any = model.tokenizer
     choices: Any = config
@@ -107,13 +107,13 @@ def with_pretrained(config: C, model: MaskedModel) -> C:
 
 
 class FineTuneObjective:
-    """The cross-entropy of a classifier; all that is drawn for a micro-batch follows from its samples' keys.
+    """The cross-entropy of a classifier. All random numbers come from the keys of the samples.
 
     Args:
         data: how samples are read.
-        soft: how labels are softened, and samples mixed.
+        soft: options of label smoothing and mixing.
         classes: K.
-        device: to compute on.
+        device: device of the computation.
     """
 
     def __init__(self, data: DataConfig, soft: SoftConfig, classes: int, device: torch.device) -> None:
@@ -121,7 +121,7 @@ class FineTuneObjective:
         self.targets = SoftTargets(soft, classes)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of a micro-batch, ()."""
+        """Returns the mean loss of a micro-batch, ()."""
         keys, batch = batch.keys, batch.to(self.device)  # the keys also stay on the CPU, where seeds are read from them
         assert batch.labels is not None
         x = prepare(batch, self.data, train=True)  # (B, C, ..., h, w)

@@ -1,4 +1,4 @@
-"""Masked pretraining: the data streams that it draws from, and forward including loss.
+"""Masked pretraining: its data streams, and the forward with its loss.
 
 Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +20,15 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.mixture import Mixture
-from mmm.data.loading.loader import prepare
+from mmm.data.loading.loader import eval_batches, prepare
+from mmm.evaluate.features.table import choose
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target
 from mmm.train.distributed.fsdp import DDP, is_sharded
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
+from mmm.weights.fit import Inflation
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
@@ -34,18 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SecondSource:
-    """Samples of another source, in updates of their own; an image, among tubes, is a clip of one tube that stands still."""
+    """Samples of another source in separate updates. With a tokenizer of tubes, an image is a constant clip of one tube."""
 
     data: DataConfig = field(default_factory=ImagesConfig)
     masker: MaskerConfig = RandomMasker.Config()
     weight: float = 1.0
     """Factor of the loss of these samples."""
     updates: tuple[int, int] = (1, 1)
-    """Updates on the first source and on this one, in each cycle."""
+    """Number of updates on the first source and on this source in each cycle."""
 
     def __post_init__(self) -> None:
         if min(self.updates) < 1:
-            raise ValueError(f"second.updates {self.updates}: give at least 1 update of a cycle to each source")
+            raise ValueError(f"second.updates {self.updates}: give at least 1 update per cycle for each source")
         if self.weight <= 0:
             raise ValueError(f"second.weight {self.weight} must be above 0")
 
@@ -55,11 +59,11 @@ class DataStream:
     """One source of a run.
 
     Attributes:
-        name: empty for the first, `second` for the second; appended to the names of its metrics.
+        name: empty for the first source, `second` for the second. It is appended to the names of metrics.
         data: how its samples are read.
-        masker: its own.
-        weight: factor of its loss.
-        samples: to train on.
+        masker: masker of this source.
+        weight: factor of the loss.
+        samples: the training samples.
     """
 
     name: str
@@ -70,10 +74,10 @@ class DataStream:
 
     @classmethod
     def open(cls, name: str, data: DataConfig, masker: MaskerConfig, weight: float = 1.0) -> DataStream:
-        """Opens the training part.
+        """Opens the training samples.
 
         Raises:
-            ValueError: where there is none; the message names the flag of this source.
+            ValueError: there are none; the message names the flag of this source.
         """
         try:
             samples = open_data(data, "train")
@@ -82,14 +86,14 @@ class DataStream:
         return cls(name, data, maskers.build(masker), weight, samples)
 
     def metric(self, name: str) -> str:
-        """A metric's name for this source."""
+        """Returns the name of a metric for this source."""
         return f"{name}_{self.name}" if self.name else name
 
 
 def open_streams(
     data: DataConfig, masker: MaskerConfig, second: SecondSource | None, seed: int
 ) -> tuple[list[DataStream], Mixture]:
-    """Opens one source or two, and the training samples that a run draws from them."""
+    """Opens one or two sources, and the training samples of a run."""
     streams = [DataStream.open("", data, masker)]
     if second is not None:
         streams.append(DataStream.open("second", second.data, second.masker, second.weight))
@@ -97,20 +101,20 @@ def open_streams(
 
 
 class MaskedObjective:
-    """The loss of masked modelling. Masks are drawn from the samples' keys, outside the compiled graph.
+    """The loss of masked modelling. Masks are drawn from the keys of the samples, outside the compiled graph.
 
     Args:
         streams: the sources, in the order of the run's `Mixture`.
         model: the whole one, which draws the masks.
         device: to compute on.
-        steps: of the run, for maskers with a schedule.
+        steps: number of updates of the run, for maskers with a schedule.
     """
 
     def __init__(self, streams: list[DataStream], model: MaskedModel, device: torch.device, steps: int) -> None:
         self.streams, self.model, self.device, self.steps = streams, model, device, steps
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of a micro-batch times the weight of its source, ()."""
+        """Returns the mean loss of a micro-batch times the weight of its source, ()."""
         stream, batch = self.streams[batch.source], batch.to(self.device)
         x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
         mask = self.model.draw_masks(x, batch.keys, masker=stream.masker, step=step, steps=self.steps)
@@ -118,7 +122,7 @@ class MaskedObjective:
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
-        """Lets targets that look across the batch ask all processes, which must train in step from now on."""
+        """Connects targets that depend on the whole batch with all processes."""
         if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
             raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
         for part in model.modules():
@@ -126,7 +130,7 @@ class MaskedObjective:
                 part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
 
     def count_tokens(self, seed: int) -> dict[str, int]:
-        """Tokens of a sample of the first source, by what becomes of them."""
+        """Returns the numbers of visible, predicted and all tokens of a sample of the first source."""
         stream = self.streams[0]
         grid = self.model.tokenizer.grid_of(stream.data.size)
         scores = {"scores": torch.ones(1, math.prod(grid))} if stream.masker.needs_scores else {}
@@ -138,11 +142,24 @@ class MaskedObjective:
         }
 
 
-def initialise(model: MaskedModel, weights: str | None) -> None:
-    """Starts from weights, if any are given, and lets the target begin where they hold nothing of it."""
-    copied = set() if weights is None else initialise_from(model, weights)
-    if "target" not in copied:
-        model.target.begin(model, load)
+def initialise(
+    model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device, inflate: Inflation | None = None
+) -> None:
+    """Starts from weights, if any are given, and lets the target begin, alike on all processes."""
+    from accelerate.utils import broadcast
+
+    copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)
+    model.target.begin(model, load, None if "target" in copied else partial(read_samples, stream, device))
+    for value in model.target.buffers():
+        value.copy_(broadcast(value.to(device)))
+
+
+def read_samples(stream: DataStream, device: torch.device, count: int) -> Iterator[Tensor]:
+    """Yields so many training samples, chosen by key, in batches as a model takes them; middle crops."""
+    part = choose(stream.samples, count)
+    for batch in eval_batches(part, part.config, batch_size=64):
+        if len(batch):
+            yield prepare(batch.to(device), part.config, train=False)
 
 
 def fingerprints(model: MaskedModel, streams: list[DataStream], plan: Plan) -> dict[str, Any]:

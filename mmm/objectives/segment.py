@@ -96,12 +96,12 @@ def build_dense(config: DenseConfig, pretrained: MaskedModel | None, outputs: in
         torch.default_generator.manual_seed(config.seed)
         if pretrained is None:
             tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
-            required = config.head.required_features(config.encoder.shape.depth)
+            required = config.head.required_features(config.encoder.shape)
             context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": tokenizer.grid_of(data.size)}
             encoder = encoders.build(config.encoder, **context, required=replace(required, blocks=()))
         else:
             tokenizer = pretrained.tokenizer
-            required = config.head.required_features(pretrained.encoder.shape.depth)
+            required = config.head.required_features(pretrained.encoder.shape)
             rate = float(getattr(config.encoder, "drop_path", 0.0))
             encoder = adapt_encoder(pretrained, data, drop_path=rate, last_norm=required.last)
         if config.train_positions and not config.frozen:

@@ -1,4 +1,4 @@
-"""Pools: what turns the tokens of a sample into one vector."""
+"""Pools, which combine the tokens of a sample into one vector."""
 
 from mmm.pools.attentive import AttentivePool
 from mmm.pools.base import Pool, pools

@@ -12,7 +12,7 @@ pools: Registry[Pool] = Registry("pool")
 
 
 class Pool(nn.Module):
-    """Turns a sample's tokens into one vector. Built with the `encoder`'s shape.
+    """Combines the tokens of a sample into one vector. It is built with the shape of the `encoder`.
 
     Attributes:
         config: the user's choices.

@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk leaves whole: JSON lines, atomic replacement, the user's cache, hashes."""
+"""Files that stay complete after a kill or with a full disk: JSON lines, atomic replacement, the cache of the user, and hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class Journal:
     """A file of one JSON object per line, which a run appends to and a resume truncates to a step. It need not exist yet.
 
-    Lines that a full disk does not take are kept and written with the next line.
+    Lines that cannot be written to a full disk are kept and written with the next line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class Journal:
         self.waiting: list[str] = []
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Appends a line and those that wait; a line that was written in part is removed, with a warning."""
+        """Appends a line and the lines that wait. A partly written line is removed, with a warning."""
         self.waiting.append(json.dumps(line) + "\n")
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -40,17 +40,17 @@ class Journal:
                 os.truncate(self.path, before)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines, except one that a kill cut off."""
+        """Returns all lines, except an incomplete last line."""
         return [line for _, line in self._whole()]
 
     def cut(self, step: float = math.inf) -> None:
-        """Removes the lines after a step, and one that a kill cut off."""
+        """Removes the lines after a step, and an incomplete last line."""
         kept = "".join(text for text, line in self._whole() if step == math.inf or line.get("step", math.inf) <= step)
         if kept != self._text():
             replace_text(self.path, kept)
 
     def _whole(self) -> list[tuple[str, dict[str, Any]]]:
-        """Lines as text and as JSON objects."""
+        """Returns the lines as text and as JSON objects."""
         read = ((text, _read(text)) for text in self._text().splitlines(keepends=True))
         return [(text, line) for text, line in read if line is not None]
 
@@ -82,12 +82,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def user_cache() -> Path:
-    """The folder for data that can be made again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Returns the folder for data that can be made again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmm"
 
 
 def digest(parts: Iterable[object]) -> str:
-    """A hash of the parts' texts, 16 hexadecimal digits."""
+    """Returns a hash of the texts of the parts, 16 hexadecimal digits."""
     state = hashlib.sha256()
     for part in parts:
         state.update(f"{part}\n".encode(errors="surrogateescape"))
@@ -95,7 +95,7 @@ def digest(parts: Iterable[object]) -> str:
 
 
 def _read(line: str) -> dict[str, Any] | None:
-    """A line as a JSON object; None where it is not whole."""
+    """Returns a line as a JSON object. None: the line is incomplete."""
     try:
         found = json.loads(line) if line.endswith("\n") else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""The memory that a step or a picture frees is kept for the next one, and not given back to the system and asked for again."""
+"""Keeps freed memory for the next step or image, instead of returning it to the system."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ logger = logging.getLogger(__name__)
 
 # of glibc's malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGEST = 2**25  # bytes from which a block is the system's own, and given back; glibc takes no larger number
+LARGEST = 2**25  # size in bytes from which freed blocks are returned to the system; the largest value that glibc accepts
 
 
 def keep_memory() -> bool:
-    """Tells glibc's allocator to keep what is freed, and whether it did.
+    """Tells the allocator of glibc to keep freed memory, and returns whether it accepted.
 
-    By default it hands every large tensor's pages back when the tensor is freed, and the system clears new ones for the next: of a
-    ViT-B step on a CPU 170,000 page faults, a tenth of the time; as much of what it takes to read a photograph of 1600 x 1200 at
-    half its size (measured, docs/performance.md). The process holds no more at its peak; between steps it holds what the peak was.
-    Blocks of 32 MiB and more are given back still: kept, one that a lying file asked for would stay for good, and the process could
-    not fork any more (seen: 47 GB, never touched).
+    By default the pages of each large tensor are returned when it is freed, and the system clears new pages for the next tensor. In
+    a ViT-B step on a CPU this causes 170,000 page faults and takes a tenth of the time, as in reading a photograph of 1600 x 1200
+    pixels at half its size (docs/performance.md). The peak of memory stays the same, and is kept between steps.
+    Blocks of 32 MiB and more are still returned. Otherwise a huge block that a damaged file requests would stay allocated, and the
+    process could not fork any more (47 GB were seen).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmm.core.checks import ZeroToOne
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
-from mmm.core.types import Features
+from mmm.core.types import BlockOutput, Features
 from mmm.layers.averages import follow
 from mmm.targets.base import TargetConfig
 
@@ -39,9 +39,10 @@ class AverageConfig(TargetConfig):
 class Average(nn.Module):
     """A copy of the encoder that follows it, gets no gradient, and drops nothing."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, block_output: BlockOutput = "block") -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.encoder.block_output = block_output
 
     def train(self, mode: bool = True) -> Self:
         """Evaluation mode, whatever the mode of the model."""
@@ -50,6 +51,12 @@ class Average(nn.Module):
     def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
         """As an encoder's."""
         return self.encoder(patches, grid, mask, blocks)
+
+    def tokens(self, patches: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        """Returns these blocks' outputs, counted from 1, or the last, normed one, of the tokens of the mask, (B, M, D) each."""
+        found: Features = self(patches, grid, mask, blocks or ())
+        chosen = [found.last] if blocks is None else [found.blocks[block] for block in blocks]
+        return [one[:, found.prefix :] for one in chosen]
 
     def restart(self, encoder: nn.Module) -> None:
         """Becomes equal to the encoder."""

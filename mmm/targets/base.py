@@ -6,7 +6,7 @@ Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,8 @@ from mmm.core.types import Alone, Collective, Features
 
 targets: Registry[Target] = Registry("target")
 
-TargetValues = Tensor | tuple[Tensor, ...]
+TargetValues = Tensor | tuple[Any, ...]  # several: of several targets, or of the class token too
+Samples = Callable[[int], Iterator[Tensor]]  # so many samples of a training, normalised, in batches (B, C, s...)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,23 @@ class Target(nn.Module):
     Attributes:
         config: the user's choices.
         width: K, values predicted a token.
-        across_batch: whether the target of a sample depends on the other samples of its batch.
         collective: what the processes of a training tell each other. Used in training mode only: in an evaluation processes may
             compute different numbers of batches.
     """
 
     config: TargetConfig
     width: int
-    across_batch: ClassVar[bool] = False
     collective: Collective = Alone()
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether the target of a sample depends on the other samples of its batch."""
+        return False
+
+    @property
+    def may_collapse(self) -> bool:
+        """Whether what is predicted is itself learned in the training, so that all may become alike; it is then watched."""
+        return False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -91,12 +100,16 @@ class Target(nn.Module):
         """
         raise ValueError(f"target.name {self.config.name} has no teacher whose attention masker.name attention could follow")
 
-    def begin(self, model: nn.Module, load: Callable[[str], nn.Module]) -> None:
+    def begin(self, model: nn.Module, load: Callable[[str], nn.Module], samples: Samples | None) -> None:
         """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
+
+        What the processes make of it is made equal to the first one's.
 
         Args:
             model: the whole one, with the weights that it starts from.
             load: reads a model from a path, as `mmm.load` does.
+            samples: reads so many training samples, the same each time, on the device of the training. None: what checkpoints hold
+                of the target was copied from other weights, and stays.
         """
 
     def unsaved(self) -> dict[str, Tensor]:

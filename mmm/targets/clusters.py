@@ -10,7 +10,7 @@ Shapes: B samples, N tokens, D the encoder's width, K clusters, kmB rows of Q pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Alone, Features, Input, UpdateScale
 from mmm.targets.average import Average, AverageConfig
-from mmm.targets.base import Target, TargetValues, TokenTargets, targets
+from mmm.targets.base import Samples, Target, TargetValues, TokenTargets, targets
 from mmm.targets.losses import mean_loss
 
 
@@ -56,7 +56,6 @@ class ClusterTarget(Target):
         """The clusters' weight decay over that of the rest (CAPI: 0.01 over 0.1)."""
 
     config: Config
-    across_batch: ClassVar[bool] = True
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder."""
@@ -69,9 +68,20 @@ class ClusterTarget(Target):
         scale: Any = UpdateScale(config.learning_rate, config.weight_decay)
         self.clusters.update_scale = scale
 
-    def begin(self, model: Any, load: Any) -> None:
+    @property
+    def across_batch(self) -> bool:
+        """Yes: clusters are balanced over the batch."""
+        return True
+
+    @property
+    def may_collapse(self) -> bool:
+        """Yes: they are clusters of what the encoder learns."""
+        return True
+
+    def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder."""
-        self.teacher.restart(model.encoder)
+        if samples is not None:
+            self.teacher.restart(model.encoder)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """The assignments of every token, (B, N, K), without a gradient, and the loss of the clusters that are to give them."""

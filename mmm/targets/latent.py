@@ -1,20 +1,21 @@
 """Features of a teacher as the target: of the encoder's moving average, which sees what the encoder does not, or of a frozen model.
 
 I-JEPA (Assran et al., CVPR 2023) and V-JEPA (Bardes et al., 2024) want the normed output of the average; data2vec 2.0 (Baevski et
-al., ICML 2023) the mean of its last blocks; SdAE (Chen et al., ECCV 2022) its features of the hidden tokens alone; SALT (Li et
-al., 2025) and feature distillation the output of a frozen model.
+al., ICML 2023) the mean of what the MLPs of its last blocks add; V-JEPA 2.1 the outputs of four blocks; SdAE (Chen et al., ECCV
+2022) its features of the hidden tokens alone; SALT (Li et al., 2025), UMT (Li et al., ICCV 2023) and EVA those of a frozen model.
 
-Shapes: B samples, R prefix tokens, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, K values of a token.
+Shapes: B samples, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, L blocks that are joined, D the teacher's width,
+K values of a token, D or L D.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.core.checks import NonNegative, Positive
@@ -23,8 +24,9 @@ from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
 from mmm.layers.attention_map import last_attention
 from mmm.targets.average import Average, AverageConfig
-from mmm.targets.base import Target, TargetValues, TokenTargets, targets
+from mmm.targets.base import Samples, Target, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
+from mmm.targets.teachers import Frozen, FrozenEncoder, leave_out_frozen, read_teacher
 
 EMA = "ema"
 
@@ -36,7 +38,8 @@ class LatentTarget(Target):
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
         teacher: str = EMA
-        """ema: the moving average of the encoder. Else the frozen encoder of this run folder, file or name on the hub."""
+        """ema: the moving average of the encoder. Else a frozen encoder: of this run folder, file or name on the hub; or timm:NAME
+        or transformers:NAME, a vision transformer of images from a library (a name or a folder)."""
 
         teacher_width: Positive | None = None
         """Width of a frozen teacher's features; none: the encoder's."""
@@ -45,8 +48,12 @@ class LatentTarget(Target):
         """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve); none: its last
         output, after the final norm."""
 
+        block_output: Literal["block", "mlp"] = "block"
+        """Take a block's output, or what its MLP adds to it (data2vec 2.0)."""
+
         join: bool = False
-        """Want the blocks' outputs one beside the other (V-JEPA 2.1) rather than their mean (data2vec 2.0)."""
+        """Want the blocks' outputs one beside the other (V-JEPA 2.1, UMT) rather than their mean (data2vec 2.0); a loss compares
+        each by itself."""
 
         block_norm: Literal["none", "layer", "instance"] = "none"
         """Norm of each block's output, without weights: over each token's values (V-JEPA 2.1), or over the tokens, value by value
@@ -67,6 +74,8 @@ class LatentTarget(Target):
         def validate(self) -> None:
             if self.join and self.blocks is None:
                 raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
+            if self.block_output == "mlp" and (self.blocks is None or self.teacher != EMA):
+                raise ValueError("target.block_output mlp needs target.blocks and target.teacher ema")
             if self.blocks == ():
                 raise ValueError("target.blocks names no block; none: the last output")
             if self.class_weight and self.view == "hidden":
@@ -75,48 +84,54 @@ class LatentTarget(Target):
                 raise ValueError("target.teacher_width is for a frozen teacher; the average is as wide as the encoder")
 
     config: Config
-    teacher: Average | Frozen | None
+    teacher: Average | FrozenEncoder | None
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder or, where the teacher is frozen, without one: `begin` reads it."""
         super().__init__()
-        self.config, self.data, shape = config, data, encoder.shape
-        self.grid = tuple(size // side for size, side in zip(data.size, token[-len(data.size) :], strict=True))
+        self.config, self.data, self.token, shape = config, data, token, encoder.shape
         if config.class_weight and not shape.class_tokens:
             raise ValueError("target.class_weight needs a class token; give the encoder one, or set target.class_weight 0")
         if config.class_weight and (config.join or config.teacher_width is not None):
             raise ValueError(
                 "target.class_weight needs a target as wide as the encoder, because it compares the class token with it"
             )
-        width = config.teacher_width or shape.width
-        self.width = width * (len(config.blocks) if config.join and config.blocks else 1)
+        if config.block_output not in encoder.block_outputs:
+            raise ValueError(f"target.block_output {config.block_output}: encoder.name {encoder.config.name} has none; vit has")
+        self.levels = len(config.blocks) if config.join and config.blocks else 1
+        self.width = (config.teacher_width or shape.width) * self.levels
+        self.teacher = None
         if config.teacher == EMA:
             self._refuse_missing_blocks(shape.depth)
-        self.teacher = Average(encoder) if config.teacher == EMA else None
+            self.teacher = Average(encoder, config.block_output)
         # a frozen teacher is read again by each training, and not kept in its checkpoints
-        self.register_state_dict_post_hook(_leave_frozen_out)
-        self.register_load_state_dict_post_hook(_miss_no_frozen)
+        leave_out_frozen(self)
 
-    def begin(self, model: Any, load: Callable[[str], Any]) -> None:
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The values of each block that is joined; else all."""
+        return (self.width // self.levels,) * self.levels
+
+    @property
+    def may_collapse(self) -> bool:
+        """Whether the teacher follows the encoder."""
+        return self.config.teacher == EMA
+
+    def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
         """Makes the teacher equal to the encoder, or reads it.
 
         Raises:
             ValueError: it cannot be read, or does not fit.
         """
         if isinstance(self.teacher, Average):
-            self.teacher.restart(model.encoder)
+            if samples is not None:
+                self.teacher.restart(model.encoder)
             return
-        name, found = self.config.teacher, load(self.config.teacher)
-        width, grid = found.encoder.shape.width, found.tokenizer.grid_of(self.data.size)
-        if width != (self.config.teacher_width or model.encoder.shape.width):
-            raise ValueError(f"target.teacher {name} has features of width {width}; set target.teacher_width {width}")
-        if grid != self.grid:
-            raise ValueError(
-                f"target.teacher {name} makes {grid} tokens of a sample of {self.data.size}, and the model {self.grid}"
-            )
-        self._refuse_missing_blocks(found.encoder.shape.depth)
-        self.teacher = Frozen(found.tokenizer, found.encoder, self.data, found.data or self.data)
-        self.teacher.to(next(model.parameters()).device)
+        name, found = self.config.teacher, read_teacher(self.config.teacher, load, self.data, self.token)
+        if found.width != self.width // self.levels:
+            raise ValueError(f"target.teacher {name} has features of width {found.width}; set target.teacher_width {found.width}")
+        self._refuse_missing_blocks(found.depth)
+        self.teacher = found.to(next(model.parameters()).device)
 
     def unsaved(self) -> dict[str, Tensor]:
         """A frozen teacher's weights."""
@@ -124,18 +139,18 @@ class LatentTarget(Target):
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, the patches."""
+        """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, its input."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
-        patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
-        return TokenTargets((patches, grid) if self.config.view == "hidden" else self._encode(patches, grid, None))
+        return TokenTargets((x, patches, grid) if self.config.view == "hidden" else self._encode(x, patches, grid, None))
 
     @torch.no_grad()
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
         """Returns the attention of the teacher's last block to each token, (B, N)."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no attention; a training reads it")
-        patches = self.teacher.split(x) if isinstance(self.teacher, Frozen) else patches
+        if isinstance(self.teacher, FrozenEncoder):
+            return self.teacher.scores(x, grid)
         with last_attention(self.teacher) as look:
             prefix = self.teacher(patches, grid, None).prefix
         return look(prefix)
@@ -144,15 +159,19 @@ class LatentTarget(Target):
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
         """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
-            patches, grid = token_targets.tokens
-            return self._encode(patches, grid, Mask(mask.predict, mask.predict))
+            x, patches, grid = token_targets.tokens
+            return self._encode(x, patches, grid, Mask(mask.predict, mask.predict))
         target = take(token_targets.tokens, mask.predict)
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
         """The mean loss of a predicted token, and the class token's."""
         tokens, pooled = target if isinstance(target, tuple) else (target, None)
-        loss = mean_loss(self.config.loss, prediction, tokens, mask.weight)
+        levels, weight = self.levels, mask.weight
+        if levels > 1:  # each by itself, (kmB, Q, L D) -> (kmB, Q L, D)
+            prediction, tokens = (one.unflatten(2, (levels, -1)).flatten(1, 2) for one in (prediction, tokens))
+            weight = None if weight is None else weight.repeat_interleave(levels, dim=1)
+        loss = mean_loss(self.config.loss, prediction, tokens, weight)
         if pooled is None:
             return loss
         return loss + self.config.class_weight * mean_loss(self.config.loss, features.last[:, :1], pooled[:, None], None)
@@ -162,12 +181,14 @@ class LatentTarget(Target):
         if isinstance(self.teacher, Average):
             self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
 
-    def _encode(self, patches: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
+    def _encode(self, x: Tensor, patches: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
         """Returns the values of the tokens that the teacher sees, (B, M, K), in fp32 or better."""
-        assert self.teacher is not None
-        features: Features = self.teacher(patches, grid, mask, self.config.blocks or ())
-        chosen = [features.last] if self.config.blocks is None else [features.blocks[block] for block in self.config.blocks]
-        maps = [self._normed(one[:, features.prefix :]) for one in chosen]
+        blocks, teacher = self.config.blocks, self.teacher
+        chosen = teacher.features(x, grid, blocks, mask) if isinstance(teacher, FrozenEncoder) else None
+        if isinstance(teacher, Average):
+            chosen = teacher.tokens(patches, grid, blocks, mask)
+        assert chosen is not None
+        maps = [self._normed(one) for one in chosen]
         target = torch.cat(maps, dim=-1) if self.config.join else torch.stack(maps).mean(0)
         return F.layer_norm(target, target.shape[-1:]) if self.config.norm == "layer" else target
 
@@ -183,46 +204,3 @@ class LatentTarget(Target):
     def _refuse_missing_blocks(self, depth: int) -> None:
         if self.config.blocks is not None and max(self.config.blocks) > depth:
             raise ValueError(f"target.blocks {self.config.blocks} are not all among the teacher's blocks 1 to {depth}")
-
-
-class Frozen(nn.Module):
-    """An encoder of another model, with its tokenizer, that gets no gradient."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, tokenizer: Any, encoder: nn.Module, own: Input, other: Input) -> None:
-        """For pixels normalised as `own` says, where it was trained on pixels as `other` says."""
-        super().__init__()
-        self.tokenizer, self.encoder = tokenizer, encoder.requires_grad_(False).eval()
-        shape = (-1, *(1 for _ in own.size))  # over (B, C, s...)
-        mean, std, to_mean, to_std = (torch.tensor(one).view(shape) for one in (own.mean, own.std, other.mean, other.std))
-        self.register_buffer("scale", std / to_std, persistent=False)
-        self.register_buffer("shift", (mean - to_mean) / to_std, persistent=False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever the mode of the model."""
-        return super().train(False)
-
-    def split(self, x: Tensor) -> Tensor:
-        """The values of its tokens, (B, N, P), of normalised pixels (B, C, s...)."""
-        return self.tokenizer.split(x * self.scale + self.shift)
-
-    def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
-        """As an encoder's."""
-        return self.encoder(patches, grid, mask, blocks)
-
-
-def _is_frozen(part: nn.Module) -> bool:
-    return isinstance(part, LatentTarget) and part.config.teacher != EMA
-
-
-def _leave_frozen_out(part: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    if _is_frozen(part):
-        for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
-            del state[name]
-
-
-def _miss_no_frozen(part: nn.Module, keys: Any) -> None:
-    if _is_frozen(part):
-        keys.missing_keys[:] = [name for name in keys.missing_keys if ".teacher." not in f".{name}"]

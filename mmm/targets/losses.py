@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-ValueLoss = Literal["mse", "l1", "smooth_l1", "cosine"]
+ValueLoss = Literal["mse", "scaled_mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -29,10 +29,16 @@ def soft_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     return -(target * prediction.log_softmax(-1)).sum(-1)
 
 
+def scaled_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """The sum of squared differences over the root of their number (data2vec 2.0): mse times that root."""
+    return (prediction - target).square().sum(-1) / prediction.shape[-1] ** 0.5
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda prediction, target: F.mse_loss(prediction, target, reduction="none").mean(-1),
     "l1": lambda prediction, target: F.l1_loss(prediction, target, reduction="none").mean(-1),
     "smooth_l1": lambda prediction, target: F.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
+    "scaled_mse": scaled_mse,
     "cosine": cosine,
     "cross_entropy": cross_entropy,
     "soft_cross_entropy": soft_cross_entropy,

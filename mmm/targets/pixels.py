@@ -2,6 +2,8 @@
 
 MAE (He et al., CVPR 2022, section 3) standardises each patch over all its values, with epsilon inside the root; VideoMAE each
 tube and channel of un-normalised pixels, with epsilon outside; OmniMAE each channel with epsilon inside; SimMIM not at all.
+PixMIM (Liu et al., arXiv 2303.02416) leaves out high frequencies; MotionMAE (Yang et al., arXiv 2210.04154) predicts differences
+of frames, too.
 
 Shapes: kmB rows, B samples, N tokens, Q predicted tokens, P values a token, C channels, n = P / C pixels a token.
 """
@@ -10,17 +12,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from mmm.core.checks import NonNegative
+from mmm.core.checks import Limit, NonNegative
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, Input
 from mmm.targets.base import Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.losses import ValueLoss, mean_loss
+
+Cutoff = Annotated[float, Limit("above 0, at most 0.5", lambda value: 0 < value <= 0.5)]
 
 
 @targets.register("pixels")
@@ -44,6 +49,12 @@ class PixelTarget(Target):
         pixels: Literal["normalised", "unit"] = "normalised"
         """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
 
+        low_pass: Cutoff | None = None
+        """Leave out frequencies above so many cycles a pixel, in all directions of a frame (PixMIM: 40 in 224 pixels, 0.18)."""
+
+        differences: bool = False
+        """Predict each frame's difference to the frame before (MotionMAE), which is 0 for the first."""
+
         loss: ValueLoss = "mse"
         """Loss of a token."""
 
@@ -60,13 +71,15 @@ class PixelTarget(Target):
             raise ValueError(
                 f"target.standardise {config.standardise} needs more than one value a token; use none, or larger tokens"
             )
-        self.config, self.width = config, width
+        if config.differences and len(data.size) == 2:
+            raise ValueError("target.differences are of the frames of a clip, and these samples are images; leave it out")
+        self.config, self.width, self.token = config, width, token
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The patches, of which only the predicted ones are standardised."""
-        return TokenTargets(patches)
+        """The patches, filtered; only the predicted ones are standardised."""
+        return TokenTargets(self._filtered(patches, grid))
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> Tensor:
@@ -85,17 +98,33 @@ class PixelTarget(Target):
         return self.config.standardise != "none"
 
     @torch.no_grad()
-    def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor:
+    def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
         """Predictions as pixels that can be joined to a picture: normalised as the model's input is, (kmB, Q, P).
 
         Where the target is standardised, a prediction holds no brightness or contrast: the ORIGINAL's are put back, token by
-        token, and `uses_original` says so.
+        token, and `uses_original` says so. Differences of frames are no picture.
         """
+        if self.config.differences:
+            return None
         centre, spread = self._statistics(self._source(take(patches, mask.predict)))
         pixels = prediction.to(centre.dtype).unflatten(2, (-1, len(self.mean))) * spread + centre  # (kmB, Q, n, C)
         if self.config.pixels == "unit":
             pixels = (pixels - self.mean) / self.std
         return pixels.flatten(2)
+
+    @torch.no_grad()
+    def _filtered(self, patches: Tensor, grid: Grid) -> Tensor:
+        """(B, N, P) -> (B, N, P): without high frequencies, or as differences of frames."""
+        if self.config.low_pass is None and not self.config.differences:
+            return patches
+        clips, tokens = "b c (t p) (h q) (w r)", "b (t h w) (p q r c)"
+        sizes = dict(zip("thwpqr", (*(1, *grid)[-3:], *(1, *self.token)[-3:]), strict=True))
+        frames = rearrange(patches if patches.dtype.itemsize >= 4 else patches.float(), f"{tokens} -> {clips}", **sizes)
+        if self.config.low_pass is not None:
+            frames = low_pass(frames, self.config.low_pass)
+        if self.config.differences:
+            frames = frames.diff(dim=2, prepend=frames[:, :, :1])
+        return rearrange(frames, f"{clips} -> {tokens}", **sizes)
 
     def _source(self, patches: Tensor) -> Tensor:
         """The pixels that the statistics are taken of, (kmB, Q, P) -> (kmB, Q, n, C)."""
@@ -111,3 +140,11 @@ class PixelTarget(Target):
         variance, centre = torch.var_mean(pixels, dim=over, correction=int(self.config.unbiased), keepdim=True)
         epsilon = self.config.epsilon
         return centre, (variance + epsilon).sqrt() if self.config.epsilon_inside else variance.sqrt() + epsilon
+
+
+def low_pass(frames: Tensor, cutoff: float) -> Tensor:
+    """Leaves out frequencies of more than `cutoff` cycles a pixel, (..., H, W) -> (..., H, W)."""
+    high, wide = frames.shape[-2:]
+    vertical = torch.fft.fftfreq(high, device=frames.device)[:, None]  # (H, 1)
+    kept = vertical.square() + torch.fft.rfftfreq(wide, device=frames.device).square() <= cutoff**2  # (H, W // 2 + 1)
+    return torch.fft.irfft2(torch.fft.rfft2(frames) * kept, s=(high, wide))

@@ -1,4 +1,4 @@
-"""Tokenizers: what a token is."""
+"""Tokenizers, which cut samples into tokens."""
 
 from mmm.tokenizers.grid import GridTokenizer, Patches, Tubes, tokenizers
 

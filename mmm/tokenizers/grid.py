@@ -24,7 +24,7 @@ class GridTokenizer(nn.Module):
     """Cuts (B, C, s...) into a grid of equal boxes; without weights.
 
     Attributes:
-        size: of a token along each axis, in pixels or frames.
+        size: size of a token along each axis, in pixels or frames.
         channels: C.
         width: P, values a token.
     """

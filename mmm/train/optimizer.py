@@ -21,9 +21,16 @@ from mmm.train.config import TrainConfig
 from mmm.train.distributed.fsdp import DDP, shard_like, sharding_asked
 
 # a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
-LAYERS = {"embedding": r"encoder\.(?:cls_token|mask_token|pos_embed|patch_embed)", "blocks": r"encoder\.blocks\.(\d+)"}
-TOKENS = ("cls_token", "mask_token", "pos_embed")
-UNDECAYED = ("encoder.cls_token", "encoder.pos_embed")  # MAE's main_finetune.py; vectors and biases are not decayed either
+LAYERS: dict[str, Any] = {
+    "embedding": r"encoder\.(?:backbone\.)?(?:cls_token|reg_token|mask_token|pos_embed|patch_embed|stem)",
+    "blocks": [
+        (r"encoder\.(?:backbone\.)?(?:layers|stages)\.(\d+)\.blocks\.(\d+)", None),
+        (r"encoder\.(?:backbone\.)?(?:layers|stages)\.(\d+)\.downsample", (0,)),
+        (r"encoder\.(?:backbone\.)?blocks\.(\d+)", None),
+    ],
+}
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal")
+UNDECAYED = tuple(f"encoder.{name}" for name in TOKENS if name != "mask_token")  # MAE's main_finetune.py; nor are vectors
 
 
 ADAMW_BETAS = (0.9, 0.999)
@@ -151,7 +158,7 @@ class _Layered:
     def __init__(self, model: nn.Module) -> None:
         self.named_parameters = model.named_parameters
 
-    def group_matcher(self, coarse: bool) -> dict[str, str]:
+    def group_matcher(self, coarse: bool) -> dict[str, Any]:
         return LAYERS
 
 

@@ -1,1 +1,1 @@
-"""Weights in and out: our own run folders, and other people's layouts."""
+"""Reading and writing of weights, in run folders and in the formats of other libraries."""

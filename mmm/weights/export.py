@@ -1,4 +1,4 @@
-"""Exports models: weights in a format of the list, the preparation of pixels, and a card."""
+"""Export of models: weights in one of the formats, the preparation of pixels, and a model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
 
     Args:
         to: the name of the format.
-        out: the folder; new or empty.
+        out: the folder, which must be new or empty.
         origin: source of the model, for the card.
 
     Returns:
@@ -37,7 +37,7 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
     aside.mkdir(parents=True)
     try:
         lines = write_files(model, to, aside)
-        public = [line.replace(str(aside), out.name) for line in lines]  # a card names no place of this machine
+        public = [line.replace(str(aside), out.name) for line in lines]  # a card contains no path of this machine
         model_card(model, origin, public).save(aside / CARD)
         if out.exists():
             out.rmdir()  # empty
@@ -48,7 +48,7 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
 
 
 def save(model: Model, folder: Path, *, license: str, results: Mapping[str, float]) -> None:
-    """Writes a model into a folder of ours that may exist; see `save_pretrained`."""
+    """Writes a model to a folder in the format of mmm; see `save_pretrained`. The folder may exist."""
     folder.mkdir(parents=True, exist_ok=True)
     write_files(model, "folder", folder)
     if not (folder / CARD).exists():
@@ -79,7 +79,7 @@ def refuse_full(folder: Path) -> None:
 def processor_config(data: Input) -> dict[str, Any]:
     """Returns preprocessor_config.json, with which transformers prepares samples as evaluation does.
 
-    Samples are resized so that the crop is covered, images with a margin, cropped at the centre, scaled to [0, 1] and normalised.
+    Samples are resized to cover the crop (images with a margin), cropped at the centre, scaled to [0, 1] and normalised.
     """
     *frames, height, width = data.size
     margin = 1.0 if frames else margin_of((height, width))

@@ -1,4 +1,4 @@
-"""Downloads and uploads folders of weights through huggingface_hub, which alone handles the token."""
+"""Download and upload of folders of weights through huggingface_hub, which handles the access token."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from mmm.weights.model_card import CARD
 logger = logging.getLogger(__name__)
 
 OURS = "config.yaml"
-FILES = (CARD, OURS, CONFIG, PROCESSOR, WEIGHTS)  # nothing else of a folder leaves this machine
+FILES = (CARD, OURS, CONFIG, PROCESSOR, WEIGHTS)  # only these files of a folder are uploaded
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SECRETS = re.compile(r"hf_\w+")
 
 
 def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """Fetches configs and weights of a repository, nothing else of it, from the hub or from what was fetched before.
+    """Downloads only the configs and weights of a repository, or finds them in the cache.
 
     Args:
-        repo: `user/name`: a folder that `mmm push` uploaded, transformers' or timm's.
+        repo: `user/name`, in the format of mmm, transformers or timm.
         revision, token: as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
-        ValueError: there is none, it may not be read, or the hub cannot be reached.
+        ValueError: the repository does not exist, it may not be read, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        for weights in (WEIGHTS, PICKLED):  # the older where a repository has no safetensors
+        for weights in (WEIGHTS, PICKLED):  # pickles only if a repository has no safetensors
             files = [OURS, CONFIG, PROCESSOR, weights]
             found = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=files))
             if (found / weights).is_file():
                 break
-    except Exception as error:  # of the library, or of any of the network's layers
-        raise ValueError(f"{repo} does not exist here, and the hub gave nothing of this name: {_said(error)}") from None
+    except Exception as error:  # errors of the library and of the network have many types
+        raise ValueError(f"{repo} does not exist here, and it could not be downloaded from the hub: {_said(error)}") from None
     logger.info("%s: from the hub, in %s", repo, found)
     return found
 
 
 def push_folder(folder: str | Path, repo: str, *, private: bool = True, message: str = "Upload by mmm") -> str:
-    """Makes the repository where it is missing, and uploads an exported folder's files in one commit.
+    """Uploads the files of an exported folder in one commit. The repository is made if it does not exist.
 
     Args:
         folder: folder that `mmm export` or `save_pretrained` wrote.
@@ -51,28 +51,28 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
         message: message of the commit.
 
     Returns:
-        The commit's address.
+        The address of the commit.
 
     Raises:
-        ValueError: the folder is no exported one, the hub refuses, or it cannot be reached.
+        ValueError: the folder was not exported, the hub refuses, or it cannot be reached.
     """
     folder = Path(folder).expanduser()
     if not NAME.fullmatch(repo):
-        raise ValueError(f"--repo {repo!r} is no name on the hub; give user/name")
+        raise ValueError(f"--repo {repo!r} is not a name on the hub; give user/name")
     if not (folder / WEIGHTS).is_file() or not any((folder / name).is_file() for name in (OURS, CONFIG)):
-        cure = "mmm export RUN --out FOLDER writes one"  # a run's own folder holds more than one would give away
-        raise ValueError(f"{folder} is no exported folder: it lacks {WEIGHTS} beside a config; {cure}")
+        cure = "mmm export RUN --out FOLDER writes one"  # a run folder contains more than should be published
+        raise ValueError(f"{folder} is not an exported folder: it lacks {WEIGHTS} beside a config; {cure}")
     from huggingface_hub import HfApi
 
-    api = HfApi()  # takes the token from HF_TOKEN, or from where `hf auth login` put it
+    api = HfApi()  # reads the token from HF_TOKEN or from the login
     files = [name for name in FILES if (folder / name).is_file()]
     try:
         api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
         done = api.upload_folder(
             repo_id=repo, folder_path=str(folder), allow_patterns=files, commit_message=message, repo_type="model"
         )
-    except Exception as error:  # of the library, or of any of the network's layers
-        cure = "log in with `hf auth login` or set HF_TOKEN, and see that the hub can be reached from here"
+    except Exception as error:  # errors of the library and of the network have many types
+        cure = "log in with `hf auth login` or set HF_TOKEN, and check the network"
         raise ValueError(f"{repo} was not pushed: {_said(error)}; {cure}") from None
     logger.info("uploaded %s to %s", ", ".join(files), repo)
     return str(done.commit_url)

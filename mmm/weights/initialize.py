@@ -1,4 +1,4 @@
-"""Initialises a model from the weights of another."""
+"""Initialisation of a model with the weights of another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from mmm.weights.formats import FORMATS, Options
+from mmm.weights.fit import Inflation, fitted_state
+from mmm.weights.formats import FORMATS, Model, Options, Stored
 from mmm.weights.formats.build import HEADS
 from mmm.weights.load import find_stored, read_stored, without_head
 from mmm.weights.matching import match_state_dict, shorten_list
@@ -16,35 +17,45 @@ from mmm.weights.matching import match_state_dict, shorten_list
 logger = logging.getLogger(__name__)
 
 
-def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
-    """Copies weights into a model of the same shape, part by part; `--init` of the command line.
+def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | None = None) -> set[str]:
+    """Copies weights into a model of the same width and depth, part by part; `--init` of the command line.
 
-    Encoder, decoder and target are each copied whole or refused. One that only the file or only the model has is left as it is,
-    with a warning: weights of an encoder alone start a model whose decoder starts afresh.
+    Encoder, decoder and target are each copied completely or refused. A part that only the file or only the model has is skipped
+    with a warning: with the weights of an encoder alone, the decoder keeps its random initialisation. Positions of
+    another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from one of images.
 
     Args:
         model: unwrapped, not inside DDP or a compiled module.
         path: as `load` takes it.
+        inflate: how weights of an image's patch become those of a tube; see `fit`.
 
     Returns:
         The names of the parts that were copied.
 
     Raises:
-        ValueError: the weights cannot be read or do not fit; the message names what differs.
+        ValueError: the weights cannot be read or do not fit. The message names the differences.
     """
     stored = find_stored(path)
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
     known = {name: value for name, value in _options_of(model).items() if form is not None and name in form.options}
     if "decoder_heads" in known and not any(name.startswith("decoder") for name in stored.tensors):
         del known["decoder_heads"]
-    source = without_head(read_stored(stored, Options(**known)), str(path))
+    source = without_head(_read(stored, known), str(path))
     own, found = model.state_dict(), source.state_dict()
     parts = {name.split(".")[0] for name in own} & {name.split(".")[0] for name in found}
     if "encoder" not in parts:
-        raise ValueError(f"{path} cannot start a model without an encoder: it has {shorten_list(own)}")
+        raise ValueError(f"{path} cannot initialise this model, because it has no encoder: it has {shorten_list(own)}")
+    if inflate is not None and (left := parts - {"encoder"}):
+        parts -= left
+        logger.warning("--inflate: only the encoder of %s is used; %s of images predict other values", path, shorten_list(left))
     refuse_other_heads(model, source, str(path))
     for part in parts:
-        _refuse_other_positions(part, getattr(model, part), getattr(source, part), str(path))
+        mine, theirs = getattr(model, part), getattr(source, part)
+        _refuse_other_positions(part, mine, theirs, str(path))
+        if part in ("encoder", "decoder"):
+            state = fitted_state(mine, theirs, str(path), inflate)
+            found = {name: value for name, value in found.items() if not name.startswith(f"{part}.")}
+            found |= {f"{part}.{name}": value for name, value in state.items()}
     chosen = {name: value for name, value in found.items() if name.split(".")[0] in parts}
     match_state_dict(chosen, {name: value for name, value in own.items() if name.split(".")[0] in parts}, str(path))
     if "heads" in known:
@@ -58,18 +69,36 @@ def initialise_from(model: nn.Module, path: str | Path) -> set[str]:
     return parts
 
 
+def _read(stored: Stored, options: dict[str, Any]) -> Model:
+    """Returns the model of a file, which may be of another size than the options say.
+
+    Raises:
+        ValueError: it cannot be read at either size.
+    """
+    try:
+        return read_stored(stored, Options(**options))
+    except ValueError as first:
+        other = {name: value for name, value in options.items() if name not in ("image_size", "frames")}
+        if other == options:
+            raise
+        try:
+            return read_stored(stored, Options(**other))
+        except ValueError:
+            raise first from None
+
+
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
-    """Refuses other numbers of heads, which no shape shows."""
+    """Refuses different numbers of attention heads, which shapes do not show."""
     own, other = _heads(model), _heads(source)
     differ = [f"{name} has {own[name]}, there {other[name]}" for name in own if other.get(name, own[name]) != own[name]]
     if differ:
-        raise ValueError(f"{where} is of a model with other numbers of attention heads: {shorten_list(differ)}")
+        raise ValueError(f"{where} comes from a model with other numbers of attention heads: {shorten_list(differ)}")
 
 
 def _options_of(model: Any) -> dict[str, Any]:
-    """Returns the options that files do not state, as the model has them."""
+    """Returns the values of the model for options that files do not state."""
     heads, data = _heads(model), getattr(model, "data", None)
-    found: dict[str, Any] = {"decoder_heads": 1}  # a decoder without heads: the file's, if it has one, will not fit it
+    found: dict[str, Any] = {"decoder_heads": 1}  # for a decoder without heads, which does not fit any stored decoder
     for name, beginning in (("heads", "encoder."), ("decoder_heads", "decoder.")):
         counts = [count for part, count in heads.items() if part.startswith(beginning)]
         found |= {name: counts[0]} if counts else {}
@@ -85,14 +114,20 @@ def _heads(model: nn.Module) -> dict[str, int]:
 
 
 def _refuse_other_positions(name: str, own: Any, other: Any, where: str) -> None:
-    """Refuses flat positions for a model with others, and the reverse: files do not hold them."""
+    """Refuses flat positions for a model with other positions, and the reverse, because files do not contain them."""
     kinds = [getattr(getattr(part, "config", None), "positions", None) for part in (own, other)]
     if "flat_sine_cosine" in kinds and kinds[0] != kinds[1]:
-        raise ValueError(f"{where} is of a model with {kinds[1]} positions; set {name}.positions to {kinds[1]}")
+        raise ValueError(f"{where} comes from a model with {kinds[1]} positions; set {name}.positions to {kinds[1]}")
 
 
 def _warn_of_heads(model: nn.Module, source: Any, where: str) -> None:
-    """Warns where the model's heads, which a file does not say, are not those published for its width."""
+    """Warns if the number of heads, which files do not state, is not the published one for this width."""
     width, own = source.encoder.shape.width, {heads for name, heads in _heads(model).items() if name.startswith("encoder.")}
     if width in HEADS and own != {HEADS[width]}:
-        logger.warning("%s does not say its heads; published for a width of %d are %d, not %s", where, width, HEADS[width], own)
+        logger.warning(
+            "%s does not state its number of heads; models of width %d have %d, not %s",
+            where,
+            width,
+            HEADS[width],
+            own,
+        )

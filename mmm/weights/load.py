@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
-OTHERS = {  # prefixes of names that no format reads, and their layouts; the first match counts
+OTHERS = {  # prefixes of names in layouts that no format reads; the first match counts
     "vit.": "transformers' ViT without its config.json",
     "videomae.": "transformers' VideoMAE without its config.json",
     "embeddings.": "transformers' weights without their config.json",
@@ -42,15 +42,15 @@ def load(
 ) -> Model:
     """Loads the model that a folder or a file of weights holds, on the CPU and in evaluation mode.
 
-    A run folder stands for its newest whole checkpoint; a folder `checkpoints/step_*` for that one, and the file `ema.safetensors`
-    in it for the moving average of the weights. Published weights may be in the official layout of MAE, CrossMAE or VideoMAE, or
-    of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with config.json. Where there is
-    an encoder alone, the model's `decoder` is None: `encode` works, a loss does not. Nothing in a file is run.
+    A run folder means its newest complete checkpoint, a folder `checkpoints/step_*` this checkpoint, and the file `ema.safetensors`
+    in it the moving average of the weights. Published weights may be in the official layout of MAE, CrossMAE or VideoMAE, or
+    of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with config.json. If there is
+    only an encoder, the `decoder` of the model is None, so that it can encode but has no loss. No code in a file is executed.
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
-        heads: of the encoder, which no file says. None: as published for its width.
-        decoder_heads: of the decoder. None: as published for its width.
+        heads: attention heads of the encoder, which no file states. None: as published for its width.
+        decoder_heads: attention heads of the decoder. None: as published for its width.
         image_size: that the file's positions are for, in pixels: a side, or height and width. None: the square that fits, and 224
             for VideoMAE, whose files hold no positions.
         norm_pix: whether targets were standardised, which no file says. None: they were, as in MAE's `*_full` files. Its
@@ -80,7 +80,7 @@ def load(
 
 
 def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedModel:
-    """Loads a model without a head: a classifier becomes a model without a decoder, and a warning names what is left out."""
+    """Loads a model without a head. A classifier becomes a model without a decoder, with a warning."""
     return without_head(load(path, norm_pix=norm_pix), str(path))
 
 
@@ -108,7 +108,7 @@ def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, tok
     """Loads a model of one class; see `from_pretrained`.
 
     Raises:
-        ValueError: a model of another class is stored.
+        ValueError: the stored model has another class.
     """
     model: Model = read_stored(find_stored(path, revision=revision, token=token), Options())
     model = without_head(model, str(path)) if issubclass(kind, MaskedModel) else model
@@ -120,10 +120,10 @@ def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, tok
 
 
 def find_stored(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Stored:
-    """Returns the weights at a path. A name on the hub (`user/name`, where no such path exists) is fetched.
+    """Returns the weights at a path. If the path does not exist and is a name on the hub (`user/name`), it is downloaded.
 
     Raises:
-        ValueError: there is nothing.
+        ValueError: the path does not exist.
     """
     name, path = str(path), Path(path).expanduser()
     if path.exists():
@@ -134,10 +134,10 @@ def find_stored(path: str | Path, *, revision: str | None = None, token: str | b
 
 
 def read_stored(stored: Stored, options: Options) -> Model:
-    """Returns the model, read in the first format that detects it.
+    """Reads a model in the first format that detects it.
 
     Raises:
-        ValueError: no format does, or its `read` refuses.
+        ValueError: no format detects it, or the format refuses it.
     """
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
     if form is None:

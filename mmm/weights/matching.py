@@ -1,8 +1,9 @@
-"""Matches stored weights with those of a model: every name on either side is used, or named in an error."""
+"""Matching of stored weights with those of a model. Each name on both sides is used, or reported in an error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from mmm.core.positions import flat_sine_cosine
 
 Names = Callable[[str], tuple[str, ...] | None]
-"""The stored names whose tensors, concatenated, make a weight of the model: () where files leave it out, None where a format has no
-place for it."""
+"""The stored names whose concatenated tensors form a weight of the model; () if files leave it out, and None if the format cannot
+hold it."""
 
-# what blocks compute without a name of a weight telling it, and what it is in all formats but ours
+# options of blocks that no weight shows, and their values in all formats except that of mmm
 BLOCK_CHOICES = {
     "rotary": "none",
     "norm": "layer",
@@ -26,7 +27,7 @@ BLOCK_CHOICES = {
     "registers": 0,
     "last_norm_weight": True,
 }
-LISTED = 8  # names that an error lists before it only counts them
+LISTED = 8  # number of names that an error lists; the others are counted
 
 
 def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
@@ -38,7 +39,7 @@ def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         source: path of the stored tensors, for the error.
 
     Raises:
-        ValueError: one line that names what is missing, unexpected, misshapen, of another kind, or not finite.
+        ValueError: weights are missing or unexpected, have another shape or type, or are not finite. The message names them.
     """
     both = [name for name in expected if name in found]
     problems = [
@@ -71,16 +72,21 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], names: Names, source: 
     model.load_state_dict(model.state_dict() | weights)
 
 
-def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tensor]:
-    """Returns a model's weights under the names of a format, as views.
+def tensors_under(
+    model: nn.Module, names: Names, title: str, choices: Mapping[str, Any] = MappingProxyType(BLOCK_CHOICES)
+) -> dict[str, Tensor]:
+    """Returns the weights of a model under the names of a format, as views.
+
+    Args:
+        choices: the values that the format stands for, of those choices that no weight shows.
 
     Raises:
-        ValueError: naming the weights, or the choices inside a block, for which the format has no place.
+        ValueError: the format cannot hold some weights or options of a block; the message names them.
     """
     for module in model.modules():
         config = getattr(module, "config", None)
         kind = getattr(config, "kind", "")
-        for name, usual in BLOCK_CHOICES.items() if kind in ("encoder", "decoder") else ():
+        for name, usual in choices.items() if kind in ("encoder", "decoder") and hasattr(config, "heads") else ():
             value = getattr(config, name, usual)
             if value != usual:
                 raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
@@ -95,8 +101,8 @@ def tensors_under(model: nn.Module, names: Names, title: str) -> dict[str, Tenso
 
 
 def renamed(name: str, table: Iterable[Sequence[str]]) -> str | None:
-    """Returns `name` renamed by the first row that fits: (old, new), where an old name that ends in a dot is a prefix. None: no row
-    fits."""
+    """Returns `name` renamed by the first matching row (old, new); an old name that ends in a dot is a prefix. None: no row
+    matches."""
     for old, new in table:
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name.removeprefix(old)
@@ -128,7 +134,7 @@ def _allocate(model: nn.Module) -> None:
         assert {name for name, _ in part.named_buffers()} <= part.state_dict().keys(), "a buffer that no file would fill"
         part.to_empty(device="cpu")
         table: Any = getattr(part, "pos_embed", None)
-        if table is not None and part.config.positions == "flat_sine_cosine":  # type: ignore[union-attr]
+        if table is not None and getattr(part.config, "positions", None) == "flat_sine_cosine":
             tokens = table.shape[1] - (part.prefix if hasattr(part, "prefix") else part.shape.class_tokens)  # type: ignore[union-attr]
             table.zero_()
             table[0, table.shape[1] - tokens :] = flat_sine_cosine(tokens, table.shape[2]).float()

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
 CARD = "README.md"
-# what a card says of a run's `train`
+# options of `train` that a card lists
 TRAINING = ("batch_size", "learning_rate", "warmup_epochs", "warmup_steps", "weight_decay", "precision")
 LICENCE = """## Licence
 
 Not stated. Whoever publishes this model replaces `license: unknown` at the top, within what the licences of its data and of the
 weights that it started from allow."""
-MEASURES = (".top1", ".top5")  # ends of the names of results that a card lists, beside `psnr.`
+MEASURES = (".top1", ".top5")  # suffixes of the names of results that a card lists, in addition to `psnr.`
 LOAD = ["import mmm", 'model = mmm.load("user/name")  # the name of this repository, or a folder with its files']
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool", "head")
 
@@ -39,11 +39,11 @@ class Origin:
 
     Attributes:
         name: name of the run's folder or of the file. None: not known.
-        config: config of the run. None: the weights are from no run.
+        config: config of the run. None: the weights do not come from a run.
         step: number of updates of the weights. None: not known.
         evaluations: results in the run's folder, by kind.
         results: other results of these weights, by name.
-        license: an identifier of the hub's.
+        license: identifier of a licence on the hub.
     """
 
     name: str | None = None
@@ -142,9 +142,9 @@ def _training(origin: Origin) -> str:
     """Returns the section on training, from the run's config."""
     if origin.config is None:
         return (
-            "## How it was trained\n\nNot known: no run says."
+            "## How it was trained\n\nNot known, because the weights do not come from a run."
             if origin.name is None
-            else ("## How it was trained\n\nThe weights were read from a file that does not say.")
+            else ("## How it was trained\n\nThe weights come from a file without this information.")
         )
     data, train = origin.config.get("data") or {}, origin.config.get("train") or {}
     lines = [f"- data: `{_source(data.get('source'))}`"]
@@ -182,5 +182,5 @@ def _table(results: Mapping[tuple[str, str], float]) -> str:
     if not results:
         return ""
     rows = [f"| {kind} | {name} | {value:.4g} |" for (kind, name), value in results.items()]
-    said = "As the run's `evaluations.jsonl` or its author has it; psnr in dB, top1 and top5 as shares of 1."
-    return f"## What it scored\n\n{said}\n\n" + "\n".join(["| evaluation | measure | value |", "| --- | --- | --- |", *rows])
+    said = "Results from `evaluations.jsonl` of the run, or as stated by its author; psnr in dB, top1 and top5 from 0 to 1."
+    return f"## Results\n\n{said}\n\n" + "\n".join(["| evaluation | measure | value |", "| --- | --- | --- |", *rows])

@@ -1,8 +1,8 @@
-"""Reads the tensors of a file that somebody else wrote, without running anything that it holds.
+"""Reads the tensors in files from other people without executing code in them.
 
-A `.pth` file is a pickle, and a pickle is a program. torch's restricted unpickler (`weights_only=True`) builds only tensors and
-plain values, and refuses the `argparse.Namespace` that official files hold beside their weights. It is not turned off here:
-the few classes that such files are known to hold are read as `Inert`, which keeps nothing and does nothing.
+A `.pth` file is a pickle, which can contain code. torch's restricted unpickler (`weights_only=True`) builds only tensors and
+plain values, and refuses the `argparse.Namespace` that official files hold beside their weights. This protection stays on: the few
+harmless classes in such files are read as `Inert`, which stores nothing and does nothing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar, which is no tar
-WRAPPINGS = ("model", "module", "state_dict", "model_state")  # where training scripts put the weights, also one in another
-PREFIXES = ("module.", "_orig_mod.")  # which DDP and torch.compile put before every name
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: for names such as x.pth.tar, which are not tars
+WRAPPINGS = ("model", "module", "state_dict", "model_state")  # keys under which training scripts store the weights, possibly nested
+PREFIXES = ("module.", "_orig_mod.")  # prefixes of all names after DDP and torch.compile
 
 
 class Inert:
-    """Replaces an object in a file that nobody needs, and keeps nothing of it."""
+    """Replaces an object in a file that is not needed."""
 
     __slots__ = ()
 
     def __init__(self, *arguments: object) -> None:
-        """Forgets its arguments."""
+        """Ignores its arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Forgets its state."""
+        """Ignores its state."""
 
 
 # training scripts save their options, in which submitit's jobs keep paths (pathlib._local: as Python 3.13 names them)
@@ -40,12 +40,12 @@ HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by name, on the CPU, without what training scripts put around them.
+    """Returns the weights in a file by name, on the CPU, without the other contents of training checkpoints.
 
-    Where a file holds several models side by side, each name begins with that of its model: `teacher.blocks.0.norm1.weight`.
+    If a file holds several models, each name begins with that of its model: `teacher.blocks.0.norm1.weight`.
 
     Raises:
-        ValueError: where the file cannot be read, would have to run code to be read, or holds no weights.
+        ValueError: the file cannot be read, reading it would execute code, or it holds no weights.
     """
     if path.suffix == ".safetensors":
         found: object = _read_safetensors(path)
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pickle(path)
     else:
         raise ValueError(f"{path} is no checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
-    for _ in WRAPPINGS:  # each may be around another; a pickle may also hold itself
+    for _ in WRAPPINGS:  # they may be nested; a pickle may even contain itself
         inner = [found[name] for name in WRAPPINGS if isinstance(found.get(name), dict)] if isinstance(found, dict) else []
         found = inner[0] if inner else found
     if isinstance(found, dict) and (models := {name: value for name, value in found.items() if _is_state_dict(value)}):
@@ -71,7 +71,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_state_dict(value: object) -> bool:
-    """Whether a value holds tensors by name and nothing else."""
+    """Returns whether a value is a dict of tensors."""
     return isinstance(value, dict) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
@@ -84,12 +84,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> object:
     try:
-        # mapped where the format allows: what is not looked at (an optimizer's state, twice the weights) is not read
+        # memory-mapped if the format allows it, so that unused tensors (the optimizer state) are not read
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle can fail in any way
+    except Exception as error:  # a damaged pickle can raise any error
         refusal = _refusal(path, error)
-    raise ValueError(refusal)  # not from torch's error, which tells people to turn the protection off
+    raise ValueError(refusal)  # without the error of torch, which suggests turning off the protection
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -104,7 +104,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first sentence of an error, or its kind where it has no text."""
+    """Returns the first sentence of an error, or its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 

@@ -13,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmm import MaskedModel
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
+from mmm.encoders import Hiera, VisionTransformer
+from mmm.maskers import RandomMasker
+from mmm.tokenizers import Patches
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,24 @@ def test_model_flops_are_those_of_torch_s_counter(decoder: object, build: Callab
     model, x = build(size=(16, 16), decoder=decoder), torch.randn(2, 3, 16, 16)
     mask = model.draw_masks(x)
     with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):  # attention by products
+        model(x, mask=mask).loss.backward()
+    ours = 2 * step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
+    assert counted.get_total_flops() == pytest.approx(ours, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gated", "hiera"])
+def test_model_flops_of_other_encoders_are_those_of_torch_s_counter(name: str, build: Callable[..., MaskedModel]) -> None:
+    from benchmarks.train.flops import step_flops
+
+    side, fusion = (16, "stages") if name == "hiera" else (4, "none")
+    gated = VisionTransformer.Config(width=24, depth=2, heads=2, activation="swiglu", mlp_ratio=2.0)
+    encoder = Hiera.Config(width=8, heads=1, stages=(1, 2, 1, 1)) if name == "hiera" else gated
+    decoder = SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion=fusion)
+    masker = RandomMasker.Config(ratio=0.5, unit=2)
+    model = build(size=(4 * side, 4 * side), tokenizer=Patches.Config(size=side), encoder=encoder, decoder=decoder, masker=masker)
+    x = torch.randn(2, 3, 4 * side, 4 * side)
+    mask = model.draw_masks(x)
+    with FlopCounterMode(display=False) as counted, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(x, mask=mask).loss.backward()
     ours = 2 * step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
     assert counted.get_total_flops() == pytest.approx(ours, rel=1e-9)

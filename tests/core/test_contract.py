@@ -30,7 +30,7 @@ from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDeco
 from mmm.encoders import VisionTransformer
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.maskers.base import Masker
-from mmm.targets import PixelTarget, Target, TargetConfig, TokenTargets, targets
+from mmm.targets import LatentTarget, PixelTarget, Target, TargetConfig, TokenTargets, targets
 from mmm.tokenizers import Patches, Tubes
 from tasks.__main__ import main
 
@@ -51,7 +51,7 @@ def model_of(kind: str, name: str, medium: str) -> MaskedModel:
 
 def test_every_kind_of_part_is_registered() -> None:
     # pools are parts of classifiers (test_classifier.py), and evaluators are no part of a model
-    assert {kind for kind, _ in PARTS} == set(KINDS) == set(REGISTRIES) - {"pool", "evaluator", "dense_head"}
+    assert {kind for kind, _ in PARTS} == set(KINDS) == set(REGISTRIES) - {"pool", "evaluator", "dense_head", "detector"}
 
 
 @pytest.mark.parametrize(("kind", "name"), PARTS, ids=map("-".join, PARTS))
@@ -119,6 +119,11 @@ VARIANTS: dict[str, dict[str, PartConfig]] = {  # options that change what is bu
         "masker": RandomMasker.Config(predict=0.25),
     },
     "cross-attention, self too": {"decoder": CrossAttentionDecoder.Config(width=16, depth=2, heads=2, self_attention=True)},
+    "data2vec's target": {
+        "target": LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse", class_weight=0.5)
+    },
+    "levels side by side": {"target": LatentTarget.Config(blocks=(1, 2), join=True, block_norm="layer", loss="l1")},
+    "low frequencies": {"target": PixelTarget.Config(low_pass=0.2, standardise="none")},
     "videomae's target": {"target": PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit")},
 }
 

@@ -158,15 +158,19 @@ def test_what_does_not_fit_is_refused(build: Build) -> None:
     with pytest.raises(ValueError, match="do not fill the input"):
         model.encode(torch.randn(1, 3, 48, 64, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"tokenizer\.size 4"):
-        build((64, 64), encoder=Hiera.Config(**SMALL))
+        build((64, 64), encoder=Hiera.Config(**SMALL), masker=RandomMasker.Config(unit=2))
+    with pytest.raises(ValueError, match=r"units of 2 x 2 tokens; set masker\.unit"):
+        build((64, 64), tokenizer=Patches.Config(size=16), encoder=Hiera.Config(**SMALL))
+    parts = {"tokenizer": Patches.Config(size=16), "encoder": Hiera.Config(**SMALL)}
     with pytest.raises(ValueError, match=r"masker\.blank false"):
-        build((64, 64), tokenizer=Patches.Config(size=16), encoder=Hiera.Config(**SMALL), masker=RandomMasker.Config(blank=True))
+        build((64, 64), **{**parts, "masker": RandomMasker.Config(blank=True, unit=2)})
     with pytest.raises(ValueError, match=r"decoder\.fusion linear"):
         build(
             (64, 64),
             tokenizer=Patches.Config(size=16),
             encoder=Hiera.Config(**SMALL),
             decoder=SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"),
+            masker=RandomMasker.Config(unit=2),
         )
     with pytest.raises(ValueError, match=r"decoder\.fusion stages"):
         build(decoder=SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="stages"))

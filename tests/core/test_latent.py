@@ -5,12 +5,15 @@ Shapes: B samples, N tokens, Q predicted tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +32,10 @@ def model_of(build: Build, **options: Any) -> tuple[MaskedModel, Tensor, Mask]:
     model = build(target=LatentTarget.Config(**options)).double()
     x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
     return model, x, model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+
+
+def no_samples(count: int) -> Iterator[Tensor]:
+    return iter(())
 
 
 def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
@@ -78,6 +85,46 @@ def test_several_blocks_are_wanted_side_by_side(build: Build) -> None:
     assert (output.target - take(expected, mask.predict)).abs().max() < 1e-12
 
 
+def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
+    """UMT: 1 - cosine at each level, mean over levels and tokens; the weight of a token counts at all of them."""
+    model, x, mask = model_of(build, blocks=(1, 2), join=True, block_norm="layer", norm="none", loss="cosine")
+    mask = replace(mask, weight=torch.rand(mask.predict.shape, dtype=torch.float64))
+    output = model(x, mask=mask)
+    plain = []
+    for prediction, target, weight in zip(
+        output.prediction.flatten(0, 1), output.target.flatten(0, 1), mask.weight.flatten(), strict=True
+    ):
+        for level in (slice(0, 24), slice(24, 48)):
+            one, other = prediction[level], target[level]
+            plain.append(weight * (1 - one @ other / one.norm() / other.norm()))
+    assert output.loss.item() == pytest.approx(torch.stack(plain).mean().item(), rel=1e-12)
+    assert model.target.widths == (24, 24)
+
+
+def test_data2vec_wants_what_mlps_add(build: Build) -> None:
+    """Of each block the MLP's output, before its factor and the sum; sqrt(D) times the mean square."""
+    encoder = VisionTransformer.Config(width=24, depth=2, heads=2, layer_scale=0.5)
+    target = LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse")
+    model = build(encoder=encoder, target=target).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+    teacher: Any = model.target.teacher.encoder
+    tokens = F.conv2d(x, teacher.patch_embed.proj.weight, teacher.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
+    tokens = torch.cat([teacher.cls_token.expand(2, -1, -1), tokens], dim=1) + teacher.pos_embed
+    added = []
+    for block in teacher.blocks:
+        tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+        added.append(block.mlp(block.norm2(tokens)))
+        tokens = tokens + block.ls2(added[-1])
+    every = standard((standard(added[0][:, 1:], 1) + standard(added[1][:, 1:], 1)) / 2, -1)
+    output = model(x, mask=mask)
+    assert (output.target - take(every, mask.predict)).abs().max() < 1e-12
+    plain = (output.prediction - output.target).square().sum(-1).mean() / 24**0.5
+    assert output.loss.item() == pytest.approx(plain.item(), rel=1e-12)
+    seen = model.encoder(model.tokenizer.split(x), GRID, None, (1, 2)).blocks[1]
+    assert torch.allclose(seen[:, 1:], blocks_of(model.encoder, x)[0])  # the student's own blocks are kept as ever
+
+
 def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
     """SdAE: it is shown the predicted tokens alone, whatever the others are."""
     model, x, mask = model_of(build, view="hidden", loss="cosine")
@@ -106,7 +153,7 @@ def test_the_average_follows_its_schedule(build: Build) -> None:
 def test_a_training_begins_with_a_teacher_equal_to_the_encoder(build: Build) -> None:
     model, _, _ = model_of(build)
     assert not torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)  # the fixture's noise
-    model.target.begin(model, lambda path: model)
+    model.target.begin(model, lambda path: model, no_samples)
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(model.target.teacher.encoder.state_dict()[name], value)
 
@@ -129,7 +176,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     with pytest.raises(ValueError, match="runs/teacher was not read"):
         model(x)
     asked = []
-    model.target.begin(model, lambda path: asked.append(path) or teacher)
+    model.target.begin(model, lambda path: asked.append(path) or teacher, no_samples)
     assert asked == ["runs/teacher"]
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
     output = model(x, mask=mask)
@@ -137,7 +184,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     assert output.prediction.shape == (2, 9, 32)
     pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
     teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
-    model.target.begin(model, lambda path: teacher)  # the pixels reach it as it was trained on them
+    model.target.begin(model, lambda path: teacher, no_samples)  # the pixels reach it as it was trained on them
     own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
     expected = take(standard(teacher.encode(own).tokens, -1), mask.predict)
     assert torch.allclose(model(x, mask=mask).target, expected, atol=1e-4)
@@ -147,6 +194,79 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     assert model.state_dict().keys() == saved.keys()
     model.load_state_dict(saved, strict=True)
     assert len(model.target.unsaved()) == len(teacher.encoder.state_dict())
+
+
+def unread(path: str) -> Any:
+    raise AssertionError(path)
+
+
+@pytest.mark.parametrize("blocks", [None, (2, 1)])
+def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[int, ...] | None) -> None:
+    """It sees pixels as it was trained on them, in a size that gives the same tokens; of a clip the first frame of each tube."""
+    import timm
+
+    arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": (24, 32), "num_classes": 0}
+    teacher = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
+    pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments, "num_classes": 0, "pretrained_cfg": pixels}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(teacher.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    options: dict[str, Any] = {} if blocks is None else {"blocks": blocks, "join": True}
+    target = LatentTarget.Config(teacher=f"timm:{tmp_path}", teacher_width=32, norm="none", **options)
+    model = build(target=target)
+    model.target.begin(model, unread, no_samples)
+    unit = torch.rand(2, 3, 12, 16)
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (model.data.mean, model.data.std))
+    x = (unit - mean) / std
+    theirs = [torch.tensor(pixels[name]).view(-1, 1, 1) for name in ("mean", "std")]
+    seen = F.interpolate((unit - theirs[0]) / theirs[1], size=(24, 32), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        if blocks is None:
+            expected = teacher.forward_features(seen)[:, 1:]
+        else:
+            tokens = teacher.pos_drop(teacher._pos_embed(teacher.patch_embed(seen)))
+            first = teacher.blocks[0](tokens)
+            expected = torch.cat([teacher.blocks[1](first)[:, 1:], first[:, 1:]], dim=2)
+    found = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
+    assert torch.allclose(found, expected, atol=1e-4)
+    looked = model.target.scores(x, model.tokenizer.split(x), GRID)
+    attention = teacher.blocks[1].attn
+    attention.fused_attn, weights = False, []
+    attention.attn_drop.register_forward_hook(lambda _, inputs, output: weights.append(output))
+    teacher(seen)
+    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # of the class token
+    clips = build((4, 12, 16), target=target)
+    clips.target.begin(clips, unread, no_samples)
+    clip = torch.stack([x, x.flip(0), x.flip(3), x], dim=2)
+    last = model.target.teach(x.flip(3), clip, GRID).tokens
+    assert torch.allclose(clips.target.teach(clip, clip, (2, *GRID)).tokens, torch.cat([found, last], dim=1), atol=1e-6)
+    assert not [name for name in model.state_dict() if name.startswith("target.")]
+
+
+def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
+    """CLIP's vision model, whose positions are interpolated where its own size is another."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    teacher = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=4)).eval()
+    teacher.save_pretrained(tmp_path)
+    model = build(target=LatentTarget.Config(teacher=f"transformers:{tmp_path}", teacher_width=32, blocks=(1,), norm="none"))
+    model.target.begin(model, unread, no_samples)
+    x = torch.randn(2, 3, 12, 16)
+    with torch.no_grad():
+        expected = teacher(pixel_values=x, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[1][:, 1:]
+        eager = CLIPVisionModel.from_pretrained(tmp_path, attn_implementation="eager")
+        weights = eager(pixel_values=x, output_attentions=True, interpolate_pos_encoding=True).attentions[1]
+    looked = model.target.scores(x, model.tokenizer.split(x), GRID)
+    assert torch.allclose(looked, weights.mean(1)[:, 0, 1:], atol=1e-6)
+    assert torch.allclose(model.target.teach(x, model.tokenizer.split(x), GRID).tokens, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("teacher", ["timm:resnet18_of_nobody", "timm:./nothing", "transformers:./nothing"])
+def test_a_library_s_teacher_that_is_not_there_is_refused(teacher: str, build: Build) -> None:
+    model = build(target=LatentTarget.Config(teacher=teacher))
+    with pytest.raises(ValueError, match="cannot be read as a vision transformer of images"):
+        model.target.begin(model, unread, no_samples)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +280,13 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
 def test_a_teacher_that_does_not_fit_is_refused(build: Build, parts: dict[str, Any], options: dict[str, Any], words: str) -> None:
     model = build(target=LatentTarget.Config(teacher="runs/teacher", **options))
     with pytest.raises(ValueError, match=words):
-        model.target.begin(model, lambda path: build(**parts))
+        model.target.begin(model, lambda path: build(**parts), no_samples)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a loss of classes": ({"loss": "cross_entropy"}, r"target\.loss"),
     "a decay above 1": ({"decay": 1.5}, r"target\.decay 1\.5"),
+    "MLPs of no block": ({"block_output": "mlp"}, r"target\.block_output mlp needs target\.blocks"),
     "joining nothing": ({"join": True}, r"target\.blocks"),
     "a block of 0": ({"blocks": (0, 1)}, r"target\.blocks"),
     "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),

@@ -11,7 +11,7 @@ import torch
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.types import RequiredFeatures
-from mmm.encoders import VisionTransformer, encoders
+from mmm.encoders import EncoderConfig, Hiera, Swin, TimmEncoder, VisionTransformer, encoders
 from mmm.maskers import RandomMasker
 from mmm.pools import AttentivePool
 from mmm.tokenizers import Patches, tokenizers
@@ -54,6 +54,31 @@ def classifier(attentive: bool = False) -> Classifier:
 def settings(model: Classifier, groups: list[dict[str, object]], key: str) -> dict[str, object]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: group[key] for group in groups for parameter in group["params"]}  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("config", "grid", "layers"),
+    [
+        (Hiera.Config(width=8, heads=1, stages=(1, 2, 1), mask_unit=4), (2, 2), 4),
+        (Swin.Config(width=8, heads=1, stages=(1, 2), patch=4, window=2), (2, 2), 3),
+        (TimmEncoder.Config(model="test_vit"), (2, 2), 6),
+    ],
+    ids=["hiera", "swin", "timm"],
+)
+def test_layers_of_other_encoders(config: EncoderConfig, grid: tuple[int, int], layers: int) -> None:
+    """The embedding comes first, then one layer a block (a stage's merging belongs to its first), then the head."""
+    side = config.token or 4
+    encoder = encoders.build(config, token=(side, side), channels=3, grid=grid, required=RequiredFeatures(last=False))
+    tokenizer = tokenizers.build(Patches.Config(size=side), channels=3)
+    model = Classifier.build(tokenizer, encoder, classes=5, head=HeadConfig(norm="layer"))
+    found = settings(model, layer_groups(model, 1.0, 0.5), "lr_scale")
+    assert found["head.linear.weight"] == 1.0
+    scales = sorted(
+        {scale for name, scale in found.items() if name.startswith("encoder.") and "norm." not in name.split("blocks")[0]}
+    )
+    assert len(scales) == layers + 1
+    first = [scale for name, scale in found.items() if "patch_embed" in name or "pos_embed" in name]
+    assert set(first) == {scales[0]}
 
 
 def test_every_parameter_has_the_scale_of_its_layer() -> None:

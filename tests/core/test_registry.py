@@ -126,7 +126,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a true for a choice": (lambda: VisionTransformer.Config(qkv_bias=True), "encoder.qkv_bias True is not all, qv or none"),
     "a misspelt choice": (lambda: VisionTransformer.Config(positions="sincos"), "encoder.positions 'sincos' is not sine_cosine, "),
     "the nearest choice": (lambda: VisionTransformer.Config(size="bass"), "did you mean 'base'"),
-    "a choice of none": (lambda: SelfAttentionDecoder.Config(fusion="foo"), "decoder.fusion 'foo' is not none or linear"),
+    "a choice of none": (lambda: SelfAttentionDecoder.Config(fusion="foo"), "decoder.fusion 'foo' is not none, linear"),
     "a number below its range": (lambda: PixelTarget.Config(epsilon=-1), "target.epsilon -1 is not a number of at least 0"),
     "not a number": (lambda: PixelTarget.Config(epsilon=float("nan")), "target.epsilon nan is not a number of at least 0"),
     "a text for a number": (

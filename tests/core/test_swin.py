@@ -17,7 +17,7 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import RequiredFeatures
 from mmm.decoders import LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import Swin
-from mmm.maskers import RandomMasker
+from mmm.maskers import RandomMasker, UniformMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 
@@ -209,9 +209,10 @@ def test_umae_learns_from_a_part_of_them_as_blanks(build: Build) -> None:
         tokenizer=Patches.Config(size=8),
         encoder=Swin.Config(**{**SMALL, "stages": (1, 1, 1, 1)}, expand=True),
         decoder=SelfAttentionDecoder.Config(width=16, depth=1, heads=2),
-        masker=RandomMasker.Config(blank=True),
+        masker=UniformMasker.Config(),
     )
     x = torch.randn(2, 3, 64, 64)
+    assert model(x).prediction.shape == (2, 48, 192)
     mask, _ = uniform(2, stay=12)
     output = model(x, mask=mask)
     assert output.prediction.shape == (2, 48, 192)

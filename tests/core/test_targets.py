@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -78,6 +80,39 @@ def test_simmim_takes_the_pixels_as_they_are() -> None:
     assert torch.equal(target_of(target(standardise="none", loss="l1"), raw), take(raw, MASK.predict))
 
 
+def test_pixmim_leaves_out_high_frequencies() -> None:
+    """An ideal filter: the whole spectrum, 1 within the circle and 0 outside; of each frame and channel by itself."""
+    frames = np.random.default_rng(0).normal(size=(2, 3, 8, 12))
+    distance = np.hypot(np.fft.fftfreq(8)[:, None], np.fft.fftfreq(12)[None])
+    expected = np.fft.ifft2(np.fft.fft2(frames) * (distance <= 0.3)).real
+    cut = {"p": 4, "q": 4}
+    raw, filtered = (rearrange(torch.from_numpy(one), "b c (h p) (w q) -> b (h w) (p q c)", **cut) for one in (frames, expected))
+    data = Input(size=(8, 12), mean=MEAN, std=STD)
+    config = PixelTarget.Config(low_pass=0.3, standardise="none")
+    part = PixelTarget(config, token=(4, 4), data=data, encoder=torch.nn.Identity())
+    assert (part.pick(part.teach(raw, raw, GRID), MASK) - take(filtered, MASK.predict)).abs().max() < 1e-12
+    assert abs(expected - frames).max() > 0.5
+    with pytest.raises(ValueError, match=r"target\.low_pass 0\.6"):
+        PixelTarget.Config(low_pass=0.6)
+
+
+def test_differences_are_to_the_frame_before() -> None:
+    """Also where that belongs to the tube before; the first frame's are 0. Two tubes of two frames on a plane of 1 x 3."""
+    clip = torch.randn(2, 3, 4, 4, 12, dtype=torch.float64)
+    cut = {"p": 2, "q": 4, "r": 4}
+    pattern = "b c (t p) (h q) (w r) -> b (t h w) (p q r c)"
+    plain = torch.stack([clip[:, :, t] - clip[:, :, max(t - 1, 0)] for t in range(4)], dim=2)
+    data = Input(size=(4, 4, 12), mean=MEAN, std=STD)
+    config = PixelTarget.Config(differences=True, standardise="none", loss="l1")
+    part = PixelTarget(config, token=(2, 4, 4), data=data, encoder=torch.nn.Identity())
+    raw = rearrange(clip, pattern, **cut)
+    found = part.pick(part.teach(clip, raw, (2, 1, 3)), MASK)
+    assert torch.equal(found, take(rearrange(plain, pattern, **cut), MASK.predict))
+    assert part.show(found, raw, MASK) is None
+    with pytest.raises(ValueError, match=r"target\.differences"):
+        PixelTarget(config, token=(4, 4), data=Input(size=(8, 12)), encoder=torch.nn.Identity())
+
+
 def test_maes_target_has_mean_0_and_unbiased_variance_1() -> None:
     expected = target_of(target(), patches())
     assert expected.mean(-1).abs().max() < 1e-12
@@ -137,6 +172,7 @@ def test_the_buffers_are_not_saved() -> None:
 
 PLAIN = {
     "mse": lambda p, w: sum((a - b) ** 2 for a, b in zip(p, w, strict=True)) / len(p),
+    "scaled_mse": lambda p, w: sum((a - b) ** 2 for a, b in zip(p, w, strict=True)) / math.sqrt(len(p)),
     "l1": lambda p, w: sum(abs(a - b) for a, b in zip(p, w, strict=True)) / len(p),
     "smooth_l1": lambda p, w: (
         sum(0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5 for a, b in zip(p, w, strict=True)) / len(p)

@@ -18,7 +18,7 @@ import mmm
 from mmm import MaskedModel
 from mmm.config.serialize import load, save
 from mmm.core.types import Input
-from mmm.data.sources.scenes import render
+from mmm.data.sources.scenes import COUNTS, render, scenes
 from mmm.dense.bins import FLOOR, depth_of
 from mmm.evaluate.dense.depth import depth_errors
 from mmm.evaluate.dense.propagation import (
@@ -69,12 +69,22 @@ def test_errors_and_loss_are_those_of_plain_formulas() -> None:
     assert depth_loss(guess, torch.full_like(truth, float("nan"))).isfinite()
 
 
-def test_a_probe_of_depth_runs_and_is_no_model(tmp_path: Path) -> None:
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Renders a dozen scenes instead of hundreds."""
+    scenes.cache_clear()
+    for split in COUNTS:
+        monkeypatch.setitem(COUNTS, split, 12)
+    yield
+    scenes.cache_clear()
+
+
+def test_a_probe_of_depth_runs_and_is_no_model(few_scenes: None, tmp_path: Path) -> None:
     demo = load_recipe("depth").PRESETS["demo"]
     train = replace(demo.train, steps=2, batch_size=4, log_every=1, evaluate_every=1, warmup_steps=None)
     small = replace(demo, train=train, encoder=replace(demo.encoder, width=16, depth=1, heads=2), test_split="validation")
     result = depth.run(replace(small, folder=str(tmp_path / "run")))
-    assert result["samples"] == 60
+    assert result["samples"] == 12
     assert 0 <= result["delta1"] <= 1
     assert (tmp_path / "run" / "pictures" / "depth_00000002.png").exists()
     with pytest.raises(ValueError, match="a depth probe, whose head is not loaded"):

@@ -20,12 +20,15 @@ from safetensors.torch import load_file
 import mmm
 from mmm import MaskedModel
 from mmm.config.serialize import load, save
+from mmm.core.registry import REGISTRIES
 from mmm.data.annotated.config import ObjectsConfig
 from mmm.data.annotated.detection import open_objects
 from mmm.data.annotated.objects import Objects, Placement, as_pixels, mask_api, paste_masks
 from mmm.data.loading.loader import eval_batches, train_batches
+from mmm.data.sources.scenes import CLASSES
 from mmm.data.transforms.crop import flip
-from mmm.dense.detector import Detector, DetectorConfig
+from mmm.dense.detector import Detector, Detr, MaskRCNN
+from mmm.dense.detr import to_shares
 from mmm.dense.windows import WindowedEncoder, default_global_blocks, in_windows
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.dense.detection import DetectionScore, in_image
@@ -34,7 +37,7 @@ from mmm.train.config import TrainConfig
 from tasks import detect
 
 DATA = ObjectsConfig(image_size=32, mean=(0.0,) * 3, std=(0.25,) * 3, workers=0, max_bad=1.0, holdout=0.0, flip=0.5)
-DETECTOR = DetectorConfig(window=3, channels=8, hidden=16, convolutions=1, proposals=20, detections=10)
+DETECTOR = MaskRCNN.Config(window=3, channels=8, hidden=16, convolutions=1, proposals=20, detections=10)
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +208,13 @@ def test_an_image_of_another_size_than_annotated_is_named(coco: Path) -> None:
 
 
 def test_scenes_have_their_objects() -> None:
-    part = open_objects(ObjectsConfig(source="builtin:scenes", image_size=64, channels=1, mean=(0.5,), std=(0.2,)), "validation")
+    data = ObjectsConfig(source="builtin:scenes", image_size=64, channels=1, mean=(0.5,), std=(0.2,))
+    part = open_objects(data, "validation")
+    assert part.classes == CLASSES[1:]
+    same = open_objects(replace(data, one_class=True), "validation")
+    assert same.classes == ("object",)
+    assert not any(same.objects(index).labels.any() for index in range(len(same)))
+    assert torch.equal(same.objects(3).boxes, part.objects(3).boxes)
     for index in range(5):
         objects = part.objects(index)
         for mask, (left, top, right, bottom) in zip(objects.masks, objects.boxes.int().tolist(), strict=True):
@@ -360,8 +369,35 @@ def test_a_detector_trains_every_weight_and_finds_objects(build: Callable[..., M
     assert idle <= {"encoder.norm.weight", "encoder.norm.bias", "encoder.cls_token"}
     for one in detector.eval()(torch.randn(2, 3, 32, 32)):
         assert set(one) == {"boxes", "labels", "scores", "masks"}
+    assert set(REGISTRIES["detector"].parts) == {"mask_rcnn", "detr"}
     assert default_global_blocks(12) == (3, 6, 9, 12)
     assert default_global_blocks(32) == (8, 16, 24, 32)
+
+
+def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    """Of two images with one object each, boxes and classes are found after some updates; the model is saved and loaded."""
+    pytest.importorskip("scipy")
+    model = build((32, 32))
+    assert model.data is not None
+    config = Detr.Config(window=2, queries=4, width=16, depth=1, heads=2, hidden=32, dropout=0.0, detections=3)
+    detector = Detector.build(model.tokenizer, model.encoder, config, classes=2, data=model.data, seed=0).train()
+    x, boxes = torch.zeros(2, 3, 32, 32), torch.tensor([[4.0, 4.0, 20.0, 18.0], [12.0, 10.0, 30.0, 28.0]])
+    x[0, :, 4:18, 4:20], x[1, :, 10:28, 12:30] = 2.0, -2.0
+    targets = [{"boxes": boxes[:1], "labels": torch.tensor([1])}, {"boxes": boxes[1:], "labels": torch.tensor([2])}]
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
+    for _ in range(80):
+        (loss,) = detector(x, targets).values()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for one, box, label in zip(detector.eval()(x), boxes, (1, 2), strict=True):
+        assert len(one["boxes"]) == 3
+        assert (one["boxes"][0] - box).abs().max() < 4
+        assert one["labels"][0] == label
+    detector.save_pretrained(tmp_path / "detr")
+    again: Any = mmm.load(tmp_path / "detr")
+    torch.testing.assert_close(again(x)[0]["boxes"], detector(x)[0]["boxes"])
+    torch.testing.assert_close(to_shares(boxes, (64, 32))[0], torch.tensor([12 / 32, 11 / 64, 16 / 32, 14 / 64]))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +464,8 @@ def test_found_objects_are_moved_into_their_image(coco: Path) -> None:
 
 def test_published_values(tmp_path: Path) -> None:
     presets = load_recipe("detect").PRESETS
-    values = {name: (one.layer_decay, one.encoder.drop_path, one.train.epochs) for name, one in presets.items() if name != "demo"}
+    vit = {name: presets[name] for name in ("base", "large", "huge")}
+    values = {name: (one.layer_decay, one.encoder.drop_path, one.train.epochs) for name, one in vit.items()}
     assert values == {"base": (0.7, 0.1, 100), "large": (0.8, 0.4, 100), "huge": (0.9, 0.5, 75)}
     base = presets["base"]
     assert (base.train.batch_size, base.train.learning_rate, base.train.weight_decay) == (64, 1e-4, 0.1)

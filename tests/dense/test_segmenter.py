@@ -20,13 +20,15 @@ import mmm
 from mmm import MaskedModel
 from mmm.config.serialize import load, save
 from mmm.core.registry import REGISTRIES
-from mmm.core.types import Input, Shape
+from mmm.core.types import Input, Shape, Stage
 from mmm.data.annotated.maps import IGNORE
 from mmm.dense.heads import ConvolutionalHead, LinearHead, UperNetHead, default_taps
+from mmm.dense.maps import stage_map
 from mmm.dense.relative_bias import add_relative_bias, relative_index
 from mmm.dense.segmenter import Segmenter
 from mmm.dense.sliding import score_image, slide, window_starts
 from mmm.encoders import VisionTransformer
+from mmm.encoders.hiera import Hiera
 from mmm.evaluate.dense.patch_knn import Patches, patch_labels, vote
 from mmm.evaluate.dense.segmentation import SegmentationScore
 from mmm.objectives.segment import pixel_cross_entropy
@@ -125,6 +127,25 @@ def test_every_head_scores_every_place_and_trains_every_weight(build: Callable[.
     assert idle == (set() if name != "uper_net" else {"encoder.norm.weight", "encoder.norm.bias"})  # UperNet reads blocks before it
     assert segmenter.segment(torch.randn(1, 3, 21, 40)).shape == (1, 5, 21, 40)
     assert segmenter.training
+
+
+def test_stages_of_a_hierarchical_encoder_are_its_maps() -> None:
+    """Each token of the output holds the finer tokens of its place; UperNet trains on all four stages of Hiera."""
+    stage = Stage(1, 2, (2, 2))
+    whole = torch.arange(4 * 6 * 2.0).view(1, 4, 6, 2)  # rows, columns and values of the stage
+    tokens = whole.view(1, 2, 2, 3, 2, 2).transpose(2, 3).reshape(1, 6, 8)  # by token of the output: 2 x 3
+    assert torch.equal(stage_map(tokens, (2, 3), stage), whole.movedim(-1, 1))
+    config = Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1))
+    data = Input(size=(64, 64), mean=(0.5,) * 3, std=(0.2,) * 3)
+    tokenizer = PatchTokens(PatchTokens.Config(size=config.token), channels=3)
+    head = UperNetHead.Config(channels=8, auxiliary=8)
+    required = replace(head.required_features(config.shape), blocks=())
+    encoder = Hiera(config, token=tokenizer.size, channels=3, grid=tokenizer.grid_of(data.size), required=required)
+    segmenter = Segmenter.build(tokenizer, encoder, head, classes=3, data=data, seed=0).train()
+    logits = segmenter(torch.randn(2, 3, 64, 64))
+    assert logits[0].shape == (2, 3, 16, 16)  # the first stage has patches of 4 pixels
+    torch.stack([one.square().mean() for one in logits]).sum().backward()
+    assert {name for name, weight in segmenter.named_parameters() if weight.grad is None} == set()
 
 
 def test_all_heads_are_tested() -> None:

@@ -60,7 +60,7 @@ def test_it_learns_on_frozen_tokens_at_several_rates(tmp_path: Path) -> None:
     assert found["tried"][0]["test"]["top1"] < found["top1"]
     assert found["protocol"]["pool"] == {"name": "attentive", "queries": 1, "heads": None, "mlp_ratio": 4.0}
     assert found["protocol"]["task"] == "attentive_probe"
-    with pytest.raises(ValueError, match="the exact probe needs features that do not change"):
+    with pytest.raises(ValueError, match="the exact probe needs a pool without weights"):
         linear_probe.run(
             linear_probe.Config(
                 model=config.model, data=data, pool=AttentivePool.Config(), train=TRAINING, folder=str(tmp_path / "x")

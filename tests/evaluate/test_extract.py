@@ -212,7 +212,7 @@ def test_another_model_or_source_is_refused(run: Path, tiles: Path, tmp_path: Pa
         (("--layers", "3"), "has 2 blocks"),
         (("--layers", "first"), "layers first"),
         (("--shard", "0"), "shard 0"),
-        (("--out", "features.npy"), "let its name end so"),
+        (("--out", "features.npy"), "the name of a file of features ends in"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -261,9 +261,9 @@ def test_knn_on_files_is_knn_on_the_model(run: Path, tiles: Path, tmp_path: Path
     capsys.readouterr()
     wrong = {
         "go together": files[:2],
-        "leave --model out": [*files, "--model", str(run)],
-        "of the same samples": [*files[:3], files[1]],
-        "no file of features": ["--features", "none.parquet", "--test_features", "none.parquet"],
+        "leave out --model": [*files, "--model", str(run)],
+        "the same samples": [*files[:3], files[1]],
+        "not a file of features": ["--features", "none.parquet", "--test_features", "none.parquet"],
     }
     for said, flags in wrong.items():
         with pytest.raises(SystemExit):

@@ -55,7 +55,7 @@ def test_every_readable_image_once_and_in_order(build: Build, photographs: Image
 
 
 def test_nothing_readable_is_an_error(build: Build, photographs: Images) -> None:
-    with pytest.raises(ValueError, match="not one of the images of train"):
+    with pytest.raises(ValueError, match="none of the images of train"):
         extract_features(photographs.subset(torch.tensor([2, 7])), {"raw": raw_pixels}, device="cpu")
 
 

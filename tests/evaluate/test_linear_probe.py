@@ -257,11 +257,11 @@ def test_protocols_name_what_differs(setting: linear_probe.Config, tmp_path: Pat
 
 
 def test_one_rate_is_trained_on_everything_and_wrong_values_are_said(setting: linear_probe.Config) -> None:
-    with pytest.raises(ValueError, match="2 rates, and nothing to choose by"):
+    with pytest.raises(ValueError, match="2 rates need held-back samples"):
         replace(setting, held_back=0.0)
     with pytest.raises(ValueError, match="rates"):
         replace(setting, rates=())
-    with pytest.raises(ValueError, match="clip the heads of all rates together"):
+    with pytest.raises(ValueError, match="clips the gradients of all rates together"):
         replace(setting, train=replace(TRAINING, clip_norm=1.0))
     with pytest.raises(ValueError, match="give --data.mean 0.3"):
         linear_probe.run(replace(setting, data=replace(setting.data, mean=(0.5,))))

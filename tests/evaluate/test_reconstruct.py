@@ -187,3 +187,20 @@ def test_a_gallery_of_real_photographs(build: Build, real_data: Path, tmp_path: 
     assert set(make_gallery(model, images, GalleryConfig(measured=4), path=None)["psnr"]) == {
         "model", "visible_blend", "visible_mean", "visible_nearest",
     }  # fmt: skip
+
+
+def test_painted_pixels_are_hidden_and_predicted(build) -> None:
+    model, x = build(size=(12, 16)), torch.rand(2, 3, 12, 16)
+    painted = torch.zeros(12, 16)
+    painted[4:8, 8:] = 1
+    found = model.reconstruct(x, hidden=painted)
+    assert torch.equal(found.visible.isnan()[:, 0], (painted > 0).expand(2, -1, -1))
+    assert torch.equal(found.predicted.isfinite()[:, 0], (painted > 0).expand(2, -1, -1))
+    other = torch.zeros(16, 24)
+    other[1:9, 9:15] = 1  # most of one unit of 8 pixels
+    units = build(size=(16, 24), masker=RandomMasker.Config(unit=2)).reconstruct(torch.rand(1, 3, 16, 24), hidden=other)
+    expected = torch.zeros(16, 24, dtype=torch.bool)
+    expected[:8, 8:16] = True
+    assert torch.equal(units.visible.isnan()[0, 0], expected)
+    with pytest.raises(ValueError, match="give one of them"):
+        model.reconstruct(x, hidden=painted, ratio=0.5)

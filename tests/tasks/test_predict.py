@@ -78,13 +78,13 @@ def test_what_cannot_be_is_said(model: Path, build: Callable[..., MaskedModel], 
     for split in ("train", "val"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "splits" / split / "cat" / "0.png")
-    with pytest.raises(ValueError, match="name the folder or file of one"):
+    with pytest.raises(ValueError, match="give the folder or file of one"):
         run(Config(inputs=(str(model), str(tmp_path / "splits")), device="cpu"))
 
 
 def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_path: Path) -> None:
     """A segmenter's classes are those of `segment`, at each image's own size; a detector's boxes lie inside."""
-    from mmm.dense.detector import Detector, DetectorConfig
+    from mmm.dense.detector import Detector, MaskRCNN
     from mmm.dense.heads import LinearHead
     from mmm.dense.segmenter import Segmenter
     from tasks.predict import Config, run
@@ -99,14 +99,14 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
     assert sum("problem" in row for row in found) == 1
     for row in found:
         if "problem" not in row:
-            image = np.asarray(Image.open(row["name"] if Path(row["name"]).exists() else folder / Path(row["name"]).name))
+            image = np.array(Image.open(row["name"] if Path(row["name"]).exists() else folder / Path(row["name"]).name))
             mask = np.asarray(Image.open(row["files"][0]))
             assert mask.shape == image.shape[:2] == (30, 20)
             assert row["classes"].get("sea", 0) == pytest.approx((mask == 1).mean())
             mean, std = (torch.tensor(values)[:, None, None] for values in (built.data.mean, built.data.std))
             x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
             assert (segmenter.segment(x).argmax(1)[0].numpy() == mask).mean() > 0.999
-    small = DetectorConfig(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
+    small = MaskRCNN.Config(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
     other = build((16, 16))  # whose attention gets relative positions
     Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data).save_pretrained(tmp_path / "detector")
     out = tmp_path / "objects.csv"

@@ -16,6 +16,8 @@ import mmm
 RunRecipe = Callable[..., dict[str, Any]]
 TARGETS: dict[str, list[str]] = {
     "latent": ["--target.name", "latent", "--target.decay", "0.9"],
+    "pair": ["--target.name", "pair", "--target.first.name", "codes", "--target.first.codes", "16", "--target.first.samples", "64"],
+    "prototypes": ["--target.name", "prototypes", "--target.prototypes", "32", "--target.hidden", "24", "--target.decay", "0.9"],
     "clusters": ["--target.name", "clusters", "--target.clusters", "32", "--target.decay", "0.9"],
 }
 

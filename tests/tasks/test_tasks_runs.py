@@ -217,7 +217,7 @@ def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pyte
 
 def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu"])
-    assert "put back from the ORIGINAL" in capsys.readouterr().out
+    assert "taken from the ORIGINAL" in capsys.readouterr().out
     found = Record.read(trained).evaluations["reconstruction"]
     assert Path(found["picture"]) == trained / "pictures" / "reconstruction_00000002.png"
     assert Image.open(found["picture"]).format == "PNG"
@@ -227,6 +227,17 @@ def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixt
     assert "(50%)" in capsys.readouterr().out
     assert (tmp_path / "half.png").exists()
     assert Record.read(trained).evaluations["reconstruction"] == found  # another question is not the run's result
+    painted = Image.new("L", (60, 60))
+    painted.paste(255, (0, 0, 30, 60))
+    painted.save(tmp_path / "left.png")
+    few = ["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", "--hide"]
+    main([*few, str(tmp_path / "left.png")])
+    assert (trained / "pictures" / "reconstruction_00000002_hide-left.png").is_file()
+    assert "50" in capsys.readouterr().out
+    for extra, words in ((["--ratio", "0.5"], "give one of them"), ([], "nowhere.png")):
+        with pytest.raises(SystemExit):
+            main([*few, str(tmp_path / ("left.png" if extra else "nowhere.png")), *extra])
+        assert words in capsys.readouterr().err
 
 
 def test_reconstruct_shows_all_of_a_folder_that_was_named(trained: Path, tiles: Path, tmp_path: Path) -> None:
@@ -295,7 +306,7 @@ def test_records_are_read_while_they_are_written(trained: Path, tmp_path: Path) 
     assert Image.open(draw_loss(run.path, tmp_path / "new" / "loss.png")).size[0] > 900
     with (trained / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is no JSON"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is not JSON"):
         Record.read(trained)
 
 
@@ -390,7 +401,7 @@ def test_a_variant_that_equals_the_base_counts_once(
     records = [Record.read(path) for path in (runs["75-3"], twin, runs["75-4"], runs["50-3"])]
     groups = compare.group_runs(records)
     assert [[run.path for run in group.runs] for group in groups] == [[runs["75-3"], runs["75-4"]], [runs["50-3"]]]
-    assert f"{twin} has the choices and the seed of {runs['75-3']}" in caplog.text
+    assert f"{twin} has the same options and seed as {runs['75-3']}" in caplog.text
     alone = [group.label for group in compare.group_runs(records[:2])]  # nothing differs: two rows, told apart by their folders
     assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
 

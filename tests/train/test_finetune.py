@@ -273,7 +273,7 @@ def test_a_norm_that_the_model_lacks_is_said(build: Callable[..., MaskedModel], 
     model = build(decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"))
     encoder: Any = adapt_encoder(model, Input(size=(12, 16)), drop_path=0.0, last_norm=True)
     assert torch.equal(encoder.norm.weight, torch.ones(24))
-    assert "no norm.bias and norm.weight; it starts afresh" in caplog.text
+    assert "no norm.bias and norm.weight; it is newly initialised" in caplog.text
 
 
 # --- exact resume -----------------------------------------------------------------------------------------------------------

@@ -506,7 +506,7 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.Monke
         raise OSError("no route, token hf_abcdef\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ValueError, match="somebody/nothing does not exist here, and the hub gave nothing") as said:
+    with pytest.raises(ValueError, match="somebody/nothing does not exist here, and it could not be downloaded") as said:
         mmm.load("somebody/nothing")
     assert "hf_abcdef" not in str(said.value)
     assert "\n" not in str(said.value)

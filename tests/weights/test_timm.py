@@ -101,8 +101,7 @@ def test_what_is_assumed_for_a_bare_file_is_said(tmp_path: Path, caplog: pytest.
         ({"architecture": "hf-hub:somebody/model"}, "timm has no architecture 'hf-hub:somebody/model'"),
         ({"architecture": NAME, "model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args checkpoint_path cannot be read"),
         ({"architecture": NAME, "model_args": {"depth": 10**9}}, "model_args depth cannot be read"),
-        ({"architecture": "resnet18"}, "what can be read are its plain vision transformers"),
-        ({"architecture": "vit_base_patch32_clip_quickgelu_224"}, "plain vision transformers with GELU"),
+        ({"architecture": "resnet18"}, "read as timm's layout of another backbone: resnet18"),
     ],
 )
 def test_architectures_that_cannot_be_read_are_named(tmp_path: Path, config: dict[str, object], said: str) -> None:

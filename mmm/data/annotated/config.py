@@ -113,3 +113,5 @@ class ObjectsConfig(AnnotatedConfig):
     """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
     classes: int | None = None
     """Number of classes; found when the data is opened, and kept in the run's config."""
+    one_class: bool = False
+    """Take all objects for one class, `object`: to find them and not to name them."""

@@ -168,6 +168,9 @@ def open_objects(config: ObjectsConfig, split: str, *, masks: bool = True) -> An
     tables: dict[str, ObjectTable] = {}
     table, rows, where = select_rows(config, split, _AsSource(tables, find_objects(config)))
     (found,) = tables.values()
+    if config.one_class:
+        found = replace(found, objects=[replace(one, labels=torch.zeros_like(one.labels)) for one in found.objects])
+        table = replace(table, classes=("object",))
     if masks:
         bare = sum(
             mask is None and not crowd for one in found.objects for mask, crowd in zip(one.masks, one.crowd.tolist(), strict=True)

@@ -21,7 +21,7 @@ class CachedColumn:
 
     Args:
         column: encoded images.
-        channels: of the pixels.
+        channels: number of channels of the pixels.
 
     Raises:
         ValueError: where the pixels would take more than half of the memory.

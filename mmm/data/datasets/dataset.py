@@ -83,9 +83,9 @@ class Dataset(Generic[C]):
         """Applies `data.augment`, where it is set, to one training sample in place.
 
         Args:
-            index: of the input that the sample was cut from.
+            index: index of the input that the sample was cut from.
             frames: uint8 (T, h, w, C).
-            key: of the sample, int64 ().
+            key: key of the sample, int64 ().
 
         Raises:
             ValueError: naming the input and the operation that failed.

@@ -34,7 +34,7 @@ class Images(Dataset[ImagesConfig]):
         """Decodes one image to uint8 (H, W, C).
 
         Args:
-            index: of the image.
+            index: index of the image.
             size_hint: the image may be decoded to a smaller size, with neither side below this many pixels.
 
         Raises:
@@ -66,7 +66,7 @@ class Images(Dataset[ImagesConfig]):
         """Random resized crops, a pure function of the images and the keys.
 
         Args:
-            index: of the images, int64 (b,).
+            index: indices of the images, int64 (b,).
             keys: one for each of the R crops of an image, image after image, (b R,).
 
         Returns:

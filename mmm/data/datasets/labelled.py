@@ -66,7 +66,7 @@ def open_labelled_splits(data: DataConfig, *, test_split: str | None, held_back:
         data: where they are.
         test_split: the split to score. None: the evaluation split.
         held_back: share of the training samples for validation.
-        seed: of the choice of these samples.
+        seed: random seed of the choice of these samples.
 
     Raises:
         ValueError: where there are no samples or no labels, or the splits do not have the same classes.
@@ -118,7 +118,7 @@ def check_classes(train: Tensor, test: Tensor, where: str, names: Sequence[str] 
     Args:
         train, test: labels, int64 (N,) and (M,); negative ones are missing.
         where: the samples that are scored, for messages.
-        names: of the classes.
+        names: names of the classes.
 
     Raises:
         ValueError: where they have no class in common, so that each accuracy would be 0.

@@ -26,7 +26,7 @@ class Mixture:
     Args:
         parts: the sources, opened.
         updates: number of updates of each source in a cycle.
-        seed: of the run.
+        seed: random seed of the run.
     """
 
     def __init__(self, parts: Sequence[Part], updates: Sequence[int], seed: int) -> None:

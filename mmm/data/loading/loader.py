@@ -77,7 +77,7 @@ class Batch:
     Attributes:
         pixels: uint8 (B, C, ..., h, w); empty before `to` where the crops are deferred.
         keys: the source of all random numbers of a sample, int64 (B,).
-        index: of the samples in the data set, int64 (B,); of the substitute where an input was replaced.
+        index: indices of the samples in the data set, int64 (B,). A replaced input has the index of its substitute.
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
@@ -215,10 +215,10 @@ def train_batches(
 
     Args:
         samples: the data set.
-        config: of the data; only the numbers of workers and views are read here.
-        seed: of the run.
+        config: config of the data; only the numbers of workers and views are read here.
+        seed: random seed of the run.
         batch_size: samples of a micro-batch of one process.
-        steps: of the whole run; steps - start_step are yielded.
+        steps: number of updates of the whole run; steps - start_step are yielded.
         start_step: the first step.
         accumulation: micro-batches per step and process.
         world, rank: number of processes, and the number of this one.
@@ -251,7 +251,7 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
 
     Args:
         samples: the data set.
-        config: of the data; only the numbers of workers and views are read here.
+        config: config of the data; only the numbers of workers and views are read here.
         batch_size: samples, of which an input gives V; the last batch may be smaller.
         world, rank: number of processes, and the number of this one.
     """

@@ -18,7 +18,7 @@ class Order:
 
     Args:
         n: number of samples in the data set.
-        seed: of the run.
+        seed: random seed of the run.
         source: number of the data set among several that a run mixes; two of equal length have different permutations.
         group: number of these samples among the groups of one source.
     """
@@ -56,8 +56,8 @@ class WeightedOrder:
 
     Args:
         groups: the indices of each group's samples, int64 (n_i,); empty groups are left out.
-        weights: of the groups, whole numbers.
-        seed: of the run.
+        weights: a whole number for each group.
+        seed: random seed of the run.
         source: see `Order`.
     """
 

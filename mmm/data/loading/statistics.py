@@ -35,7 +35,7 @@ class Statistics:
         inputs: in the data set.
         read: inputs that were measured.
         unreadable: the names of those that cannot be read, with the reasons.
-        mean, std: of each channel of the samples that evaluation takes, from 0 to 1, over all pixels.
+        mean, std: mean and standard deviation of each channel over all pixels of evaluation samples, from 0 to 1.
         grey: whether the channels of every sample are equal.
         facts: least, median and largest of each property, for instance height in pixels.
     """

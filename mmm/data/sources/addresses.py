@@ -90,7 +90,7 @@ class RemoteFiles:
     """Files at addresses, by number. Subclasses implement `fetch_once`.
 
     Args:
-        addresses: of the files.
+        addresses: addresses of the files.
     """
 
     is_local = False
@@ -194,7 +194,7 @@ class FsspecFiles(RemoteFiles):
     """Files at addresses that fsspec opens.
 
     Args:
-        addresses: of the files.
+        addresses: addresses of the files.
         sizes: in bytes, where they are listed; the files are then not checked one by one for changes.
     """
 
@@ -239,7 +239,7 @@ class RemoteTree:
 
     Args:
         root: its address, which ends in `/`.
-        sizes: of the files below it in bytes, by their full addresses, sorted.
+        sizes: sizes of the files below it in bytes, by their full addresses, sorted.
     """
 
     def __init__(self, root: str, sizes: Mapping[str, int]) -> None:

@@ -28,7 +28,7 @@ class FileColumn:
 
     Args:
         root: the folder.
-        paths: of the samples.
+        paths: paths of the samples.
         split: first part of the samples' names, so that files of two splits have different names.
     """
 

@@ -197,7 +197,7 @@ def dataset_table(
         columns: the columns of samples and labels, where they are named.
         medium: images or videos.
         root: see `ArrowColumn`.
-        fingerprint: of the samples. None: the data set's own.
+        fingerprint: fingerprint of the samples. None: the data set's own.
 
     Raises:
         ValueError: where it is not clear which column holds the samples, or labels are neither whole numbers nor names.

@@ -107,7 +107,7 @@ class ArrayColumn:
 
     Args:
         values: (N, H, W), (N, H, W, C) or (N, C, H, W).
-        names: of the images, or the first word of all names.
+        names: names of the images, or the first word of all names.
     """
 
     def __init__(self, values: NDArray[Any], names: Sequence[str] | str) -> None:

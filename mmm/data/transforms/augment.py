@@ -48,8 +48,8 @@ def erase(x: Tensor, keys: Tensor, probability: float) -> Tensor:
 
     Args:
         x: normalised, float (B, C, ..., h, w).
-        keys: of the samples, int64 (B,), on the CPU, so that the choice of samples needs no synchronization.
-        probability: of each sample to be changed.
+        keys: keys of the samples, int64 (B,), on the CPU, so that the choice of samples needs no synchronization.
+        probability: probability that a sample is changed.
 
     Returns:
         x.

@@ -26,7 +26,7 @@ def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple
 
     Args:
         keys: (B,).
-        heights, widths: of the videos, pixels, int64 (B,).
+        heights, widths: heights and widths of the videos, pixels, int64 (B,).
         size: h, w.
         sides: shares of the short side, in falling order.
 

@@ -28,7 +28,7 @@ class DeferredCrop:
 
     Attributes:
         pixels: uint8 ([T,] H, W, C).
-        boxes: of the crops, relative to the region's corner.
+        boxes: boxes of the crops, relative to the region's corner.
     """
 
     pixels: Tensor
@@ -48,8 +48,8 @@ class DeferredCrops:
 
     Attributes:
         inputs: the regions of each input, b lists; an empty list for an input that could not be read.
-        shape: of a sample, (C, [T,] h, w).
-        kernel: of the antialiased resize.
+        shape: shape of a sample, (C, [T,] h, w).
+        kernel: kernel of the antialiased resize.
     """
 
     inputs: list[list[DeferredCrop]]

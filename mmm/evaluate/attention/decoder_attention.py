@@ -1,9 +1,10 @@
-"""Attention of a decoder's predicted tokens to visible tokens and to hidden ones.
+"""Attention of the predicted tokens of a decoder to visible and to hidden tokens.
 
 Two measures, averaged over samples, heads and predicted tokens:
 
 - the share of each set of tokens: the attention to prefix, visible, the token itself and the other hidden tokens, which sums to 1;
-- the attention to one token of a set, relative to evenly spread attention: 1 means that a token of the set gets what any would.
+- the attention to one token of a set, relative to even attention: 1 means that tokens of the set get the same attention as the
+average token.
 
 CrossMAE's argument against MAE's decoder rests on attention (Fu et al., TMLR 2025, figure 1 and table 6): 1.42 to visible tokens,
 0.39 to masked ones. Those are mean weights for one key, summed over the 8 blocks and 16 heads of the decoder, with the class token
@@ -42,11 +43,11 @@ def watching(decoder: nn.Module, see: See) -> Iterator[None]:
     """Calls `see` with the name, the module and the input of each attention layer of a decoder before it runs.
 
     Raises:
-        ValueError: where the decoder has no attention of a kind that is known here.
+        ValueError: the decoder has no attention layer of a supported type.
     """
     layers = {name: part for name, part in decoder.named_modules() if isinstance(part, (SelfAttention, CrossAttention))}
     if not layers:
-        raise ValueError(f"a decoder of type {type(decoder).__name__} has no attention to look at; give a model whose decoder has")
+        raise ValueError(f"a decoder of type {type(decoder).__name__} has no attention layer; give a model whose decoder has one")
     handles = [part.register_forward_pre_hook(partial(_pass_on, see, name)) for name, part in layers.items()]
     try:
         yield
@@ -60,7 +61,7 @@ def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -
 
 
 def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
-    """Attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from the layer's input."""
+    """Returns the attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from its input."""
     assert isinstance(layer, (SelfAttention, CrossAttention))
     compared = layer.queries_keys_values(*cast(Any, inputs))
     q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in compared)
@@ -74,8 +75,8 @@ class Layer:
 
     Attributes:
         reads: `all`, `encoded` or `predicted` tokens.
-        shares: of each of `SETS`, fp64 (4,), times samples.
-        evenly: the shares that evenly spread attention would have, (4,).
+        shares: share of each of `SETS`, summed over the samples, fp64 (4,).
+        evenly: the shares of even attention, (4,).
         keys: K.
         heads: h.
     """
@@ -92,8 +93,8 @@ class DecoderAttention:
     """Accumulates the attention of a decoder over batches.
 
     Attributes:
-        layers: by name, in the decoder's order.
-        samples: how many were counted.
+        layers: attention of each layer by name, in the order of the decoder.
+        samples: number of samples.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class DecoderAttention:
         self.samples += rows
 
     def result(self) -> dict[str, Any]:
-        """Returns plain numbers: those of every layer, and the mean over the layers that read the same tokens."""
+        """Returns the results as plain numbers: for each layer, and the mean over the layers that read the same tokens."""
         layers = [{"layer": name, **self._numbers([layer])} for name, layer in self.layers.items()]
         found: dict[str, Any] = {"layers": layers, "mean": {}}
         for reads in dict.fromkeys(layer.reads for layer in self.layers.values()):
@@ -125,7 +126,7 @@ class DecoderAttention:
         return found
 
     def _numbers(self, layers: list[Layer]) -> dict[str, Any]:
-        """The mean of some layers that read the same."""
+        """Returns the mean over layers that read the same tokens."""
         share = torch.stack([layer.shares for layer in layers]).mean(0) / self.samples
         evenly = layers[0].evenly
         one = {
@@ -155,7 +156,8 @@ class DecoderAttention:
 
 
 def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> tuple[str, tuple[int, int, int, int]]:
-    """Returns what a layer reads, and the number of its keys in each of `SETS`, in their order along K, the token itself aside."""
+    """Returns which tokens a layer reads, and the number of its keys in each of `SETS`. Keys are in this order along K, except for
+    the token itself."""
     queries, keys = weights.shape[2:]
     encoded = features.prefix + features.where.shape[1]
     if isinstance(layer, CrossAttention):
@@ -167,7 +169,8 @@ def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> 
 
 
 def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
-    """The share of each set, mean over samples, heads and queries, fp64 (4,). The predicted tokens are the last keys, if any."""
+    """Returns the share of each set, averaged over samples, heads and queries, fp64 (4,). Predicted tokens, if any, are the last
+    keys."""
     weights = weights.cpu().double()
     each = weights.mean((0, 1, 2))  # (K,)
     prefix, visible, itself, _ = counts
@@ -177,5 +180,5 @@ def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
 
 
 def _ratio(share: Tensor, evenly: Tensor) -> float | None:
-    """Attention to one token of a set relative to even attention; None for an empty set."""
+    """Returns the attention to one token of a set relative to even attention. None: the set is empty."""
     return (share / evenly).item() if evenly else None

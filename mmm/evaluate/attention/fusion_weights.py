@@ -1,7 +1,8 @@
 """Weights of inter-block fusion: the encoder maps that each decoder block reads (Fu et al., TMLR 2025, section 3.4).
 
-The weights of a block alone say little, because the maps differ in size and each weighted sum is normalised. So there are two
-measures: the weights as they are, and the contribution of each map: |weight| times its root mean square, as a share of the block's.
+The weights alone are hard to compare, because the maps differ in size and each weighted sum is normalised. So there are two
+measures: the weights themselves, and the contribution of each map, which is |weight| times its root mean square, as a share of the
+sum over the maps of the block.
 
 Shapes: d decoder blocks, k maps (0 is what enters the encoder's first block).
 """
@@ -19,7 +20,7 @@ from mmm.decoders.fusion import LinearFusion
 
 
 def fusion_of(decoder: nn.Module) -> LinearFusion | None:
-    """Returns the decoder's learned fusion, or None where it has none."""
+    """Returns the learned fusion of a decoder. None: it has none."""
     return next((part for part in decoder.modules() if isinstance(part, LinearFusion)), None)
 
 
@@ -28,7 +29,7 @@ class MapSizes:
     """Accumulates the mean squares of the encoder's maps over batches.
 
     Attributes:
-        squares: the sum of each map's mean squares, fp64, by its number.
+        squares: sum of the mean squares of each map, by its number.
         samples: number of samples.
     """
 
@@ -44,7 +45,7 @@ class MapSizes:
         self.samples += many
 
     def of(self, blocks: tuple[int, ...]) -> Tensor:
-        """The root mean square of each map, fp64 (k,)."""
+        """Returns the root mean square of each map, fp64 (k,)."""
         return torch.tensor([self.squares[block] / self.samples for block in blocks], dtype=torch.float64).sqrt()
 
 

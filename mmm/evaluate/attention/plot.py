@@ -1,4 +1,4 @@
-"""Attention and fusion weights of a decoder, measured over samples: as numbers, text and plots."""
+"""Attention and fusion weights of a decoder over many samples, as numbers, text and plots."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 NAMES = {"prefix": "class token", "visible": "visible tokens", "itself": "the token itself", "other_hidden": "other hidden tokens"}
 SHADES = {"prefix": "#b9c0cc", "visible": COLOURS[0], "itself": COLOURS[4], "other_hidden": COLOURS[1]}
-WRITTEN = 16  # maps up to which numbers are written into a heat map
+WRITTEN = 16  # largest number of maps for which a heat map contains numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(CheckedConfig):
-    """The samples over which a decoder's attention is measured."""
+    """Options of the samples over which attention is measured."""
 
     samples: Positive | None = 256
     """Samples, chosen by key; None: all."""
@@ -48,17 +48,17 @@ def measure_attention(
     Args:
         model: on its device.
         images: the part of the data.
-        dtype: of autocast; None: fp32.
+        dtype: type for autocast. None: fp32.
 
     Returns:
         `samples`; `attention`, see `DecoderAttention.result`; `fusion`, see `fusion_weights`, or None; `problems`, the inputs that
         cannot be read.
 
     Raises:
-        ValueError: where the model has no decoder with attention, or nothing can be read.
+        ValueError: the model has no decoder with attention, or no sample can be read.
     """
     if model.decoder is None:
-        raise ValueError("this model holds an encoder without a decoder, so there is no attention to measure; give a whole model")
+        raise ValueError("the model is an encoder without a decoder, so there is no attention to measure; give one with a decoder")
     part, device = choose(images, config.samples, config.mask_seed), next(model.parameters()).device
     data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), []
     batches = eval_batches(part, part.config, batch_size=batch_size)
@@ -85,19 +85,19 @@ def measure_attention(
 
 
 def format_attention(found: dict[str, Any]) -> str:
-    """The means as lines of text."""
+    """Returns the means as lines of text."""
     lines = [f"Attention of the predicted tokens, mean over the decoder's layers and {found['samples']:,} samples:"]
     for reads, mean in found["attention"]["mean"].items():
         lines.append(f"  to {READS[reads]}:")
         for name in ("prefix", "visible", "hidden"):
             label, one = {"hidden": "hidden tokens"}.get(name) or NAMES[name], mean["to_one_token"].get(name)
-            times = "" if one is None else f"   to one of them {one:.2f} x what even attention gives"
+            times = "" if one is None else f"   to one of them {one:.2f} x even attention"
             lines.append(f"    {mean['share'][name]:6.1%}  {label}{times}")
     return "\n".join(lines)
 
 
 def draw_attention(found: dict[str, Any], path: Path, title: str) -> Path:
-    """Bars of the shares, one a decoder layer, with a mark where even attention would put the end of the visible tokens."""
+    """Draws a bar of shares for each decoder layer, with a mark at the share of visible tokens in even attention."""
     layers = found["attention"]["layers"]
     figure = new_figure(max(6.4, 2.4 + 0.42 * len(layers)), 4.2)
     axes = figure.add_subplot()
@@ -112,7 +112,7 @@ def draw_attention(found: dict[str, Any], path: Path, title: str) -> Path:
 
 
 def _bars(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Standing bars, their parts in the order of `SETS`."""
+    """Draws vertical bars, with parts in the order of `SETS`."""
     ends = [0.0] * len(layers)
     for name in SETS:
         values = [layer["share"][name] for layer in layers]
@@ -122,7 +122,7 @@ def _bars(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
 
 
 def _marks(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """A broken line across each bar that could have been otherwise."""
+    """Draws a broken line at the share of even attention across each bar."""
     for place, layer in enumerate(layers):
         even = layer["evenly"]["prefix"] + layer["evenly"]["visible"]
         if 0 < even < 1:
@@ -131,13 +131,13 @@ def _marks(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
 
 
 def _ticks(layers: Sequence[dict[str, Any]]) -> list[str]:
-    """The number of each layer's block, counted from 1; with a + where it is attention among predicted tokens only."""
+    """Returns the number of each layer's block, counted from 1, with a + for attention among predicted tokens only."""
     numbers = [next((int(word) + 1 for word in layer["layer"].split(".") if word.isdecimal()), 1) for layer in layers]
     return [f"{number}{'+' if layer['reads'] == 'predicted' else ''}" for number, layer in zip(numbers, layers, strict=True)]
 
 
 def draw_fusion(fusion: dict[str, Any], path: Path, title: str) -> Path:
-    """Two heat maps, decoder block by encoder block: the weights as they are, and what each map contributes."""
+    """Draws two heat maps of decoder blocks and encoder blocks: the weights, and the contribution of each map."""
     rows, columns = len(fusion["weights"]), len(fusion["maps"])
     figure = new_figure(max(7.6, 1.6 + (0.84 if columns <= WRITTEN else 0.5) * columns), max(3.2, 1.7 + 0.34 * rows))
     left, right = figure.subplots(1, 2)
@@ -149,7 +149,7 @@ def draw_fusion(fusion: dict[str, Any], path: Path, title: str) -> Path:
 
 
 def _heat(axes: Axes, fusion: dict[str, Any], name: str, title: str, style: dict[str, Any]) -> None:
-    """One heat map, its numbers in hundredths where they fit."""
+    """Draws a heat map, with numbers in hundredths if they fit."""
     values = torch.tensor(fusion[name])
     axes.imshow(values.numpy(), aspect="auto", **style)
     plain(axes, "encoder block (in: the input of the first)" if fusion["maps"][0] == 0 else "encoder block", "decoder block")

@@ -120,7 +120,7 @@ def evaluate_detector(
     Raises:
         ValueError: not one image could be read.
     """
-    score, data, device = DetectionScore(model.classes, masks=model.config.masks), part.config, accelerator.device
+    score, data, device = DetectionScore(model.classes, masks=model.config.predicts_masks), part.config, accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
     read = torch.zeros((), dtype=torch.int64, device=device)
     batches = eval_batches(part, data, batch_size=batch_size, world=world, rank=rank)

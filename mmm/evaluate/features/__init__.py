@@ -1,1 +1,1 @@
-"""Frozen features and what is computed from them."""
+"""Frozen features, and evaluations of them."""

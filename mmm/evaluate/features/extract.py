@@ -1,7 +1,7 @@
-"""Features of a data set on disk: any layers of an encoder, pooled or all tokens, in shards that survive a stop.
+"""Features of a data set in a file: any layers of an encoder, pooled or all tokens. Finished shards are kept if the work is
+interrupted.
 
-The inputs of a shard and their batches follow from its number alone, so that a shard has the same bits whichever process computes
-it and however often the work was stopped.
+The inputs and batches of a shard depend only on its number, so that it has the same bits whichever process computes it.
 
 Shapes: b inputs, V views of each, C channels, R prefix tokens, N tokens, D width.
 """
@@ -41,20 +41,20 @@ class ExtractConfig(CheckedConfig):
     """The features to extract, and the size of a shard."""
 
     layers: tuple[str, ...] = (LAST,)
-    """Layers: last (after the final norm, where there is one), or numbers of blocks; 0 is what enters the first."""
+    """Layers: last (after the final norm, if there is one), or numbers of blocks; 0 is the input of the first block."""
 
     pooling: Literal["mean", "class", "tokens"] = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or all tokens, the class token first."""
 
     views: Literal["mean", "all"] = "mean"
-    """Features of the clips and crops of a video: their mean, or a row for each."""
+    """Features of a video: the mean over its clips and crops, or a row for each of them."""
 
     every: AboveZero | None = None
-    """Seconds from the start of a video's clip to that of the next: sliding windows over whole videos, each a row with its time;
-    None: the clips of evaluation, eval_clips."""
+    """Seconds between the starts of sliding windows over whole videos, each a row with its time. None: the clips of evaluation
+    (eval_clips)."""
 
     shard: Positive = 4096
-    """Inputs of a shard, the most that a stop can cost a process."""
+    """Inputs per shard. An interruption loses at most one unfinished shard per process."""
 
     def validate(self) -> None:
         wrong = [layer for layer in self.layers if layer != LAST and not layer.isdecimal()]
@@ -72,7 +72,7 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
     tokens.
 
     Raises:
-        ValueError: where the encoder has no such layer, or no class token.
+        ValueError: the encoder has no such layer, or no class token.
     """
     depth, prefix = model.encoder.shape.depth, model.encoder.shape.prefix
     first = model.encoder.shape.class_tokens
@@ -99,7 +99,7 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
 
 
 def identity_of(model: MaskedModel, part: Images | Clips) -> dict[str, Any]:
-    """Identity of features: plain values that change with the model, the data, and how samples are cut from it."""
+    """Returns plain values that identify features: they change with the model, the data, and the way in which samples are cut."""
     data = part.config
     clips = {"eval_clips": getattr(data, "eval_clips", 1), "eval_crops": getattr(data, "eval_crops", 1)}
     names = ("frames", "stride", "fps", "sampling")
@@ -123,25 +123,25 @@ def extract(
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Computes the missing shards, each process its share; the main process then joins them into one file.
+    """Computes the missing shards, a share of them in each process. The main process then joins all shards into one file.
 
     Args:
         model: on its device.
-        part: what to read; each input once, none put in an unreadable one's place.
+        part: the samples. Each input is read once; unreadable inputs are left out.
         store: the file to write, for this model and this data.
-        dtype: of autocast; None: fp32.
-        batch_size: of a process, views.
+        dtype: type for autocast. None: fp32.
+        batch_size: number of views per process and batch.
 
     Returns:
         The manifest, see `mmm.evaluate.features.store`.
 
     Raises:
-        ValueError: where the store holds other features, or not one input can be read.
+        ValueError: the store holds other features, or no input can be read.
     """
     make = layered(model, config, dtype)
     device = next(model.parameters()).device
     missing = on_main(accelerator, store.missing)
-    logger.info("%d of %d shards are to be made", len(missing), store.shards)
+    logger.info("%d of %d shards are missing", len(missing), store.shards)
     for number in missing[accelerator.process_index :: accelerator.num_processes]:
         first, end = store.inputs_of(number)
         tensors, problems = _features(part, first, end, make, config, device, batch_size)

@@ -1,4 +1,4 @@
-"""Joins shards of features into one file; one tensor of one shard is in memory at a time.
+"""Joins shards of features into one file, with one tensor of one shard in memory at a time.
 
 Shapes: n rows of all shards, s... a row's values of one layer.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROWS = ("index", "view", "time")  # tensors of a shard that are not layers; time is in seconds
-KINDS = {torch.int64: "I64", torch.float32: "F32"}  # as safetensors calls them
+KINDS = {torch.int64: "I64", torch.float32: "F32"}  # names of types in safetensors
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Rows:
     """The rows of all shards.
 
     Attributes:
-        paths: of the shards that hold a row, in order.
-        counts: rows of each.
-        shapes: of a row of each tensor, by name.
-        index: of each row's input, int64 (n,).
-        labels: of each row, int64 (n,), or None.
+        paths: paths of the shards that have rows, in order.
+        counts: number of rows of each shard.
+        shapes: shape of a row of each tensor, by name.
+        index: input of each row, int64 (n,).
+        labels: label of each row, int64 (n,), or None.
     """
 
     paths: list[Path]
@@ -42,7 +42,7 @@ class Rows:
 
     @classmethod
     def of(cls, paths: Sequence[Path], labels: Tensor | None) -> Rows:
-        """Reads the shapes and indices of shards, whose inputs have these labels, (N,) by index."""
+        """Reads the shapes and indices of shards. The labels (N,) are those of all inputs."""
         kept, indices = [], [torch.empty(0, dtype=torch.int64)]
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
@@ -65,7 +65,7 @@ class Rows:
         return [name for name in self.shapes if name not in ROWS]
 
     def columns(self) -> dict[str, tuple[torch.dtype, Iterator[Tensor]]]:
-        """The type of each column, and its rows shard by shard."""
+        """Returns the type of each column, and an iterator over its rows, shard by shard."""
         found: dict[str, tuple[torch.dtype, Iterator[Tensor]]] = {"index": (torch.int64, iter([self.index]))}
         if self.labels is not None:
             found["label"] = (torch.int64, iter([self.labels]))
@@ -84,7 +84,7 @@ class Rows:
 def write_safetensors(path: Path, rows: Rows, names: Sequence[str]) -> None:
     """Writes one tensor per column; names stay in the manifest, because the format holds no text.
 
-    Its layout: the header's length, 8 bytes, little endian; the header, JSON; the tensors' bytes one behind the other.
+    The file consists of the length of the header (8 bytes, little endian), the header as JSON, and the bytes of the tensors.
     """
     header: dict[str, Any] = {}
     start = 0

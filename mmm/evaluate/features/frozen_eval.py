@@ -1,6 +1,6 @@
 """Frozen-feature evaluation: the accuracy of nearest neighbours and of a linear classifier trained on few labels.
 
-The accuracy of a trained encoder says little without those of the same encoder with random weights and of raw pixels.
+The accuracy of a trained encoder is compared with that of the same encoder with random weights and with that of raw pixels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pix
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureEvalConfig(CheckedConfig):
-    """The features and the classifiers on them."""
+    """Options of the features and of the classifiers."""
 
     k: Positive = 20
     """Nearest training samples that vote for the class of a sample."""
 
     labels_per_class: Positive = 200
-    """Labels per class for the linear classifier, chosen by key; all of a class with fewer."""
+    """Labels per class for the linear classifier, chosen by key. A class with fewer labels is used completely."""
 
     pooling: Pooling = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
@@ -57,7 +57,7 @@ class FrozenFeatures(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, FeatureEvalConfig):
-        """The features and the classifiers on them, and how often they are evaluated."""
+        """Options of the features, of the classifiers, and of the interval between evaluations."""
 
     config: Config
     needs_labels = True
@@ -104,14 +104,14 @@ def evaluate_features(
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
         train: samples whose labels may be used.
-        test: samples to score; they choose nothing.
-        dtype: of autocast; None: fp32.
+        test: samples to score. No setting is chosen by them.
+        dtype: type for autocast. None: fp32.
 
     Returns:
         See `score_features`.
 
     Raises:
-        ValueError: without labels, where no class of the test samples is trained on, or where nothing can be read.
+        ValueError: there are no labels, no class of the test samples occurs in training, or no sample can be read.
     """
     parts = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
     for part in parts:
@@ -132,17 +132,18 @@ def score_features(
     pooling: str,
     device: torch.device | str,
 ) -> dict[str, Any]:
-    """Scores features that are computed, by their names.
+    """Scores features that are already computed.
 
     Args:
         train: features whose labels may be used.
         test: features to score, of the same samples under every name.
         pooling: how tokens were pooled.
-        device: to compute on.
+        device: device for the computation.
 
     Returns:
-        `train`, `test`, `classes`: numbers of them; `largest_class`: the accuracy of always predicting the most frequent class of
-        the test part; `neighbours` and `linear`: by name of the feature, see `nearest_neighbours` and `few_label_accuracy`; `k`,
+        `train`, `test`, `classes`: numbers of samples and classes; `largest_class`: the accuracy of always predicting the most
+        frequent class of the test samples; `neighbours` and `linear`: the results of `nearest_neighbours` and `few_label_accuracy`
+        by name of the feature; `k`,
         `labels_per_class`, `pooling`; `problems`: inputs that could not be read.
     """
     name = next(iter(train))
@@ -167,19 +168,19 @@ def score_features(
 
 
 def evaluate_feature_files(train: StoredFeatures, test: StoredFeatures, config: FeatureEvalConfig) -> dict[str, Any]:
-    """Scores the layers in two files of features of one model, on the CPU; see `score_features`.
+    """Scores the layers in two files of features of one model on the CPU, as `score_features` does.
 
     Args:
         train: features whose labels may be used.
         test: features to score.
 
     Raises:
-        ValueError: where they are of different models, of the same samples, without labels, or without a class in common.
+        ValueError: the files are from different models or from the same samples, or they have no labels or no class in common.
     """
     where = f"{train.path} and {test.path}"
     refuse_others(train.identity, test.identity, ("model", "pixels", "features"), where)
     if train.identity["data"]["fingerprint"] == test.identity["data"]["fingerprint"]:
-        raise ValueError(f"{where} are of the same samples, each of which would be its own neighbour; extract another split")
+        raise ValueError(f"{where} hold the same samples, and each would be its own nearest neighbour; extract another split")
     for one in (train, test):
         if one.table.labels is None or not (one.table.labels >= 0).any():
             raise ValueError(f"{one.path} holds no labels to evaluate features with; extract with --label_column")
@@ -188,7 +189,7 @@ def evaluate_feature_files(train: StoredFeatures, test: StoredFeatures, config: 
 
 
 def format_features(found: Mapping[str, Any]) -> str:
-    """The accuracies as a table of text."""
+    """Returns the accuracies as a table."""
     names = list(found["neighbours"])
     rows = [
         (f"{found['k']} nearest neighbours", found["neighbours"]),

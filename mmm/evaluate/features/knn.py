@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours on frozen features: a classifier without any training.
+"""Weighted nearest neighbours on frozen features: a classifier without training.
 
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4: each of the k
 nearest training samples by cosine similarity s votes for its class with exp(s / 0.07).
@@ -29,7 +29,7 @@ def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k
         k: neighbours that vote; all n if there are fewer.
 
     Returns:
-        (m, C), 0 where no neighbour is of the class.
+        (m, C), 0 if no neighbour belongs to the class.
     """
     if k < 1:
         raise ValueError(f"k is {k}; at least one neighbour must vote")
@@ -45,9 +45,10 @@ def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k
 
 
 def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
-    """The share of samples whose class is among the `top` with the most votes; a class without a vote never is.
+    """Returns the share of samples whose class is among the `top` classes with most votes. A class without votes never counts as
+    predicted.
 
-    The lower of two classes with equal votes wins, so that the result does not depend on a sort.
+    Among classes with equal votes the one with the lower number comes first, so that the result does not depend on sorting.
 
     Args:
         votes: (m, C).
@@ -61,7 +62,7 @@ def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
 
 
 def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> dict[str, float]:
-    """Top-1 and top-5 accuracy, in [0, 1], of test features (m, D) among training features (n, D)."""
+    """Returns the top-1 and top-5 accuracy, in [0, 1], of test features (m, D) with neighbours from training features (n, D)."""
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
     votes = neighbour_votes(train, train_labels, test, classes, k)
     return {"top1": accuracy(votes, test_labels), "top5": accuracy(votes, test_labels, 5)}

@@ -1,6 +1,6 @@
-"""Multinomial logistic regression on frozen features, trained on few labels, with a chosen L2 penalty.
+"""Multinomial logistic regression on frozen features with few labels. A part of the labels chooses the L2 penalty.
 
-The labels are drawn, and part of them held back to choose the penalty, by key; the test part is used once, to score.
+Which labels are used, and which of them choose the penalty, is drawn by key. The test samples are scored once.
 
 Shapes: n labelled samples, m test samples, D values a feature, C classes.
 """
@@ -16,29 +16,29 @@ from torch.nn import functional as F
 from mmm.core.rng import sample_keys, scores, stream
 from mmm.evaluate.progress import progress
 
-LABELS = 101  # this file's stream of draws; those of `mmm.core.rng.Stream` belong to training
-PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, so that each fit starts from its stronger neighbour's
-BLOCK = 2**26  # logits held at once: 256 MiB in fp32
+LABELS = 101  # stream of random numbers of this file; those of `mmm.core.rng.Stream` belong to training
+PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, because each fit starts from the weights of the fit before
+BLOCK = 2**26  # number of logits in memory at once: 256 MiB in fp32
 HELD_BACK = 0.2  # fraction of the labels that choose the penalty
 
 
 def few_labels(labels: Tensor, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws `each` samples of every class (all of a class with fewer), and splits them, by key.
+    """Draws `each` samples of every class by key (all samples of a smaller class), and splits them.
 
     Args:
-        labels: int64 (N,), of all training samples.
-        each: labels a class.
-        seed: of the draw.
+        labels: labels of all training samples, int64 (N,).
+        each: labels per class.
+        seed: random seed of the draw.
 
     Returns:
-        Positions in `labels`, sorted: those to fit to, and those that choose the penalty: a fifth of each class, and none of a
-        class with a single label.
+        Two sorted lists of positions in `labels`: the samples to fit, and the samples that choose the penalty, a fifth of each
+        class with more than one label.
     """
     chance = scores(stream(sample_keys(seed, 0, torch.arange(len(labels), device=labels.device)), LABELS), 1)[:, 0]
     order = chance.argsort()
-    order = order[labels[order].argsort(stable=True)]  # by class, and by chance within one, (N,)
+    order = order[labels[order].argsort(stable=True)]  # sorted by class, in random order within a class, (N,)
     counts = labels.bincount()
-    first = (counts.cumsum(0) - counts)[labels[order]]  # where each one's class begins
+    first = (counts.cumsum(0) - counts)[labels[order]]  # start of the class of each sample
     rank = torch.arange(len(labels), device=labels.device) - first
     taken = counts.clamp(max=each)[labels[order]]
     held = (taken * HELD_BACK).round().clamp(min=1).where(taken > 1, 0)
@@ -49,7 +49,8 @@ def few_labels(labels: Tensor, each: int, seed: int = 0) -> tuple[Tensor, Tensor
 class Logistic:
     """Multinomial logistic regression: the mean cross-entropy plus `penalty` / 2 times the squared weights.
 
-    The bias is free, as in scikit-learn, whose C is 1 / (penalty n). Deterministic: full batches, a convex problem.
+    The bias has no penalty, as in scikit-learn, whose C is 1 / (penalty n). The result is deterministic: full batches and a convex
+    problem.
     """
 
     def __init__(self, features: int, classes: int, device: torch.device | str = "cpu") -> None:
@@ -57,7 +58,7 @@ class Logistic:
         self.bias = torch.zeros(classes, dtype=torch.float32, device=device, requires_grad=True)
 
     def fit(self, x: Tensor, labels: Tensor, penalty: float, *, iterations: int = 100, tolerance: float = 1e-5) -> Logistic:
-        """Continues from the present weights to the optimum for x (n, D) and labels int64 (n,)."""
+        """Optimises the weights for x (n, D) and labels int64 (n,), starting from their present values."""
         search = torch.optim.LBFGS(
             [self.weight, self.bias],
             max_iter=iterations,
@@ -84,12 +85,12 @@ class Logistic:
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits, (m, D) -> (m, C)."""
+        """Returns the logits, (m, D) -> (m, C)."""
         return x @ self.weight + self.bias
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """The share of x (m, D) whose highest logit is their label's."""
+        """Returns the share of x (m, D) whose highest logit is that of their label."""
         return (self(x).argmax(1) == labels).cpu().double().mean().item()
 
 
@@ -99,15 +100,16 @@ def few_label_accuracy(
     """Trains on `each` labels per class and scores the test part.
 
     Args:
-        train: features (N, D) of which few are used, on the device that computes.
+        train: features (N, D), on the device of the computation. Few of them are used.
         train_labels: int64 (N,).
         test: features (m, D).
         test_labels: int64 (m,).
-        each: labels a class.
-        seed: of the draw of labels.
+        each: labels per class.
+        seed: random seed of the draw of labels.
 
     Returns:
-        `top1`, the test accuracy in [0, 1]; `labels`, the number that was used; `penalty`, the chosen one, 0.01 without choice.
+        `top1`, the test accuracy in [0, 1]; `labels`, the number of labels that were used; `penalty`, the chosen penalty, or 0.01
+        if no label could choose it.
     """
     fit, choose = few_labels(train_labels, each, seed)
     used = torch.cat([fit, choose]).sort().values
@@ -115,7 +117,7 @@ def few_label_accuracy(
     penalty = 0.01
     if len(choose):
         found = try_penalties(train, train_labels, fit, choose, PENALTIES, classes, iterations=30, tolerance=1e-4)
-        penalty = PENALTIES[found.index(max(found))]  # the stronger of equals
+        penalty = PENALTIES[found.index(max(found))]  # the strongest of equally good penalties
     fitted, scored = standardise(train[used], test)
     model = Logistic(train.shape[1], classes, train.device).fit(fitted, train_labels[used], penalty)
     return {"top1": model.accuracy(scored, test_labels), "labels": len(used), "penalty": penalty}
@@ -132,13 +134,13 @@ def try_penalties(
     iterations: int,
     tolerance: float,
 ) -> list[float]:
-    """Fits to some samples with each penalty, and returns the accuracies on others.
+    """Fits some samples with each penalty, and returns the accuracies on other samples.
 
     Args:
         x: features (n, D).
         labels: int64 (n,).
-        fit, choose: positions of the samples to fit to and to score.
-        penalties: from strong to weak, because each fit starts from the weights of the one before.
+        fit, choose: positions of the samples to fit and to score.
+        penalties: from strong to weak, because each fit starts from the weights of the fit before.
     """
     inner, outer = standardise(x[fit], x[choose])
     model = Logistic(x.shape[1], classes, x.device)
@@ -149,9 +151,9 @@ def try_penalties(
 
 
 def standardise(fitted: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardises both by mean and standard deviation of the samples that are fitted, (n, D) and (m, D).
+    """Standardises both tables by the mean and standard deviation of the fitted samples, (n, D) and (m, D).
 
-    A value that never changes is only centred.
+    A constant value is only centred.
     """
     spread, centre = torch.std_mean(fitted.cpu().double(), dim=0, correction=0)  # on the CPU: not every device has fp64
     spread = spread.where(spread > 1e-6 * (1 + centre.abs()), 1.0)

@@ -1,4 +1,4 @@
-"""Nearest-neighbour accuracy in the course of a training: whether features get better, long before anybody fine-tunes them."""
+"""Nearest-neighbour accuracy during training, a quick measure of the quality of the features."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mmm.model import MaskedModel
 
 @evaluators.register("knn")
 class OnlineKnn(Evaluator):
-    """The accuracy of nearest neighbours on the features so far: the same neighbours and queries each time, middle crops."""
+    """The accuracy of nearest neighbours on the features of centre crops, with the same samples in each evaluation."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
         every: Positive | None = None
-        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+        """Updates between two of these evaluations during training. None: train.evaluate_every."""
 
         train_samples: Positive = 2000
         """Training samples that vote, chosen by key."""
 
         test_samples: Positive = 1000
-        """Samples of the evaluation part that are classified, chosen by key."""
+        """Evaluation samples that are classified, chosen by key."""
 
         k: Positive = 20
         """Nearest training samples that vote for the class of a sample."""
 
         pooling: Pooling = "mean"
-        """Feature of a sample: the mean of its tokens, the class token, or both one behind the other."""
+        """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
     config: Config
     needs_labels = True
@@ -44,18 +44,19 @@ class OnlineKnn(Evaluator):
     columns: ClassVar[Mapping[str, Column]] = {"knn_top1": Column("online nearest neighbours", "{:.1%}")}
 
     def why_not(self, model: MaskedModel, context: Context) -> str | None:
-        """Labels of which no class is trained on."""
+        """Raises ValueError if no class of the evaluation samples occurs in training."""
         train, test = self._samples(context)
         check_classes(cast(Tensor, train.labels()), cast(Tensor, test.labels()), test.title, train.classes)
         return None
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns `knn_top1`, the accuracy in [0, 1], the same on all processes, each of which reads its share of the samples."""
+        """Returns `knn_top1`, the accuracy in [0, 1]. Each process reads its share of the samples, and all return the same
+        value."""
         extracts = {"own": encoded(model, self.config.pooling, context.dtype)}
         device = context.device
         tables = [extract_features(part, extracts, device=device, batch_size=context.batch_size) for part in self._samples(context)]
         train, test = (table["own"] for table in tables)
-        if rank_and_world()[0] == 0:  # all processes know of the same
+        if rank_and_world()[0] == 0:  # all processes have the same lists
             context.problems += train.problems + test.problems
         scores = nearest_neighbours(*train.labelled(device), *test.labelled(device), self.config.k)
         return {"knn_top1": scores["top1"]}

@@ -1,4 +1,4 @@
-"""Retrieval: the nearest samples of queries by the cosine of their features, and a picture of them.
+"""Retrieval of the nearest samples of queries by the cosine between their features, and a picture of them.
 
 Shapes: q queries, n samples to search, k neighbours, D values a feature, C channels, s... a sample's axes.
 """
@@ -26,20 +26,20 @@ class FeatureIndex:
 
     Attributes:
         part: the samples.
-        table: the features of those that can be read; its `index` counts in the part.
+        table: features of the readable samples. Its `index` holds positions in the part.
     """
 
     part: Images | Clips
     table: FeatureTable
 
     def take(self, rows: Tensor) -> FeatureIndex:
-        """Some rows of the table, int64 (q,)."""
+        """Returns the index with only these rows, int64 (q,)."""
         table = self.table
         labels = None if table.labels is None else table.labels[rows]
         return FeatureIndex(self.part, FeatureTable(table.values[rows], labels, table.index[rows], table.problems))
 
     def describe(self, row: int) -> dict[str, Any]:
-        """Index, name and label of the sample of a row."""
+        """Returns index, name and label of the sample in a row."""
         index = int(self.table.index[row])
         label = None if self.table.labels is None else int(self.table.labels[row])
         classes = self.part.classes
@@ -53,8 +53,8 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, own: Tensor | None = None)
     Args:
         queries: (q, D).
         bank: (n, D).
-        k: neighbours of a query; fewer if the bank is smaller.
-        own: each query's own row in the bank, which is not its neighbour, (q,).
+        k: neighbours per query; fewer if the bank is smaller.
+        own: row of each query in the bank, which is excluded from its neighbours, (q,).
     """
     cosines = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (q, n)
     if own is not None:
@@ -67,14 +67,14 @@ def retrieve(queries: FeatureIndex, bank: FeatureIndex, k: int, *, own: Tensor |
     """Finds the nearest samples of each query.
 
     Args:
-        own: each query's own row in the bank, int64 (q,), where the queries are from it.
+        own: row of each query in the bank, int64 (q,), if the queries are part of the bank.
 
     Returns:
-        `queries`: for each its index, name, label and `neighbours`, these with their `row` in the bank and `similarity`; and
-        `same_class`: where both have labels of the same classes, the share of neighbours with their query's label.
+        `queries`: index, name, label and `neighbours` of each query; each neighbour has its `row` in the bank and its `similarity`.
+        `same_class`: the share of neighbours with the label of their query, if both have labels of the same classes.
 
     Raises:
-        ValueError: where there is nothing to find.
+        ValueError: the bank is too small.
     """
     if len(bank.table.index) <= (own is not None):
         raise ValueError(
@@ -94,7 +94,7 @@ def retrieve(queries: FeatureIndex, bank: FeatureIndex, k: int, *, own: Tensor |
 
 
 def draw_neighbours(found: dict[str, Any], queries: FeatureIndex, bank: FeatureIndex, path: Path, title: str) -> Path:
-    """Draws a row per query: the query, then its neighbours, with labels and similarities; for clips the middle frames."""
+    """Draws a row per query: the query and its neighbours, with labels and similarities. For clips it shows the middle frames."""
     count = len(found["queries"][0]["neighbours"])
     columns = [("query", samples(queries.part, [query["index"] for query in found["queries"]]))]
     captions = [[_words(query) for query in found["queries"]]]
@@ -109,18 +109,18 @@ def draw_neighbours(found: dict[str, Any], queries: FeatureIndex, bank: FeatureI
 
 
 def samples(part: Images | Clips, index: Sequence[int]) -> Tensor:
-    """The first view of samples, as the model gets it, in [0, 1]: (q, C, s...)."""
+    """Returns the first view of samples as the model gets it, in [0, 1]: (q, C, s...)."""
     pixels, _ = part.eval_views(torch.tensor(index, dtype=torch.int64))
     return pixels[:: part.config.views].float() / 255
 
 
 def _words(sample: dict[str, Any]) -> str:
-    """The label or, where there is none, the end of the name."""
+    """Returns the label, or the end of the name if there is no label."""
     return Path(sample["name"]).name if sample["label"] is None else str(sample["label"])
 
 
 def format_neighbours(found: dict[str, Any]) -> str:
-    """The neighbours as lines of text."""
+    """Returns the neighbours as lines of text."""
     lines = []
     for query in found["queries"]:
         lines.append(f"{query['name']} ({_words(query)})")

@@ -2,7 +2,7 @@
 
     features.parquet          index, name, label, [view], and a column for each layer
     features.parquet.json     their `identity`, names, classes, problems: see `Store.finish`
-    features.parquet.parts/   while it is unfinished: identity.json and 00000.safetensors, ...
+    features.parquet.parts/   until it is finished: identity.json and 00000.safetensors, ...
 
 Everything is written under another name and then renamed, so that a file with its final name is complete.
 """
@@ -33,36 +33,36 @@ class Store:
     """Features of one model on one part of the data.
 
     Args:
-        out: the file to make; its suffix says the format.
+        out: file to write. Its suffix determines the format.
         identity: plain values; features of another identity are refused.
-        inputs: of the part.
-        shard: inputs of a shard.
+        inputs: number of inputs of the part.
+        shard: number of inputs per shard.
 
     Raises:
-        ValueError: for another suffix.
+        ValueError: the suffix is not supported.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, inputs: int, shard: int) -> None:
         if out.suffix not in WRITERS:
-            raise ValueError(f"--out {out}: features are written as {' or '.join(WRITERS)}; let its name end so")
+            raise ValueError(f"--out {out}: the name of a file of features ends in {' or '.join(WRITERS)}")
         self.out, self.inputs, self.shard = out, inputs, shard
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.parts = out.with_name(f"{out.name}.parts")
         self.shards = -(-inputs // shard)
 
     def inputs_of(self, number: int) -> tuple[int, int]:
-        """The first input of a shard, and the one after its last."""
+        """Returns the first input of a shard, and the first input after it."""
         return number * self.shard, min((number + 1) * self.shard, self.inputs)
 
     def missing(self) -> list[int]:
-        """Returns the shards that are not computed yet; none of a finished file.
+        """Returns the numbers of the shards that are not computed yet; an empty list if the file is finished.
 
         Raises:
-            ValueError: where something else is there.
+            ValueError: other features exist at this path.
         """
         if self.out.exists():
             self._refuse_others(read_manifest(self.out)["identity"], self.out)
-            shutil.rmtree(self.parts, ignore_errors=True)  # left by a stop just before the end
+            shutil.rmtree(self.parts, ignore_errors=True)  # left by an interruption just before the end
             return []
         self.parts.mkdir(parents=True, exist_ok=True)
         known = self.parts / IDENTITY
@@ -73,7 +73,7 @@ class Store:
         return [number for number in range(self.shards) if not self._path(number).exists()]
 
     def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
-        """Writes a shard: its rows in the data's order, and the inputs that could not be read."""
+        """Writes a shard: its rows in the order of the data, and the unreadable inputs."""
         said = {"problems": json.dumps([problem._asdict() for problem in problems])}
         whole = {name: value.contiguous() for name, value in tensors.items()}
         with replacing(self._path(number)) as temporary:
@@ -83,11 +83,11 @@ class Store:
         """Joins the shards into the file, and writes the manifest.
 
         Returns:
-            The manifest: `identity`; `inputs`, the number of inputs, and `rows`, that of rows; `shapes` of a row of each layer;
-            `classes`; `problems`, the inputs that could not be read; `names`, of the input of each row.
+            The manifest: `identity`; `inputs` and `rows`, their numbers; `shapes`, the shape of a row of each layer; `classes`;
+            `problems`, the unreadable inputs; `names`, the input of each row.
 
         Raises:
-            ValueError: where not one input can be read.
+            ValueError: no input can be read.
         """
         if self.out.exists():
             return read_manifest(self.out)
@@ -126,10 +126,10 @@ class StoredFeatures:
     """A file of features.
 
     Attributes:
-        path: of the file.
-        tables: by layer; of several views the mean.
-        identity: what they are of, see `mmm.evaluate.features.extract.identity_of`.
-        names: of the inputs, in the tables' order.
+        path: path of the file.
+        tables: features by layer, averaged over the views of a sample.
+        identity: model and data of the features, see `mmm.evaluate.features.extract.identity_of`.
+        names: names of the inputs, in the tables' order.
     """
 
     path: Path
@@ -139,7 +139,7 @@ class StoredFeatures:
 
     @property
     def table(self) -> FeatureTable:
-        """The table of the first layer; labels and indices of all are the same."""
+        """The table of the first layer. Labels and indices are the same for all layers."""
         return next(iter(self.tables.values()))
 
 
@@ -147,12 +147,12 @@ def read_features(path: str | Path) -> StoredFeatures:
     """Reads a file of pooled features.
 
     Raises:
-        ValueError: where it is none, or holds all tokens.
+        ValueError: the path is not a file of features, or the file holds all tokens.
     """
     path = Path(path).expanduser()
     if path.suffix not in READERS or not path.is_file():
         unfinished = "; it is unfinished, run mmm extract again" if path.with_name(f"{path.name}.parts").exists() else ""
-        raise ValueError(f"{path} is no file of features ({', '.join(READERS)}) as mmm extract writes it{unfinished}")
+        raise ValueError(f"{path} is not a file of features ({', '.join(READERS)}) as mmm extract writes it{unfinished}")
     manifest = read_manifest(path)
     shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
     if any(len(shape) > 1 for shape in shapes.values()):
@@ -167,10 +167,10 @@ def read_features(path: str | Path) -> StoredFeatures:
 
 
 def refuse_others(one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
-    """Refuses features that differ in these parts of their identities.
+    """Refuses features whose identities differ in these parts.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: the identities differ; the message names the differences.
     """
     first, second = ({name: identity[name] for name in names} for identity in (one, other))
     changed = differences(flatten(first), flatten(second))
@@ -187,7 +187,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """Reads the manifest of a file of features.
 
     Raises:
-        ValueError: where it has none.
+        ValueError: there is no manifest, or it cannot be read.
     """
     try:
         return dict(json.loads(manifest_of(out).read_text(encoding="utf-8")))

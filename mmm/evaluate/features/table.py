@@ -1,10 +1,10 @@
-"""Frozen features: each sample once, its middle crop, what the encoder makes of all its tokens, and nothing trained on top.
+"""Frozen features: the output of the encoder for all tokens of each sample, without augmentation.
 
-Of a video, the mean over its views (data.eval_clips x data.eval_crops), which are cut from one decode.
+Images are cropped at the centre. For videos, the features are averaged over the views (data.eval_clips x data.eval_crops).
 
-Every process reads its part, and all get the whole table, in the data's order: what follows needs no further exchange.
+Each process reads its share of the samples, and all processes get the whole table in the order of the data.
 
-Shapes: B samples of a batch, n of a table, C channels, (H, W) of a sample, R prefix tokens, N tokens, D values a feature.
+Shapes: B samples of a batch, n samples of a table, C channels, (H, W) of a sample, R prefix tokens, N tokens, D values a feature.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Samples = TypeVar("Samples", Images, Clips, Images | Clips)
 Pooling = Literal["mean", "class", "both"]
 Extract = Callable[[Tensor], Tensor]  # normalised (B, C, s...) -> (B, D)
-# raw pixels of larger samples are averaged down to this: at 224, a linear classifier would get 150,528 values of an image
+# raw pixels of larger samples are averaged down to this size: an image of 224 x 224 has 150,528 values
 RAW_SIDE, RAW_FRAMES = 32, 16
 
 
@@ -44,8 +44,8 @@ class FeatureTable:
     Attributes:
         values: fp32 (n, D), on the CPU.
         labels: int64 (n,), or None.
-        index: of each sample in the data, int64 (n,), ascending.
-        problems: the samples that could not be read and so are not here.
+        index: index of each sample in the data, int64 (n,), ascending.
+        problems: the unreadable samples, which are not in the table.
     """
 
     values: Tensor
@@ -54,7 +54,7 @@ class FeatureTable:
     problems: list[Problem]
 
     def labelled(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Features and labels of the samples that have a label, on a device."""
+        """Returns features and labels of the samples that have a label, on a device."""
         assert self.labels is not None
         has = self.labels >= 0
         return self.values[has].to(device), self.labels[has].to(device)
@@ -62,7 +62,7 @@ class FeatureTable:
 
 @contextmanager
 def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Evaluation mode, no gradient, and autocast to `dtype` (None: fp32); restores the mode afterwards."""
+    """Context of inference: evaluation mode, no gradient, and autocast to `dtype` (None: fp32). Restores the mode afterwards."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -73,9 +73,9 @@ def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[No
 
 
 def encoded(model: MaskedModel, pooling: Pooling, dtype: torch.dtype | None = None) -> Extract:
-    """A model's features: the mean of its tokens, its class token, or one behind the other.
+    """Returns a function that computes features: the mean of the tokens, the class token, or both concatenated.
 
-    It raises a ValueError where a class token is wanted of an encoder that has none.
+    The function raises ValueError if it needs a class token and the encoder has none.
     """
 
     def extract(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def encoded(model: MaskedModel, pooling: Pooling, dtype: torch.dtype | None = No
 
 
 def raw_pixels(x: Tensor) -> Tensor:
-    """The trivial feature: the pixels themselves, of large samples averaged. (B, C, s...) -> (B, D)."""
+    """Returns the pixels as features, averaged for large samples. (B, C, s...) -> (B, D)."""
     clip = x if x.dim() == 5 else x[:, :, None]  # (B, C, T, H, W)
     limits = (RAW_FRAMES, RAW_SIDE, RAW_SIDE)
     frames, height, width = (min(side, limit) for side, limit in zip(clip.shape[2:], limits, strict=True))
@@ -96,16 +96,16 @@ def raw_pixels(x: Tensor) -> Tensor:
 def extract_features(
     images: Images | Clips, extracts: Mapping[str, Extract], *, device: torch.device | str, batch_size: int = 256
 ) -> dict[str, FeatureTable]:
-    """Several features of the same samples, which are read once.
+    """Computes several features of the same samples, which are read once.
 
     Args:
-        images: what to read; each sample once, none put in an unreadable one's place.
-        extracts: by the name of the feature.
-        device: of the models.
-        batch_size: of a process, samples.
+        images: the samples. Each is read once; unreadable samples are left out.
+        extracts: functions that compute features, by name.
+        device: device of the models.
+        batch_size: number of samples per process and batch.
 
     Raises:
-        ValueError: where not one sample can be read.
+        ValueError: no sample can be read.
     """
     rank, world = rank_and_world()
     values: dict[str, list[Tensor]] = {name: [] for name in extracts}
@@ -125,14 +125,14 @@ def extract_features(
     for problem in bad if rank == 0 else []:
         logger.warning("cannot read %s: %s; it is left out of this evaluation", problem.name, problem.reason)
     if not len(found):
-        raise ValueError(f"not one of {images.title} can be read; the first: {bad[0].reason}")
+        raise ValueError(f"none of {images.title} can be read; the first: {bad[0].reason}")
     labels = images.labels()
     labels = None if labels is None else labels[found]
     return {name: FeatureTable(torch.cat([part[name] for part in tables if part]), labels, found, bad) for name in extracts}
 
 
 def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
-    """At most `count` of the samples, chosen by key, in the data's order; None: all."""
+    """Returns at most `count` samples, chosen by key, in the order of the data. None: all."""
     if count is None or count >= len(images):
         return images
     chance = scores(sample_keys(seed, 0, torch.arange(len(images))), 1)[:, 0]  # (N,)
@@ -140,13 +140,13 @@ def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
+    """Returns the rank of this process and the number of processes."""
     together = distributed.is_available() and distributed.is_initialized()
     return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
 
 
 def all_gather(own: T) -> list[T]:
-    """The values of all processes, in the order of their ranks."""
+    """Returns the values of all processes, in the order of their ranks."""
     if rank_and_world()[1] == 1:
         return [own]
     parts: list[T] = [own] * distributed.get_world_size()

@@ -1,7 +1,7 @@
 """The claims of "How to Understand Masked Autoencoders" (Cao, Xu and Clifton, arXiv 2202.03670, 2022) as numbers of one model.
 
-The paper proves statements and measures nothing; formulas and bounds here are ours. Where a bound is a matter of degree, the same
-model with random weights stands beside it.
+The paper proves statements without measurements; the formulas and bounds here are those of this library. The same model with random
+weights can be measured for comparison.
 """
 
 from __future__ import annotations

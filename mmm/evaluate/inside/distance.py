@@ -1,4 +1,4 @@
-"""How far attention reaches, and how much of it each token reads.
+"""Distances over which tokens attend, and the number of tokens that they read.
 
 Shapes: B samples, h heads, Q queries, K keys, a axes of the grid.
 """

@@ -1,4 +1,4 @@
-"""Where predictions err: by distance to what was visible, by spatial frequency, and by motion.
+"""Errors of predictions by distance to the nearest visible token, by spatial frequency, and by motion.
 
 Shapes: B samples, C channels, H and W pixels, N tokens, Q predicted and V visible tokens, a axes of the grid.
 """
@@ -23,7 +23,7 @@ def nearest_visible(mask: Mask, places: Tensor) -> Tensor:
 
     Args:
         mask: one row per sample.
-        places: of all tokens, (N, a).
+        places: places of all tokens, (N, a).
     """
     places = places.expand(len(mask.visible), *places.shape)
     return torch.cdist(take(places, mask.predict), take(places, mask.visible)).amin(2)
@@ -41,7 +41,7 @@ class ErrorByDistance:
 
         Args:
             error: mean squared error of each predicted token, (B, Q).
-            distance: of each, as `nearest_visible` returns it, in tokens.
+            distance: distance of each, as `nearest_visible` returns it, in tokens.
         """
         edges = torch.tensor(DISTANCES[:-1]) + 1e-4
         bins = torch.bucketize(distance.detach().cpu(), edges).flatten()

@@ -1,6 +1,6 @@
-"""All measures of one model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
+"""Measures a model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
 
-An encoder without a decoder, or a target whose predictions are not pixels, has the measures that apply to it.
+For an encoder without a decoder, or a target other than pixels, only the applicable measures are computed.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens, D width, h heads, K keys, Q predicted tokens.
 """
@@ -84,7 +84,7 @@ class Inspection:
         return self.model.decoder is not None and hasattr(self.model.target, "show")
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Returns what enters the first block and each block's output, (B, R + N, D) each, without a mask."""
+        """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask."""
         depth = self.model.encoder.shape.depth
         features = self.model.encoder(
             self.model.tokenizer.split(x), self.model.tokenizer.grid(x), None, blocks=tuple(range(depth + 1))
@@ -135,7 +135,7 @@ class Inspection:
         for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
             mean.add(value, len(x))
         blocks = _blocks(self.model.encoder)
-        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # other blocks need the places of their tokens, too
+        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # rotary blocks also need positions
             gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]
             self.gain.add(torch.tensor(gains), len(x))
         tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
@@ -143,7 +143,7 @@ class Inspection:
         return pooled
 
     def _decoder(self, x: Tensor, keys: Tensor) -> None:
-        """Measures where predicted tokens look, with a mask as in training."""
+        """Measures to which tokens the predicted tokens attend, with a mask as in training."""
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
         mask = self.model.draw_masks(x, keys)
         features = self.model.encoder(patches, grid, mask)

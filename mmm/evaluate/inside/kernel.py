@@ -1,7 +1,7 @@
 """Attention as an integral kernel over tokens, and how many directions features use.
 
 "How to Understand Masked Autoencoders" (Cao, Xu and Clifton, 2022) reads attention as a learned, non-symmetric kernel. The paper
-gives no procedure to measure it; the measures here are ours, each with its formula.
+gives no procedure to measure it; each measure here states its formula.
 
 Shapes: B samples, h heads, c values of a head, D width, N tokens, n rows of features.
 """
@@ -53,5 +53,5 @@ def participation_ratio(features: Tensor) -> float:
     """
     x = features.detach().cpu().double()
     x = x - x.mean(0)
-    gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T  # the same eigenvalues but for zeros
+    gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T  # the same eigenvalues except for zeros
     return (gram.trace() ** 2 / gram.square().sum()).item()

@@ -36,7 +36,7 @@ def feature_colours(tokens: Tensor, *, centre_places: bool) -> Tensor:
 
 
 def token_attention(model: MaskedModel, x: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    """Returns where one token of the grid looks: in the encoder's last block, and over all blocks (attention rollout).
+    """Returns the attention of one token of the grid: in the last block of the encoder, and over all blocks (attention rollout).
 
     Args:
         x: normalised samples, (B, C, s...).

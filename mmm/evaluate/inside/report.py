@@ -30,12 +30,12 @@ Models = dict[str, dict[str, Any]]
 
 
 def draw_inspection(models: Models, across: list[list[float]] | None, folder: Path) -> list[tuple[Path, str, str]]:
-    """Draws what was measured.
+    """Draws the plots of an inspection.
 
     Args:
         models: by name, as `Inspection.result` returns them; one or two.
         across: CKA between the layers of the first and of the second, or None.
-        folder: of the PNG files.
+        folder: folder for the PNG files.
 
     Returns:
         For each picture its file, a title and a sentence that says how to read it.
@@ -49,7 +49,7 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
         ),
         (
             _by_block(models, folder / "layers.png"),
-            "What each block changes",
+            "Changes by each block",
             "Left: size of the change over the size of the tokens. Middle: gain of a small random change; 1 passes it on. "
             "Right: directions that the tokens use (participation ratio).",
         ),
@@ -63,7 +63,7 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
         made.append(
             (
                 _errors(models, folder / "errors.png"),
-                "Where predictions err",
+                "Errors of predictions",
                 "Left: mean squared error of hidden tokens by the distance to the nearest visible token. Middle: energy of "
                 "the error over that of the original, by spatial frequency. Right: PSNR of hidden tokens as more is hidden.",
             )
@@ -72,7 +72,7 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
         made.append(
             (
                 _rings(models, folder / "decoder.png"),
-                "Where predicted tokens look",
+                "Attention of predicted tokens",
                 "Share of the decoder's attention to visible tokens by distance, beside even attention. " + _summed(models),
             )
         )
@@ -225,7 +225,7 @@ def write_page(title: str, models: Models, pictures: list[tuple[Path, str, str]]
     """Writes one page of HTML that holds all pictures and tables, and needs no other file."""
     parts = [f"<h1>{escape(title)}</h1>"]
     for name, found in models.items():
-        parts.append(f"<h2>The theory's claims: {escape(name)}</h2>")
+        parts.append(f"<h2>Claims of the theory: {escape(name)}</h2>")
         head = "<tr><th>claim<th>measured as<th>expected<th>found<th>holds</tr>"
         rows = "".join(
             f"<tr><td>{escape(row['claim'])}<td>{escape(row['formula'])}<td>{escape(row['expected'])}<td>{row['value']:.3g}"

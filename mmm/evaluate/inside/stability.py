@@ -1,7 +1,7 @@
-"""How much each layer changes its tokens, and how it passes on small changes.
+"""Changes of tokens by each layer, and amplification of small changes.
 
-Skip connections keep representations stable across layers, says the theory of masked autoencoders (Cao, Xu and Clifton, 2022). The
-measures are ours: relative change and cosine between the input and the output of a block, and the gain of a small random change.
+According to the theory of Cao, Xu and Clifton (2022), skip connections keep representations stable across layers. The measures of
+this library are relative change and cosine between the input and the output of a block, and the gain of a small random change.
 
 Shapes: B samples, M tokens, D width.
 """
@@ -20,7 +20,7 @@ def layer_changes(layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the relative change and the cosine of each step from one layer to the next, means over tokens.
 
     Args:
-        layers: what enters the first block, then each block's output, (B, M, D) each.
+        layers: the input of the first block, then the output of each block, (B, M, D) each.
 
     Returns:
         ||x' - x|| / ||x|| and cos(x, x'), fp32 (layers - 1,) each.
@@ -36,9 +36,9 @@ def noise_gain(block: Callable[[Tensor], Tensor], x: Tensor, *, share: float = 0
 
     Args:
         block: maps (B, M, D) to (B, M, D).
-        x: what enters it.
-        share: of the norm of each sample's tokens.
-        seed: of the direction.
+        x: input of the block.
+        share: share of the norm of each sample's tokens.
+        seed: random seed of the direction.
     """
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     noise = noise * share * _size(x) / _size(noise)

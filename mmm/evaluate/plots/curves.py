@@ -1,4 +1,4 @@
-"""Pictures of numbers over the course of a run, and of several runs beside each other."""
+"""Curves of the metrics of a run, and of several runs in comparison."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, RATE = "#1c1e22", "#6e727a", "#d9dce3"
-LEGEND = 100  # characters of a line of the legend
+LEGEND = 100  # characters per line of the legend
 COLOURS = ("#2f6fde", "#e4572e", "#2a9d6f", "#8f5bd6", "#c98a0c", "#17889c", "#d1478c", "#6b7280")
 
 
 def draw_loss(folder: Path, path: Path) -> Path:
-    """The loss of a run, of training and held-out samples, with the learning rate light behind it."""
+    """Draws the loss of a run on training and held-out samples, with the learning rate in the background."""
     run = Record.read(folder)
     figure = new_figure(7.2, 4.0)
     axes = figure.add_subplot()
@@ -39,14 +39,14 @@ def draw_loss(folder: Path, path: Path) -> Path:
 
 
 def _neighbours(axes: Axes, run: Record) -> None:
-    """The accuracy of nearest neighbours, where it was asked for, on an axis of its own on the right; and the legend."""
+    """Draws the accuracy of nearest neighbours, if it was measured, on a second axis on the right; and the legend."""
     handles, labels = axes.get_legend_handles_labels()
     steps, top1 = run.series("knn_top1")
     if steps:
         beside = axes.twinx()
         handles += beside.plot(steps, [100 * value for value in top1], color=COLOURS[2], linewidth=1.4, marker="o", markersize=3.5)
         labels.append("nearest neighbours, accuracy")
-        beside.spines["right"].set_position(("axes", 1.14))  # outside the learning rate's
+        beside.spines["right"].set_position(("axes", 1.14))  # outside the axis of the learning rate
         beside.set_ylim(0, 115 * max(top1) or 1.0)
         beside.set_ylabel("accuracy, %", color=COLOURS[2], fontsize=9)
         beside.tick_params(colors=COLOURS[2], labelsize=8, length=0)
@@ -56,7 +56,7 @@ def _neighbours(axes: Axes, run: Record) -> None:
 
 
 def _rate(axes: Axes, run: Record) -> None:
-    """The learning rate as a light area behind, its axis on the right."""
+    """Draws the learning rate as a light area in the background, with its axis on the right."""
     steps, rate = run.series("learning_rate")
     behind = axes.twinx()
     behind.fill_between(steps, rate, color=RATE, alpha=0.5, linewidth=0)
@@ -74,11 +74,11 @@ def _rate(axes: Axes, run: Record) -> None:
 def draw_runs(
     groups: Sequence[tuple[str, Sequence[Record]]], scores: Sequence[tuple[str, Sequence[float | None]]], path: Path
 ) -> Path:
-    """Loss curves of groups of runs (the seeds of one choice), and beside them their final accuracies.
+    """Draws loss curves of groups of runs (different seeds of the same options), and next to them their final accuracies.
 
     Args:
-        groups: a label, and the runs that share a colour.
-        scores: a title, and for each group its mean score in [0, 1], or None where it was not measured.
+        groups: for each group its label, and its runs, which have the same colour.
+        scores: for each score its title, and the mean of each group in [0, 1]. None: not measured.
     """
     scores = [(title, values) for title, values in scores if any(value is not None for value in values)]
     entries = ["\n".join(wrap(label, LEGEND)) for label, _ in groups]
@@ -101,7 +101,7 @@ def draw_runs(
 
 
 def _bars(axes: Axes, scores: Sequence[tuple[str, Sequence[float | None]]]) -> None:
-    """Lying bars, one group a score, in the groups' colours, each with its number."""
+    """Draws horizontal bars, grouped by score, in the colours of the groups of runs, with their values."""
     place, ticks = 0.0, []
     for title, values in scores:
         first = place
@@ -120,7 +120,7 @@ def _bars(axes: Axes, scores: Sequence[tuple[str, Sequence[float | None]]]) -> N
 
 
 def _look_past_start(axes: Axes, lines: Sequence[tuple[list[int], list[float]]]) -> None:
-    """Lets the first tenth of a run leave the picture at its top; else all that follows would look flat."""
+    """Chooses the range of the axis without the first tenth of the run, whose high loss would hide later differences."""
     last = max((step for steps, _ in lines for step in steps), default=0)
     later = [value for steps, values in lines for step, value in zip(steps, values, strict=True) if step > last / 10]
     if later:
@@ -129,14 +129,14 @@ def _look_past_start(axes: Axes, lines: Sequence[tuple[list[int], list[float]]])
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, inches; without pyplot there is no window and nothing global."""
+    """Returns an empty figure of this size in inches, without the global state of pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def plain(axes: Axes, x: str, y: str) -> None:
-    """Titles of the axes, a light grid, and no frame."""
+    """Sets titles of the axes and a light grid, and removes the frame."""
     axes.set_xlabel(x, color=FAINT, fontsize=9)
     axes.set_ylabel(y, color=FAINT, fontsize=9)
     axes.tick_params(colors=FAINT, labelsize=8, length=0)

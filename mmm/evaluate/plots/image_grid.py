@@ -1,4 +1,4 @@
-"""Grids of samples as pictures: titles above, text below, and each pixel of a small sample a sharp square.
+"""Pictures of grids of samples, with titles above and text below. Each pixel of a small sample becomes a sharp square.
 
 Shapes: B samples, C channels, s... a sample's axes (H, W or T, H, W).
 """

@@ -1,8 +1,8 @@
 """An attentive probe trained on few labels: a learned query attends to all tokens of a frozen encoder.
 
-Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", 2024, section 4. The tokens of so few
-samples are kept, so that the encoder runs once. Several learning rates are tried at once; the one that is best on labels held back
-is used to train on all.
+Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", 2024, section 4. The encoder runs
+once, and its tokens stay in memory. Several learning rates are tried at once. The rate with the best accuracy on held-back labels
+is then used to train on all labels.
 
 Shapes: n labelled samples, m test samples, R prefix tokens, N tokens of the grid, D the encoder's width, S learning rates, K
 classes.
@@ -27,8 +27,8 @@ from mmm.train.config import TrainConfig
 from mmm.train.schedule import learning_rate, set_learning_rate
 
 AtLeastTwo = Annotated[int, Limit("of at least 2, because some labels choose the learning rate", lambda value: value >= 2)]
-BATCHES = 103  # this file's stream of draws
-WARMUP = 0.1  # part of the updates over which the learning rate rises
+BATCHES = 103  # stream of random numbers of this file
+WARMUP = 0.1  # share of the updates over which the learning rate rises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,19 @@ class FewShotConfig(CheckedConfig):
     """The labels and the training of few-shot probes."""
 
     labels_per_class: AtLeastTwo = 25
-    """Labels of each class, chosen by key; a fifth of them chooses the learning rate first, and is then trained on too."""
+    """Labels per class, chosen by key. A fifth of them first chooses the learning rate, and is then used for training too."""
 
     heads: Positive | None = None
     """Attention heads of the probe; None: one per 64 of the encoder's width."""
 
     rates: tuple[AboveZero, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates that are tried for each encoder; the labels that choose select one."""
+    """Learning rates that are tried for each encoder."""
 
     steps: Positive = 300
     """Updates of a probe."""
 
     batch_size: Positive = 64
-    """Labelled samples of an update, drawn anew each time."""
+    """Labelled samples per update."""
 
     label_seed: int = 0
     """Random seed for the choice of labels, the batches and the initial weights of the probes."""
@@ -63,24 +63,24 @@ class FewShotConfig(CheckedConfig):
 def probe_few_shot(
     train: tuple[Tensor, Tensor], chooses: Tensor, test: tuple[Tensor, Tensor], shape: Shape, classes: int, config: FewShotConfig
 ) -> dict[str, Any]:
-    """Chooses a learning rate, trains with it on all labels, and scores.
+    """Chooses a learning rate, trains with it on all labels, and scores the test samples.
 
     Args:
         train: tokens (n, R + N, D) and labels int64 (n,), on the device that computes.
-        chooses: whether each label is held back first, to choose the learning rate, bool (n,).
+        chooses: whether each label is held back at first, to choose the learning rate, bool (n,).
         test: tokens (m, R + N, D) and labels (m,) to score.
-        shape: of the encoder.
+        shape: shape of the encoder.
         classes: K.
 
     Returns:
-        `top1` on the test part; the chosen `rate`; `held_back`, the accuracy of each rate on the labels that choose.
+        `top1` on the test samples; the chosen `rate`; `held_back`, the accuracy of each rate on the held-back labels.
     """
     tokens, labels = train
     centre, spread = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)  # (D,) each, as batch norm would have them
     tokens = (tokens - centre) / spread
     tried = _train(tokens[~chooses], labels[~chooses], config.rates, shape, classes, config)
     right = _accuracies(tried, tokens[chooses], labels[chooses])
-    rate = config.rates[max(range(len(right)), key=right.__getitem__)]  # the first of equals
+    rate = config.rates[max(range(len(right)), key=right.__getitem__)]  # the first of equally good rates
     final = _train(tokens, labels, (rate,), shape, classes, config)
     top1 = _accuracies(final, (test[0] - centre) / spread, test[1])[0]
     return {"top1": top1, "rate": rate, "held_back": dict(zip(map(str, config.rates), right, strict=True))}
@@ -103,7 +103,7 @@ def _train(tokens: Tensor, labels: Tensor, rates: Sequence[float], shape: Shape,
 
 @torch.no_grad()
 def _accuracies(probes: Probes, tokens: Tensor, labels: Tensor) -> list[float]:
-    """The accuracy of each probe."""
+    """Returns the accuracy of each probe."""
     logits = torch.cat([probes(part) for part in tokens.split(256)], dim=1)  # (S, m, K)
     shares: list[float] = (logits.argmax(2) == labels).cpu().double().mean(1).tolist()
     return shares

@@ -2,8 +2,8 @@
 and for controls without an encoder.
 
 All encoders get the same labels, initial weights of the probe, batches and learning rates (`mmm.evaluate.probes.few_shot`). The
-test part is scored once. A second probe sees one frame in place of the clip, and the controls are linear classifiers on pixels:
-both measure what can be classified without motion.
+test samples are scored once. A second probe sees one frame instead of the clip, and the controls are linear classifiers on pixels.
+Both measure how much can be classified without motion.
 
 Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the encoder's width.
 """
@@ -35,7 +35,7 @@ class FewShotProbe(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FewShotConfig, EvaluatorConfig):
-        """The labels and the training of the probes, and how often they are evaluated."""
+        """Options of the labels, of the training of the probes, and of the interval between evaluations."""
 
     config: Config
     needs_labels = True
@@ -80,18 +80,19 @@ def evaluate_few_shot(
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
-        train: samples of which few are used, with their labels.
-        test: samples to score; they choose nothing.
-        dtype: of the encoders' autocast; None: fp32.
-        batch_size: of the encoders, samples.
+        train: labelled samples, of which few are used.
+        test: samples to score. No setting is chosen by them.
+        dtype: type for the encoders' autocast. None: fp32.
+        batch_size: number of samples that an encoder gets at once.
 
     Returns:
-        `labels`, the number that was used, and `labels_per_class`; `test`, `classes`: numbers of them; `probe` and, for clips,
+        `labels`, the number of labels that were used, and `labels_per_class`; `test`, `classes`: numbers of them; `probe` and, for
+        clips,
         `one_frame`: for each model `top1` on the test part, the chosen learning `rate`, and `held_back`, the accuracy of each rate
         on the labels that choose; `controls`: top1 of linear classifiers on pixels; `problems`: inputs that could not be read.
 
     Raises:
-        ValueError: without labels, or where nothing can be read.
+        ValueError: there are no labels, or no sample can be read.
     """
     train, test = labelled(train), labelled(test)
     labels, others = cast(Tensor, train.labels()), cast(Tensor, test.labels())
@@ -125,7 +126,7 @@ def evaluate_few_shot(
 def _probe(
     shape: Shape, tables: tuple[Tensor, Tensor, Tensor, Tensor], chooses: Tensor, classes: int, config: FewShotConfig
 ) -> dict[str, Any]:
-    """Probes flattened tokens: training tokens, their labels, test tokens, and theirs."""
+    """Probes flattened tokens; `tables` holds training tokens, their labels, test tokens, and their labels."""
     train, train_labels, test, test_labels = tables
     train, test = (values.unflatten(1, (-1, shape.width)) for values in (train, test))  # (n, R + N, D), (m, R + N, D)
     return probe_few_shot((train, train_labels), chooses, (test, test_labels), shape, classes, config)
@@ -157,7 +158,7 @@ def _tokens(model: MaskedModel, dtype: torch.dtype | None, *, still: bool) -> Ex
 
 
 def format_few_shot(found: Mapping[str, Any]) -> str:
-    """The scores as lines of text."""
+    """Returns the scores as lines of text."""
     labels = f"{found['labels_per_class']} labels of each of {found['classes']} classes"
     lines = [f"Attentive probe of the frozen encoder, {labels}, {found['test']:,} test samples (chance {1 / found['classes']:.1%})"]
     rows = [(name, score["top1"], f"learning rate {score['rate']:g}") for name, score in found["probe"].items()]

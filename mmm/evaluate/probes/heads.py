@@ -1,7 +1,6 @@
-"""Several heads on the same frozen tokens, trained at once: each batch is encoded once, whatever their number.
+"""Several heads on the same frozen tokens, trained at once: each batch is encoded once for all of them.
 
-They differ in nothing but their learning rate, and have nothing in common but the batches: the gradient of one never meets that
-of another.
+The heads differ only in their learning rate, and share only the batches: each has its own gradient.
 
 Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's, S heads, K classes.
 """
@@ -31,10 +30,11 @@ def has_weights(pool: nn.Module) -> bool:
 
 
 class Probes(nn.Module):
-    """S heads, each with its own pool where that has weights. They compute in fp32, whatever the encoder does."""
+    """S heads, each with its own pool if the pool has weights. They compute in fp32, independent of the precision of the
+    encoder."""
 
     def __init__(self, count: int, pool: PartConfig, head: HeadConfig, *, encoder: Shape, classes: int, seed: int) -> None:
-        """All start from the same weights, which the seed draws."""
+        """Initialises all heads with the same weights, drawn from the seed."""
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             made = []
@@ -52,24 +52,24 @@ class Probes(nn.Module):
         return tokens.float() if self.shared is None else self.shared(tokens.float())
 
     def forward(self, values: Tensor) -> Tensor:
-        """Logits (S, B, K) of what `prepare` gave."""
+        """Returns the logits (S, B, K) for values from `prepare`."""
         with torch.autocast(values.device.type, enabled=False):
             if self.pools is None:
                 return torch.stack([head(values) for head in self.heads])
             return torch.stack([head(pool(values)) for pool, head in zip(self.pools, self.heads, strict=True)])
 
     def parts(self, number: int) -> tuple[nn.Module, nn.Module]:
-        """Pool and head of one probe, which make a `Classifier` with the encoder."""
+        """Returns pool and head of one probe. Together with the encoder they form a `Classifier`."""
         pool = self.shared if self.pools is None else self.pools[number]
         assert pool is not None
         return pool, self.heads[number]
 
 
 def probes_loss(probes: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
-    """The sum of the heads' mean cross-entropies, (), as `fit` wants it: each head's gradient is that of its own loss.
+    """Returns the sum of the mean cross-entropies of the heads, (). The gradient of each head is that of its own loss.
 
     Args:
-        probes: `Probes`, wrapped or bare.
+        probes: `Probes`, wrapped or unwrapped.
         batch: values and labels.
     """
     values, labels = batch
@@ -80,10 +80,10 @@ def probes_loss(probes: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> T
 def make_probe_optimizer(
     probes: Probes, rates: Sequence[float], config: TrainConfig, kind: Optimizer, momentum: float
 ) -> torch.optim.Optimizer:
-    """One optimizer, in which each probe's rate is a multiple of the schedule's.
+    """Makes one optimizer for all probes. The learning rate of each probe is a multiple of that of the schedule.
 
-    LARS (You et al., arXiv 1708.03888), timm's: matrices are decayed and their step is scaled by the trust ratio, vectors are
-    neither, as in MAE's linear probe. Or AdamW.
+    With LARS (You et al., arXiv 1708.03888; implementation of timm), weight decay and trust ratio apply to matrices only, as in
+    MAE's linear probe. The alternative is AdamW.
     """
     groups: list[dict[str, Any]] = []
     for number, rate in enumerate(rates):

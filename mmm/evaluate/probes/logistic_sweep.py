@@ -1,7 +1,7 @@
 """The exact linear probe: logistic regression on features, to convergence, for each of several L2 penalties.
 
-The problem is convex and has one solution: there is no schedule and no augmentation, and only the samples that choose the penalty
-are drawn at random.
+The problem is convex and has one solution, so there is no schedule and no augmentation. Only the choice of the samples that choose
+the penalty is random.
 
 Shapes: n training samples, m test samples, D values a feature, K classes.
 """
@@ -28,14 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(CheckedConfig):
-    """The penalties that are tried, and the limits of a fit."""
+    """The penalties that are tried, and the stopping conditions of a fit."""
 
     penalties: tuple[AboveZero, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-    """Factors of half the squared weights, beside the mean cross-entropy; a fifth of the training samples of each class chooses."""
+    """Factors of half the squared weights, which are added to the mean cross-entropy. A fifth of the training samples of each class
+    chooses one."""
     iterations: Positive = 200
-    """Most iterations of L-BFGS."""
+    """Largest number of iterations of L-BFGS."""
     tolerance: AboveZero = 1e-5
-    """Largest entry of the gradient at which a fit has converged."""
+    """A fit stops when the largest entry of the gradient is below this value."""
 
     flag = "exact"
 
@@ -45,22 +46,22 @@ class SweepConfig(CheckedConfig):
 
 
 def sweep(setup: ProbeSetup, pool: PartConfig, config: SweepConfig, *, batch_size: int, seed: int) -> dict[str, Any]:
-    """Fits to the features of all samples outside the test part. The feature of a video is the mean over its views.
+    """Fits the features of all samples outside the test split. The feature of a video is the mean over its views.
 
     Args:
-        pool: one without weights.
-        batch_size: of the encoder.
-        seed: of the choice of samples that choose the penalty.
+        pool: a pool without weights.
+        batch_size: number of samples that the encoder gets at once.
+        seed: random seed of the choice of samples that choose the penalty.
 
     Returns:
-        See `fit_penalties`; and `unreadable`, the number of inputs that could not be read.
+        The result of `fit_penalties`, and `unreadable`, the number of unreadable inputs.
 
     Raises:
-        ValueError: where the pool has weights.
+        ValueError: the pool has weights.
     """
     pooling = pools.build(pool, encoder=setup.model.encoder.shape)
     if any(True for _ in pooling.parameters()):
-        raise ValueError(f"the exact probe needs features that do not change, and pool {pool.name} is trained; use mean or class")
+        raise ValueError(f"the exact probe needs a pool without weights, and pool {pool.name} is trained; use mean or class")
     device = setup.accelerator.device
 
     def extract(x: Tensor) -> Tensor:
@@ -81,22 +82,22 @@ def _joined(tables: list[FeatureTable], device: torch.device) -> tuple[Tensor, T
 def fit_penalties(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int, config: SweepConfig, seed: int = 0
 ) -> dict[str, Any]:
-    """Chooses a penalty by a fifth of the training samples, fits it to all of them, and scores the test part once.
+    """Chooses a penalty with a fifth of the training samples, fits all training samples with it, and scores the test samples once.
 
-    Features are standardised by the samples that are fitted.
+    Features are standardised by the fitted samples.
 
     Args:
-        train: (n, D), on the device that computes.
+        train: (n, D), on the device of the computation.
         train_labels: int64 (n,).
         test: (m, D).
         test_labels: int64 (m,).
 
     Returns:
-        `tried`, for each penalty its `top1` on the samples that choose (`held_back`); `chosen`, its place, and `penalty`, the
-        stronger of equals; and the accuracies on the test part, see `Tally.result`.
+        `tried`, the `top1` of each penalty on the held-back samples (`held_back`); `chosen`, the position of the best penalty, and
+        `penalty`, its value (the stronger of equally good ones); and the accuracies on the test samples, see `Tally.result`.
     """
     fit, choose = few_labels(train_labels, each=len(train_labels), seed=seed)
-    penalties = sorted(config.penalties, reverse=True)  # from strong to weak: each fit starts from its stronger neighbour's
+    penalties = sorted(config.penalties, reverse=True)  # from strong to weak: each fit starts from the weights of the fit before
     tried: list[dict[str, Any]] = []
     if len(choose):
         accuracies = try_penalties(
@@ -104,11 +105,12 @@ def fit_penalties(
         )
         tried = [{"penalty": penalty, "held_back": {"top1": top1}} for penalty, top1 in zip(penalties, accuracies, strict=True)]
     elif len(penalties) > 1:
-        raise ValueError("no class has two training samples, so nothing can choose among exact.penalties; give one penalty")
+        raise ValueError("no class has two training samples, so none can choose among exact.penalties; give one penalty")
     best = max(range(len(penalties)), key=lambda place: tried[place]["held_back"]["top1"] if tried else 0.0)
     if len(penalties) > 1 and best in (0, len(penalties) - 1):
         logger.warning(
-            "the best penalty, %g, is at the end of those that were tried; try exact.penalties beyond it", penalties[best]
+            "the best penalty, %g, is the first or the last of those that were tried; extend exact.penalties beyond it",
+            penalties[best],
         )
     every, scored = standardise(train, test)
     model = Logistic(train.shape[1], classes, train.device)

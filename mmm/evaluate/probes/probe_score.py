@@ -1,4 +1,4 @@
-"""Scores heads on a part of the data, each input once, whatever the number of processes.
+"""Scores heads on a part of the data, on any number of processes. Each input counts once.
 
 Shapes: b inputs, V views of each, S heads, K classes.
 """
@@ -19,12 +19,12 @@ from mmm.evaluate.progress import progress
 
 @torch.no_grad()
 def score_probes(probes: Probes, setup: ProbeSetup, part: Images | Clips, *, batch_size: int, problems: list[Problem]) -> Tally:
-    """Counts how often each head is right, over all processes, by the mean over an input's views.
+    """Counts the correct predictions of each head over all processes. A prediction is the mean over the views of an input.
 
     Args:
-        probes: bare; left in evaluation mode.
-        batch_size: of a process, samples.
-        problems: inputs of this process that cannot be read are added here; they are left out.
+        probes: unwrapped. They stay in evaluation mode.
+        batch_size: number of samples per process and batch.
+        problems: unreadable inputs of this process are added here. They are left out.
     """
     accelerator, views = setup.accelerator, part.config.views
     tally = Tally(len(probes.eval().heads), setup.classes, accelerator.device)

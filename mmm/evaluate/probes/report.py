@@ -1,4 +1,4 @@
-"""Results of a probe: result.json, with the protocol of each number in it, and a few lines of text."""
+"""Results of a probe: result.json, with the protocol of each number, and a few lines of text."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def protocol_of(config: ProbeConfig, setup: ProbeSetup, *, weights: str, conditi
 
 
 def schedule_of(config: ProbeConfig) -> dict[str, Any]:
-    """How heads were trained by gradient, without what changes how often and not what."""
+    """Returns the options of the training of heads that change its result."""
     momentum = {"momentum": config.momentum} if config.optimizer == "lars" else {}
     chosen = {"optimizer": config.optimizer, "rates": list(config.rates), "seed": config.seed} | momentum
     return chosen | {name: value for name, value in identity({"train": to_dict(config.train)}).items() if name != "train.precision"}
 
 
 def write_result(folder: RunFolder, task: str, setup: ProbeSetup, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Writes the results of a probe, by method, into its run's folder, and beside the pretraining run's other evaluations.
+    """Writes the results of a probe by method into its run folder, and appends them to the evaluations of the pretraining run.
 
     Returns:
-        `run`, the folder; `classes`, their names; and what was found, by method.
+        `run`, the folder; `classes`, their names; and the results by method.
     """
     result = {"run": str(folder.path), "classes": setup.names} | found
     if setup.accelerator.is_main_process:
@@ -60,7 +60,7 @@ def write_result(folder: RunFolder, task: str, setup: ProbeSetup, found: dict[st
 
 
 def format_probe(found: Mapping[str, Any]) -> str:
-    """The scores of a probe, whichever its methods, as text."""
+    """Returns the scores of a probe as text."""
     lines = []
     for method in [name for name in ("trained", "exact") if name in found]:
         scores = found[method]
@@ -75,7 +75,7 @@ def format_probe(found: Mapping[str, Any]) -> str:
 
 
 def _tried(tried: Mapping[str, Any]) -> str:
-    """One line: a setting, and how it did on the samples that choose and on the test part."""
+    """Returns one line: a setting, with its accuracy on the held-back samples and on the test samples."""
     name = f"learning rate {tried['learning_rate']:.3g}" if "learning_rate" in tried else f"penalty {tried['penalty']:g}"
     named = {"held_back": "held back", "test": "test"}
     parts = [f"{words} {tried[part]['top1']:.2%}" for part, words in named.items() if part in tried]

@@ -1,4 +1,4 @@
-"""Setup of a probe: a frozen model, and labelled samples in three parts, for training, for choosing and for the final score."""
+"""Setup of a probe: a frozen model, and labelled samples for training, validation and test."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(RunConfig):
-    """A frozen model, and how heads on it are trained."""
+    """Options of a frozen model, and of the training of heads on it."""
 
     model: str | None = None
-    """The pretrained model: a run folder, a checkpoint or a file of weights in one, or published weights. A run's config.yaml
-    stands for its model untrained."""
+    """The pretrained model: a run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run
+    means its model with random weights."""
     data: DataConfig = field(default_factory=ImagesConfig)
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
-    """Training of the heads; micro_batch_size is the number of samples that the encoder computes at once."""
+    """Training of the heads. micro_batch_size is the number of samples that the encoder gets at once."""
     optimizer: Optimizer = "lars"
     """lars, with the trust ratio on matrices only, or adamw."""
     momentum: float = 0.9
     """Momentum of LARS."""
     rates: tuple[float, ...] = (1.0,)
-    """Learning rates that are tried at once, as multiples of train.learning_rate; samples held back choose among them. The loss
-    that is logged is the sum of theirs."""
+    """Learning rates that are tried at once, as multiples of train.learning_rate; held-back samples choose among them. The logged
+    loss is the sum of their losses."""
     held_back: float = 0.0
-    """Share of the training samples that is not trained on and chooses the learning rate; needed where there are several."""
+    """Share of the training samples that is held back to choose the learning rate; needed if there are several rates."""
     test_split: str | None = None
-    """Split of the source to score; none: the evaluation part, as in training."""
+    """Split of the source to score. None: the evaluation split, as in training."""
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:
@@ -57,9 +57,9 @@ class ProbeConfig(RunConfig):
         if not 0 <= self.held_back < 1:
             raise ValueError(f"held_back {self.held_back} is a share of the training samples: give 0 or more, and less than 1")
         if len(self.rates) > 1 and self.held_back == 0:
-            raise ValueError(f"{len(self.rates)} rates, and nothing to choose by: give --held_back 0.05 (of the training samples)")
+            raise ValueError(f"{len(self.rates)} rates need held-back samples to choose one; give --held_back 0.05 (a share)")
         if len(self.rates) > 1 and self.train.clip_norm is not None:
-            raise ValueError("train.clip_norm would clip the heads of all rates together; leave it out, or give one rate")
+            raise ValueError("train.clip_norm clips the gradients of all rates together; leave it out, or give one rate")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class ProbeSetup:
 
     Attributes:
         model: on the accelerator's device.
-        loaded: where it is from.
+        loaded: the source of the model.
         data: how samples are read.
-        train, validation, test: to train on; to choose by, or None; to score.
+        train: samples to train on. validation: samples that choose the learning rate, or None. test: samples to score.
         classes: K.
-        names: of the classes, where they have some.
-        dtype: of the encoder's autocast; none: fp32.
+        names: names of the classes. None: they have none.
+        dtype: type for the encoder's autocast. None: fp32.
     """
 
     accelerator: Accelerator
@@ -97,7 +97,8 @@ class ProbeSetup:
             return self.model.encode(x).last
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Tokens and labels of a batch, on the device; training samples are mirrored and relit by their keys."""
+        """Returns tokens and labels of a batch, on the device. Training samples are flipped, and their lighting is changed, by
+        their keys."""
         batch = batch.to(self.accelerator.device)
         assert batch.labels is not None
         return self.tokens(prepare(batch, self.data, train=train)), batch.labels
@@ -107,7 +108,7 @@ def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetu
     """Loads the model and opens its samples.
 
     Raises:
-        ValueError: where there is no model, no data, no label, or the data is normalised otherwise than the model's was.
+        ValueError: there is no model, no data or no label, or the normalisation differs from that of the training of the model.
     """
     device = accelerator.device
     loaded = load_model(LoadedModelConfig(model=config.model, source=config.data.source, device=str(device)))
@@ -124,7 +125,7 @@ def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetu
 
 
 def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:
-    """The encoder knows pixels as they were normalised when it was trained."""
+    """Refuses another normalisation than that of the training of the encoder."""
     for name in ("channels", "mean", "std"):
         given, expected = getattr(data, name), getattr(own, name)
         if given != expected:

@@ -1,4 +1,4 @@
-"""Trains heads on a frozen encoder, chooses among them by samples held back, and scores them on the test part."""
+"""Trains heads on a frozen encoder, chooses one by held-back samples, and scores all on the test samples."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from mmm.train.schedule import Plan, make_plan
 from mmm.train.session import Session, open_session, preview
 from mmm.train.state import Training
 
-# choices that may differ between a stop and its resume, beside those of every run; weights are compared by their fingerprint
+# options that may differ when a run is resumed, in addition to those of every run; weights are compared by their fingerprint
 RUNTIME = ("model", "test_split", "methods", "exact.penalties", "exact.iterations", "exact.tolerance")
 
 
 @dataclass(frozen=True)
 class BatchGroup:
-    """Micro-batches that the encoder gets one by one, and the heads as one batch.
+    """Micro-batches for the encoder, which form one batch for the heads.
 
     Attributes:
-        batches: of this process.
+        batches: batches of this process.
     """
 
     batches: list[Batch]
 
     @property
     def problems(self) -> list[Problem]:
-        """The inputs that could not be read."""
+        """The unreadable inputs."""
         return [problem for batch in self.batches for problem in batch.problems]
 
 
@@ -55,7 +55,7 @@ class GroupedBatches(Mixture):
     def batches(  # type: ignore[override]
         self, *, batch_size: int, steps: int, start_step: int = 0, accumulation: int = 1, world: int = 1, rank: int = 0
     ) -> Iterator[BatchGroup]:
-        """The groups of one process; the arguments are those of `Mixture.batches`, for the heads."""
+        """Yields the groups of one process. The arguments are those of `Mixture.batches`, for the heads."""
         together = batch_size // self.encoder_batch
         batches = super().batches(
             batch_size=self.encoder_batch,
@@ -69,7 +69,7 @@ class GroupedBatches(Mixture):
             yield BatchGroup(group)
 
     def sample_batch(self, source: int, samples: int) -> BatchGroup:  # type: ignore[override]
-        """A group of one micro-batch, to see what it takes."""
+        """Returns a group of one micro-batch, to measure its time and memory."""
         return BatchGroup([super().sample_batch(source, samples)])
 
 
@@ -77,11 +77,12 @@ class ProbeObjective:
     """The loss of heads on a frozen encoder."""
 
     def __init__(self, setup: ProbeSetup, probes: Probes) -> None:
-        """`probes`: unwrapped; they say what they need of the tokens."""
+        """Keeps the setup and the unwrapped heads, which select the values that they need."""
         self.setup, self.probes = setup, probes
 
     def loss(self, model: nn.Module, group: BatchGroup, step: int) -> Tensor:
-        """The sum of the heads' mean losses, (). Samples are encoded here, so that encoding does not count as waiting for data."""
+        """Returns the sum of the mean losses of the heads, (). Samples are encoded here, so that encoding does not count as waiting
+        for data."""
         encoded = [self.setup.encode(batch, train=True) for batch in group.batches]
         values = torch.cat([self.probes.prepare(tokens) for tokens, _ in encoded])
         return probes_loss(model, (values, torch.cat([labels for _, labels in encoded])), step)
@@ -89,11 +90,11 @@ class ProbeObjective:
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """Heads about to be trained.
+    """Heads, with all that is needed to train them.
 
     Attributes:
-        plan: of the run, whose micro-batches are the encoder's.
-        training: of the heads; the encoder stands outside.
+        plan: plan of the run, with the encoder's micro-batches.
+        training: state of the training of the heads. The encoder is not part of it.
     """
 
     config: ProbeConfig
@@ -103,13 +104,13 @@ class ProbeTraining:
 
     @classmethod
     def prepare(cls, config: ProbeConfig, setup: ProbeSetup, *, weights: str) -> ProbeTraining:
-        """Works everything out before anything starts.
+        """Prepares plan, heads and optimizer.
 
         Args:
-            weights: fingerprint of the encoder: a resumed run must be on the same.
+            weights: fingerprint of the encoder, which must be the same when a run is resumed.
 
         Raises:
-            ValueError: where a batch does not divide, or the pool does not fit the encoder.
+            ValueError: a batch does not divide evenly, or the pool does not fit the encoder.
         """
         accelerator, shape = setup.accelerator, setup.model.encoder.shape
         samples = len(setup.train) * setup.data.repeats
@@ -126,7 +127,7 @@ class ProbeTraining:
         return cast(Probes, self.training.unwrapped)
 
     def open_session(self, folder: RunFolder) -> AbstractContextManager[Session]:
-        """The session in which the heads are trained; see `mmm.train.session.open_session`."""
+        """Opens the session that trains the heads; see `mmm.train.session.open_session`."""
         parts = (self.setup.validation, self.setup.test)
         return open_session(
             folder,
@@ -140,7 +141,7 @@ class ProbeTraining:
         )
 
     def preview(self) -> str:
-        """The table of a dry run."""
+        """Returns the table of a dry run."""
         objective = ProbeObjective(self.setup, self.probes)
         tokens = {"of a sample": math.prod(self.setup.model.tokenizer.grid_of(self.setup.data.size))}
         data, plan = self.data, self.heads_plan
@@ -148,8 +149,8 @@ class ProbeTraining:
 
     @property
     def heads_plan(self) -> Plan:
-        """The plan as the heads see it: without weights in the pool all of an update is one batch to them, so that batch norm's
-        statistics are of the whole, however many micro-batches and processes encode it."""
+        """Plan of the heads. If the pool has no weights, all samples of an update form one batch for the heads, so that the
+        statistics of batch norm do not depend on the micro-batches of the encoder."""
         together = 1 if self.probes.shared is None else self.plan.accumulation
         size = self.plan.micro_batch_size * together
         return replace(self.plan, micro_batch_size=size, accumulation=self.plan.accumulation // together)
@@ -160,7 +161,7 @@ class ProbeTraining:
         return GroupedBatches(self.setup.train, self.config.seed, self.plan.micro_batch_size)
 
     def run(self, folder: RunFolder) -> dict[str, Any]:
-        """Trains from where the run stands to its end; see `choose` for what it returns."""
+        """Trains to the end of the run, and returns the result of `choose`."""
         with self.open_session(folder) as session:
             for update in session:
                 if self.setup.validation is not None and update.due(self.config.train.evaluate_every):
@@ -169,11 +170,11 @@ class ProbeTraining:
             return self.choose(session.bad_inputs)
 
     def choose(self, bad: BadInputs) -> dict[str, Any]:
-        """Scores all heads; the one that did best on the samples held back is chosen, of equals the first.
+        """Scores all heads, and chooses the head with the best accuracy on the held-back samples (the first of equally good ones).
 
         Returns:
-            `tried`, for each rate its peak `learning_rate`, `held_back` (where there is such a part) and `test`, both `top1` and
-            `top5`; `chosen`, its place; and of that head on the test part what `Tally.result` gives.
+            `tried`, for each rate its peak `learning_rate`, and `top1` and `top5` on `held_back` (if there is such a part) and
+            `test`; `chosen`, the position of the chosen head; and the values of `Tally.result` for that head on the test samples.
         """
         with self.training.averaged():
             held = None if self.setup.validation is None else self.score(self.setup.validation, bad.pending)
@@ -189,5 +190,5 @@ class ProbeTraining:
         return {"tried": tried, "chosen": chosen, "unreadable": len(bad.found)} | test.result(chosen)
 
     def score(self, part: Images | Clips, problems: list[Problem]) -> Tally:
-        """How often the heads are right; see `score_probes`."""
+        """Counts the correct predictions of the heads; see `score_probes`."""
         return score_probes(self.probes, self.setup, part, batch_size=self.plan.micro_batch_size, problems=problems)

@@ -1,8 +1,9 @@
 """Reconstructions of hidden tokens by the model, and baselines without a model.
 
-A target that is standardised per token holds no brightness and no contrast. Putting back the original's makes good pictures and
-flatters the number, so such a model has two reconstructions: one with them, beside their score alone, and one that
-uses nothing hidden: contrast of the nearest visible token, brightness of all, blended by inverse distance (Shepard, "A
+A target that is standardised per token holds no brightness and no contrast. Using those of the original makes good pictures and too
+good a score, so such a model has two reconstructions. The first uses brightness and contrast of the original; their score without a
+model is given beside it. The second uses visible tokens only: the contrast of the nearest one, and the brightness of all, weighted
+by inverse distance (Shepard, "A
 two-dimensional interpolation function for irregularly-spaced data", 1968; a power of 3 scored best of five rules on photographs).
 
 Shapes: B samples, C channels, N tokens, V visible, Q hidden, P values a token, n = P / C pixels.
@@ -21,10 +22,10 @@ from mmm.core.tokens import Grid, take
 from mmm.core.types import Input
 from mmm.model import MaskedModel
 
-# in the order in which they are shown, with their descriptions for a target that `uses_original`
+# in the order of display, with descriptions for a target that `uses_original`
 BASELINES = {
     "model": "the model, with brightness and contrast estimated from visible tokens",
-    "visible_blend": "no model: brightness of the visible tokens, blended by distance",
+    "visible_blend": "no model: brightness of the visible tokens, weighted by inverse distance",
     "visible_nearest": "no model: a copy of the nearest visible token",
     "visible_mean": "no model: the mean of the visible pixels",
     "model_given_original": "the model, given each hidden token's own brightness and contrast",
@@ -33,9 +34,9 @@ BASELINES = {
 
 
 def fill_hidden(model: MaskedModel, prediction: Tensor, patches: Tensor, grid: Grid, mask: Mask, data: Input) -> dict[str, Tensor]:
-    """All reconstructions of the hidden tokens, (B, Q, P) each, in [0, 1]."""
+    """Returns all reconstructions of the hidden tokens, (B, Q, P) each, in [0, 1]."""
     stand_in, blend, copy = from_visible(patches, mask.visible, grid, data.channels)  # (B, N, P)
-    # `show` may read the tokens that it is given; these hold nothing hidden
+    # `show` may read the tokens that it gets; these contain no hidden values
     filled = {"model": show(model, prediction, stand_in, mask)}
     filled |= {"visible_blend": take(blend, mask.predict), "visible_nearest": take(copy, mask.predict)}
     seen = take(patches, mask.visible).unflatten(2, (-1, data.channels)).mean((1, 2))  # (B, C)
@@ -47,10 +48,10 @@ def fill_hidden(model: MaskedModel, prediction: Tensor, patches: Tensor, grid: G
 
 
 def show(model: MaskedModel, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor:
-    """Turns predictions into normalised pixels, (B, Q, P), as the target does.
+    """Converts predictions into normalised pixels, (B, Q, P), with `Target.show`.
 
     Raises:
-        ValueError: where it has none.
+        ValueError: the target's predictions are not pixels.
     """
     shown = model.target.show(prediction, patches, mask)
     if shown is None:
@@ -60,23 +61,23 @@ def show(model: MaskedModel, prediction: Tensor, patches: Tensor, mask: Mask) ->
 
 
 def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fills every token from visible ones: contrast of the nearest, brightness of all, blended by inverse distance.
+    """Fills every token from visible ones: contrast of the nearest one, and brightness of all, weighted by inverse distance.
 
     Args:
         patches: (B, N, P); only the visible ones are read.
         visible: int64 (B, V).
         grid: the arrangement of the N tokens.
-        channels: C, each blended on its own.
+        channels: C. Each channel is filled separately.
 
     Returns:
-        (B, N, P) with both; with the brightness alone; and copies of the nearest visible token (in tokens, of a clip along time
-        too; of several that are as near, the first in the mask).
+        Three tensors (B, N, P): contrast and brightness; brightness alone; and copies of the nearest visible token. Distances are
+        in tokens, in clips along time too; of equally near tokens the first in the mask is taken.
     """
     places = coordinates(grid).to(patches)  # (N, n)
     apart = torch.cdist(places, places)[visible].transpose(1, 2)  # (N, N) -> (B, V, N) -> (B, N, V)
     pixels = take(patches, visible).unflatten(2, (-1, channels))  # (B, V, n, C)
     means = pixels.mean(2)  # (B, V, C)
-    weights = apart.clamp(min=1e-3) ** -3  # at a visible token's own place, it counts alone
+    weights = apart.clamp(min=1e-3) ** -3  # at the position of a visible token, only this token counts
     blend = (weights / weights.sum(2, keepdim=True) @ means)[:, :, None]  # (B, N, 1, C)
     copy = take(pixels, apart.argmin(2))  # (B, N, n, C)
     contrast = copy - copy.mean(2, keepdim=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw(shown: Reconstruction, title: str = "Reconstruction") -> Image:
-    """Draws original, visible part, prediction, and both together, one row per sample; of clips their middle frames.
+    """Draws original, visible part, prediction, and both together, one row per sample. For clips it shows the middle frames.
 
     Args:
         shown: as `model.reconstruct` returns it.

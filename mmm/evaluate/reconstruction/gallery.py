@@ -1,4 +1,4 @@
-"""Reconstruction gallery: a picture of a few samples, for clips also an animation, and the PSNR over many."""
+"""Reconstruction gallery: a picture of a few samples (for clips also an animation), and the PSNR over many samples."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from mmm.model import MaskedModel
 from mmm.targets import Target
 
 GIVEN = (
-    "Brightness and contrast of each predicted token were put back from the ORIGINAL: "
+    "Brightness and contrast of each predicted token were taken from the ORIGINAL:  "
     "the target is standardised, so a prediction holds neither."
 )
-OWN = "Every predicted pixel is the model's own; nothing of the original was put back."
-SIDE_BY_SIDE = 6  # samples from which a picture has two groups of them
+OWN = "Every predicted pixel comes from the model; nothing was taken from the original."
+SIDE_BY_SIDE = 6  # with this many samples or more, a picture shows two groups side by side
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryConfig(CheckedConfig):
-    """The samples that are drawn and measured."""
+    """Options of the samples that are drawn and measured."""
 
     samples: Positive = 8
-    """Samples in the picture, spread evenly over the part."""
+    """Samples in the picture, spread evenly over the split."""
 
     measured: Positive | None = 256
     """Samples, chosen by key, over which the PSNR is measured; None: all."""
@@ -54,17 +54,17 @@ class ReconstructionGallery(Evaluator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig, GalleryConfig):
-        """The samples that are drawn and measured, and how often."""
+        """Options of the samples that are drawn and measured, and of the interval between evaluations."""
 
     config: Config
     columns: ClassVar[Mapping[str, Column]] = {"psnr": Column("PSNR", "{:.2f} dB")}
 
     def why_not(self, model: MaskedModel, context: Context) -> str | None:
-        """A model without a decoder, or whose target is not pixels."""
+        """Rejects a model without a decoder, or with a target other than pixels."""
         return why_not(model)
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns what `make_gallery` returns; nothing in other processes than the main one."""
+        """Returns the result of `make_gallery`; in processes other than the main one, an empty dict."""
         if rank_and_world()[0] != 0:
             return {}
         masked = MaskedModel(model.tokenizer, context.masker, model.encoder, model.decoder, model.target)
@@ -87,9 +87,9 @@ class ReconstructionGallery(Evaluator):
 
 
 def why_not(model: MaskedModel) -> str | None:
-    """Why a model's predictions cannot be drawn, or None where they can."""
+    """Returns the reason why a model's predictions cannot be drawn. None: they can be drawn."""
     if model.decoder is None:
-        return "the model is an encoder without a decoder, so there is no reconstruction to show; give a whole model"
+        return "the model is an encoder without a decoder, so there is no reconstruction to show; give a model with a decoder"
     if type(model.target).show is Target.show:
         config: Any = model.target.config
         return f"target.name {config.name} does not predict pixels, so there is no reconstruction to show"
@@ -106,21 +106,21 @@ def make_gallery(
     dtype: torch.dtype | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Reconstructs samples, of a video the first view; each process that calls it does all the work.
+    """Reconstructs samples (of a video, the first view). Each process that calls it does all the work.
 
     Args:
         model: on its device.
         images: the part of the data.
-        path: of the PNG file; None: no picture, as in the processes that are not the main one.
-        dtype: of autocast; None: fp32.
+        path: path of the PNG file. None: no picture, as in processes other than the main one.
+        dtype: type for autocast. None: fp32.
 
     Returns:
-        `data`, the source and the part of it; `samples`, the number that was measured; `hidden`, the fraction of tokens;
+        `data`, source and split; `samples`, the number of measured samples; `hidden`, the fraction of hidden tokens;
         `uses_original`; `psnr` by name of the reconstruction, in dB; `problems`, the inputs that could not be read; `picture`, its
         path or None; for clips `animation` and `video` too.
 
     Raises:
-        ValueError: where the target's predictions are not pixels, or nothing can be read.
+        ValueError: the target's predictions are not pixels, or no sample can be read.
     """
     if reason := why_not(model):
         raise ValueError(reason)
@@ -135,7 +135,7 @@ def make_gallery(
         hidden = batch.predicted[0, :1].isfinite().cpu().double().mean().item()
         kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in chosen]
     if not kept:
-        raise ValueError(f"none of {images.title} that were to be shown can be read; first: {problems[0]['reason']}")
+        raise ValueError(f"none of {images.title} that should be shown can be read; first: {problems[0]['reason']}")
     found = {
         "data": describe_data(images),
         "samples": error.samples,
@@ -155,7 +155,7 @@ def make_gallery(
 
 
 def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title: str) -> Path:
-    """Draws the picture, with the figures of `make_gallery` below it."""
+    """Draws the picture, with the results of `make_gallery` below it."""
     columns: Columns = _columns(shown, found)
     captions: Sequence[Sequence[str]] = ()
     groups = _groups(shown)
@@ -178,7 +178,7 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
 
 
 def _columns(shown: Reconstruction, found: dict[str, Any]) -> Columns:
-    """The columns of the picture, with their titles."""
+    """Returns the columns of the picture, with their titles."""
     titles = ("original", f"visible, {1 - found['hidden']:.0%}", "predicted", "visible + predicted")
     return list(zip(titles, shown.pictures, strict=True))
 
@@ -188,7 +188,7 @@ def _groups(shown: Reconstruction) -> int:
 
 
 def format_gallery(found: Mapping[str, Any]) -> str:
-    """The figures as lines of text."""
+    """Returns the results as lines of text."""
     lines = [f"PSNR of the hidden tokens ({found['hidden']:.0%}) of {found['samples']:,} samples, pixels in [0, 1]:"]
     lines += [f"  {found['psnr'][name]:6.2f} dB  {words}" for name, words in _words(found).items()]
     if found["picture"]:
@@ -199,7 +199,7 @@ def format_gallery(found: Mapping[str, Any]) -> str:
 
 
 def _words(found: Mapping[str, Any]) -> dict[str, str]:
-    """The meaning of each figure."""
+    """Returns the description of each result."""
     words = {name: text for name, text in BASELINES.items() if name in found["psnr"]}
     return words if found["uses_original"] else words | {"model": "the model"}
 
@@ -207,7 +207,7 @@ def _words(found: Mapping[str, Any]) -> dict[str, str]:
 def _reconstructions(
     model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
-    """Yields indices in the part and reconstructions, batch by batch; appends inputs that cannot be read to `problems`."""
+    """Yields indices in the part and reconstructions, batch by batch. Appends unreadable inputs to `problems`."""
     device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
     batches = eval_batches(part, part.config, batch_size=batch_size)
     for batch in progress(batches, len(part), f"reconstructions of {part.title}", lambda batch: len(batch.index) // views):

@@ -1,7 +1,7 @@
 """Predicted pixels of hidden tokens, and their error.
 
-The measure is the peak signal-to-noise ratio of hidden tokens, in dB, on pixels in [0, 1] (predictions are clipped to it), from
-the mean squared error over all of them: a mean of the samples' own ratios would be infinite with one flat sample.
+The error is given as the peak signal-to-noise ratio of hidden tokens in dB, on pixels in [0, 1] (predictions are clipped). It is
+computed from the mean squared error over all samples, because the ratio of a single uniform sample can be infinite.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens, V visible, Q hidden, P values a token.
 """
@@ -21,20 +21,21 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
 from mmm.evaluate.reconstruction.baselines import fill_hidden, to_unit
+from mmm.maskers import Masker, PaintedMasker
 from mmm.model import MaskedModel
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Samples and what a model made of them, pixels in [0, 1]; not a number where a picture has nothing.
+    """Samples and their reconstructions, with pixels in [0, 1]; NaN where a picture is empty.
 
     Attributes:
         original: (B, C, s...).
-        visible: what the encoder saw.
-        predicted: what the decoder made of the rest.
-        pasted: what was seen, and the prediction around it.
-        errors: the mean squared error over all hidden pixels of each of `baselines.BASELINES`, (B,).
-        uses_original: whether each prediction was given brightness and contrast of the original.
+        visible: the visible tokens.
+        predicted: the predictions of the hidden tokens.
+        pasted: visible tokens and predictions together.
+        errors: mean squared error over all hidden pixels for each of `baselines.BASELINES`, (B,).
+        uses_original: whether brightness and contrast of the predictions were taken from the original.
     """
 
     original: Tensor
@@ -45,14 +46,14 @@ class Reconstruction:
     uses_original: bool
 
     def take(self, row: int) -> Reconstruction:
-        """One sample, on the CPU."""
+        """Returns one sample, on the CPU."""
         original, visible, predicted, pasted = (values[row : row + 1].cpu() for values in self.pictures)
         errors = {name: error[row : row + 1].cpu() for name, error in self.errors.items()}
         return Reconstruction(original, visible, predicted, pasted, errors, self.uses_original)
 
     @classmethod
     def cat(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
-        """Several as one."""
+        """Joins several batches."""
         original, visible, predicted, pasted = (
             torch.cat(values) for values in zip(*(part.pictures for part in parts), strict=True)
         )
@@ -61,22 +62,22 @@ class Reconstruction:
 
     @property
     def pictures(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four, in the order of the fields."""
+        """The four pictures, in the order of the fields."""
         return self.original, self.visible, self.predicted, self.pasted
 
 
 @torch.no_grad()
 def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Reconstruction:
-    """Hides tokens of a batch, each sample's mask drawn from its key, and has ALL of them predicted.
+    """Hides tokens of a batch by masks drawn from the keys, and predicts ALL hidden tokens.
 
     Args:
-        model: in the mode and under the precision that the caller wants.
+        model: in the mode and precision that the caller has set.
         x: normalised, (B, C, s...).
-        data: how it was normalised.
+        data: normalisation of x.
         keys: int64 (B,).
 
     Raises:
-        ValueError: where the target's predictions are not pixels.
+        ValueError: the target's predictions are not pixels.
     """
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
     mask = every_hidden(model.draw_masks(x, keys), len(x), patches.shape[1])
@@ -100,10 +101,12 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
     )
 
 
-def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None = None, seed: int = 0) -> Reconstruction:
+def reconstruct_samples(
+    model: MaskedModel, samples: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0
+) -> Reconstruction:
     """Reconstructs samples outside a run, in evaluation mode; see `MaskedModel.reconstruct`."""
     if model.decoder is None:
-        raise ValueError("this model holds an encoder without a decoder, so nothing can be reconstructed; load a whole model")
+        raise ValueError("this model holds an encoder without a decoder, so nothing can be reconstructed; load one with a decoder")
     if model.data is None:
         raise ValueError("this model does not know how its samples are normalised; build it with data=Input(...)")
     x = model.prepared(samples)
@@ -111,16 +114,28 @@ def reconstruct_samples(model: MaskedModel, samples: Any, *, ratio: float | None
     masker, training = model.masker, model.training
     try:
         model.eval()
-        if ratio is not None:
-            model.masker = masker.with_ratio(ratio)
+        model.masker = remasked(masker, ratio, hidden)
         return reconstruct(model, x, model.data, keys)
     finally:
         model.masker = masker
         model.train(training)
 
 
+def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:
+    """The masker, or the same one at another ratio, or one that hides painted pixels (see `mask_from_pixels`).
+
+    Raises:
+        ValueError: both are asked for.
+    """
+    if hidden is not None and ratio is not None:
+        raise ValueError(f"ratio {ratio:g} and painted pixels both say what is hidden; give one of them")
+    if hidden is not None:
+        return PaintedMasker(hidden, masker.config)
+    return masker if ratio is None else masker.with_ratio(ratio)
+
+
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
-    """The first mask of each sample, with all hidden tokens to be predicted, whatever part of them training predicts."""
+    """Returns the first mask of each sample, which predicts all hidden tokens, even if training predicts only a part of them."""
     first = len(mask.visible) // samples
     visible, blank = mask.visible[::first], None if mask.blank is None else mask.blank[::first]  # (B, V), (B, H)
     seen = torch.zeros(samples, tokens, dtype=torch.int8, device=visible.device).scatter(1, visible, 1)
@@ -129,7 +144,7 @@ def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
 
 
 def psnr(error: float) -> float:
-    """The PSNR of a mean squared error of pixels in [0, 1], in dB; at most 100, in place of infinity."""
+    """Returns the PSNR in dB for a mean squared error of pixels in [0, 1]; at most 100."""
     return -10 * math.log10(max(error, 1e-10))
 
 
@@ -138,8 +153,8 @@ class HiddenError:
     """Accumulates the errors of many batches.
 
     Attributes:
-        sums: of the errors over samples, by name.
-        samples: how many.
+        sums: sums of the errors over samples, by name.
+        samples: number of samples.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -154,5 +169,5 @@ class HiddenError:
         return self
 
     def psnr(self) -> dict[str, float]:
-        """The PSNR of the model and of each baseline, in dB."""
+        """Returns the PSNR of the model and of each baseline, in dB."""
         return {name: psnr(total / self.samples) for name, total in self.sums.items()}

@@ -1,4 +1,4 @@
-"""Reconstructions of clips over time: a strip of frames, a picture that moves, and a video.
+"""Reconstructions of clips: a strip of frames, an animated picture, and a video.
 
 Shapes: B samples, C channels, T frames, (H, W) of a frame.
 """
@@ -19,35 +19,35 @@ from mmm.evaluate.plots.image_grid import paint_grid
 Columns = Sequence[tuple[str, Tensor]]
 
 STRIP = 6  # frames of a clip in a strip
-SIDE = 128  # of a frame in a strip, to which larger ones are reduced, pixels
-FPS = 8.0  # of what moves: that of a clip whose frames are about 1/8 s apart, as 4 frames of a video of 30 a second are
+SIDE = 128  # largest side of a frame in a strip, in pixels
+FPS = 8.0  # frames per second of the animation: right for every fourth frame of a video with 30 frames per second
 ENCODING = EncodeConfig(short_side=None, crf=18, fast_decode=False)
-QUALITY = 85  # of the animated WebP, of 100
+QUALITY = 85  # quality of the animated WebP, up to 100
 
 
 def strip_of(columns: Columns) -> tuple[Columns, Sequence[Sequence[str]]]:
-    """Some frames of clips, evenly spread, as a grid's columns: each clip gives a row for each of its treatments.
+    """Returns evenly spread frames of clips as the columns of a grid. Each clip has one row for each treatment.
 
     Args:
         columns: the title and the clips (B, C, T, H, W) of each treatment.
 
     Returns:
-        One column a frame, of (B treatments, C, h, w), and what stands below their cells: the treatment, in the first.
+        A column per frame, (B treatments, C, h, w), and the captions below the cells, with the treatment in the first column.
     """
     frames = columns[0][1].shape[2]
     count = min(STRIP, frames)
-    chosen = [(2 * i + 1) * frames // (2 * count) for i in range(count)]  # the middles of equal parts
+    chosen = [(2 * i + 1) * frames // (2 * count) for i in range(count)]  # the centres of equal parts
     rows = torch.stack([clips for _, clips in columns], dim=1).flatten(0, 1)  # (B treatments, C, T, H, W)
     names = [name for name, _ in columns] * len(columns[0][1])
     return [(f"frame {number + 1} of {frames}", _small(rows[:, :, number])) for number in chosen], [names]
 
 
 def animate(columns: Columns, path: Path, *, title: str, groups: int = 1) -> tuple[Path, Path]:
-    """Writes the clips, treatments side by side, as an animated WebP and as an MP4.
+    """Writes the clips as an animated WebP and as an MP4, with the treatments side by side.
 
     Args:
         columns: as in `strip_of`.
-        path: of the still picture, beside which both lie under its name.
+        path: path of the still picture. The new files get the same name with other suffixes.
 
     Returns:
         Their paths.
@@ -64,7 +64,7 @@ def animate(columns: Columns, path: Path, *, title: str, groups: int = 1) -> tup
 
 
 def _small(frames: Tensor) -> Tensor:
-    """Frames of at most SIDE pixels; what is not a number stays so, sharply."""
+    """Reduces frames to at most SIDE pixels per side. Empty (NaN) areas keep sharp edges."""
     side = max(frames.shape[2:])
     if side <= SIDE:
         return frames

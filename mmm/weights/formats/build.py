@@ -22,8 +22,9 @@ from mmm.core.positions import coordinates, sine_cosine
 from mmm.core.registry import PartConfig
 from mmm.core.tokens import Grid
 from mmm.core.types import Input, RequiredFeatures
+from mmm.data.transforms.crop import margin_of
 from mmm.decoders import DecoderConfig, decoders
-from mmm.encoders import VisionTransformer
+from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.encoders.vit import SIZES
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
@@ -71,7 +72,7 @@ class Stack:
 
 
 def build(
-    encoder: VisionTransformer.Config,
+    encoder: EncoderConfig,
     *,
     tokenizer: PartConfig,
     data: Input,
@@ -84,10 +85,10 @@ def build(
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        vit = VisionTransformer(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
-        head = None if decoder is None else decoders.build(decoder, encoder=vit.shape, grid=grid, outputs=(cutter.width,))
-    pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=vit)
-    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), vit, head, pixels, data=data)
+        body = encoders.build(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
+        head = None if decoder is None else decoders.build(decoder, encoder=body.shape, grid=grid, outputs=(cutter.width,))
+    pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=body)
+    return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), body, head, pixels, data=data)
 
 
 def with_head(
@@ -256,3 +257,17 @@ def describe_assumed(encoder: ImageEncoder, decoder_heads: int, options: Options
 def official_lines(file: Path, kind: str, key: str = "model") -> list[str]:
     """Returns lines of Python that read an official file."""
     return ["import torch", f"weights = torch.load({str(file)!r}, weights_only=True)[{key!r}]  # for {kind} of the same size"]
+
+
+def pretrained_config(data: Input, classes: int) -> dict[str, Any]:
+    """Returns the pixels that a model was trained on, as timm's config.json states them."""
+    return {
+        "input_size": [data.channels, *data.size],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "interpolation": "bicubic",
+        "crop_pct": 1 / margin_of((data.size[0], data.size[1])),
+        "num_classes": classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }

@@ -19,12 +19,19 @@ from torch import Tensor, nn
 from mmm.classifier import Classifier, HeadConfig
 from mmm.core.registry import PartConfig
 from mmm.core.types import RequiredFeatures
-from mmm.data.transforms.crop import margin_of
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
 from mmm.pools import ClassPool, MeanPool
 from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of, register
-from mmm.weights.formats.build import ENCODER, build, describe_pixels, find_input, read_image_encoder, with_head
+from mmm.weights.formats.build import (
+    ENCODER,
+    build,
+    describe_pixels,
+    find_input,
+    pretrained_config,
+    read_image_encoder,
+    with_head,
+)
 from mmm.weights.matching import fill, renamed, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)
@@ -104,19 +111,12 @@ class Timm(Format):
         architecture, arguments = timm_arguments(model)
         weights = to_timm(model)
         classes = model.head.classes if isinstance(model, Classifier) else 0
-        data = data_of(model)
-        pretrained = {
-            "input_size": [data.channels, *data.size],
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "interpolation": "bicubic",
-            "crop_pct": 1 / margin_of((data.size[0], data.size[1])),
-            "num_classes": classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
         config = {"architecture": architecture, "num_classes": classes, "num_features": model.encoder.shape.width}
-        config |= {"global_pool": arguments["global_pool"], "model_args": arguments, "pretrained_cfg": pretrained}
+        config |= {
+            "global_pool": arguments["global_pool"],
+            "model_args": arguments,
+            "pretrained_cfg": pretrained_config(data_of(model), classes),
+        }
         if isinstance(model, Classifier) and model.labels is not None:
             config["label_names"] = list(model.labels)
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})

@@ -42,7 +42,7 @@ class TarColumn:
         files: the tars.
         number: the number of each sample's tar, int64 (N,).
         offset, size: the position of its bytes there, int64 (N,).
-        names: of the members, an Arrow array of bytes (N,).
+        names: names of the members, an Arrow array of bytes (N,).
         titles: the first part of the samples' names, by tar.
     """
 

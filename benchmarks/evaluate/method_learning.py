@@ -1,0 +1,162 @@
+"""Every method at equal time: the same data, the same size of encoder and the same seconds of one thread; which features are
+best?
+
+    python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 6 --seeds 0 1      all image methods
+    python -m benchmarks.evaluate.method_learning --videos --minutes 6 --seeds 0 1                      all video methods
+    python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 0.2 --methods image_mae --out /tmp
+
+Time is processor time of this process, so that other work on the machine does not count. The time of one update is measured
+first, by the difference of two short runs; then each method trains as many updates as fit, with a warm-up of a twentieth and
+one learning rate for all, which was tuned for none. Frozen features are compared by 20 nearest neighbours and a linear
+classifier, beside those of random weights and raw pixels. Results are kept in one JSON file, method by method: a run that is
+stopped continues where it was."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import mmm
+from benchmarks.measure import machine, table
+from mmm.data import open_data
+from mmm.evaluate.builtin import MaskedLoss
+from mmm.evaluate.evaluator import EvaluatorSet
+from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
+from mmm.targets import LatentTarget, PixelTarget
+from tasks import pretrain
+
+IMAGES = ("mae", "crossmae", "simmim", "maskfeat", "beit", "umae", "selfdistill", "data2vec", "ijepa", "capi", "pixio", "salt")
+VIDEOS = ("mae", "crossmae", "mae_v2", "maskfeat", "umt", "vjepa", "salt")
+DEPTH = 4  # blocks of the image encoders
+BATCH, RATE = 128, 1e-3  # images of an update, and its peak learning rate
+PACE = (8, 24)  # updates of the two runs whose difference gives the time of an update
+
+
+def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
+    """The preset of a recipe for small data, with an encoder of one size, and a length in updates."""
+    preset: pretrain.Config = importlib.import_module(f"recipes.{name}").PRESETS["demo" if options.videos else "cifar10"]
+    changes: dict[str, Any] = {}
+    if not options.videos:
+        changes["data"] = replace(preset.data, source=options.source, workers=0)
+        changes["encoder"] = replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
+        if getattr(preset.target, "blocks", None):
+            changes["target"] = replace(preset.target, blocks=tuple(range(2, DEPTH + 1)))  # type: ignore[call-arg]
+    if isinstance(preset.target, LatentTarget.Config) and preset.target.teacher.startswith("runs/"):
+        changes["target"] = replace(preset.target, teacher=str(folder.parent / f"{folder.name}-teacher"))
+    train = replace(
+        preset.train,
+        epochs=None,
+        steps=steps,
+        warmup_epochs=None,
+        warmup_steps=max(1, steps // 20),
+        precision="fp32",
+        threads=1,
+        log_every=max(1, steps // 4),
+        save_every=steps,
+        evaluate_every=None,
+    )
+    if not options.videos:
+        train = replace(train, batch_size=BATCH, learning_rate=RATE, scale_learning_rate=None)
+    evaluate = EvaluatorSet.of(MaskedLoss.Config(samples=128))
+    return replace(preset, **changes, train=train, seed=seed, folder=str(folder), evaluate=evaluate)
+
+
+def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> tuple[float, int]:
+    """Trains, the teacher of a frozen target first, a sixth of the updates; returns processor seconds and updates of the model."""
+    config = config_of(name, options, steps, seed, folder)
+    began = time.process_time()
+    if isinstance(config.target, LatentTarget.Config) and config.target.teacher.endswith("-teacher"):
+        first = max(1, steps // 6)
+        pixels = PixelTarget.Config(standardise="none")
+        teacher = replace(
+            config, target=pixels, folder=config.target.teacher, train=replace(config.train, steps=first, save_every=first)
+        )
+        pretrain.run(teacher)
+        steps -= first
+        config = replace(config, train=replace(config.train, steps=steps, save_every=steps))
+    pretrain.run(config)
+    return time.process_time() - began, steps
+
+
+def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, Any]:
+    """The result of one method and seed."""
+    few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
+    pace = (more - few) / (PACE[1] - PACE[0])
+    steps = max(PACE[1], round(60 * options.minutes / pace))
+    folder = scratch / f"{name}-{seed}"
+    seconds, updates = train(name, options, steps, seed, folder)
+    config = config_of(name, options, steps, seed, folder)
+    untrained = pretrain.build_model(replace(config, seed=seed))
+    data = replace(config.data, cache=False) if not options.videos else config.data  # type: ignore[call-arg]
+    judged = FeatureEvalConfig(labels_per_class=100, train_samples=options.train_samples)
+    models = {"trained": mmm.load(folder), "untrained": untrained}
+    scores = evaluate_features(models, open_data(data, "train"), open_data(data, "eval"), judged, device="cpu")
+    found: dict[str, Any] = {"pace": pace, "updates": updates, "seconds": seconds}
+    for measured in ("neighbours", "linear"):
+        found[measured] = {model: 100 * scores[measured][model]["top1"] for model in ("trained", "untrained", "raw_pixels")}
+    return found
+
+
+def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
+    """The table."""
+    kind = "builtin:motion" if options.videos else "CIFAR-10"
+    rows = []
+    for name, seeds in found["methods"].items():
+        runs = list(seeds.values())
+        row = [name, f"{mean(run['updates'] for run in runs):,.0f}", f"{mean(run['seconds'] for run in runs):.0f}"]
+        for measured in ("neighbours", "linear"):
+            for model in ("trained", "untrained", "raw_pixels"):
+                values = [run[measured][model] for run in runs]
+                row.append(f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""))
+        rows.append(row)
+    head = ["recipe", "updates", "seconds", "kNN, %", "random weights", "raw pixels", "linear, %", "random weights", "raw pixels"]
+    lines = [f"# Methods at {options.minutes:g} minutes of one thread, {kind}", ""]
+    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
+    return "\n".join([*lines, "", table(head, rows), ""])
+
+
+def main() -> None:
+    """Measures what is missing, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
+    parser.add_argument("--videos", action="store_true", help="the video methods, on builtin:motion")
+    parser.add_argument("--methods", nargs="+", help="recipes; all by default")
+    parser.add_argument("--minutes", type=float, default=6.0, help="processor time of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--train_samples", type=int, default=10000, help="that neighbours and labels are chosen from")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the results")
+    options = parser.parse_args()
+    if not options.videos and not options.source:
+        parser.error("--source is missing")
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"methods_{'videos' if options.videos else 'images'}_{options.minutes:g}min"
+    file = options.out / f"{name}.json"
+    found = json.loads(file.read_text()) if file.exists() else {"machine": machine(torch.device("cpu")), "methods": {}}
+    prefix, known = ("video_", VIDEOS) if options.videos else ("image_", IMAGES)
+    for method in options.methods or [f"{prefix}{one}" for one in known]:
+        for seed in options.seeds:
+            if str(seed) in found["methods"].setdefault(method, {}):
+                continue
+            with tempfile.TemporaryDirectory() as scratch:
+                found["methods"][method][str(seed)] = result = measure(method, options, seed, Path(scratch))
+            file.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+            print(f"{method}, seed {seed}: {result}", flush=True)
+    text = describe(found, options)
+    (options.out / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

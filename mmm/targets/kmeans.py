@@ -1,0 +1,40 @@
+"""Clusters of directions: k-means on the unit sphere (Dhillon and Modha, "Concept decompositions", Machine Learning 2001).
+
+Shapes: n points of D values, K centres.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm.core.rng import sample_keys, scores
+
+SCORES = 2**26  # similarities that are held at once
+
+
+@torch.no_grad()
+def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int = 0) -> Tensor:
+    """Centres of norm 1 (K, D), of points (n, D), n at least K, whatever their norms.
+
+    It starts from points that are drawn from the seed. A cluster that gets no point is moved to the point that fits its own centre
+    worst, the next such cluster to the next worst.
+    """
+    points = F.normalize(points, dim=1)
+    chance = scores(sample_keys(seed, 0, 0), len(points))[0].to(points.device)
+    centres = points[chance.argsort()[:clusters]].clone()
+    for _ in range(iterations):
+        codes, fit = nearest(points, centres)
+        empty = torch.bincount(codes, minlength=clusters) == 0
+        sums = torch.zeros_like(centres).index_add_(0, codes, points)
+        worst = fit.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]  # for the first empty cluster the worst point
+        centres = F.normalize(torch.where(empty[:, None], points[worst], sums), dim=1)
+    return centres
+
+
+@torch.no_grad()
+def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The centre to which each point has the smallest angle, int64 (n,), and its scalar product with the point, (n,)."""
+    found = [(part @ centres.T).max(1) for part in points.split(max(1, SCORES // len(centres)))]
+    return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])

@@ -1,0 +1,117 @@
+"""Two targets at once (Dong et al., "BootMAE", ECCV 2022: pixels, and features of the encoder's moving average).
+
+Shapes: kmB rows of Q predicted tokens, K1 and K2 values a token of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmm.core.checks import NonNegative
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Features, Input
+from mmm.targets.base import Samples, Target, TargetConfig, TargetValues, TokenTargets, targets
+from mmm.targets.latent import LatentTarget
+from mmm.targets.pixels import PixelTarget
+
+
+@targets.register("pair")
+class PairTarget(Target):
+    """Two targets, of each of which the decoder predicts its own values; the loss is their weighted sum.
+
+    One decoder may predict both, or decoder.name pair each with a decoder of its own. A pair may hold a pair.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TargetConfig):
+        first: TargetConfig = PixelTarget.Config()
+        """The first target."""
+
+        second: TargetConfig = LatentTarget.Config()
+        """The second target."""
+
+        weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
+        """Factors of their losses."""
+
+    config: Config
+
+    def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
+        """Builds both."""
+        super().__init__()
+        self.config = config
+        self.first, self.second = (
+            targets.build(one, token=token, data=data, encoder=encoder) for one in (config.first, config.second)
+        )
+        self.width = sum(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The values of each of the two."""
+        return sum(self.first.widths), sum(self.second.widths)
+
+    @property
+    def both(self) -> tuple[tuple[Target, float], ...]:
+        """The two, each with its weight."""
+        return (self.first, self.config.weights[0]), (self.second, self.config.weights[1])
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether that of either does."""
+        return self.first.across_batch or self.second.across_batch
+
+    @property
+    def may_collapse(self) -> bool:
+        """Whether either may."""
+        return self.first.may_collapse or self.second.may_collapse
+
+    def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
+        """Lets both begin."""
+        for one, _ in self.both:
+            one.begin(model, load, samples)
+
+    def unsaved(self) -> dict[str, Tensor]:
+        """The weights that both have read."""
+        parts = {"first": self.first, "second": self.second}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.unsaved().items()}
+
+    def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Returns those of the first of the two that has a teacher."""
+        try:
+            return self.first.scores(x, patches, grid)
+        except ValueError:
+            return self.second.scores(x, patches, grid)
+
+    def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
+        """Returns the targets of both, and the weighted sum of the losses of their own parameters, if they have any."""
+        found = [(one.teach(x, patches, grid), weight) for one, weight in self.both]
+        own = [one.loss * weight for one, weight in found if one.loss is not None]
+        return TokenTargets(tuple(one for one, _ in found), torch.stack(own).sum() if own else None)
+
+    def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
+        """Returns what both pick, one after the other."""
+        return tuple(one.pick(own, mask) for (one, _), own in zip(self.both, token_targets.tokens, strict=True))
+
+    def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
+        """The weighted sum of both losses; the prediction holds K1 values of a token and then K2, (kmB, Q, K1 + K2)."""
+        parts = zip(self.both, prediction.split(self.widths, dim=2), target, strict=True)
+        return torch.stack([one.loss(own, values, mask, features) * weight for (one, weight), own, values in parts]).sum()
+
+    def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
+        """Updates both."""
+        for one, _ in self.both:
+            one.update(model, step, steps, made)
+
+    @property
+    def uses_original(self) -> bool:
+        """Whether the one that is shown does."""
+        return self.first.uses_original
+
+    def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
+        """The first one's prediction as pixels, if it has any."""
+        return self.first.show(prediction[..., : self.widths[0]], patches, mask)

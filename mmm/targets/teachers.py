@@ -1,0 +1,287 @@
+"""Frozen teachers: encoders that were trained before, of whose features a target is made.
+
+A teacher is one of our runs or any weights that `mmm.load` reads; or, under `timm:NAME` and `transformers:NAME`, a vision
+transformer of images that our encoder has no place for (EVA, CLIP, DINOv2), which sees the frames of a clip one by one.
+
+Shapes: B samples, C channels, s... the sample's axes, N tokens of the grid, M of them that are seen, R prefix tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmm.core.mask import Mask
+from mmm.core.tokens import Grid
+from mmm.core.types import Input
+from mmm.layers.attention_map import last_attention
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("timm", "transformers")
+
+
+class Frozen(nn.Module):
+    """A trained network that gets no gradient and is never saved: each training reads it again.
+
+    It takes pixels normalised as the model's input is, whatever it was trained on.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float]) -> None:
+        """For pixels normalised as `own` says, where it was trained on pixels of this mean and deviation."""
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        (own_mean, own_std), (mean_, std_) = ([torch.tensor(one) for one in pair] for pair in ((own.mean, own.std), (mean, std)))
+        self.register_buffer("scale", own_std / std_, persistent=False)  # (C,)
+        self.register_buffer("shift", (own_mean - mean_) / std_, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever the mode of the model."""
+        return super().train(False)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Normalised inputs (B, C, s...) as it was trained on them."""
+        shape = (-1, *(1 for _ in x.shape[2:]))  # over (B, C, s...)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+class FrozenEncoder(Frozen, ABC):
+    """A trained encoder.
+
+    Attributes:
+        width: D.
+        depth: number of its blocks.
+    """
+
+    width: int
+    depth: int
+
+    def features(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None = None) -> list[Tensor]:
+        """The outputs of these blocks, counted from 1, or the last, normed one, for the tokens that the mask shows, (B, M, D) each.
+
+        Args:
+            x: normalised as the model's input is, (B, C, s...).
+            mask: None: all tokens of the grid, in order.
+        """
+        return self.outputs(self.pixels(x), grid, blocks, mask)
+
+    @abstractmethod
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        """Returns the attention of the last block to each token, (B, N): see `mmm.layers.attention_map`.
+
+        Args:
+            x: normalised as the model's input is, (B, C, s...).
+        """
+
+    @abstractmethod
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        """Returns the same, for pixels as it was trained on them."""
+
+
+class FrozenRun(FrozenEncoder):
+    """A masked model's encoder with its tokenizer."""
+
+    def __init__(self, model: Any, own: Input) -> None:
+        data = model.data or own
+        super().__init__(model.encoder, own, data.mean, data.std)
+        self.tokenizer, self.width, self.depth = model.tokenizer, model.encoder.shape.width, model.encoder.shape.depth
+
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        found = self.network(self.tokenizer.split(x), grid, mask, blocks or ())
+        return [one[:, found.prefix :] for one in ([found.last] if blocks is None else [found.blocks[b] for b in blocks])]
+
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        with last_attention(self.network) as look:
+            prefix = self.network(self.tokenizer.split(self.pixels(x)), grid, None).prefix
+        return look(prefix)
+
+
+class FrozenImages(FrozenEncoder):
+    """A vision transformer of images from a library. It sees a picture of the size that gives the model's grid.
+
+    Where its patches are smaller or larger than the model's tokens, pictures are resized (UMT and EVA do the same). Of a tube the
+    first frame counts.
+    """
+
+    def __init__(
+        self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float], *, patch: int, frames: int
+    ) -> None:
+        """For tokens of so many `frames`, where its own patches have a side of `patch` pixels."""
+        super().__init__(network, own, mean, std)
+        self.patch, self.frames = patch, frames
+
+    def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
+        if mask is not None:
+            raise ValueError("target.view hidden needs a teacher that can be shown some tokens alone: one of our runs, or ema")
+        found = self.tokens(self.pictures(x, grid), grid, blocks)  # (B T', N', D)
+        return [one.reshape(len(x), -1, one.shape[-1]) for one in found]
+
+    def scores(self, x: Tensor, grid: Grid) -> Tensor:
+        return self.attention(self.pictures(self.pixels(x), grid), grid).reshape(len(x), -1)  # (B T', N') -> (B, N)
+
+    def pictures(self, x: Tensor, grid: Grid) -> Tensor:
+        """The first frames of tubes in the size that gives this grid, (B, C, s...) -> (B T', C, H, W)."""
+        pictures, size = first_frames(x, self.frames), (grid[-2] * self.patch, grid[-1] * self.patch)
+        return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
+
+    @abstractmethod
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        """Returns features of the tokens of pictures (B, C, H, W), without the prefix, (B, N', D) each."""
+
+    @abstractmethod
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        """Returns the last block's attention to the tokens of pictures (B, C, H, W), (B, N')."""
+
+
+class FrozenTimm(FrozenImages):
+    """A vision transformer of timm's."""
+
+    def __init__(self, network: Any, own: Input, frames: int, grid: Grid) -> None:
+        patch = network.patch_embed.patch_size[0]
+        network.set_input_size(img_size=(grid[-2] * patch, grid[-1] * patch))
+        super().__init__(network, own, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], patch=patch, frames=frames)
+        self.width, self.depth = network.num_features, len(network.blocks)
+
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        network: Any = self.network
+        chosen = [self.depth - 1] if blocks is None else [block - 1 for block in blocks]
+        found = network.forward_intermediates(
+            pictures, indices=sorted(chosen), norm=blocks is None, output_fmt="NLC", intermediates_only=True
+        )
+        return [found[sorted(chosen).index(one)] for one in chosen]
+
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        network: Any = self.network
+        layer, seen = network.blocks[-1].attn, list[Tensor]()
+        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            network.forward_features(pictures)
+        finally:
+            hook.remove()
+        if not isinstance(getattr(layer, "qkv", None), nn.Linear) or getattr(layer, "rope", None) is not None:
+            raise ValueError(f"the attention of timm's {type(layer).__name__} cannot be followed; use one with a joint qkv layer")
+        q, k, _ = layer.qkv(seen[0]).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, c) each
+        return attended(layer.q_norm(q), layer.k_norm(k), grid[-2] * grid[-1])
+
+
+class FrozenTransformers(FrozenImages):
+    """A vision transformer of transformers'."""
+
+    def __init__(self, network: Any, own: Input, mean: Any, std: Any, frames: int) -> None:
+        super().__init__(network, own, mean, std, patch=network.config.patch_size, frames=frames)
+        self.width, self.depth = network.config.hidden_size, network.config.num_hidden_layers
+
+    def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
+        network: Any = self.network
+        found = network(pixel_values=pictures, output_hidden_states=True, **self._size(pictures))
+        chosen = [found.last_hidden_state] if blocks is None else [found.hidden_states[block] for block in blocks]
+        return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # the prefix comes first
+
+    def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
+        network: Any = self.network
+        usual = network.config._attn_implementation
+        network.set_attn_implementation("eager")  # the others give no weights
+        try:
+            weights = network(pixel_values=pictures, output_attentions=True, **self._size(pictures)).attentions[-1]  # (B, h, L, L)
+        finally:
+            network.set_attn_implementation(usual)
+        tokens = grid[-2] * grid[-1]
+        asking = weights if weights.shape[2] == tokens else weights[:, :, :1]
+        return asking.float().mean((1, 2))[:, -tokens:]
+
+    def _size(self, pictures: Tensor) -> dict[str, bool]:
+        """The argument for pictures of another size than its own."""
+        network: Any = self.network
+        size = network.config.image_size
+        own = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        return {} if tuple(pictures.shape[-2:]) == own else {"interpolate_pos_encoding": True}
+
+
+def attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
+    """The attention of the class token or, without a prefix, of all tokens, to the last `tokens`, (B, h, L, c) each -> (B, N')."""
+    query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
+    asking = query if query.shape[2] == tokens else query[:, :, :1]
+    weights = (asking @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+    return weights.mean((1, 2))[:, -tokens:]
+
+
+def first_frames(x: Tensor, frames: int) -> Tensor:
+    """Images as they are, and of a clip every `frames`-th frame, (B, C, s...) -> (B T', C, H, W)."""
+    return x[:, :, ::frames].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x
+
+
+def read_teacher(name: str, load: Callable[[str], Any], own: Input, token: tuple[int, ...]) -> FrozenEncoder:
+    """Reads a frozen teacher for a model of this data and these tokens.
+
+    Args:
+        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or what `load` reads.
+        load: reads a masked model from a path, as `mmm.load` does.
+
+    Raises:
+        ValueError: it cannot be read, or makes other tokens of a sample.
+    """
+    grid = tuple(size // side for size, side in zip(own.size, token[-len(own.size) :], strict=True))
+    library, _, rest = name.partition(":")
+    if library not in LIBRARIES:
+        found = load(name)
+        theirs = found.tokenizer.grid_of(own.size)
+        if theirs != grid:
+            raise ValueError(f"target.teacher {name} makes {theirs} tokens of a sample of {own.size}, and the model {grid}")
+        return FrozenRun(found, own)
+    frames = token[0] if len(token) == 3 else 1
+    try:
+        return _from_timm(rest, own, frames, grid) if library == "timm" else _from_transformers(rest, own, frames)
+    except (OSError, RuntimeError, ImportError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"target.teacher {name} cannot be read as a vision transformer of images: {reason}") from error
+
+
+def _from_timm(name: str, own: Input, frames: int, grid: Grid) -> FrozenEncoder:
+    import timm
+
+    name = f"local-dir:{name}" if "/" in name and ":" not in name and not name.startswith("hf-hub") else name
+    return FrozenTimm(timm.create_model(name, pretrained=True, num_classes=0), own, frames, grid)
+
+
+def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
+    from transformers import AutoImageProcessor, AutoModel
+
+    network = AutoModel.from_pretrained(name)
+    network = getattr(network, "vision_model", network)  # CLIP and SigLIP have a text model beside
+    try:
+        pixels = AutoImageProcessor.from_pretrained(name)
+        mean, std = pixels.image_mean, pixels.image_std
+    except (OSError, ValueError):
+        mean, std = own.mean, own.std
+        logger.warning("%s does not say how its pixels were normalised; they are taken to be as this run's data.mean and std", name)
+    return FrozenTransformers(network, own, mean, std, frames)
+
+
+def leave_out_frozen(part: nn.Module) -> None:
+    """Keeps every frozen network that is an attribute of `part` out of its state dict, and lets one without it be loaded."""
+    part.register_state_dict_post_hook(_leave_out)
+    part.register_load_state_dict_post_hook(_miss_none)
+
+
+def _frozen_names(part: nn.Module) -> list[str]:
+    return [f"{name}." for name, child in part.named_children() if isinstance(child, Frozen)]
+
+
+def _leave_out(part: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in _frozen_names(part):
+        for one in [one for one in state if one.startswith(prefix + name)]:
+            del state[one]
+
+
+def _miss_none(part: nn.Module, keys: Any) -> None:
+    for name in _frozen_names(part):
+        keys.missing_keys[:] = [one for one in keys.missing_keys if f".{name}" not in f".{one}"]

@@ -1,0 +1,88 @@
+"""Weights of a part fitted to a model of another size: positions of another grid, and image models inflated to tubes.
+
+Shapes: D width, C channels, (p, p) a patch or (t, p, p) a tube, k prefix tokens, N tokens of a frame, T' tubes of a clip.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmm.core.positions import positions
+
+logger = logging.getLogger(__name__)
+
+Inflation = Literal["average", "centre"]
+EMBEDDING = "patch_embed.proj.weight"
+TABLE, SPATIAL, TEMPORAL = "pos_embed", "pos_embed_spatial", "pos_embed_temporal"
+
+
+def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = None) -> dict[str, Tensor]:
+    """Returns the state of a part for the home grid of another one.
+
+    Args:
+        own: the part that starts from it.
+        other: the part of the file.
+        where: the file, for messages.
+        inflate: how the weights of an image's patch become those of a tube.
+
+    Raises:
+        ValueError: one is of images and the other of clips, and nothing says how to inflate it.
+    """
+    home, theirs = getattr(own, "home", None), getattr(other, "home", None)
+    if home is None or theirs is None or home == theirs:
+        return other.state_dict()
+    if len(home) == len(theirs):
+        logger.info("%s: positions from a grid of %s to one of %s", where, theirs, home)
+        return _state_at(other, home)
+    if len(home) < len(theirs):
+        raise ValueError(f"{where} is of clips, with tokens of {len(theirs)} axes, and this model is of images")
+    if inflate is None:
+        raise ValueError(
+            f"{where} is of images, and this model of clips; say how its patches become tubes: --inflate average or centre"
+        )
+    return _inflated(own, _state_at(other, home[1:]), inflate)
+
+
+def _state_at(part: Any, grid: tuple[int, ...]) -> dict[str, Tensor]:
+    """Returns the state of an encoder or a decoder for another home grid."""
+    if hasattr(part, "state_at"):
+        return part.state_at(grid)
+    state, table = part.state_dict(), getattr(part, TABLE, None)
+    if table is None:
+        return state
+    options = part.config.positions, part.config.resize_positions
+    return state | {TABLE: positions(table.detach(), part.home, grid, part.prefix, *options)}
+
+
+def _inflated(own: nn.Module, state: dict[str, Tensor], how: Inflation) -> dict[str, Tensor]:
+    """Returns the state of a part of images as that of a part of clips.
+
+    A patch becomes a tube of the same response to a clip that stands still: its weights, divided by the tube's depth, in every
+    frame (average: Carreira and Zisserman, CVPR 2017), or whole in the middle one (centre: Arnab et al., ViViT, ICCV 2021). Learned
+    positions are those of their place at all times; fixed ones are the clip model's own.
+    """
+    mine = own.state_dict()
+    if EMBEDDING in state:
+        weight, depth = state[EMBEDDING], mine[EMBEDDING].shape[2]
+        tube = weight.new_zeros(*weight.shape[:2], depth, *weight.shape[2:])  # (D, C, t, p, p)
+        if how == "average":
+            tube += weight[:, :, None] / depth
+        else:
+            tube[:, :, depth // 2] = weight
+        state = state | {EMBEDDING: tube}
+    table = state.pop(TABLE, None)
+    if table is None:
+        return state
+    if SPATIAL in mine:  # one table of places and one of times
+        return state | {SPATIAL: table, TEMPORAL: torch.zeros_like(mine[TEMPORAL])}
+    if not getattr(own, TABLE).requires_grad:
+        return state | {TABLE: mine[TABLE]}
+    home: Any = own.home
+    tokens = math.prod(home[1:])
+    prefix, places = table.split([table.shape[1] - tokens, tokens], dim=1)  # (1, k, D), (1, N, D)
+    return state | {TABLE: torch.cat([prefix, places.repeat(1, home[0], 1)], dim=1)}  # (1, k + T' N, D)

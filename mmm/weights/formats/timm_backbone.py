@@ -1,0 +1,111 @@
+"""timm's folders of any other backbone than its plain vision transformers, as encoders: `encoder.name timm`.
+
+A folder on the hub (`timm/beit_base_patch16_224...`, `timm/convnext_tiny...`) names its architecture in config.json. The head of a
+classifier is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmm.classifier import Classifier
+from mmm.core.types import RequiredFeatures
+from mmm.encoders import TimmEncoder
+from mmm.encoders.timm_model import create, describe
+from mmm.maskers import RandomMasker
+from mmm.model import MaskedModel
+from mmm.targets import PixelTarget
+from mmm.tokenizers import Patches
+from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of, register
+from mmm.weights.formats.build import describe_pixels, find_input, pretrained_config
+from mmm.weights.matching import fill, shorten_list, tensors_under
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "encoder.backbone."
+KNOWN = ("num_classes", "img_size", "in_chans", "global_pool")  # of model_args; others change what is computed
+
+
+def names(ours: str) -> tuple[str, ...] | None:
+    """Returns timm's name of one of our weights."""
+    return (ours.removeprefix(PREFIX),) if ours.startswith(PREFIX) else None
+
+
+@register("timm_backbone")
+class TimmBackbone(Format):
+    """A folder as timm's are on the hub."""
+
+    title = "timm's layout of another backbone"
+
+    def detect(self, stored: Stored) -> bool:
+        """Returns whether config.json names an architecture of timm's that is no plain vision transformer."""
+        name = stored.config.get("architecture")
+        if not isinstance(name, str):
+            return False
+        import timm
+
+        return timm.is_model(name) and not is_plain(name)
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        name, at = stored.config["architecture"], stored.folder / CONFIG
+        given = stored.config.get("model_args") or {}
+        if strange := [key for key in given if key not in KNOWN]:
+            raise ValueError(f"{at}: model_args {shorten_list(strange)} cannot be read here")
+        said: dict[str, Any] = stored.config.get("pretrained_cfg") or {}
+        channels, *size = said.get("input_size") or (3, 224, 224)
+        described = describe(name)
+        data = find_input(tuple(size), channels, said.get("mean"), said.get("std"))
+        token = Patches(Patches.Config(size=described.token), channels=channels)
+        config = TimmEncoder.Config(model=name)
+        grid = token.grid_of(data.size)
+        encoder = TimmEncoder(config, token=token.size, channels=channels, grid=grid, required=RequiredFeatures())
+        target = PixelTarget(PixelTarget.Config(standardise="none"), token=token.size, data=data, encoder=encoder)
+        model = MaskedModel(token, RandomMasker(RandomMasker.Config(blank=True)), encoder, None, target, data=data)
+        own = {key.removeprefix(PREFIX) for key in model.state_dict() if key.startswith(PREFIX)}
+        classifier = said.get("classifier") or ()
+        heads = {f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier)} | {"head.", "fc_norm."}
+        left = tuple(sorted(one for one in heads if not any(mine.startswith(one) for mine in own)))
+        moved = "norm.weight" in own and "norm.weight" not in stored.tensors and "fc_norm.weight" in stored.tensors
+        if moved:
+            logger.warning("%s: fc_norm, which follows the mean of the tokens there, norms every token here", stored)
+            left = tuple(one for one in left if one != "fc_norm.")
+        tensors = self.leave_out(stored, *left, reason="this is read as an encoder") if left else dict(stored.tensors)
+        if moved:
+            tensors = {key.replace("fc_norm.", "norm."): value for key, value in tensors.items()}
+        fill(model, tensors, names, f"{stored} (read as {self.title}: {name})")
+        self.report(stored, tensors, name, "nothing" if "mean" in said else describe_pixels(data))
+        return model
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        encoder = model.encoder
+        if not isinstance(encoder, TimmEncoder) or isinstance(model, Classifier) or model.decoder is not None:
+            raise ValueError(f"{self.title} holds an encoder.name timm alone; export --to folder, or --to timm a vit")
+        weights: dict[str, Tensor] = tensors_under(model, names, self.title)
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+        config = {"architecture": encoder.config.model, "num_classes": 0, "num_features": encoder.shape.width}
+        data, backbone = data_of(model), encoder.backbone
+        arguments = {"global_pool": ""} if getattr(backbone, "global_pool", None) == "" else {}
+        config |= {"model_args": arguments, "pretrained_cfg": pretrained_config(data, 0)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return ["import timm", f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"]
+
+
+def is_plain(name: str) -> bool:
+    """Returns whether an architecture of timm's is a vision transformer that `encoder.name vit` computes in timm's layout."""
+    import torch
+    from timm.models.vision_transformer import Block, VisionTransformer
+    from torch import nn
+
+    with torch.device("meta"):
+        found = create(name)
+    if type(found) is not VisionTransformer or type(found.blocks[0]) is not Block or found.reg_token is not None:
+        return False
+    block = found.blocks[0]
+    plain = isinstance(block.ls1, nn.Identity) and isinstance(block.attn.q_norm, nn.Identity)
+    return plain and isinstance(getattr(block.mlp, "act", None), nn.GELU) and isinstance(found.norm_pre, nn.Identity)

@@ -1,0 +1,268 @@
+"""Common part of the formats of today's vision transformers, which differ in names of weights and in choices inside a block.
+
+A format is a table of names and the choices of `encoder.name vit` that its layout stands for. Folders of transformers state the
+others in config.json; of an official file they follow from shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmm.classifier import Classifier
+from mmm.core.registry import PartConfig
+from mmm.core.types import Input, RequiredFeatures
+from mmm.encoders import VisionTransformer
+from mmm.tokenizers import Patches, Tubes
+from mmm.weights.formats.base import CONFIG, FILE, WEIGHTS, Format, Model, Options, Stored, data_of
+from mmm.weights.formats.build import build, describe_pixels, find_grid, find_heads, find_input, needed
+from mmm.weights.matching import BLOCK_CHOICES, Names, fill, renamed, tensors_under
+
+Rows = tuple[tuple[str, tuple[str, ...]], ...]  # our name, theirs, which are concatenated; a name that ends in a dot is a beginning
+Said = Mapping[str, Any]
+
+
+class ViTFormat(Format):
+    """A layout of an encoder of `encoder.name vit`.
+
+    Attributes:
+        outside: our names of weights outside blocks, and theirs.
+        inside: likewise, inside a block.
+        gated: likewise, of a gated MLP, where the layout has one.
+        blocks: how their names of blocks begin.
+        choices: the fields of the encoder's config that the layout stands for.
+        free: the choices inside a block that weights or config.json show.
+        clips: whether it is of clips.
+    """
+
+    outside: ClassVar[tuple[tuple[str, str], ...]]
+    inside: ClassVar[Rows]
+    gated: ClassVar[Rows] = ()
+    blocks: ClassVar[str]
+    choices: ClassVar[Mapping[str, Any]]
+    free: ClassVar[tuple[str, ...]] = ()
+    clips: ClassVar[bool] = False
+
+    def names(self, config: VisionTransformer.Config) -> Names:
+        """Returns the function that maps our names to theirs."""
+        inside = (*(self.gated if config.activation == "swiglu" else ()), *self.inside)
+
+        def names(ours: str) -> tuple[str, ...] | None:
+            block = re.fullmatch(r"encoder\.blocks\.(\d+)\.(.*)", ours)
+            if block is None:
+                theirs = renamed(ours, self.outside)
+                return None if theirs is None else (theirs,)
+            for own, parts in inside:
+                if block[2] == own or (own.endswith(".") and block[2].startswith(own)):
+                    return tuple(f"{self.blocks}{block[1]}.{part}{block[2].removeprefix(own)}" for part in parts)
+            return None
+
+        return names
+
+    def fill(
+        self, stored: Stored, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: Any, data: Input
+    ) -> Model:
+        """Returns the model of this encoder, with all tensors in their places."""
+        model = build(config, tokenizer=token, data=data, required=RequiredFeatures())
+        about = f"encoder of width {config.shape.width} and {config.shape.depth} blocks, samples of {data.size}"
+        fill(model, tensors, self.names(config), f"{stored} (read as {self.title}: {about})")
+        self.report(stored, tensors, about, f"{config.head_count} heads, {describe_pixels(data)}")
+        return model
+
+    def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
+        """Returns the encoder of a model, and its weights under their names, as views.
+
+        Raises:
+            ValueError: the layout has no place for a part, a weight or a choice.
+        """
+        encoder = model.encoder
+        if not isinstance(encoder, VisionTransformer):
+            raise ValueError(f"{self.title} cannot hold the encoder {encoder.config.name}; export --to folder")
+        if isinstance(model, Classifier) or model.decoder is not None:
+            raise ValueError(f"{self.title} is written of an encoder alone; load it without decoder or head, or export --to folder")
+        if len(encoder.home) != 2 + self.clips:
+            raise ValueError(f"{self.title} is of {'clips' if self.clips else 'images'}, and this model is not; export --to folder")
+        if encoder.config.activation == "swiglu" and not self.gated:
+            raise ValueError(f"{self.title} has no place for encoder.activation swiglu; export --to folder")
+        expected = BLOCK_CHOICES | {name: value for name, value in self.choices.items() if name in (*BLOCK_CHOICES, *BESIDES)}
+        choices = {name: value for name, value in expected.items() if name not in self.free}
+        alone = nn.ModuleDict({"encoder": encoder})
+        return encoder, tensors_under(alone, self.names(encoder.config), self.title, choices)
+
+
+BESIDES = ("positions", "class_token", "register_places", "qkv_bias")  # choices of a layout, which weights show but for their kind
+
+
+class OfficialViT(ViTFormat):
+    """A file of an official code base, whose sizes follow from shapes.
+
+    Attributes:
+        heads: published numbers of heads by width.
+        output: their names of the last matrix of the first block's MLP.
+        key: what holds the weights in a file that is written; None: nothing does.
+    """
+
+    options = frozenset({"heads", "image_size"})
+    heads: ClassVar[Mapping[int, int]]
+    output: ClassVar[tuple[str, ...]] = ("mlp.fc2.weight",)
+    key: ClassVar[str | None] = None
+
+    def tensors(self, stored: Stored) -> dict[str, Tensor]:
+        """Returns the encoder's tensors under their names; a warning names those that are left out."""
+        return stored.tensors
+
+    def describe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns further fields of the encoder's config, from shapes."""
+        return {}
+
+    def complete(self, weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+        """Returns the weights with those that the official code expects besides."""
+        return weights
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        source, tensors = str(stored), self.tensors(stored)
+        embedding = renamed("encoder.patch_embed.proj.weight", self.outside)
+        assert embedding is not None
+        width, channels, *token = needed(tensors, embedding, 4 + self.clips, source).shape
+        numbers = {int(found[1]) for name in tensors if (found := re.match(re.escape(self.blocks) + r"(\d+)\.", name))}
+        absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
+        if not numbers or absent < len(numbers):
+            raise ValueError(f"{source} does not fit: it lacks {self.blocks}{absent}")
+        outputs = [f"{self.blocks}0.{name}" for name in self.output]
+        output = needed(tensors, next((name for name in outputs if name in tensors), outputs[0]), 2, source)
+        config = VisionTransformer.Config(
+            width=width,
+            depth=len(numbers),
+            heads=find_heads("heads", options.heads, width, self.heads, source),
+            mlp_ratio=output.shape[1] / width,
+            **{**self.choices, **self.describe(tensors)},
+        )
+        tokenizer: PartConfig = Tubes.Config(size=token[-1], frames=token[0]) if self.clips else Patches.Config(size=token[-1])
+        return self.fill(
+            stored, tensors, config, tokenizer, find_input(self.size(tensors, config, token, options, source), channels)
+        )
+
+    def size(
+        self, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: list[int], options: Options, source: str
+    ) -> tuple[int, ...]:
+        """Returns the size of the samples that the model is for: that of the positions, or what was given, or 224 pixels."""
+        if config.positions == "none":
+            side = options.image_size or 224 // token[-1] * token[-1]
+            return (side, side) if isinstance(side, int) else side
+        table = needed(tensors, "pos_embed", 3, source)
+        grid = find_grid(table.shape[1] - config.shape.class_tokens, token[-1], options.image_size, source)
+        return tuple(axis * token[-1] for axis in grid)
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        encoder, weights = self.encoder_tensors(model)
+        weights = {name: value.clone() for name, value in self.complete(weights, encoder.config.head_count).items()}
+        torch.save(weights if self.key is None else {self.key: weights}, folder / FILE)
+        inner = "" if self.key is None else f"[{self.key!r}]"
+        return ["import torch", f"weights = torch.load({str(folder / FILE)!r}, weights_only=True){inner}  # for the official code"]
+
+
+class TransformersViT(ViTFormat):
+    """A folder of transformers, which holds an encoder alone or one that other parts are left out from.
+
+    Attributes:
+        kinds: config.json's `model_type`, and the class of the encoder.
+        defaults: values of config.json where it says nothing.
+        unread: how names begin of weights that no encoder has.
+        spellings: other beginnings or parts of their names, and ours of them.
+        channels, side: what config.json calls the channels of a pixel and the side of a sample.
+    """
+
+    kinds: ClassVar[Mapping[str, str]]
+    defaults: ClassVar[Mapping[str, Any]]
+    unread: ClassVar[tuple[str, ...]] = ("embeddings.mask_token",)
+    spellings: ClassVar[tuple[tuple[str, str], ...]] = ()
+    channels: ClassVar[str] = "num_channels"
+    side: ClassVar[str] = "image_size"
+
+    def detect(self, stored: Stored) -> bool:
+        """Returns whether config.json names this kind of model."""
+        return stored.config.get("model_type") in self.kinds
+
+    def describe(self, said: Said, kind: str) -> dict[str, Any]:
+        """Returns fields of the encoder's config, from config.json."""
+        raise NotImplementedError
+
+    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
+        """Returns fields of config.json, from the encoder's config: the inverse of `describe`."""
+        raise NotImplementedError
+
+    def kind_of(self, config: VisionTransformer.Config) -> str:
+        """Returns the `model_type` of an encoder."""
+        return next(iter(self.kinds))
+
+    def complete(self, weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+        """Returns the weights with those that transformers expects besides."""
+        return weights
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        kind, at = stored.config["model_type"], stored.folder / CONFIG
+        said = {**self.defaults, **{name: value for name, value in stored.config.items() if value is not None}}
+        for name, default in self.defaults.items():
+            if type(said[name]) is not type(default) and not (isinstance(default, float) and type(said[name]) is int):
+                raise ValueError(f"{at}: {name} is {said[name]!r}; expected something like {default!r}")
+        other = replace(stored)
+        vars(other)["tensors"] = {self._spelled(name.removeprefix(f"{kind}.")): value for name, value in stored.tensors.items()}
+        tensors = self.leave_out(other, *self.unread, reason="this is read as an encoder", what="rest")
+        tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers, for instance
+        if said["num_hidden_layers"] > len(tensors):
+            raise ValueError(f"{at}: num_hidden_layers {said['num_hidden_layers']} is more than {stored.file} can hold")
+        try:
+            config = VisionTransformer.Config(
+                width=said["hidden_size"],
+                depth=said["num_hidden_layers"],
+                heads=said["num_attention_heads"],
+                **{**self.choices, "norm_epsilon": said["layer_norm_eps"], **self.describe(said, kind)},
+            )
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
+        patch = said["patch_size"]
+        side = said[self.side] // patch * patch
+        size = (said["frames_per_clip"], side, side) if self.clips else (side, side)
+        tokenizer: PartConfig = Tubes.Config(size=patch, frames=said["tubelet_size"]) if self.clips else Patches.Config(size=patch)
+        data = find_input(size, said[self.channels], stored.processor.get("image_mean"), stored.processor.get("image_std"))
+        return self.fill(stored, tensors, config, tokenizer, data)
+
+    def _spelled(self, name: str) -> str:
+        for other, usual in self.spellings:
+            name = re.sub(other, usual, name)
+        return name
+
+    def write(self, model: Model, folder: Path) -> list[str]:
+        encoder, weights = self.encoder_tensors(model)
+        config, kind, data = encoder.config, self.kind_of(encoder.config), data_of(model)
+        sides = {*data.size[-2:]}
+        if len(sides) > 1:
+            raise ValueError(f"{self.title} is of square samples, and this model's are {data.size}; export --to folder")
+        content: dict[str, Any] = {
+            "architectures": [self.kinds[kind]],
+            "model_type": kind,
+            "hidden_size": config.shape.width,
+            "num_hidden_layers": config.shape.depth,
+            "num_attention_heads": config.head_count,
+            "hidden_act": "gelu",
+            "layer_norm_eps": config.norm_epsilon,
+            "patch_size": model.tokenizer.size[-1],
+            self.side: sides.pop(),
+            self.channels: data.channels,
+        }
+        content |= self.said(config, kind)
+        if self.clips:
+            content |= {"frames_per_clip": data.size[0], "tubelet_size": model.tokenizer.size[0]}
+        weights = {name: value.contiguous() for name, value in self.complete(weights, config.shape.width).items()}
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        name = self.kinds[kind]
+        return [f"from transformers import {name}", f"model = {name}.from_pretrained({str(folder)!r})"]

@@ -1,0 +1,68 @@
+"""BEiT on images (Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022): the codes that a frozen tokenizer
+gives to hidden tokens are predicted.
+
+    python recipes/image_beit.py                                       the demonstration: minutes on a CPU, no download
+    python recipes/image_beit.py --data.source /data/imagenet          codes by k-means on patches, no download
+    python recipes/image_beit.py --preset imagenet_dalle --data.source /data/imagenet      DALL-E's tokenizer, from the hub
+    python recipes/image_beit.py --target.vocabulary vqkd --target.source vqkd.pth --data.source /data/imagenet     BEiT v2's
+    python recipes/image_beit.py --preset cifar10 --data.source uoft-cs/cifar10
+
+With `--target.source runs/pretrain-1` k-means clusters the features of a model of your own instead of patches.
+
+Differences from the authors' code: exact counts of hidden tokens; learned positions where theirs are a relative bias; DALL-E's
+tokenizer reads the model's own input, resized, where theirs reads a second resizing of the crop.
+
+Results. An independent reproduction reports a top-1 accuracy of 83.1 % (B) after 300 epochs and fine-tuning. This recipe has
+not been run on ImageNet yet. `cifar10`: docs/methods.md."""
+
+from dataclasses import replace
+from typing import Any
+
+from mmm.config.cli import main
+from mmm.decoders import LinearDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import BlockMasker
+from mmm.targets import CodeTarget
+from mmm.tokenizers import Patches
+from mmm.train.config import TrainConfig
+from recipes.image_mae import CIFAR10, DEMO
+from recipes.image_mae import IMAGENET as MAE
+from tasks import pretrain
+
+IMAGENET = pretrain.Config(
+    data=MAE.data,
+    tokenizer=Patches.Config(size=16),
+    masker=BlockMasker.Config(ratio=75 / 196, smallest=16 / 196, blank=True),
+    encoder=VisionTransformer.Config(size="base", positions="learned", qkv_bias="qv", layer_scale=0.1, drop_path=0.1),
+    decoder=LinearDecoder.Config(),
+    target=CodeTarget.Config(vocabulary="kmeans", codes=8192, samples=50_000),
+    train=TrainConfig(
+        epochs=800,
+        batch_size=2048,
+        learning_rate=1.5e-3,
+        scale_learning_rate=None,
+        warmup_epochs=10,
+        weight_decay=0.05,
+        decay_tokens=False,
+        betas=(0.9, 0.999),
+        clip_norm=3.0,
+    ),
+)
+
+IMAGENET_DALLE = replace(IMAGENET, target=CodeTarget.Config(vocabulary="dalle", codes=8192, source="facebook/flava-image-codebook"))
+
+SMALL: dict[str, Any] = {
+    "masker": BlockMasker.Config(ratio=0.4, blank=True),
+    "decoder": LinearDecoder.Config(),
+    "target": CodeTarget.Config(vocabulary="kmeans", codes=256, samples=2000),
+}
+
+PRESETS: dict[str, pretrain.Config] = {
+    "imagenet": IMAGENET,
+    "imagenet_dalle": IMAGENET_DALLE,
+    "cifar10": replace(CIFAR10, **SMALL),
+    "demo": replace(DEMO, **SMALL),
+}
+
+if __name__ == "__main__":
+    main(pretrain.run, presets=PRESETS, doc=__doc__)

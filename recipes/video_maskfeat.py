@@ -1,0 +1,54 @@
+"""MaskFeat on videos (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): histograms
+of oriented gradients of the first frame of each hidden tube are predicted.
+
+    python recipes/video_maskfeat.py                                       the demonstration: minutes on a CPU, no download
+    python recipes/video_maskfeat.py --data.source /data/kinetics400/train
+
+Hidden tokens are boxes of squares of 32 pixels, each of one to all time slots. The authors' encoder is MViTv2; this one is a
+ViT. Ratio, target, clipping, epochs and warm-up are the authors'; the batch size is ours, and the learning rate theirs for 256
+clips.
+
+Results. This recipe has not been run on Kinetics yet. `demo`: docs/methods.md."""
+
+from dataclasses import replace
+
+from mmm.config.cli import main
+from mmm.decoders import LinearDecoder
+from mmm.encoders import VisionTransformer
+from mmm.maskers import BlockMasker
+from mmm.targets import HogTarget
+from mmm.tokenizers import Tubes
+from mmm.train.config import TrainConfig
+from recipes.video_mae import CLIPS, DEMO
+from tasks import pretrain
+
+KINETICS = pretrain.Config(
+    data=replace(CLIPS, crop="random_resized"),
+    tokenizer=Tubes.Config(size=16, frames=2),
+    masker=BlockMasker.Config(ratio=0.4, unit=2, duration="random", blank=True),
+    encoder=VisionTransformer.Config(size="base", class_token=False),
+    decoder=LinearDecoder.Config(),
+    target=HogTarget.Config(cell=8, orientations=9),
+    train=TrainConfig(
+        epochs=300,
+        batch_size=512,
+        learning_rate=1e-4,
+        warmup_epochs=10,
+        weight_decay=0.05,
+        betas=(0.9, 0.999),
+        clip_norm=0.02,
+    ),
+)
+
+PRESETS: dict[str, pretrain.Config] = {
+    "kinetics": KINETICS,
+    "demo": replace(
+        DEMO,
+        masker=BlockMasker.Config(ratio=0.4, duration="random", blank=True),
+        decoder=LinearDecoder.Config(),
+        target=HogTarget.Config(cell=4),
+    ),
+}
+
+if __name__ == "__main__":
+    main(pretrain.run, presets=PRESETS, doc=__doc__)

@@ -1,0 +1,81 @@
+"""iBOT's patch term: shares, centre, temperatures and averages against plain statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmm import MaskedModel
+from mmm.core.rng import sample_keys
+from mmm.core.tokens import take
+from mmm.targets import PrototypeTarget
+
+Build = Callable[..., MaskedModel]
+GRID, YES, NO = (3, 4), torch.tensor(True), torch.tensor(False)
+
+
+def model_of(build: Build, **options: Any) -> tuple[MaskedModel, Tensor]:
+    target = PrototypeTarget.Config(**{"prototypes": 7, "hidden": 10, "bottleneck": 5, **options})
+    return build(target=target).double(), torch.randn(4, 3, 12, 16, dtype=torch.float64)
+
+
+def similarities(head: Any, tokens: Tensor) -> Tensor:
+    for layer in head.layers[:2]:
+        tokens = F.gelu(F.linear(tokens, layer.weight, layer.bias))
+    tokens = F.linear(tokens, head.layers[2].weight, head.layers[2].bias)
+    return (tokens / tokens.norm(dim=-1, keepdim=True)) @ (head.prototypes / head.prototypes.norm(dim=1, keepdim=True)).T
+
+
+def test_the_loss_is_ibots_patch_term(build: Build) -> None:
+    """The teacher's softmax((t - c) / 0.04) against the student's softmax(s / 0.1), mean over the predicted tokens."""
+    model, x = model_of(build)
+    with torch.no_grad():
+        model.target.centre.normal_()
+        model.target.teacher_head.prototypes.normal_()
+    mask = model.masker(sample_keys(0, 0, torch.arange(4)), GRID)
+    output = model(x, mask=mask)
+    every = similarities(model.target.teacher_head, model.target.teacher.encoder(model.tokenizer.split(x), GRID, None).tokens)
+    shares = ((take(every, mask.predict) - model.target.centre) / 0.04).softmax(-1)
+    plain = -(shares * (similarities(model.target.head, output.prediction) / 0.1).log_softmax(-1)).sum(-1).mean()
+    assert output.loss.item() == pytest.approx(plain.item(), rel=1e-10)
+
+
+def test_centre_temperature_and_averages_move(build: Build) -> None:
+    """c <- 0.8 c + 0.2 of the mean over all tokens of an update, whatever its micro-batches; not where none was made, nor in an
+    evaluation. The temperature rises over half of the run."""
+    model, x = model_of(build, centre_decay=0.8, decay=0.9, decay_end=0.9, temperature_until=0.5)
+    target, patches = model.target, model.tokenizer.split(x)
+    assert target.temperature.item() == pytest.approx(0.04)
+    every = similarities(target.teacher_head, target.teacher.encoder(patches, GRID, None).tokens)
+    model.eval().target.teach(x, patches, GRID)
+    assert target.sums is None
+    model.train()
+    slow, fast = target.teacher_head.prototypes, target.head.prototypes
+    with torch.no_grad():
+        fast.add_(1)
+    before = slow.clone()
+    for made, centre, prototypes in ((NO, 0 * target.centre, before), (YES, 0.2 * every.mean((0, 1)), 0.9 * before + 0.1 * fast)):
+        for part in (slice(0, 3), slice(3, 4)):
+            target.teach(x[part], patches[part], GRID)
+        target.update(model, 2, 10, made)
+        assert (target.centre - centre).abs().max() < 1e-12
+        assert (slow - prototypes).abs().max() < 1e-12
+    assert target.temperature.item() == pytest.approx(0.04 + 0.03 * 2 / 5)
+    target.update(model, 7, 10, YES)
+    assert target.temperature.item() == pytest.approx(0.07)
+    assert target.across_batch
+    assert target.may_collapse
+
+
+def test_a_training_begins_with_a_teacher_equal_to_encoder_and_head(build: Build) -> None:
+    model, _ = model_of(build)
+    model.target.begin(model, None, None)  # copied from other weights: it stays
+    assert not torch.equal(model.target.teacher_head.prototypes, model.target.head.prototypes)
+    model.target.begin(model, None, lambda count: iter(()))
+    assert torch.equal(model.target.teacher_head.prototypes, model.target.head.prototypes)
+    assert torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)
