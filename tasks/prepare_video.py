@@ -46,6 +46,9 @@ class Config(EncodeConfig):
     root: str | None = None
     """Folder from which relative paths in a list file start; None: the list's own folder."""
 
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+
     out: str | None = None
     """Folder for the encoded videos and the report."""
 

@@ -14,6 +14,7 @@ from video_files import pictures, write
 
 from mmm.data import Clips, ClipsConfig, ImagesConfig, eval_batches, open_data
 from mmm.data.decode.video import OpenVideo, read_clip
+from tasks import prepare_video
 from tasks.scan import Config as ScanConfig
 from tasks.scan import check
 
@@ -283,14 +284,10 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
         assert clips.inspect(row)["frames"] == len(expected)
     assert clips.name(1) == "v.mp4, frames 30 to 38"
     assert_readable(clips)
-    assert (
-        check(
-            ScanConfig(
-                source=str(tmp_path / "list.txt"), list_columns=clips.config.list_columns, workers=0, out=str(tmp_path / "o.json")
-            )
-        )["splits"]["train"]["unreadable"]
-        == 0
-    )
+    columns_of = {"source": str(tmp_path / "list.txt"), "list_columns": clips.config.list_columns}
+    assert check(ScanConfig(**columns_of, workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]["unreadable"] == 0
+    with pytest.raises(ValueError, match="lists parts of videos, and this task encodes whole ones"):
+        prepare_video.run(prepare_video.Config(**columns_of, out=str(tmp_path / "small")))
     (tmp_path / "late.txt").write_text("v.mp4 90 -1\n")
     (batch,) = eval_batches(opened(tmp_path / "late.txt"), CONFIG, batch_size=1)
     assert "has no frames 90; its 40 frames have the numbers 0 to 39" in batch.problems[0].reason
