@@ -73,7 +73,7 @@ def origin_of(path: Path, license: str) -> Origin:
     if run is None:
         return Origin(path.name, license=license)
     config = read_yaml((run / CONFIG).read_text(encoding="utf-8"))
-    return Origin(run.resolve().name, config, _step(path, run), Record.read(run).evaluations, license=license)
+    return Origin(run.resolve().name, config, _step(path, run), Record.read(run, trained=False).evaluations, license=license)
 
 
 def _step(path: Path, run: Path) -> int | None:

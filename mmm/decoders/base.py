@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ decoders: Registry[Decoder] = Registry("decoder")
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(PartConfig):
     """Base of every decoder's `Config`."""
+
+    kind: ClassVar[str] = "decoder"
 
     def required_features(self, encoder: Shape) -> RequiredFeatures:
         """Returns the features that it requires of an encoder of this shape. Here: the output of the final norm."""

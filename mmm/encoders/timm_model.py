@@ -190,7 +190,8 @@ def describe(name: str) -> Description:
     if not timm.is_model(name):
         raise ValueError(f"encoder.model {name!r} is no model of timm's{nearest(name, timm.list_models())}")
     first: str | None
-    with torch.device("meta"):
+    # the first call in a process makes a model: weights that are drawn after it must not depend on that
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = create(name)
         usual: Any = timm.get_pretrained_cfg(name)
         channels, *size = usual.input_size if usual else (3, 224, 224)
@@ -227,7 +228,9 @@ def create(name: str, *, size: tuple[int, int] | None = None, channels: int = 3,
     sized: dict[str, Any] = {} if size is None else {"img_size": size}
     pool: dict[str, Any] = {"global_pool": ""}
     tried: tuple[dict[str, Any], ...] = (pool | {"dynamic_img_size": True} | sized, pool | sized, pool, sized, {})
+    before = torch.get_rng_state()
     for options in (rate | one for one in tried):
+        torch.set_rng_state(before)  # an attempt that fails may have drawn weights
         try:
             return timm.create_model(name, pretrained=False, **given, **options)
         except TypeError as error:  # timm's models differ in the arguments that they take

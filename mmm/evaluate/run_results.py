@@ -70,8 +70,11 @@ class Record:
     evaluations: dict[str, dict[str, Any]]
 
     @classmethod
-    def read(cls, path: str | Path) -> Record:
+    def read(cls, path: str | Path, *, trained: bool = True) -> Record:
         """Reads a run folder. The run may still be in progress.
+
+        Args:
+            trained: the folder is of a training. False: it may be an exported model, whose config says nothing of one.
 
         Raises:
             ValueError: the folder is not a run folder, or a file in it cannot be read.
@@ -83,8 +86,8 @@ class Record:
             config = flatten(read_yaml((path / "config.yaml").read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(config.get("train.batch_size"), int):
-            raise ValueError(f"{path} is no run: its config.yaml has no train.batch_size")
+        if trained and not isinstance(config.get("train.batch_size"), int):
+            raise ValueError(f"{path} is not a run folder: its config.yaml has no train.batch_size")
         found = {line["kind"]: line for line in _lines(path / EVALUATIONS) if "changes" not in line}
         return cls(path, config, _lines(path / "metrics.jsonl"), found)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import yaml
-
+from mmm.config.serialize import read_yaml
 from mmm.system.files import replace_text
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
         name, equals, value = option.partition("=")
         if not (equals and name.isidentifier()):
             raise ValueError(f"train.tracker_options {option}: give NAME=VALUE, for instance project=cells or mode=offline")
-        found[name] = yaml.safe_load(value)
+        found[name] = read_yaml(value)
     return found
 
 

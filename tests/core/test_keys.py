@@ -79,6 +79,8 @@ def test_runs_of_yesterday_are_repeated() -> None:
         "POLICY": 11,
         "ERASE": 12,
         "MIX": 13,
+        "MASKS": 14,
+        "PHOTOMETRIC": 15,
     }
     keys = sample_keys(0, 0, torch.arange(2))
     assert keys.tolist() == [6137703061587064917, -6446376115228621013]

@@ -89,7 +89,7 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     walked: list[int] = []
     make = module.make_index
     # one core: no worker processes, whose calls are not seen here
-    monkeypatch.setattr("mmm.data.loading.scan.os.sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr("mmm.data.loading.worker_pool.os.sched_getaffinity", lambda process: {0}, raising=False)
     monkeypatch.setattr(module, "make_index", lambda read, total, choice: walked.append(total) or make(read, total, choice))
     first = opened(root)
     assert len(walked) == 3

@@ -28,8 +28,7 @@ def schedule(train: TrainConfig) -> dict[str, float]:
         "peak": plan.peak,
         "final": plan.final,
         "decay": train.weight_decay,
-        "beta1": train.betas[0],
-        "beta2": train.betas[1],
+        **({} if train.betas is None else {"beta1": train.betas[0], "beta2": train.betas[1]}),
     }
 
 

@@ -101,7 +101,7 @@ def test_the_report_of_one_run_lies_in_its_folder_and_holds_no_markup_of_others(
     assert text.count("</script>") == 2
     with pytest.raises(ValueError, match="give one or more folders"):
         report.run(report.Config())
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         report.run(report.Config(runs=(str(tmp_path),)))
 
 

@@ -156,7 +156,7 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1, 0.1]}, "data.std is missing"),
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1], "std": [0.1, 0.1]}, "data.mean has 1 values"),
         ("data", {"image_size": "big", "channels": 2, "mean": [0.1] * 2, "std": [0.1] * 2}, "data.image_size"),
-        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of vit; one of your own: --use FILE"),
+        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of hiera, swin, timm, vit; one of your own: --use FILE"),
         ("encoder", {"name": "vit", "widht": 16}, "encoder.widht is not known"),
         ("encoder", {"name": "vit", "width": 16, "depth": 3, "heads": 2}, r"lacks encoder\.blocks\.2"),
         (
@@ -216,7 +216,10 @@ def test_initialise_from_an_encoder_keeps_the_decoder(tmp_path: Path, caplog: py
             r"decoder\.embed\.weight as \(8, 16\) instead of",
         ),
         (replace(BASE, encoder=VisionTransformer.Config(width=16, depth=2, heads=4)), r"encoder\.blocks\.0\.attn has 4, there 2"),
-        (replace(BASE, tokenizer=Patches.Config(size=2)), r"encoder\.pos_embed as \(1, 7, 16\) instead of \(1, 25, 16\)"),
+        (
+            replace(BASE, tokenizer=Patches.Config(size=2)),
+            r"patch_embed\.proj\.weight as \(16, 2, 4, 4\) instead of \(16, 2, 2, 2\)",
+        ),
     ],
     ids=["depth", "decoder", "heads", "tokens"],
 )
@@ -233,12 +236,12 @@ def test_initialise_warns_of_unusual_heads(tmp_path: Path, caplog: pytest.LogCap
     model = make(config, seed=1)
     save_file(to_mae(model), tmp_path / "mae.safetensors")
     initialise_from(model, tmp_path / "mae.safetensors")
-    assert "published for a width of 192 are 3, not {4}" in caplog.text
+    assert "models of width 192 have 3, not {4}" in caplog.text
 
 
 def test_initialise_needs_an_encoder(tmp_path: Path) -> None:
     write(tmp_path / "run")
-    with pytest.raises(ValueError, match="without an encoder: it has weight, bias"):
+    with pytest.raises(ValueError, match="has no encoder: it has weight, bias"):
         initialise_from(torch.nn.Linear(2, 2), tmp_path / "run")
 
 
