@@ -212,7 +212,7 @@ def _uncached(data: DataConfig) -> DataConfig:
 
 def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
     """Returns the data of the run or of the weights, with the options of the user."""
-    data = _data_of_weights(model) if saved is None else _saved_data(saved)
+    data = data_of_weights(model) if saved is None else _saved_data(saved)
     names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
     values = {name: value for name in names if (value := getattr(config, name)) is not None}
@@ -239,13 +239,17 @@ def _saved_data(saved: Path) -> DataConfig:
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
-def _data_of_weights(model: MaskedModel | None) -> DataConfig:
-    """Returns the size and normalisation of the samples that published weights were trained on."""
+def data_of_weights(model: MaskedModel | None) -> DataConfig:
+    """Returns the size and normalisation of the samples that published weights were trained on, and how their clips were chosen."""
     assert model is not None
     assert model.data is not None
-    *frames, height, width = model.data.size
-    pixels: Any = {"image_size": (height, width), "channels": model.data.channels, "mean": model.data.mean, "std": model.data.std}
-    return ClipsConfig(**pixels, frames=frames[0]) if frames else ImagesConfig(**pixels)
+    data = model.data
+    *frames, height, width = data.size
+    pixels: Any = {"image_size": (height, width), "channels": data.channels, "mean": data.mean, "std": data.std}
+    if not frames:
+        return ImagesConfig(**pixels)
+    sampling = {name: value for name in ("stride", "fps", "sampling") if (value := getattr(data, name)) is not None}
+    return ClipsConfig(**pixels, frames=frames[0], **sampling)
 
 
 def _seed(run: Path | None) -> int:
