@@ -39,7 +39,7 @@ def no_samples(count: int) -> Iterator[Tensor]:
 
 
 def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
-    """What leaves each block, without the class token, by the blocks themselves. (B, N, D) each."""
+    """Returns the output of each block, without the class token, computed by the blocks. (B, N, D) each."""
     tokens = F.conv2d(x, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
     tokens = torch.cat([encoder.cls_token.expand(len(x), -1, -1), tokens], dim=1) + encoder.pos_embed
     found = []
@@ -102,7 +102,7 @@ def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
 
 
 def test_data2vec_wants_what_mlps_add(build: Build) -> None:
-    """Of each block the MLP's output, before its factor and the sum; sqrt(D) times the mean square."""
+    """Returns the output of the MLP of each block, before its factor and the sum; sqrt(D) times the mean square."""
     encoder = VisionTransformer.Config(width=24, depth=2, heads=2, layer_scale=0.5)
     target = LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse")
     model = build(encoder=encoder, target=target).double()

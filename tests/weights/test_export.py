@@ -236,7 +236,7 @@ def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
     assert model.decoder is None
     assert torch.equal(model.encode(x).last, mmm.load(tmp_path / "published.safetensors").encode(x).last)
     card = (out / "README.md").read_text()
-    assert "does not say" in card
+    assert "without this information" in card
     assert "decoder" not in card
 
 
@@ -429,7 +429,7 @@ def test_push_uploads_the_exported_files_and_no_others(
     ask(["push", str(out), "--repo", "someone/model", "--no_private"])
     assert FakeHub.asked[0][1]["private"] is False
     for argv, said in (
-        ([str(run), "--repo", "a/b"], "no exported folder"),
+        ([str(run), "--repo", "a/b"], "not an exported folder"),
         ([str(out), "--repo", "b"], "user/name"),
         ([], "needs"),
     ):
