@@ -64,9 +64,7 @@ MUTANTS = [
         "first *",
         "core/test_maskers.py::test_blocks_are_rectangles_hidden_one_after_another_until_the_count",
     ),
-    Mutant(
-        "mmm/maskers/base.py", "% CELL < CELL - chosen", "% CELL >= CELL - chosen", "core/test_maskers_published.py -k video_mae_v2"
-    ),
+    Mutant("mmm/maskers/base.py", "+ phase + time + 1)", "+ phase + 1)", "core/test_maskers_published.py -k video_mae_v2"),
     Mutant(
         "mmm/maskers/multi_block.py",
         "height - tall + 1)).long()  # (mB, C, k)",
@@ -241,7 +239,7 @@ MUTANTS = [
         "data/test_transforms.py -k boxes",
     ),
     # training
-    Mutant("mmm/train/schedule.py", "return peak * progress / rise", "return peak", "train/test_schedule.py"),
+    Mutant("mmm/train/schedule.py", "return start + (peak - start) * progress / rise", "return peak", "train/test_schedule.py"),
     Mutant(
         "mmm/train/loop.py",
         "backward(nan_if_nonfinite(loss) / plan.accumulation)",
@@ -601,6 +599,25 @@ MUTANTS = [
         "mmm/evaluate/probes/heads.py", "(vectors, 0.0, False)", "(vectors, 0.0, True)", "evaluate/test_linear_probe.py -k lars"
     ),
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
+    Mutant(
+        "mmm/decoders/self_attention.py",
+        "repeat_rows(features.where, rows), asked",
+        "repeat_rows(features.where, rows), asked.flip(1)",
+        "core/test_predictors.py -k transformers",
+    ),
+    Mutant(
+        "mmm/decoders/self_attention.py",
+        "self.prefix : self.prefix + mask.echo",
+        ": mask.echo",
+        "core/test_predictors.py -k head_of_their_own",
+    ),
+    Mutant(
+        "mmm/decoders/convolution.py",
+        "if made.shape == x.shape else made",
+        "if False else made",
+        "core/test_predictors.py -k data2vec",
+    ),
+    Mutant("mmm/decoders/linear.py", "self.level_norm(take(", "(take(", "core/test_predictors.py -k several_blocks"),
     Mutant("mmm/train/optimizer.py", "if key not in (*optimizer.defaults, *OWN)", "if False", "train/test_optimizers.py -k lamb"),
     Mutant("mmm/train/optimizer.py", '"use_fallback": True}', '"use_fallback": False}', "train/test_optimizers.py -k muon_gets"),
     Mutant(

@@ -35,6 +35,8 @@ class TrainConfig:
     """Epochs over which the learning rate rises from 0 to its peak, where `warmup_steps` is none; with neither it starts there."""
     warmup_steps: int | None = None
     """Updates over which the learning rate rises from 0 to its peak."""
+    warmup_start: float = 0.0
+    """Fraction of the peak, 0 to 1, at which that rise begins (I-JEPA: 0.2)."""
     final_learning_rate: float = 0.0
     """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
     weight_decay: float = 0.05
@@ -100,8 +102,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"train.{name} {value} must be 0 or more")
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(f"train.final_learning_rate {self.final_learning_rate} is a fraction of the peak: give 0 to 1")
+        for name in ("warmup_start", "final_learning_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name} {getattr(self, name)} is a fraction of the peak: give 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas or ()):
             raise ValueError(f"train.betas {self.betas} are decays: give numbers of at least 0, below 1")
         if self.momentum is not None and not 0 <= self.momentum < 1:

@@ -31,6 +31,7 @@ class Plan:
         peak: the learning rate's peak, after scaling.
         warmup: updates over which the learning rate rises to the peak; may be a fraction of one, or more than `steps`.
         final: the learning rate at which the half-cosine ends.
+        start: the learning rate at which the rise begins.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Plan:
     peak: float
     warmup: float
     final: float
+    start: float = 0.0
 
     def epoch(self, step: int) -> float:
         """Passes over the data after so many updates."""
@@ -49,7 +51,7 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update, counted from 0; see `learning_rate`."""
-        return learning_rate(step, self.steps, self.peak, self.warmup, self.final)
+        return learning_rate(step, self.steps, self.peak, self.warmup, self.final, self.start)
 
 
 def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
@@ -71,6 +73,7 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
         peak=peak,
         warmup=count_warmup(config, samples, steps),
         final=config.final_learning_rate * peak,
+        start=config.warmup_start * peak,
     )
 
 
@@ -141,8 +144,8 @@ def _near(value: int, unit: int) -> str:
     return f"{below} or {below + unit}" if below else str(unit)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float) -> float:
-    """Linear from 0 to the peak, then half a cosine down to the final value.
+def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float, start: float = 0.0) -> float:
+    """Linear from the start to the peak, then half a cosine down to the final value.
 
     Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). A function of the step alone:
     there is no scheduler whose state could be stepped twice, or lost.
@@ -152,10 +155,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
         steps: of the whole run.
         warmup: updates over which it rises.
         final: the value at which it ends.
+        start: the value at which it begins, where it rises.
     """
     progress, rise = step / steps, warmup / steps
     if step < warmup:
-        return peak * progress / rise
+        return start + (peak - start) * progress / rise
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 

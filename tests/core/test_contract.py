@@ -267,7 +267,7 @@ def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
     model = model_of(kind, name, medium)
     x, mask = draw(model, samples=2)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager" if name in PLAIN else "eager", fullgraph=True)
     assert compiled(x, mask=mask).loss.item() == pytest.approx(model(x, mask=mask).loss.item(), rel=1e-6)
 
 

@@ -26,7 +26,10 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+QUICK = ("latent", "clusters")
+
+
+@pytest.mark.parametrize("target", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TARGETS])
 def test_a_run_with_a_learning_target_resumes_bit_for_bit(target: str, run_recipe: RunRecipe, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = [*TARGETS[target], "--train.steps", "4", "--train.save_every", "2"]

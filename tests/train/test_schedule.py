@@ -40,6 +40,14 @@ def test_learning_rate_ends_at_its_final_value_and_may_start_at_the_peak():
     assert learning_rate(10, 10, 1.0, 2.0, 0.1) == pytest.approx(0.1)
 
 
+def test_the_rise_may_begin_above_0():
+    """I-JEPA: from 2e-4 to 1e-3."""
+    plan = make_plan(config(warmup_steps=4, warmup_start=0.2, scale_learning_rate=None), samples=80, processes=1)
+    assert [plan.learning_rate(step) for step in (0, 2, 4)] == pytest.approx([2e-4, 6e-4, 1e-3])
+    with pytest.raises(ValueError, match=r"train\.warmup_start 2"):
+        config(warmup_start=2)
+
+
 def test_learning_rate_of_a_group_is_scaled():
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": weights[:1], "lr_scale": 0.25}, {"params": weights[1:]}], lr=1.0)
