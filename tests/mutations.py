@@ -603,8 +603,8 @@ MUTANTS = [
     Mutant("mmm/classifier.py", "            self.encoder.eval()", "            pass", "core/test_classifier.py -k frozen"),
     Mutant(
         "mmm/decoders/self_attention.py",
-        "repeat_rows(features.where, rows), asked",
-        "repeat_rows(features.where, rows), asked.flip(1)",
+        "repeat_rows(features.where, len(asked)), asked",
+        "repeat_rows(features.where, len(asked)), asked.flip(1)",
         "core/test_predictors.py -k transformers",
     ),
     Mutant(
