@@ -846,7 +846,7 @@ def words_of(test: str) -> list[str]:
 
 
 def try_one(folder: Path, mutant: Mutant) -> str:
-    """What became of one mutant: red (caught), or what is wrong."""
+    """Returns the result for a mutant: red (detected), or the problem."""
     path = folder / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:

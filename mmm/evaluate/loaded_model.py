@@ -39,6 +39,12 @@ class LoadedModelConfig(CheckedConfig):
     source: str | None = None
     """Images or videos to use, as --data.source of a recipe; None: those of the run."""
 
+    root: str | None = None
+    """Folder from which relative paths in a list file start; None: the list's own folder, or the run's."""
+
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+
     test_split: str | None = None
     """Split of the source to evaluate on; None: the evaluation part, as in training."""
 
@@ -207,15 +213,17 @@ def _uncached(data: DataConfig) -> DataConfig:
 def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
     """Returns the data of the run or of the weights, with the options of the user."""
     data = data_of_weights(model) if saved is None else _saved_data(saved)
-    names = ["source", "holdout", "image_size", "label_column", "workers"]
+    names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
     values = {name: value for name in names if (value := getattr(config, name)) is not None}
     column = data.medium.flag.removeprefix("data.")
     if config.column is not None:
         values[column] = config.column
     if config.source is not None and saved is not None:  # another source has its own splits and columns
-        values |= dict.fromkeys(("eval_split", "eval_source", "root"))
+        values |= {"eval_split": None, "eval_source": None, "root": config.root, "list_columns": ()}
         values |= {"split": "train", column: config.column, "label_column": config.label_column}
+    if config.list_columns:
+        values["list_columns"] = config.list_columns
     for name in ("eval_clips", "eval_crops"):
         if getattr(config, name) is not None and name not in values:
             raise ValueError(f"--{name} is for videos, and this is a model of images")
