@@ -1,9 +1,7 @@
-"""Write a report on runs: one HTML file with their options, curves, figures, pictures, clips and differences.
+"""Write the report of one or several runs: one HTML page with curves, evaluations, pictures and differences, for any browser.
 
 mmm report runs/pretrain-1
 mmm report runs/a runs/b --out comparison.html
-
-The file needs no other file and no network. The curves are read off with the pointer or the arrow keys.
 """
 
 from __future__ import annotations
@@ -12,34 +10,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.evaluate.run_report import write_report
-from mmm.evaluate.run_table import RunSummary
+import mmm.evaluate.builtin  # noqa: F401 - registers the evaluations, whose figures have titles
+from mmm.evaluate.report.page import write_report
+from mmm.evaluate.run_results import Record
 
 POSITIONAL = "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Write a report on runs."""
+    """Write a report."""
 
     runs: tuple[str, ...] = ()
-    """Run folders."""
+    """Folders of runs."""
 
     out: str | None = None
-    """HTML file. None: report.html in the run folder, or in the working directory for several runs."""
+    """The HTML file. None: report.html in the folder of the run, or in this folder for several runs."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Writes the report.
+    """Writes the page.
 
     Raises:
-        ValueError: no run is named, or a folder is no run.
+        ValueError: no run is given, or a folder is no run.
     """
     if not config.runs:
-        raise ValueError("no run is named; give run folders: mmm report runs/pretrain-1")
-    runs = [RunSummary.read(path) for path in config.runs]
-    default = Path(config.runs[0]) / "report.html" if len(runs) == 1 else Path("report.html")
-    title = "Run " + runs[0].record.path.resolve().name if len(runs) == 1 else f"Comparison of {len(runs)} runs"
-    path = write_report(runs, default if config.out is None else Path(config.out), title=title)
+        raise ValueError("runs is empty; give one or more folders of runs")
+    records = [Record.read(path) for path in config.runs]
+    default = records[0].path / "report.html" if len(records) == 1 else Path("report.html")
+    path = default if config.out is None else Path(config.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = write_report(records, path)
     print(f"report: {path}")
-    return {"report": str(path)}
+    return found
