@@ -1,4 +1,4 @@
-"""What benchmarks share: steps timed side by side in one process, the memory that one takes, and what they ran on.
+"""Common functions of benchmarks: timing of alternating steps in one process, their memory, and the description of the machine.
 
 Memory is what torch allocates, not what the process holds: on a CPU the sum of allocations and releases that the profiler sees, on
 a GPU the allocator's own count. It is the same from run to run.
@@ -68,7 +68,7 @@ def peak_bytes(step: Step, device: torch.device) -> int:
 
 
 def _running(seen: profile) -> Iterator[int]:
-    """What is held after each allocation and release."""
+    """Returns the allocated memory after each allocation and release."""
     events = seen.profiler.kineto_results.events()
     held = 0
     for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
@@ -83,7 +83,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on: the kind of machine, versions, commit, day; no names."""
+    """Returns the type of machine, versions, commit and day, without names."""
     import timm
 
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -108,7 +108,7 @@ def save(out: Path, name: str, text: str, numbers: Mapping[str, Any]) -> None:
 
 
 def _script() -> str:
-    """How this was started: `benchmarks/x.py`, or `-m benchmarks.x`."""
+    """Returns the command of this process: `benchmarks/x.py`, or `-m benchmarks.x`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"benchmarks/{Path(sys.argv[0]).name}" if spec is None else f"-m {spec.name}"
 

@@ -19,7 +19,8 @@ from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import even_frames
 from mmm.data.decode.image import decode_image
 from mmm.data.errors import Unreadable
-from mmm.data.transforms.crop import center_crop, crop_boxes, flip, normalise, resized_crop
+from mmm.data.transforms import clip_crop
+from mmm.data.transforms.crop import center_crop, covering_size, crop_boxes, flip, normalise, resized_crop
 
 SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # the crop of MAE's pretraining
 
@@ -28,10 +29,10 @@ class Transform:
     """Prepares samples for one model, with its own size, channels, mean and standard deviation.
 
     An image may be a Pillow image, the path of a file, encoded bytes, an array or a tensor: uint8, or floating point from 0 to 1;
-    (H, W), (H, W, C) or (C, H, W). A clip may be the path of a video, an array or a tensor (T, H, W, C) or (T, C, H, W), or a list
-    of images, its frames. For a video, the middle clip is taken, as in evaluation. If there are more frames than the model takes,
-    evenly spaced frames are taken. Several samples are given as a list or along an additional first axis. A single sample becomes a
-    batch of one.
+    (H, W), (H, W, C) or (C, H, W). A clip may be the path or the encoded bytes of a video, an array or a tensor (T, H, W, C) or
+    (T, C, H, W), or a list of images, its frames. For a video, the middle clip is taken, as in evaluation. If there are more frames
+    than the model takes, evenly spaced frames are taken. Several samples are given as a list or along an additional first axis; the
+    bytes of a video are given alone. A single sample becomes a batch of one. Without `training` the pixels are those of evaluation.
 
     Example:
         x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
@@ -78,21 +79,22 @@ class Transform:
     def _frames(self, sample: Any) -> list[np.ndarray[Any, Any]]:
         """Returns the frames of one sample, uint8 (h, w, C) each; one for an image."""
         if len(self.data.size) == 2:
-            return [decode_image(sample, self.data.channels)]
+            hint = None if self.training else max(covering_size(1, 1, self.data.size))
+            return [decode_image(sample, self.data.channels, hint)]
         frames = self.data.size[0]
-        if isinstance(sample, (str, Path)):
-            return self._film(Path(sample), frames)
+        if isinstance(sample, (str, Path, bytes)):
+            return self._film(sample if isinstance(sample, bytes) else Path(sample), frames)
         if not isinstance(sample, (np.ndarray, Tensor, list, tuple)) or np.ndim(_array(sample[0])) > 3:
             raise ValueError(f"this model takes clips of {frames} frames; give a video, a list of frames, or an array (T, H, W, C)")
         if len(sample) < frames:
             raise ValueError(f"a clip has {len(sample)} frames, and this model takes {frames}; give a longer one")
         return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), frames)]
 
-    def _film(self, path: Path, frames: int) -> list[np.ndarray[Any, Any]]:
+    def _film(self, source: Path | bytes, frames: int) -> list[np.ndarray[Any, Any]]:
         """Returns the frames of the middle clip of a video. If the stride of the model is not known, they are evenly spaced."""
         from mmm.data.decode.video import OpenVideo
 
-        with OpenVideo(path) as video:
+        with OpenVideo(source) as video:
             numbers = _even(len(video), frames) if self.data.stride is None else even_frames(video.times, self._clip())[0]
             return list(video.read(numbers, self.data.channels))  # (T, h, w, C)
 
@@ -106,14 +108,22 @@ class Transform:
     def _crop(self, frames: list[np.ndarray[Any, Any]], key: Tensor) -> Tensor:
         """Returns one sample, uint8 (C, T, H, W), with the same crop for all frames."""
         size = (self.data.size[-2], self.data.size[-1])
+        if not self.training and len(self.data.size) == 2:
+            return center_crop(frames[0], size)[:, None]
         if not self.training:
-            return torch.stack([center_crop(frame, size) for frame in frames], dim=1)
+            return _middle(torch.from_numpy(np.stack(frames)), size).permute(3, 0, 1, 2)
         heights, widths = (torch.tensor([frames[0].shape[axis]]) for axis in (0, 1))
         box = crop_boxes(key[None], heights, widths, SCALE, RATIO)[0].tolist()
         sample = torch.empty(self.data.channels, len(frames), *size, dtype=torch.uint8)
         for number, frame in enumerate(frames):
             resized_crop(frame, box, sample[:, number])
         return sample
+
+
+def _middle(clip: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the middle crop of evaluation, uint8 (T, h, w, C), of a clip (T, H, W, C)."""
+    covering = clip_crop.covering_size(clip.shape[1], clip.shape[2], size)
+    return clip_crop.cut(clip_crop.resize(clip, covering), clip_crop.even_boxes(*covering, size, 1)[0])
 
 
 def _array(value: Any) -> Any:

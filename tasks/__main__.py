@@ -58,6 +58,7 @@ def usage(tasks: dict[str, str]) -> str:
 def run_task(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
     """Reads the flags of a task and runs it."""
     from mmm.config import cli
+    from mmm.core.checks import nearest
 
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     recipe = argv[0] if first and argv[0] in summaries(RECIPES) else None
@@ -66,6 +67,8 @@ def run_task(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
     if first and hasattr(task, "POSITIONAL"):  # `mmm knn runs/a` is `mmm knn --model runs/a`
         argv = [f"--{task.POSITIONAL}", *argv]
     with cli.plain_errors(int(os.environ.get("RANK", "0")), running=False):
+        if recipe is None and first and not hasattr(task, "POSITIONAL"):
+            raise ValueError(f"there is no recipe {argv[0]!r}{nearest(argv[0], summaries(RECIPES))} (mmm --help lists them)")
         presets, doc = read_recipe(task, recipe) if recipe else (default_of(task, name, argv), task.__doc__ or "")
     return cli.main(task.run, presets=presets, doc=doc, argv=argv, prog=" ".join(["mmm", name, *([recipe] if recipe else [])]))
 

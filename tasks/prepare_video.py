@@ -26,7 +26,7 @@ from mmm.data.decode.video.encode import EncodeConfig, reencode
 from mmm.data.loading.scan import Finding, map_inputs
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Source
-from mmm.data.sources.file_list import ListFile
+from mmm.data.sources.file_list import ListFile, RangeColumn
 from mmm.data.sources.folder import FileColumn
 from mmm.data.sources.resolve import find_source
 
@@ -45,6 +45,9 @@ class Config(EncodeConfig):
 
     root: str | None = None
     """Folder from which relative paths in a list file start; None: the list's own folder."""
+
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
     out: str | None = None
     """Folder for the encoded videos and the report."""
@@ -68,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError("out is not set; give the folder for the encoded videos")
     config.check()
     require("av")
-    names = {name: getattr(config, name) for name in ("source", "root", "video_column", "label_column")}
+    names = {name: getattr(config, name) for name in ("source", "root", "list_columns", "video_column", "label_column")}
     data = ClipsConfig(**names, holdout=0.0)
     source, out = find_source(data), Path(config.out)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(EncodeConfig)}
@@ -77,6 +80,10 @@ def run(config: Config) -> dict[str, Any]:
     for split in source.splits:
         clips = open_data(data, split)
         assert isinstance(clips, Clips)
+        if isinstance(clips.table.column, RangeColumn):
+            raise ValueError(
+                f"source {config.source} lists parts of videos, and this task encodes whole ones; give a list of their paths"
+            )
         targets = target_paths(clips, source, split, out)
         findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), workers=config.workers, title=split))
         report["splits"][split] = found = summarise(findings)

@@ -36,6 +36,9 @@ class Config:
     root: str | None = None
     """Folder from which relative paths in a list file start; None: the list's own folder."""
 
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+
     medium: MediumName | None = None
     """Type of the inputs. None: found by the files; folders of images are then read as images."""
 
@@ -66,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> dict[str, Any]:
     """Checks all splits, prints a summary, writes the report and returns it."""
-    options = {"deadline": config.deadline, "holdout": 0.0}
+    options = {"deadline": config.deadline, "holdout": 0.0, "list_columns": config.list_columns}
     data = describe_source(config.source, options, medium=config.medium, root=config.root, column=config.column)
     report: dict[str, Any] = {"source": config.source, "medium": data.medium.noun, "splits": {}}
     for split in find_source(data).splits:

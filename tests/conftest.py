@@ -1,4 +1,4 @@
-"""What the tests share: small models of both modalities, and the real files that lie beside the repository."""
+"""Fixtures of the tests: small models of both modalities, and real files beside the repository."""
 
 from __future__ import annotations
 

@@ -628,7 +628,7 @@ MUTANTS = [
     ),
     Mutant("mmm/encoders/hiera.py", "for step in reversed(range(steps))", "for step in range(steps)", "core/test_hiera.py"),
     Mutant("mmm/encoders/swin.py", "slots = order.argsort(dim=1)", "slots = order", "core/test_swin.py"),
-    Mutant("mmm/encoders/pixels.py", "visible.new_zeros(", "visible.new_ones(", "core/test_timm_encoder.py -k hidden"),
+    Mutant("mmm/encoders/pixels.py", "visible.new_zeros(", "visible.new_ones(", "core/test_hiera.py -k masked"),
     Mutant("mmm/layers/rotary.py", 'elif kind in ("vjepa2", "capi"):', 'elif kind == "vjepa2":', "weights/test_vits.py -k capi"),
     Mutant("mmm/weights/fit.py", "tube[:, :, depth // 2] = weight", "tube[:, :, 0] = weight", "weights/test_fit.py"),
     Mutant("mmm/data/transforms/augment.py", "            seed(drawn)\n", "            pass\n", "data/test_augment.py"),
@@ -846,7 +846,7 @@ def words_of(test: str) -> list[str]:
 
 
 def try_one(folder: Path, mutant: Mutant) -> str:
-    """What became of one mutant: red (caught), or what is wrong."""
+    """Returns the result for a mutant: red (detected), or the problem."""
     path = folder / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:

@@ -1,4 +1,4 @@
-"""What the tests of probes share: scanned digits as a tree of files, and a small model that was never trained."""
+"""Fixtures of the tests of probes: scanned digits as a tree of files, and a small untrained model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_digits(folder: Path) -> Path:
 
 
 def digits_data(folder: Path) -> ImagesConfig:
-    """How these are read, with a crop and no mirror."""
+    """The config that reads these files, with a crop and no flip."""
     pixels: dict[str, Any] = {"image_size": 8, "channels": 1, "mean": (0.3,), "std": (0.4,)}
     return ImagesConfig(source=str(folder), crop_scale=(0.8, 1.0), flip=0.0, workers=0, **pixels)
 

@@ -56,7 +56,7 @@ def encode(image: Tensor, w: Weights, keep: list[int], p: int, heads: int, use_i
 
 
 def mixture(maps: list[Tensor], w: Weights, layer: int) -> Tensor:
-    """What one decoder block reads; without fusion, the last map with the final norm that CrossMAE has not, but MAE has."""
+    """Returns the input of a decoder block; without fusion, the last map with the final norm of MAE, which CrossMAE lacks."""
     if "norm.weight" in w:
         return normed(maps[-1], w, "norm")
     mixed = torch.zeros_like(maps[0])

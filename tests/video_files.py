@@ -55,7 +55,7 @@ def write(
 def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number: False, container: str | None = None) -> Path:
     """Copies packets into another file, except those with certain numbers."""
     with av.open(str(source)) as old, av.open(str(path), "w", format=container) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
             if not drop(number):
                 packet.stream = stream
@@ -92,6 +92,18 @@ def all_frames(path: Path) -> list[Pixels]:
         return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4) for frame in file.decode(stream)]
 
 
+def rotated(source: Path, path: Path) -> Path:
+    """Writes a copy that is to be shown rotated by 90 degrees."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        stream.set_display_rotation(90)
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
 def make_zoo(folder: Path) -> dict[str, Path]:
     """Writes readable files; returns them by kind. Kinds that this PyAV cannot encode are left out."""
     intervals = np.random.default_rng(1).integers(10, 90, FRAMES)
@@ -120,6 +132,7 @@ def make_zoo(folder: Path) -> dict[str, Path]:
     }
     others = {
         "hevc_open": ("hevc.mp4", "libx265", {"x265-params": x265, "preset": "ultrafast"}),
+        "vp8": ("vp8.webm", "libvpx", {"deadline": "realtime", "cpu-used": "8"}),
         "vp9": ("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
         "av1": ("av1.mp4", "libsvtav1", {"preset": "13"}),
         "wmv": ("wmv.wmv", "wmv2", {}),
@@ -128,6 +141,8 @@ def make_zoo(folder: Path) -> dict[str, Path]:
         for kind, (name, codec, options) in others.items():
             if codec in av.codecs_available:
                 zoo[kind] = write(folder / name, codec, options=options)
+    if "vp8" in zoo:
+        zoo["vp8_rotated"] = rotated(zoo["vp8"], folder / "rotated.mkv")
     return zoo
 
 

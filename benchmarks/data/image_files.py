@@ -164,7 +164,7 @@ def difference(images: Images, count: int) -> dict[str, float]:
 
 
 def rows(found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Of the table, without its head."""
+    """Returns the rows of the table, without its header."""
     lines = []
     for size, one in found.items():
         cost, off = one["milliseconds"], one["difference"]

@@ -55,7 +55,7 @@ HUNG, ROUNDS, SEED = 40, 3, 1  # files, passes with and without a hang, and the 
 
 
 def zoo(seeds: int = 25) -> dict[str, Any]:
-    """What is found of the files, by medium, and what is wrong with that."""
+    """Returns the findings for the files by medium, and the errors in them."""
     with tempfile.TemporaryDirectory() as folder:
         found = {medium: _zoo(Path(folder) / medium, medium, seeds) for medium in ("images", "videos")}
     return {"media": found, "wrong": [f"{medium}: {line}" for medium, one in found.items() for line in one.pop("wrong")]}
@@ -121,7 +121,7 @@ def _epoch(samples: Images | Clips, path: Path, world: int) -> bytes:
 
 
 def _evaluate(samples: Images | Clips) -> tuple[int, list[tuple[str, str]]]:
-    """How many samples are scored, and which are not."""
+    """Returns the number of scored samples, and those that are not scored."""
     batches = list(eval_batches(samples, samples.config, batch_size=BATCH))
     return sum(map(len, batches)), [(problem.name, problem.reason) for batch in batches for problem in batch.problems]
 
@@ -154,7 +154,7 @@ def _differences(samples: Images | Clips, truth: dict[str, Any]) -> tuple[float,
 
 
 def bombs(seeds: int = 25) -> dict[str, Any]:
-    """What each costs, in a process of its own."""
+    """Measures the cost of each input, in a separate process."""
     costs, wrong = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for kinds, read in ((pictures.IMAGES, lambda path: decode_image(path, 3)), (films.VIDEOS, read_clip)):
@@ -169,7 +169,7 @@ def bombs(seeds: int = 25) -> dict[str, Any]:
 
 
 def _open_once(folder: Path, kinds: dict[str, Any], read: Callable[[Path], Any]) -> None:
-    """What libraries do once in a process is no bomb's cost."""
+    """Warms up the libraries, so that one-time work is not counted."""
     case = kinds["png_called_jpg" if "png_called_jpg" in kinds else "one_frame"](0)
     case.place(folder / case.name)
     read(folder / case.name)

@@ -1,4 +1,4 @@
-"""How fast files become samples: images and clips a second and core, by stage, ours beside what people would otherwise run.
+"""Rates of the data pipeline in images and clips per second and core, by stage, compared with other implementations.
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 JPEGs and films that it makes; some minutes
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only images
@@ -61,7 +61,7 @@ def resized_there(config: DataConfig, source: Path, options: argparse.Namespace)
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All numbers."""
+    """Returns all measurements."""
     found: dict[str, Any] = {"machine": machine(device) | installed()}
     with tempfile.TemporaryDirectory() as name:
         if options.only != "clips":
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 
 def installed() -> dict[str, str]:
-    """What takes part: the kernel that resizes, versions."""
+    """Returns the resize kernel and the versions of libraries."""
     found = {"resizing": kernel_in_use()}
     for name in PEERS:
         try:
@@ -104,7 +104,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def left_over(found: dict[str, dict[str, Any]]) -> str:
-    """What data.resize device moves to the device."""
+    """Measures the work that data.resize device moves to the device."""
     costs = ", ".join(f"{name} {one['resized_there']:.2f} ms" for name, one in found.items())
     return f"What data.resize device leaves to the device, transfer included, a sample: {costs}."
 

@@ -1,4 +1,4 @@
-"""What pretraining is worth on CIFAR-10: neighbours, linear and attentive probe, and fine-tuning, each against random weights.
+"""Gain of pretraining on CIFAR-10: neighbours, linear and attentive probe, and fine-tuning, each compared with random weights.
 
     for seed in 0 1 2; do python recipes/image_mae.py --preset cifar10 --data.source CIFAR10 --seed $seed --folder runs/c-$seed \\
         --encoder.depth 4 --decoder.depth 2 --train.steps 1000 --train.batch_size 128 --train.scale_learning_rate none \\

@@ -1,4 +1,4 @@
-"""What pretraining is worth on rendered scenes: segmentation, depth and detection, each against random weights.
+"""Gain of pretraining on rendered scenes: segmentation, depth and detection, each compared with random weights.
 
     for seed in 0 1 2; do python recipes/image_mae.py --seed $seed --folder runs/demo-$seed; done
     python -m benchmarks.evaluate.dense_transfer --runs runs/demo-0 runs/demo-1 runs/demo-2 --out results

@@ -72,7 +72,7 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
 
 
 def seconds_a_step(run: Path) -> float:
-    """Of the second half of a short run: the median over its lines of metrics."""
+    """Returns the median over the log lines in the second half of a short run."""
     record = Record.read(run)
     lines = [line for line in record.metrics if line["step"] > record.steps / 2]
     return median(record.config["train.batch_size"] / line["clock"]["samples_per_second"] for line in lines)

@@ -1,1 +1,1 @@
-"""What a run survives, tried out on real trainings: one script for each goal, see `docs/reliability.md`."""
+"""Tests of reliability on real trainings: one script for each promise in `docs/reliability.md`."""

@@ -29,7 +29,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of this tree, with "+changes" where it was edited; none where it is not under git."""
+    """Returns the commit of this tree, with "+changes" if it was edited. None: it is not under git."""
     try:
         return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):

@@ -15,7 +15,7 @@ Act = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an input lies.
+    """The location of an input.
 
     Attributes:
         root: its folder.

@@ -166,7 +166,7 @@ def run_whose_config_is_a_bomb(place: Place) -> Act:
 
 @hostile
 def run_with_evaluations_nested_for_ever(place: Place) -> Act:
-    """What a card would show."""
+    """Returns the text that a card shows."""
     run = _run(place)
     (run / "evaluations.jsonl").write_text('{"step": 1, "kind": ' + "[" * DEEP + "]" * DEEP + "}\n")
     return lambda: export.run(export.Config(model=str(run), out=str(place.root / "out")))

@@ -47,7 +47,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _larger(work: Path, count: int, **train: Any) -> pretrain.Config:
-    """Of a model whose step is like a real one's."""
+    """Measures a model whose step takes as long as a real one."""
     encoder = VisionTransformer.Config(width=192, depth=12, heads=3)
     config = config_of(work, steps=count, batch_size=16, ema=None, **train)
     return replace(config, encoder=encoder, data=replace(config.data, image_size=64))
@@ -128,7 +128,7 @@ def _time(told: Path) -> None:
 
 
 def _share_of_hashes(folder: Path) -> float:
-    """Of writing, hashing and flushing the files of a checkpoint anew."""
+    """Measures writing, hashing and flushing the files of a checkpoint again."""
     spent = {"write": 0.0, "hash": 0.0, "flush": 0.0}
     for file in (sorted((folder / "checkpoints").glob("step_*"))[-1]).iterdir():
         content = file.read_bytes()

@@ -55,7 +55,7 @@ def _found(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _reads_the_same(name: str, harmed: bytes, content: bytes) -> bool:
-    """What changes nothing that is read: nothing at all, or a white space in the manifest."""
+    """Harmless changes: nothing at all, or white space in the manifest."""
     with suppress(ValueError):
         return harmed == content or (name == checkpoint.MANIFEST and json.loads(harmed) == json.loads(content))
     return False

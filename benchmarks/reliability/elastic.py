@@ -72,7 +72,7 @@ def _legs(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
 
 
 def _compare(work: Path, mode: str, notes: Path, folder: Path) -> tuple[list[str], float | None]:
-    """What differs from the undisturbed run, and by how much losses drift."""
+    """Returns the differences from the undisturbed run, and the drift of the losses."""
     expected, found = told(work / f"{mode}_one_notes"), dict[int, Any]()
     for leg in sorted(notes.iterdir()):
         found |= told(leg)  # of the step that was in hand when a signal came, what was computed last

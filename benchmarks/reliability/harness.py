@@ -145,7 +145,7 @@ def _child(act: Callable[[], Any], log: Path, before: Callable[[], Any] | None =
 
 
 def side_by_side(work: Path, jobs: dict[str, Callable[[], dict[str, Any]]], lanes: int = LANES) -> dict[str, dict[str, Any]]:
-    """What each job gives, each in a fork of its own, so many at a time; a job that fails gives what it said as `wrong`."""
+    """Runs each job in its own fork, several at a time, and returns their results. A failed job returns its message as `wrong`."""
     waiting, running, found = dict(jobs), dict[str, Started](), dict[str, dict[str, Any]]()
     while waiting or running:
         while waiting and len(running) < lanes:

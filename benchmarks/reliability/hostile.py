@@ -32,7 +32,7 @@ CORPORA = (corpus_configs, corpus_data, corpus_weights)  # which fill CASES
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """All inputs, each in a process of its own."""
+    """Tests all inputs, each in its own process."""
     made = call(lambda: make_bait(work / "bait"), work / "bait.log")
     if any(made.wait()):
         raise RuntimeError(f"no bait: {made.said()}")
@@ -59,7 +59,7 @@ def make_bait(bait: Path) -> None:
 
 
 def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
-    """What came of an input, and what is wrong with that.
+    """Returns the result for an input, and the errors in it.
 
     Args:
         name: of the case.
@@ -86,7 +86,7 @@ def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
 
 
 def _caches() -> tuple[Path, Path]:
-    """Where a user's programs keep what they can make again: ours, and that of `datasets`."""
+    """Returns the cache folders of mmm and of `datasets`."""
     import datasets.config
 
     return user_cache().parent, Path(datasets.config.HF_DATASETS_CACHE)

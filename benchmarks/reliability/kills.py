@@ -43,7 +43,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def kill(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
-    """So many kills of one variant, spread over runs that each end."""
+    """Kills runs of one variant many times; each run finally ends."""
     draw, where, wrong, runs, began = random.Random(seed), Counter[str](), list[str](), 0, time.monotonic()
     expected = whole(variant, work / f"{variant.name}_whole")
     seconds = time.monotonic() - began

@@ -80,14 +80,14 @@ def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, r
 
 
 def _unnamed(kind: str, rank: int, step: int, said: str) -> list[str]:
-    """What the messages should name and do not: the rank (of a poisoned one the samples stand for it), and the step."""
+    """Returns what the messages should name and do not: the rank (or the samples of a poisoned rank), and the step."""
     found = [] if f"rank {rank}" in said or kind == "poisoned" else [f"rank {rank}"]
     near = [f"step {one}" for one in (step - 1, step, step + 1, step + 2)]
     return found + ([] if any(one in said for one in near) else [f"step {step}"])
 
 
 def _family(started: Started) -> list[psutil.Process]:
-    """All processes of a training, data workers too."""
+    """Returns all processes of a training, including data workers."""
     found = []
     for pid in started.pids:
         if psutil.pid_exists(pid):

@@ -33,7 +33,7 @@ VARIANTS = [(medium, processes, workers) for medium in ("image", "video") for pr
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, on how many processes."""
+    """A training and its number of processes."""
 
     name: str
     config: pretrain.Config
@@ -113,7 +113,7 @@ def variants(work: Path, **train: Any) -> list[Variant]:
 
 
 def result(folder: Path, steps: int) -> dict[str, Any]:
-    """What a run left: the last checkpoint, and the lines of metrics without the clock's."""
+    """Returns the results of a run: the last checkpoint, and the lines of metrics without those of the clock."""
     last = folder / "checkpoints" / f"step_{steps:08d}"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, Any] = {"metrics": [{name: line[name] for name in line if name != "clock"} for line in lines]}
@@ -140,7 +140,7 @@ def finish(variant: Variant, folder: Path, expected: dict[str, Any], sabotage: S
 
 
 def differs(folder: Path, expected: dict[str, Any], variant: Variant) -> list[str]:
-    """What an ended run left that the undisturbed one did not, or what it left behind."""
+    """Returns the differences of a finished run from the undisturbed one, and its leftovers."""
     assert variant.config.train.steps is not None
     found = result(folder, variant.config.train.steps)
     wrong = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]

@@ -38,7 +38,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def signal_runs(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
-    """So many signals to one run after another."""
+    """Sends many signals to one run after another."""
     draw, wrong, times, runs = random.Random(seed), list[str](), list[float](), 0
     expected = whole(variant, work / f"{variant.name}_whole")
     while len(times) < count:

@@ -92,7 +92,7 @@ def _kill_worker(variant: Variant, folder: Path, draw: random.Random) -> None:
 
 
 def _damage(variant: Variant, folder: Path, draw: random.Random) -> None:
-    """Where there is another to fall back to, and it is not damaged already."""
+    """Damages a checkpoint, if there is another one and it is not damaged already."""
     steps = saved(folder)
     newest = folder / "checkpoints" / f"step_{steps[-1] if steps else 0:08d}"
     if len(steps) > 1 and damage(newest) is None:

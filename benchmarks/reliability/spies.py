@@ -1,4 +1,4 @@
-"""What a training sees and computes, noted by each of its processes: samples, masks, pixels, weights."""
+"""Records of the samples, masks, pixels and weights of a training, written by each of its processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process does that it should not, seen from two sides: Python's audit hook, and the kernel's watch on a bait.
+"""Detection of forbidden actions of a process by Python's audit hook and by the kernel's watch on a bait.
 
 The hook sees files opened, programs started, connections, code compiled and run, and classes that a pickle names; but not what a
 library in C opens. That the kernel tells of the files beside the bait.
@@ -92,7 +92,7 @@ class Audit:
             self.root = root
 
     def _judge(self, event: str, values: tuple[Any, ...], root: str) -> str:
-        """What is wrong with an event, if anything."""
+        """Returns the fault of an event, if there is one."""
         if event in FORBIDDEN:
             return f"{event} {values!r}"
         first = values[0] if values else None

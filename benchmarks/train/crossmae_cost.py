@@ -1,4 +1,4 @@
-"""What CrossMAE costs beside MAE: step time and peak memory, side by side in one process, on the same blocks at the same precision.
+"""Cost of CrossMAE compared with MAE: step time and peak memory in one process, on the same blocks at the same precision.
 
     OMP_NUM_THREADS=2 python -m benchmarks.train.crossmae_cost                                        on a CPU, about half an hour
     python -m benchmarks.train.crossmae_cost --device cuda --batch 256 --precision fp32 bf16 --compile
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, dict[str, 
 
 
 def shares_of_fusion(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """How much of a step fusion is: what a step without it saves, as a part of the step, round by round."""
+    """Measures the share of fusion in a step: the time that a step without it saves, round by round."""
     shares = {}
     for name in (name for name in found if name.startswith("CrossMAE") and "no fusion" not in name):
         without = found[f"{name.split(',')[0]}, no fusion"]["seconds"]

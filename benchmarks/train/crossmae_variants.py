@@ -46,7 +46,7 @@ class Variant:
 
 
 def variants(options: argparse.Namespace, x: Tensor) -> list[Variant]:
-    """All variants; of three sets of weights, one with MAE's decoder, two with CrossMAE's."""
+    """Returns all variants, with three sets of weights: one with MAE's decoder and two with CrossMAE's."""
     inner = {"width": 256, "heads": 8} if options.size in ("tiny", "small") else {"width": 512, "heads": 16}
     cross = CrossAttentionDecoder.Config(depth=12, **inner)
     mae = build(options, SelfAttentionDecoder.Config(depth=8, **inner))

@@ -52,7 +52,7 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
 
 
 def hiera(encoder: Hiera, visible: int) -> tuple[float, float]:
-    """Of the convolution of all patches, which the published encoder computes too, and of the blocks, which see visible units."""
+    """Returns the FLOPs of the convolution of all patches, as in the published encoder, and of the blocks on visible units."""
     convolution = encoder.patch_embed.proj
     patches = math.prod(encoder.patch_grid(encoder.home))
     embed = linear(patches, convolution.weight[0].numel(), convolution.out_channels)
@@ -69,18 +69,18 @@ def hiera(encoder: Hiera, visible: int) -> tuple[float, float]:
 
 
 def linear(tokens: int, wide: int, out: int) -> float:
-    """Of a matrix (wide, out), applied to tokens."""
+    """Returns the FLOPs of a matrix (wide, out) applied to tokens."""
     return 2.0 * tokens * wide * out
 
 
 def block(tokens: int, width: int, hidden: int, *, gated: bool = False) -> float:
-    """Of self-attention and an MLP, which has a third matrix where it is gated."""
+    """Returns the FLOPs of self-attention and an MLP, which has a third matrix if it is gated."""
     mlp = (3 if gated else 2) * linear(tokens, width, hidden)
     return linear(tokens, width, 4 * width) + 4.0 * tokens * tokens * width + mlp
 
 
 def cross_block(tokens: int, seen: int, decoder: CrossAttentionDecoder.Config, source: int) -> float:
-    """Of tokens that read seen ones of another width, and an MLP."""
+    """Returns the FLOPs of cross-attention to tokens of another width, and an MLP."""
     width = decoder.width
     mlp = 2 * linear(tokens, width, int(width * decoder.mlp_ratio))
     return linear(tokens, width, 2 * width) + linear(seen, source, 2 * width) + 4.0 * tokens * seen * width + mlp

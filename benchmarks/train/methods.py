@@ -32,7 +32,7 @@ VIDEO_DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured.
+    """The setting of a measurement.
 
     Attributes:
         size: of the encoder.

@@ -1,4 +1,4 @@
-"""What people would otherwise run: the published step restated, transformers' ViTMAE and VideoMAE, lightly's MAE.
+"""Other implementations for comparison: the published step, transformers' ViTMAE and VideoMAE, and lightly's MAE.
 
 Each peer gets the published sizes, the target standardised as ours is, scaled-dot-product attention and fused AdamW; only the
 published step keeps its own AdamW, which is not fused. A library that is not installed is named and left out.
@@ -106,7 +106,7 @@ def video_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
 
 
 def sizes(setting: Setting) -> dict[str, Any]:
-    """Of the encoder, in transformers' words."""
+    """Returns the options of the encoder with the names of transformers."""
     width, depth, heads = SIZES[setting.size]
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return dict(zip(names, (width, depth, heads, 4 * width), strict=True))

@@ -68,7 +68,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def summary(runs: dict[str, dict[str, Any]]) -> str:
-    """How far apart precisions are, and how far seeds."""
+    """Returns the differences between precisions and between seeds."""
     seeds = sorted({name.split()[-1] for name in runs})
     apart = [abs(runs[f"bf16, seed {seed}"]["held_out"] / runs[f"fp32, seed {seed}"]["held_out"] - 1) for seed in seeds]
     text = f"Held-out loss in bf16, relative to fp32's: at most {max(apart):.2%} away."

@@ -1,4 +1,4 @@
-"""Where the time of one training step goes: its kernels by the time that they take themselves, as a table.
+"""Profile of one training step: a table of its kernels by self time.
 
     python -m benchmarks.train.profile_step --methods mae --size large --batch 256 [--compile] [--top 20] [--out FILE.md]
     OMP_NUM_THREADS=1 python -m benchmarks.train.profile_step --perf       functions of the process, sampled by Linux's perf

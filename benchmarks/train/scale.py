@@ -28,7 +28,7 @@ STEADY = 2  # log lines at the start that are left out: imports and the first st
 
 
 def samples_per_second(folder: Path, processes: int, args: argparse.Namespace) -> list[float]:
-    """Of each log line of one run, but for the first."""
+    """Returns the values of each log line of a run, except for the first."""
     values = {
         "data.workers": 0,
         "train.threads": 1,
@@ -52,7 +52,7 @@ def samples_per_second(folder: Path, processes: int, args: argparse.Namespace) -
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of processes once in every round."""
+    """Measures each number of processes once per round."""
     found: dict[int, list[float]] = {processes: [] for processes in args.processes}
     with tempfile.TemporaryDirectory() as place:
         for turn in range(args.repeats):

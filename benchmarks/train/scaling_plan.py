@@ -35,7 +35,7 @@ STATE = 16  # bytes a parameter: fp32 weight, gradient and AdamW's two moments
 
 @dataclass(frozen=True)
 class Model:
-    """What the plan needs of a recipe.
+    """Values of a recipe for the plan.
 
     Attributes:
         parameters: all of them.
@@ -100,7 +100,7 @@ def reckon(model: Model, gpus: int, args: argparse.Namespace) -> dict[str, float
 
 
 def plan(args: argparse.Namespace) -> dict[str, Any]:
-    """All models on all numbers of GPUs."""
+    """Returns the rows for all models and numbers of GPUs."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
     models: dict[str, dict[str, Any]] = {}
     for name, config in recipes():

@@ -1,4 +1,4 @@
-"""How fast a training step is: ours beside what people would otherwise run, on the same machine, turn by turn, in one process.
+"""Speed of a training step compared with other implementations, alternating in one process on the same machine.
 
     python -m benchmarks.train.step                                           on the GPU where there is one, else on the CPU
     python -m benchmarks.train.step --methods mae --size large --batch 256 --compile
@@ -125,7 +125,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def ratio(base: dict[str, Any], one: dict[str, Any]) -> float:
-    """How many times as fast, round by round, so that what slows a whole round does not count."""
+    """Returns the ratios of speed, round by round, so that a slow round does not matter."""
     return median(theirs / mine for theirs, mine in zip(base["seconds"], one["seconds"], strict=True))
 
 

@@ -56,11 +56,11 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
 def _starting_points(presets: Any) -> Iterator[str]:
     """The flags that name the config which the other flags change."""
     if isinstance(presets, Mapping):
-        demo = " Without --preset and --data.source it is demo." if "demo" in presets else ""
-        yield from _entry(f"--preset {_choices(list(presets))}", f"Named values; the first is the publication's.{demo}")
+        demo = " Default without --data.source: demo." if "demo" in presets else ""
+        yield from _entry(f"--preset {_choices(list(presets))}", f"Named values; the first are those of the publication.{demo}")
     yield from _entry("--config FILE", "A saved config.yaml.")
-    yield from _entry("--folder RUN --resume", "The config of the run that is resumed.")
-    yield from _entry("--use FILE", "A Python file that registers parts of your own; may be repeated.")
+    yield from _entry("--folder RUN --resume", "Continue this run with its config.")
+    yield from _entry("--use FILE", "A Python file that registers your own parts. May be repeated.")
 
 
 def _flag(path: str, hint: Any, value: Any, text: str) -> Iterator[str]:

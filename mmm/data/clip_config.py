@@ -27,6 +27,9 @@ class ClipsConfig(DataConfig):
     """a folder of videos, or of folders of frames (its sub-folders are the classes), a list file of `path label` lines,
     parquet or WebDataset tars (file, folder, glob, {000..146}, for tars https addresses too), a name on the hub, or
     builtin:motion (short films, rendered once); a hub name may end in `:subset`; a+b takes several"""
+    frame_folders: bool = False
+    """the images in a folder are the frames of a video, even if they do not look like it: names that do not count in equal steps,
+    neighbours that differ as much as images far apart; without this, such folders are refused"""
     video_column: str | None = None
     """column of videos in a table; None finds it"""
     frames: int = 16

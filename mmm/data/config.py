@@ -27,6 +27,9 @@ class DataConfig:
     """Where the data is."""
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file without a header, for instance path start end label: path, label, start (number of the
+    first frame), end (of the last), total (number of frames), ignore. Empty: by their content."""
     weights: tuple[int, ...] = ()
     """For several sources (source a+b): how many training samples of each cycle come from each source, for instance 3 1. Empty: one
     order over all samples."""

@@ -11,7 +11,8 @@ An evaluation is a class with a nested `Config`, registered under the name that 
         def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
             return {"width": model.encoder.shape.width}
 
-Its numbers are logged in metrics.jsonl and by trackers, printed at the end of the run, and compared by `mmm compare`.
+What it finds is appended to the run's evaluations.jsonl, which `mmm compare` reads. In a training, its figures are also logged in
+metrics.jsonl and by trackers, and printed at the end of the run.
 """
 
 from __future__ import annotations

@@ -39,6 +39,12 @@ class LoadedModelConfig(CheckedConfig):
     source: str | None = None
     """Images or videos to use, as --data.source of a recipe; None: those of the run."""
 
+    root: str | None = None
+    """Folder from which relative paths in a list file start; None: the list's own folder, or the run's."""
+
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+
     test_split: str | None = None
     """Split of the source to evaluate on; None: the evaluation part, as in training."""
 
@@ -206,16 +212,18 @@ def _uncached(data: DataConfig) -> DataConfig:
 
 def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
     """Returns the data of the run or of the weights, with the options of the user."""
-    data = _data_of_weights(model) if saved is None else _saved_data(saved)
-    names = ["source", "holdout", "image_size", "label_column", "workers"]
+    data = data_of_weights(model) if saved is None else _saved_data(saved)
+    names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
     values = {name: value for name in names if (value := getattr(config, name)) is not None}
     column = data.medium.flag.removeprefix("data.")
     if config.column is not None:
         values[column] = config.column
     if config.source is not None and saved is not None:  # another source has its own splits and columns
-        values |= dict.fromkeys(("eval_split", "eval_source", "root"))
+        values |= {"eval_split": None, "eval_source": None, "root": config.root, "list_columns": ()}
         values |= {"split": "train", column: config.column, "label_column": config.label_column}
+    if config.list_columns:
+        values["list_columns"] = config.list_columns
     for name in ("eval_clips", "eval_crops"):
         if getattr(config, name) is not None and name not in values:
             raise ValueError(f"--{name} is for videos, and this is a model of images")
@@ -231,13 +239,17 @@ def _saved_data(saved: Path) -> DataConfig:
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
-def _data_of_weights(model: MaskedModel | None) -> DataConfig:
-    """Returns the size and normalisation of the samples that published weights were trained on."""
+def data_of_weights(model: MaskedModel | None) -> DataConfig:
+    """Returns the size and normalisation of the samples that published weights were trained on, and how their clips were chosen."""
     assert model is not None
     assert model.data is not None
-    *frames, height, width = model.data.size
-    pixels: Any = {"image_size": (height, width), "channels": model.data.channels, "mean": model.data.mean, "std": model.data.std}
-    return ClipsConfig(**pixels, frames=frames[0]) if frames else ImagesConfig(**pixels)
+    data = model.data
+    *frames, height, width = data.size
+    pixels: Any = {"image_size": (height, width), "channels": data.channels, "mean": data.mean, "std": data.std}
+    if not frames:
+        return ImagesConfig(**pixels)
+    sampling = {name: value for name in ("stride", "fps", "sampling") if (value := getattr(data, name)) is not None}
+    return ClipsConfig(**pixels, frames=frames[0], **sampling)
 
 
 def _seed(run: Path | None) -> int:

@@ -80,6 +80,8 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     """
     source: Any = model.encoder
     grid = model.tokenizer.grid_of(data.size)
+    if not hasattr(source.config, "drop_path"):
+        raise ValueError(f"an encoder {type(source).__name__} is not trained here, only evaluated; use a probe of its features")
     config = replace(source.config, drop_path=drop_path)
     token, channels = model.tokenizer.size, model.tokenizer.channels
     encoder = encoders.build(config, token=token, channels=channels, grid=grid, required=RequiredFeatures(last=last_norm))

@@ -36,5 +36,6 @@ def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int =
 @torch.no_grad()
 def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The centre to which each point has the smallest angle, int64 (n,), and its scalar product with the point, (n,)."""
-    found = [(part @ centres.T).max(1) for part in points.split(max(1, SCORES // len(centres)))]
+    with torch.autocast(points.device.type, enabled=False):  # in bf16 a token between two centres would go to either
+        found = [(part @ centres.T).max(1) for part in points.split(max(1, SCORES // len(centres)))]
     return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])

@@ -55,9 +55,9 @@ class LatentTarget(Target):
         """Want the blocks' outputs one beside the other (V-JEPA 2.1, UMT) rather than their mean (data2vec 2.0); a loss compares
         each by itself."""
 
-        block_norm: Literal["none", "layer", "instance"] = "none"
-        """Norm of each block's output, without weights: over each token's values (V-JEPA 2.1), or over the tokens, value by value
-        (data2vec 2.0)."""
+        block_norm: Literal["none", "layer", "instance", "final"] = "none"
+        """Norm of each block's output. Without weights: over each token's values (layer: V-JEPA 2.1), or over the tokens, value by
+        value (instance: data2vec 2.0). Or the one that a frozen teacher has after its last block (final: UMT)."""
 
         norm: Literal["none", "layer"] = "layer"
         """Norm of the target, over each token's values, without weights."""
@@ -76,6 +76,8 @@ class LatentTarget(Target):
                 raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
             if self.block_output == "mlp" and (self.blocks is None or self.teacher != EMA):
                 raise ValueError("target.block_output mlp needs target.blocks and target.teacher ema")
+            if self.block_norm == "final" and (self.blocks is None or self.teacher == EMA):
+                raise ValueError("target.block_norm final needs target.blocks and a frozen target.teacher")
             if self.blocks == ():
                 raise ValueError("target.blocks names no block; none: the last output")
             if self.class_weight and self.view == "hidden":
@@ -195,6 +197,8 @@ class LatentTarget(Target):
     def _normed(self, tokens: Tensor) -> Tensor:
         """A block's output, (B, M, D), in fp32 or better, with the target's norm."""
         tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.float()
+        if self.config.block_norm == "final" and isinstance(self.teacher, FrozenEncoder):
+            return self.teacher.norm(tokens)
         if self.config.block_norm == "layer":
             return F.layer_norm(tokens, tokens.shape[-1:])
         if self.config.block_norm == "instance":

@@ -74,6 +74,18 @@ class FrozenEncoder(Frozen, ABC):
         """
         return self.outputs(self.pixels(x), grid, blocks, mask)
 
+    def norm(self, tokens: Tensor) -> Tensor:
+        """Norms a block's output (B, M, D) as the last one is normed.
+
+        Raises:
+            ValueError: the network has no norm there.
+        """
+        for name in ("norm", "fc_norm", "layernorm", "post_layernorm", "post_layer_norm"):
+            layer = getattr(self.network, name, None)
+            if isinstance(layer, nn.Module) and not isinstance(layer, nn.Identity):
+                return layer(tokens)
+        raise ValueError(f"target.block_norm final: {type(self.network).__name__} has no norm after its last block")
+
     @abstractmethod
     def scores(self, x: Tensor, grid: Grid) -> Tensor:
         """Returns the attention of the last block to each token, (B, N): see `mmm.layers.attention_map`.

@@ -1,4 +1,4 @@
-"""What the benchmark compares with is what it says: the published steps give the same losses, and memory is counted right."""
+"""The benchmark compares with the right steps: the published steps have the same losses, and memory is counted correctly."""
 
 from __future__ import annotations
 

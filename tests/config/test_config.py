@@ -43,7 +43,7 @@ class DeskLamp:
     @dataclass(frozen=True, kw_only=True)
     class Config(LampConfig):
         colour: Literal["white", "warm", "none"] = "white"
-        """Of the light."""
+        """Colour of the light."""
 
 
 @lamps.register("floor")
@@ -92,7 +92,7 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """One number, or height and width."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each channel."""
+    """Mean of each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Config:
     stand: PartConfig = BareStand.Config()
     train: TrainConfig
     evaluate: tuple[Literal["features", "pictures"], ...] = ()
-    """What the run ends with."""
+    """Evaluations at the end of the run."""
     run: str | None = None
     """The run's folder."""
 
@@ -147,7 +147,7 @@ def echo(config: Config) -> dict[str, Any]:
 
 
 def call(*argv: str, run: Callable[[Any], dict[str, Any]] = echo, presets: Any = PRESETS) -> Any:
-    """What a recipe's last line does."""
+    """Runs the last line of a recipe."""
     return main(run, presets=presets, doc="A recipe.\n\nWhat to expect.", argv=argv, prog="recipes/lamp.py")
 
 

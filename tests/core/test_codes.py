@@ -159,6 +159,8 @@ def test_a_training_makes_the_codes_of_its_patches(build: Build) -> None:
     logits = output.prediction.double()
     plain = torch.logsumexp(logits, 2) - logits.gather(2, take(codes, mask.predict)[..., None])[..., 0]
     assert output.loss.item() == pytest.approx(plain.mean().item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.target.teach(x, patches, GRID).tokens, codes)
     other = build(target=CodeTarget.Config(codes=6, samples=20, iterations=4))
     other.load_state_dict(model.state_dict())  # the vocabulary is saved with the model
     assert torch.equal(other.target.teach(x, patches, GRID).tokens, codes)

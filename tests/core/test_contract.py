@@ -1,4 +1,4 @@
-"""What every registered part keeps, images and clips alike: one body, over all that is registered.
+"""Rules of all registered parts, for images and clips: one test body for all parts.
 
 A part that is added is tested here without a line being written, if it can be built from its defaults, and small with fields
 called width, depth and heads. Two methods are sketched at the end: the forward takes them as it stands.

@@ -1,4 +1,4 @@
-"""What may flow where: nothing hidden is seen, nothing depends on an order, and shortcuts equal the long way.
+"""Flow of information: nothing hidden is seen, nothing depends on an order, and shortcuts equal the full computation.
 
 Shapes: B samples, N tokens, V visible, Q predicted.
 """

@@ -26,7 +26,8 @@ def histograms(part: HogTarget, x: Tensor) -> Tensor:
 
 
 def test_it_equals_scikit_image_where_both_take_the_same_gradients() -> None:
-    """Of f(x) + g(y) Sobel's kernels give 4 times the central differences. Bins are counted the other way round, from the vertical;
+    """For f(x) + g(y), Sobel's kernels give 4 times the central differences. Bins are counted the other way round, from the
+    vertical;
     at the border gradients are 0, the limit of two bins."""
     x = torch.randn(1, 1, 1, 40, dtype=torch.float64) + torch.randn(1, 1, 32, 1, dtype=torch.float64)
     ours = histograms(target((32, 40), (8, 8), 1, orientations=8), x).view(4, 5, 8)

@@ -39,7 +39,7 @@ def no_samples(count: int) -> Iterator[Tensor]:
 
 
 def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
-    """What leaves each block, without the class token, by the blocks themselves. (B, N, D) each."""
+    """Returns the output of each block, without the class token, computed by the blocks. (B, N, D) each."""
     tokens = F.conv2d(x, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
     tokens = torch.cat([encoder.cls_token.expand(len(x), -1, -1), tokens], dim=1) + encoder.pos_embed
     found = []
@@ -102,7 +102,7 @@ def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
 
 
 def test_data2vec_wants_what_mlps_add(build: Build) -> None:
-    """Of each block the MLP's output, before its factor and the sum; sqrt(D) times the mean square."""
+    """Returns the output of the MLP of each block, before its factor and the sum; sqrt(D) times the mean square."""
     encoder = VisionTransformer.Config(width=24, depth=2, heads=2, layer_scale=0.5)
     target = LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse")
     model = build(encoder=encoder, target=target).double()
@@ -210,8 +210,9 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
     pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
     config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments, "num_classes": 0, "pretrained_cfg": pixels}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.nn.init.normal_(teacher.norm.weight)
     save_file(teacher.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
-    options: dict[str, Any] = {} if blocks is None else {"blocks": blocks, "join": True}
+    options: dict[str, Any] = {} if blocks is None else {"blocks": blocks, "join": True, "block_norm": "final"}
     target = LatentTarget.Config(teacher=f"timm:{tmp_path}", teacher_width=32, norm="none", **options)
     model = build(target=target)
     model.target.begin(model, unread, no_samples)
@@ -226,7 +227,7 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
         else:
             tokens = teacher.pos_drop(teacher._pos_embed(teacher.patch_embed(seen)))
             first = teacher.blocks[0](tokens)
-            expected = torch.cat([teacher.blocks[1](first)[:, 1:], first[:, 1:]], dim=2)
+            expected = torch.cat([teacher.norm(one)[:, 1:] for one in (teacher.blocks[1](first), first)], dim=2)  # UMT's
     found = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
     assert torch.allclose(found, expected, atol=1e-4)
     looked = model.target.scores(x, model.tokenizer.split(x), GRID)
@@ -286,6 +287,7 @@ def test_a_teacher_that_does_not_fit_is_refused(build: Build, parts: dict[str, A
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a loss of classes": ({"loss": "cross_entropy"}, r"target\.loss"),
     "a decay above 1": ({"decay": 1.5}, r"target\.decay 1\.5"),
+    "the average's norm": ({"block_norm": "final", "blocks": (1,)}, r"target\.block_norm final needs"),
     "MLPs of no block": ({"block_output": "mlp"}, r"target\.block_output mlp needs target\.blocks"),
     "joining nothing": ({"join": True}, r"target\.blocks"),
     "a block of 0": ({"blocks": (0, 1)}, r"target\.blocks"),

@@ -267,7 +267,7 @@ def test_odd_grids_and_other_ratios_are_refused() -> None:
 
 
 def test_the_running_cell_is_video_mae_v2_s() -> None:
-    """Of tubes, exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, for one phase p a clip: 704 of 1,568."""
+    """For tubes, exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, for one phase p a clip: 704 of 1,568."""
     mask = draw("tube", (8, 14, 14), sample_keys(1, 0, torch.arange(400)), predict=0.449, running_cell=True)
     assert mask.predict.shape[1] == 704
     phases = []

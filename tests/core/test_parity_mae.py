@@ -187,7 +187,7 @@ def test_transformers_gives_the_same_loss_and_gradients(sizes: Sizes, dtype: tor
 
 @pytest.mark.parametrize("image", [(48, 64), (16, 40)], ids=["larger", "smaller"])
 def test_at_another_size_features_equal_transformers_own_interpolation(image: tuple[int, int]) -> None:
-    """Of the encoder. Their decoder interpolates its flattened table along one axis, so its positions stand elsewhere."""
+    """Compares the encoder. Their decoder interpolates its flattened table along one axis, so its positions differ."""
     theirs, ours = pair(TINY, torch.float64)
     images, noise, _ = draw(replace(TINY, image=image), torch.float64)
     theirs.config.mask_ratio = 0.0

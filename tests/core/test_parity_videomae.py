@@ -81,7 +81,7 @@ def draw(sizes: Sizes, model: MaskedModel, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def hidden_map(mask: Mask, tokens: int) -> Tensor:
-    """What others want of a mask: (B, N), true where hidden."""
+    """Returns a mask as other libraries take it: (B, N), true for hidden tokens."""
     return torch.ones(len(mask.visible), tokens).scatter(1, mask.visible, 0.0).bool()
 
 

@@ -89,7 +89,7 @@ def test_one_part_holds_all_crops_of_an_input(data: dict[str, DataConfig]) -> No
 
 
 def test_floating_point_is_at_most_one_level_off(data: dict[str, DataConfig]) -> None:
-    """What a GPU does, beside the kernel for integers; a crop that is enlarged, one that shrinks, and one of a sharp edge."""
+    """The kernel of a GPU compared with that for integers: a crop that is enlarged, one that shrinks, and one of a sharp edge."""
     (picture,) = [np.asarray(opened(replace(data["images"], cache=True)).read(0))]  # type: ignore[union-attr]
     edges = np.zeros_like(picture)
     edges[::3, 1::2] = 255

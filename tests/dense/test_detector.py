@@ -375,7 +375,7 @@ def test_a_detector_trains_every_weight_and_finds_objects(build: Callable[..., M
 
 
 def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
-    """Of two images with one object each, boxes and classes are found after some updates; the model is saved and loaded."""
+    """Boxes and classes in two images with one object each are found after some updates; the model is saved and loaded."""
     pytest.importorskip("scipy")
     model = build((32, 32))
     assert model.data is not None

@@ -155,7 +155,7 @@ def test_all_heads_are_tested() -> None:
 
 
 def test_the_linear_head_is_a_linear_probe_of_standardised_tokens() -> None:
-    """Of the batch in training; the class token beside each token where it is asked for."""
+    """The statistics are those of the batch in training; the class token is appended to each token on request."""
     from mmm.core.types import Features
 
     head = LinearHead(LinearHead.Config(dropout=0.0, class_token=True), shape=Shape(4, 2, 1), classes=3)

@@ -99,7 +99,7 @@ def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
 
 
 def plain_loop(config: attentive_probe.Config, setup: Any, training: ProbeTraining) -> tuple[list[int], list[int]]:
-    """Of each class, how many test videos could be read and how many were named right: one view after the other."""
+    """Counts the readable and the correctly classified test videos of each class, one view after the other."""
     test, classifier = open_data(config.data, "eval"), training.probes.eval()
     right, counted = [0] * setup.classes, [0] * setup.classes
     for number in range(len(test)):

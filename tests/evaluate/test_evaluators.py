@@ -27,7 +27,7 @@ TILES = ImagesConfig(source="builtin:photographs", image_size=16, channels=1, me
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a task's config looks like to the command line."""
+    """The config of a task as the command line reads it."""
 
     data: ImagesConfig = TILES
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config(samples=4))

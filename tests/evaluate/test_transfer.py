@@ -1,4 +1,4 @@
-"""What few labels make of an encoder: equal settings for all, a test part that chooses nothing, and controls that see less."""
+"""Few-shot probes: equal settings for all encoders, test samples that choose nothing, and controls with less information."""
 
 from __future__ import annotations
 

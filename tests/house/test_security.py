@@ -42,7 +42,7 @@ OURS = [path for path in FILES if path.parts[0] != "benchmarks"]  # which start 
 
 
 def banned(tree: ast.AST) -> Iterator[str]:
-    """What a file must not hold, each with its line."""
+    """Patterns that a file must not contain, each with its line."""
     for name in imports(tree):
         if within(name, *HOSTS, *CODE):
             yield f"import {name}"

@@ -70,7 +70,7 @@ print([name for name in sys.modules if name.startswith("tasks.")])
         (["pretrain"], "--config runs/x/config.yaml"),
         (["pretrain", "image_finetune"], "mmm finetune image_finetune"),
         (["pretrain", "image_mae", "--train.stepz", "1"], "did you mean '--train.steps'"),
-        (["pretrain", "image_mea"], "'image_mea' belongs to no flag"),
+        (["pretrain", "image_mea"], "there is no recipe 'image_mea'; did you mean 'image_mae'?"),
     ],
 )
 def test_what_is_wrong_is_one_line(

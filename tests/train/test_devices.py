@@ -1,4 +1,4 @@
-"""How a training starts: each trap of the launchers is refused or mended."""
+"""Start of a training: each mistake with launchers is refused or corrected."""
 
 from __future__ import annotations
 

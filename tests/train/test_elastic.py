@@ -101,7 +101,7 @@ def try_and_check(folder: Path, medium: str, whole: Sequence[tuple[int, int]], r
 
 
 def seen(run: Path, processes: int) -> dict[int, list[list[Any]]]:
-    """What the model was given, by step, in the order of the global batch."""
+    """Returns the inputs of the model by step, in the order of the global batch."""
     steps: dict[int, list[list[Any]]] = {}
     for rank in range(processes):
         for line in (run.with_name(f"{run.name}_notes") / f"seen_{rank}.jsonl").read_text().splitlines():
@@ -111,7 +111,7 @@ def seen(run: Path, processes: int) -> dict[int, list[list[Any]]]:
 
 
 def left(run: Path) -> list[Any]:
-    """What a run ends with: weights, the optimizer's state and the average as bytes, and the training's metrics."""
+    """Returns the results of a run: weights, optimizer state and average as bytes, and the metrics."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     numbers = [[line[name] for name in ("step", "loss", "grad_norm", "learning_rate", "epoch")] for line in metrics]
     last = run / "checkpoints" / f"step_{STEPS:08d}"

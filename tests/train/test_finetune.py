@@ -307,7 +307,7 @@ def everything(source: Path, folder: Path, **choices: Any) -> finetune.Config:
 
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a run of everything on samples one of which is damaged: `samples`, and `run`, not to be written to."""
+    """A run with all options on samples, one of which is damaged: `samples`, and `run`, which must not be written to."""
     import random
 
     from conftest import reset_accelerate

@@ -45,7 +45,7 @@ def step_of(way: Way) -> int:
 
 
 def test_who_is_to_blame() -> None:
-    """What failed comes before what fell silent, and that before what merely does not answer."""
+    """A failed rank is named before a silent one, and a silent one before one that does not answer."""
     runs, cut, failed = Beat(9, 17, "runs"), Beat(9, 18, "cut", "RuntimeError: closed"), Beat(9, 16, "failed", "ValueError: no")
     assert about_lives([runs, runs], [0.1, 59.0], 60.0) is None
     gone = about_lives([runs, runs], [0.1, 61.0], 60.0)

@@ -1,4 +1,4 @@
-"""What follows from a TrainConfig: steps, micro-batches, learning rate, parameter groups, identity."""
+"""Values derived from a TrainConfig: steps, micro-batches, learning rate, parameter groups, identity."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """What makes sharding hard: rows that two does not divide, one row, a buffer, a frozen weight, a teacher with blocks."""
+    """Difficult cases for sharding: an odd number of rows, one row, a buffer, a frozen weight, a teacher with blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def names(folder):
 
 
 def one_of_several(folder):
-    """What each of the processes does; see the tests for what is expected of it."""
+    """The work of each process; the tests state what is expected."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world == 4:
         train(folder / "begun", sharded=True, resume=True)
@@ -229,7 +229,7 @@ def in_bf16(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What one process, and two that shard, left."""
+    """The results of one process, and of two processes with sharding."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "one")
     train(folder / "one_lion", replace(SETTINGS, optimizer="lion"))

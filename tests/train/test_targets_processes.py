@@ -51,7 +51,7 @@ def model_of(target: TargetConfig) -> MaskedModel:
 
 
 def masks(step: int) -> Mask:
-    """Of all samples, two that differ in numbers."""
+    """Two samples that differ in their values."""
     keys = sample_keys(0, step, torch.arange(SAMPLES))
     first, second = (RandomMasker(RandomMasker.Config(ratio=ratio)) for ratio in (0.5, 0.67))
     return replace(first(keys, (2, 3)), also=(second(keys + 1, (2, 3)),))

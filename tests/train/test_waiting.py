@@ -1,4 +1,4 @@
-"""How long a training waits for its data is measured, written with the metrics, and said at the end with what helps."""
+"""The time that a training waits for data is measured, written with the metrics, and reported at the end with advice."""
 
 from __future__ import annotations
 

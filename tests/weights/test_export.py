@@ -31,12 +31,13 @@ from mmm.config.cli import main as cli
 from mmm.core.rng import sample_keys
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.data import ImagesConfig, open_images
-from mmm.decoders import CrossAttentionDecoder
+from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
 from mmm.evaluate.run_results import record
-from mmm.maskers import RandomMasker
+from mmm.maskers import RandomMasker, TubeMasker
 from mmm.pools import pools
 from mmm.weights.formats import FORMATS
+from mmm.weights.formats.build import VIDEOMAE_TARGET
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
 SMALL = (*PARTS, "--decoder.depth", "1", "--data.workers", "0", "--train.precision", "fp32")
@@ -235,8 +236,42 @@ def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
     assert model.decoder is None
     assert torch.equal(model.encode(x).last, mmm.load(tmp_path / "published.safetensors").encode(x).last)
     card = (out / "README.md").read_text()
-    assert "does not say" in card
+    assert "without this information" in card
     assert "decoder" not in card
+
+
+FLAT = {"class_token": False, "positions": "flat_sine_cosine", "qkv_bias": "qv"}
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "mae": {},
+    "crossmae": {"decoder": CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")},
+    "videomae": {
+        "size": (4, 16, 16),
+        "masker": TubeMasker.Config(ratio=0.75),
+        "encoder": VisionTransformer.Config(width=24, depth=2, heads=2, **FLAT),
+        "decoder": SelfAttentionDecoder.Config(
+            width=16, depth=2, heads=2, positions="flat_sine_cosine", qkv_bias="qv", embed_bias=False
+        ),
+        "target": VIDEOMAE_TARGET,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", OFFICIAL)
+def test_a_model_goes_whole_to_an_official_layout_and_back(layout: str, build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    """Weights bit for bit, and the loss of the same masks."""
+    model = build(**({"size": (16, 16)} | OFFICIAL[layout])).eval()
+    model.save_pretrained(tmp_path / "private" / "mine")
+    found = ask(["export", str(tmp_path / "private" / "mine"), "--to", layout, "--out", str(tmp_path / "given")])
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {"README.md", "checkpoint.pth", "preprocessor_config.json"}
+    assert str(tmp_path) not in (tmp_path / "given" / "README.md").read_text()
+    assert found["to"] == layout
+    frames = {"frames": 4} if layout == "videomae" else {}
+    again = mmm.load(tmp_path / "given", heads=2, decoder_heads=2, image_size=16, norm_pix=True, **frames).eval()
+    assert same(model, again)
+    assert again.data == model.data
+    x = torch.randn(2, 3, *model.data.size)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), model.tokenizer.grid(x))
+    assert torch.equal(model(x, mask=mask).loss, again(x, mask=mask).loss)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +429,7 @@ def test_push_uploads_the_exported_files_and_no_others(
     ask(["push", str(out), "--repo", "someone/model", "--no_private"])
     assert FakeHub.asked[0][1]["private"] is False
     for argv, said in (
-        ([str(run), "--repo", "a/b"], "no exported folder"),
+        ([str(run), "--repo", "a/b"], "not an exported folder"),
         ([str(out), "--repo", "b"], "user/name"),
         ([], "needs"),
     ):

@@ -73,6 +73,21 @@ def test_the_pixels_of_a_folder_are_those_of_evaluation(tmp_path: Path, caplog: 
     assert (data.mean, data.std, data.frame_size) == ((0.5,) * 3, (0.5,) * 3, (96, 64))
 
 
+@pytest.mark.parametrize("size", [(48, 80), (16, 32)], ids=["larger", "smaller"])
+def test_positions_of_a_folder_are_interpolated_as_by_timm(tmp_path: Path, size: tuple[int, int]) -> None:
+    """The kernel of MAE and transformers, which a bare file gets, gives other features."""
+    arguments = {"img_size": 32, "patch_size": 8, "depth": 2, "dynamic_img_size": True}
+    original = timm.create_model(NAME, num_classes=0, **arguments)
+    noisy(original)
+    timm.models.save_for_hf(original.eval(), tmp_path, model_args=arguments)
+    images = torch.randn(2, 3, *size)
+    expected = features(original, images)
+    assert (features(load(tmp_path), images) - expected).abs().max() <= 1e-5
+    torch.save(original.state_dict(), tmp_path / "bare.pth")
+    (tmp_path / "config.json").unlink()
+    assert (features(load(tmp_path / "bare.pth", image_size=32, heads=3), images) - expected).abs().max() > 1e-3
+
+
 def test_what_is_assumed_for_a_bare_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(theirs(num_classes=0).state_dict(), tmp_path / "weights.pth")
     with caplog.at_level(logging.INFO, "mmm"):

@@ -57,7 +57,7 @@ def original(case: str) -> Any:
 
 
 def features(model: Any, x: Tensor) -> Tensor:
-    """What transformers' encoder makes of images or clips."""
+    """Returns the output of the encoder of transformers for images or clips."""
     if x.dim() == 5:
         return model.encoder(x.transpose(1, 2)).last_hidden_state
     return model(x).last_hidden_state

@@ -21,11 +21,12 @@ from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_frames
 from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
-from mmm.data.decode.video.frame_folder import image_sizes
+from mmm.data.decode.video.frame_folder import doubt, image_sizes
 from mmm.data.decode.video.info import inspect, probe
-from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
+from mmm.data.sources.file_list import RangeColumn
 from mmm.data.sources.folder import FileColumn
 from mmm.data.transforms.clip_crop import covering_size, cut, even_boxes, multi_scale_boxes, resize, resize_into
 from mmm.data.transforms.crop import crop_boxes
@@ -101,14 +102,14 @@ class Clips(Dataset[ClipsConfig]):
             return inspect(self._source(index))
 
     def shape_of(self, index: int) -> dict[str, float]:
-        """Returns frames, seconds (not of a folder of frames), height and width of a video, without decoding all of it.
+        """Returns frames, seconds (of a whole file), height and width of a video, without decoding all of it.
 
         Raises:
             Unreadable: with the reason.
         """
         source = self._source(index)
         with watched(index, self.config.deadline):
-            if isinstance(source, Path) and source.is_dir():
+            if isinstance(source, FrameRange) or (isinstance(source, Path) and source.is_dir()):
                 with OpenVideo(source) as video:
                     height, width = video.read([0]).shape[1:3]
                     return {"frames": len(video), "height": height, "width": width}
@@ -216,9 +217,10 @@ class Clips(Dataset[ClipsConfig]):
         if self.lengths is not None:
             self.lengths.add(video.times, clips, len(self))
 
-    def _source(self, index: int) -> Source:
-        source: Source = self.raw(index)
-        if self.config.fps is not None and isinstance(source, Path) and source.is_dir():
+    def _source(self, index: int) -> Source | FrameRange:
+        source: Source | FrameRange = self.raw(index)
+        whole = source.source if isinstance(source, FrameRange) else source
+        if self.config.fps is not None and isinstance(whole, Path) and whole.is_dir():
             raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
         return source
 
@@ -260,8 +262,10 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 
 
 def _check_folders(clips: Clips) -> None:
-    """Refuses folders of images that cannot be the frames of videos, because their sizes differ in each that is looked at."""
+    """Refuses folders of images that are not the frames of videos, or, unless `data.frame_folders` says so, do not look like them.
+    The first few are looked at, and all of these must fail."""
     cells = clips.table.column
+    cells = cells.files if isinstance(cells, RangeColumn) else cells
     paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []
     folders = [path for path in paths if path.is_dir()]
     sizes = [image_sizes(folder, IMAGES) for folder in folders]
@@ -270,6 +274,12 @@ def _check_folders(clips: Clips) -> None:
         raise ValueError(
             f"data.source {clips.config.source}: the images in {folders[0]} differ in size ({listed}), so they are not the frames "
             "of a video; take a recipe for images"
+        )
+    doubts = [] if clips.config.frame_folders else [doubt(folder) for folder in folders]
+    if doubts and all(doubts):
+        raise ValueError(
+            f"data.source {clips.config.source}: the images in {folders[0]} do not look like the frames of a video ({doubts[0]}); "
+            "take a recipe for images, or set data.frame_folders true if they are frames"
         )
     if folders:
         logger.info("data.source %s: each of its folders of images is read as a video, an image as a frame", clips.config.source)

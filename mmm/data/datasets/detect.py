@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.config import DataConfig, ImagesConfig
 from mmm.data.decode.image import decode_image
-from mmm.data.decode.video.reader import OpenVideo
+from mmm.data.decode.video.reader import FrameRange, OpenVideo
 from mmm.data.errors import Unreadable
 from mmm.data.media import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmm.data.sources.concat import ConcatSource
@@ -36,21 +36,23 @@ def describe_source(
         root: as `data.root`.
         column: column of images or videos in a table. None: found.
     """
-    if (medium or detect_medium(source, root)) == "images":
+    if (medium or detect_medium(source, root, options.get("list_columns", ()))) == "images":
         return ImagesConfig(source=source, root=root, image_column=column, **options)
-    return ClipsConfig(source=source, root=root, video_column=column, **options)
+    return ClipsConfig(source=source, root=root, video_column=column, frame_folders=medium == "videos", **options)
 
 
-def detect_medium(source: str | None, root: str | None = None) -> MediumName:
+def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> MediumName:
     """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
     try:
-        found = find_source(ClipsConfig(source=source, root=root))
+        found = find_source(ClipsConfig(source=source, root=root, list_columns=list_columns))
         found = found.sources[0] if isinstance(found, ConcatSource) else found
         if isinstance(found, Folder):
             return "images" if found.medium is FRAMES else "videos"
         first = found.table(found.splits[0]).column[0]
     except (ValueError, Unreadable):
         return "images"  # what is wrong with the source is reported when it is opened
+    if isinstance(first, FrameRange):
+        return "videos"
     if not isinstance(first, (bytes, Path)):  # decoded pixels
         return "images"
     if isinstance(first, Path) and first.is_dir():  # frames

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmm.data.media import Medium
+from mmm.core.checks import suggest
+from mmm.data.decode.video.reader import FrameRange
+from mmm.data.media import VIDEOS, Medium
 from mmm.data.sources.base import EVALUATION, Table
 from mmm.data.sources.folder import FileColumn
 from mmm.system.files import digest
@@ -22,18 +24,23 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".list")
 # names of columns in a header, in lower case
-PATHS = ("path", "paths", "file", "file_name", "filename", "file_path", "filepath", "video", "video_path", "frame_dir")
-LABELS = ("label", "labels", "class", "classes", "class_id", "category", "target")
-STARTS, TOTALS = ("start", "start_frame"), ("total", "total_frames", "num_frames", "frames")
-KINDS = (PATHS, LABELS, STARTS, TOTALS)
-FORMATS = "`path`, `path label`, and VideoMAE V2's `path total label`, `path start total` and `path start total label` are read"
+HEADERS = {
+    "path": ("path", "paths", "file", "file_name", "filename", "file_path", "filepath", "video", "video_path", "frame_dir"),
+    "label": ("label", "labels", "class", "classes", "class_id", "category", "target"),
+    "start": ("start", "start_frame", "start_index", "start_idx", "first_frame"),
+    "end": ("end", "end_frame", "stop", "stop_frame", "last_frame"),
+    "total": ("total", "total_frames", "total_frame", "num_frames", "frames"),
+}
+FORMATS = "`path`, `path label`, `path total label`, `path start total` and `path start total label` are read without a header"
+CURE = "say which column is which, for instance data.list_columns path start end label"
 
 
 class Row(NamedTuple):
-    """A path and, where there is one, a label: a whole number or a name."""
+    """A path and, where there are any, a label (a whole number or a name) and a range of frames: the first, and their number."""
 
     path: str
     label: str | None
+    range: tuple[int, int | None] | None
 
 
 class Columns(NamedTuple):
@@ -42,6 +49,47 @@ class Columns(NamedTuple):
     path: int = 0
     label: int | None = None
     start: int | None = None
+    end: int | None = None
+    total: int | None = None
+
+    @classmethod
+    def named(cls, names: Sequence[str]) -> Columns:
+        """Returns the places of these names; others are left out."""
+        return cls(**{name: names.index(name) for name in HEADERS if name in names})
+
+    def format(self) -> str:
+        """The names of the columns in their order."""
+        places = {place: name for name, place in self._asdict().items() if place is not None}
+        return " ".join(places[place] for place in sorted(places))
+
+
+class RangeColumn:
+    """The rows of a list of which some are ranges of the frames of a video.
+
+    Args:
+        files: the videos.
+        ranges: of each row: the first frame, and their number, None for all that follow; None is the whole video.
+    """
+
+    def __init__(self, files: FileColumn, ranges: Sequence[tuple[int, int | None] | None]) -> None:
+        self.files = files
+        numbers = [(-1, -1) if part is None else (part[0], -1 if part[1] is None else part[1]) for part in ranges]
+        self.ranges = torch.tensor(numbers)  # (N, 2)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> Path | FrameRange:
+        start, count = self.ranges[row].tolist()
+        return self.files[row] if start < 0 else FrameRange(self.files[row], start, None if count < 0 else count)
+
+    def name(self, row: int) -> str:
+        """See `Column.name`."""
+        start, count = self.ranges[row].tolist()
+        name = self.files.name(row)
+        if start < 0:
+            return name
+        return f"{name}, frames from {start}" if count < 0 else f"{name}, frames {start} to {start + count - 1}"
 
 
 class ListFile:
@@ -49,20 +97,36 @@ class ListFile:
 
     Columns are separated by a tab, a comma, or else by spaces; a path that holds such a character stands in quotes. Empty lines and
     lines that start with # are left out. A header (`path,label`) is recognised: it says which column is which, and columns of other
-    names are ignored. VideoMAE V2's `start total` (the first frame and the number of frames, or 0 -1 for a video file) is read
-    if the video starts there; the number of frames is that of the video. A list called train.csv, val.csv, ... is that split, and
-    those beside it of the same ending are the others.
+    names are ignored. Without a header, `data.list_columns` says it, or else the number and content of the columns do, if these
+    leave no doubt.
+
+    A row with a start and an end or a number of frames (VideoMAE V2's `path start total label`; a number below 0 is the rest of the
+    video) is that part of the video. Frames are counted from 0 in a file, and by the numbers in their names in a folder; the end is
+    part of the range. The number of frames alone (`path total label`) is ignored. A list called train.csv, val.csv, ... is that
+    split, and those beside it of the same ending are the others.
 
     Args:
         file: the list.
         medium: type of the samples.
         root: folder from which relative paths start; None: the list's own.
+        columns: `data.list_columns`.
+
+    Raises:
+        ValueError: for a root that is no folder, and for names of columns that are not understood.
     """
 
-    def __init__(self, file: Path, medium: Medium, root: str | None = None) -> None:
+    def __init__(self, file: Path, medium: Medium, root: str | None = None, columns: Sequence[str] = ()) -> None:
         self.medium, self.root = medium, file.parent if root is None else Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root {root} is no folder; give the one from which the paths in {file} start")
+        self.names = tuple(" ".join(columns).split())  # also in one word, "path label"
+        for name in self.names:
+            if name not in (*HEADERS, "ignore"):
+                raise ValueError(f"data.list_columns {name}: no such column{suggest(name, [*HEADERS, 'ignore'])}")
+        if self.names and (
+            "path" not in self.names or len(set(self.names)) + max(0, self.names.count("ignore") - 1) < len(self.names)
+        ):
+            raise ValueError(f"data.list_columns {' '.join(self.names)}: name path, and each of the others once at most")
         self.files = {"train": file}
         if file.stem in ("train", *EVALUATION):
             beside = {name: file.with_name(name + file.suffix) for name in (file.stem, "train", *EVALUATION)}
@@ -76,20 +140,29 @@ class ListFile:
             ValueError: naming the line that is not understood.
         """
         file = self.files[split]
-        rows = read_list(file)
+        rows = read_list(file, self.names)
         if not rows:
             raise ValueError(f"data.source {file} names no {self.medium.noun}")
-        labels, classes = _labels(file, [row.label for row in rows], self._names())
-        column = FileColumn(self.root, [row.path for row in rows])
-        return Table(column, labels, classes, digest([split, len(rows), *map(tuple, rows)]))
+        labels, classes = _labels(file, [row.label for row in rows], self._labels())
+        files = FileColumn(self.root, [row.path for row in rows])
+        ranges = [row.range for row in rows]
+        if any(ranges) and self.medium is not VIDEOS:
+            raise ValueError(f"data.source {file} has ranges of frames; {self.medium.noun} have none")
+        return Table(
+            RangeColumn(files, ranges) if any(ranges) else files, labels, classes, digest([split, len(rows), *map(tuple, rows)])
+        )
 
-    def _names(self) -> list[str]:
+    def _labels(self) -> list[str]:
         """The labels of all splits, so that their numbers agree."""
-        return [row.label for file in self.files.values() for row in read_list(file) if row.label is not None]
+        return [row.label for file in self.files.values() for row in read_list(file, self.names) if row.label is not None]
 
 
-def read_list(file: Path) -> list[Row]:
-    """Returns the paths and labels of a list.
+def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
+    """Returns the rows of a list.
+
+    Args:
+        file: the list.
+        names: of the columns; empty: by a header, or by their content.
 
     Raises:
         ValueError: naming the line that is not understood.
@@ -100,24 +173,47 @@ def read_list(file: Path) -> list[Row]:
     if not rows:
         return []
     first, *others = rows
-    columns = _header(rows[first], [rows[number] for number in others])
+    columns = _header(file, rows[first], [rows[number] for number in others])
     if columns is not None:
         _announce_header(file, first, lines[first][:80])
         del rows[first]
-    else:
-        columns = _columns_of(list(rows.values()))
+    width = len(names) or len(next(iter(rows.values())))
+    if names:
+        columns = Columns.named(names)
+    elif columns is None:
+        columns = _columns_of(file, list(rows.values()))
+        if columns is not None and width > 2:
+            _announce_columns(file, columns.format())
     found = []
     for number, words in rows.items():
-        where, width = f"data.source {file}, line {number}", len(next(iter(rows.values())))
-        if columns is None or len(words) > max(4, width) or not words[columns.path]:
-            advice = f"{FORMATS}; put a path with spaces or commas in quotes"
-            raise ValueError(f"{where} has {len(words)} columns: {lines[number][:80]!r}; {advice}")
+        where, line = f"data.source {file}, line {number}", lines[number][:80]
+        if columns is None or len(words) > max(4, width) or (len(words) == width and not words[columns.path]):
+            advice = f"{FORMATS}; put a path with spaces or commas in quotes, or {CURE}"
+            raise ValueError(f"{where} has {len(words)} columns: {line!r}; {advice}")
         if len(words) != width:
-            raise ValueError(f"{where}: a label in some lines but not in all: {lines[number][:80]!r}")
-        if columns.start is not None and words[columns.start] not in ("0", "1"):
-            raise ValueError(f"{where} starts at frame {words[columns.start]}; only whole videos are read, from frame 0 or 1")
-        found.append(Row(words[columns.path], None if columns.label is None else words[columns.label]))
+            problem = f"{len(words)} columns, not {width}" if width > 2 or names else "a label in some lines but not in all"
+            raise ValueError(f"{where}: {problem}: {line!r}")
+        label = None if columns.label is None else words[columns.label]
+        found.append(Row(words[columns.path], label, _range(words, columns, where)))
     return found
+
+
+def _range(words: list[str], columns: Columns, where: str) -> tuple[int, int | None] | None:
+    """Returns the first frame of a row and the number of its frames; None for a whole video."""
+    if columns.start is None and columns.end is None:
+        return None
+    named = {name: getattr(columns, name) for name in ("start", "end", "total")}
+    for name, place in named.items():
+        if place is not None and not _is_number(words[place]):
+            raise ValueError(f"{where}: {name} {words[place]!r} is no whole number; {CURE}")
+    start, end, total = (None if place is None else int(words[place]) for place in named.values())
+    first = start or 0
+    count = total if end is None or end < 0 else end - first + 1
+    if first < 0 or (count is not None and count == 0) or (end is not None and 0 <= end < first):
+        listed = ", ".join(f"{name} {words[place]}" for name, place in named.items() if place is not None)
+        raise ValueError(f"{where} holds no frame: {listed}")
+    count = None if count is None or count < 0 else count
+    return None if first == 0 and count is None else (first, count)
 
 
 @cache  # once, however often a run opens its data
@@ -125,30 +221,52 @@ def _announce_header(file: Path, line: int, text: str) -> None:
     logger.info("%s: line %d is taken as a header: %s", file, line, text)
 
 
-def _header(words: list[str], others: Sequence[list[str]]) -> Columns | None:
+@cache
+def _announce_columns(file: Path, columns: str) -> None:
+    logger.info("%s: its columns are taken as `%s`; data.list_columns says it otherwise", file, columns)
+
+
+def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Columns | None:
     """Returns the columns that a first line names, or None where it is a sample's."""
-    names = [word.lower() for word in words]
-    path, label, start, total = (next((place for place, name in enumerate(names) if name in kind), None) for kind in KINDS)
-    if path is not None and (len(names) == 1 or any(place is not None for place in (label, start, total))):
-        return Columns(path, label, start)
+    lower = [word.lower() for word in words]
+    names = [next((name for name, known in HEADERS.items() if word in known), "ignore") for word in lower]
+    columns = Columns.named(names)
+    if "path" in names and (len(names) == 1 or any(place is not None for place in columns[1:])):
+        return columns
     numbers = bool(others) and all(_is_number(row[-1]) for row in others)
     if numbers and len(words) > 1 and not _is_number(words[-1]) and not os.path.splitext(words[0])[1]:
-        return _columns_of(others)
+        return _columns_of(file, others)
     return None
 
 
-def _columns_of(rows: Sequence[list[str]]) -> Columns | None:
-    """Returns the columns of lines without a header, by their number and content; None where they have no known format."""
+def _columns_of(file: Path, rows: Sequence[list[str]]) -> Columns | None:
+    """Returns the columns of lines without a header, by their number and content; None where they have no known format.
+
+    Raises:
+        ValueError: where the content fits two formats.
+    """
     width = len(rows[0])
     if width <= 2:
         return Columns(label=1 if width == 2 else None)
     even = [row for row in rows if len(row) == width]
     if width > 4 or not all(_is_number(word) for row in even for word in row[1:3]):
         return None
+    pairs = [(int(row[1]), int(row[2])) for row in even]
+    starts = all(first <= 1 for first, _ in pairs) or any(second < 0 for _, second in pairs)
     if width == 4:
-        return Columns(start=1, label=3)
-    starts = all(int(row[1]) <= 1 for row in even) or any(int(row[2]) < 0 for row in even)
-    return Columns(start=1) if starts else Columns(label=2)  # `path start total`, or `path total label`
+        if starts or any(second < first for first, second in pairs):
+            return Columns(start=1, total=2, label=3)
+        raise ValueError(
+            f"data.source {file}: the third column may be the last frame of a range, or the number of its frames; {CURE}"
+        )
+    if starts:
+        return Columns(start=1, total=2)
+    if any(first == 0 for first, _ in pairs) or len({row[0] for row in even}) < len({(row[0], row[1]) for row in even}):
+        raise ValueError(
+            f"data.source {file}: the second column is the first frame of a range, and the third may be the number of its frames "
+            f"or a label; {CURE}"
+        )
+    return Columns(total=1, label=2)
 
 
 def _is_number(word: str) -> bool:

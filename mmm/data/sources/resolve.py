@@ -76,7 +76,7 @@ def _files(name: str, files: list[Path], config: DataConfig) -> Source:
     if len(files) == 1 and suffixes == {".npy"} and medium is IMAGES:
         return ArrayFile(files[0], config)
     if len(files) == 1 and suffixes <= set(lists.SUFFIXES):
-        return ListFile(files[0], medium, config.root)
+        return ListFile(files[0], medium, config.root, config.list_columns)
     if suffixes <= medium.suffixes:
         return FileSource(files, medium)
     other = ", ".join(sorted(suffix or "no extension" for suffix in suffixes - medium.suffixes))

@@ -71,16 +71,28 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
     """Hides tokens of a batch by masks drawn from the keys, and predicts ALL hidden tokens.
 
     Args:
+        keys: int64 (B,).
+
+    The other arguments and errors are those of `reconstruct_masked`.
+    """
+    return reconstruct_masked(model, x, data, model.draw_masks(x, keys))
+
+
+@torch.no_grad()
+def reconstruct_masked(model: MaskedModel, x: Tensor, data: Input, mask: Mask) -> Reconstruction:
+    """Hides what a mask does not show, and predicts ALL of it.
+
+    Args:
         model: in the mode and precision that the caller has set.
         x: normalised, (B, C, s...).
         data: normalisation of x.
-        keys: int64 (B,).
+        mask: its visible and blank tokens are read.
 
     Raises:
         ValueError: the target's predictions are not pixels.
     """
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
-    mask = every_hidden(model.draw_masks(x, keys), len(x), patches.shape[1])
+    mask = every_hidden(mask, len(x), patches.shape[1])
     prediction = model(x, mask=mask).prediction.float()  # (B, Q, K)
     filled = fill_hidden(model, prediction, patches, grid, mask, data)
     target = to_unit(take(patches, mask.predict), data)

@@ -7,9 +7,9 @@ timm's, which others share too, at the end.
 # isort: off
 from mmm.weights.formats.base import FORMATS, Format, Model, Options, Stored, find_format, register
 from mmm.weights.formats import run, transformers, hiera, timm_backbone, dinov2, dinov3, pixio, vjepa2, capi, crossmae, videomae
-from mmm.weights.formats import mae_st, mae, timm, ijepa
+from mmm.weights.formats import mae_st, mae, timm, ijepa, transformers_model
 # isort: on
 
 __all__ = ["FORMATS", "Format", "Model", "Options", "Stored", "find_format", "register"]
 __all__ += ["capi", "crossmae", "dinov2", "dinov3", "hiera", "ijepa", "mae", "mae_st", "pixio", "run", "timm", "timm_backbone"]
-__all__ += ["transformers", "videomae", "vjepa2"]
+__all__ += ["transformers", "transformers_model", "videomae", "vjepa2"]

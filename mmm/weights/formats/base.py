@@ -31,6 +31,8 @@ Model = MaskedModel | Classifier | Segmenter | Detector
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights in a folder, as the hub has them
+FILE = "checkpoint.pth"  # name of weights in the official layouts; I-JEPA's ends with .tar
+NAMES = (WEIGHTS, PICKLED, FILE, f"{FILE}.tar")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Stored:
         """
         if not self.path.is_dir():
             return self.path
-        for name in (WEIGHTS, PICKLED):
+        for name in NAMES:
             if (self.path / name).is_file():
                 return self.path / name
-        raise ValueError(f"{self.path} is no run folder, it has no config.yaml; and it holds neither {WEIGHTS} nor {PICKLED}")
+        raise ValueError(f"{self.path} is no run folder, it has no config.yaml; and it holds none of {', '.join(NAMES)}")
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ class Stored:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        if (self.path.is_file() and self.path.name not in (WEIGHTS, PICKLED)) or not path.is_file():
+        if (self.path.is_file() and self.path.name not in NAMES) or not path.is_file():
             return {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

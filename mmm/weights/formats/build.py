@@ -52,7 +52,6 @@ DECODER = (
     ("decoder.norm.", "decoder_norm."),
     ("decoder.head.", "decoder_pred."),
 )
-FILE = "checkpoint.pth"  # where weights are written in the official layouts
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,14 @@ class ImageEncoder:
     about: str
 
 
-def read_image_encoder(weights: Mapping[str, Tensor], options: Options, source: str, *, optional: bool = False) -> ImageEncoder:
+def read_image_encoder(
+    weights: Mapping[str, Tensor], options: Options, source: str, *, optional: bool = False, pixels: Mapping[str, Any] | None = None
+) -> ImageEncoder:
     """Returns the config of an encoder from the shapes of its weights, under the names that MAE, CrossMAE and timm share.
 
     Args:
         optional: whether there may be no class token and no biases of queries, keys and values.
+        pixels: content of a preprocessor_config.json.
 
     Raises:
         ValueError: a tensor is missing or misshapen, or an option does not fit.
@@ -175,7 +177,8 @@ def read_image_encoder(weights: Mapping[str, Tensor], options: Options, source: 
     )
     kind = "fixed" if fixed else "learned"
     about = f"encoder of {stack}, {tokens} patches of {patch} x {patch} pixels and {channels} channels, {kind} positions"
-    data = find_input(tuple(patch * side for side in grid), channels)
+    said = pixels or {}
+    data = find_input(tuple(patch * side for side in grid), channels, said.get("image_mean"), said.get("image_std"))
     return ImageEncoder(config, Patches.Config(size=patch), data, about)
 
 

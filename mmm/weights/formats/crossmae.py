@@ -15,11 +15,10 @@ import torch
 
 from mmm.decoders import CrossAttentionDecoder
 from mmm.targets import PixelTarget
-from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.formats.build import (
     DECODER,
     ENCODER,
-    FILE,
     MAE_DECODER_HEADS,
     build,
     describe_assumed,
@@ -60,7 +59,7 @@ class CrossMAE(Format):
 
     def read(self, stored: Stored, options: Options) -> Model:
         tensors, source = stored.tensors, str(stored)
-        encoder = read_image_encoder(tensors, options, source)
+        encoder = read_image_encoder(tensors, options, source, pixels=stored.processor)
         inner, maps = read_stack(tensors, "decoder_blocks", source), needed(tensors, MIX, 2, source).shape[1]
         depth = encoder.config.shape.depth
         blocks, with_input = _mixed(depth, maps, options.fusion_blocks, source)

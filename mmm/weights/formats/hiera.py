@@ -27,9 +27,8 @@ from mmm.maskers import RandomMasker
 from mmm.pools import MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
-from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.formats.build import (
-    FILE,
     MAE_DECODER_HEADS,
     build,
     describe_pixels,

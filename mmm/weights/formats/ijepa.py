@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from mmm.core.types import RequiredFeatures
-from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.formats.build import build, describe_pixels, official_lines, read_image_encoder
 from mmm.weights.formats.timm import names, to_timm
 from mmm.weights.matching import fill
 
 AVERAGE = "target_encoder."
-FILE = "checkpoint.pth.tar"
 
 
 @register("ijepa")
@@ -33,7 +32,7 @@ class IJEPA(Format):
     def read(self, stored: Stored, options: Options) -> Model:
         average = {name.removeprefix(AVERAGE): value for name, value in stored.tensors.items() if name.startswith(AVERAGE)}
         tensors = {name.removeprefix("module."): value for name, value in average.items()}
-        encoder = read_image_encoder(tensors, options, str(stored), optional=True)
+        encoder = read_image_encoder(tensors, options, str(stored), optional=True, pixels=stored.processor)
         model = build(encoder.config, tokenizer=encoder.tokenizer, data=encoder.data, required=RequiredFeatures())
         fill(model, tensors, names, f"{stored} (read as {self.title}: {encoder.about})")
         about = f"{encoder.about}; only the target encoder is read"
@@ -44,5 +43,5 @@ class IJEPA(Format):
         weights = to_timm(model)
         if model.encoder.shape.prefix:
             raise ValueError(f"{self.title} has no class token; encoder.class_token must be false")
-        torch.save({"target_encoder": weights}, folder / FILE)
-        return official_lines(folder / FILE, "vision_transformer.VisionTransformer", "target_encoder")
+        torch.save({"target_encoder": weights}, folder / f"{FILE}.tar")
+        return official_lines(folder / f"{FILE}.tar", "vision_transformer.VisionTransformer", "target_encoder")

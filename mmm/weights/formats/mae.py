@@ -15,11 +15,10 @@ import torch
 from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.targets import PixelTarget
-from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.formats.build import (
     DECODER,
     ENCODER,
-    FILE,
     MAE_DECODER_HEADS,
     build,
     describe_assumed,
@@ -53,7 +52,7 @@ class MAE(Format):
 
     def read(self, stored: Stored, options: Options) -> Model:
         tensors, source = stored.tensors, str(stored)
-        encoder = read_image_encoder(tensors, options, source)
+        encoder = read_image_encoder(tensors, options, source, pixels=stored.processor)
         inner = read_stack(tensors, "decoder_blocks", source)
         heads = find_heads("decoder_heads", options.decoder_heads, inner.width, MAE_DECODER_HEADS, source)
         model = build(

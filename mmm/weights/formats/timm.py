@@ -83,7 +83,9 @@ class Timm(Format):
         if theirs is not None:
             options = replace(options, heads=theirs.blocks[0].attn.num_heads, image_size=tuple(theirs.patch_embed.img_size))
         encoder = read_image_encoder(tensors, options, source, optional=True)
-        config = encoder.config if theirs is None else replace(encoder.config, norm_epsilon=_epsilon(theirs))
+        config = encoder.config
+        if theirs is not None:  # a bare file may be MAE's as well, which interpolates its positions without antialiasing
+            config = replace(config, norm_epsilon=_epsilon(theirs), resize_positions="antialias")
         normed = "norm.weight" in tensors or "fc_norm.weight" not in tensors
         said = stored.config.get("pretrained_cfg") or {}
         data = find_input(encoder.data.size, encoder.data.channels, said.get("mean"), said.get("std"))

@@ -23,9 +23,8 @@ from mmm.maskers import TubeMasker
 from mmm.pools import MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.base import Format, Model, Options, Stored, data_of, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, data_of, register
 from mmm.weights.formats.build import (
-    FILE,
     HEADS,
     VIDEOMAE_TARGET,
     Stack,
@@ -117,7 +116,7 @@ class VideoMAE(Format):
                 qkv_bias=biases,
             ),
             tokenizer=tokenizer,
-            data=find_input(size, channels),
+            data=find_input(size, channels, stored.processor.get("image_mean"), stored.processor.get("image_std")),
             required=RequiredFeatures(last=not pooled),
             decoder=None if inner is None else _decoder(inner, biases, options, source),
             target=PixelTarget.Config(standardise="none", pixels="unit") if options.norm_pix is False else VIDEOMAE_TARGET,

@@ -22,8 +22,8 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.tokenizers import Patches, Tubes
-from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of
-from mmm.weights.formats.build import FILE, build, describe_pixels, find_grid, find_heads, find_input, needed
+from mmm.weights.formats.base import CONFIG, FILE, WEIGHTS, Format, Model, Options, Stored, data_of
+from mmm.weights.formats.build import build, describe_pixels, find_grid, find_heads, find_input, needed
 from mmm.weights.matching import BLOCK_CHOICES, Names, fill, renamed, tensors_under
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # our name, theirs, which are concatenated; a name that ends in a dot is a beginning

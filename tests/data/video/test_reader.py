@@ -7,6 +7,8 @@ import importlib.util
 import io
 import os
 import re
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from mmm.data.decode.video.info import inspect
 KINDS = [
     *("closed", "open", "long_group", "short_group", "variable_rate", "late_start", "one_frame", "odd_size", "ten_bit"),
     *("interlaced", "h264_avi", "mpeg4_avi", "mpeg_ts", "mpeg_ps", "raw", "no_first_key", "cut_in_open_group"),
-    *("hevc_open", "vp9", "av1", "wmv"),
+    *("hevc_open", "vp8", "vp8_rotated", "vp9", "av1", "wmv"),
 ]
 DECORD = pytest.param(
     "decord", marks=pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
@@ -222,6 +224,30 @@ def test_lost_packets_are_reported_and_all_returned_frames_are_exact(tmp_path: P
                 assert found <= truth
     assert len(reasons) > 10
     assert all(re.search("packets are missing|cannot be decoded|damaged", reason) for reason in reasons)
+
+
+@pytest.mark.parametrize("kind", ["vp8", "vp9", "av1", "hevc_open", "mpeg4_avi", "mpeg_ps", "wmv"])
+def test_a_frame_beside_lost_packets_is_the_same_whatever_is_read_with_it(zoo: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    if kind not in zoo:
+        pytest.skip("this PyAV cannot encode it")
+    whole, generator, found = zoo[kind], np.random.default_rng(1), defaultdict[int, set[bytes]](set)
+    truth = {frame.tobytes() for frame in all_frames(whole)}
+    for _ in range(3):
+        lost = set(generator.choice(np.arange(1, FRAMES - 2), 3, replace=False).tolist())
+        path = remux(
+            whole, tmp_path / f"lost{whole.suffix}", lambda number, lost=lost: number in lost, "mpeg" if kind == "mpeg_ps" else None
+        )
+        with OpenVideo(path) as video:
+            count = len(video)
+        found.clear()
+        starts = generator.integers((0, 1), (count - 4, 5), (12, 2)).tolist()
+        for frames in [*(range(start, min(start + 20, count), stride) for start, stride in starts), range(count)]:
+            with suppress(Unreadable):
+                for number, frame in zip(frames, read_clip(path, frames), strict=True):
+                    found[number].add(frame.tobytes())
+        assert found
+        assert not [number for number, frames in found.items() if len(frames) > 1]
+        assert kind != "hevc_open" or set().union(*found.values()) <= truth
 
 
 @pytest.fixture

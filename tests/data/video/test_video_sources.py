@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from video_files import pictures, write
 
-from mmm.data import Clips, ClipsConfig, eval_batches, open_data
-from mmm.data.decode.video import read_clip
+from mmm.data import Clips, ClipsConfig, ImagesConfig, eval_batches, open_data
+from mmm.data.decode.video import OpenVideo, read_clip
+from tasks import prepare_video
+from tasks.scan import Config as ScanConfig
+from tasks.scan import check
 
 CONFIG = ClipsConfig(image_size=16, frames=2, stride=1, workers=0, holdout=0.0, max_bad=1.0)
 
@@ -110,6 +113,26 @@ def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptu
     assert "each of its folders of images is read as a video" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("n0144_{}.png", "their names do not count in equal steps: n0144_0.png"), ("{:05d}.png", "neighbours differ as much as")],
+)
+def test_classes_of_images_of_one_size_are_no_videos_either(tmp_path: Path, name: str, reason: str) -> None:
+    """Unless the user says that they are: then names with gaps are read in their order."""
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / str(label)).mkdir()
+        for number in range(16):
+            image = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+            Image.fromarray(image).save(tmp_path / str(label) / name.format(number**2 if "n0" in name else number))
+    with pytest.raises(ValueError, match=rf"{reason}.*take a recipe for images, or set data\.frame_folders true"):
+        opened(tmp_path)
+    assert_readable(opened(tmp_path, frame_folders=True))
+    assert (
+        check(ScanConfig(source=str(tmp_path), medium="videos", workers=0, out=str(tmp_path / "scan.json")))["medium"] == "videos"
+    )
+
+
 def test_a_single_video_is_a_source(tmp_path: Path, video: bytes) -> None:
     clips = opened(tree(tmp_path, video, "a.mp4") / "a.mp4")
     assert len(clips) == 1
@@ -176,7 +199,13 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
         ("my video.mp4 0\n", r"line 1 has 3 columns: 'my video.mp4 0'; .* in quotes"),
         ("a.mp4 0\nb.mp4\n", "line 2: a label in some lines but not in all"),
         ("a.mp4 -1\n", "-1 is no label"),
-        ("a 5 20 1\n", "line 1 starts at frame 5; only whole videos are read"),
+        ("a 5 20 1\n", "third column may be the last frame of a range, or the number of its frames; say which column is which"),
+        ("a 0 20\nb 7 20\n", "third may be the number of its frames or a label; say which column is which"),
+        ("a 20 3\na 40 3\n", "third may be the number of its frames or a label"),
+        ("path,start_frame,end_frame\na,9,5\n", "line 2 holds no frame: start 9, end 5"),
+        ("a 0 0\n", "line 1 holds no frame: start 0, total 0"),
+        ("path,start,label\na,1.5,2\n", "line 2: start '1.5' is no whole number"),
+        ("a 0 -1\nb 0\n", "line 2: 2 columns, not 3"),
         ("\n# nothing\n", "names no videos"),
     ],
 )
@@ -223,6 +252,64 @@ def test_the_lists_of_the_second_videomae(tmp_path: Path, video: bytes, lines: s
     assert (None if found is None else found.tolist()) == labels
     with pytest.raises(ValueError, match=r"data\.root nowhere is no folder"):
         opened(tmp_path / "list.txt", root="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("lines", "columns", "labels"),
+    [
+        ("path start_frame end_frame label\nv.mp4 5 20 1\nv.mp4 30 38 0\nf 5 20 2\nv.mp4 36 99 0\n", None, [1, 0, 2, 0]),
+        ("v.mp4 5 16 1\nv.mp4 30 9 0\nf 5 16 2\nv.mp4 36 64 0\n", None, [1, 0, 2, 0]),  # 9 is less than 30: numbers of frames
+        ("v.mp4,5,20\nv.mp4,30,38\nf,5,20\nv.mp4,36,-1\n", "path start end", None),
+        ("1 v.mp4 5 16\n0 v.mp4 30 9\n2 f 5 16\n0 v.mp4 36 -1\n", "label path start total", [1, 0, 2, 0]),
+        ("v.mp4 5 16\nv.mp4 30 9\nf 5 16\nv.mp4 36 -1\n", None, None),  # the second VideoMAE's, of pretraining
+    ],
+)
+def test_a_row_with_a_start_is_that_part_of_the_video(
+    tmp_path: Path, lines: str, columns: str | None, labels: list[int] | None
+) -> None:
+    write(tmp_path / "v.mp4")
+    (tmp_path / "f").mkdir()
+    for number, picture in enumerate(pictures(), 3):  # frames are counted from 3
+        Image.fromarray(picture).save(tmp_path / "f" / f"img_{number:05d}.png")
+    (tmp_path / "list.txt").write_text(lines)
+    clips = opened(tmp_path / "list.txt", list_columns=() if columns is None else (columns,))
+    found = clips.labels()
+    assert (None if found is None else found.tolist()) == labels
+    video, folder = read_clip(tmp_path / "v.mp4"), read_clip(tmp_path / "f")
+    for row, expected in enumerate((video[5:21], video[30:39], folder[2:18], video[36:])):
+        with OpenVideo(clips.raw(row)) as part:
+            assert part.times[0] == 0
+            assert np.array_equal(part.read(range(len(part))), expected)
+            assert np.array_equal(np.concatenate([block.copy() for _, block in part.blocks([3, 1])]), expected[[1, 3]])
+        assert clips.inspect(row)["frames"] == len(expected)
+    assert clips.name(1) == "v.mp4, frames 30 to 38"
+    assert_readable(clips)
+    columns_of = {"source": str(tmp_path / "list.txt"), "list_columns": clips.config.list_columns}
+    assert check(ScanConfig(**columns_of, workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]["unreadable"] == 0
+    with pytest.raises(ValueError, match="lists parts of videos, and this task encodes whole ones"):
+        prepare_video.run(prepare_video.Config(**columns_of, out=str(tmp_path / "small")))
+    (tmp_path / "late.txt").write_text("v.mp4 90 -1\n")
+    (batch,) = eval_batches(opened(tmp_path / "late.txt"), CONFIG, batch_size=1)
+    assert "has no frames 90; its 40 frames have the numbers 0 to 39" in batch.problems[0].reason
+
+
+def test_starts_without_ends_and_names_that_are_wrong(tmp_path: Path, video: bytes) -> None:
+    tree(tmp_path, video, "v.mp4")
+    (tmp_path / "list.csv").write_text("path,start_frame,label\nv.mp4,4,7\nv.mp4,0,8\n")
+    clips = opened(tmp_path / "list.csv")
+    assert names(clips) == ["v.mp4, frames from 4", "v.mp4"]
+    assert clips.labels().tolist() == [7, 8]
+    with OpenVideo(tmp_path / "v.mp4") as whole, OpenVideo(clips.raw(0)) as part:
+        assert len(part) == len(whole) - 4
+    for columns, message in (
+        ("path strat", "did you mean 'start'"),
+        ("start label", "name path"),
+        ("path end end", "once at most"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(tmp_path / "list.csv", list_columns=tuple(columns.split()))
+    with pytest.raises(ValueError, match="images have none"):
+        open_data(ImagesConfig(source=str(tmp_path / "list.csv")), "train")
 
 
 def test_an_evaluation_list_is_scored_with_the_classes_of_the_training_list(tmp_path: Path, video: bytes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmm.data.decode.image import Pixels
-from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.decode.video.validate import check_file, reasons
 from mmm.data.errors import Unreadable
 
@@ -86,12 +87,14 @@ def probe(source: Source | str) -> VideoInfo:
         return _info(video, first)
 
 
-def inspect(source: Source) -> dict[str, Any]:
-    """Decodes a whole video, then reads some clips as training reads them, and returns facts about it.
+def inspect(source: Source | FrameRange) -> dict[str, Any]:
+    """Decodes a whole video or range, then reads some clips as training reads them, and returns facts about it.
 
     Raises:
         Unreadable: if a frame cannot be decoded, or has other pixels after a seek than in a decode from the start.
     """
+    if isinstance(source, FrameRange):
+        return _inspect_range(source)
     return _inspect_frames(source) if isinstance(source, Path) and source.is_dir() else _inspect_video(source)
 
 
@@ -112,6 +115,25 @@ def _inspect_frames(source: Path) -> dict[str, Any]:
         return {"frames": len(video), "height": height, "width": width, "codec": "frames"}
 
 
+def _inspect_range(source: FrameRange) -> dict[str, Any]:
+    with OpenVideo(source) as video:
+        sums, size = dict[int, int](), (0, 0)
+        for numbers, block in video.blocks(range(len(video))):
+            size = block.shape[1:3]
+            sums |= {number: checksum(pixels) for number, pixels in zip(numbers, block, strict=True)}
+        for clip in _random_clips(len(video)):
+            _compare(clip, video.read, sums)
+        return {"frames": len(video), "height": size[0], "width": size[1]}
+
+
+def _compare(clip: NDArray[np.int64], read: Callable[[list[int]], Pixels], sums: dict[int, int]) -> None:
+    """Raises Unreadable if frames of a clip have other pixels than those whose checksums are given."""
+    numbers = np.unique(clip).tolist()
+    for number, pixels in zip(numbers, read(numbers), strict=True):
+        if checksum(pixels) != sums[number]:
+            raise Unreadable(f"frame {number} has other pixels after a seek than in a decode from the start")
+
+
 def _inspect_video(source: Source) -> dict[str, Any]:
     with open_av(source) as video:
         total = len(video.times)
@@ -125,10 +147,7 @@ def _inspect_video(source: Source) -> dict[str, Any]:
         if decoded != total or first is None:
             raise Unreadable(f"only {decoded} of its {total} frames can be decoded")
         for clip in clips:
-            numbers = np.unique(clip).tolist()
-            for number, pixels in zip(numbers, video.read(numbers, 3), strict=True):
-                if checksum(pixels) != sums[number]:
-                    raise Unreadable(f"frame {number} has other pixels after a seek than in a decode from the start")
+            _compare(clip, partial(video.read, channels=3), sums)
         return asdict(_info(video, first))
 
 

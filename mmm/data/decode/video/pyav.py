@@ -10,8 +10,13 @@ Decoding therefore starts at a keyframe only if the first frame from there is on
 
 Damage is reported. FFmpeg conceals the broken parts of a frame and marks it; such a frame and all after it are refused. Of 240
 H.264 and MPEG-4 files with one to three flipped bits, FFmpeg noticed 160, and each of these is refused; a flip that leaves a valid
-stream with other pixels (HEVC: almost all) could only be found by a checksum of the file. Missing packets of H.264 are found by
-their frame numbers (`h264.py`).
+stream with other pixels (HEVC: almost all) could only be found by a checksum of the file.
+
+If packets are missing, a frame has the same pixels whichever frames are read with it, or is refused. H.264: gaps are found by the
+numbers of the frames (`h264.py`). HEVC: FFmpeg returns no frames whose references are missing. All frames of both are therefore
+those of the whole file. VP8, VP9, AV1, MPEG-2, MPEG-4, FLV and WMV: nothing in the stream says that a packet is missing. The frames
+after it, up to the next keyframe, differ from those of the whole file, but are always the same (measured: 40 files each that lacked
+three packets).
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av import codecs_available
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
 from mmm.data.decode.image import Pixels
@@ -174,6 +181,8 @@ def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | N
     """Decodes packets. Frames whose stamp is not wanted and to which no frame refers are skipped (12 to 36 % faster)."""
     context = stream.codec_context
     for packet in packets:
+        if context.name == "vp8" and packet.is_keyframe:
+            context = _libvpx(context, packet)
         if wanted is not None and context.name in SKIPPING:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in context.decode(packet if packet.size else None):
@@ -181,6 +190,20 @@ def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | N
                 when = "" if frame.pts is None else f" at {frame.time:.3f} s"
                 raise Unreadable(f"a frame{when} is damaged")
             yield frame
+
+
+def _libvpx(context: VideoCodecContext, packet: Packet) -> VideoCodecContext:
+    """Returns libvpx's decoder for the packets from a keyframe on, if this FFmpeg has it.
+
+    FFmpeg's own decoder of VP8 reads memory that it has not written if packets are missing: 3 to 9 % of the frames of such files
+    differed with the frames read beside them. Whole files are the same in both, bit for bit. A stream that is rotated keeps its
+    decoder, which alone knows the rotation.
+    """
+    if "libvpx" not in codecs_available or any(frame.rotation for frame in context.decode(packet)):
+        return context
+    new = VideoCodecContext.create("libvpx", "r")
+    new.options, new.thread_type = context.options, "NONE"
+    return new
 
 
 def _pick(frames: Iterable[VideoFrame], wanted: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:

@@ -10,6 +10,7 @@ Shapes: N frames of a video, T requested frames, n frames of a block, (H, W) of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from mmm.core.checks import suggest
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.validate import check_file, reasons
+from mmm.data.errors import Unreadable
 from mmm.data.transforms import resize as resizing
 
 # seconds; a container that counts in milliseconds (Matroska) may give a frame a time this much too late
@@ -55,7 +57,50 @@ class StreamingVideo(Protocol):
         ...
 
 
+@runtime_checkable
+class NumberedVideo(Protocol):
+    """A video whose frames have numbers of their own, as those in the names of the files of a folder.
+
+    Attributes:
+        numbers: int64 (N,), ascending.
+    """
+
+    numbers: NDArray[np.int64]
+
+
 Source = Path | bytes
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """A part of a video, which is read as if it were a video of its own.
+
+    Attributes:
+        source: the video.
+        start: the first frame: counted from 0 in a file, the number in the frame's name in a folder of frames.
+        count: the number of frames; None: all that follow. A video that ends before has fewer.
+    """
+
+    source: Source
+    start: int
+    count: int | None = None
+
+    def bounds(self, video: Video) -> tuple[int, int]:
+        """Returns the place of the first frame, and of the first one after the range, by an open video.
+
+        Raises:
+            Unreadable: if the video has none of the frames.
+        """
+        total = len(video.times)
+        numbers = video.numbers if isinstance(video, NumberedVideo) else np.arange(total)
+        last = int(numbers[-1])
+        first, stop = np.searchsorted(numbers, (self.start, last + 1 if self.count is None else self.start + self.count)).tolist()
+        if first >= stop:
+            end = "" if self.count is None else f" to {self.start + self.count - 1}"
+            raise Unreadable(f"has no frames {self.start}{end}; its {total} frames have the numbers {int(numbers[0])} to {last}")
+        return first, stop
+
+
 BACKENDS: dict[str, Callable[[Source], Video]] = {}
 """Openers by name, the value of `data.backend`."""
 
@@ -85,28 +130,36 @@ class OpenVideo:
     """A video that is open for reading; use it in a `with`.
 
     Args:
-        source: path of a video or of a folder of frames, or a video's bytes.
+        source: path of a video or of a folder of frames, a video's bytes, or a range of the frames of either.
         name: name of the backend; a folder of frames is always read by `frames`.
+
+    Attributes:
+        times: when each frame is shown, in seconds from the first, float64 (N,).
 
     Raises:
         Unreadable: with the reason.
     """
 
-    def __init__(self, source: Source | str, name: str = "av") -> None:
+    def __init__(self, source: Source | FrameRange | str, name: str = "av") -> None:
+        part = source if isinstance(source, FrameRange) else None
+        source = source.source if isinstance(source, FrameRange) else source
         source = Path(source) if isinstance(source, str) else source
         folder = isinstance(source, Path) and source.is_dir()
         opener = find_backend("frames" if folder else name)
         with reasons("cannot be opened"):
             check_file(source)
             self.video = opener(source)
-
-    @property
-    def times(self) -> NDArray[np.float64]:
-        """When each frame is shown, in seconds from the first, float64 (N,)."""
-        return self.video.times
+        self.first, self.times = 0, self.video.times
+        if part is not None:
+            try:
+                self.first, stop = part.bounds(self.video)
+            except BaseException:
+                self.video.close()
+                raise
+            self.times = self.video.times[self.first : stop] - self.video.times[self.first]
 
     def __len__(self) -> int:
-        return len(self.video.times)
+        return len(self.times)
 
     def read(self, frames: Sequence[int] | NDArray[np.int64], channels: int = 3) -> Pixels:
         """Decodes frames by number, in any order; a frame that is requested twice is decoded once.
@@ -120,7 +173,7 @@ class OpenVideo:
         """
         wanted, place = self._unique(frames)
         with reasons("cannot be decoded"):
-            clip = self.video.read(wanted, channels)
+            clip = self.video.read([number + self.first for number in wanted], channels)
         return clip if len(place) == len(wanted) and (place[:-1] < place[1:]).all() else clip[place]
 
     def blocks(self, frames: Sequence[int] | NDArray[np.int64], channels: int = 3) -> Iterator[tuple[list[int], Pixels]]:
@@ -134,17 +187,18 @@ class OpenVideo:
             Unreadable: with the reason; some blocks may have come before.
         """
         wanted, _ = self._unique(frames)
+        stored = [number + self.first for number in wanted]
         with reasons("cannot be decoded"):
             if not isinstance(self.video, StreamingVideo):
-                yield wanted, self.video.read(wanted, channels)
+                yield wanted, self.video.read(stored, channels)
                 return
             numbers: list[int] = []
             block = np.empty(0, np.uint8)
-            for number, pixels in self.video.each(wanted, channels):
+            for number, pixels in self.video.each(stored, channels):
                 if block.size == 0:
                     block = np.empty((min(len(wanted), max(1, BLOCK // pixels.size)), *pixels.shape), np.uint8)
                 block[len(numbers)] = pixels
-                numbers.append(number)
+                numbers.append(number - self.first)
                 if len(numbers) == len(block):
                     yield numbers, block
                     numbers = []

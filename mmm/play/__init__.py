@@ -1,0 +1,1 @@
+"""A page on which a person tries what a model has learned."""

@@ -1,0 +1,97 @@
+"""Open a page to play with models: hide parts of a picture or a film, and see predictions, attention and features.
+
+    mmm play runs/pretrain-1
+    mmm play runs/pretrain-1 mae_visualize_vit_base.pth --norm_pix false --folders my_photographs
+    mmm play runs/pretrain-1 --export my_space
+
+The page needs `pip install 'masked-modelling[play]'`. It is reached from this machine only, unless --host says otherwise. The file
+of a visitor is kept in memory until the visitor leaves. --export writes a Space for the Hugging Face hub with the same page.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmm.evaluate.loaded_model import choose_device
+from mmm.play.export import export_space
+from mmm.play.models import Models
+from mmm.play.player import SEARCHED, Player
+
+logger = logging.getLogger(__name__)
+
+POSITIONAL = "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Open a page to play with models."""
+
+    models: tuple[str, ...] = ()
+    """Run folders, checkpoints or files of weights in them, published weights, or names on the hub. A run folder stands for all its
+    checkpoints."""
+
+    folders: tuple[str, ...] = ()
+    """Folders of images or videos in which the page finds the nearest to a visitor's. Every visitor can see what is in them."""
+
+    searched: int = SEARCHED
+    """Samples of a folder that are searched at most, chosen by key."""
+
+    host: str = "127.0.0.1"
+    """Address on which the page is served. 127.0.0.1 is reached from this machine only, 0.0.0.0 from other machines too."""
+
+    port: int | None = None
+    """Port of the page; None: the first free one from 7860."""
+
+    norm_pix: bool | None = None
+    """For published weights, whether they predict standardised patches, which their file does not say."""
+
+    device: str | None = None
+    """Device, for instance cpu or cuda:1; None: the accelerator of this machine, else the CPU."""
+
+    export: str | None = None
+    """Folder to write a Space to, with the models in it, in place of opening the page."""
+
+    def __post_init__(self) -> None:
+        if self.searched < 1:
+            raise ValueError(f"--searched {self.searched} leaves nothing to search; give at least 1")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise ValueError(f"--port {self.port} is no port; give a number from 1 to 65535")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Serves the page until it is interrupted, or writes the Space.
+
+    Raises:
+        ValueError: a model or folder cannot be read, or gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("mmm play needs gradio, which is not installed; pip install 'masked-modelling[play]'")
+    if config.export is not None:
+        if config.folders:
+            raise ValueError("--folders is for a page of this machine; a Space holds models only, so leave it out with --export")
+        folder = export_space(config.models, Path(config.export), norm_pix=config.norm_pix)
+        print(f"Space: {folder} (python {folder / 'app.py'} tries it here; upload the folder as a Space of the sdk gradio)")
+        return {"folder": str(folder)}
+    if missing := [folder for folder in config.folders if not Path(folder).expanduser().is_dir()]:
+        raise ValueError(f"--folders {missing[0]} is no folder; give one of images or videos")
+    models = Models(config.models, device=choose_device(config.device), norm_pix=config.norm_pix)
+    models.check()
+    with tempfile.TemporaryDirectory(prefix="mmm-play-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # gone with the server, also where a visitor left in the middle of an upload
+        from mmm.play.page import serve
+
+        page, address = serve(
+            Player(models, config.folders, searched=config.searched), host=config.host, port=config.port, block=False
+        )
+        print(f"page: {address} (Ctrl+C ends it)", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+    return {"address": address}
