@@ -271,24 +271,6 @@ def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
     assert compiled(x, mask=mask).loss.item() == pytest.approx(model(x, mask=mask).loss.item(), rel=1e-6)
 
 
-@pytest.mark.slow  # the compiler needs a C++ compiler and most of a minute for each
-@pytest.mark.parametrize("name", ["a ViT of today", "hiera", "swin", "timm"])
-def test_compiled_kernels_compute_the_same(name: str) -> None:
-    """With torch's own compiler on a CPU, as `--train.compile` takes it: loss and gradients."""
-    parts = VARIANTS.get(name) or {"encoder": small_config("encoder", name)}
-    model = small_model(SIZES["images"], parts)
-    x, mask = draw(model, samples=2)
-    torch._dynamo.reset()
-    compiled = torch.compile(copy.deepcopy(model))
-    expected, found = model(x, mask=mask).loss, compiled(x, mask=mask).loss
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    expected.backward()
-    found.backward()
-    for (which, weight), other in zip(model.named_parameters(), compiled.parameters(), strict=True):
-        if weight.requires_grad:
-            assert torch.allclose(weight.grad, other.grad, rtol=1e-3, atol=1e-5), which
-
-
 # --- SimMIM as a choice of parts --------------------------------------------------------------------------------------------
 
 
