@@ -142,7 +142,7 @@ def _changed(work: Path, folder: Path, base: pretrain.Config, name: str) -> dict
     """Another value of a choice, with what must change with it."""
     if name.endswith(".name"):
         return {name: _other_parts(base)[name.removesuffix(".name")]}
-    if name == "data.source":
+    if name in ("data.source", "data.eval_source"):
         shutil.copytree(work / "splits", work / "moved", dirs_exist_ok=True)
         return {name: work / "moved"}
     if name == "init":
