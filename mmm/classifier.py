@@ -19,7 +19,6 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Input
 from mmm.encoders import Encoder
 from mmm.layers.batch_norm import BatchNorm
-from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool, Pool, pools
 from mmm.tokenizers import GridTokenizer
@@ -101,7 +100,6 @@ class Classifier(Pretrained, nn.Module):
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
         self.data, self.labels = data, labels
-        use_cpu_bf16_kernels(self)
         if frozen:
             encoder.requires_grad_(False).eval()
 

@@ -21,7 +21,6 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
-from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.maskers import Masker, MaskerConfig, maskers
 from mmm.targets import Target, TargetConfig, TargetValues, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
@@ -93,7 +92,6 @@ class MaskedModel(Pretrained, nn.Module):
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder, self.target = tokenizer, masker, encoder, decoder, target
         self.data = data
-        use_cpu_bf16_kernels(self)
 
     @classmethod
     def build(cls, config: ModelConfig, data: Input, *, seed: int | None = None) -> MaskedModel:

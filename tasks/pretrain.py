@@ -85,9 +85,11 @@ def run(config: Config) -> dict[str, Any]:
     with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=count, unit=unit) as session:
         objective.connect(model, accelerator)
         evaluations.write_to(folder.path.name, folder.pictures if session.main else None)
+        followed = model.target.has_update
         for update in session:
-            model.target.update(model, update.step, plan.steps, update.made)
-            if due := evaluations.due(update.step, plan.steps):
+            if followed:
+                model.target.update(model, update.step, plan.steps, update.made)
+            if any(map(update.due, evaluations.intervals)) and (due := evaluations.due(update.step, plan.steps)):
                 size = session.plan.micro_batch_size
                 with training.gathered() as gathered:
                     update.metrics |= evaluations.measure(due, cast(MaskedModel, gathered), update.step, batch_size=size)

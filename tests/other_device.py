@@ -115,6 +115,18 @@ def other_device() -> Iterator[torch.device]:
         torch._C._set_only_lift_cpu_tensors(before)  # type: ignore[attr-defined]
 
 
+@contextmanager
+def on_accelerate() -> Iterator[torch.device]:
+    """Inside, Accelerate and every task without --device choose `DEVICE`."""
+    import accelerate.state
+
+    state = accelerate.state.PartialState
+    place = mock.patch.object(state, "set_device", lambda one: setattr(one, "device", DEVICE))
+    found = mock.patch("torch.accelerator.current_accelerator", return_value=DEVICE)
+    with place, mock.patch.object(state, "default_device", DEVICE), found, other_device() as device:
+        yield device
+
+
 def _module() -> SimpleNamespace:
     """The part that torch.cuda plays in seeding."""
     return SimpleNamespace(

@@ -22,8 +22,7 @@ from torch import Tensor
 import mmm.train.loop as loop
 from benchmarks.reliability.harness import side_by_side, start
 from benchmarks.reliability.runs import config_of, make_data
-from mmm.data.loading.loader import train_batches
-from mmm.data.loading.sampler import Order
+from mmm.data.loading.loader import Order, train_batches
 from mmm.encoders import VisionTransformer
 from mmm.train import session
 from mmm.train.config import TrainConfig

@@ -37,7 +37,9 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
         embed, forward = hiera(model.encoder, visible)
     if isinstance(decoder, SelfAttentionDecoder.Config):
         forward += linear(seen, shape.width, decoder.width)
-        forward += decoder.depth * block(seen + predicted, decoder.width, round(decoder.width * decoder.mlp_ratio))
+        hidden = round(decoder.width * decoder.mlp_ratio)
+        forward += (decoder.depth - 1) * block(seen + predicted, decoder.width, hidden)
+        forward += last_block(seen + predicted, predicted, decoder.width, hidden)
     else:
         assert isinstance(decoder, CrossAttentionDecoder.Config)
         forward += decoder.depth * cross_block(predicted, seen, decoder, shape.width)
@@ -77,6 +79,12 @@ def block(tokens: int, width: int, hidden: int, *, gated: bool = False) -> float
     """Returns the FLOPs of self-attention and an MLP, which has a third matrix if it is gated."""
     mlp = (3 if gated else 2) * linear(tokens, width, hidden)
     return linear(tokens, width, 4 * width) + 4.0 * tokens * tokens * width + mlp
+
+
+def last_block(tokens: int, last: int, width: int, hidden: int) -> float:
+    """Of a block whose output is read of the last tokens alone; queries, keys and values are computed of all."""
+    inputs, output, mlp = linear(tokens, width, 3 * width), linear(last, width, width), 2 * linear(last, width, hidden)
+    return inputs + 4.0 * last * tokens * width + output + mlp
 
 
 def cross_block(tokens: int, seen: int, decoder: CrossAttentionDecoder.Config, source: int) -> float:

@@ -16,7 +16,7 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, Hiera, VisionTransformer
 from mmm.train.distributed.setup import precision_of, start
-from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
+from mmm.train.loop import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.optimizer import make_optimizer
 from mmm.train.state import Training
 from recipes.image_mae import IMAGENET

@@ -65,6 +65,13 @@ def _int64(value: int | Tensor, device: torch.device | str | None = None) -> Ten
     return torch.as_tensor(value, dtype=torch.int64, device=device)
 
 
+def _increments(number: int | Tensor, device: torch.device) -> int | Tensor:
+    """number * INCREMENT in 64 bits. A Python number stays one: a tensor made from it would make the host wait for a GPU."""
+    if isinstance(number, Tensor):
+        return _int64(number, device) * INCREMENT
+    return (number * INCREMENT + 2**63) % 2**64 - 2**63
+
+
 def sample_keys(
     seed: int, epoch: int | Tensor, index: int | Tensor, *, source: int | Tensor = 0, repeat: int | Tensor = 0
 ) -> Tensor:
@@ -81,15 +88,15 @@ def sample_keys(
         int64 (B,), on the device of `index`.
     """
     where = torch.atleast_1d(_int64(index))
-    keys = _mix(_int64(seed, where.device) + INCREMENT)
+    keys = _mix(torch.full_like(where, seed) + INCREMENT)
     for part in (source, epoch, where, repeat):
-        keys = _mix(keys + _int64(part, where.device) * INCREMENT)
+        keys = _mix(keys + _increments(part, where.device))
     return keys
 
 
 def stream(keys: Tensor, purpose: int) -> Tensor:
     """Returns the keys for one purpose, independent of those for other purposes. (B,) -> (B,)."""
-    return _mix(keys + _int64(int(purpose), keys.device) * INCREMENT)
+    return _mix(keys + _increments(int(purpose), keys.device))
 
 
 def scores(keys: Tensor, n: int) -> Tensor:

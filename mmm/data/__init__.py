@@ -6,8 +6,7 @@ from mmm.data.datasets.clips import Clips
 from mmm.data.datasets.images import Images, open_images
 from mmm.data.datasets.open import open_data
 from mmm.data.errors import BadInputs, Problem, Unreadable
-from mmm.data.loading.loader import Batch, Samples, eval_batches, train_batches
-from mmm.data.loading.sampler import Order
+from mmm.data.loading.loader import Batch, Order, Samples, eval_batches, train_batches
 from mmm.data.sources.in_memory import register_source
 
 __all__ = [

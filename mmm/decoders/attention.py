@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, NonNegative, Positive, Rate, check_width
@@ -80,9 +79,3 @@ def place(table: nn.Parameter | None, config: AttentionDecoderConfig, home: Grid
         return None
     kind: Any = config.positions
     return positions(table, home, grid, prefix, kind, config.resize_positions)
-
-
-def add_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Rows of a table of positions: those of R prefix tokens, then those of tokens of the grid, (mB, M) -> (mB, R + M)."""
-    first = torch.arange(prefix, device=index.device).expand(len(index), -1)
-    return torch.cat([first, index + prefix], dim=1)

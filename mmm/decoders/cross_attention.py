@@ -106,7 +106,8 @@ class CrossAttentionDecoder(Decoder):
         if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
             x = x + take(table[:, self.prefix :], mask.predict)
         rotary = self._rotary(features, mask, grid)
-        for block, source in zip(self.blocks, self.fusion(features), strict=True):
+        sources = [features.last] * len(self.blocks) if self.fusion is None else self.fusion(features)
+        for block, source in zip(self.blocks, sources, strict=True):
             x = block(x, repeat_rows(source, x.shape[0]), rotary)  # (mB, M, D) -> (kmB, M, D)
         return self.head(self.norm(x))  # (kmB, Q, K)
 

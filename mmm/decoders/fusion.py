@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from mmm.core.types import Features, RequiredFeatures, Shape, Stage
 from mmm.decoders.base import DecoderConfig
-from mmm.layers.patch_embed import Embedding
+from mmm.layers.transformer import Embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,6 @@ class FusedDecoderConfig(DecoderConfig):
         if self.fusion == "levels":
             return RequiredFeatures(last=False, blocks=blocks)
         return RequiredFeatures(last=False, blocks=(0, *blocks) if self.fusion_input else blocks)
-
-
-class LastOutput(nn.Module):
-    """No fusion: every decoder block reads the encoder's last, normed output."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-
-    def forward(self, features: Features) -> list[Tensor]:
-        """d times the same (mB, M, D)."""
-        return [features.last] * self.inputs
 
 
 class WeightedSums(torch.autograd.Function):
@@ -166,11 +154,14 @@ def finer_stages(encoder: Shape) -> tuple[Stage, ...]:
     return tuple(stage for stage in encoder.stages if math.prod(stage.inner) > 1)
 
 
-def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module:
-    """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block."""
+def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module | None:
+    """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block.
+
+    None: every decoder block reads the encoder's last, normed output.
+    """
     required = config.required_features(encoder)
     if config.fusion == "stages":
         return StageFusion(encoder, inputs, epsilon)
     if config.fusion == "levels":
         return LevelFusion(encoder.width, required.blocks, inputs, epsilon)
-    return LastOutput(inputs) if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)
+    return None if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)

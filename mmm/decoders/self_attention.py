@@ -18,10 +18,10 @@ from mmm.core.checks import AboveZero, NonNegative
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Shape
-from mmm.decoders.attention import AttentionDecoderConfig, add_prefix, make_positions, place
+from mmm.decoders.attention import AttentionDecoderConfig, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
-from mmm.layers.rotary import make_rotary
+from mmm.layers.rotary import Rotary, make_rotary
 from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks, make_norm
 
 
@@ -101,19 +101,28 @@ class SelfAttentionDecoder(Decoder):
             raise ValueError("decoder.echo has a head for visible tokens, and the mask asks for none; set masker.echo")
         rows, hidden = len(mask.predict), mask.predict.shape[1] - mask.echo
         asked = mask.predict[:, :hidden]  # (kmB, Q - E)
-        seen = self.embed(self.fusion(features)[0])  # (mB, R + M, d)
+        seen = self.embed(features.last if self.fusion is None else self.fusion(features)[0])  # (mB, R + M, d)
         queries = self.mask_token.expand(*asked.shape, -1)  # (kmB, Q - E, d)
-        if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
-            seen = seen + take(table, add_prefix(features.where, self.prefix))
-            queries = queries + take(table[:, self.prefix :], asked)
+        table = self.pos_embed if grid == self.home else place(self.pos_embed, self.config, self.home, grid, self.prefix)
+        if table is not None:
+            prefix, body = table[:, : self.prefix], table[:, self.prefix :]  # (1, R, d), (1, N, d)
+            seen = seen + torch.cat([prefix.expand(features.where.shape[0], -1, -1), take(body, features.where)], dim=1)
+            queries = queries + take(body, asked)
         tokens = torch.cat([repeat_rows(seen, rows), queries.to(seen.dtype)], dim=1)  # (kmB, R + M + Q - E, d)
-        where = torch.cat([repeat_rows(features.where, rows), asked], dim=1)
-        channels, dtype = self.config.width // self.config.heads, self.mask_token.dtype
-        rotary = make_rotary(self.config.rotary, grid, channels, where, prefix=self.prefix, dtype=dtype)
-        for block in self.blocks:
-            tokens = block(tokens, rotary)
-        predicted = self.head(self.norm(tokens[:, seen.shape[1] :]))  # (kmB, Q - E, K)
-        if self.head_echo is None or not mask.echo:
+        rotary = self._rotary(features, asked, grid) if self.config.rotary != "none" else None
+        echo = self.head_echo if mask.echo else None
+        for number, block in enumerate(self.blocks, start=1):
+            # of the last block only the predicted tokens are read, unless visible ones are predicted at their places
+            last = hidden if number == len(self.blocks) and echo is None else None
+            tokens = block(tokens, rotary, last)
+        predicted = self.head(self.norm(tokens[:, tokens.shape[1] - hidden :]))  # (kmB, Q - E, K)
+        if echo is None:
             return predicted
-        shown = self.head_echo(self.norm(tokens[:, self.prefix : self.prefix + mask.echo]))  # (kmB, E, K)
+        shown = echo(self.norm(tokens[:, self.prefix : self.prefix + mask.echo]))  # (kmB, E, K)
         return torch.cat([predicted, shown], dim=1)
+
+    def _rotary(self, features: Features, asked: Tensor, grid: Grid) -> Rotary | None:
+        """The rotations of the encoded tokens and of the hidden ones that are predicted, (kmB, Q - E)."""
+        where = torch.cat([repeat_rows(features.where, len(asked)), asked], dim=1)
+        channels, dtype = self.config.width // self.config.heads, self.mask_token.dtype
+        return make_rotary(self.config.rotary, grid, channels, where, prefix=self.prefix, dtype=dtype)

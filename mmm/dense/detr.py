@@ -60,7 +60,8 @@ class Detr(DetectorLayers):
         self.most = config.detections
         # a backbone of the same width, which is replaced
         tiny: Any = VitDetConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token)
-        whole = DetrConfig(
+        make: Any = DetrConfig  # whose keywords its annotations do not list
+        whole = make(
             backbone_config=tiny,
             use_timm_backbone=False,
             use_pretrained_backbone=False,

@@ -182,12 +182,12 @@ class Hiera(Encoder):
         """
         if where.shape[1] != visible.shape[1]:
             raise ValueError("encoder.name hiera drops hidden mask units and has no mask token; the mask must blank none")
-        members = unit_members(grid, self.unit_tokens, self.config).to(where.device)  # (U, n)
+        members = unit_members(grid, self.unit_tokens, self.config).to(where.device, non_blocking=True)  # (U, n)
         units = self.visible_units(where, members)  # (mB or 1, u)
         x = self.patch_embed(join_visible(visible, where, grid, self.token))  # (mB, patches, D')
         patches = self.patch_grid(grid)
         x = x + self.positions_of(patches)
-        chosen = unit_members(patches, self.config.mask_unit, self.config).to(where.device)[units]  # (mB, u, S)
+        chosen = unit_members(patches, self.config.mask_unit, self.config).to(where.device, non_blocking=True)[units]  # (mB, u, S)
         x = take(
             x, chosen.transpose(1, 2).flatten(1).expand(len(x), -1)
         )  # (mB, S u, D'), units the fastest, as the blocks want them

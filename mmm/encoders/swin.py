@@ -23,8 +23,7 @@ from mmm.core.checks import Positive, Rate
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape, Stage
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
-from mmm.layers.patch_embed import Embedding
-from mmm.layers.transformer import initialise
+from mmm.layers.transformer import Embedding, initialise
 
 Size = Literal["tiny", "small", "base", "large"]
 # width and heads of the first stage, blocks of each stage: section 3.3

@@ -17,9 +17,8 @@ from mmm.core.positions import Resize, position_table, positions
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
-from mmm.layers.patch_embed import Embedding
 from mmm.layers.rotary import Rotary, RotaryKind, check_rotary, make_rotary
-from mmm.layers.transformer import Activation, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
+from mmm.layers.transformer import Activation, Embedding, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
 
 Size = Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"]
 # width, depth, heads: Dosovitskiy et al. table 1; tiny and small are DeiT's (Touvron et al., ICML 2021), giant and gigantic
@@ -197,11 +196,12 @@ class VisionTransformer(Encoder):
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
         """Features of the tokens at `where`, (mB, R + M, D); see `Encoder.encode`."""
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
-        rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype)
+        turned = self.config.rotary != "none"
+        rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype) if turned else None
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
-            tokens = block(tokens, rotary, added)
+            tokens = block(tokens, rotary, None, added)
             if number in blocks:
                 kept[number] = added[0] if added else tokens
         return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers)
@@ -229,6 +229,8 @@ class VisionTransformer(Encoder):
     def positions_of(self, grid: Grid) -> Tensor:
         """The positions of the class tokens and of the tokens of a grid, (1, R - r + N, D)."""
         assert self.pos_embed is not None
+        if grid == self.home:
+            return self.pos_embed
         config: Any = self.config
         return positions(self.pos_embed, self.home, grid, self.class_tokens, config.positions, config.resize_positions)
 

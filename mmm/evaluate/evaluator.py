@@ -211,6 +211,9 @@ class Evaluations:
         contexts: one for each source.
         every: number of updates between two evaluations during training (`train.evaluate_every`).
 
+    Attributes:
+        intervals: of those that are made in the course of a training, in updates; None: after the last.
+
     Raises:
         ValueError: an evaluation needs labels that the first source does not have.
     """
@@ -224,6 +227,7 @@ class Evaluations:
                     logger.warning("--evaluate %s is left out: %s", context.named(evaluator.config.name), reason)
                 else:
                     self.pairs.append((evaluator, context))
+        self.intervals = {self._interval(evaluator) for evaluator, _ in self.pairs}
 
     def _why_not(self, evaluator: Evaluator, model: MaskedModel, context: Context) -> str | None:
         if evaluator.needs_labels and (context.train.labels() is None or context.test.labels() is None):

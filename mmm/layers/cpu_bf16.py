@@ -1,6 +1,7 @@
 """Faster layers for a CPU under autocast to bf16. Nothing else needs them: models are built of torch's own layers.
 
-`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. On a CPU in bf16 torch's are
+`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. Trainings and evaluations in
+bf16 on a CPU call it. On a CPU in bf16 torch's are
 slow (docs/performance.md): the backward pass of flash attention leaves nine tenths of the machine idle, the product for a weight's
 gradient half of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in fp32
 for linear layers that read bf16.
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mmm.layers.patch_embed import Embedding
-from mmm.layers.transformer import Attention, QueryValueLinear
+from mmm.layers.transformer import Attention, Embedding, QueryValueLinear
 
 LONGEST = 2048  # keys up to which all probabilities are kept for the backward pass; flash attention keeps none
 BLOCK = 2**21  # bytes of probabilities that are computed at a time, for a core's second cache

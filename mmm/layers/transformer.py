@@ -1,14 +1,14 @@
-"""The transformer blocks that encoders and decoders share, under timm's names, with MAE's initialisation.
+"""The layers of vision transformers that encoders and decoders share, under timm's names, with MAE's initialisation.
 
-Shapes: B samples, M and Q tokens, D width, h heads, c values of a head.
+Shapes: B samples, M and Q tokens, D width, h heads, c values of a head; of a patch embedding, P values a token, C channels, s... a
+token's size.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +20,25 @@ Activation = Literal["gelu", "swiglu"]
 EmbedInit = Literal["xavier", "torch"]
 
 
+class Embedding(nn.Module):
+    """Embeds tokens by one linear layer, whose weight is laid out as timm's convolution holds it: (D, C, s...).
+
+    Only the tokens that are given are embedded. On all tokens it equals the strided convolution.
+    """
+
+    linear = staticmethod(F.linear)
+
+    def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
+        super().__init__()
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
+        self.proj = convolution(channels, width, token, token)  # holds the weights and torch's own bias; never called
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, M, P) -> (B, M, D)."""
+        weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, C, s...) -> (D, s... C), the order of `split`
+        return self.linear(patches, weight, self.proj.bias)
+
+
 class Attention(nn.Module):
     """Multi-head attention, softmax(q k^T / sqrt c) v, without weights."""
 
@@ -29,8 +48,8 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c)."""
-        q, k, v = (rearrange(one, "b n (h c) -> b h n c", h=self.heads) for one in (q, k, v))
-        return rearrange(self.attend(q, k, v), "b h q c -> b q (h c)")
+        q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))  # (B, h, Q or M, c)
+        return self.attend(q, k, v).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
@@ -79,9 +98,10 @@ class SelfAttention(nn.Module):
         self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """(B, M, D) -> (B, M, D)."""
-        return self.proj(self.attention(*self.queries_keys_values(x, rotary)))
+    def forward(self, x: Tensor, rotary: Rotary | None = None, last: int | None = None) -> Tensor:
+        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens."""
+        q, k, v = self.queries_keys_values(x, rotary)
+        return self.proj(self.attention(q if last is None else q[:, -last:], k, v))
 
     def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
@@ -200,9 +220,20 @@ class Block(nn.Module):
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, added: list[Tensor] | None = None) -> Tensor:
-        """(B, M, D) -> (B, M, D); what the MLP adds, before its scale and dropped paths, is appended to `added`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary)))
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, last: int | None = None, added: list[Tensor] | None = None
+    ) -> Tensor:
+        """(B, M, D) -> (B, M, D).
+
+        Args:
+            x: the tokens.
+            rotary: their rotations.
+            last: return only the last so many tokens, (B, last, D). The others are keys and values, and nothing else is computed
+                for them.
+            added: the output of the MLP, before its scale and dropped paths, is appended to it.
+        """
+        kept = x if last is None else x[:, -last:]
+        x = kept + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, last)))
         change = self.mlp(self.norm2(x))
         if added is not None:
             added.append(change)

@@ -115,7 +115,7 @@ class Masker(nn.Module):
         Raises:
             ValueError: where the ratio leaves no token to see, or none to predict.
         """
-        members = self.members(grid).to(keys.device)  # (U, S)
+        members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         units, each = members.shape
         seen, predicted = self.counts(units, self.ratio(step, steps))
         keys = self.mask_keys(keys)  # (mB,)

@@ -30,7 +30,7 @@ class BernoulliMasker(Masker):
 
     def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
         """Returns the masks of a batch; see `Masker.forward`."""
-        members = self.members(grid).to(keys.device)  # (U, S)
+        members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         units, each = members.shape
         ratio = self.ratio(step, steps)
         hidden = min(max(1, int((uniform(step_key(step), units) < ratio).sum())), units - 1)

@@ -35,6 +35,6 @@ def echo_visible(mask: Mask, grid: Grid, weight: float, *, by_distance: bool) ->
 
 def nearest_distance(tokens: Tensor, others: Tensor, grid: Grid) -> Tensor:
     """The Euclidean distance of each token to the nearest of the others of its row, in tokens, (mB, V), (mB, Q) -> fp32 (mB, V)."""
-    places = coordinates(grid).to(tokens.device, torch.float32)[None]  # (1, N, n)
+    places = coordinates(grid).to(tokens.device, torch.float32, non_blocking=True)[None]  # (1, N, n)
     one, other = (take(places.expand(len(tokens), -1, -1), index) for index in (tokens, others))  # (mB, V, n), (mB, Q, n)
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").amin(2)

@@ -82,7 +82,7 @@ class MultiBlockMasker(PlacedBlocksMasker):
         Raises:
             ValueError: where the target blocks can leave too few tokens to see.
         """
-        members = self.members(grid).to(keys.device)  # (U, S)
+        members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         height, width = self.unit_grid(grid)[-2:]
         units, keys, count = height * width, self.mask_keys(keys), self.config.targets
         tall, wide, high, broad = self._sizes(step, height, width)
@@ -163,7 +163,7 @@ class BlockUnionMasker(PlacedBlocksMasker):
 
     def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
         """Returns the masks of a batch, the second and any further ones in `also`; see `Masker.forward`."""
-        members = self.members(grid).to(keys.device)  # (U, S)
+        members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         keys, plane = self.mask_keys(keys), self.unit_grid(grid)[-2:]
         numbers = range(len(self.config.blocks))
         drawn = [self._draw(stream(keys, 1 + number), plane, members, step, number) for number in numbers]

@@ -145,7 +145,7 @@ class MaskedObjective:
 def initialise(
     model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device, inflate: Inflation | None = None
 ) -> None:
-    """Starts from weights, if any are given, and lets the target begin, alike on all processes."""
+    """Loads the initial weights, if any are given, and initialises the target, the same on all processes."""
     from accelerate.utils import broadcast
 
     copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)

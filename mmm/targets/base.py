@@ -116,6 +116,11 @@ class Target(nn.Module):
         """Weights that the loss depends on and no checkpoint holds; a resume compares a hash of them."""
         return {}
 
+    @property
+    def has_update(self) -> bool:
+        """Whether `update` is implemented, so that a training has to call it."""
+        return type(self).update is not Target.update
+
     def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
         """Called after each update of a training, the first being step 1 of `steps`; a teacher follows the encoder here.
 

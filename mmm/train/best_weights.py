@@ -1,8 +1,8 @@
-"""The weights that did best so far on samples held back for that, kept beside the checkpoints.
+"""The weights with the best score so far on a validation split, kept beside the checkpoints.
 
     best/step_00000700/     a checkpoint that holds the weights alone (their moving average, where the run keeps one)
 
-Which step did best is read from metrics.jsonl, so a resumed run knows what the uninterrupted one knew.
+The best step is read from metrics.jsonl, so that a resumed run agrees with an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class BestWeights:
     """The best weights of a run.
 
     Attributes:
-        step: updates that they had seen; None where nothing was kept yet.
-        score: how well they did.
+        step: updates made when they were kept; None: none are kept yet.
+        score: of these weights.
     """
 
     def __init__(self, folder: RunFolder, training: Training, metric: str) -> None:
-        """Finds what an earlier start of the run kept; after `RunFolder.cut_metrics`, so that it knows nothing of what is lost.
+        """Finds the weights that an earlier start of the run kept. Called after `RunFolder.cut_metrics`, which drops later lines.
 
         Args:
             metric: the name of the score in metrics.jsonl, of which more is better.
@@ -41,7 +41,7 @@ class BestWeights:
         self.score = float("-inf") if found is None else found[1]
 
     def offer(self, score: float) -> None:
-        """Keeps the weights that the model holds now, if they did better than any before."""
+        """Keeps the model's current weights if their score is the best so far."""
         if score <= self.score:
             return
         self.step, self.score = self.training.step, score
@@ -61,7 +61,7 @@ class BestWeights:
 
 
 def _find(metrics: Path, best: Path, name: str) -> tuple[int, float] | None:
-    """The first of the best steps whose weights are there, and its score."""
+    """The first step with the best score whose weights were kept, and the score."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     kept = [(line["step"], line[name]) for line in lines if (best / f"step_{line['step']:08d}").exists() and name in line]
     return max(kept, key=lambda pair: (pair[1], -pair[0]), default=None)

@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained."""
+    """Options of the training."""
 
     steps: int | None = None
     """Updates to make; none: as many as `epochs` takes."""
@@ -128,7 +128,7 @@ Resume = bool | Literal["auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The choices that every task that trains has."""
+    """Options of every task that trains."""
 
     train: TrainConfig
     seed: int = 0
@@ -145,7 +145,7 @@ class RunConfig:
     """Print what the run would take, and end."""
 
 
-# These change where things are, how and how often, not what is computed (beyond rounding): a resumed run may choose them anew.
+# These options do not change results beyond rounding: a resumed run may choose them again.
 RUNTIME = frozenset(("folder", "resume", "allow", "dry_run")) | frozenset(
     f"train.{name}"
     for name in (
@@ -171,7 +171,7 @@ DATA_RUNTIME = ("source", "workers", "cache", "max_bad", "deadline")  # the data
 
 
 def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dict[str, Any]:
-    """The choices that make a run the same run: the flat config without what may change between a stop and its resume.
+    """The options that identify a run: the flat config without those that may change between a stop and its resume.
 
     Args:
         config: nested, of a task.

@@ -1,17 +1,17 @@
 """The same bits on 1, 2 and 4 processes (`train.strict`): gradients are summed in one fixed tree over the update's micro-batches.
 
-A sum of floats depends on its order. Here the order is that of the micro-batches of one update, counted over all processes: their
-row is halved again and again, and the sums of two halves are added. A process holds a contiguous part of the row, which with a
-power of two of processes is a whole subtree: it sums that by itself, and the processes go on with the same tree, pair by pair. So
-who computed a micro-batch changes nothing, and neither does how often the run was stopped, and on how many processes it went on.
+A sum of floats depends on its order. Here the micro-batches of an update, over all processes, are the leaves of a binary tree, and
+gradients are added along the tree. Each process holds a contiguous part of the leaves. With a power of two of processes this part
+is a subtree, which the process sums alone; the processes then add their sums pair by pair. The result depends neither on the
+process that computed a micro-batch nor on stops and resumes on other numbers of processes.
 
-Promised are weights, the optimizer's state, averages, and `loss` and `grad_norm` in the metrics, on one kind of CPU with one
-version of torch, where `train.micro_batch_size` and `train.threads` stay as they are. Evaluations between updates are shared out by
-process, and agree to rounding. On GPUs of one kind the same is meant, and torch is asked for its deterministic kernels; nobody has
-tried it there.
+The same bits are guaranteed for weights, the optimizer's state, averages, and `loss` and `grad_norm` in the metrics, on one kind of
+CPU with one version of torch and with the same `train.micro_batch_size` and `train.threads`. Evaluations between updates are
+divided among the processes, and agree to rounding. On GPUs torch is asked for its deterministic kernels; this has not been tried
+there.
 
-Memory: log2(micro-batches of a process) + 1 gradients, and with several processes 1.5 more. DDP's exchange while it computes is
-given up.
+Memory: log2(micro-batches of a process) + 1 gradients, and 1.5 more with several processes. Gradients are not exchanged during the
+backward pass, as DDP does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, distributed
 
 from mmm.train.config import TrainConfig
-from mmm.train.nonfinite import nan_if_nonfinite
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
 
@@ -31,7 +30,7 @@ class FixedOrderGradients:
     """Computes the gradients of one update on this process and sums them over all."""
 
     def __init__(self, training: Training, plan: Plan, config: TrainConfig) -> None:
-        """Raises ValueError: a task that computes other micro-batches than those that the config names."""
+        """Raises ValueError where the task uses another micro-batch size than the config names."""
         if plan.micro_batch_size != config.micro_batch_size:
             raise ValueError(
                 f"train.strict: this task computes {plan.micro_batch_size} samples together on {plan.processes} processes, "
@@ -42,12 +41,12 @@ class FixedOrderGradients:
         self.first = True
 
     def compute(self, losses: Iterator[Tensor]) -> list[Tensor]:
-        """Leaves the mean gradient of the update in the weights.
+        """Computes the mean gradient of the update into `grad` of the weights.
 
-        A weight that a micro-batch does not use counts with a gradient of 0.
+        The gradient of a weight that a micro-batch does not use is 0.
 
         Args:
-            losses: of this process's micro-batches, each with its graph, computed when it is asked for.
+            losses: of this process's micro-batches, each with its graph, computed when it is requested.
 
         Returns:
             The losses, detached.
@@ -63,7 +62,7 @@ class FixedOrderGradients:
         return found
 
     def _subtree(self, count: int, losses: Iterator[Tensor], found: list[Tensor]) -> list[Tensor]:
-        """The sum of the gradients of the next so many micro-batches, one tensor for each weight."""
+        """The sum of the gradients of the next `count` micro-batches, one tensor for each weight."""
         if count > 1:
             half = count // 2
             left = self._subtree(half, losses, found)
@@ -71,7 +70,7 @@ class FixedOrderGradients:
             return left
         with self.training.accelerator.no_sync(self.training.model):
             loss = next(losses)
-            self.training.accelerator.backward(nan_if_nonfinite(loss) / self.all)
+            self.training.accelerator.backward(loss / self.all)
         found.append(loss.detach())
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
         for weight in self.weights:
@@ -82,7 +81,7 @@ class FixedOrderGradients:
         return {name: value.clone() for name, value in self.training.unwrapped.named_buffers()}
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
-        """Refuses models whose forward counts or averages in a buffer: each process would count its own micro-batches only."""
+        """Refuses models that update a buffer in their forward: it would depend on the micro-batches of one process only."""
         self.first = False
         now = dict(self.training.unwrapped.named_buffers())
         if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:
@@ -91,10 +90,10 @@ class FixedOrderGradients:
 
 @torch.no_grad()
 def add_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Sums over the processes, in place and in the tree's order; of one dtype. On one process nothing is to be done.
+    """Sums tensors of one dtype over the processes, in place and in the order of the tree. A single process does nothing.
 
-    Halves are exchanged with the neighbour, quarters with the pair beside, and so on, until each process has its part of the sum;
-    then back the same way (recursive halving and doubling): each sends about two gradients, however many processes there are.
+    The exchange is recursive halving and doubling: halves are exchanged with the neighbour, quarters with the next pair, and so on,
+    until each process has its part of the sum; then in reverse. Each process sends about two gradients for any number of processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return

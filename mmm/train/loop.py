@@ -1,7 +1,12 @@
 """One update after another: the loop through which every task trains.
 
-`Session` (session.py) stands around it: it restores, logs and saves. A signal to stop ends the loop after the update that it fell
-into (distributed/preemption.py).
+`Session` (session.py) runs it, and restores, logs and saves. A signal to stop ends the loop after the current update
+(distributed/preemption.py).
+
+All processes skip an update whose loss or gradient is not finite, and no host waits for a device. A non-finite loss makes its
+gradient NaN, and the sum over the processes carries the NaN to all of them, so that nothing else is exchanged. The flag that the
+norm of the whole gradient is finite stays on the device. The fused optimizer reads it there, as it reads the flag of a gradient
+scaler. The host learns of it at the next line of metrics.
 """
 
 from __future__ import annotations
@@ -9,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +25,11 @@ from mmm.train.config import TrainConfig
 from mmm.train.deterministic import FixedOrderGradients
 from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
 from mmm.train.metrics import MetricsAccumulator, NameSamples, Skipped
-from mmm.train.nonfinite import gradient_norm, nan_if_nonfinite, step_if_finite
 from mmm.train.schedule import Plan, due, set_learning_rate, set_weight_decay, weight_decay
 from mmm.train.state import Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
 # it is given, never its `forward`: DDP and mixed precision are in the call.
@@ -31,17 +38,17 @@ LossOf = Callable[[nn.Module, Any, int], Tensor]
 
 @dataclass
 class Update:
-    """One update was made.
+    """An update, yielded by `fit` after it was made.
 
     Attributes:
         step: updates made so far.
         metrics: at a log line, those of the updates since the line before (`MetricsAccumulator.flush`), else empty. A task adds
             what it evaluates.
-        skipped: updates that were left out, of those synchronised since the update before.
+        skipped: updates without a step of the optimizer, among those synchronised since the last `Update`.
         save: a checkpoint is due.
-        last: none follows, because this is the plan's last or the run was asked to stop.
+        last: whether this is the last update, of the plan or before a requested stop.
         steps: of the whole run.
-        made: whether the weights were updated, a bool () on the device; not where a loss or a gradient was not finite.
+        made: whether the optimizer made a step, a bool () on the device; false where a loss or a gradient was not finite.
     """
 
     step: int
@@ -53,7 +60,7 @@ class Update:
     made: Tensor
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens every so many updates, and after the run's last, happens now."""
+        """Whether an event that happens every `every` updates, and after the last update of the run, is due now."""
         return due(self.step, every, self.steps)
 
 
@@ -69,7 +76,7 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    An update whose loss or gradient is not finite is left out (nonfinite.py). Lines of metrics fall on `log_every` and on
+    Lines of metrics are written every `log_every` and
     `save_every`. The losses are checked before anything is saved; a checkpoint between two lines, after a signal, keeps what the
     next line holds so far.
 
@@ -95,7 +102,7 @@ def fit(
         agreement = StopAgreement(accelerator, signals, config.timeout)
         for step in range(training.step, plan.steps):
             # ------------------------------------------------------------------------------------------------ one update
-            signals.begin_update()
+            signals.began = monotonic()
             rate = plan.learning_rate(step)
             set_learning_rate(training.optimizer, rate)
             set_weight_decay(training.optimizer, weight_decay(step, plan.steps, config.weight_decay, config.weight_decay_end))
@@ -103,11 +110,12 @@ def fit(
             losses = micro_losses(training, batches, loss, metrics, plan=plan, seed=seed, step=step)
             found = mean_gradients(training, plan, losses) if fixed_order is None else fixed_order.compute(losses)
             norm = apply_gradients(training, config)
-            metrics.add(found, norm)
+            metrics.losses.append(torch.stack(found))  # both stay on the device until the next line of metrics
+            metrics.norms.append(norm)
             made = training.step = step + 1
-            signals.end_update()
+            signals.seconds, signals.began = monotonic() - signals.began, None
             # -------------------------------------------------------------------------------------------- once in a while
-            stop = made < plan.steps and agreement.stops(made)
+            stop = made < plan.steps and bool(signals.received or agreement.every_update) and agreement.stops(made)
             save = stop or due(made, config.save_every, plan.steps)
             line = due(made, config.log_every, plan.steps) or due(made, config.save_every, plan.steps)
             skipped = metrics.sync(made) if save or line else ()
@@ -131,30 +139,30 @@ def micro_losses(
     seed: int,
     step: int,
 ) -> Iterator[Tensor]:
-    """The losses of an update's micro-batches on this process, each with its graph, computed when it is asked for."""
+    """Yields the losses of an update's micro-batches on this process, each with its graph; computes a loss when it is requested."""
     accelerator = training.accelerator
     for part in range(plan.accumulation):
         seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
         asked = perf_counter()
         batch = next(batches)
         metrics.waited += perf_counter() - asked
-        yield loss(training.model, batch, step)
+        yield nan_if_nonfinite(loss(training.model, batch, step))
 
 
 def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> list[Tensor]:
-    """Leaves the mean gradient of an update in the weights; returns the losses, detached."""
+    """Computes the mean gradient of an update into `grad` of the weights; returns the detached losses."""
     found = []
     for part in range(plan.accumulation):
         last = part == plan.accumulation - 1
         with nullcontext() if last else training.no_sync():  # processes exchange gradients once an update
             loss = next(losses)
-            training.accelerator.backward(nan_if_nonfinite(loss) / plan.accumulation)
+            training.accelerator.backward(loss / plan.accumulation)
         found.append(loss.detach())
     return found
 
 
 def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
-    """Makes the update that the gradients ask for, where they are finite; returns their norm, ()."""
+    """Makes a step of the optimizer, and of the average of the weights, where the gradients are finite; returns their norm, ()."""
     norm = gradient_norm(training.accelerator, training.model, config.clip_norm)
     step_if_finite(norm, training.optimizer, training.accelerator.scaler)
     training.optimizer.zero_grad(set_to_none=True)
@@ -164,13 +172,50 @@ def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
 
 
 def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
-    """Makes drop path and dropout a function of the step, so that a resumed run draws what the uninterrupted one drew.
+    """Seeds torch's generators from the step, so that drop path and dropout are the same in a resumed run.
 
-    `part` counts the micro-batches of the update over all processes: two processes draw what one draws.
-
-    `torch.manual_seed` would cost 0.1 ms and seed every device there is.
+    `part` counts the micro-batches of the update over all processes, so that two processes draw the same numbers as one.
+    `torch.manual_seed` would take 0.1 ms and seed all devices.
     """
     key = int(stream(sample_keys(seed, step, part), Stream.NOISE))
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":
         getattr(torch, device.type).manual_seed(key)
+
+
+def nan_if_nonfinite(loss: Tensor) -> Tensor:
+    """Returns the loss with a gradient of NaN where it is not finite. () -> ()."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # times 1 changes no bit
+
+
+def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
+    """The norm of the whole gradient before clipping, (); clips the gradient where `clip_norm` is set.
+
+    The norm is finite exactly where all of the gradient is.
+    """
+    if clip_norm is not None:
+        norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+    else:
+        accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+
+
+def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:
+    """Makes a step of the optimizer, or changes neither weights nor state where the gradient is not finite.
+
+    Args:
+        norm: of the gradient, () on the device.
+        optimizer: as Accelerate prepared it. Only fused Adam reads the flag on the device. Others do not (timm's Lars), or build
+            their state from it (the first momentum of fused SGD is then uninitialised memory); for them the host waits.
+        scaler: of fp16, which makes this decision itself.
+    """
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    if scaler is not None:
+        optimizer.step()
+    elif isinstance(inner, torch.optim.Adam) and inner.defaults["fused"]:
+        inner.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del inner.found_inf  # type: ignore[attr-defined]
+    elif norm.isfinite():
+        optimizer.step()

@@ -1,9 +1,9 @@
 """Accumulates losses and gradient norms on the device between log lines, so that logging costs one synchronisation.
 
-The time that a training waits for its data is counted here too. It is the time in which this process asks for a micro-batch and
-has none. On a CPU nothing is computed meanwhile. A GPU goes on with what was queued before, so it stands still for at most that
-long; a share of a few hundredths is the host's own. Each process measures its own; the first one's is shown. (Where another is
-slower, the first waits in the exchange of gradients.)
+Data-loading time is counted here too: the time between the request for a micro-batch and its arrival. On a CPU nothing is computed
+meanwhile. A GPU continues with queued work, so it is idle for at most that long; a share of a few percent is overhead of the host.
+Each process measures its own time, and the first process's is shown. (Where another process is slower, the first waits in the
+exchange of gradients.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Skipped:
-    """An update that was left out because a number in it was not finite.
+    """An update that was skipped because its loss or gradient was not finite.
 
     Attributes:
         step: counted from 0.
@@ -75,8 +75,8 @@ class PartialMetrics:
 
     Attributes:
         losses, norms: of the updates that were made, means over all their samples.
-        skipped: updates left out.
-        row: updates left out in a row, up to now.
+        skipped: number of skipped updates.
+        row: number of skipped updates in a row, up to now.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -93,6 +93,8 @@ class MetricsAccumulator:
     """The losses and gradient norms of the updates since the last line. Shapes: S updates, P processes, A micro-batches.
 
     Attributes:
+        losses: of each update, (A,) on the device; the loop appends them.
+        norms: of the whole gradient of each update, () on the device; the loop appends them.
         waited: seconds in which this process waited for data since the last line; the loop adds to it.
         since: when the line began, moved on by the time that the caller spends on evaluating and saving.
     """
@@ -106,23 +108,17 @@ class MetricsAccumulator:
         self.norms: list[Tensor] = []
         self.since, self.waited, self.steps = perf_counter(), 0.0, 0
 
-    def add(self, losses: list[Tensor], norm: Tensor) -> None:
-        """Adds an update without waiting for it: its micro-batches' losses, and the norm of the whole gradient."""
-        self.losses.append(torch.stack(losses))  # (A,)
-        self.norms.append(norm)
-        self.steps += 1
-
     def sync(self, step: int) -> tuple[Skipped, ...]:
-        """Copies the numbers to the host, into `partial`: the one synchronisation of a line.
+        """Copies the numbers to the host, into `partial`. This is the only synchronisation of a line.
 
         Args:
             step: updates made so far.
 
         Returns:
-            The updates left out that nobody has seen yet.
+            The skipped updates since the last call.
 
         Raises:
-            NonFiniteError: on all processes alike.
+            NonFiniteError: too many updates in a row were skipped; on all processes.
         """
         losses = self.accelerator.gather(torch.stack(self.losses)[None]).cpu().double()  # (P, S, A)
         norms = torch.stack(self.norms).cpu().double()  # (S,), the same on all processes
@@ -134,11 +130,12 @@ class MetricsAccumulator:
                 partial.row = 0
             elif skipped := self._count_skipped(first + offset, losses[:, offset]):
                 found.append(skipped)
+        self.steps += len(norms)
         self.losses, self.norms = [], []
         return tuple(found)
 
     def flush(self, step: int, rate: float) -> dict[str, float]:
-        """Returns the line of what was synchronised, and begins the next.
+        """Returns the metrics of the updates that were synchronised, and begins the next line.
 
         Args:
             step: updates made so far.
@@ -146,7 +143,7 @@ class MetricsAccumulator:
 
         Returns:
             loss: mean over the samples of the updates that were made. learning_rate, epoch: of the last update. grad_norm: mean,
-            before clipping. skipped: updates left out, where there were any. samples_per_second: over all processes.
+            before clipping. skipped: number of skipped updates, where there were any. samples_per_second: over all processes.
             data_wait: share of the time that this process waited for data.
         """
         partial, seconds = self.partial, perf_counter() - self.since
@@ -161,10 +158,10 @@ class MetricsAccumulator:
         return metrics
 
     def _count_skipped(self, step: int, losses: Tensor) -> Skipped | None:
-        """Counts an update that was left out, of losses (P, A)."""
+        """Counts a skipped update with losses (P, A)."""
         bad = ~losses.isfinite()
         if not bad.any() and self.accelerator.scaler is not None:
-            return None  # fp16's scaler meets infinite gradients in its normal course
+            return None  # infinite gradients are normal with fp16's scaler
         ids = self.name_samples(step)
         if bad.any():
             ids = torch.tensor(ids).view(*bad.shape, -1)[bad].flatten().tolist()  # (P, A, micro-batch)

@@ -22,12 +22,12 @@ class Progress:
     """Shows samples per second, the last loss and the time left; at the end, the time spent waiting for data.
 
     Attributes:
-        bar: to be moved on by the samples of each update.
-        shown: when something was shown last.
+        bar: advanced by the samples of each update.
+        shown: time of the last output.
     """
 
     def __init__(self, plan: Plan, start: int, main: bool) -> None:
-        """`start`: updates made before. `main`: whether this is the process that shows."""
+        """`start`: updates made before. `main`: whether this process shows progress."""
         self.plan, self.start, self.main, self.terminal = plan, start, main, _shows_bar()
         self.bar = tqdm(
             total=plan.steps * plan.batch_size,
@@ -41,7 +41,7 @@ class Progress:
         self.began = self.shown = monotonic()
 
     def show(self, update: Update) -> None:
-        """Shows an update's metrics; of one without metrics, how far the run is."""
+        """Shows an update's metrics, or the number of updates if it has none."""
         self.shown = monotonic()
         if update.metrics:
             self.wait.add(update.metrics, (update.step - self.line) * self.plan.batch_size)
@@ -60,7 +60,7 @@ class Progress:
 
 
 def _shows_bar() -> bool:
-    """Whether a person sees a bar; tqdm shows nothing on a terminal of 0 columns."""
+    """Whether the output is a terminal that shows a bar; tqdm shows nothing on one with 0 columns."""
     if not sys.stderr.isatty():
         return False
     try:

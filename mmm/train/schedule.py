@@ -25,7 +25,7 @@ class Plan:
         steps: updates in the whole run.
         samples: in the data, that is in one epoch.
         batch_size: samples an update, over all processes.
-        processes: how many run.
+        processes: number of processes.
         micro_batch_size: samples that one process computes at once.
         accumulation: micro-batches that one process computes for one update.
         peak: the learning rate's peak, after scaling.
@@ -55,7 +55,7 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
-    """Works out a run before anything starts.
+    """Computes the plan of a run before it starts.
 
     Raises:
         ValueError: neither steps nor epochs are given, or the batch size does not divide.
@@ -78,7 +78,7 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
 
 
 def count_steps(config: TrainConfig, samples: int) -> int:
-    """Updates in the whole run; part of an update that `epochs` leaves is one more."""
+    """The number of updates of the run; `epochs` is rounded up to whole updates."""
     if config.steps is not None:
         return config.steps
     if config.epochs is None:
@@ -97,7 +97,7 @@ def count_steps(config: TrainConfig, samples: int) -> int:
 
 
 def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:
-    """Updates over which the learning rate rises; a warning where the run ends before it reaches its peak."""
+    """The number of updates of the warm-up; warns if the run ends before the learning rate reaches its peak."""
     warmup: float = (config.warmup_epochs or 0) * samples / config.batch_size
     if config.warmup_steps is not None:
         warmup = config.warmup_steps
@@ -139,7 +139,7 @@ def sizes(share: int, unit: int = 1) -> list[int]:
 
 
 def _near(value: int, unit: int) -> str:
-    """The multiples of unit on both sides of value, for a message."""
+    """The multiples of `unit` below and above `value`, for a message."""
     below = value // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)
 
@@ -164,22 +164,22 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
 
 
 def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:
-    """Half a cosine over the run from the first value to the last one, where there is one; `step` counts from 0."""
+    """Half a cosine over the run from `start` to `end`, or `start` where there is no end; `step` counts from 0."""
     return start if end is None else end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group the rate, times the group's own `lr_scale` where layer decay set one."""
+    """Sets the learning rate of each group, multiplied by the group's `lr_scale` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Gives every group the weight decay, times its own `decay_scale`, 0 for vectors; one without keeps its own."""
+    """Sets the weight decay of each group that has a `decay_scale`, multiplied by it; it is 0 for vectors."""
     for group in optimizer.param_groups:
         group["weight_decay"] = decay * group["decay_scale"] if "decay_scale" in group else group["weight_decay"]
 
 
 def due(step: int, every: int | None, steps: int) -> bool:
-    """Whether something that happens every so many updates, and after the last, happens after this one."""
+    """Whether an event that happens every `every` updates, and after the last, is due after this update."""
     return step == steps or (every is not None and step % every == 0)

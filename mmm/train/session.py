@@ -6,8 +6,9 @@
                 update.metrics["held_out_loss"] = ...
         ...  # the evaluations that the run ends with
 
-All that tasks have in common is here: the watchdog, the micro-batch that fits, restoring, trackers, unreadable inputs,
-log lines and checkpoints. There are no hooks: the task's own `for` evaluates, and what it adds to `update.metrics` is logged.
+The session does the work that all tasks share: the watchdog, the micro-batch size, restoring, trackers, unreadable inputs, log
+lines and checkpoints. There are no hooks: the task evaluates in its own `for` loop, and the values that it adds to `update.metrics`
+are logged.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Session:
         return self.training.accelerator.is_main_process
 
     def __iter__(self) -> Iterator[Update]:
-        """Trains from where the run stands to its end; each update is logged and saved after the task's turn."""
+        """Trains from the current step to the end of the run. Each update is logged and saved after the body of the task's loop."""
         updates = fit(
             self.training,
             self._batches(),
@@ -105,7 +106,7 @@ class Session:
             progress.close()
 
     def _batches(self) -> Iterator[Batch]:
-        """The micro-batches of this process, from the step where the run stands; notes what could not be read."""
+        """The micro-batches of this process from the current step; notes unreadable inputs."""
         batches = self.data.batches(
             batch_size=self.plan.micro_batch_size,
             steps=self.plan.steps,
@@ -120,14 +121,14 @@ class Session:
             yield batch
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends numbers to metrics.jsonl and passes them to the tracker; nothing where there are none."""
+        """Appends numbers to metrics.jsonl and passes them to the tracker; an empty mapping is ignored."""
         if metrics:
             self.folder.log(step, metrics)
             self.tracker.log(metrics, step)
             self.metrics |= metrics
 
     def _record(self, update: Update) -> None:
-        """Logs and saves what is due, and stops the run where too many inputs could not be read."""
+        """Logs metrics, saves a checkpoint if one is due, and stops the run if too many inputs could not be read."""
         folder, config = self.folder, self.config.train
         folder.note_skipped(update.skipped)
         self.bad_inputs.share()
@@ -149,12 +150,12 @@ def open_session(
     evaluated: int = 0,
     unit: int | None = 1,
 ) -> Iterator[Session]:
-    """Watches the other processes, finds the micro-batch that fits, and restores the run where one is resumed.
+    """Starts the watchdog, finds the micro-batch size, and restores the run if it is resumed.
 
     Args:
         folder: of the run, open.
-        evaluated: inputs that are read beside the training samples; `data.max_bad` is a share of all.
-        unit: a micro-batch is a multiple of so many samples, beside `data.repeats`; none: the plan's micro-batch is not changed.
+        evaluated: number of inputs that are read in addition to the training samples; `data.max_bad` is a share of all.
+        unit: the micro-batch size is a multiple of this and of `data.repeats`. None: the plan's micro-batch size is kept.
 
     Raises:
         ValueError: see `find_micro_batch_size` and `Training.restore`; also where memory does not suffice.
@@ -183,7 +184,7 @@ def open_session(
 def fitting_plan(
     training: Training, objective: Objective, data: Mixture, plan: Plan, *, unit: int, folder: Path | None = None
 ) -> Plan:
-    """The plan with the largest micro-batch that fits, tried with one batch of each source."""
+    """The plan with the largest micro-batch size that fits in memory, tried with one batch of each source."""
     trials = [Trial(partial(data.sample_batch, source), objective.loss) for source in range(len(data.parts))]
     return find_micro_batch_size(training, plan, trials, unit=math.lcm(unit, data.unit), folder=folder)
 
@@ -198,7 +199,7 @@ def preview(
     tokens: Mapping[str, int],
     unit: int | None = 1,
 ) -> str:
-    """The table of a dry run: what the run would take, on real samples of its first source; see `open_session` and `dry_run`."""
+    """The table of a dry run, measured on real samples of the first source; see `open_session` and `dry_run`."""
     if config.train.micro_batch_size is None and unit is not None:
         plan = fitting_plan(training, objective, data, plan, unit=unit)
     notes = {"resizing": kernel_in_use()} | about_repeats(data, plan) | about_sources(data)
@@ -220,7 +221,7 @@ def about_repeats(data: Mixture, plan: Plan) -> dict[str, str]:
 
 
 def about_sources(data: Mixture) -> dict[str, str]:
-    """How often each of two sources has its turn."""
+    """The number of updates on each of two sources."""
     if len(data.parts) == 1:
         return {}
     (first, second), names = data.updates, [part.config.source for part in data.parts]
@@ -231,7 +232,7 @@ def about_sources(data: Mixture) -> dict[str, str]:
 
 
 def announce(data: Mixture, plan: Plan, folder: Path) -> None:
-    """Logs what is about to run."""
+    """Logs the data, the length of the run and its folder."""
     for part in data.parts:
         classes = "" if part.classes is None else f" of {len(part.classes)} classes"
         logger.info("%s: %s %s%s (%s)", part.config.source, f"{len(part):,}", part.config.medium.noun, classes, part.where)

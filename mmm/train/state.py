@@ -1,7 +1,7 @@
-"""`Training` is what a checkpoint holds and a resume restores: model, optimizer, average of the weights, step.
+"""`Training`: the state that a checkpoint saves and a resume restores, which is model, optimizer, average of the weights and step.
 
-Nothing is kept per process, and no generator: samples, masks and noise follow from the step (mmm/core/rng.py). Tensors may be
-sharded or not, here and in the checkpoint.
+There is no state per process and no state of a generator: samples, masks and noise are functions of the step (mmm/core/rng.py).
+Tensors may be sharded, here and in the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmm.config.diff import changes, check_allowed, differences
 from mmm.config.serialize import to_dict
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.train.checkpoint import reader
 from mmm.train.checkpoint.async_writer import AsyncWriter
 from mmm.train.config import RunConfig, identity
@@ -45,10 +46,10 @@ class Training:
         accelerator: from `setup.start`.
         model: as Accelerate prepared it; call this one to train.
         optimizer: as Accelerate prepared it.
-        identity: the choices that make the run this run (`config.identity`); a checkpoint of another run is refused.
+        identity: the options that identify the run (`config.identity`); a checkpoint of another run is refused.
         ema: average of the weights, where the run keeps one.
         step: updates made so far.
-        partial_metrics: what the next line of metrics holds so far.
+        partial_metrics: the numbers of the next line of metrics that are known so far.
         meta_copy: of a sharded model, a copy without values.
     """
 
@@ -79,8 +80,8 @@ class Training:
         """Makes the optimizer and hands it and the model to Accelerate, as a task's config says.
 
         Args:
-            runtime: names of the config that may differ between a stop and its resume.
-            fingerprints: of what the run depends on beside its config; they join the identity.
+            runtime: names of options that may differ between a stop and its resume.
+            fingerprints: of data and weights that the run depends on in addition to its config; they are part of the identity.
             layer_decay: see `make_optimizer`.
             can_shard: whether the task's evaluations use `gathered`, so that the model may be sharded where that is asked for.
         """
@@ -106,7 +107,8 @@ class Training:
         ema: bool = False,
         sharded: bool = False,
     ) -> Training:
-        """Hands model and optimizer, and only these, to Accelerate: its loaders resume wrongly, its schedules step per process.
+        """Passes the model and the optimizer to Accelerate, not the loaders (they resume wrongly) or the schedule (it steps per
+        process).
 
         Args:
             ema: keep an average of the weights.
@@ -115,6 +117,8 @@ class Training:
         Raises:
             ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
         """
+        if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
+            use_cpu_bf16_kernels(model)
         without_values = copy_to_meta(model) if sharded else None
         if sharded:
             shard(model, optimizer, accelerator)
@@ -136,9 +140,9 @@ class Training:
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        """A model to evaluate that needs no other process when it is called: the unwrapped one, or a copy of a sharded one.
+        """A model for evaluation that needs no other process when it is called: the unwrapped one, or a copy of a sharded one.
 
-        Entered by all processes.
+        All processes enter it together.
         """
         sharded = self.meta_copy is not None
         yield gathered_copy(self.meta_copy, self.unwrapped, self.accelerator) if sharded else self.unwrapped  # type: ignore[arg-type]
@@ -154,16 +158,16 @@ class Training:
     # ---------------------------------------------------------------------------------------------------------------- saving
 
     def save(self, checkpoints: Path, keep: int | None, *, keep_every: int | None = None, needed: bool = True) -> None:
-        """Saves this step, by all processes; they wait for a copy in memory, and it is written while the training goes on.
+        """Saves this step. All processes call it and wait for a copy in memory, which is written while the training continues.
 
         Args:
             keep, keep_every: see `writer.prune`.
-            needed: nothing is saved after this: returns when it is there. Else a full disk costs this checkpoint and not the run: a
-                warning when the next is due.
+            needed: whether this is the last checkpoint of the run. It is then written before this returns. Any other one is lost
+                if the disk is full, with a warning when the next is due.
 
         Raises:
-            ValueError: a weight is not finite. A checkpoint of it would be resumed from, and push out a good one.
-            OSError: it is needed and cannot be written, on all processes alike.
+            ValueError: a weight is not finite. Such a checkpoint would replace a good one, and a resume would use it.
+            OSError: a needed checkpoint cannot be written; on all processes.
         """
         self.wait_for_checkpoint()
         self._refuse_nonfinite_weights()
@@ -177,7 +181,7 @@ class Training:
             self._warn(self.step, error)
 
     def wait_for_checkpoint(self) -> None:
-        """Waits for the checkpoint that is being written, if one is, by all processes; warns if it could not be written."""
+        """Waits for a checkpoint that is being written; warns if that failed. Called by all processes."""
         step = self.step if self.writer.pending is None else self.writer.pending.step
         try:
             self.writer.wait()
@@ -195,7 +199,7 @@ class Training:
         return {file: {plain(name): value for name, value in values.items()} for file, values in files.items()}
 
     def _plain_state(self) -> dict[str, Any]:
-        """All that is not a tensor, as JSON holds it."""
+        """The state that is not in tensors, as JSON values."""
         scaler = self.accelerator.scaler
         return {
             "identity": self.identity,
@@ -206,7 +210,7 @@ class Training:
         }
 
     def _refuse_nonfinite_weights(self) -> None:
-        """Raises ValueError on all processes alike: a run would be resumed from a checkpoint of such weights."""
+        """Raises ValueError on all processes if a weight is not finite: a resume would use the checkpoint."""
         weights = dict(self.unwrapped.named_parameters())
         finite = torch.stack([local(value).isfinite().all() for value in weights.values()])
         if self.meta_copy is not None:
@@ -221,16 +225,17 @@ class Training:
     # ------------------------------------------------------------------------------------------------------------- restoring
 
     def restore(self, checkpoints: Path, allow: Collection[str] = ()) -> list[str]:
-        """Goes on from the newest whole checkpoint, which every process reads; where there is none, from the beginning.
+        """Restores the newest complete checkpoint, which every process reads; without a checkpoint the run starts from the
+        beginning.
 
         Args:
-            allow: names of the identity that may differ.
+            allow: names of options in the identity that may differ.
 
         Returns:
-            A line for each of these that does.
+            A line for each option that differs.
 
         Raises:
-            ValueError: all are damaged, or the newest is of a run with other choices.
+            ValueError: all checkpoints are damaged, or the newest is of a run with other options.
         """
         path = on_main(self.accelerator, lambda: reader.newest(checkpoints))
         if path is None:
@@ -239,9 +244,9 @@ class Training:
         changed = changes(state["identity"], self.identity)
         check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
         if changed:
-            logger.warning("this run goes on with other choices: %s", "; ".join(changed.values()))
+            logger.warning("this run continues with other options: %s", "; ".join(changed.values()))
         if notes := differences(state["written_by"], self._fingerprint()):
-            logger.warning("resumed runs are bit for bit the same only on the same set-up: %s", "; ".join(notes))
+            logger.warning("a resumed run is bit for bit the same only in the same environment: %s", "; ".join(notes))
         self._refuse_other_shapes(tensors["model"], changed)
         self._load(tensors, state)
         self.step, self.partial_metrics = state["step"], PartialMetrics(**state["metrics"])
@@ -264,13 +269,13 @@ class Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
-        """Raises ValueError for the weights of another model, which a change that was allowed can make."""
+        """Raises ValueError for the weights of another model, which an allowed change of the config can cause."""
         for name, value in self.unwrapped.state_dict().items():
             if plain(name) not in found or found[plain(name)].shape != value.shape:
                 raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
 
     def _fingerprint(self) -> dict[str, Any]:
-        """The environment, of which a resume reports the differences."""
+        """The environment; a resume reports how it differs."""
         return {**fingerprint(self.accelerator), "sharded": self.meta_copy is not None}
 
     def _names(self) -> dict[Tensor, str]:
@@ -278,5 +283,5 @@ class Training:
 
 
 def plain(name: str) -> str:
-    """A tensor's name without what compiling single blocks puts into it."""
+    """A tensor's name without the prefix that compiling single blocks adds."""
     return name.replace("_orig_mod.", "")

@@ -46,8 +46,10 @@ def test_the_command_is_said_without_places(monkeypatch: pytest.MonkeyPatch, wor
 )
 def test_model_flops_are_those_of_torch_s_counter(decoder: object, build: Callable[..., MaskedModel]) -> None:
     from benchmarks.train.flops import step_flops
+    from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 
     model, x = build(size=(16, 16), decoder=decoder), torch.randn(2, 3, 16, 16)
+    use_cpu_bf16_kernels(model)
     mask = model.draw_masks(x)
     with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):  # attention by products
         model(x, mask=mask).loss.backward()
@@ -81,6 +83,7 @@ def test_the_published_step_takes_torch_s_own_kernels(build: Callable[..., Maske
         raise AssertionError("a kernel of ours")
 
     model, x = build(size=(16, 16)), torch.randn(2, 3, 16, 16)
+    kernels.use_cpu_bf16_kernels(model)
     published = PublishedMAE(model, visible=4)
     monkeypatch.setattr(kernels, "is_cpu_bf16", refuse)
     with torch.autocast("cpu", torch.bfloat16):

@@ -337,7 +337,7 @@ def test_help_shows_the_chosen_parts_flags_with_their_docstrings(capsys: pytest.
     shown = help_of(capsys, "--help")
     for text in ("What to expect.", "{paper, small, demo}", "--lamp.name desk  {desk, floor}", "--use FILE", "--config FILE"):
         assert text in shown
-    for text in ("--lamp.colour", "Of the light.", "--train.steps", "Updates to make.", "11", "builtin:bulbs", "recipes/lamp.py"):
+    for text in ("--lamp.colour", "Colour of the light.", "--train.steps", "Updates to make.", "builtin:bulbs", "recipes/lamp.py"):
         assert text in shown
     assert "--lamp.height" not in shown
     other = help_of(capsys, "-h", "--lamp.name", "floor")

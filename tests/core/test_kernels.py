@@ -17,10 +17,11 @@ from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
 from mmm.layers import cpu_bf16 as kernels
+from mmm.layers.transformer import QueryValueLinear
 from mmm.system import malloc as allocator
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
-from mmm.train.nonfinite import nan_if_nonfinite
+from mmm.train.loop import nan_if_nonfinite
 from mmm.train.optimizer import make_optimizer
 from mmm.train.state import Training
 
@@ -90,6 +91,9 @@ def test_second_derivatives_are_refused(layer: nn.Module) -> None:
 
 def test_models_are_built_of_torch_s_layers_and_then_take_these(build: Callable[..., MaskedModel]) -> None:
     model = build(decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"))
+    kinds = {type(module) for module in model.modules()}
+    assert set(kernels.FASTER) - {QueryValueLinear} <= kinds
+    kernels.use_cpu_bf16_kernels(model)
     kinds = {type(module) for module in model.modules()}
     assert kinds & set(kernels.FASTER) == set()
     assert {kernels.CPUBF16Linear, kernels.CPUBF16LayerNorm, kernels.CPUBF16Attention, kernels.CPUBF16Embedding} <= kinds

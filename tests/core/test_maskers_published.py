@@ -23,7 +23,7 @@ from mmm.maskers import BlockMasker, BlockUnionMasker, MultiBlockMasker, mask_fr
 from mmm.maskers.echo import nearest_distance
 from mmm.maskers.multi_block import mean_union
 
-MANY = sample_keys(5, 0, torch.arange(6000))
+MANY = sample_keys(5, 0, torch.arange(3000))
 
 
 def share(index: Tensor, tokens: int) -> Tensor:
@@ -81,8 +81,8 @@ def test_the_visible_tokens_are_a_random_part_of_what_the_context_leaves() -> No
     masker = multi_block()
     for step in (0, 7):
         seen = share(masker(MANY, (14, 14), step=step).visible, 196).view(14, 14)
-        assert (seen - seen.flip(0)).abs().max() < 5 * math.sqrt(2 * 0.2 / 6000)
-        assert (seen - seen.flip(1)).abs().max() < 5 * math.sqrt(2 * 0.2 / 6000)
+        assert (seen - seen.flip(0)).abs().max() < 5 * math.sqrt(2 * 0.2 / 3000)
+        assert (seen - seen.flip(1)).abs().max() < 5 * math.sqrt(2 * 0.2 / 3000)
 
 
 def test_targets_that_leave_too_little_lie_at_one_place_and_counts_stay() -> None:
@@ -110,7 +110,9 @@ def test_blocks_of_clips_are_held_through_time() -> None:
 def test_the_predicted_tokens_are_the_union_of_blocks(count: int, scale: float) -> None:
     """Frequencies of every place, and the mean size of the union, as of V-JEPA's sampler with its union brought to one size."""
     masker = BlockUnionMasker(BlockUnionMasker.Config(blocks=(count,), scale=(scale,)))
-    found = torch.stack([share(masker(MANY[100 * step :][:100], (14, 14), step=step).predict, 196) for step in range(60)]).mean(0)
+    found = torch.stack(
+        [share(masker(sample_keys(5, step, torch.arange(100)), (14, 14), step=step).predict, 196) for step in range(60)]
+    ).mean(0)
     generator, sizes, wanted = random.Random(2), 0.0, torch.zeros(196, dtype=torch.float64)
     quota, draws = mean_union(14, 14, count, scale, 0.75, 1.5), 3000
     for _ in range(draws):
@@ -173,7 +175,7 @@ def test_distances_are_euclidean_in_tokens() -> None:
 def test_squares_are_shown_as_in_data2vec() -> None:
     """5 centres with replacement, 3 x 3 cut off at the borders, then random tokens to reach 39 of 196 (data_utils.py)."""
     found = share(draw("inverse_block", (14, 14), MANY).visible, 196)
-    generator, wanted, draws = random.Random(3), torch.zeros(196, dtype=torch.float64), 6000
+    generator, wanted, draws = random.Random(3), torch.zeros(196, dtype=torch.float64), 3000
     neighbours = 0.0
     for _ in range(draws):
         kept = set()
@@ -184,9 +186,9 @@ def test_squares_are_shown_as_in_data2vec() -> None:
         kept = set(generator.sample(sorted(kept), 39)) if len(kept) > 39 else kept | set(generator.sample(rest, 39 - len(kept)))
         wanted[sorted(kept)] += 1
         neighbours += sum(one % 14 < 13 and one + 1 in kept for one in kept) / draws
-    assert deviation(found, wanted / draws, 6000, draws) < 5
+    assert deviation(found, wanted / draws, 3000, draws) < 5
     seen = shown(draw("inverse_block", (14, 14), MANY), 196).view(-1, 14, 14)
-    assert (seen[:, :, 1:] & seen[:, :, :-1]).sum().item() / 6000 == pytest.approx(neighbours, rel=0.02)
+    assert (seen[:, :, 1:] & seen[:, :, :-1]).sum().item() / 3000 == pytest.approx(neighbours, rel=0.02)
 
 
 def capi(generator: random.Random, height: int, width: int, count: int) -> set[int]:
@@ -202,7 +204,7 @@ def capi(generator: random.Random, height: int, width: int, count: int) -> set[i
 @pytest.mark.parametrize("grid", [(16, 16), (12, 18)], ids=str)
 def test_one_rectangle_is_shown_as_in_capi(grid: tuple[int, int]) -> None:
     options = {"side": None, "ratio": 0.65, "predict": 0.03}
-    tokens, draws, generator = math.prod(grid), 6000, random.Random(4)
+    tokens, draws, generator = math.prod(grid), 3000, random.Random(4)
     mask = draw("inverse_block", grid, MANY, **options)
     count, wanted = mask.visible.shape[1], torch.zeros(tokens, dtype=torch.float64)
     heights: Counter[int] = Counter()
@@ -210,7 +212,7 @@ def test_one_rectangle_is_shown_as_in_capi(grid: tuple[int, int]) -> None:
         kept = sorted(capi(generator, *grid, count))
         wanted[kept] += 1
         heights[kept[-1] // grid[1] - kept[0] // grid[1]] += 1
-    assert deviation(share(mask.visible, tokens), wanted / draws, 6000, draws) < 5
+    assert deviation(share(mask.visible, tokens), wanted / draws, 3000, draws) < 5
     rows = mask.visible // grid[1]
     found = Counter((rows.amax(1) - rows.amin(1)).tolist())
     for height, number in heights.items():
@@ -223,7 +225,7 @@ def test_one_rectangle_is_shown_as_in_capi(grid: tuple[int, int]) -> None:
 def test_a_roll_moves_the_rectangle_around_the_borders() -> None:
     plain, rolled = (draw("inverse_block", (16, 16), MANY, side=None, ratio=0.65, roll=roll) for roll in (False, True))
     seen = share(rolled.visible, 256)
-    assert (seen - 90 / 256).abs().max() < 5 * math.sqrt(0.25 / 6000)  # every place as often as any other
+    assert (seen - 90 / 256).abs().max() < 5 * math.sqrt(0.25 / 3000)  # every place as often as any other
     for row in range(50):  # the same shape, elsewhere
         one = {(n // 16, n % 16) for n in plain.visible[row].tolist()}
         other = {(n // 16, n % 16) for n in rolled.visible[row].tolist()}
@@ -250,7 +252,7 @@ def test_one_of_each_cell_is_seen_and_each_place_equally_often(grid: tuple[int, 
     counts = torch.zeros(len(MANY), 4).scatter_add(1, place, torch.ones_like(place).float())
     assert torch.equal(counts, torch.full_like(counts, cells / 4))
     for part in (mask.visible, mask.blank):
-        assert (share(part, tokens) - part.shape[1] / tokens).abs().max() < 5 * math.sqrt(0.19 / 6000)
+        assert (share(part, tokens) - part.shape[1] / tokens).abs().max() < 5 * math.sqrt(0.19 / 3000)
 
 
 def test_odd_grids_and_other_ratios_are_refused() -> None:
@@ -296,7 +298,7 @@ def test_whole_frames_are_hidden() -> None:
     pairs = frames[:, :, 0].sort(dim=1).values
     counts = (pairs[:, 0] * 8 + pairs[:, 1]).unique(return_counts=True)[1]
     assert len(counts) == 28
-    assert abs(chi2(counts, 6000 / 28)) < 5
+    assert abs(chi2(counts, 3000 / 28)) < 5
     with pytest.raises(ValueError, match="hides frames of clips"):
         draw("frame", (8, 8))
     with pytest.raises(ValueError, match=r"no masker\.unit"):
@@ -355,12 +357,12 @@ def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
     from mmm.maskers import AttentionMasker
 
     masker = AttentionMasker(AttentionMasker.Config(ratio=0.75))
-    mask = masker(MANY, (2, 3, 4), scores=scores.flatten().expand(6000, -1))
+    mask = masker(MANY, (2, 3, 4), scores=scores.flatten().expand(3000, -1))
     assert ((mask.visible < 12).sum(1) == 3).all()
-    theirs = torch.multinomial(scores.repeat(6000, 1), 3, generator=torch.Generator().manual_seed(1)).view(6000, 2, 3)
+    theirs = torch.multinomial(scores.repeat(3000, 1), 3, generator=torch.Generator().manual_seed(1)).view(3000, 2, 3)
     wanted = share((theirs + torch.tensor([[0], [12]])).flatten(1), 24)
-    assert deviation(share(mask.visible, 24), wanted, 6000, 6000) < 5
-    for bad, words in ((None, "needs scores"), (torch.ones(6000, 5), r"scores are \(6000, 5\)")):
+    assert deviation(share(mask.visible, 24), wanted, 3000, 3000) < 5
+    for bad, words in ((None, "needs scores"), (torch.ones(3000, 5), r"scores are \(3000, 5\)")):
         with pytest.raises(ValueError, match=words):
             masker(MANY, (2, 3, 4), scores=bad)
 
@@ -379,7 +381,7 @@ def test_each_token_is_hidden_with_one_probability() -> None:
     found = hidden.bincount(minlength=21)
     assert abs((((found - wanted) ** 2 / wanted)[usual].sum() - usual.sum()) / (2 * usual.sum()) ** 0.5) < 5
     mask = masker(MANY, (4, 5), step=3)
-    assert (share(mask.visible, 20) - mask.visible.shape[1] / 20).abs().max() < 5 * 0.5 / 6000**0.5
+    assert (share(mask.visible, 20) - mask.visible.shape[1] / 20).abs().max() < 5 * 0.5 / 3000**0.5
 
 
 # --- painted ----------------------------------------------------------------------------------------------------------------

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from conftest import load_recipe, reset_accelerate
-from other_device import DEVICE, other_device
+from other_device import on_accelerate
 from probe_data import write_digits
 from test_contract import CASES, VARIANTS, model_of
 
@@ -27,13 +26,7 @@ Build = Callable[..., MaskedModel]
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """The device, which Accelerate and every task without --device then choose."""
-    import accelerate.state
-
-    state = accelerate.state.PartialState
-    place = mock.patch.object(state, "set_device", lambda one: setattr(one, "device", DEVICE))
-    found = mock.patch("torch.accelerator.current_accelerator", return_value=DEVICE)
-    with place, mock.patch.object(state, "default_device", DEVICE), found, other_device() as device:
+    with on_accelerate() as device:
         yield device
     reset_accelerate()
 

@@ -15,7 +15,7 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Features, Shape
 from mmm.decoders import ConvolutionDecoder, CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
-from mmm.maskers import BlockUnionMasker, RandomMasker
+from mmm.maskers import AttentionMasker, BlockUnionMasker, RandomMasker
 from mmm.targets import LatentTarget
 
 Build = Callable[..., MaskedModel]
@@ -282,3 +282,30 @@ def test_mistakes_in_decoders_are_refused() -> None:
             ConvolutionDecoder.Config(**options)
     with pytest.raises(ValueError, match=r"decoder\.levels"):
         LinearDecoder.Config(norm=True)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_scores_are_the_attention_of_the_teacher_s_last_block(class_token: bool, build: Build) -> None:
+    """The class token's, or the mean over all tokens without one; the mean over heads. Tokens that are looked at most are seen."""
+    encoder = VisionTransformer.Config(width=24, depth=2, heads=3, class_token=class_token)
+    model = build(encoder=encoder, masker=AttentionMasker.Config(ratio=0.5), target=LatentTarget.Config()).double()
+    model.target.teacher.encoder.load_state_dict(model.encoder.state_dict())
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    patches = model.tokenizer.split(x)
+    tokens = model.encoder(patches, (3, 4), None, blocks=(1,)).blocks[1]
+    block = model.encoder.blocks[1]
+    query, key, _ = block.attn.qkv(block.norm1(tokens)).chunk(3, dim=-1)
+    weights = [
+        (query[..., 8 * head :][..., :8] @ key[..., 8 * head :][..., :8].transpose(1, 2) / 8**0.5).softmax(-1) for head in range(3)
+    ]
+    mean = torch.stack(weights).mean(0)
+    expected = mean[:, 0, 1:] if class_token else mean.mean(1)
+    found = model.target.scores(x, patches, (3, 4))
+    assert (found - expected).abs().max() < 1e-12
+    sharp = AttentionMasker(AttentionMasker.Config(ratio=0.5))(
+        torch.arange(2), (3, 4), scores=1000.0 ** expected.argsort().argsort()
+    )
+    for row in range(2):
+        assert set(sharp.visible[row].tolist()) == set(expected[row].topk(6).indices.tolist())
+    with pytest.raises(ValueError, match="target.name pixels has no teacher"):
+        build(masker=AttentionMasker.Config())(x.float())

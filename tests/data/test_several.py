@@ -12,7 +12,8 @@ from tar_files import photographs, write_tar
 
 from mmm.data import Images, ImagesConfig, open_images, train_batches
 from mmm.data.datasets.mixture import Mixture
-from mmm.data.loading.sampler import Order, WeightedOrder
+from mmm.data.loading.loader import Order
+from mmm.data.loading.sampler import WeightedOrder
 
 CONFIG = ImagesConfig(image_size=16, workers=0, holdout=0.0)
 

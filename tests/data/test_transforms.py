@@ -15,8 +15,18 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from mmm.core.rng import sample_keys
-from mmm.data.transforms.crop import center_crop, crop_boxes, decode_hint, flip, lighting, normalise, resized_crop
-from mmm.data.transforms.small_images import LARGEST, crop_small, is_small
+from mmm.data.transforms.crop import (
+    SMALL_SIDE,
+    center_crop,
+    crop_boxes,
+    crop_small,
+    decode_hint,
+    flip,
+    is_small,
+    lighting,
+    normalise,
+    resized_crop,
+)
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -84,7 +94,7 @@ def test_small_crops_are_bit_for_bit_the_large_ones(height: int, width: int, cha
 
 
 def test_what_would_not_be_exact_is_not_small() -> None:
-    assert not is_small(LARGEST + 1, 32, (32, 32))
+    assert not is_small(SMALL_SIDE + 1, 32, (32, 32))
     assert not is_small(48, 48, (16, 16))  # weights of a strong reduction have more bits than float32 sums exactly
 
 

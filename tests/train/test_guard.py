@@ -11,8 +11,8 @@ from test_loop import CONFIG, Bend, Net, assert_same, ids, lines, loss_of, loss_
 
 from mmm.train import loop
 from mmm.train.ema import EMA
+from mmm.train.loop import nan_if_nonfinite, step_if_finite
 from mmm.train.metrics import NonFiniteError
-from mmm.train.nonfinite import nan_if_nonfinite, step_if_finite
 
 FLAT = replace(CONFIG, log_every=4, save_every=4)
 

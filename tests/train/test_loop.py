@@ -241,7 +241,7 @@ def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path,
         train(tmp_path, other, resume=True, allow=("train.learning",))
     allow = ("train.learning_rate", "train.weight_decay", "seed")
     assert train(tmp_path, other, resume=True, allow=allow, seed=1, until=4).step == 4
-    assert "goes on with other choices: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
+    assert "continues with other options: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
 
 
 def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
@@ -250,12 +250,12 @@ def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
 
     train(tmp_path, until=3)
     train(tmp_path, resume=True, until=4)
-    assert "set-up" not in caplog.text
+    assert "environment" not in caplog.text
     monkeypatch.setattr(environment, "_commit", lambda folder: "1234567+changes")
     monkeypatch.setattr(environment, "_version", lambda package: "9.9")
     torch.set_num_threads(2)
     train(tmp_path, replace(CONFIG, threads=2), resume=True, until=5)
-    (said,) = [record.message for record in caplog.records if "set-up" in record.message]
+    (said,) = [record.message for record in caplog.records if "environment" in record.message]
     assert all(word in said for word in ("commit was", "is 1234567+changes", "versions.timm was", "threads was 1, is 2"))
 
 

@@ -54,6 +54,19 @@ def test_gradients_are_the_same_bits_and_less_is_kept(build, decoder):
     assert list(model.state_dict()) == names
 
 
+def test_what_a_block_keeps_is_what_its_formula_says(build):
+    """Floats for each token: inputs and outputs of both norms, q, k, v, attention's output and the MLP's two hidden layers."""
+    width, heads, x = 24, 2, torch.randn(8, 3, 16, 32)
+    kept = []
+    for depth in (2, 5):
+        model = build(size=(16, 32), encoder=VisionTransformer.Config(width=width, depth=depth, heads=heads))
+        mask = model.draw_masks(x)
+        kept.append(gradients(model, x, mask)[1])
+    each = (2 + 3 + 1 + 2 + 4 + 4) * width + 2 * 2 + heads  # and of each norm its mean and deviation, of each head a normaliser
+    tokens = len(x) * (1 + mask.visible.shape[1])
+    assert kept[1] - kept[0] == 3 * 4 * tokens * each
+
+
 def test_a_copy_computes_with_its_own_weights(build):
     model = build(encoder=ENCODER).eval()
     checkpoint_blocks(model)

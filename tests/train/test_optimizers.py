@@ -13,7 +13,7 @@ from torch import nn
 
 from mmm import MaskedModel
 from mmm.train.config import TrainConfig
-from mmm.train.nonfinite import step_if_finite
+from mmm.train.loop import step_if_finite
 from mmm.train.optimizer import load_optimizer, make_optimizer, optimizer_state
 from mmm.train.schedule import set_learning_rate, set_weight_decay
 

@@ -24,8 +24,8 @@ import torch
 from forked import ends, fork_ranks, watch
 from test_loop import CONFIG, Plain, lines, loss_of, train
 
-from mmm.train.watchdog.heartbeat import BEAT, Beats
-from mmm.train.watchdog.verdict import Beat, about_answers, about_lives
+from mmm.train.watchdog.failure import Heartbeat, find_lost_process, find_unresponsive_process
+from mmm.train.watchdog.heartbeat import INTERVAL, Heartbeats
 
 TIMEOUT = 4.0
 SHORT = replace(CONFIG, timeout=TIMEOUT, save_every=4)
@@ -46,43 +46,45 @@ def step_of(way: Way) -> int:
 
 def test_who_is_to_blame() -> None:
     """A failed rank is named before a silent one, and a silent one before one that does not answer."""
-    runs, cut, failed = Beat(9, 17, "runs"), Beat(9, 18, "cut", "RuntimeError: closed"), Beat(9, 16, "failed", "ValueError: no")
-    assert about_lives([runs, runs], [0.1, 59.0], 60.0) is None
-    gone = about_lives([runs, runs], [0.1, 61.0], 60.0)
+    runs, failed = Heartbeat(9, 17, "running"), Heartbeat(9, 16, "failed", "ValueError: no")
+    cut = Heartbeat(9, 18, "lost_collective", "RuntimeError: closed")
+    assert find_lost_process([runs, runs], [0.1, 59.0], 60.0) is None
+    gone = find_lost_process([runs, runs], [0.1, 61.0], 60.0)
     assert gone is not None
-    assert (gone.rank, gone.said) == (1, "rank 1 is gone: not heard of for 61 s, last at step 17")
-    missed = about_lives([cut, runs, runs], [0.1, 0.2, 3.4], 3.0)
+    assert (gone.rank, gone.message) == (1, "rank 1 is gone: not heard of for 61 s, last at step 17")
+    missed = find_lost_process([cut, runs, runs], [0.1, 0.2, 3.4], 3.0)
     assert missed is not None
-    assert missed.said == "rank 2 is gone: not heard of for 3 s, last at step 17; rank 0 missed it at step 18"
-    first = about_lives([cut, runs, failed], [0.1, 9.0, 0.2], 3.0)
+    assert missed.message == "rank 2 is gone: not heard of for 3 s, last at step 17; rank 0 missed it at step 18"
+    first = find_lost_process([cut, runs, failed], [0.1, 9.0, 0.2], 3.0)
     assert first is not None
-    assert (first.rank, first.said) == (2, "rank 2 ended with an error at step 16: ValueError: no")
-    for ended in (Beat(), Beat(9, 17, "done"), cut, Beat(9, 17, "told")):  # who has not begun, or has ended, is not missed
-        assert about_lives([cut, ended], [0.0, 1000.0], 3.0) is None
-    assert about_answers([cut, runs], 1.0, 60.0) is None
-    slow = about_answers([cut, runs], 5.0, 60.0)
+    assert (first.rank, first.message) == (2, "rank 2 ended with an error at step 16: ValueError: no")
+    # a process that has not started, or has ended, is not missed
+    for ended in (Heartbeat(), Heartbeat(9, 17, "done"), cut, Heartbeat(9, 17, "notified")):
+        assert find_lost_process([cut, ended], [0.0, 1000.0], 3.0) is None
+    assert find_unresponsive_process([cut, runs], 1.0, 60.0) is None
+    slow = find_unresponsive_process([cut, runs], 5.0, 60.0)
     assert slow is not None
-    assert (slow.rank, slow.said) == (1, "rank 1 lives and has not answered within 60 s, at step 17")
-    nobody = about_answers([cut, cut], 5.0, 60.0)
+    assert (slow.rank, slow.message) == (1, "rank 1 lives and has not answered within 60 s, at step 17")
+    nobody = find_unresponsive_process([cut, cut], 5.0, 60.0)
     assert nobody is not None
-    assert (nobody.rank, nobody.said) == (None, "the processes lost each other, rank 0 at step 18: RuntimeError: closed")
+    assert (nobody.rank, nobody.message) == (None, "the processes lost each other, rank 0 at step 18: RuntimeError: closed")
 
 
 def test_nothing_of_it_outlives_the_training() -> None:
     """A thread that Python ends with itself, inside torch's C++, would abort the process."""
     alone = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1), step=0)
 
-    class Slow(Beats):
-        def _meet(self) -> bool:
+    class Slow(Heartbeats):
+        def _start(self) -> bool:
             self._thread.start()
             return True
 
-        def _exchange(self, own: Beat) -> None:
+        def _exchange(self, own: Heartbeat) -> None:
             time.sleep(0.2)
 
-    beats = Slow(alone, 1.0)  # type: ignore[arg-type]
-    beats.close()
-    assert not any(thread.name == "mmm beats" for thread in threading.enumerate())
+    heartbeats = Slow(alone, 1.0)  # type: ignore[arg-type]
+    heartbeats.close()
+    assert not any(thread.name == "mmm heartbeats" for thread in threading.enumerate())
 
 
 def test_one_rank_goes(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def harmful(way: Way, mark: Path, model: Any, batch: Any, now: int) -> Any:
     kind, rank, _ = way
     time.sleep(0.05)
     if now == step_of(way) and int(os.environ["RANK"]) == rank:
-        time.sleep(0 if kind == "raising" else 3 * BEAT)  # until this step was said and heard: what is heard last may be older
+        time.sleep(0 if kind == "raising" else 3 * INTERVAL)  # until this step was said and heard: what is heard last may be older
         mark.touch()
         if kind == "raising":
             raise RuntimeError("on fire, says hf_0123456789abcdef\nand more")

@@ -6,6 +6,7 @@ import logging
 import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
@@ -50,6 +51,12 @@ class CachedColumn:
         except Unreadable as error:
             self.unreadable[row] = str(error)
             return np.zeros((0, 0, channels), np.uint8)
+
+    @property
+    def images(self) -> NDArray[np.uint8] | None:
+        """All images as one array (N, H, W, C), which shares the memory; None where sizes differ or one cannot be read."""
+        same = len(self) > 0 and bool((self.shapes == self.shapes[0]).all()) and not self.unreadable
+        return self.pixels.reshape(len(self), *self.shapes[0].tolist()) if same else None
 
     def __len__(self) -> int:
         return len(self.shapes)

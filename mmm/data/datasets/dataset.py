@@ -13,7 +13,8 @@ from torch import Tensor
 from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, scores, stream
 from mmm.data.config import DataConfig
-from mmm.data.loading.sampler import Order, WeightedOrder
+from mmm.data.loading.loader import Order, SampleOrder
+from mmm.data.loading.sampler import WeightedOrder
 from mmm.data.sources.base import EVALUATION, Source, Table
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.augment import rand_augment
@@ -64,7 +65,7 @@ class Dataset(Generic[C]):
         """The name of an input in messages: a path, or a row of a table."""
         return self.table.column.name(int(self.rows[index]))
 
-    def order(self, seed: int, source: int = 0) -> Order | WeightedOrder:
+    def order(self, seed: int, source: int = 0) -> SampleOrder:
         """The order in which a run of this seed trains on the inputs, as source number `source` of those that it mixes."""
         if len(self.config.weights) < 2:  # a single source
             return Order(len(self), seed, source)

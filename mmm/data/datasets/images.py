@@ -19,16 +19,40 @@ from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
-from mmm.data.transforms.crop import center_crop, covering_size, crop_boxes, decode_hint, resized_crop
+from mmm.data.sources.base import Table
+from mmm.data.transforms.crop import (
+    SMALL_SIDE,
+    center_crop,
+    covering_size,
+    crop_boxes,
+    crop_small,
+    decode_hint,
+    is_small,
+    resized_crop,
+)
 from mmm.data.transforms.device_resize import DeferredCrop, DeferredCrops, bounding_box
-from mmm.data.transforms.small_images import LARGEST, crop_small, is_small
 
 GROUP = 64  # small images that are cropped at once: more leave the processor's cache (32 x 32: 12 us each, 17 with 256)
 MAX_DECODED = 2**26  # bytes of decoded images that a process holds at once; their boxes are drawn together
 
 
 class Images(Dataset[ImagesConfig]):
-    """Images of one split, or of a part of it."""
+    """Images of one split, or of a part of it.
+
+    Attributes:
+        size: of a sample, (h, w).
+        defers_resize: see `Samples.defers_resize`.
+        in_memory: uint8 (N, H, W, C), small images of one size that are cached and cropped as they are, many at once; else None.
+    """
+
+    def __init__(self, table: Table, config: ImagesConfig, rows: Tensor, where: str) -> None:
+        """See `Dataset`."""
+        super().__init__(table, config, rows, where)
+        images = table.column.images if isinstance(table.column, CachedColumn) and config.augment is None else None
+        fits = images is not None and is_small(images.shape[1], images.shape[2], config.size)
+        self.size = config.size
+        self.in_memory = torch.from_numpy(images) if images is not None and fits else None
+        self.defers_resize = config.resize == "device" and max(config.size) > SMALL_SIDE
 
     def read(self, index: int, size_hint: int | None = None) -> Pixels:
         """Decodes one image to uint8 (H, W, C).
@@ -73,6 +97,8 @@ class Images(Dataset[ImagesConfig]):
             uint8 (b R, C, h, w), and the reasons why images could not be read, by their position in `index`; the crops of these are
             zero.
         """
+        if self.in_memory is not None:
+            return self._crops_in_memory(self.in_memory[self.rows[index]], keys), {}
         config, repeats = self.config, len(keys) // len(index)
         hint = decode_hint(config.size, config.crop_scale, config.crop_ratio)
         views = _zeros(len(keys), config)
@@ -88,10 +114,14 @@ class Images(Dataset[ImagesConfig]):
                     self.augment(int(index[row]), crops[row].permute(1, 2, 0)[None], key)  # (1, h, w, C)
         return views, failed
 
-    @property
-    def defers_resize(self) -> bool:
-        """See `Samples.defers_resize`."""
-        return self.config.resize == "device" and max(self.config.size) > LARGEST
+    def _crops_in_memory(self, images: Tensor, keys: Tensor) -> Tensor:
+        """The crops of `train_views` of decoded images of one size. uint8 (b, H, W, C), (b R,) -> (b R, C, h, w)."""
+        config = self.config
+        images = images.repeat_interleave(len(keys) // len(images), dim=0)  # (b R, H, W, C)
+        height, width = (torch.full_like(keys, side) for side in images.shape[1:3])
+        boxes = crop_boxes(keys, height, width, config.crop_scale, config.crop_ratio)
+        parts = zip(images.split(GROUP), boxes.split(GROUP), strict=True)
+        return torch.cat([crop_small(some, own, self.size) for some, own in parts])
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
         """The regions of the images from which a device makes the samples of `train_views`; the arguments are the same."""
@@ -144,7 +174,7 @@ class Images(Dataset[ImagesConfig]):
 
 def _zeros(count: int, config: ImagesConfig) -> Tensor:
     """Samples of zeros, (B, C, h, w), in the memory layout of the crops: channels last, or channels first for small samples."""
-    if max(config.size) <= LARGEST:
+    if max(config.size) <= SMALL_SIDE:
         return torch.zeros(count, config.channels, *config.size, dtype=torch.uint8)
     return torch.zeros(count, *config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
 

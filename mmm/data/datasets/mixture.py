@@ -80,9 +80,9 @@ class Mixture:
             )
             for source, part in enumerate(self.parts)
         ]
-        for step in range(start_step, steps):
-            for _ in range(accumulation):
-                yield next(streams[self.source(step)])
+        if len(streams) == 1:
+            return streams[0]
+        return (next(streams[self.source(step)]) for step in range(start_step, steps) for _ in range(accumulation))
 
     def sample_batch(self, source: int, samples: int) -> Batch:
         """A micro-batch of so many samples of a source, read in this process, to see what it takes."""

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, without state to save."""
+"""The order of samples of several groups that alternate: a pure function of the seed, without state to save."""
 
 from __future__ import annotations
 
@@ -7,45 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmm.core.rng import Stream, permutation, sample_keys, stream
-
-
-class Order:
-    """A permutation of the samples for each epoch, made from (seed, epoch).
-
-    Sample p of a run is position p mod n of epoch p // n. A step therefore means the same samples on any number of processes
-    and after any resume, a batch may cross the end of an epoch, and a data set may be smaller than a batch.
-
-    Args:
-        n: number of samples in the data set.
-        seed: random seed of the run.
-        source: number of the data set among several that a run mixes; two of equal length have different permutations.
-        group: number of these samples among the groups of one source.
-    """
-
-    def __init__(self, n: int, seed: int, source: int = 0, group: int = 0) -> None:
-        assert n > 0
-        self.n, self.seed, self.source, self.group = n, seed, source, group
-        self._epochs: dict[int, Tensor] = {}
-
-    def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """The epochs and indices of samples first .. first + count - 1 of the run, int64 (count,) each."""
-        position = torch.arange(first, first + count, dtype=torch.int64)
-        epoch, place = position // self.n, position % self.n
-        index = torch.empty_like(position)
-        for number in range(first // self.n, (first + count - 1) // self.n + 1 if count else 0):
-            here = epoch == number
-            index[here] = self._epoch(number)[place[here]]
-        return epoch, index
-
-    def _epoch(self, number: int) -> Tensor:
-        """The permutation of an epoch, (n,). The last two are kept (1.28 million samples: 55 ms and 10 MB each)."""
-        if number not in self._epochs:
-            while len(self._epochs) >= 2:
-                del self._epochs[next(iter(self._epochs))]
-            key = stream(sample_keys(self.seed, number, self.group, source=self.source), Stream.ORDER)
-            self._epochs[number] = permutation(key, self.n)[0]
-        return self._epochs[number]
+from mmm.data.loading.loader import Order
 
 
 class WeightedOrder:

@@ -51,7 +51,7 @@ def _warn_of_many(workers: int) -> None:
 
 
 def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: int, *, prefetch: int = 2) -> Iterator[Any]:
-    """Yields the batch that `views` makes of each request (`__getitems__`), in order.
+    """Yields the batches that `views` makes of the requests (`__getitems__`), in order.
 
     Args:
         views: makes the batches; where it returns a ValueError instead of a batch, the error is raised here.
@@ -88,7 +88,7 @@ class WorkerPool:
     """The workers, from one start to their end.
 
     Attributes:
-        failure: how workers ended that should not have ended, or "".
+        failure: description of how workers failed, or "".
     """
 
     def __init__(self, views: Dataset[Any], requests: _Requests, workers: int, prefetch: int, lost: dict[int, str]) -> None:
@@ -138,7 +138,7 @@ class WorkerPool:
             last = time.monotonic()
 
     def _find_failure(self, seconds: float) -> str:
-        """How workers ended that should not have; waits up to this many seconds for one that is about to end."""
+        """Describes how workers failed; waits up to this many seconds for one that is about to end."""
         end = time.monotonic() + seconds
         early = ["killed before its first batch"] * (self.loader.num_workers - len(self.processes))
         while not (found := early + [_ending(process.exitcode) for process in self.processes if process.exitcode]):
@@ -168,7 +168,7 @@ class WorkerPool:
             process.join()
 
     def find_culprits(self) -> dict[int, str]:
-        """The inputs that ended a worker, and the reasons; a worker that others killed has no culprit."""
+        """The inputs that ended a worker, with the reasons. A worker that was killed from outside has none."""
         reading = dict(self.reports.tolist())
         found = {}
         for process in self.processes:
@@ -182,7 +182,7 @@ class WorkerPool:
 
 
 def _ending(code: int) -> str:
-    """How a process ended: the name of a signal, or its exit code."""
+    """The name of the signal that ended a process, or its exit code."""
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -63,7 +63,7 @@ def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -
 def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
     """Returns the attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from its input."""
     assert isinstance(layer, (SelfAttention, CrossAttention))
-    compared = layer.queries_keys_values(*cast(Any, inputs))
+    compared = layer.queries_keys_values(*cast(Any, inputs)[:2])
     q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in compared)
     q, k = q[:, :, -queries:].float(), k.float()
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)

@@ -25,6 +25,7 @@ from mmm.data.errors import Problem
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.progress import progress
+from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.model import MaskedModel
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[No
     """Context of inference: evaluation mode, no gradient, and autocast to `dtype` (None: fp32). Restores the mode afterwards."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        use_cpu_bf16_kernels(model)
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
             yield

@@ -1,7 +1,7 @@
-"""Saving while the training goes on: an update waits for the copy to the host's memory, threads do the rest.
+"""Asynchronous saving: an update waits for the copy to the host's memory, and threads do the rest.
 
-No thread talks to another process. The first process's waits for files in which the others say that their part is there; whether
-all went well, the processes tell each other when the next checkpoint is due, or the run ends, from their main threads.
+Threads do not communicate with other processes. The thread of the first process waits for files by which the others report that
+their part is written. The main threads exchange the outcome when the next checkpoint is due or the run ends.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Pending:
     Attributes:
         step: it is of.
         written: what this process writes of it; none: nothing.
-        whole: until it has its name; in the first process.
-        refusal: what another process failed with.
-        until: by the clock, when all must be seen.
+        whole: the task that renames it when it is complete, in the first process.
+        refusal: the error of another process.
+        until: time at which all parts must be written.
     """
 
     step: int
@@ -78,10 +78,10 @@ class AsyncWriter:
     def start(
         self, folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int | None, keep_every: int | None
     ) -> None:
-        """Copies what is to be saved, and begins to write it; `wait` comes between two of these.
+        """Copies the state and begins to write it. `wait` must be called before the next `start`.
 
         Raises:
-            OSError: there is no room even for the folder; on all processes alike.
+            OSError: the folder cannot be made; on all processes.
         """
         aside = on_main(self.accelerator, lambda: checkpoint.begin(folder, step))
         if aside is None:
@@ -103,10 +103,10 @@ class AsyncWriter:
             pending.whole = _in_thread(finish)
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written, if one is; all processes learn whether it was written.
+        """Waits for a checkpoint that is being written; all processes learn whether that succeeded.
 
         Raises:
-            OSError: it was not written; on all processes alike. What there was of it is deleted.
+            OSError: it was not written; on all processes. Its files are deleted.
         """
         pending, self.pending = self.pending, None
         if pending is None:
@@ -123,7 +123,7 @@ class AsyncWriter:
         on_main(self.accelerator, lambda: None if whole is None else whole.result())
 
     def wait_alone(self) -> None:
-        """Waits for what this process writes, after an error, without the others: their parts may not come any more."""
+        """Waits for the files of this process only, after an error: other processes may not write theirs."""
         pending = self.pending
         for future in () if pending is None else (pending.written, pending.whole):
             if future is not None:
@@ -142,7 +142,7 @@ class AsyncWriter:
         return files
 
     def _copy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's part of the tensors, on the host; of those that are not sharded the first process has all."""
+        """This process's part of the tensors, on the host. The first process holds the tensors that are not sharded."""
         own = {name: local(value) for name, value in values.items() if self.part == 0 or is_sharded(value)}
         return {name: to_host(value) for name, value in own.items() if value.numel() or self.parts == 1}
 
@@ -159,13 +159,13 @@ class AsyncWriter:
 
 
 def to_host(value: Tensor) -> Tensor:
-    """A copy in the host's memory; of a GPU's tensor it is under way when this returns."""
+    """A copy in the host's memory. The copy of a GPU's tensor is asynchronous."""
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
     return copy.copy_(value.detach(), non_blocking=True)
 
 
 def _in_thread(work: Callable[[], Result]) -> Future[Result]:
-    """Runs something beside the training. A process that ends waits for it."""
+    """Runs a function in a thread. The process waits for it before it exits."""
     future: Future[Result] = Future()
 
     def run() -> None:

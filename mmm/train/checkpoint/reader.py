@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: which there are, whether one is as it was written, and what it holds."""
+"""Reads checkpoints: lists them, verifies them and loads their content."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MANIFEST, STATE = "manifest.json", "state.json"
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints that were renamed into place, oldest first."""
+    """The complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.name.removeprefix("step_").isdecimal())
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-    """The tensors, by file and name, on the CPU; and the state. Only what the manifest lists is read.
+    """The tensors, by file and name, on the CPU; and the state. Only files in the manifest are read.
 
-    A tensor that several processes wrote is put together when it is asked for, so that no more than one need be in memory.
+    A tensor that several processes wrote is joined when it is accessed, so that only one has to be in memory.
     """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     state = json.loads((checkpoint / STATE).read_text())
@@ -40,10 +40,10 @@ def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, A
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or none where none was ever written. What is damaged is named and passed over.
+    """The newest complete checkpoint, or None where there is none. Damaged ones are reported and skipped.
 
     Raises:
-        ValueError: there are checkpoints and all are damaged. To start from nothing then is for the user to decide.
+        ValueError: all checkpoints are damaged. Whether to start again is then the user's decision.
     """
     damaged = []
     for path in reversed(found(folder)):
@@ -58,7 +58,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Describes the damage of a checkpoint and names the file. None: every file is as it was written."""
+    """Describes the damage of a checkpoint and names the file. None: all files are unchanged."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         files, step = manifest["files"], manifest["step"]

@@ -1,6 +1,6 @@
-"""Tensors in files, whole or in shards: of a sharded model each process writes its own rows.
+"""Tensors in files, whole or in shards: each process of a sharded model writes its own rows.
 
-Shapes: R rows of a tensor, cut into P parts as torch cuts them: each has ceil(R / P) but for the last ones, which may have none.
+Shapes: R rows of a tensor, divided into P parts as by torch: each has ceil(R / P) rows, the last ones fewer or none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def stem_of(path: Path) -> str:
 
 
 def open_tensors(paths: Sequence[Path], shards: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
-    """The tensors of a checkpoint's files, by stem and name. Files are mapped, and read as far as they are looked at.
+    """The tensors of a checkpoint's files, by stem and name. Files are memory-mapped.
 
     Args:
         paths: in the order of their parts.
@@ -48,7 +48,7 @@ def open_tensors(paths: Sequence[Path], shards: Mapping[str, Any]) -> dict[str, 
 
 
 class Joined(Mapping[str, Tensor]):
-    """The tensors of several files that hold their rows one after the other; each is put together when it is asked for."""
+    """The tensors of several files that hold their rows in order; each is joined when it is accessed."""
 
     def __init__(self, parts: Sequence[Mapping[str, Tensor]], shards: Mapping[str, Sequence[int]]) -> None:
         self.parts, self.shards = parts, shards

@@ -1,15 +1,15 @@
-"""Checkpoint folders that are whole or not there: written aside, hashed, made durable, then renamed.
+"""Writes checkpoint folders atomically: written under another name, hashed, flushed to the disk, then renamed.
 
     checkpoints/step_00001000/
         model.safetensors  optimizer.safetensors  [ema.safetensors]     tensors by name
         state.json                                                     everything else, as data
         manifest.json                                                  size and sha256 of each file above
 
-What a kill can leave is a `.tmp` folder, which nobody reads; what a disk can do to a file is found by its hash: one flipped
-bit in a tensor loads without an error in safetensors and torch alike. No code is ever loaded.
+A process that is killed leaves a `.tmp` folder, which is never read. Damage on the disk is found by the hashes: safetensors and
+torch load a tensor with a flipped bit without an error. No code is ever loaded.
 
-Of a sharded model each process writes its own rows of every tensor, in `model-00001-of-00002.safetensors` and so on; `shards` in
-state.json says how many rows each has. `shards.py` puts them together again; `stored.py` reads and checks.
+Each process of a sharded model writes its own rows of every tensor, in `model-00001-of-00002.safetensors` and so on; `shards` in
+state.json contains the number of rows of each. `shards.py` joins them; `reader.py` reads and verifies.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write(
         keep, keep_every: see `prune`.
 
     Returns:
-        The checkpoint's folder. One of this step that is whole already stays as it is.
+        The checkpoint's folder. A complete checkpoint of this step is not written again.
 
     Raises:
         OSError: it cannot be written, because the disk is full for instance. The ones before are as they were, and what was
@@ -68,7 +68,7 @@ def write(
 
 
 def begin(folder: Path, step: int) -> Path | None:
-    """Makes the folder aside that the files go into; none where a whole checkpoint of this step is there already."""
+    """Makes the temporary folder for the files. None: there is a complete checkpoint of this step already."""
     final = folder / f"step_{step:08d}"
     if final.exists():
         if damage(final) is None:
@@ -83,7 +83,7 @@ def begin(folder: Path, step: int) -> Path | None:
 
 @contextmanager
 def or_nothing(aside: Path) -> Iterator[None]:
-    """Deletes the folder aside where what is done inside fails: it takes room that the next checkpoint may need."""
+    """Deletes the temporary folder if the `with` block fails, because the next checkpoint may need its space."""
     try:
         yield
     except OSError:
@@ -92,7 +92,7 @@ def or_nothing(aside: Path) -> Iterator[None]:
 
 
 def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: int = 0, parts: int = 1) -> Files:
-    """Writes the tensors that one process has, durable; all but the first then say so in a file that `found_part` reads."""
+    """Writes and flushes the tensors of one process. All but the first then write a file by which `found_part` knows."""
     files = {}
     for name, values in tensors.items():
         path = aside / file_name(name, part, parts)
@@ -114,7 +114,7 @@ def found_part(aside: Path, part: int) -> Files | None:
 
 
 def commit(aside: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
-    """Makes a checkpoint of a folder that holds all tensors: state, manifest, everything durable, then the name."""
+    """Completes a folder that holds all tensors: writes state and manifest, flushes all files, and renames the folder."""
     for notice in aside.glob("part-*.json"):
         notice.unlink()
     _write_json(aside / STATE, {"step": step, **state})
@@ -139,11 +139,11 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def prune(folder: Path, keep: int | None, step: int, keep_every: int | None = None) -> None:
-    """Deletes older checkpoints up to this step; renamed first, so that a kill leaves none half there.
+    """Deletes older checkpoints up to this step. Each is renamed first, so that a kill leaves no incomplete one.
 
     Args:
-        keep: how many of the newest stay; none: all.
-        keep_every: those of every so many updates stay for good.
+        keep: number of newest checkpoints that stay. None: all.
+        keep_every: checkpoints at multiples of this many updates stay for ever.
     """
     past = [path for path in found(folder) if step_of(path) <= step]
     for path in past[:-keep] if keep is not None else []:
@@ -156,7 +156,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Makes a file, or a folder's list of names, survive a loss of power."""
+    """Flushes a file, or the names in a folder, to the disk, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,13 @@
 """Sharding (FSDP2): each process holds a part of every weight, gradient and average, and of the optimizer's state.
 
-It is asked for in Accelerate's configuration (`accelerate launch --use_fsdp --fsdp_version 2 ...`) and done here, with torch's
-`fully_shard`, instead of by Accelerate's plugin (1.15): the plugin wraps only what is named by class, casts the input, and with it
-the targets, to bf16, sums gradients in bf16, and on a CPU falls back to DDP without a word. Done here, two processes on a CPU test
-what GPUs run. Of the configuration `fsdp_reshard_after_forward` is followed.
+It is selected in Accelerate's configuration (`accelerate launch --use_fsdp --fsdp_version 2 ...`) and implemented here with torch's
+`fully_shard` instead of Accelerate's plugin (1.15). The plugin wraps only modules that are named by class, casts the input, and so
+the targets, to bf16, sums gradients in bf16, and silently falls back to DDP on a CPU. With this implementation, two processes on a
+CPU test the code that GPUs run. Of the configuration, `fsdp_reshard_after_forward` is used.
 
-Every transformer block is a unit, gathered when its turn comes; the root holds the rest. Weights are kept, sent and summed in fp32,
-and autocast computes products in bf16 where that was chosen, as it does without sharding: targets and losses are fp32. To send
-weights in bf16 would halve that traffic, and round norms too, which a CPU's layer norm then refuses beside an fp32 stream.
+Every transformer block is a unit, which is gathered when it is computed; the root holds the rest. Weights are stored, sent and
+summed in fp32. Autocast computes products in bf16 if that is chosen, as without sharding, and targets and losses are fp32. Sending
+weights in bf16 would halve the traffic, but would also round norms, which layer norms on a CPU refuse beside fp32 inputs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sharding_asked(environment: Mapping[str, str]) -> bool:
 
 
 def check_sharding(environment: Mapping[str, str], processes: PartialState, *, precision: str, strict: bool) -> None:
-    """Refuses a sharding that would be another than the one asked for.
+    """Refuses settings of Accelerate that cannot be followed.
 
     Raises:
         ValueError: FSDP1, a CPU, where Accelerate takes DDP in silence, one process, settings that are not followed, fp16, strict.
@@ -59,10 +59,10 @@ def check_sharding(environment: Mapping[str, str], processes: PartialState, *, p
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Shards a model in place over all processes, and gives the optimizer, which has no state yet, the parameters that came of it.
+    """Shards a model in place over all processes, and gives the sharded parameters to the optimizer, which has no state yet.
 
     Args:
-        model: on the CPU or its device; each unit is moved to the device, and cut, by itself.
+        model: on the CPU or its device; each unit is moved to the device and sharded separately.
 
     Raises:
         ValueError: there is no transformer block in it.
@@ -89,7 +89,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accel
 
 @contextmanager
 def no_sync(model: nn.Module) -> Iterator[None]:
-    """Inside, each process sums the whole gradients of its micro-batches; memory for traffic, as Accelerate chooses too."""
+    """Inside, each process sums whole gradients of its micro-batches: more memory, less traffic, as in Accelerate."""
     model.set_requires_gradient_sync(False)  # type: ignore[operator]
     try:
         yield
@@ -98,7 +98,7 @@ def no_sync(model: nn.Module) -> Iterator[None]:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The transformer blocks of encoder, decoder and teachers: what lies in a list called `blocks`.
+    """The transformer blocks of encoder, decoder and teachers: the modules in lists called `blocks`.
 
     Raises:
         ValueError: there is none.
@@ -111,7 +111,7 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
-    """Computes products in bf16 where that was chosen, as Accelerate does for a model that is not sharded."""
+    """Adds autocast to bf16, if it is chosen, as Accelerate does for a model that is not sharded."""
     if accelerator.mixed_precision == "bf16":
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
 
@@ -122,9 +122,9 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
 
 
 def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """A model that is not sharded with the weights of one that is, gathered tensor by tensor; by all processes.
+    """A model that is not sharded, with the weights of one that is, gathered tensor by tensor. Called by all processes.
 
-    It needs no other process when it is called, which a sharded one does: processes may evaluate different numbers of batches.
+    It needs no other process when it is called, so that processes may evaluate different numbers of batches.
     """
     plain = copy.deepcopy(meta_copy).to_empty(device=accelerator.device)
     live = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
@@ -143,7 +143,7 @@ def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
 
 
 def gather(value: Tensor) -> Tensor:
-    """The whole tensor; of a sharded one, by all processes."""
+    """The whole tensor. Called by all processes if it is sharded."""
     return value.full_tensor() if is_sharded(value) else value
 
 
@@ -160,7 +160,7 @@ def rows_here(value: DTensor) -> slice:
 
 @torch.no_grad()
 def copy_into(into: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded: there only the rows that this process holds."""
+    """Copies a whole tensor into one that may be sharded, of which only the rows of this process are copied."""
     local(into).copy_(value[rows_here(into)] if is_sharded(into) else value)
 
 

@@ -1,12 +1,12 @@
-"""Signals that ask a run to stop: answered when they come, agreed upon by all processes, acted on between two updates.
+"""Signals that stop a run: acknowledged at once, shared with all processes, and acted on between two updates.
 
-Python runs a signal's handler between two of its own instructions, and a backward pass on a CPU is one instruction of minutes. So
-the system's handler writes the signal's number into a pipe, and a thread reads it: it answers the first request at once, and ends
-the process at the second.
+Python runs a signal's handler between two of its own instructions, and a backward pass on a CPU is a single one that may take
+minutes. Therefore the system's handler writes the signal's number into a pipe, and a thread reads it: it acknowledges the first
+request at once, and ends the process at the second.
 
-Once an update the processes exchange their flags, on the hosts alone: one number in a group of its own (gloo), sent while the next
-update is computed and read after it. So no host waits for a device, hosts may run ahead of their devices, and all processes learn
-of a signal at the same update, whichever of them received it, at most one update later.
+The processes exchange their flags once per update, on the hosts alone: one number in a gloo group of its own, sent during the next
+update and read after it. No host waits for a device, and hosts may run ahead of their devices. All processes learn of a signal at
+the same update, at most one update after one of them received it.
 """
 
 from __future__ import annotations
@@ -38,36 +38,39 @@ AGAIN = 2.0  # seconds after which a signal is a second request: launchers hand 
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and has saved its step."""
+    """The run received a signal to stop, and has saved its step."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 class StopSignals:
-    """Notes the signals while it is entered; afterwards the handlers from before are back. SIGUSR1, which would end the process in
-    the evaluations that follow a training, is ignored from then on where nobody handled it: it is a warning, and weights are safe.
+    """Records signals inside its `with` block, and restores the earlier handlers afterwards.
 
-    The first SIGTERM or SIGINT is answered with when the run will stop, a second one ends the process without another checkpoint:
-    the last one is whole. Where handlers cannot be set (not the main thread, or Windows' lack of SIGUSR1), those signals keep what
-    they do.
+    SIGUSR1 is a warning. Afterwards it is ignored where it had no handler, because it would end the process during the evaluations
+    that follow a training. The first SIGTERM or SIGINT is acknowledged with the time at which the run will stop; a second one ends
+    the process without another checkpoint, and the last checkpoint remains complete. Where handlers cannot be set (outside of the
+    main thread, and SIGUSR1 on Windows), signals keep their effect.
 
     Attributes:
+        launched: whether `accelerate launch` started this process.
         received: number of the first signal, 0 where none came.
+        began: when this update began (`time.monotonic`), None between two. The loop sets it; the time left is estimated from it.
+        seconds: that the last update took, None before the first; the loop sets it.
     """
 
     def __init__(self, *, answers: bool = True) -> None:
-        """`answers`: whether this process says when the run will stop; one of several does."""
+        """`answers`: whether this process logs when the run will stop; one of several does."""
         self.received, self.answers = 0, answers
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-        self._launcher = os.getppid() if launched else None
+        self.launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if self.launched else None
         self._before: dict[int, Any] = {}
         self._wakeup = -1  # the descriptor that was written to before
         self._pipe: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
         self._asked: float | None = None  # when the first request to stop came
-        self._began: float | None = None  # when this update did; None between two
-        self._seconds: float | None = None  # that the last one took
+        self.began: float | None = None
+        self.seconds: float | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -95,20 +98,11 @@ class StopSignals:
         os.close(writer)
         os.close(reader)
 
-    def begin_update(self) -> None:
-        """Starts the clock of an update, from which the time to its end is estimated."""
-        self._began = monotonic()
-
-    def end_update(self) -> None:
-        """Stops the clock of an update."""
-        assert self._began is not None
-        self._seconds, self._began = monotonic() - self._began, None
-
     def look(self) -> int:
-        """The number of the first signal, 0 where none came.
+        """The number of the first signal, 0 if there was none.
 
-        A launcher that is gone counts as SIGTERM: `accelerate launch` dies of it and does not hand it on to the one process that
-        it started (1.15), which would train on with nobody to stop it. torchrun does.
+        A launcher that has ended counts as SIGTERM: `accelerate launch` (1.15) ends at a SIGTERM without passing it on to the
+        single process that it started, which would go on training. torchrun passes it on.
         """
         if not self.received and self._launcher not in (None, os.getppid()):
             self.received = signal.SIGTERM
@@ -118,7 +112,7 @@ class StopSignals:
         self.received = self.received or number
 
     def _listen(self, reader: int) -> None:
-        """The thread: answers requests to stop until it reads a 0."""
+        """The thread: acknowledges requests to stop until it reads a 0."""
         while True:
             for number in os.read(reader, 64):
                 if number == 0:
@@ -127,7 +121,7 @@ class StopSignals:
                     self._answer(signal.Signals(number))
 
     def _answer(self, number: signal.Signals) -> None:
-        now, began, seconds = monotonic(), self._began, self._seconds
+        now, began, seconds = monotonic(), self.began, self.seconds
         if self._asked is None:
             self._asked = now
             update = "the next update" if began is None else "this update"
@@ -141,7 +135,7 @@ class StopSignals:
 
 
 def end_now(code: int) -> NoReturn:
-    """Ends this process and its data workers from any thread, whatever the main thread is doing."""
+    """Ends this process and its data workers at once, from any thread."""
     for child in multiprocessing.active_children():
         child.kill()
     logging.shutdown()
@@ -151,21 +145,27 @@ def end_now(code: int) -> NoReturn:
 
 
 class StopAgreement:
-    """Whether any process was asked to stop, the same answer on all of them."""
+    """Decides on all processes alike whether to stop, because one of them received a signal.
+
+    Attributes:
+        every_update: whether `stops` is to be called after each update, because there are other processes, or a launcher that may
+            be gone. Where it is false, `stops` is called after a signal.
+    """
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
         self.signals, self.rank = signals, accelerator.process_index
         self.group: Any = (
             distributed.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if accelerator.num_processes > 1 else None
         )
+        self.every_update = self.group is not None or signals.launched
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
 
     def stops(self, step: int, *, last: bool = False) -> bool:
-        """Called once an update, by all processes.
+        """Called by all processes after the same updates.
 
         Args:
             step: updates made so far, for the message.
-            last: nothing follows, so the answer is for this update and nothing is left under way.
+            last: whether this is the last call; the answer then includes signals of this update, and no exchange is left open.
         """
         found = self._own() if self.group is None else self._receive()
         if self.group is not None and not found:

@@ -1,9 +1,9 @@
-"""Finds the largest micro-batch that fits, once where `train.micro_batch_size` names none; the run's folder keeps it.
+"""Finds the largest micro-batch size that fits in memory where `train.micro_batch_size` is none, and stores it in the run folder.
 
-A process's whole share of the batch is tried first, then half of it, a quarter and so on; the size that fits on all processes is
-taken. On a GPU a real micro-step is computed, beside room for the optimizer's state; it must leave a tenth of the memory free. On
-a CPU, where a step of a large setting takes minutes and a lack of memory ends the process without a message, the tensors that two
-samples keep for their backward pass are counted and multiplied.
+A process's whole share of the batch is tried first, then half of it, a quarter and so on; the first size that fits on all
+processes is used. On a GPU a real micro-step is computed, with memory reserved for the optimizer's state; it must leave a tenth of
+the memory free. On a CPU a step of a large model takes minutes, and a lack of memory ends the process without a message. There the
+bytes that two samples keep for their backward pass are counted and multiplied.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Trial:
 def find_micro_batch_size(
     training: Training, plan: Plan, trials: Sequence[Trial], *, unit: int = 1, folder: Path | None = None
 ) -> Plan:
-    """The plan with the largest micro-batch that fits; the same plan where the weights are sharded.
+    """The plan with the largest micro-batch size that fits; the same plan if the weights are sharded.
 
     Args:
-        training: about to begin.
+        training: not started yet.
         plan: with a process's whole share of the batch as its micro-batch.
-        trials: each kind must fit.
-        unit: the micro-batch is a multiple of this.
-        folder: of the run, which keeps what was found: a resume on the same processes and device takes it again.
+        trials: kinds of micro-batches, all of which must fit.
+        unit: the micro-batch size is a multiple of this.
+        folder: of the run, which stores the size; a resume on the same number of processes and the same device uses it again.
 
     Raises:
         ValueError: not even the smallest fits.
@@ -86,7 +86,7 @@ def find_micro_batch_size(
 
 
 def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The first that fits of sizes in falling order; after one that does not, the next is at most half of it.
+    """The first size that fits, of sizes in falling order; after one that does not, the next is at most half of it.
 
     Raises:
         ValueError: none does.
@@ -108,7 +108,7 @@ def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
 
 
 def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
-    """Whether a micro-step fits on a GPU: one is computed, forward and backward, beside a placeholder for the optimizer's state."""
+    """Computes a micro-step on a GPU beside a placeholder for the optimizer's state, and returns whether it fits."""
     device = training.accelerator.device
 
     def fits(size: int) -> bool:
@@ -122,9 +122,9 @@ def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[in
 
 
 def can_compute(training: Training, trials: Sequence[Trial], size: int, placeholder: Callable[[], Any]) -> bool:
-    """Whether micro-steps of this size can be computed while the placeholder is there.
+    """Whether micro-steps of this size can be computed while the placeholder is allocated.
 
-    They are computed on the unwrapped model, which exchanges nothing: a process whose memory ends leaves no other waiting.
+    They use the unwrapped model, which does not communicate, so that no process waits for one that runs out of memory.
     """
     try:
         held = placeholder()
@@ -144,7 +144,7 @@ def can_compute(training: Training, trials: Sequence[Trial], size: int, placehol
 
 
 def fits_when_counted(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
-    """Whether a micro-step should fit on a CPU, by what a small one keeps."""
+    """Whether a micro-step should fit on a CPU, estimated from the bytes that a small one keeps."""
     least = sum(weight.nbytes for weight in training.unwrapped.parameters() if weight.requires_grad) + state_bytes(training)
     try:
         kept = max(_saved_bytes(training, trial, SMALL) for trial in trials) / SMALL
@@ -163,7 +163,7 @@ def _saved_bytes(training: Training, trial: Trial, samples: int) -> int:
 
 
 def state_bytes(training: Training) -> int:
-    """Bytes of the optimizer's state that are not there yet: two tensors for each weight with AdamW."""
+    """Bytes of the optimizer's state that are not allocated yet: two tensors for each weight with AdamW."""
     inner: Any = getattr(training.optimizer, "optimizer", training.optimizer)
     if inner.state:
         return 0
@@ -173,7 +173,7 @@ def state_bytes(training: Training) -> int:
 
 @contextmanager
 def _untouched(training: Training) -> Iterator[None]:
-    """Leaves the generators, and what the model counts, as they were."""
+    """Restores the generators and the model's buffers afterwards."""
     model = training.unwrapped.train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -192,7 +192,7 @@ def _on_all(accelerator: Accelerator, fits: bool) -> bool:
 
 
 def _machine(accelerator: Accelerator) -> dict[str, Any]:
-    """The machine that a size was found on."""
+    """The device and processes for which a size was found."""
     if accelerator.device.type != "cuda":
         return {"processes": accelerator.num_processes, "device": accelerator.device.type}
     device = torch.cuda.get_device_properties(accelerator.device)

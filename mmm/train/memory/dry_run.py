@@ -30,9 +30,9 @@ class MicroStep:
     """One forward and backward of a micro-batch.
 
     Attributes:
-        samples: in it; fewer than were planned where more did not fit, or on a CPU.
-        memory: peak in bytes, on a GPU all that torch holds, on a CPU what the process grew by.
-        seconds: of a second such step, after the first has warmed up.
+        samples: in it; fewer than planned if more did not fit, or on a CPU.
+        memory: peak in bytes; on a GPU of torch's allocator, on a CPU the growth of the process.
+        seconds: of a second such step, after a first one as warm-up.
     """
 
     samples: int
@@ -48,12 +48,12 @@ def dry_run(
     tokens: Mapping[str, int],
     notes: Mapping[str, str],
 ) -> str:
-    """Counts and measures, and gives a table to print; nothing is trained.
+    """Counts and measures, and returns a table to print. Nothing is trained.
 
     Args:
         trial: makes real micro-batches and computes their loss.
-        tokens: of one sample, by what becomes of them: {"seen by the encoder": 49, ...}.
-        notes: rows of the task's own.
+        tokens: numbers of tokens of one sample: {"seen by the encoder": 49, ...}.
+        notes: further rows.
     """
     forward, both = count_flops(training.unwrapped, trial.make_batch(1), trial.loss)
     total, trainable = count_parameters(training.unwrapped)
@@ -84,13 +84,13 @@ def table(rows: Mapping[str, str]) -> str:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """All, and those that train."""
+    """The numbers of all parameters and of those that are trained."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
-    """FLOPs of one sample by torch's counter, a multiplication and an addition being two: forward, forward and backward."""
+    """FLOPs of one sample, forward, and forward and backward, by torch's counter: a multiplication and an addition are two."""
     from torch.utils.flop_counter import FlopCounterMode  # here: it is slow to import
 
     with FlopCounterMode(display=False) as counter:
@@ -103,7 +103,7 @@ def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
 
 
 def measure_micro_step(training: Training, trial: Trial, samples: int) -> MicroStep:
-    """Runs a micro-step on the device; where it runs out of memory, one of half the samples, and so on.
+    """Runs a micro-step on the device; if it runs out of memory, one with half the samples, and so on.
 
     Raises:
         torch.OutOfMemoryError: not even one sample fits.
@@ -139,7 +139,7 @@ def _measure(training: Training, batch: Any, loss_of: LossOf, samples: int) -> M
 
 
 def _growth(run: Callable[[], None]) -> int:
-    """How far the process's memory rises above where it stood, in bytes, looked at every 2 ms."""
+    """The largest growth of the process's memory in bytes, sampled every 2 ms."""
     _return_free_memory()
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
@@ -160,7 +160,7 @@ def _growth(run: Callable[[], None]) -> int:
 
 
 def _return_free_memory() -> None:
-    """Gives back what the C library keeps of freed memory: a step that is served from there would seem to need none."""
+    """Returns memory that the C library has freed to the system; a step that reuses it would seem to need none."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # musl has none
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much a backward pass keeps, keeping less of it, and an error that says what to do."""
+"""Memory: how much is free, how much a backward pass keeps, how to keep less, and advice where it does not suffice."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ WORDS = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "Canno
 
 
 def checkpoint_blocks(model: nn.Module) -> int:
-    """Makes every transformer block keep only its input for the backward pass, which computes the rest again.
+    """Makes every transformer block keep only its input for the backward pass, which recomputes the rest.
 
-    Gradients are the same, bit for bit: drop path and dropout draw the same again. Chen et al., "Training deep nets with sublinear
-    memory cost", arXiv 1604.06174.
+    Gradients are the same bit for bit, because drop path and dropout draw the same numbers again. Chen et al., "Training deep nets
+    with sublinear memory cost", arXiv 1604.06174.
 
     Args:
-        model: whose lists of modules called `blocks` hold them.
+        model: with lists of modules that are called `blocks`.
 
     Returns:
-        how many blocks there are.
+        The number of blocks.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no block.
     """
     blocks = [
         block
@@ -51,7 +51,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
 
 
 class _Again:
-    """A forward whose inside is computed again in the backward pass; without gradients it is the forward itself."""
+    """A forward that is recomputed in the backward pass; without gradients it is the forward itself."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
@@ -61,10 +61,10 @@ class _Again:
 
 
 class SavedTensors:
-    """Counts the bytes that are kept for a backward pass while it is entered.
+    """Counts the bytes that are saved for a backward pass inside its `with` block.
 
     Args:
-        model: whose weights do not count: they are there anyway.
+        model: its weights are not counted.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,7 +92,7 @@ class SavedTensors:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: the machine's, a container's or its own limit, whichever is least."""
+    """Bytes that this process may still allocate: the least of the limits of the machine, the container and the process."""
     found = [psutil.virtual_memory().available]
     try:
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
@@ -108,7 +108,7 @@ def free_memory() -> int:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, on any device."""
+    """Whether an error reports a lack of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):
@@ -118,15 +118,15 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def name_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
-    """Turns a lack of memory into one line that says what to set.
+    """Replaces an error about a lack of memory by one line of advice.
 
     Args:
         plan: of the run.
-        checkpointed: whether its blocks are computed again.
-        unit: samples that a micro-batch holds multiples of.
+        checkpointed: whether its blocks are recomputed.
+        unit: the micro-batch size is a multiple of this.
 
     Raises:
-        ValueError: instead of what torch, NumPy or the system raised.
+        ValueError: instead of the error of torch, NumPy or the system.
     """
     try:
         yield

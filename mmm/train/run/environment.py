@@ -1,4 +1,4 @@
-"""With what a run was made: versions, commit, machine and command."""
+"""The environment of a run: versions, commit, machine and command."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _version(package: str) -> str | None:
 
 @functools.cache  # of the source as it was when this process began
 def _commit(folder: Path) -> str | None:
-    """The commit of the source that runs, with "+changes" where it was edited; none where it is not under git."""
+    """The commit of the source, with "+changes" if it was edited. None: it is not under git."""
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's repository, it is not tracked
         return _git(folder, "rev-parse", "HEAD") + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")

@@ -1,13 +1,13 @@
-"""A run: one folder that holds all that one training produced.
+"""The run folder: all files of one training.
 
     config.yaml         enough to repeat it
-    environment.json    with what, where and by which commands, one entry a start
+    environment.json    versions, machine and command, one entry for each start
     metrics.jsonl       one line a log line or evaluation
-    skipped.jsonl       the updates that were left out, and their samples; only where there were any
-    checkpoints/        see `checkpoint.py`
+    skipped.jsonl       skipped updates and their samples, if there are any
+    checkpoints/        see `checkpoint/writer.py`
     pictures/
 
-In metrics.jsonl times stand under "clock" only; the rest of a line is the same however often the run was stopped and resumed.
+In metrics.jsonl all times are under "clock"; the rest of a line does not depend on stops and resumes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RunFolder:
     """The folder of a run that is in progress; use it as a context manager, so that its lock is released."""
 
     def __init__(self, path: Path, lock: RunLock | None) -> None:
-        """Use `open`. `lock`: of the main process, the one that writes; none in the others."""
+        """Use `open`. `lock`: in the main process, which writes; None in the others."""
         self.path, self.lock = path, lock
         self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
 
@@ -60,16 +60,16 @@ class RunFolder:
     def open(
         cls, path: str | Path | None, name: str, config: Any, *, accelerator: Accelerator, resume: Resume = False
     ) -> RunFolder:
-        """Makes a folder for a new run, or opens that of a run to go on with.
+        """Makes the folder of a new run, or opens the folder of a run to resume.
 
         Args:
-            path: of the folder; none: runs/NAME-N with the next free N.
+            path: of the folder. None: runs/NAME-N with the next free N.
             name: of the task.
             config: of the task, saved as config.yaml where there is none yet.
-            resume: go on with the run that the folder holds; auto: start one where it holds none.
+            resume: resume the run in the folder. auto: start a new run if there is none.
 
         Raises:
-            ValueError: the folder is in use, or holds what must not be written over, or has nothing to resume.
+            ValueError: the folder is in use, contains files that must not be overwritten, or has no run to resume.
         """
         held: list[RunLock] = []
 
@@ -89,16 +89,16 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where `Training.save` writes."""
+        """The folder into which `Training.save` writes."""
         return self.path / "checkpoints"
 
     @property
     def pictures(self) -> Path:
-        """Where tasks draw."""
+        """The folder for pictures."""
         return self.path / "pictures"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a line, from the main process. A number that is not finite becomes null, for JSON has none such."""
+        """Appends a line, from the main process. Non-finite numbers become null, because JSON has none."""
         if self.lock is None:
             return
         line: dict[str, Any] = {"step": step}
@@ -107,26 +107,26 @@ class RunFolder:
         self._metrics.append(line | ({"clock": clock} if clock else {}))
 
     def note_skipped(self, skipped: Iterable[Skipped]) -> None:
-        """Appends the updates that were left out, from the main process."""
+        """Appends skipped updates, from the main process."""
         for one in skipped if self.lock is not None else ():
             self._skipped.append(asdict(one))
 
     def cut_metrics(self, step: int) -> None:
-        """Drops the lines after a step, before a resume from it writes them again; a line that a kill cut off goes too.
+        """Drops the lines after a step, which a resume from this step writes again, and an incomplete last line.
 
-        For this to give the lines of an uninterrupted run, a task saves as the last thing it does in a step.
+        The result equals the lines of an uninterrupted run if a task saves as the last action of a step.
         """
         if self.lock is not None:
             self._metrics.cut(step)
             self._skipped.cut(step - 1)  # an update that was left out is named as counted from 0
 
     def record_changes(self, changed: Sequence[str], step: int, config: Any) -> None:
-        """Writes down that the run goes on with other choices: beside this start, and in config.yaml; the old one stays.
+        """Records that the run continues with other options, in environment.json and in config.yaml; the old config is kept.
 
         Args:
             changed: from `Training.restore`.
-            step: from which on.
-            config: of the task, as it is now.
+            step: from which the options hold.
+            config: the current one of the task.
         """
         if self.lock is None or not changed:
             return
@@ -163,7 +163,7 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
 
 
 def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
-    """The folder, made where it is new; refuses one that holds something else."""
+    """Returns the folder, and makes it if it is new; refuses a folder with other content."""
     if path is None:
         if resume:
             raise ValueError("--resume goes on with the run of a folder; name it with --folder")
@@ -180,13 +180,13 @@ def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
 
 
 def has_trained(path: Path) -> bool:
-    """Whether a run's folder holds anything of an update: a line of metrics, or a checkpoint."""
+    """Whether a run's folder contains a line of metrics or a checkpoint."""
     metrics = path / "metrics.jsonl"
     return (metrics.exists() and metrics.stat().st_size > 0) or any((path / "checkpoints").glob("step_*"))
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with a run from its folder, started the way this process was."""
+    """The command that resumes a run, started in the same way as this process."""
     program, *argv = sys.argv
     task = [word for word in argv[:1] if not word.startswith("-")]  # `mmm TASK [MODEL] ...`, or a recipe's file
     command = ["mmm", *task] if task else ["python", program]
@@ -199,7 +199,7 @@ def resume_command(folder: Path) -> str:
 
 
 def _started_only(path: Path) -> bool:
-    """Whether a folder holds no more than what a start makes before its first update."""
+    """Whether a folder contains only the files that a start makes before its first update."""
     if not path.is_dir():
         return False
     names = {file.name for file in path.iterdir() if file.suffix != ".tmp"} - EARLY

@@ -1,4 +1,4 @@
-"""One run folder, one process: a second training in the same folder would mix its checkpoints into the first's."""
+"""The lock of a run folder: a second training in the same folder would mix its checkpoints with those of the first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from filelock import FileLock
 
 
 class RunLock:
-    """Holds a folder until `release` or the death of this process.
+    """Locks a folder until `release` or the end of this process.
 
-    The file `lock` says who holds it: host, process and when that process began (process numbers are used again). A lock whose
-    process is dead is taken over; of another host that cannot be known, so there the user decides.
+    The file `lock` names the holder: host, process id and start time of the process (process ids are reused). A lock whose process
+    has ended is taken over. This cannot be known of another host, so that there the user decides.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class RunLock:
             self.path.write_text(json.dumps(self.owner))
 
     def release(self) -> None:
-        """Gives the folder free, where it is still ours."""
+        """Unlocks the folder, if this process still holds the lock."""
         if self._read() == self.owner:
             self.path.unlink()
 

@@ -1,4 +1,4 @@
-"""Heartbeats: each process reports its state twice a second to a store of rank 0; see `watchdog.py`."""
+"""Heartbeats: each process writes its state twice a second to a store on rank 0; see `watchdog.py`."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from torch import distributed
 from mmm.system.redact import redact
 from mmm.train.distributed.processes import on_main
 from mmm.train.state import Training
-from mmm.train.watchdog.verdict import SILENCE, Beat, State, Verdict, about_answers, about_lives
+from mmm.train.watchdog.failure import SILENCE, FailureReport, Heartbeat, State, find_lost_process, find_unresponsive_process
 
 logger = logging.getLogger(__name__)
 
-BEAT = 0.5  # seconds between two words of a process
+INTERVAL = 0.5  # seconds between two heartbeats of a process
 
 
-class Beats:
-    """The thread that speaks to the store, which may keep it waiting for ever.
+class Heartbeats:
+    """Exchanges heartbeats in a thread of its own, because the store may block for ever.
 
     Attributes:
-        own: how this process is, and of what.
-        said: how it is as the store has it.
-        verdict: as rank 0 gave it.
+        own: state of this process, and the cause of it.
+        reported: the last state of this process that the store holds.
+        failure: the report from rank 0; None: no process has failed.
+        watching: whether there is a store.
     """
 
     def __init__(self, training: Training, timeout: float) -> None:
-        """By all processes alike. `timeout`: seconds that a process may be silent where no collective failed."""
+        """Called by all processes. `timeout`: seconds without a heartbeat until a process is lost, if no collective failed."""
         self.training, self.timeout = training, timeout
         self.rank, self.count = training.accelerator.process_index, training.accelerator.num_processes
-        self.own: tuple[State, str] = ("runs", "")
-        self.said: State = "begins"
-        self.verdict: Verdict | None = None
-        self._beats, self._heard = [Beat()] * self.count, [monotonic()] * self.count
-        self._cut: float | None = None  # when the first process lost a collective
-        self._over, self._wake = threading.Event(), threading.Event()
+        self.own: tuple[State, str] = ("running", "")
+        self.reported: State = "starting"
+        self.failure: FailureReport | None = None
+        self._last, self._heard_at = [Heartbeat()] * self.count, [monotonic()] * self.count
+        self._lost_at: float | None = None  # when the first process lost a collective
+        self._closed, self._wake = threading.Event(), threading.Event()
         self._store: distributed.TCPStore | None = None
-        self._thread = threading.Thread(target=self._talk, daemon=True, name="mmm beats")
-        self.watching = self._meet()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="mmm heartbeats")
+        self.watching = self._start()
 
-    def _meet(self) -> bool:
-        """Whether there is a store: firewalls may forbid one, and the run goes on without."""
+    def _start(self) -> bool:
+        """Opens or joins the store, and returns whether that worked. A firewall may forbid it; the run then goes on unwatched."""
         try:
-            port = on_main(self.training.accelerator, self._host)
+            port = on_main(self.training.accelerator, self._open_store)
             self._store = self._store or _connect(port)
         except (OSError, RuntimeError) as error:
             logger.warning("rank %d is not watched: %s", self.rank, first_line(error))
@@ -57,81 +58,82 @@ class Beats:
         self._thread.start()
         return True
 
-    def _host(self) -> int:
-        """Opens the store on rank 0; gives its port."""
+    def _open_store(self) -> int:
+        """Opens the store on rank 0 and returns its port."""
         try:
             self._store = _connect(0, host=True)
         except RuntimeError as error:
-            raise OSError(first_line(error)) from error  # which all processes hear of
+            raise OSError(first_line(error)) from error  # `on_main` raises it on all processes
         for rank in range(self.count):
-            self._store.set(f"beat {rank}", json.dumps(asdict(Beat())))
-        self._store.set("verdict", "")
+            self._store.set(f"heartbeat {rank}", json.dumps(asdict(Heartbeat())))
+        self._store.set("failure", "")
         return self._store.port
 
-    def find(self) -> Verdict | None:
-        """Which rank ended the run, as far as this process knows."""
-        return self.verdict or (self._judge() if self.rank else None)
+    def known_failure(self) -> FailureReport | None:
+        """The failure that this process knows of, or None."""
+        return self.failure or (self._find_failure() if self.rank else None)
 
-    def until(self, there: Callable[[], bool], seconds: float) -> bool:
-        """Waits for something that beats bring."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Waits until a condition on the heartbeats is true, or for so many seconds; returns whether it is."""
         end = monotonic() + seconds
-        while not there() and monotonic() < end:
+        while not condition() and monotonic() < end:
             self._wake.set()
             sleep(0.05)
-        return there()
+        return condition()
 
-    def all_know(self) -> bool:
-        """Whether nobody needs this process's store any more."""
-        others = list(zip(self._beats, self._heard, strict=True))[1:]
-        return self.rank > 0 or all(beat.state not in ("runs", "begins") or monotonic() - heard > SILENCE for beat, heard in others)
+    def all_notified(self) -> bool:
+        """Whether no process needs the store of this process any more."""
+        others = list(zip(self._last, self._heard_at, strict=True))[1:]
+        active = ("running", "starting")
+        return self.rank > 0 or all(last.state not in active or monotonic() - heard > SILENCE for last, heard in others)
 
     def close(self) -> None:
-        """Ends the thread, and waits for it: what Python ends with itself inside torch's C++ aborts the process (SIGABRT)."""
-        self._over.set()
+        """Ends the thread and waits for it. A thread that is inside torch's C++ when Python exits aborts the process (SIGABRT)."""
+        self._closed.set()
         self._wake.set()
         self._thread.join(SILENCE)
 
-    def _talk(self) -> None:
-        number, over = 0, False
-        while not over:
-            over, number = self._over.is_set(), number + 1
+    def _run(self) -> None:
+        number, closed = 0, False
+        while not closed:
+            closed, number = self._closed.is_set(), number + 1
             state, cause = self.own
-            if state == "runs" and self.verdict is not None:
-                state = "told"
+            if state == "running" and self.failure is not None:
+                state = "notified"
             try:
-                self._exchange(Beat(number, self.training.step, state, cause))
+                self._exchange(Heartbeat(number, self.training.step, state, cause))
             except RuntimeError:
                 return  # the store is gone, and rank 0 with it
-            self.said = state
-            self._wake.wait(BEAT)
+            self.reported = state
+            self._wake.wait(INTERVAL)
             self._wake.clear()
 
-    def _exchange(self, own: Beat) -> None:
+    def _exchange(self, own: Heartbeat) -> None:
         assert self._store is not None
-        self._store.set(f"beat {self.rank}", json.dumps(asdict(own)))
-        ranks = range(1 if self.rank else self.count)  # rank 0 judges all, and the others rank 0
-        *beats, verdict = self._store.multi_get([*(f"beat {rank}" for rank in ranks), "verdict"])
-        for rank, said in zip(ranks, beats, strict=True):
-            beat = Beat(**json.loads(said))
-            if beat != self._beats[rank]:
-                self._beats[rank], self._heard[rank] = beat, monotonic()
-        if self._cut is None and any(beat.state == "cut" for beat in (*self._beats, own)):
-            self._cut = monotonic()
-        if verdict:
-            self.verdict = Verdict(**json.loads(verdict))
-        elif self.rank == 0 and (found := self._judge()):
-            self._store.set("verdict", json.dumps(asdict(found)))
-            self.verdict = found
+        self._store.set(f"heartbeat {self.rank}", json.dumps(asdict(own)))
+        ranks = range(1 if self.rank else self.count)  # rank 0 watches all, and the others watch rank 0
+        *heartbeats, failure = self._store.multi_get([*(f"heartbeat {rank}" for rank in ranks), "failure"])
+        for rank, text in zip(ranks, heartbeats, strict=True):
+            heartbeat = Heartbeat(**json.loads(text))
+            if heartbeat != self._last[rank]:
+                self._last[rank], self._heard_at[rank] = heartbeat, monotonic()
+        if self._lost_at is None and any(heartbeat.state == "lost_collective" for heartbeat in (*self._last, own)):
+            self._lost_at = monotonic()
+        if failure:
+            self.failure = FailureReport(**json.loads(failure))
+        elif self.rank == 0 and (found := self._find_failure()):
+            self._store.set("failure", json.dumps(asdict(found)))
+            self.failure = found
 
-    def _judge(self) -> Verdict | None:
-        """By times of one's own clock only."""
-        now, beats = monotonic(), list(self._beats)
-        beats[self.rank] = Beat(0, self.training.step, *self.own)
-        silent = [0.0 if rank == self.rank else now - heard for rank, heard in enumerate(self._heard)]
-        limit = self.timeout if self._cut is None and self.own[0] != "cut" else SILENCE
-        found = about_lives(beats, silent, limit)
-        if found is None and self.rank == 0 and self._cut is not None:
-            found = about_answers(beats, now - self._cut, self.timeout)
+    def _find_failure(self) -> FailureReport | None:
+        """Looks for a process that is lost or does not answer. All times are of this process's own clock."""
+        now, heartbeats = monotonic(), list(self._last)
+        heartbeats[self.rank] = Heartbeat(0, self.training.step, *self.own)
+        silent = [0.0 if rank == self.rank else now - heard for rank, heard in enumerate(self._heard_at)]
+        limit = self.timeout if self._lost_at is None and self.own[0] != "lost_collective" else SILENCE
+        found = find_lost_process(heartbeats, silent, limit)
+        if found is None and self.rank == 0 and self._lost_at is not None:
+            found = find_unresponsive_process(heartbeats, now - self._lost_at, self.timeout)
         return found
 
 
@@ -141,6 +143,6 @@ def _connect(port: int, *, host: bool = False) -> distributed.TCPStore:
 
 
 def first_line(error: BaseException | None) -> str:
-    """Returns the kind and the first line of an error, without secrets."""
+    """The type and the first line of an error, without secrets."""
     lines = str(error).strip().splitlines() or [""]
     return "" if error is None else redact(f"{type(error).__name__}: {lines[0]}")[:300]
