@@ -353,6 +353,29 @@ MUTANTS = [
     ),
     Mutant("mmm/data/decode/video/pyav.py", "head.key_frame", "True", "data/video/test_reader.py -k recovery"),
     Mutant("mmm/data/decode/video/h264.py", "% (1 << sequence.bits) > 1", "< 0", "data/video/test_reader.py -k lost_packets"),
+    Mutant("mmm/data/decode/video/pyav.py", "= _libvpx(context, packet)", "= context", "data/video/test_reader.py -k beside_lost"),
+    Mutant(
+        "mmm/data/decode/video/reader.py",
+        "append(number - self.first)",
+        "append(number)",
+        "data/video/test_video_sources.py -k start_is",
+    ),
+    Mutant("mmm/data/sources/file_list.py", "end - first + 1", "end - first", "data/video/test_video_sources.py -k start_is"),
+    Mutant(
+        "mmm/data/decode/video/frame_folder.py",
+        "if near > max(LEAST, ALIKE * far):",
+        "if False:",
+        "data/video/test_video_sources.py -k of_one_size",
+    ),
+    Mutant(
+        "mmm/weights/formats/timm.py",
+        'resize_positions="antialias"',
+        'resize_positions="interpolate"',
+        "weights/test_timm.py -k interpolated",
+    ),
+    Mutant(
+        "mmm/weights/formats/base.py", "for name in NAMES:", "for name in NAMES[:2]:", "weights/test_export.py -k official_layout"
+    ),
     Mutant("mmm/data/decode/video/packets.py", "if not packet.is_discard:", "if True:", "data/video/test_reader.py -k cut_between"),
     Mutant("mmm/data/decode/video/pyav.py", "if frame.is_corrupt:", "if False:", "data/video/test_reader.py -k shows_damage"),
     Mutant(

@@ -88,7 +88,7 @@ def processor_config(data: Input) -> dict[str, Any]:
         "image_processor_type": "VideoMAEImageProcessor" if frames else "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": round(max(height, width) * margin)},
-        "resample": 3,  # bicubic
+        "resample": 2 if frames else 3,  # clips are resized bilinear, images bicubic
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
