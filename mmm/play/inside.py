@@ -59,7 +59,7 @@ class Inside:
         if not self.layers:
             raise ValueError("the encoder of this model has no self-attention of a known kind, so there is none to show")
         layer, inputs = self.layers[block - 1]
-        queries, keys, _ = layer.queries_keys_values(*inputs)  # (1, R + N, D)
+        queries, keys, _ = layer.queries_keys_values(*inputs[:2])  # (1, R + N, D)
         row = queries[:, self.prefix + token : self.prefix + token + 1]
         q, k = (rearrange(one.float(), "1 n (h c) -> h n c", h=layer.num_heads) for one in (row, keys))
         weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(dim=2)[:, 0, self.prefix :]  # (h, N)

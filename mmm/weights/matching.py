@@ -83,9 +83,6 @@ def tensors_under(
     Raises:
         ValueError: the format cannot hold some weights or options of a block; the message names them.
     """
-    foreign = [ours for ours in model.state_dict() if names(ours) is None]
-    if foreign:
-        raise ValueError(f"{title} has no place for {shorten_list(foreign)}")
     for module in model.modules():
         config = getattr(module, "config", None)
         kind = getattr(config, "kind", "")
@@ -93,6 +90,9 @@ def tensors_under(
             value = getattr(config, name, usual)
             if value != usual:
                 raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
+    foreign = [ours for ours in model.state_dict() if names(ours) is None]
+    if foreign:
+        raise ValueError(f"{title} has no place for {shorten_list(foreign)}")
     found: dict[str, Tensor] = {}
     for ours, value in model.state_dict().items():
         theirs = names(ours) or ()

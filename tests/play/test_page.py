@@ -39,7 +39,7 @@ if not CHROMIUM:
     pytest.skip("no browser here: install chromium, or name it in CHROMIUM", allow_module_level=True)
 OFF = ("background-networking", "component-update", "sync", "quic", "gpu")
 FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
-WAIT = 12_000  # milliseconds that a busy machine may take to answer
+WAIT = 30_000  # milliseconds that a busy machine may take to answer
 
 
 @pytest.fixture(scope="module")

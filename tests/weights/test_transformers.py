@@ -193,7 +193,7 @@ def test_arguments_that_config_answers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="heads=2 was given, but .* takes predict; leave it out"):
         load(tmp_path, heads=2)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"holds none of model\.safetensors, pytorch_model\.bin"):
         load(tmp_path)
 
 
