@@ -35,11 +35,14 @@ class Drawing:
         grid: of the tokens, (T', H', W').
         visible: int64 (V,), in the order in which a masker drew them; ascending where they were painted.
         drawn: whether a masker drew it.
+        replaced: tokens, int64 (S,), of which the encoder sees a mask token, and which are not predicted (UM-MAE's secondary
+            masking). None: there are none.
     """
 
     grid: Grid
     visible: Tensor
     drawn: bool = False
+    replaced: Tensor | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -47,7 +50,7 @@ class Drawing:
         return torch.ones(math.prod(self.grid), dtype=torch.bool).index_fill(0, self.visible, False)
 
     def mask(self, blank: bool) -> Mask:
-        """Returns the mask of a batch of one; all hidden tokens are predicted.
+        """Returns the mask of a batch of one; all hidden tokens are predicted, apart from those that are `replaced`.
 
         Args:
             blank: whether the encoder sees a mask token in each hidden place.
@@ -57,6 +60,9 @@ class Drawing:
         """
         if not self.drawn:
             return mask_from_pixels(self.hidden.view(self.grid), self.grid, blank=blank)
+        if self.replaced is not None:
+            predicted = self.hidden.index_fill(0, self.replaced, False).nonzero()[:, 0]
+            return Mask(self.visible[None], predicted[None], self.replaced[None])
         hidden = self.hidden.nonzero()[:, 0]
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
@@ -98,8 +104,14 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
         visible = _first(masker(keys, grid[1:]), grid[0])  # (T', V)
         hidden = torch.ones(grid[0], math.prod(grid[1:]), dtype=torch.bool).scatter(1, visible, False)
         return Drawing(grid, (~hidden).flatten().nonzero()[:, 0], drawn=True)
-    visible = _first(masker(sample_keys(seed, 0, torch.arange(1)), grid, scores=scores), 1)
-    return Drawing((1, *grid)[-3:], visible[0], drawn=True)
+    return drawing_of(masker(sample_keys(seed, 0, torch.arange(1)), grid, scores=scores), config, grid)
+
+
+def drawing_of(mask: Mask, config: MaskerConfig, grid: Grid) -> Drawing:
+    """Returns the first mask of one sample, which a masker of this config drew."""
+    # with `masker.blank` the mask tokens are the hidden ones; a masker may leave others (UM-MAE)
+    replaced = None if config.blank or mask.blank is None else mask.blank[0]
+    return Drawing((1, *grid)[-3:], _first(mask, 1)[0], drawn=True, replaced=replaced)
 
 
 def _first(mask: Mask, samples: int) -> Tensor:

@@ -32,7 +32,7 @@ from mmm.layers.transformer import SelfAttention
 from mmm.maskers import maskers
 from mmm.model import MaskedModel
 from mmm.play.inside import Inside, look_inside
-from mmm.play.masks import Drawing, config_of, draw, painted
+from mmm.play.masks import Drawing, config_of, draw, drawing_of, painted
 from mmm.play.models import Models
 from mmm.play.pictures import colours, enlarged, frames_of, heat, normalised, outline, to_png
 from mmm.play.sample import Sample
@@ -367,7 +367,7 @@ def _own_drawing(model: MaskedModel, x: Tensor) -> Drawing:
     """Returns the first mask of the model's own masker for an input, (1, C, s...)."""
     with inference(model):
         mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(1)))
-    return Drawing((1, *model.tokenizer.grid(x))[-3:], mask.visible[0], drawn=True)
+    return drawing_of(mask, model.masker.config, model.tokenizer.grid(x))
 
 
 def _data(model: MaskedModel) -> Any:

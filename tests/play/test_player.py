@@ -18,12 +18,12 @@ from mmm import Input, MaskedModel, ModelConfig
 from mmm.core.mask import Mask
 from mmm.data.errors import Unreadable
 from mmm.decoders import SelfAttentionDecoder
-from mmm.encoders import VisionTransformer
+from mmm.encoders import Swin, VisionTransformer
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.inside.maps import feature_colours, token_attention
 from mmm.evaluate.plots.image_grid import to_rgb
 from mmm.evaluate.reconstruction.reconstruct import reconstruct_masked
-from mmm.maskers import RandomMasker, TubeMasker, maskers
+from mmm.maskers import RandomMasker, TubeMasker, UniformMasker, maskers
 from mmm.play import player as players
 from mmm.play.export import export_space, requirements
 from mmm.play.masks import Drawing, config_of, draw, options_of, painted
@@ -101,6 +101,21 @@ def test_it_shows_what_reconstruct_draws_to_the_pixel(save: Save, tmp_path: Path
     assert [panel["title"] for panel in first["panels"]] == ["original", "visible", "predicted", "visible + predicted"]
     assert table.count("<tr") == 7
     assert "the mean of the visible pixels" in table
+
+
+def test_masks_with_replaced_tokens_are_those_of_reconstruct(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UM-MAE on Swin, which a painted mask would not fit: its own mask is shown as `mmm reconstruct` has it."""
+    parts = {
+        "tokenizer": Patches.Config(size=8),
+        "masker": UniformMasker.Config(),
+        "encoder": Swin.Config(size="tiny", width=16, heads=1, stages=(1, 1, 1), window=2, patch=4, expand=True),
+    }
+    path, model = photograph(tmp_path / "photograph.jpg"), save("uniform", (64, 64), **parts)
+    player = Player(Models([model]))
+    player.open("me", read_sample(path), "uniform")
+    view, _ = player.show("me", ["uniform"])
+    for frames, pixels in zip(shown(view), columns_of(monkeypatch, tmp_path, model, path), strict=True):
+        assert np.array_equal(frames, to_rgb(pixels).numpy())
 
 
 def test_it_shows_of_a_film_what_reconstruct_draws(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
