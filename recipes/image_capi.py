@@ -9,8 +9,10 @@ A rectangle that wraps around the borders is shown; a few of the hidden tokens a
 clusters are balanced over the batch at each place of the image, over all processes; with accumulated gradients, over a
 micro-batch.
 
-Differences from the authors' code: drop path acts on samples where theirs runs a part of the batch; the teacher's decay does
-not begin at 1; the head of the student is a plain linear layer; the cosine of the learning rate is not cut at four fifths.
+Differences from the authors' code: drop path rises from 0 to 0.2 over the encoder and acts on samples, where theirs is 0.2 in
+every block of encoder and predictor and runs a part of the batch; norms are not decayed, theirs by a tenth; the teacher's decay
+moves linearly from the first update, theirs by a cosine after the warm-up; the head of the student is a plain linear layer; the
+cosine of the learning rate is not cut at four fifths.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

@@ -9,7 +9,7 @@ The teacher is the moving average of the encoder and sees the whole image. Its f
 token.
 
 Differences from the authors' code: the numbers of tokens are exact, so that no batch is cut to its shortest sample; blocks may
-touch the last row and column; scale and aspect are drawn apart; the learning rate rises from 0, where theirs rises from 2e-4.
+touch the last row and column; scale and aspect are drawn apart; weights start Xavier-uniform, theirs truncated normal.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 
@@ -39,6 +39,7 @@ IMAGENET = pretrain.Config(
         learning_rate=1e-3,
         scale_learning_rate=None,
         warmup_epochs=40,
+        warmup_start=0.2,  # 2e-4
         final_learning_rate=1e-3,  # 1e-6
         weight_decay=0.04,
         weight_decay_end=0.4,

@@ -5,8 +5,8 @@ of oriented gradients of hidden tokens are predicted.
     python recipes/image_maskfeat.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_maskfeat.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The learning rate for 256 images, the clipping, the ratio and the target are the authors'; warm-up and batch size are ours. A
-token of 4 pixels is one cell of its own, with 9 values for each channel.
+The learning rate for 256 images and its end, warm-up, crops, clipping, ratio and target are the authors'; the batch size is
+ours. A token of 4 pixels is one cell of its own, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
 been run on ImageNet yet. `cifar10`: docs/methods.md."""
@@ -26,7 +26,7 @@ from recipes.image_mae import IMAGENET as MAE
 from tasks import pretrain
 
 IMAGENET = pretrain.Config(
-    data=MAE.data,
+    data=replace(MAE.data, crop_scale=(0.5, 1.0)),
     tokenizer=Patches.Config(size=16),
     masker=BlockMasker.Config(ratio=78 / 196, smallest=15 / 196, blank=True),
     encoder=VisionTransformer.Config(size="base"),
@@ -37,6 +37,7 @@ IMAGENET = pretrain.Config(
         batch_size=2048,
         learning_rate=2e-4,  # for 256 images
         warmup_epochs=30,
+        final_learning_rate=1e-6 / 1.6e-3,
         weight_decay=0.05,
         betas=(0.9, 0.999),
         clip_norm=0.02,

@@ -5,8 +5,9 @@ squares, a deep decoder and eight class tokens, whose mean is the feature.
     python recipes/image_pixio.py --data.source /data/imagenet         ViT-H/16 at 256 pixels
     python recipes/image_pixio.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Squares of 4 x 4 tokens are hidden together. The authors train on images of the web, sampled by their loss; this recipe has
-their other values and takes any data. Their smaller models are distilled from larger ones, which is left out.
+Squares of 4 x 4 tokens are hidden together. The preset has the values of the authors' script for ImageNet. Their released
+models are trained on images of the web, sampled by their loss, and their smaller ones are distilled from larger ones, which is
+left out.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

@@ -10,7 +10,7 @@ The student's presets read the teacher from runs/salt-teacher; `--target.teacher
 transformers. Nothing follows the student, so that features cannot collapse.
 
 The paper is of videos, and has no published code: its split of the updates (a sixth for the teacher) and its loss (L1) are
-kept, the rest is I-JEPA's and MAE's.
+kept, masks and rates are I-JEPA's and MAE's, and the weight decay is constant.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 
@@ -36,7 +36,7 @@ IMAGENET_TEACHER = replace(
     encoder=VisionTransformer.Config(size="small", class_token=False),
     decoder=SelfAttentionDecoder.Config(width=384, depth=6, heads=6),
     target=PixelTarget.Config(standardise="patch"),
-    train=replace(MAE.train, epochs=50, warmup_epochs=5),
+    train=replace(MAE.train, epochs=50, warmup_epochs=5, batch_size=IJEPA.train.batch_size),
 )
 
 IMAGENET = replace(

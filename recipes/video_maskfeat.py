@@ -5,8 +5,8 @@ of oriented gradients of the first frame of each hidden tube are predicted.
     python recipes/video_maskfeat.py --data.source /data/kinetics400/train
 
 Hidden tokens are boxes of squares of 32 pixels, each of one to all time slots. The authors' encoder is MViTv2; this one is a
-ViT. Ratio, target, clipping, epochs and warm-up are the authors'; the batch size is ours, and the learning rate theirs for 256
-clips.
+ViT. Ratio, target, crops, clipping, epochs and warm-up are the authors', and the learning rate is theirs for 32 clips; the
+batch size is ours.
 
 Results. This recipe has not been run on Kinetics yet. `demo`: docs/methods.md."""
 
@@ -23,9 +23,9 @@ from recipes.video_mae import CLIPS, DEMO
 from tasks import pretrain
 
 KINETICS = pretrain.Config(
-    data=replace(CLIPS, crop="random_resized"),
+    data=replace(CLIPS, crop="random_resized", crop_scale=(0.5, 1.0), flip=0.5),
     tokenizer=Tubes.Config(size=16, frames=2),
-    masker=BlockMasker.Config(ratio=0.4, unit=2, duration="random", blank=True),
+    masker=BlockMasker.Config(ratio=0.4, unit=2, smallest=9 / 49, largest=1.0, duration="random", blank=True),
     encoder=VisionTransformer.Config(size="base", class_token=False),
     decoder=LinearDecoder.Config(),
     target=HogTarget.Config(cell=8, orientations=9),
@@ -33,6 +33,7 @@ KINETICS = pretrain.Config(
         epochs=300,
         batch_size=512,
         learning_rate=1e-4,
+        scale_learning_rate=32,
         warmup_epochs=10,
         weight_decay=0.05,
         betas=(0.9, 0.999),

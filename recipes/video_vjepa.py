@@ -10,8 +10,10 @@ gives to large blocks of space through all the time.
 Each sample has two masks, the union of eight small blocks and that of two large ones; the clip is read and taught once.
 
 Differences from the authors' code: exact counts of tokens, so that no batch is cut to its shortest sample; one mask token for
-both masks, as their released runs trained; the schedule ends with the run, where theirs of V-JEPA is 1.25 times as long; the
-learning rate rises from 0. V-JEPA 2's cooldown on longer clips is a second run with --init.
+both masks, of which the released runs of V-JEPA 2 trained one, and V-JEPA has one each; weights start Xavier-uniform, theirs
+truncated normal; the schedule ends with the run, where theirs of V-JEPA is 1.25 times as long; the gradient is clipped as a
+whole and from the beginning, theirs by part and after the warm-up. V-JEPA 2's cooldown on longer clips is a second run with
+--init. V-JEPA 2.1 also trains on images on half of its processes, and norms the teacher's levels with learned factors.
 
 Results. The authors report a top-1 accuracy of 80.8 % (L, Kinetics-400, attentive probe) and 69.5 % (Something-Something V2).
 This recipe has not been run on these data sets yet. `demo`: docs/methods.md."""
@@ -29,7 +31,9 @@ from mmm.train.config import TrainConfig
 from recipes.video_mae import DEMO
 from tasks import pretrain
 
-CLIPS = ClipsConfig(frames=16, stride=4, image_size=224, crop_scale=(0.3, 1.0), crop_ratio=(0.75, 1.35), workers=10)
+CLIPS = ClipsConfig(
+    frames=16, stride=4, image_size=224, crop="random_resized", crop_scale=(0.3, 1.0), crop_ratio=(0.75, 1.35), flip=0.5, workers=10
+)
 
 UNIONS = BlockUnionMasker.Config(blocks=(8, 2), scale=(0.15, 0.7), aspect=(0.75, 1.5))
 
@@ -46,6 +50,7 @@ VJEPA = pretrain.Config(
         learning_rate=6.25e-4,
         scale_learning_rate=None,
         warmup_steps=12_000,
+        warmup_start=0.32,  # 2e-4
         final_learning_rate=1.6e-3,  # 1e-6
         weight_decay=0.04,
         weight_decay_end=0.4,
@@ -60,7 +65,15 @@ VJEPA2 = replace(
     encoder=VisionTransformer.Config(size="large", class_token=False, positions="none", rotary="axial"),
     decoder=SelfAttentionDecoder.Config(width=384, depth=12, heads=12, positions="none", rotary="axial"),
     target=LatentTarget.Config(norm="layer", loss="l1", decay=0.99925, decay_end=0.99925),
-    train=replace(VJEPA.train, learning_rate=5.25e-4, final_learning_rate=1.0, weight_decay_end=None, clip_norm=None),
+    train=replace(
+        VJEPA.train,
+        steps=240_000,
+        learning_rate=5.25e-4,
+        warmup_start=1 / 5.25,
+        final_learning_rate=1.0,
+        weight_decay_end=None,
+        clip_norm=None,
+    ),
 )
 
 LEVELS = (6, 12, 18, 24)
@@ -81,7 +94,7 @@ VJEPA2_1 = replace(
     target=LatentTarget.Config(
         blocks=LEVELS, join=True, block_norm="layer", norm="none", loss="l1", decay=0.99925, decay_end=0.99925
     ),
-    train=replace(VJEPA2.train, steps=300_000, learning_rate=6e-4),
+    train=replace(VJEPA2.train, steps=300_000, learning_rate=6e-4, warmup_start=1 / 6),
 )
 
 PRESETS: dict[str, pretrain.Config] = {

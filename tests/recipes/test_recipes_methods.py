@@ -9,7 +9,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, load_recipe
 
+from mmm.maskers import maskers
 from mmm.model import MaskedModel, ModelConfig
+from mmm.tokenizers import tokenizers
+from mmm.train.schedule import make_plan
 from tasks import pretrain
 
 PAGE = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -53,6 +56,35 @@ def test_a_student_learns_from_its_teacher(name: str, run_recipe, tmp_path: Path
     run_recipe(name, "--folder", str(tmp_path / "teacher"))
     flags = ("--preset", "demo_student", "--target.teacher", str(tmp_path / "teacher"), "--folder", str(tmp_path / "student"))
     assert run_recipe(name, *flags)["step"] == 2
+
+
+# batch size, peak and final learning rate as the optimizer gets them, first rate over the peak, tokens seen, tokens predicted
+PUBLISHED = {
+    "image_simmim": (2048, 4e-4, 0.0, 0.0, 76, 120),
+    "image_maskfeat": (2048, 1.6e-3, 1e-6, 0.0, 118, 78),
+    "image_beit": (2048, 1.5e-3, 1e-5, 0.0, 121, 75),
+    "image_umae": (4096, 2.4e-3, 0.0, 0.0, 48, 192),
+    "image_data2vec": (256, 1e-3, 0.0, 0.0, 39, 157),
+    "image_ijepa": (2048, 1e-3, 1e-6, 0.2, 67, None),
+    "image_capi": (16384, 1e-3, 0.0, 0.0, 90, 8),
+    "image_pixio": (8192, 8e-4, 0.0, 0.0, 64, 192),
+    "video_mae_v2": (4096, 4e-3, 4e-5, 0.0, 160, 704),
+    "video_maskfeat": (512, 1.6e-3, 0.0, 0.0, 940, 628),
+    "video_vjepa": (3072, 6.25e-4, 1e-6, 0.32, None, None),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_preset_has_the_published_values(name: str) -> None:
+    config = next(iter(load_recipe(name).PRESETS.values()))
+    batch, peak, final, start, seen, predicted = PUBLISHED[name]
+    plan = make_plan(config.train, samples=1_281_167, processes=1)
+    assert (plan.batch_size, plan.peak, config.train.warmup_start) == (batch, pytest.approx(peak), start)
+    assert plan.final == pytest.approx(final)
+    tokenizer = tokenizers.build(config.tokenizer, channels=3)
+    mask = maskers.build(config.masker)(torch.arange(2), tokenizer.grid_of(config.data.input().size))
+    assert seen in (None, mask.visible.shape[1])
+    assert predicted in (None, mask.predict.shape[1])
 
 
 def rows() -> dict[str, list[str]]:
