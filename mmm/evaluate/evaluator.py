@@ -156,7 +156,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Measures a model. All processes call it, each with a complete model; only the main process draws.
+        """Measures a model in evaluation mode. All processes call it, each with a complete model; only the main process draws.
 
         Returns:
             Plain values by name, which are appended to evaluations.jsonl in the run folder.
@@ -289,7 +289,12 @@ class Evaluations:
 
     def _result(self, evaluator: Evaluator, context: Context, model: MaskedModel, step: int | None) -> Result:
         context.step = step
-        found = evaluator.run(model, context)
+        training = model.training
+        model.eval()  # in the course of a training it is not
+        try:
+            found = evaluator.run(model, context)
+        finally:
+            model.train(training)
         figures = {context.named(name): value for name, value in evaluator.figures(found).items()}
         return Result(context.named(evaluator.config.name), found, figures, evaluator.format(found))
 

@@ -196,3 +196,27 @@ def test_the_numbers_of_ones_own_evaluation_are_compared(count: type[Evaluator],
     assert "weights" in text
     assert "my_number" in text
     assert "they were evaluated differently: evaluate.features.k\n" in text + "\n"
+
+
+def test_the_model_is_in_evaluation_mode_and_then_as_it_was(build: Any) -> None:
+    """Also in the course of a training, and where an evaluation fails."""
+    seen: list[bool] = []
+
+    class Look(Evaluator):
+        @dataclass(frozen=True, kw_only=True)
+        class Config(EvaluatorConfig):
+            """Nothing to choose."""
+
+        def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
+            seen.append(model.training)
+            raise ValueError("it fails")
+
+    model = build().train()
+    evaluations = Evaluations.__new__(Evaluations)
+    context = Context(data=None, masker=model.masker, device=torch.device("cpu"), title="", untrained=build)  # type: ignore[arg-type]
+    for training in (True, False):
+        model.train(training)
+        with pytest.raises(ValueError, match="it fails"):
+            evaluations._result(Look(Look.Config()), context, model, 1)
+        assert model.training == training
+    assert seen == [False, False]
