@@ -1,7 +1,7 @@
 # An image with mmm, its recipes and the optional readers of JPEG files and videos:
 #
 #     docker build -t mmm .
-#     docker run --gpus all --ipc host -v /data:/data -v "$PWD/runs:/work/runs" mmm pretrain image_mae --data.source /data/imagenet
+#     docker run --gpus all --ipc host -v /data:/data -v "$PWD/runs:/home/mmm/runs" mmm pretrain image_mae --data.source /data/imagenet
 #
 # For several GPUs: docker run ... --entrypoint accelerate mmm launch -m tasks pretrain image_mae ...
 FROM python:3.12-slim
@@ -16,6 +16,6 @@ COPY tasks tasks
 COPY recipes recipes
 RUN pip install --no-cache-dir '.[fast,video]' && rm -rf /build
 
-WORKDIR /work
+WORKDIR /home/mmm
 ENTRYPOINT ["mmm"]
 CMD ["--help"]

@@ -82,7 +82,7 @@ def block(tokens: int, width: int, hidden: int, *, gated: bool = False) -> float
 
 
 def last_block(tokens: int, last: int, width: int, hidden: int) -> float:
-    """Of a block whose output is read of the last tokens alone; queries, keys and values are computed of all."""
+    """Counts a block whose output is read for the last tokens only; queries, keys and values are computed for all tokens."""
     inputs, output, mlp = linear(tokens, width, 3 * width), linear(last, width, width), 2 * linear(last, width, hidden)
     return inputs + 4.0 * last * tokens * width + output + mlp
 
