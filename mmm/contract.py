@@ -146,15 +146,16 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     tokens = math.prod(model.tokenizer.grid(x))
     mask.checked(len(x), tokens)
     for one in mask.families:
-        seen = _counts(one.visible, tokens)
+        valid = torch.ones_like(one.where) if one.valid is None else one.valid
+        seen, blank = (_counts(*part, tokens) for part in _parts(one.where, valid, one.visible.shape[1]))
         require(seen.max() <= 1, "a token is visible twice")
-        if one.blank is not None:
-            require((seen + _counts(one.blank, tokens)).max() <= 1, "a token is visible and blank, or blank twice")
+        require((seen + blank).max() <= 1, "a token is visible and blank, or blank twice")
         hidden, echo = one.predict.split([one.predict.shape[1] - one.echo, one.echo], dim=1)
         shown = repeat_rows(one.visible[:, : one.echo], len(echo))
         require(torch.equal(echo, shown), "mask.echo: the last predicted tokens must be the first visible ones, in their order")
-        predicted = _counts(hidden, tokens)
-        if one.weight is None:
+        asked = torch.ones_like(one.predict) if one.valid_predict is None else one.valid_predict
+        predicted = _counts(hidden, asked[:, : hidden.shape[1]], tokens)
+        if one.weight is None or one.valid_predict is not None:
             require(predicted.max() <= 1, "a token is predicted twice")
         both = predicted.view(len(seen), -1, tokens).sum(1) * seen
         require(
@@ -182,9 +183,14 @@ def _same(one: Mask, other: Mask) -> bool:
     return all(torch.equal(a.visible, b.visible) and torch.equal(a.predict, b.predict) for a, b in pairs)
 
 
-def _counts(index: Tensor, tokens: int) -> Tensor:
-    """Counts each token in each row, (rows, N)."""
-    return torch.zeros(len(index), tokens, dtype=torch.int64).scatter_add(1, index, torch.ones_like(index))
+def _counts(index: Tensor, valid: Tensor, tokens: int) -> Tensor:
+    """Counts each token in each row, but no padding, (rows, N)."""
+    return torch.zeros(len(index), tokens, dtype=torch.int64).scatter_add(1, index, valid.long())
+
+
+def _parts(index: Tensor, valid: Tensor, first: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The first tokens of each row, and the others, each with `valid`."""
+    return (index[:, :first], valid[:, :first]), (index[:, first:], valid[:, first:])
 
 
 # --- what flows where -----------------------------------------------------------------------------------------------------------
@@ -196,7 +202,8 @@ def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     model.eval()
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     samples, tokens = patches.shape[:2]
-    seen = _counts(mask.visible, tokens).view(samples, -1, tokens).sum(1) > 0  # (B, N)
+    visible = torch.ones_like(mask.visible)  # padding is a copy
+    seen = _counts(mask.visible, visible, tokens).view(samples, -1, tokens).sum(1) > 0  # (B, N)
     for what, chosen, changes in (("hidden", ~seen, False), ("visible", seen, True)):
         other = model.tokenizer.join(torch.where(chosen[..., None], torch.randn_like(patches), patches), grid)
         before, after = model.encoder(patches, grid, mask), model.encoder(model.tokenizer.split(other), grid, mask)

@@ -123,6 +123,9 @@ class MaskedModel(Pretrained, nn.Module):
         )
         target = targets.build(config.target, token=tokenizer.size, data=data, encoder=encoder)
         decoder = decoders.build(config.decoder, encoder=shape, grid=grid, outputs=target.widths)
+        if config.masker.pads and not (encoder.takes_padding and decoder.takes_padding):
+            name = f"decoder.name {decoder.config.name}" if encoder.takes_padding else f"encoder.name {encoder.config.name}"
+            raise ValueError(f"{name} cannot leave out the padding of masker.name {config.masker.name}; set masker.lengths update")
         return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Output:

@@ -43,6 +43,12 @@ MUTANTS = [
         "core/test_flow.py::test_hidden_values_never_reach_a_prediction",
     ),
     Mutant(
+        "mmm/layers/transformer.py",
+        "None if valid is None else valid[:, None, None]",
+        "None",
+        "core/test_flow.py::test_rows_of_different_lengths_are_computed_as_if_each_were_alone",
+    ),
+    Mutant(
         "mmm/maskers/base.py",
         "order[:, :seen], order[:, seen:]",
         "order[:, : seen + 1], order[:, seen:]",

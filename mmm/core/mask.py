@@ -24,10 +24,13 @@ class Mask:
         predict: int64 (kmB, Q), tokens that are predicted.
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
         weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. It depends on each
-        sample alone, so that a batch can be computed in parts.
+            sample alone, so that a batch can be computed in parts.
         echo: E, how many of the predicted tokens, the last ones of each row, are visible: the first E of `visible`, in its order,
             which are predicted at their own places (V-JEPA 2.1).
         also: further masks of the same samples, with other numbers of tokens (V-JEPA's second family).
+        valid: bool (mB, V + H), which tokens of `where` are no padding. None: all. Rows of different lengths are padded with copies
+            of one of their own tokens, which no attention takes into account.
+        valid_predict: bool (kmB, Q), the same of the predicted tokens; those of padding have weight 0.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -39,6 +42,8 @@ class Mask:
     weight: Tensor | None = None
     echo: int = 0
     also: tuple[Mask, ...] = ()
+    valid: Tensor | None = None
+    valid_predict: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("visible", "predict", "blank"):
@@ -63,6 +68,15 @@ class Mask:
             raise ValueError(f"weight is {tuple(self.weight.shape)}, predict {tuple(self.predict.shape)}")
         if self.weight is not None and not self.weight.is_floating_point():
             raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
+        if (self.valid is None) is not (self.valid_predict is None):
+            raise ValueError("mask.valid and mask.valid_predict say of all tokens which are no padding; give both or none")
+        for name, index in (("valid", self.where), ("valid_predict", self.predict)):
+            valid = getattr(self, name)
+            if valid is not None and (valid.shape != index.shape or valid.dtype != torch.bool):
+                raise ValueError(
+                    f"mask.{name} says of {tuple(index.shape)} tokens whether they are no padding, bool, and is "
+                    f"{tuple(valid.shape)} {valid.dtype}"
+                )
         if not 0 <= self.echo <= self.predict.shape[1]:
             raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
         if self.echo > self.visible.shape[1]:
@@ -79,6 +93,16 @@ class Mask:
     def where(self) -> Tensor:
         """Returns the tokens of the encoder in their order: visible tokens, then blanks. (mB, V + H)."""
         return self.visible if self.blank is None else torch.cat([self.visible, self.blank], dim=1)
+
+    def trimmed(self) -> Mask:
+        """Returns a mask without padding, whose rows are as long as the shortest of the batch. The host waits for the device."""
+        if self.valid is None or self.valid_predict is None:
+            return self
+        seen, blank = self.valid.split([self.visible.shape[1], self.valid.shape[1] - self.visible.shape[1]], dim=1)
+        lengths = [int(one.sum(1).min()) for one in (seen, blank, self.valid_predict)]
+        rest = None if self.blank is None else self.blank[:, : lengths[1]]
+        weight = None if self.weight is None else self.weight[:, : lengths[2]]
+        return Mask(self.visible[:, : lengths[0]], self.predict[:, : lengths[2]], rest, weight, self.echo)
 
     def to(self, device: torch.device | str) -> Mask:
         """Returns the mask on another device."""

@@ -6,6 +6,7 @@ Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D wid
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from types import NoneType
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -19,12 +20,12 @@ BlockOutput = Literal["block", "mlp"]  # what is kept of a block: its output, or
 def pytree(kind: type[T]) -> type[T]:
     """Registers a dataclass with torch's pytrees, so that tensors in it are found by torch.export, torch.func and FSDP.
 
-    Integers and texts in it are not leaves. It is rebuilt without its checks.
+    Integers, texts and None in it are not leaves. It is rebuilt without its checks.
     """
     names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
 
     def flatten(value: Any) -> tuple[list[Any], dict[str, Any]]:
-        context = {name: getattr(value, name) for name in names if isinstance(getattr(value, name), (int, str))}
+        context = {name: getattr(value, name) for name in names if isinstance(getattr(value, name), (int, str, NoneType))}
         return [getattr(value, name) for name in names if name not in context], context
 
     def unflatten(leaves: Any, context: dict[str, Any]) -> Any:
@@ -79,6 +80,7 @@ class Features:
         blocks: outputs of the requested blocks, (B, R + M, D) each; 0 is what enters the first block.
             The values of a hierarchical encoder's are (B, M, a b ... D'): see `Stage`.
         registers: how many of the prefix tokens, the last of them, are registers.
+        valid: bool (B, R + M), which tokens are no padding. None: all.
     """
 
     last: Tensor
@@ -86,6 +88,7 @@ class Features:
     where: Tensor
     blocks: dict[int, Tensor] = field(default_factory=dict)
     registers: int = 0
+    valid: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -112,7 +115,12 @@ class Features:
         Raises:
             ValueError: the class token is requested, and the encoder has none.
         """
-        mean = self.tokens.float().mean(1)
+        tokens = self.tokens.float()
+        if self.valid is None:
+            mean = tokens.mean(1)
+        else:
+            counted = self.valid[:, self.prefix :, None].float()  # (B, M, 1)
+            mean = (tokens * counted).sum(1) / counted.sum(1)
         if how == "mean":
             return mean
         first = self.class_token.float()

@@ -33,9 +33,11 @@ class Decoder(nn.Module):
 
     Attributes:
         config: the user's choices.
+        takes_padding: whether padding (`Features.valid`, `Mask.valid_predict`) changes no prediction.
     """
 
     config: DecoderConfig
+    takes_padding: bool = False
 
     @abstractmethod
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:

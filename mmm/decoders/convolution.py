@@ -54,6 +54,7 @@ class ConvolutionDecoder(Decoder):
                 raise ValueError(f"decoder.groups {self.groups} does not divide decoder.width {self.width}")
 
     config: Config
+    takes_padding = True  # a copy of a token has the token's features
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all; any grid of its axes will do.

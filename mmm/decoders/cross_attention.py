@@ -42,11 +42,17 @@ class CrossBlock(nn.Module):
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None) -> Tensor:
-        """(B, Q, d), (B, M, D) -> (B, Q, d); rotations of the predicted tokens and of the source."""
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        rotary: tuple[Rotary, Rotary] | None = None,
+        valid: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> Tensor:
+        """(B, Q, d), (B, M, D) -> (B, Q, d); rotations of the predicted tokens and of the source, and which are no padding."""
         if self.norm0 is not None and self.self_attn is not None:
-            x = x + self.drop_path(self.self_attn(self.norm0(x), None if rotary is None else rotary[0]))
-        x = x + self.drop_path(self.cross_attn(self.norm1(x), source, rotary))
+            x = x + self.drop_path(self.self_attn(self.norm0(x), None if rotary is None else rotary[0], None, valid[0]))
+        x = x + self.drop_path(self.cross_attn(self.norm1(x), source, rotary, valid[1]))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -71,6 +77,7 @@ class CrossAttentionDecoder(Decoder):
                 raise ValueError("decoder.register_places around needs decoder.rotary")
 
     config: Config
+    takes_padding = True
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all.
@@ -106,9 +113,10 @@ class CrossAttentionDecoder(Decoder):
         if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
             x = x + take(table[:, self.prefix :], mask.predict)
         rotary = self._rotary(features, mask, grid)
+        valid = mask.valid_predict, None if features.valid is None else repeat_rows(features.valid, x.shape[0])
         sources = [features.last] * len(self.blocks) if self.fusion is None else self.fusion(features)
         for block, source in zip(self.blocks, sources, strict=True):
-            x = block(x, repeat_rows(source, x.shape[0]), rotary)  # (mB, M, D) -> (kmB, M, D)
+            x = block(x, repeat_rows(source, x.shape[0]), rotary, valid)  # (mB, M, D) -> (kmB, M, D)
         return self.head(self.norm(x))  # (kmB, Q, K)
 
     def _rotary(self, features: Features, mask: Mask, grid: Grid) -> tuple[Rotary, Rotary] | None:

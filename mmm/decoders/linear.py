@@ -58,6 +58,7 @@ class LinearDecoder(Decoder):
             return RequiredFeatures(last=False, blocks=self.levels, hidden=True)
 
     config: Config
+    takes_padding = True
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
         """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do.

@@ -50,6 +50,7 @@ class PairDecoder(Decoder):
         self.config = config
         self.first = decoders.build(config.first, encoder=encoder, grid=grid, outputs=outputs[:1])
         self.second = decoders.build(config.second, encoder=encoder, grid=grid, outputs=outputs[1:])
+        self.takes_padding = self.first.takes_padding and self.second.takes_padding
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, the first target's values and then the second's, (kmB, Q, K1 + K2)."""

@@ -57,6 +57,7 @@ class SelfAttentionDecoder(Decoder):
         """Predict visible tokens too, with a head of their own (V-JEPA 2.1); needs a masker that asks for them (masker.echo)."""
 
     config: Config
+    takes_padding = True
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
         """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all."""
@@ -110,11 +111,14 @@ class SelfAttentionDecoder(Decoder):
             queries = queries + take(body, asked)
         tokens = torch.cat([repeat_rows(seen, rows), queries.to(seen.dtype)], dim=1)  # (kmB, R + M + Q - E, d)
         rotary = self._rotary(features, asked, grid) if self.config.rotary != "none" else None
+        valid = None
+        if features.valid is not None and mask.valid_predict is not None:  # both or none
+            valid = torch.cat([repeat_rows(features.valid, rows), mask.valid_predict[:, :hidden]], dim=1)  # (kmB, R + M + Q - E)
         echo = self.head_echo if mask.echo else None
         for number, block in enumerate(self.blocks, start=1):
             # of the last block only the predicted tokens are read, unless visible ones are predicted at their places
             last = hidden if number == len(self.blocks) and echo is None else None
-            tokens = block(tokens, rotary, last)
+            tokens = block(tokens, rotary, last, None, valid)
         predicted = self.head(self.norm(tokens[:, tokens.shape[1] - hidden :]))  # (kmB, Q - E, K)
         if echo is None:
             return predicted

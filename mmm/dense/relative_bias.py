@@ -31,12 +31,13 @@ class RelativeBias(Attention):
         self.table = nn.Parameter(torch.zeros((2 * height - 1) * (2 * width - 1) + 3, heads))
         self.register_buffer("index", relative_index(grid, prefix), persistent=False)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, M, c) each -> (B, h, M, c).
 
         Raises:
             ValueError: the tokens are of another grid.
         """
+        assert valid is None  # a whole grid has no padding
         if q.shape[2] != len(self.index):
             raise ValueError(
                 f"relative positions are learned for a grid of {self.grid[0]} x {self.grid[1]} tokens; evaluate in windows "

@@ -34,8 +34,9 @@ class DecomposedBias(Attention):
         self.rows = nn.Parameter(torch.zeros(2 * grid[0] - 1, channels))
         self.columns = nn.Parameter(torch.zeros(2 * grid[1] - 1, channels))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, N, c) each -> (B, h, N, c)."""
+        assert valid is None  # a whole grid has no padding
         height, width = self.grid
         query = q.unflatten(2, self.grid)  # (B, h, H, W, c)
         of_rows = torch.einsum("bnhwc,hkc->bnhwk", query, _relative(self.rows, height).to(q.dtype))

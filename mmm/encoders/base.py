@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmm.core.mask import Mask
 from mmm.core.registry import PartConfig, Registry
@@ -46,11 +47,13 @@ class Encoder(nn.Module):
         required: the features that are returned where `forward` does not name others.
         block_outputs: what can be kept of a block whose output is asked for.
         block_output: what is kept; a teacher may change it.
+        takes_padding: whether `encode` takes a last argument `valid`, bool (mB, R + V + H), and leaves padding out.
         mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
     block_outputs: ClassVar[tuple[BlockOutput, ...]] = ("block",)
     block_output: BlockOutput = "block"
+    takes_padding: ClassVar[bool] = False
     mask_token: nn.Parameter | None
 
     def __init__(self, config: EncoderConfig, *, grid: Grid, required: RequiredFeatures) -> None:
@@ -69,7 +72,9 @@ class Encoder(nn.Module):
         """
         where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where
         visible = patches if mask is None else take(patches, mask.visible)
-        return self.encode(visible, where, grid, self.required.blocks if blocks is None else blocks)
+        encode: Any = self.encode
+        padding = {} if mask is None or mask.valid is None else {"valid": F.pad(mask.valid, (self.shape.prefix, 0), value=True)}
+        return encode(visible, where, grid, self.required.blocks if blocks is None else blocks, **padding)
 
     @abstractmethod
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:

@@ -142,6 +142,7 @@ class VisionTransformer(Encoder):
 
     config: Config
     block_outputs = ("block", "mlp")
+    takes_padding = True
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, required: RequiredFeatures, blanks: bool = False
@@ -193,7 +194,7 @@ class VisionTransformer(Encoder):
             if special is not None:
                 nn.init.normal_(special, std=0.02)
 
-    def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
+    def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...], valid: Tensor | None = None) -> Features:
         """Features of the tokens at `where`, (mB, R + M, D); see `Encoder.encode`."""
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
         turned = self.config.rotary != "none"
@@ -201,10 +202,10 @@ class VisionTransformer(Encoder):
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
-            tokens = block(tokens, rotary, None, added)
+            tokens = block(tokens, rotary, None, added, valid)
             if number in blocks:
                 kept[number] = added[0] if added else tokens
-        return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers)
+        return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers, valid)
 
     def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:
         """Returns the rotations of the queries and keys of these tokens, or None where positions are added to the tokens alone."""

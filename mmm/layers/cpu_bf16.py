@@ -70,11 +70,11 @@ class CPUBF16LayerNorm(nn.LayerNorm):
 class CPUBF16Attention(Attention):
     """Multi-head attention."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
-        if is_cpu_bf16(q) and k.shape[2] <= LONGEST:
+        if is_cpu_bf16(q) and k.shape[2] <= LONGEST and valid is None:
             return _AttentionByProducts.apply(q, k, v)
-        return super().attend(q, k, v)
+        return super().attend(q, k, v, valid)
 
 
 FASTER: dict[type[nn.Module], type[nn.Module]] = {

@@ -46,14 +46,14 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c)."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c); `valid`, bool (B, M): which keys are no padding, None: all."""
         q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))  # (B, h, Q or M, c)
-        return self.attend(q, k, v).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
+        return self.attend(q, k, v, valid).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if valid is None else valid[:, None, None])
 
 
 class QueryValueLinear(nn.Linear):
@@ -98,10 +98,10 @@ class SelfAttention(nn.Module):
         self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, last: int | None = None) -> Tensor:
-        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens."""
+    def forward(self, x: Tensor, rotary: Rotary | None = None, last: int | None = None, valid: Tensor | None = None) -> Tensor:
+        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens. `valid`: see `Attention`."""
         q, k, v = self.queries_keys_values(x, rotary)
-        return self.proj(self.attention(q if last is None else q[:, -last:], k, v))
+        return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid))
 
     def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
@@ -128,9 +128,11 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias)
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None) -> Tensor:
-        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys."""
-        return self.proj(self.attention(*self.queries_keys_values(x, source, rotary)))
+    def forward(
+        self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys. `valid`, of keys: see `Attention`."""
+        return self.proj(self.attention(*self.queries_keys_values(x, source, rotary), valid))
 
     def queries_keys_values(
         self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None
@@ -221,7 +223,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None = None, last: int | None = None, added: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        last: int | None = None,
+        added: list[Tensor] | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """(B, M, D) -> (B, M, D).
 
@@ -231,9 +238,10 @@ class Block(nn.Module):
             last: return only the last so many tokens, (B, last, D). The others are keys and values, and nothing else is computed
                 for them.
             added: the output of the MLP, before its scale and dropped paths, is appended to it.
+            valid: bool (B, M), which tokens are no padding; None: all.
         """
         kept = x if last is None else x[:, -last:]
-        x = kept + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, last)))
+        x = kept + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, last, valid)))
         change = self.mlp(self.norm2(x))
         if added is not None:
             added.append(change)

@@ -75,6 +75,11 @@ class MaskerConfig(PartConfig):
         return self.blank
 
     @property
+    def pads(self) -> bool:
+        """Whether rows of different lengths are padded."""
+        return False
+
+    @property
     def echoes_only(self) -> bool:
         """Whether no hidden token is predicted."""
         return self.predict_visible

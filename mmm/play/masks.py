@@ -109,6 +109,7 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
 
 def drawing_of(mask: Mask, config: MaskerConfig, grid: Grid) -> Drawing:
     """Returns the first mask of one sample, which a masker of this config drew."""
+    mask = mask.trimmed()
     # with `masker.blank` the mask tokens are the hidden ones; a masker may leave others (UM-MAE)
     replaced = None if config.blank or mask.blank is None else mask.blank[0]
     return Drawing((1, *grid)[-3:], _first(mask, 1)[0], drawn=True, replaced=replaced)

@@ -162,7 +162,7 @@ class LatentTarget(Target):
         """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             x, patches, grid = token_targets.tokens
-            return self._encode(x, patches, grid, Mask(mask.predict, mask.predict))
+            return self._encode(x, patches, grid, Mask(mask.predict, mask.predict, valid=mask.valid_predict))
         target = take(token_targets.tokens, mask.predict)
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 

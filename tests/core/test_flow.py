@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import repeat_rows, take
-from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
-from mmm.encoders import VisionTransformer
-from mmm.maskers import BlockMasker, RandomMasker, TubeMasker
+from mmm.decoders import ConvolutionDecoder, CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
+from mmm.encoders import Swin, VisionTransformer
+from mmm.maskers import BernoulliMasker, BlockMasker, RandomMasker, TubeMasker
 
 SMALL = VisionTransformer.Config(width=24, depth=2, heads=2)
 CROSS = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")
@@ -217,6 +218,63 @@ def families(model: MaskedModel, samples: int) -> Mask:
     first = RandomMasker(RandomMasker.Config(ratio=0.5))(sample_keys(0, 0, torch.arange(samples)), (3, 4))
     second = RandomMasker(RandomMasker.Config(ratio=0.75))(sample_keys(1, 0, torch.arange(samples)), (3, 4))
     return replace(first, also=(second,))
+
+
+PADDED: dict[str, dict[str, Any]] = {
+    "self-attention": {"decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2)},
+    "cross-attention": {"decoder": CrossAttentionDecoder.Config(width=16, depth=2, heads=2, self_attention=True)},
+    "convolution": {"decoder": ConvolutionDecoder.Config(width=16, depth=2, groups=4, noise=0.0)},
+    "linear": {"decoder": LinearDecoder.Config()},
+    "registers around": {
+        "encoder": VisionTransformer.Config(
+            width=24, depth=2, heads=2, positions="none", rotary="capi", registers=4, register_places="around"
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_rows_of_different_lengths_are_computed_as_if_each_were_alone(name: str, build: Build) -> None:
+    """Whatever stands in the padding; and the loss is the mean of the samples' own."""
+    model = build(masker=BernoulliMasker.Config(ratio=0.5, blank=name == "linear"), **PADDED[name]).double()
+    x = torch.randn(4, 3, 12, 16, dtype=torch.float64)
+    mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(4)))
+    assert len(mask.valid.sum(1).unique()) > 1 or name == "linear"
+    output, seen = model(x, mask=mask), mask.visible.shape[1]
+    losses = []
+    for row in range(4):
+        own = mask.valid_predict[row]
+        sets = mask.visible[row][mask.valid[row, :seen]], mask.predict[row][own]
+        blank = None if mask.blank is None else mask.blank[row][mask.valid[row, seen:]][None]
+        alone = model(x[row : row + 1], mask=Mask(sets[0][None], sets[1][None], blank))
+        assert (alone.prediction[0] - output.prediction[row][own]).abs().max() < 1e-12
+        losses.append(alone.loss)
+        features = model.encode(x[row : row + 1], mask=Mask(sets[0][None], sets[1][None], blank))
+        assert (features.pooled() - model.encode(x, mask=mask).pooled()[row]).abs().max() < 1e-6
+    assert output.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)
+    if name in ("self-attention", "cross-attention"):
+        others = {key: torch.randint_like(getattr(mask, key), 12) for key in ("visible", "predict")}
+        spoiled = {
+            key: torch.where(valid, getattr(mask, key), others[key])
+            for key, valid in (("visible", mask.valid), ("predict", mask.valid_predict))
+        }
+        found = model(x, mask=replace(mask, **spoiled))
+        assert torch.equal(found.prediction[mask.valid_predict], output.prediction[mask.valid_predict])
+        assert torch.equal(found.loss, output.loss)
+    trimmed = mask.trimmed()
+    assert trimmed.valid is None
+    assert trimmed.visible.shape[1] == mask.valid[:, :seen].sum(1).min()
+
+
+def test_padding_needs_parts_that_leave_it_out(build: Build) -> None:
+    swin = Swin.Config(width=8, heads=1, stages=(1, 1), patch=2, window=2)
+    with pytest.raises(ValueError, match=r"encoder\.name swin cannot leave out .* masker\.name bernoulli; set masker\.lengths"):
+        build(encoder=swin, masker=BernoulliMasker.Config(blank=True))
+    build(encoder=swin, masker=BernoulliMasker.Config(blank=True, lengths="update"))
+    with pytest.raises(ValueError, match=r"mask\.valid and mask\.valid_predict"):
+        Mask(torch.zeros(1, 2).long(), torch.ones(1, 2).long(), valid=torch.ones(1, 2).bool())
+    with pytest.raises(ValueError, match=r"mask\.valid .*no padding"):
+        Mask(*[torch.zeros(1, 2).long()] * 2, valid=torch.ones(1, 3).bool(), valid_predict=torch.ones(1, 2).bool())
 
 
 def test_several_masks_of_a_sample_are_taught_once_and_count_alike(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from test_maskers import KEYS, draw, shown
 from torch import Tensor
 
 from mmm.core.rng import sample_keys
-from mmm.maskers import BlockMasker, BlockUnionMasker, MultiBlockMasker, mask_from_pixels
+from mmm.maskers import BlockMasker, BlockUnionMasker, MultiBlockMasker, mask_from_pixels, maskers
+from mmm.maskers.bernoulli import most
 from mmm.maskers.echo import nearest_distance
 from mmm.maskers.multi_block import mean_union
 
@@ -370,16 +371,39 @@ def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
 # --- Bernoulli --------------------------------------------------------------------------------------------------------------
 
 
-def test_each_token_is_hidden_with_one_probability() -> None:
-    """The number of an update is binomial, and whatever it is, each set is as likely as another."""
-    from mmm.maskers import BernoulliMasker
-
-    masker, keys = BernoulliMasker(BernoulliMasker.Config(ratio=0.6)), sample_keys(0, 0, torch.arange(2))
-    hidden = torch.tensor([masker(keys, (4, 5), step=step).predict.shape[1] for step in range(1200)])
-    wanted = torch.tensor([math.comb(20, n) * 0.6**n * 0.4 ** (20 - n) * 1200 for n in range(21)])
-    usual = wanted > 5
-    found = hidden.bincount(minlength=21)
+def assert_binomial(hidden: Tensor, ratio: float) -> None:
+    """Chi-square of numbers of hidden tokens, of 20."""
+    wanted = torch.tensor([math.comb(20, n) * ratio**n * (1 - ratio) ** (20 - n) * len(hidden) for n in range(21)])
+    usual, found = wanted > 5, hidden.bincount(minlength=21)
     assert abs((((found - wanted) ** 2 / wanted)[usual].sum() - usual.sum()) / (2 * usual.sum()) ** 0.5) < 5
+
+
+def test_each_token_is_hidden_with_one_probability() -> None:
+    """The number of a sample is binomial, tokens are independent, and rows are padded with copies that do not count."""
+    mask = draw("bernoulli", (4, 5), MANY, ratio=0.6)
+    assert_binomial(mask.valid_predict.sum(1), 0.6)
+    assert most(20, 0.6) == mask.predict.shape[1] < 20
+    hidden = torch.zeros(3000, 20, dtype=torch.bool).scatter(1, mask.predict, value=True)
+    seen = torch.zeros(3000, 20, dtype=torch.bool).scatter(1, mask.visible, value=True)
+    assert not (hidden & seen).any()
+    assert (hidden ^ seen).sum() == 3000 * 20 - (hidden | seen).logical_not().sum()
+    assert torch.equal(hidden.sum(1), mask.valid_predict.sum(1))
+    assert torch.equal(seen.sum(1), mask.valid.sum(1))
+    assert ((hidden | seen).sum(1) < 20).sum() < 5  # rows that are too long for the padded length
+    assert (hidden.double().mean(0) - 0.6).abs().max() < 5 * (0.24 / 3000) ** 0.5
+    centred = hidden.double() - 0.6
+    assert ((centred.T @ centred / 3000).fill_diagonal_(0)).abs().max() < 5 * 0.24 / 3000**0.5
+    assert torch.allclose(mask.weight.sum(1), torch.full((3000,), float(mask.predict.shape[1])))
+    assert not mask.weight[~mask.valid_predict].any()
+    part = draw("bernoulli", (4, 6), MANY, ratio=0.6, predict=0.3, unit=2, blank=True)
+    assert torch.equal(part.valid_predict.sum(1), 4 * (part.valid[:, part.visible.shape[1] :].sum(1) / 8).round().long().clamp(1))
+
+
+def test_the_samples_of_an_update_share_a_number() -> None:
+    """It is binomial, and whatever it is, each set is as likely as another."""
+    masker = maskers["bernoulli"](maskers["bernoulli"].Config(ratio=0.6, lengths="update"))
+    keys = sample_keys(0, 0, torch.arange(2))
+    assert_binomial(torch.tensor([masker(keys, (4, 5), step=step).predict.shape[1] for step in range(1200)]), 0.6)
     mask = masker(MANY, (4, 5), step=3)
     assert (share(mask.visible, 20) - mask.visible.shape[1] / 20).abs().max() < 5 * 0.5 / 3000**0.5
 

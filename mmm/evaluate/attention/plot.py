@@ -69,7 +69,7 @@ def measure_attention(
             x = normalise(batch.pixels.to(device), data.mean, data.std)
             grid = model.tokenizer.grid(x)
             with inference(model, dtype):
-                mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device))
+                mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device)).trimmed()
                 features = model.encoder(model.tokenizer.split(x), grid, mask)
                 looks.add(model.decoder, features, mask, grid)
                 sizes.add(features)

@@ -145,7 +145,7 @@ class Inspection:
     def _decoder(self, x: Tensor, keys: Tensor) -> None:
         """Measures to which tokens the predicted tokens attend, with a mask as in training."""
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
-        mask = self.model.draw_masks(x, keys)
+        mask = self.model.draw_masks(x, keys).trimmed()
         features = self.model.encoder(patches, grid, mask)
         assert self.model.decoder is not None
         if fusion_of(self.model.decoder) is not None:

@@ -147,7 +147,11 @@ def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:
 
 
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
-    """Returns the first mask of each sample, which predicts all hidden tokens, even if training predicts only a part of them."""
+    """Returns the first mask of each sample, which predicts all hidden tokens, even if training predicts only a part of them.
+
+    Masks of different lengths show as many tokens as the one that shows the fewest.
+    """
+    mask = mask.trimmed()
     first = len(mask.visible) // samples
     visible, blank = mask.visible[::first], None if mask.blank is None else mask.blank[::first]  # (B, V), (B, H)
     seen = torch.zeros(samples, tokens, dtype=torch.int8, device=visible.device).scatter(1, visible, 1)
