@@ -45,6 +45,7 @@ class Input:
         size: size of a sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
         channels: number of channels.
         mean, std: values of each channel by which samples are normalised, in units of [0, 1].
+        repeats: samples of each input that follow each other in a batch of a training.
         stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
 
     Raises:
@@ -55,6 +56,7 @@ class Input:
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    repeats: int = 1
     stride: int | None = None
     fps: float | None = None
     sampling: str | None = None

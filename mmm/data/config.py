@@ -111,7 +111,7 @@ class DataConfig:
             ValueError: naming the field whose value cannot be used.
         """
         self.check()
-        return Input(size=self.size, channels=self.channels, mean=self.mean, std=self.std)
+        return Input(size=self.size, channels=self.channels, mean=self.mean, std=self.std, repeats=self.repeats)
 
     def check(self) -> None:
         """Raises ValueError for invalid values, naming the field."""

@@ -1,6 +1,7 @@
 """CrossMAE's decoder (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025, section 3): each predicted token
 reads the visible ones, and none of the others, so any part of the hidden tokens can be predicted by itself. CAPI's predictor
-(Darcet et al., 2025, section 3.1) is this decoder too, with rotary positions.
+(Darcet et al., 2025, section 3.1) is this decoder too, with rotary positions. In BootMAE's (Dong et al., ECCV 2022, section 3.3)
+encoded tokens are queries, too.
 
 Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (prefix among them), Q predicted tokens, D the encoder's width,
 d the decoder's, h heads, K values predicted a token.
@@ -8,7 +9,7 @@ d the decoder's, h heads, K values predicted a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from mmm.core.checks import Positive
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid, repeat_rows, take
-from mmm.core.types import Features, Shape
+from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.decoders.attention import AttentionDecoderConfig, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
@@ -68,13 +69,23 @@ class CrossAttentionDecoder(Decoder):
         self_attention: bool = False
         """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
 
+        encoded_queries: bool = False
+        """Let the encoder's last, normed output stand before the predicted tokens as queries, too (BootMAE); needs
+        `self_attention`, through which the predicted tokens read it."""
+
         register_places: Literal["none", "around"] = "none"
         """Places of the encoder's registers as keys, where rotary: none, or around the visible tokens (CAPI), as in the encoder."""
 
         def validate(self) -> None:
             super().validate()
+            if self.encoded_queries and not self.self_attention:
+                raise ValueError("decoder.encoded_queries needs decoder.self_attention, or nothing reads them")
             if self.register_places == "around" and self.rotary == "none":
                 raise ValueError("decoder.register_places around needs decoder.rotary")
+
+        def required_features(self, encoder: Shape) -> RequiredFeatures:
+            required = super().required_features(encoder)
+            return replace(required, last=True) if self.encoded_queries else required
 
     config: Config
     takes_padding = True
@@ -92,6 +103,7 @@ class CrossAttentionDecoder(Decoder):
             raise ValueError(f"decoder.register_places around needs images and encoder.registers in fours, not {self.around}")
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
         self.pos_embed = make_positions(config, grid, encoder.prefix)
+        self.embed = nn.Linear(encoder.width, config.width) if config.encoded_queries else None
         self.fusion = make_fusion(config, encoder, config.depth, config.norm_epsilon)
         rates = [config.drop_path * number / max(config.depth - 1, 1) for number in range(config.depth)]
         self.blocks = nn.ModuleList(CrossBlock(config, encoder.width, rate) for rate in rates)
@@ -112,17 +124,23 @@ class CrossAttentionDecoder(Decoder):
         x = self.mask_token.expand(*mask.predict.shape, -1)  # (kmB, Q, d)
         if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
             x = x + take(table[:, self.prefix :], mask.predict)
-        rotary = self._rotary(features, mask, grid)
-        valid = mask.valid_predict, None if features.valid is None else repeat_rows(features.valid, x.shape[0])
+        rotary, rows, valid_predict = self._rotary(features, mask, grid), x.shape[0], mask.valid_predict
+        valid = None if features.valid is None else repeat_rows(features.valid, rows)
+        if self.embed is not None:
+            x = torch.cat([repeat_rows(self.embed(features.last), rows), x], dim=1)  # (kmB, R + M + Q, d)
+            if valid is not None and valid_predict is not None:  # both or none
+                valid_predict = torch.cat([valid, valid_predict], dim=1)
         sources = [features.last] * len(self.blocks) if self.fusion is None else self.fusion(features)
         for block, source in zip(self.blocks, sources, strict=True):
-            x = block(x, repeat_rows(source, x.shape[0]), rotary, valid)  # (mB, M, D) -> (kmB, M, D)
-        return self.head(self.norm(x))  # (kmB, Q, K)
+            x = block(x, repeat_rows(source, rows), rotary, (valid_predict, valid))  # (mB, M, D) -> (kmB, M, D)
+        return self.head(self.norm(x[:, -mask.predict.shape[1] :]))  # (kmB, Q, K)
 
     def _rotary(self, features: Features, mask: Mask, grid: Grid) -> tuple[Rotary, Rotary] | None:
-        """The rotations of the predicted tokens and of the encoded ones."""
+        """The rotations of the queries and of the encoded tokens."""
         kind, channels, dtype = self.config.rotary, self.config.width // self.config.heads, self.mask_token.dtype
-        queries = make_rotary(kind, grid, channels, mask.predict, dtype=dtype)
-        where = repeat_rows(features.where, len(mask.predict))
+        where, asked, prefix = repeat_rows(features.where, len(mask.predict)), mask.predict, 0
         keys = make_rotary(kind, grid, channels, where, prefix=self.prefix, around=self.around, dtype=dtype)
+        if self.embed is not None:
+            asked, prefix = torch.cat([where, asked], dim=1), self.prefix
+        queries = make_rotary(kind, grid, channels, asked, prefix=prefix, dtype=dtype)
         return None if queries is None or keys is None else (queries, keys)

@@ -160,8 +160,9 @@ def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon
     None: every decoder block reads the encoder's last, normed output.
     """
     required = config.required_features(encoder)
+    if config.fusion == "none":
+        return None
     if config.fusion == "stages":
         return StageFusion(encoder, inputs, epsilon)
-    if config.fusion == "levels":
-        return LevelFusion(encoder.width, required.blocks, inputs, epsilon)
-    return None if required.last else LinearFusion(encoder.width, required.blocks, inputs, epsilon)
+    kind = LevelFusion if config.fusion == "levels" else LinearFusion
+    return kind(encoder.width, required.blocks, inputs, epsilon)

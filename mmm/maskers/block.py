@@ -6,13 +6,16 @@ Shapes: mB masks, R rectangles drawn for each, U = H' W' places or, of boxes, T'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmm.core.checks import Fraction, Share
+from mmm.core.checks import Fraction, NonNegative, Share
+from mmm.core.mask import Mask
 from mmm.core.rng import permutation, uniform
 from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, inside, maskers
@@ -48,8 +51,13 @@ class BlockMasker(Masker):
         duration: Literal["all", "random"] = "all"
         """Extent of a rectangle in time: all frames of a clip, or drawn for each from one to all (MaskFeat)."""
 
+        inner_weight: NonNegative = 0.0
+        """Weight of a predicted token's loss, beyond 1: this, times the hidden share of the 3 x 3 tokens around it (BootMAE: 1)."""
+
         def validate(self) -> None:
             super().validate()
+            if self.inner_weight:
+                self.refuse("predict_visible")
             if self.smallest > self.largest:
                 raise ValueError(f"masker.smallest {self.smallest:g} is above masker.largest {self.largest:g}")
 
@@ -60,6 +68,15 @@ class BlockMasker(Masker):
         self.through_time = config.duration == "all"
         steps = [(2 * step + 1) / ASPECTS - 1 for step in range(ASPECTS)]  # -1 to 1
         self.aspects = [config.aspect**step for step in steps]  # no buffer: a masker need not be moved to its keys' device
+
+    def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:
+        """Returns the masks of a batch; see `Masker.forward`."""
+        mask = super().forward(keys, grid, step=step, steps=steps)
+        if not self.config.inner_weight:
+            return mask
+        hidden = torch.ones(len(mask.visible), math.prod(grid), device=keys.device).scatter(1, mask.visible, 0.0)
+        around = F.avg_pool2d(hidden.view(-1, 1, *grid[-2:]), 3, stride=1, padding=1).view(len(hidden), -1)  # (mB, N)
+        return replace(mask, weight=1 + self.config.inner_weight * around.gather(1, mask.predict))
 
     def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
         covered = self._covered(keys, grid)  # (mB, R, U)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -29,11 +30,25 @@ class AverageConfig(TargetConfig):
     decay_until: ZeroToOne = 1.0
     """Part of the run, 0 to 1, over which the decay moves."""
 
+    decay_middle: tuple[ZeroToOne, ZeroToOne] | None = None
+    """A decay that is reached on the way, and the part of the run after which it is (BootMAE: 0.9999 0.125); none: the way is
+    straight."""
+
+    def validate(self) -> None:
+        if self.decay_middle is not None and not 0 < self.decay_middle[1] < self.decay_until:
+            raise ValueError(
+                f"target.decay_middle {self.decay_middle[0]:g} {self.decay_middle[1]:g}: the second number is a part of the run, "
+                f"between 0 and target.decay_until {self.decay_until:g}"
+            )
+
     def decay_at(self, step: int, steps: int) -> float:
         """The average's decay in an update; the first is step 1."""
         progress = (step - 1) / steps
-        share = min(1.0, progress / self.decay_until) if self.decay_until else 1.0
-        return self.decay + (self.decay_end - self.decay) * share
+        middle = [] if self.decay_middle is None else [(self.decay_middle[1], self.decay_middle[0])]
+        for (start, low), (end, high) in pairwise([(0.0, self.decay), *middle, (self.decay_until, self.decay_end)]):
+            if progress < end:
+                return low + (high - low) * (progress - start) / (end - start)
+        return self.decay_end
 
 
 class Average(nn.Module):

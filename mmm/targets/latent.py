@@ -62,6 +62,9 @@ class LatentTarget(Target):
         norm: Literal["none", "layer"] = "layer"
         """Norm of the target, over each token's values, without weights."""
 
+        norm_prediction: bool = False
+        """Norm predictions before they are compared, as `norm` layer does (BootMAE)."""
+
         view: Literal["all", "hidden"] = "all"
         """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
 
@@ -72,6 +75,7 @@ class LatentTarget(Target):
         """Weight of the loss between the encoder's class token and the mean target of all tokens (data2vec 2.0)."""
 
         def validate(self) -> None:
+            super().validate()
             if self.join and self.blocks is None:
                 raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
             if self.block_output == "mlp" and (self.blocks is None or self.teacher != EMA):
@@ -173,6 +177,8 @@ class LatentTarget(Target):
         if levels > 1:  # each by itself, (kmB, Q, L D) -> (kmB, Q L, D)
             prediction, tokens = (one.unflatten(2, (levels, -1)).flatten(1, 2) for one in (prediction, tokens))
             weight = None if weight is None else weight.repeat_interleave(levels, dim=1)
+        if self.config.norm_prediction:
+            prediction = F.layer_norm(prediction, prediction.shape[-1:])
         loss = mean_loss(self.config.loss, prediction, tokens, weight)
         if pooled is None:
             return loss

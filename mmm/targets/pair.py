@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmm.core.checks import NonNegative
+from mmm.core.checks import NonNegative, ZeroToOne
 from mmm.core.mask import Mask
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input
@@ -39,7 +39,11 @@ class PairTarget(Target):
         weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
         """Factors of their losses."""
 
+        second_rise: ZeroToOne = 0.0
+        """Part of the run, from its beginning, over which the second factor rises from 0 to its value (BootMAE: 0.25)."""
+
     config: Config
+    risen: Tensor  # () the part of the second factor that has been reached
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
         """Builds both."""
@@ -49,6 +53,8 @@ class PairTarget(Target):
             targets.build(one, token=token, data=data, encoder=encoder) for one in (config.first, config.second)
         )
         self.width = sum(self.widths)
+        if config.second_rise:
+            self.register_buffer("risen", torch.zeros(()))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -56,9 +62,10 @@ class PairTarget(Target):
         return sum(self.first.widths), sum(self.second.widths)
 
     @property
-    def both(self) -> tuple[tuple[Target, float], ...]:
+    def both(self) -> tuple[tuple[Target, float | Tensor], ...]:
         """The two, each with its weight."""
-        return (self.first, self.config.weights[0]), (self.second, self.config.weights[1])
+        first, second = self.config.weights
+        return (self.first, first), (self.second, second * self.risen if self.config.second_rise else second)
 
     @property
     def across_batch(self) -> bool:
@@ -103,9 +110,11 @@ class PairTarget(Target):
         return torch.stack([one.loss(own, values, mask, features) * weight for (one, weight), own, values in parts]).sum()
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
-        """Updates both."""
+        """Updates both, and the second one's factor."""
         for one, _ in self.both:
             one.update(model, step, steps, made)
+        if self.config.second_rise:
+            self.risen.fill_(min(1.0, step / steps / self.config.second_rise))
 
     @property
     def uses_original(self) -> bool:

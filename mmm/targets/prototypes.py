@@ -1,9 +1,10 @@
-"""Prototypes of a teacher as the target: the patch term of iBOT (Zhou et al., ICLR 2022), with DINO's head, centre and sharpening.
+"""Prototypes of a teacher as the target: iBOT (Zhou et al., ICLR 2022), with DINO's head, centre and sharpening.
 
 A head turns features into similarities with K prototypes. The teacher is the moving average of the encoder and of the head; what it
-gives, less its own running mean (the centre) and divided by a low temperature, are shares of the prototypes.
+gives, less its own running mean (the centre) and divided by a low temperature, are shares of the prototypes. Patches are compared
+within a sample, and class tokens between the samples of one input: its R views, which `data.repeats` cuts of it.
 
-Shapes: B samples, N tokens, D the encoder's width, K prototypes, kmB rows of Q predicted tokens.
+Shapes: B samples, N tokens, D the encoder's width, K prototypes, mB masks, kmB rows of Q predicted tokens, R views of an input.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.checks import AboveZero, Positive, ZeroToOne
+from mmm.core.checks import AboveZero, NonNegative, Positive, ZeroToOne
 from mmm.core.mask import Mask
-from mmm.core.tokens import Grid, take
+from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Features, Input
 from mmm.layers.averages import follow
 from mmm.targets.average import Average, AverageConfig
@@ -77,20 +78,32 @@ class PrototypeTarget(Target):
         centre_decay: ZeroToOne = 0.9
         """Decay of the centre an update."""
 
+        class_weight: NonNegative = 0.0
+        """Weight of the loss of class tokens: of the encoder's for what is visible, and the teacher's for the other samples of the
+        same input (data.repeats; iBOT: 2) or, where there are none, for the whole sample. iBOT: 1; 0: patches alone."""
+
+        class_temperature: AboveZero = 0.04
+        """Temperature of the teacher's shares of class tokens."""
+
     config: Config
     centre: Tensor
+    class_centre: Tensor
     temperature: Tensor
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
         """Builds it with a copy of the encoder."""
         super().__init__()
-        self.config, self.width = config, encoder.shape.width
+        self.config, self.width, self.views = config, encoder.shape.width, data.repeats
+        if config.class_weight and not encoder.shape.class_tokens:
+            raise ValueError("target.class_weight needs a class token; give the encoder one, or set target.class_weight 0")
         self.teacher = Average(encoder)
         self.head = PrototypeHead(self.width, config.hidden, config.bottleneck, config.prototypes)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("temperature", torch.tensor(config.temperature))
-        self.sums: Tensor | None = None  # of this update: similarities (K,), and the number of tokens
+        if config.class_weight:
+            self.register_buffer("class_centre", torch.zeros(config.prototypes))
+        self.sums: Tensor | None = None  # of this update, of each centre: similarities (K,), and their number
 
     @property
     def across_batch(self) -> bool:
@@ -110,21 +123,40 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The teacher's similarities of every token, (B, N, K); while training their sum is kept for the centre."""
-        found = self.teacher_head(self.teacher(patches, grid, None).tokens)
+        """The teacher's similarities of every token, (B, N, K), and those of class tokens, (B, K), where they count.
+
+        While training, their sums are kept for the centres.
+        """
+        features = self.teacher(patches, grid, None)
+        found = [self.teacher_head(features.tokens)]
+        if self.config.class_weight:
+            found.append(self.teacher_head(features.class_token))
         if self.training:
-            now = torch.cat([found.sum((0, 1)), found.new_tensor([found.shape[0] * found.shape[1]])])
+            flat = [one.flatten(0, -2) for one in found]
+            now = torch.cat([part for one in flat for part in (one.sum(0), one.new_tensor([len(one)]))])
             self.sums = now if self.sums is None else self.sums + now
-        return TokenTargets(found)
+        return TokenTargets(tuple(found))
 
     @torch.no_grad()
-    def pick(self, token_targets: TokenTargets, mask: Mask) -> Tensor:
-        """Returns the shares of the predicted tokens, (kmB, Q, K)."""
-        return ((take(token_targets.tokens, mask.predict) - self.centre) / self.temperature).softmax(-1)
+    def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
+        """Returns the shares of the predicted tokens, (kmB, Q, K), and of the class tokens, (mB, K), where they count."""
+        tokens, *classes = token_targets.tokens
+        shares = ((take(tokens, mask.predict) - self.centre) / self.temperature).softmax(-1)
+        if not classes:
+            return shares
+        own = ((classes[0] - self.class_centre) / self.config.class_temperature).softmax(-1)  # (B, K)
+        if self.training and self.views > 1:  # in an evaluation each input has one sample
+            views = own.unflatten(0, (-1, self.views))  # (B / R, R, K)
+            own = ((views.sum(1, keepdim=True) - views) / (self.views - 1)).flatten(0, 1)  # the mean of the others
+        return shares, repeat_rows(own, len(mask.visible))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean cross-entropy between the head's shares and the teacher's, ()."""
-        return mean_loss("soft_cross_entropy", self.head(prediction) / self.config.prediction_temperature, target, mask.weight)
+        """The mean cross-entropy between the head's shares and the teacher's, and that of class tokens, ()."""
+        shares, own = target if isinstance(target, tuple) else (target, None)
+        loss = self._cross_entropy(prediction, shares, mask.weight)
+        if own is None:
+            return loss
+        return loss + self.config.class_weight * self._cross_entropy(features.class_token[:, None], own[:, None], None)
 
     @torch.no_grad()
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
@@ -132,10 +164,15 @@ class PrototypeTarget(Target):
         config = self.config
         if self.sums is not None:
             sums, self.sums = self.collective.sum(self.sums), None
-            centre = self.centre.lerp((sums[:-1] / sums[-1]).to(self.centre.dtype), 1 - config.centre_decay)
-            self.centre.copy_(torch.where(made, centre, self.centre))
+            centres = [self.centre, self.class_centre] if config.class_weight else [self.centre]
+            for centre, own in zip(centres, sums.split(config.prototypes + 1), strict=True):
+                moved = centre.lerp((own[:-1] / own[-1]).to(centre.dtype), 1 - config.centre_decay)
+                centre.copy_(torch.where(made, moved, centre))
         share = min(1.0, step / steps / config.temperature_until) if config.temperature_until else 1.0
         self.temperature.fill_(config.temperature + (config.temperature_end - config.temperature) * share)
         decay = config.decay_at(step, steps)
         self.teacher.follow(model.encoder, decay, made)
         follow(list(self.teacher_head.parameters()), list(self.head.parameters()), decay, made)
+
+    def _cross_entropy(self, features: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
+        return mean_loss("soft_cross_entropy", self.head(features) / self.config.prediction_temperature, shares, weight)

@@ -150,6 +150,21 @@ def test_the_average_follows_its_schedule(build: Build) -> None:
     assert not any(weight.requires_grad for weight in model.target.parameters())
 
 
+def test_the_average_s_decay_may_turn_on_its_way() -> None:
+    """BootMAE: 0.999 to 0.9999 over an eighth of the run, to 0.99999 at its half."""
+    config = LatentTarget.Config(decay=0.999, decay_middle=(0.9999, 0.125), decay_end=0.99999, decay_until=0.5)
+    found = [config.decay_at(step, 800) for step in (1, 51, 101, 251, 401, 800)]
+    assert found == pytest.approx([0.999, 0.99945, 0.9999, 0.999945, 0.99999, 0.99999], abs=1e-12)
+
+
+def test_predictions_may_be_normed_too(build: Build) -> None:
+    """BootMAE."""
+    model, x, mask = model_of(build, norm_prediction=True, loss="mse")
+    output = model(x, mask=mask)
+    plain = (standard(output.prediction, -1) - output.target).square().mean()
+    assert output.loss.item() == pytest.approx(plain.item(), rel=1e-12)
+
+
 def test_a_training_begins_with_a_teacher_equal_to_the_encoder(build: Build) -> None:
     model, _, _ = model_of(build)
     assert not torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)  # the fixture's noise
@@ -294,6 +309,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a block that is not there": ({"blocks": (3,)}, "blocks 1 to 2"),
     "a class token for a hidden view": ({"class_weight": 1.0, "view": "hidden"}, r"target\.class_weight"),
     "a class token of another width": ({"class_weight": 1.0, "join": True, "blocks": (1, 2)}, "as wide as the encoder"),
+    "a turn after the end": ({"decay_middle": (0.5, 1.0)}, r"target\.decay_middle 0\.5 1"),
     "a width of the average": ({"teacher_width": 12}, r"target\.teacher_width"),
 }
 

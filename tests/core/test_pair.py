@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
+from mmm.core.tokens import take
 from mmm.decoders import CrossAttentionDecoder, PairDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
+from mmm.maskers import BlockMasker
 from mmm.targets import ClusterTarget, LatentTarget, PairTarget, PixelTarget
 
 Build = Callable[..., MaskedModel]
@@ -37,6 +40,52 @@ def test_bootmae_is_the_weighted_sum_of_two_models(build: Build) -> None:
     shown = model.target.show(output.prediction, model.tokenizer.split(x), mask)
     assert torch.equal(shown, model.target.first.show(pixels.prediction, model.tokenizer.split(x), mask))
     assert model.target.uses_original
+
+
+def test_bootmaes_decoders_and_its_weights_of_tokens(build: Build) -> None:
+    """Queries are the last features and mask tokens; self-attention, attention to one block's output, an MLP. A token weighs 1 plus
+    the hidden share of the 3 x 3 tokens around it, those outside the image counted as visible."""
+    decoder = replace(CROSS, self_attention=True, encoded_queries=True)
+    masker = BlockMasker.Config(ratio=0.5, smallest=0.2, inner_weight=1.0)
+    model = build((20, 24), masker=masker, decoder=decoder, target=PixelTarget.Config(standardise="none")).double()
+    x = torch.randn(2, 3, 20, 24, dtype=torch.float64)
+    mask, part = model.masker(sample_keys(0, 0, torch.arange(2)), (5, 6)), model.decoder
+    features = model.encoder(model.tokenizer.split(x), (5, 6), mask)
+    tokens = torch.cat([part.embed(features.last), part.mask_token + take(part.pos_embed[:, 1:], mask.predict)], dim=1)
+    for number, block in enumerate(part.blocks):
+        source = part.fusion.norms[number](part.fusion.mix.weight[number] * features.blocks[1])
+        tokens = tokens + block.self_attn(block.norm0(tokens))
+        tokens = tokens + block.cross_attn(block.norm1(tokens), source)
+        tokens = tokens + block.mlp(block.norm2(tokens))
+    expected = part.head(part.norm(tokens))[:, -15:]
+    output = model(x, mask=mask)
+    assert (output.prediction - expected).abs().max() < 1e-12
+    plain = []
+    for row in range(2):
+        hidden = {divmod(token, 6) for token in mask.predict[row].tolist()}
+        for place, error in zip(mask.predict[row].tolist(), (expected - output.target)[row].square().mean(1), strict=True):
+            y, x_ = divmod(place, 6)
+            plain.append(error * (1 + sum((y + a, x_ + b) in hidden for a in (-1, 0, 1) for b in (-1, 0, 1)) / 9))
+    assert output.loss.item() == pytest.approx(torch.stack(plain).mean().item(), rel=1e-6)
+    with pytest.raises(ValueError, match=r"decoder\.encoded_queries needs"):
+        replace(CROSS, encoded_queries=True)
+
+
+def test_the_second_factor_rises(build: Build) -> None:
+    """From 0 to its value over half of the run; a checkpoint holds how far it is."""
+    target = PairTarget.Config(first=PixelTarget.Config(), second=LatentTarget.Config(), weights=(1.0, 3.0), second_rise=0.5)
+    model = build(target=target, decoder=SELF)
+    x = torch.randn(2, 3, 12, 16)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
+    found = []
+    for step in (0, 2, 5, 9):
+        if step:
+            model.target.update(model, step, 10, torch.tensor(False))
+        found.append(model(x, mask=mask).loss.item())
+    full = found[3] - found[0]
+    assert found[1] - found[0] == pytest.approx(0.4 * full, rel=1e-4)
+    assert found[2] == found[3]
+    assert "target.risen" in model.state_dict()
 
 
 def test_what_one_of_the_two_does_the_pair_does(build: Build) -> None:

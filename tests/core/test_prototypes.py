@@ -1,4 +1,4 @@
-"""iBOT's patch term: shares, centre, temperatures and averages against plain statements."""
+"""iBOT: shares, centre, temperatures and averages against plain statements."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmm import MaskedModel
+from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
-from mmm.targets import PrototypeTarget
+from mmm.data import ImagesConfig
+from mmm.encoders import VisionTransformer
+from mmm.targets import PrototypeTarget, TokenTargets
 
 Build = Callable[..., MaskedModel]
 GRID, YES, NO = (3, 4), torch.tensor(True), torch.tensor(False)
@@ -43,6 +45,38 @@ def test_the_loss_is_ibots_patch_term(build: Build) -> None:
     shares = ((take(every, mask.predict) - model.target.centre) / 0.04).softmax(-1)
     plain = -(shares * (similarities(model.target.head, output.prediction) / 0.1).log_softmax(-1)).sum(-1).mean()
     assert output.loss.item() == pytest.approx(plain.item(), rel=1e-10)
+
+
+def test_class_tokens_are_compared_between_the_views_of_an_input(build: Build) -> None:
+    """iBOT: the student's class token of one view against the teacher's of the other, with their own centre and temperature."""
+    model, x = model_of(build, class_weight=0.5, class_temperature=0.05, centre_decay=0.8, decay=1.0)
+    target = model.target
+    assert ImagesConfig(repeats=2).input().repeats == 2
+    target.views = 2
+    with torch.no_grad():
+        target.class_centre.normal_()
+    mask = model.masker(sample_keys(0, 0, torch.arange(4)), GRID)
+    patches = model.tokenizer.split(x)
+    seen = target.teacher.encoder(patches, GRID, None).last[:, 0]
+    own = similarities(target.teacher_head, seen)
+    student = (similarities(target.head, model.encoder(patches, GRID, mask).last[:, 0]) / 0.1).log_softmax(-1)
+    plain = [-(((own[row ^ 1] - target.class_centre) / 0.05).softmax(-1) * student[row]).sum() for row in range(4)]
+    output = model.train()(x, mask=mask)
+    shares = -(output.target[0] * (similarities(target.head, output.prediction) / 0.1).log_softmax(-1)).sum(-1).mean()
+    assert output.loss.item() == pytest.approx((shares + 0.5 * torch.stack(plain).mean()).item(), rel=1e-10)
+    centre = 0.8 * target.class_centre + 0.2 * own.mean(0)
+    target.update(model, 1, 10, YES)
+    assert (target.class_centre - centre).abs().max() < 1e-12
+    alone = model.eval()(x, mask=mask).target[1]
+    assert (alone - ((own - target.class_centre) / 0.05).softmax(-1)).abs().max() < 1e-12
+    three = own[:3].softmax(-1)
+    target.views = 3
+    target.class_centre.zero_()
+    found = model.train().target.pick(TokenTargets((own[:3, None], own[:3] * 0.05)), Mask(*torch.zeros(2, 3, 1).long()))[1]
+    assert (found[0] - (three[1] + three[2]) / 2).abs().max() < 1e-12
+    bare = VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False)
+    with pytest.raises(ValueError, match=r"target\.class_weight needs a class token"):
+        build(encoder=bare, target=target.config)
 
 
 def test_centre_temperature_and_averages_move(build: Build) -> None:
