@@ -167,8 +167,8 @@ MUTANTS = [
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
         "mmm/decoders/cross_attention.py",
-        "self.cross_attn(self.norm1(x), source, rotary)",
-        "self.cross_attn(x, source, rotary)",
+        "self.cross_attn(self.norm1(x), source, rotary, valid[1])",
+        "self.cross_attn(x, source, rotary, valid[1])",
         PARITY_CROSSMAE,
     ),
     Mutant(
@@ -216,7 +216,10 @@ MUTANTS = [
     Mutant("mmm/encoders/vit.py", "added[0] if added else tokens", "tokens", "core/test_latent.py -k mlps"),
     Mutant("mmm/targets/teachers.py", "* self.scale.view(shape)", "", "core/test_latent.py -k of_timm"),
     Mutant("mmm/targets/pair.py", "mask, features) * weight for", "mask, features) for", "core/test_pair.py -k bootmae"),
-    Mutant("mmm/targets/prototypes.py", "torch.where(made, centre, self.centre)", "centre", "core/test_prototypes.py -k move"),
+    Mutant("mmm/targets/prototypes.py", "torch.where(made, moved, centre)", "moved", "core/test_prototypes.py -k move"),
+    Mutant("mmm/targets/prototypes.py", "(views.sum(1, keepdim=True) - views)", "views", "core/test_prototypes.py -k views"),
+    Mutant("mmm/maskers/block.py", "around.gather(1, mask.predict)", "around.mean()", "core/test_pair.py -k weights_of_tokens"),
+    Mutant("mmm/targets/pair.py", "second * self.risen if", "second if", "core/test_pair.py -k rises"),
     Mutant("mmm/evaluate/health.py", "/ singular.sum() +", "/ singular.max() +", "evaluate/test_health.py -k rankme"),
     # data
     Mutant(
