@@ -32,7 +32,7 @@ class Config(ProbeConfig):
 
     pool: PartConfig = AttentivePool.Config()
     optimizer: Optimizer = "adamw"
-    """lars (with the trust ratio on matrices only) or adamw."""
+    """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=1e-3)
     """Training of pool and head. micro_batch_size is the number of samples that the encoder gets at once."""
 

@@ -51,7 +51,7 @@ class Config:
     """Seeds of the runs of every variant."""
 
     launcher: str | None = None
-    """Command that starts the recipe, for instance "accelerate launch"; None: this Python."""
+    """Command that starts the recipe, for instance "accelerate launch". None: this Python."""
 
     out: str | None = None
     """Folder for the table, the plot and the runs of a recipe. None: runs/compare-N with the next free N."""

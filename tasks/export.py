@@ -41,7 +41,7 @@ class Config:
     """Export without the decoder."""
 
     norm_pix: bool | None = None
-    """Whether published weights predict standardised patches, which their file does not state."""
+    """State that published weights predict standardised patches (true) or not (false); their file does not contain it."""
 
     license: str = "unknown"
     """Identifier of a licence on the hub, for instance mit or cc-by-nc-4.0."""

@@ -46,22 +46,22 @@ class Config:
     """Address on which the page is served. 127.0.0.1 is reached from this machine only, 0.0.0.0 from other machines too."""
 
     port: int | None = None
-    """Port of the page; None: the first free one from 7860."""
+    """Port of the page. None: the first free one from 7860."""
 
     norm_pix: bool | None = None
-    """For published weights, whether they predict standardised patches, which their file does not say."""
+    """State that published weights predict standardised patches (true) or not (false); their file does not contain it."""
 
     device: str | None = None
-    """Device, for instance cpu or cuda:1; None: the accelerator of this machine, else the CPU."""
+    """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
     export: str | None = None
-    """Folder to write a Space to, with the models in it, in place of opening the page."""
+    """Write a Hugging Face Space with the models into this folder instead of opening the page. None: open the page."""
 
     def __post_init__(self) -> None:
         if self.searched < 1:
             raise ValueError(f"--searched {self.searched} leaves nothing to search; give at least 1")
         if self.port is not None and not 0 < self.port < 65536:
-            raise ValueError(f"--port {self.port} is no port; give a number from 1 to 65535")
+            raise ValueError(f"--port {self.port} is not a port; give a number from 1 to 65535")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
         print(f"Space: {folder} (python {folder / 'app.py'} tries it here; upload the folder as a Space of the sdk gradio)")
         return {"folder": str(folder)}
     if missing := [folder for folder in config.folders if not Path(folder).expanduser().is_dir()]:
-        raise ValueError(f"--folders {missing[0]} is no folder; give one of images or videos")
+        raise ValueError(f"--folders {missing[0]} is not a folder; give one of images or videos")
     models = Models(config.models, device=choose_device(config.device), norm_pix=config.norm_pix)
     models.check()
     with tempfile.TemporaryDirectory(prefix="mmm-play-") as uploads:

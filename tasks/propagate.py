@@ -49,12 +49,12 @@ class Config:
     side: int | None = None
     """Shorter side to which frames are resized, in pixels, before both are cut to whole patches. None: that of the model's data."""
     clips: int | None = 20
-    """Clips at most; none: all."""
+    """Largest number of clips. None: all."""
     propagation: PropagationConfig = PropagationConfig()
     out: str | None = None
     """Folder of masks (PNG), pictures and scores. None: `propagation` in the run's folder, or in the working directory."""
     device: str | None = None
-    """Device, for instance cpu or cuda:1; None: the accelerator of this machine, else the CPU."""
+    """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
 
 def run(config: Config) -> dict[str, Any]:

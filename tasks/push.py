@@ -28,7 +28,7 @@ class Config:
     """Repository on the hub, user/name. It is made if it does not exist."""
 
     private: bool = True
-    """Whether a new repository is private. An existing repository is not changed."""
+    """Make a new repository private. The visibility of an existing repository does not change."""
 
     message: str = "Upload by mmm"
     """Message of the commit."""

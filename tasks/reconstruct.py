@@ -37,13 +37,13 @@ class Config(GalleryConfig, LoadedModelConfig):
     """Samples that the model gets at once."""
 
     ratio: float | None = None
-    """Fraction of tokens to hide; None: as in training."""
+    """Fraction of tokens to hide. None: as in training."""
 
     hide: str | None = None
     """Image file whose bright pixels are hidden, of any size, instead of masks that are drawn."""
 
     norm_pix: bool | None = None
-    """Whether published weights predict standardised patches, which their file does not state."""
+    """State that published weights predict standardised patches (true) or not (false); their file does not contain it."""
 
     out: str | None = None
     """PNG file to write; for clips also .webp and .mp4 files. None: a file in `pictures` of the run folder, whose name contains

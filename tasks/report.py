@@ -32,7 +32,7 @@ def run(config: Config) -> dict[str, Any]:
     """Writes the page.
 
     Raises:
-        ValueError: no run is given, or a folder is no run.
+        ValueError: no run is given, or a folder is not a run.
     """
     if not config.runs:
         raise ValueError("runs is empty; give one or more folders of runs")

@@ -34,7 +34,7 @@ class Config:
     """The data to check, as data.source of a recipe."""
 
     root: str | None = None
-    """Folder from which relative paths in a list file start; None: the list's own folder."""
+    """Folder from which relative paths in a list file start. None: the list's own folder."""
 
     list_columns: tuple[str, ...] = ()
     """Meaning of the columns of a list file, as data.list_columns of a recipe."""

@@ -50,7 +50,7 @@ class Config(SegmentConfig):
     knn: bool = False
     """Label patches by their nearest neighbours among training patches (CAPI's protocol) instead of training a head."""
     knn_patches: int | None = 50000
-    """Training patches that neighbours are searched among, chosen by key; none: all."""
+    """Number of training patches among which neighbours are searched, chosen by key. None: all."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def image(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[in
 
 
 def odd(name: str, place: Callable[[Path], object], reason: str) -> None:
-    """A kind that is no file of bytes."""
+    """A kind that is not a file of bytes."""
     IMAGES[name] = lambda seed: Case(place, reason, None, f"{name}_{seed}.jpg")
 
 
@@ -143,7 +143,7 @@ def scattered(size: int, seed: int) -> bytes:
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8).tobytes()
 
 
-# what is no image
+# what is not an image
 
 
 @image
@@ -529,7 +529,7 @@ def array_with_a_pickle(seed: int) -> tuple[bytes, str]:
     return file.getvalue(), "Object arrays cannot be loaded"
 
 
-# what is no file of bytes
+# what is not a file of bytes
 
 odd("pipe", os.mkfifo, "is not a regular file")
 odd("link_to_nothing", lambda path: path.symlink_to("nowhere.jpg"), "there is no such file")

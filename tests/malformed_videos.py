@@ -87,7 +87,7 @@ def stream_of(data: bytes) -> tuple[int, int]:
     return at + 4 + size // 4, at - 4 + size
 
 
-# what is no video
+# what is not a video
 
 
 @video
@@ -108,12 +108,12 @@ def web_page(seed: int) -> tuple[bytes, str]:
 @video
 def playlist(seed: int) -> tuple[bytes, str]:
     """FFmpeg would play the file that it names."""
-    return b"ffconcat version 1.0\nfile empty_0.mp4\n", "no video of a known format"
+    return b"ffconcat version 1.0\nfile empty_0.mp4\n", "not a video of a known format"
 
 
 @video
 def png_called_mp4(seed: int) -> tuple[bytes, str]:
-    return encoded(photograph(seed), "PNG"), "no video of a known format"
+    return encoded(photograph(seed), "PNG"), "not a video of a known format"
 
 
 @video
@@ -172,7 +172,7 @@ def stream_with_a_hole(seed: int) -> tuple[bytes, str]:
 
 @video
 def unknown_codec(seed: int) -> tuple[bytes, str]:
-    return filmed(film(seed)).replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"), "nothing here decodes its codec"
+    return filmed(film(seed)).replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"), "no installed decoder supports its codec"
 
 
 # too large
@@ -282,7 +282,7 @@ def ten_bits(seed: int) -> tuple[bytes, Pixels]:
 
 @video
 def jpeg_called_mp4(seed: int) -> tuple[bytes, str]:
-    return jpeg(photograph(seed)), "no video of a known format"
+    return jpeg(photograph(seed)), "not a video of a known format"
 
 
 @video
@@ -293,7 +293,7 @@ def gif_called_mp4(seed: int) -> tuple[bytes, Pixels]:
     return data, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
-# what is no file of bytes
+# what is not a file of bytes
 
 odd("pipe", os.mkfifo, "is not a regular file")
 odd("link_to_nothing", lambda path: path.symlink_to("nowhere.mp4"), "there is no such file")

@@ -245,8 +245,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/data/transforms/crop.py",
-        "(draws[:, 2:] * (room + 1))",
-        "(draws[:, 2:] * (room + 2))",
+        "(draws[:, 2:] * (spare + 1))",
+        "(draws[:, 2:] * (spare + 2))",
         "data/test_transforms.py -k boxes",
     ),
     # training
@@ -356,7 +356,7 @@ MUTANTS = [
     # videos, and what follows pretraining
     Mutant(
         "mmm/data/decode/video/pyav.py",
-        'packet.pts in wanted else "NONREF"',
+        'packet.pts in requested else "NONREF"',
         'packet.pts is None else "NONREF"',
         "data/video/test_reader.py -k full_decode",
     ),
@@ -411,8 +411,8 @@ MUTANTS = [
     Mutant("mmm/data/decode/video/reader.py", "SLACK = 1e-3", "SLACK = 1e-1", "data/video/test_reader.py -k time_at_which"),
     Mutant(
         "mmm/data/datasets/clip_sampling.py",
-        "integers(keys, room + 1, 1)",
-        "integers(keys, room, 1)",
+        "integers(keys, spare + 1, 1)",
+        "integers(keys, spare, 1)",
         "data/video/test_clips.py -k dense",
     ),
     Mutant(
@@ -422,7 +422,7 @@ MUTANTS = [
         "data/video/test_clips.py -k short_video",
     ),
     Mutant("mmm/data/transforms/clip_crop.py", "abs(pair[0] - pair[1]) <= 1", "True", "data/video/test_clips.py -k videomaes"),
-    Mutant("mmm/data/transforms/clip_crop.py", "< SNAP and wanted <= short", "< SNAP", "data/video/test_clips.py -k inside"),
+    Mutant("mmm/data/transforms/clip_crop.py", "< SNAP and target <= short", "< SNAP", "data/video/test_clips.py -k inside"),
     Mutant(
         "mmm/data/loading/loader.py", "batches * r // world", "(batches * r + r) // world", "data/test_loader.py -k each_sample"
     ),

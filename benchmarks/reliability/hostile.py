@@ -121,7 +121,7 @@ def _files(folder: Path) -> set[Path]:
 
 @contextlib.contextmanager
 def _offline() -> Any:
-    """A name that is no path may be one on the hub, which is not what is tried here."""
+    """A name that is not a path may be one on the hub, which is not what is tried here."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -75,7 +75,7 @@ def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
 
 
 def masks(model: MaskedModel, x: Tensor, predict: float | None) -> Mask:
-    """Drawn once: drawing takes 0.2 ms, and is no part of the graph."""
+    """Drawn once: drawing takes 0.2 ms, and is not part of the graph."""
     masker = RandomMasker(RandomMasker.Config(ratio=0.75, predict=predict))
     return masker(sample_keys(0, 0, torch.arange(len(x), device=x.device)), model.tokenizer.grid(x))
 

@@ -62,7 +62,7 @@ def use_file(path: Path) -> None:
 
 
 def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:
-    """Whether the flags name neither a starting point nor data, so that the preset `demo` runs."""
+    """True if the flags name neither a starting point nor data, so that the preset `demo` runs."""
     named = any(flag in flags for flag in ("preset", "config", "data.source")) or resumed_config(flags) is not None
     return isinstance(presets, Mapping) and "demo" in presets and not named
 

@@ -33,10 +33,10 @@ class Pretrained:
 
     @property
     def transform(self) -> Transform:
-        """From images or clips in the usual forms to what the model takes, as evaluation prepares them; see `mmm.Transform`.
+        """The transform that prepares images or clips for this model as evaluation does; see `mmm.Transform`.
 
         Raises:
-            ValueError: where the model does not know its data.
+            ValueError: the model does not know the properties of its data.
         """
         from mmm.transform import Transform
 

@@ -13,48 +13,51 @@ from mmm.data.media import VIDEOS, Medium
 
 @dataclass(frozen=True, kw_only=True)
 class ClipsConfig(DataConfig):
-    """Videos, and how clips are cut from them.
+    """Options of videos and of the clips that are cut from them.
 
-    A dense clip has `frames` frames at a constant distance from a random start; a clip of segments has a frame from each of
-    `frames` equal segments of the video. In a video that is shorter than a clip, the last frame of the clip is repeated. Evaluation
-    spreads its clips evenly over the video, resizes them to just cover the sample, and spreads its crops evenly along the long
-    side; all come from one decode.
+    A dense clip has `frames` frames at a constant distance, from a random start. A clip of segments has one frame from each of
+    `frames` equal segments of the video. In a video that is shorter than a clip, the last frame of the clip is repeated.
+    Evaluation spreads its clips evenly over the video, resizes them until they just cover the sample, and spreads its crops
+    evenly along the long side. All clips and crops come from one decode.
     """
 
     medium: ClassVar[Medium] = VIDEOS
 
     source: str | None = None
-    """a folder of videos, or of folders of frames (its sub-folders are the classes), a list file of `path label` lines,
-    parquet or WebDataset tars (file, folder, glob, {000..146}, for tars https addresses too), a name on the hub, or
-    builtin:motion (short films, rendered once); a hub name may end in `:subset`; a+b takes several"""
+    """A folder of videos or of folders of frames (its sub-folders are the classes), a list file of `path label` lines, parquet
+    files, WebDataset tars (file, folder, glob, {000..146}), a name on the hub (with `:subset` where it has several), or
+    builtin:motion (short videos, rendered once). Tars, parquet files and folders are also read at addresses, as images are. a+b
+    takes several sources."""
     frame_folders: bool = False
-    """the images in a folder are the frames of a video, even if they do not look like it: names that do not count in equal steps,
-    neighbours that differ as much as images far apart; without this, such folders are refused"""
+    """Read the images of a folder as the frames of a video in any case. False: raise an error if their names do not count in
+    equal steps and neighbouring images differ as much as distant ones."""
     video_column: str | None = None
-    """column of videos in a table; None finds it"""
+    """Column of videos in a table. None: found by type."""
     frames: int = 16
-    """frames of a clip"""
+    """Number of frames of a clip."""
     stride: int = 4
-    """distance from one frame of a dense clip to the next, in frames of the video"""
+    """Distance between two frames of a dense clip, in frames of the video."""
     fps: float | None = None
-    """frames a second of a dense clip, by the times at which the video shows them, at any rate of its own; replaces stride"""
+    """Frames per second of a dense clip, whatever the rate of the video; replaces `stride`. None: `stride` is used."""
     sampling: Literal["dense", "segments"] = "dense"
-    """dense: frames at a constant distance; segments: one random frame from each equal segment of the video"""
+    """dense: frames at a constant distance. segments: one random frame from each of equal segments of the video."""
     repeat: Literal["crop", "clip"] = "crop"
-    """difference between the samples of one decode (data.repeats): the crop only, or also the frames"""
+    """Difference between the samples of one decode (data.repeats). crop: only the crop. clip: also the frames."""
     crop: Literal["multi_scale", "random_resized"] = "multi_scale"
-    """multi_scale: a side of the crop is a share of the short side (crop_sides), at one of 13 places;
-    random_resized: area (crop_scale), shape (crop_ratio) and place are random"""
+    """multi_scale: height and width are shares of the short side (`crop_sides`), at one of 13 places. random_resized: area
+    (`crop_scale`), ratio (`crop_ratio`) and place are random."""
     crop_sides: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """height and width of a multi_scale crop as shares of the short side, in falling order; the two are equal or neighbours"""
+    """Possible heights and widths of a multi_scale crop as shares of the short side, in falling order. Height and width of a
+    crop are equal, or neighbours in this list."""
     flip: float = 0.0
-    """probability that a training clip is mirrored left to right; leave it at 0 if left and right have a meaning"""
+    """Probability that a training clip is flipped horizontally. Leave it at 0 if left and right have a meaning."""
     eval_clips: int = 1
-    """clips of a video in evaluation"""
+    """Number of clips of each video in evaluation."""
     eval_crops: int = 1
-    """crops of a clip in evaluation"""
+    """Number of crops of each clip in evaluation."""
     backend: str = "av"
-    """decoder: av (exact, everywhere), decord (PyAV reads the files for which it is not exact) or torchcodec (needs FFmpeg)"""
+    """Decoder. av: PyAV, exact for all files. decord, torchcodec (needs FFmpeg): PyAV reads the files for which they are not
+    exact."""
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -24,30 +24,32 @@ class DataConfig:
     medium: ClassVar[Medium]
 
     source: str | None = None
-    """Where the data is."""
+    """The data."""
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
     list_columns: tuple[str, ...] = ()
-    """Meaning of the columns of a list file without a header, for instance path start end label: path, label, start (number of the
-    first frame), end (of the last), total (number of frames), ignore. Empty: by their content."""
+    """Names of the columns of a list file without a header, for instance path start end label. Possible names: path, label,
+    start (number of the first frame), end (number of the last), total (number of frames), ignore. Empty: found by their
+    content."""
     weights: tuple[int, ...] = ()
-    """For several sources (source a+b): how many training samples of each cycle come from each source, for instance 3 1. Empty: one
-    order over all samples."""
+    """Number of training samples in each cycle from each of several sources (source a+b), for instance 3 1. Empty: one order
+    over all samples."""
     split: str = "train"
     """Split to train on."""
     eval_split: str | None = None
-    """Split to evaluate on. None: the source's own, or else samples that are held out."""
+    """Split to evaluate on. None: the source's split for evaluation, or samples that are held out if it has none."""
     eval_source: str | None = None
-    """Source of the samples to evaluate on, if it is not `source`: a separate list, for instance. Labels count the classes of
+    """Source of the samples to evaluate on, for instance a separate list. Its labels must name classes of `source`. None:
     `source`."""
     holdout: float = 0.02
-    """Share of the training split that is held out where the source has no split for evaluation."""
+    """Share of the training split that is held out for evaluation if the source has no split for it."""
     label_column: str | None = None
-    """Column of labels in a table. None: found by name or type; a table without one has no labels."""
+    """Column of labels in a table. None: found by name or type."""
     image_size: int | tuple[int, int] = 224
     """Size of a sample in pixels: one number for a square, or height and width."""
     channels: int = 3
-    """1 for grey, 3 for RGB, 4 for RGB and alpha; any other number must be that of the files (.npy, .tiff)."""
+    """Number of channels: 1 for grey, 3 for RGB, 4 for RGB and alpha. Any other number must be that of the files (.npy,
+    .tiff)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, from 0 to 1, which is subtracted from the pixels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -59,19 +61,20 @@ class DataConfig:
     flip: float = 0.5
     """Probability that a training crop is flipped horizontally."""
     lighting: float = 0.0
-    """Largest relative change of a training crop's contrast and brightness, uniformly distributed; 0 changes nothing."""
+    """Largest relative change of a training crop's contrast and brightness, uniformly distributed. 0: no change."""
     augment: str | None = None
-    """RandAugment of training crops in timm's notation, for instance rand-m9-mstd0.5-inc1; all frames of a clip are changed alike.
-    None: no RandAugment."""
+    """RandAugment of training crops in timm's notation, for instance rand-m9-mstd0.5-inc1. It changes all frames of a clip in
+    the same way. None: no RandAugment."""
     repeats: int = 1
-    """Samples with different crops from each decoded input. An epoch decodes each input once."""
+    """Number of samples, with different crops, from each decoded input. An epoch decodes each input once."""
     resize: Literal["worker", "device"] = "worker"
-    """Where training crops are resized. worker: in the process that decodes. device: where the model trains, which leaves
-    worker processes more time to decode, above all with several crops per input. The bits are the same on a CPU; on other
+    """Place where training crops are resized. worker: the process that decodes. device: the device of the model, which leaves
+    worker processes more time to decode, above all with several crops per input. On a CPU the bits are the same. On other
     devices they differ by at most 1 of 255 on photographs and 2 at hard edges. Workers always resize samples of up to 48 pixels
     per side."""
     workers: int = 2
-    """Processes per rank that decode and crop; 0 decodes in the training process, which is best for cached small images."""
+    """Number of processes per rank that decode and crop. 0: the training process decodes, which is best for cached small
+    images."""
     deadline: float = 60.0
     """Seconds after which a worker that reads an input is killed and the input counts as unreadable; there is no deadline without
     workers."""

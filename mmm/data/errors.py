@@ -28,15 +28,14 @@ class BadInputs:
     """Collects the unreadable inputs of a run from all its processes.
 
     Args:
-        path: `bad_inputs.jsonl`, one line for each input; the lines it already holds (from before a resume) count. None writes no
-            file.
-        total: the number of samples in the data.
-        max_bad: the largest share of `total` that may be unreadable.
-        write: whether this process writes the file; of several processes that share a run, one does.
+        path: `bad_inputs.jsonl`, one line for each input, including those from before a resume. None: no file.
+        total: number of samples in the data.
+        max_bad: largest share of `total` that may be unreadable.
+        write: whether this process writes the file; only one process of a run does.
 
     Attributes:
         found: the problems that all processes know, by name.
-        pending: the problems of this process that the others do not know yet; loops and evaluations append to it.
+        pending: the problems of this process that the others do not know yet. Loops and evaluations append to it.
     """
 
     def __init__(self, path: Path | None, total: int, max_bad: float, *, write: bool = True) -> None:
@@ -50,10 +49,10 @@ class BadInputs:
                 self.journal.cut()
 
     def note(self, problems: Iterable[Problem]) -> None:
-        """Collects the problems of a training batch; a run with too many stops at the batch that shows it.
+        """Collects the problems of a training batch.
 
         Raises:
-            ValueError: once the problems that this process knows of are more than the allowed share.
+            ValueError: this process knows of more problems than `max_bad` allows.
         """
         new = list(problems)
         self.pending += new
@@ -62,7 +61,7 @@ class BadInputs:
             self.check()
 
     def share(self) -> None:
-        """Exchanges the pending problems between all processes and records them; all processes call it together."""
+        """Exchanges the pending problems between all processes and records them. All processes must call it together."""
         from accelerate.utils import gather_object
 
         self.add(gather_object(self.pending))
@@ -79,7 +78,7 @@ class BadInputs:
                 self.journal.append(problem._asdict())
 
     def check(self) -> None:
-        """Raises ValueError where more than the allowed share of the data is unreadable."""
+        """Raises ValueError if more than the allowed share of the data is unreadable."""
         if self._exceeds(self.found.keys()):
             raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
 

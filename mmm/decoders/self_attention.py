@@ -42,7 +42,7 @@ class SelfAttentionDecoder(Decoder):
         """Norm queries and keys, head by head."""
 
         layer_scale: AboveZero | None = None
-        """First value of a factor for each value of a block's branches; none: no factors."""
+        """First value of a factor for each value of a block's branches. None: no factors."""
 
         embed_bias: bool = True
         """Give the layer that takes the encoder's width to the decoder's a bias (MAE), or none (VideoMAE)."""

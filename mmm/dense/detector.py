@@ -85,7 +85,7 @@ class Detector(Pretrained, nn.Module):
         labels: tuple[str, ...] | None = None,
         seed: int | None = None,
     ) -> Self:
-        """As `__init__`; with a seed, the new weights depend on nothing else, and torch's generator stays as it was."""
+        """Builds a detector. With a seed, the new weights depend on the seed alone, and torch's generator does not change."""
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)

@@ -33,7 +33,7 @@ class DetectorConfig(PartConfig):
 
     @property
     def predicts_masks(self) -> bool:
-        """Whether objects have masks."""
+        """True if objects have masks."""
         return False
 
 

@@ -150,7 +150,7 @@ class ConvolutionalHead(DenseHead):
         """Number of 3 x 3 convolutions."""
 
         doublings: int = 2
-        """How often height and width are doubled before."""
+        """Number of times that height and width are doubled before these convolutions."""
 
         dropout: Rate = 0.1
         """Rate at which whole channels are left out before the linear layer."""

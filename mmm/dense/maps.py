@@ -1,4 +1,4 @@
-"""From tokens to feature maps, and maps at several scales.
+"""Feature maps from tokens, and maps at several scales.
 
 Shapes: B samples, R prefix tokens, N tokens of a grid (h, w) or (t, h, w), D width.
 """
@@ -36,7 +36,7 @@ class FourScales(nn.Module):
     """Four maps of a plain vision transformer at 4, 2, 1 and 1/2 times their size (BEiT's and MAE's neck of UperNet)."""
 
     def __init__(self, width: int) -> None:
-        """For maps of this width."""
+        """Builds layers for maps of this width."""
         super().__init__()
         self.up4 = nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, 2), nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2)

@@ -35,7 +35,7 @@ class SimplePyramid(nn.Module):
     """Five maps of one, at 4, 2, 1, 1/2 and 1/4 times its size."""
 
     def __init__(self, width: int, channels: int) -> None:
-        """From maps of this width to maps of so many channels."""
+        """Builds layers from maps of this width to maps of this number of channels."""
         super().__init__()
         half, quarter = max(1, width // 2), max(1, width // 4)
         self.scales = nn.ModuleList(
@@ -83,7 +83,7 @@ class MaskRCNN(DetectorLayers):
 
         @property
         def predicts_masks(self) -> bool:
-            """Whether objects have masks."""
+            """True if objects have masks."""
             return self.masks
 
     def __init__(self, config: Config, *, width: int, token: int, classes: int) -> None:

@@ -24,7 +24,7 @@ class RelativeBias(Attention):
     index: Tensor
 
     def __init__(self, heads: int, grid: tuple[int, int], prefix: int) -> None:
-        """For one grid, and 0 or 1 prefix tokens."""
+        """Builds the table of biases for one grid and 0 or 1 prefix tokens."""
         super().__init__(heads)
         height, width = grid
         self.grid = grid

@@ -24,7 +24,7 @@ class DecomposedBias(Attention):
     """Attention whose scores get q · R of the relative row and q · R of the relative column (MViTv2); zero at first."""
 
     def __init__(self, heads: int, channels: int, grid: tuple[int, int]) -> None:
-        """For queries and keys of one grid, without prefix tokens.
+        """Builds the tables for queries and keys of one grid, without prefix tokens.
 
         Args:
             channels: c.

@@ -71,8 +71,8 @@ class Hiera(Encoder):
         the patches that a token's side covers: 2 for tokens of 16 pixels, 1 for tokens of 32."""
 
         pools: Count = 2
-        """How often tokens are pooled, by 2 x 2, before the output. Its tokens have a side of `patch` times 2 to the power of this:
-        2 for tokens of 16 pixels, 3 for tokens of 32. The weights do not depend on it."""
+        """Number of times that tokens are pooled by 2 x 2 before the output. The side of an output token is `patch` times 2 to
+        the power of this: 2 for tokens of 16 pixels, 3 for tokens of 32. The weights do not depend on it."""
 
         drop_path: Rate = 0.0
         """Rate of stochastic depth in the last block, rising linearly from the first."""
@@ -85,7 +85,7 @@ class Hiera(Encoder):
                 raise ValueError(f"encoder.pools {self.pools} is not below the number of encoder.stages, {len(stages)}")
             if self.mask_unit & (self.mask_unit - 1) or self.mask_unit < 2**self.pools:
                 raise ValueError(
-                    f"encoder.mask_unit {self.mask_unit} is no power of 2 of at least 2 to the power of encoder.pools {self.pools}"
+                    f"encoder.mask_unit {self.mask_unit} must be a power of 2 and at least 2 ** encoder.pools, {2**self.pools}"
                 )
 
         @property

@@ -188,7 +188,7 @@ def describe(name: str) -> Description:
     import timm
 
     if not timm.is_model(name):
-        raise ValueError(f"encoder.model {name!r} is no model of timm's{nearest(name, timm.list_models())}")
+        raise ValueError(f"encoder.model {name!r} is not a model of timm's{nearest(name, timm.list_models())}")
     first: str | None
     # the first call in a process makes a model: weights that are drawn after it must not depend on that
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -209,7 +209,7 @@ def describe(name: str) -> Description:
     places = math.isqrt(math.prod(out.shape) // model.num_features - prefix) if layout else 0
     exact = out.numel() == (places**2 + prefix) * model.num_features
     if layout is None or not exact or not places or size[0] != size[1] or size[0] % places:
-        raise ValueError(f"encoder.model {name} makes {tuple(out.shape)} of an image of {size}, which is no square map of features")
+        raise ValueError(f"encoder.model {name} makes {tuple(out.shape)} of an image of {size}, not a square map of features")
     token = size[0] // places
     first = next((first for first, map_ in found.items() if isinstance(map_, Tensor) and _layout(map_, None)), None)
     wide = 0 if first is None else _channels(found[first])
@@ -246,7 +246,7 @@ def flatten(out: Tensor, layout: Layout) -> Tensor:
 
 
 def _layout(out: Tensor, width: int | None) -> Layout | None:
-    """The layout of a square map of features, of `width` channels if it is given. None: it is no such map."""
+    """The layout of a square map of features, of `width` channels if it is given. None: it is not such a map."""
     if out.dim() == 3:
         return "NLC" if width in (None, out.shape[2]) else None
     if out.dim() == 4 and out.shape[1] == out.shape[2] and width in (None, out.shape[3]):

@@ -27,7 +27,7 @@ class TransformersEncoder(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):
         kind_of_model: str = "vit"
-        """config.json's model_type."""
+        """The `model_type` in config.json."""
 
         width: int = 768
         """Width of its features."""
@@ -39,7 +39,7 @@ class TransformersEncoder(Encoder):
         """Number of tokens before those of the grid."""
 
         registers: int = 0
-        """How many of these, the last of them, are registers."""
+        """Number of the last of these that are registers."""
 
         side: int = 16
         """Side of the pixels that one feature stands for."""

@@ -109,7 +109,7 @@ class VisionTransformer(Encoder):
         """Norm queries and keys, head by head."""
 
         layer_scale: AboveZero | None = None
-        """First value of a factor for each value of a block's branches (BEiT: 0.1); none: no factors."""
+        """First value of a factor for each value of a block's branches (BEiT: 0.1). None: no factors."""
 
         def validate(self) -> None:
             check_width("encoder", self.shape.width, self.head_count)

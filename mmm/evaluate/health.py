@@ -34,7 +34,7 @@ class Health(Evaluator):
     @dataclass(frozen=True, kw_only=True)
     class Config(EvaluatorConfig):
         every: Positive | None = 500
-        """Updates between two of these evaluations in the course of a training; none: as many as train.evaluate_every says."""
+        """Updates between two of these evaluations during training. None: train.evaluate_every."""
 
         samples: Positive = 512
         """Samples of the evaluation part, chosen by key; RankMe is at most their number and the encoder's width."""
@@ -57,7 +57,7 @@ class Health(Evaluator):
         Returns:
             rankme: effective number of directions of the mean tokens (Garrido et al., "RankMe", ICML 2023). feature_std: their
             deviation over the samples, after division by their norms, times the root of D; 1 where they point everywhere alike.
-            target_std, prediction_std: deviation over the predicted tokens, mean over values, where these are no classes.
+            target_std, prediction_std: deviation over the predicted tokens, mean over values, where these are not classes.
             target_perplexity: effective number of classes, where they are. grad_norm_encoder, grad_norm_decoder, grad_norm_target:
             norms of the loss's gradient for a batch, of the parts that learn.
 

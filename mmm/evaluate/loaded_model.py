@@ -37,46 +37,46 @@ class LoadedModelConfig(CheckedConfig):
     means its model with random weights."""
 
     source: str | None = None
-    """Images or videos to use, as --data.source of a recipe; None: those of the run."""
+    """Images or videos to use, as --data.source of a recipe. None: those of the run."""
 
     root: str | None = None
-    """Folder from which relative paths in a list file start; None: the list's own folder, or the run's."""
+    """Folder from which relative paths in a list file start. None: the list's own folder, or the run's."""
 
     list_columns: tuple[str, ...] = ()
     """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
     test_split: str | None = None
-    """Split of the source to evaluate on; None: the evaluation part, as in training."""
+    """Split of the source to evaluate on. None: the evaluation split, as in training."""
 
     holdout: Rate | None = None
-    """Share of the data that is held out for evaluation, where the source has no split for it; None: the run's."""
+    """Share of the data that is held out for evaluation, where the source has no split for it. None: the run's."""
 
     image_size: Positive | None = None
-    """Side of the images or frames that the model gets, in pixels; None: the run's, or that of the published weights."""
+    """Side of the images or frames that the model gets, in pixels. None: the run's, or that of the published weights."""
 
     column: str | None = None
-    """The table's column of images or videos; None: the run's, or found."""
+    """Column of images or videos in a table. None: that of the run, or found by type."""
 
     label_column: str | None = None
-    """The table's column of labels; None: the run's, or found."""
+    """Column of labels in a table. None: that of the run, or found by name or type."""
 
     workers: Count | None = None
-    """Processes that read the data; None: the run's."""
+    """Processes that read the data. None: the run's."""
 
     eval_clips: Positive | None = None
-    """Clips of a video that are averaged; None: the run's."""
+    """Clips of a video that are averaged. None: the run's."""
 
     eval_crops: Positive | None = None
-    """Crops of a clip that are averaged; None: the run's."""
+    """Crops of a clip that are averaged. None: the run's."""
 
     device: str | None = None
-    """Device, for instance cpu or cuda:1; None: the accelerator of this machine, else the CPU."""
+    """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model; what is computed from its features is always fp32."""
 
     batch_size: Positive = 256
-    """Samples that the model gets at once."""
+    """Samples that the model processes at once."""
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -124,7 +124,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """Whether the run is running, finished or stopped; a stopped run can be resumed."""
+        """The state of the run: running, finished, or stopped. A stopped run can be resumed."""
         if find_holder(self.path):
             return "running"
         return "finished" if self.planned is not None and self.steps >= self.planned else "stopped"

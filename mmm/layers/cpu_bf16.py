@@ -25,12 +25,12 @@ BLOCK = 2**21  # bytes of probabilities that are computed at a time, for a core'
 
 
 def is_cpu_bf16(x: Tensor) -> bool:
-    """Whether this is computed on a CPU under autocast to bf16."""
+    """True if this is computed on a CPU under autocast to bf16."""
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`, (..., I), (O, I), (O,) -> (..., O)."""
+    """Computes `torch.nn.functional.linear`, (..., I), (O, I), (O,) -> (..., O)."""
     if is_cpu_bf16(input) and weight.dtype == torch.float32:
         return _Product.apply(input, weight, bias)
     return F.linear(input, weight, bias)

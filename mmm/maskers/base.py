@@ -71,17 +71,17 @@ class MaskerConfig(PartConfig):
 
     @property
     def leaves_blanks(self) -> bool:
-        """Whether the encoder sees mask tokens."""
+        """True if the encoder sees mask tokens."""
         return self.blank
 
     @property
     def pads(self) -> bool:
-        """Whether rows of different lengths are padded."""
+        """True if rows of different lengths are padded."""
         return False
 
     @property
     def echoes_only(self) -> bool:
-        """Whether no hidden token is predicted."""
+        """True if no hidden token is predicted."""
         return self.predict_visible
 
     def refuse(self, *names: str) -> None:
@@ -231,7 +231,7 @@ def step_key(step: int, number: int = 0) -> Tensor:
 
 
 def inside(start: Tensor, length: Tensor | int, size: int) -> Tensor:
-    """Whether each place 0 .. size - 1 of an axis lies in start .. start + length - 1, (...) -> bool (..., size)."""
+    """Marks the places 0 .. size - 1 of an axis that lie in start .. start + length - 1, (...) -> bool (..., size)."""
     place = torch.arange(size, device=start.device)
     end = start + length
     return (place >= start[..., None]) & (place < end[..., None])

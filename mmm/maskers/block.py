@@ -90,7 +90,7 @@ class BlockMasker(Masker):
         return torch.cat([order[:, :seen], order.gather(1, shuffled)], dim=1)
 
     def _covered(self, keys: Tensor, grid: Grid) -> Tensor:
-        """Whether each place lies in each rectangle, bool (mB, R, U)."""
+        """Marks the places in each rectangle, bool (mB, R, U)."""
         height, width = grid[-2:]
         top, bottom, left, right = self._rectangles(keys, height, width)  # (mB, R) each
         rows, columns = inside(top, bottom - top, height), inside(left, right - left, width)

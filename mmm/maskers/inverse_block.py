@@ -71,7 +71,7 @@ class InverseBlockMasker(Masker):
         return (~self._squares(keys, height, width, seen).gather(1, place) * units + chance).argsort(dim=1)
 
     def _squares(self, keys: Tensor, height: int, width: int, seen: int) -> Tensor:
-        """Whether each place lies in a square, bool (mB, U)."""
+        """Marks the places in a square, bool (mB, U)."""
         side = self.config.side
         assert side is not None
         units = height * width

@@ -174,7 +174,7 @@ class BlockUnionMasker(PlacedBlocksMasker):
         return replace(first, also=tuple(rest))
 
     def _draw(self, keys: Tensor, plane: tuple[int, ...], members: Tensor, step: int, number: int) -> Mask:
-        """One of the masks."""
+        """Draws mask `number` of each sample."""
         height, width = plane
         units, count, scale, (low, high) = height * width, self.config.blocks[number], self.config.scale[number], self.config.aspect
         predicted = mean_union(height, width, count, scale, low, high)
@@ -189,7 +189,7 @@ class BlockUnionMasker(PlacedBlocksMasker):
 
 
 def _covered(top: Tensor, left: Tensor, tall: int, wide: int, height: int, width: int) -> Tensor:
-    """Whether each unit lies in each block of one size, (...) -> bool (..., U)."""
+    """Marks the units that lie in blocks of one size, (...) -> bool (..., U)."""
     rows, columns = inside(top, tall, height), inside(left, wide, width)
     return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
 
@@ -220,6 +220,6 @@ def mean_union(height: int, width: int, count: int, scale: float, low: float, hi
 
 
 def _chances(size: int, length: int) -> list[float]:
-    """How likely an interval of this length covers each place of an axis."""
+    """The probability that an interval of this length covers each place of an axis."""
     places = size - length + 1
     return [(min(place, size - length) - max(place - length + 1, 0) + 1) / places for place in range(size)]

@@ -27,20 +27,20 @@ class DetectConfig(RunConfig):
     """A detector, the images and objects that it learns from, and how."""
 
     model: str | None = None
-    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
-    are then the model's, and of `encoder` only drop_path counts. none: from scratch."""
+    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and
+    encoder then come from the model, and only drop_path of `encoder` is used. None: from scratch."""
     data: ObjectsConfig = field(default_factory=ObjectsConfig)
     tokenizer: PartConfig = Patches.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     detector: DetectorConfig = MaskRCNN.Config()
     layer_decay: float = 1.0
-    """Each layer's learning rate over that of the layer after it: the new layers learn at the full rate, the embedding slowest."""
+    """Ratio of the learning rates of successive layers: new layers have the full rate, and the embedding the smallest."""
     train_positions: bool = False
-    """Train fixed positions too; learned ones are trained in any case."""
+    """Train fixed positions too; learned positions are always trained."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-4, scale_learning_rate=None)
-    """How it is trained."""
+    """Options of the training."""
     test_split: str | None = None
-    """Split of the source to score; none: the evaluation part."""
+    """Split of the source to score. None: the evaluation split, as in training."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:

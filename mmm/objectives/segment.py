@@ -34,23 +34,23 @@ class DenseConfig(RunConfig):
     """A model with an output for each pixel, and how it is trained."""
 
     model: str | None = None
-    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
-    are then the model's, and of `encoder` only drop_path counts. none: from scratch."""
+    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and
+    encoder then come from the model, and only drop_path of `encoder` is used. None: from scratch."""
     tokenizer: PartConfig = Patches.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     head: DenseHeadConfig = LinearHead.Config()
     frozen: bool = False
-    """Train the head alone, on features of the encoder as it is."""
+    """Train only the head, on the features of the frozen encoder."""
     relative_bias: bool = False
-    """Learn a bias of attention for each pair of relative positions, zero at first (BEiT, MAE's transfer to segmentation)."""
+    """Learn a bias of attention for each relative position, which starts at zero (BEiT; MAE on ADE20K)."""
     layer_decay: float = 1.0
-    """Each layer's learning rate over that of the layer after it: the head learns at the full rate, the embedding slowest."""
+    """Ratio of the learning rates of successive layers: the head has the full rate, and the embedding the smallest."""
     train_positions: bool = False
-    """Train fixed positions too; learned ones are trained in any case."""
+    """Train fixed positions too; learned positions are always trained."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-3, scale_learning_rate=None)
-    """How it is trained."""
+    """Options of the training."""
     test_split: str | None = None
-    """Split of the source to score; none: the evaluation part."""
+    """Split of the source to score. None: the evaluation split, as in training."""
 
     @property
     def pixels(self) -> PairsConfig:

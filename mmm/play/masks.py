@@ -46,7 +46,7 @@ class Drawing:
 
     @property
     def hidden(self) -> Tensor:
-        """Which tokens are hidden, bool (N,)."""
+        """The hidden tokens, bool (N,)."""
         return torch.ones(math.prod(self.grid), dtype=torch.bool).index_fill(0, self.visible, False)
 
     def mask(self, blank: bool) -> Mask:

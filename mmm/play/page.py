@@ -35,7 +35,7 @@ _turns = itertools.count()
 def component(name: str, label: str, elem_id: str) -> gr.HTML:
     """Returns the component of this package that NAME.html and NAME.js describe.
 
-    It is no class of its own: gradio writes a file beside the code of each class that is made of its components.
+    It is not a class of its own: gradio writes a file beside the code of each class that is made of its components.
     """
     return gr.HTML(
         html_template=_file(f"{name}.html"), js_on_load=_file(f"{name}.js"), apply_default_css=False, elem_id=elem_id, label=label

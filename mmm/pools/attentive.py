@@ -40,10 +40,10 @@ class AttentivePool(Pool):
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """For an encoder of this shape.
+        """Pools the tokens of an encoder of this shape.
 
         Raises:
-            ValueError: where the heads do not divide its width.
+            ValueError: the heads do not divide its width.
         """
         super().__init__()
         width, heads = encoder.width, config.heads or max(1, encoder.width // HEAD)

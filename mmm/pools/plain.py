@@ -25,7 +25,7 @@ class MeanPool(Pool):
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """For an encoder of this shape."""
+        """Pools the tokens of an encoder of this shape."""
         super().__init__()
         self.config, self.width, self.prefix = config, encoder.width, encoder.prefix
 
@@ -45,10 +45,10 @@ class ClassPool(Pool):
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """For an encoder of this shape.
+        """Pools the tokens of an encoder of this shape.
 
         Raises:
-            ValueError: where it has no class token.
+            ValueError: the encoder has no class token.
         """
         super().__init__()
         if not encoder.class_tokens:

@@ -64,7 +64,7 @@ class Average(nn.Module):
         return super().train(False)
 
     def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
-        """As an encoder's."""
+        """Computes features as an encoder does."""
         return self.encoder(patches, grid, mask, blocks)
 
     def tokens(self, patches: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:

@@ -61,12 +61,12 @@ class Target(nn.Module):
 
     @property
     def across_batch(self) -> bool:
-        """Whether the target of a sample depends on the other samples of its batch."""
+        """True if the target of a sample depends on the other samples of its batch."""
         return False
 
     @property
     def may_collapse(self) -> bool:
-        """Whether what is predicted is itself learned in the training, so that all may become alike; it is then watched."""
+        """True if the training also learns the targets, so that all may become equal (collapse); the run then monitors it."""
         return False
 
     @property
@@ -118,7 +118,7 @@ class Target(nn.Module):
 
     @property
     def has_update(self) -> bool:
-        """Whether `update` is implemented, so that a training has to call it."""
+        """True if `update` is implemented, so that a training has to call it."""
         return type(self).update is not Target.update
 
     def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
@@ -131,7 +131,7 @@ class Target(nn.Module):
 
     @property
     def uses_original(self) -> bool:
-        """Whether `show` puts back something of the original that a prediction does not hold."""
+        """True if `show` uses values of the original that a prediction does not contain."""
         return False
 
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:

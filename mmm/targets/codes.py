@@ -40,10 +40,10 @@ class CodeTarget(Target):
         name, as target.teacher of latent has it. For dalle and vqkd their folder or file."""
 
         source_width: Positive | None = None
-        """Width of the features that are clustered; none: the encoder's."""
+        """Width of the features that are clustered. None: the encoder's."""
 
         block: Positive | None = None
-        """The block, counted from 1, whose outputs are clustered; none: the last output, after the final norm."""
+        """The block, counted from 1, whose outputs are clustered. None: the last output, after the final norm."""
 
         samples: Positive = 10000
         """Training samples that are clustered, at most 64 tokens for each code."""

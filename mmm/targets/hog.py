@@ -39,7 +39,7 @@ class HogTarget(Target):
         """Bins of a histogram, over half a turn."""
 
         loss: ValueLoss = "mse"
-        """How far a prediction is off."""
+        """Loss of a token."""
 
     config: Config
 

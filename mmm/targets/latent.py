@@ -38,22 +38,22 @@ class LatentTarget(Target):
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
         teacher: str = EMA
-        """ema: the moving average of the encoder. Else a frozen encoder: of this run folder, file or name on the hub; or timm:NAME
-        or transformers:NAME, a vision transformer of images from a library (a name or a folder)."""
+        """Teacher. ema: the moving average of the encoder. A run folder, a file or a name on the hub: its encoder, frozen.
+        timm:NAME or transformers:NAME: a frozen vision transformer of images from a library, by name or folder."""
 
         teacher_width: Positive | None = None
-        """Width of a frozen teacher's features; none: the encoder's."""
+        """Width of a frozen teacher's features. None: the encoder's."""
 
         blocks: tuple[Positive, ...] | None = None
-        """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve); none: its last
-        output, after the final norm."""
+        """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve). None: its
+        last output, after the final norm."""
 
         block_output: Literal["block", "mlp"] = "block"
         """Take a block's output, or what its MLP adds to it (data2vec 2.0)."""
 
         join: bool = False
-        """Want the blocks' outputs one beside the other (V-JEPA 2.1, UMT) rather than their mean (data2vec 2.0); a loss compares
-        each by itself."""
+        """Concatenate the outputs of the blocks (V-JEPA 2.1, UMT) instead of averaging them (data2vec 2.0). The loss compares
+        each output separately."""
 
         block_norm: Literal["none", "layer", "instance", "final"] = "none"
         """Norm of each block's output. Without weights: over each token's values (layer: V-JEPA 2.1), or over the tokens, value by
@@ -69,7 +69,7 @@ class LatentTarget(Target):
         """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
 
         loss: ValueLoss = "smooth_l1"
-        """How far a prediction is off."""
+        """Loss of a token."""
 
         class_weight: NonNegative = 0.0
         """Weight of the loss between the encoder's class token and the mean target of all tokens (data2vec 2.0)."""
@@ -120,7 +120,7 @@ class LatentTarget(Target):
 
     @property
     def may_collapse(self) -> bool:
-        """Whether the teacher follows the encoder."""
+        """True if the teacher follows the encoder."""
         return self.config.teacher == EMA
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:

@@ -69,12 +69,12 @@ class PairTarget(Target):
 
     @property
     def across_batch(self) -> bool:
-        """Whether that of either does."""
+        """True if it is true of either target."""
         return self.first.across_batch or self.second.across_batch
 
     @property
     def may_collapse(self) -> bool:
-        """Whether either may."""
+        """True if it is true of either target."""
         return self.first.may_collapse or self.second.may_collapse
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
@@ -118,7 +118,7 @@ class PairTarget(Target):
 
     @property
     def uses_original(self) -> bool:
-        """Whether the one that is shown does."""
+        """True if it is true of the target that is shown, the first."""
         return self.first.uses_original
 
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:

@@ -35,7 +35,8 @@ class PixelTarget(Target):
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
         standardise: Literal["patch", "channel", "none"] = "patch"
-        """To mean 0 and variance 1 over a token (MAE's norm_pix), over each channel of a token (VideoMAE), or not at all."""
+        """Standardise to mean 0 and variance 1 over each token (patch: MAE's norm_pix) or over each channel of a token (channel:
+        VideoMAE)."""
 
         epsilon: NonNegative = 1e-6
         """Added where a token's variance may be zero."""
@@ -50,7 +51,8 @@ class PixelTarget(Target):
         """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
 
         low_pass: Cutoff | None = None
-        """Leave out frequencies above so many cycles a pixel, in all directions of a frame (PixMIM: 40 in 224 pixels, 0.18)."""
+        """Highest frequency that is kept, in cycles per pixel, in all directions of a frame (PixMIM: 40 in 224 pixels, 0.18).
+        None: all frequencies."""
 
         differences: bool = False
         """Predict each frame's difference to the frame before (MotionMAE), which is 0 for the first."""
@@ -94,7 +96,7 @@ class PixelTarget(Target):
 
     @property
     def uses_original(self) -> bool:
-        """Whether `show` needs the original's own mean and deviation, which a real prediction would not have."""
+        """True if `show` needs the original's own mean and deviation, which a real prediction would not have."""
         return self.config.standardise != "none"
 
     @torch.no_grad()

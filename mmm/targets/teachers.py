@@ -37,7 +37,7 @@ class Frozen(nn.Module):
     shift: Tensor
 
     def __init__(self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float]) -> None:
-        """For pixels normalised as `own` says, where it was trained on pixels of this mean and deviation."""
+        """Wraps a network that was trained on pixels of this mean and deviation; its inputs are normalised as `own` says."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         (own_mean, own_std), (mean_, std_) = ([torch.tensor(one) for one in pair] for pair in ((own.mean, own.std), (mean, std)))
@@ -127,7 +127,7 @@ class FrozenImages(FrozenEncoder):
     def __init__(
         self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float], *, patch: int, frames: int
     ) -> None:
-        """For tokens of so many `frames`, where its own patches have a side of `patch` pixels."""
+        """Wraps a network whose patches have a side of `patch` pixels; tokens have this number of `frames`."""
         super().__init__(network, own, mean, std)
         self.patch, self.frames = patch, frames
 

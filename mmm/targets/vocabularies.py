@@ -71,7 +71,7 @@ class KMeansVocabulary(Vocabulary):
         own: Input,
         token: tuple[int, ...],
     ) -> None:
-        """For values of this `width`: patches, or the features of the encoder that `source` names."""
+        """Clusters values of this `width`: patches, or the features of the encoder that `source` names."""
         super().__init__()
         self.codes, self.source, self.blocks = codes, source, None if block is None else (block,)
         self.samples, self.iterations, self.own, self.token = samples, iterations, own, token

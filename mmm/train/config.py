@@ -17,79 +17,82 @@ class TrainConfig:
     """Options of the training."""
 
     steps: int | None = None
-    """Updates to make; none: as many as `epochs` takes."""
+    """Number of updates. None: the number that `epochs` needs."""
     epochs: float | None = None
-    """Passes over the data, where `steps` is none."""
+    """Number of passes over the data. Used only if `steps` is none."""
     batch_size: int
     """Samples for one update, over all processes together."""
     micro_batch_size: int | None = None
-    """Samples that one process computes at once; the gradients of several are accumulated. none: the most that fits, at best
-    batch_size / processes; found when the run begins, and kept."""
+    """Samples that one process computes at once. Gradients are accumulated up to `batch_size`. None: the largest number that
+    fits into memory, at most batch_size / processes; it is found when the run begins, and kept."""
     checkpoint_blocks: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, about a third more work."""
+    """Keep only the input of each block for the backward pass, and compute the rest again. Needs less memory and about a third
+    more computation."""
     learning_rate: float
-    """The peak, for `scale_learning_rate` samples an update."""
+    """Peak learning rate for `scale_learning_rate` samples per update."""
     scale_learning_rate: int | None = 256
-    """Samples an update that `learning_rate` is stated for: the peak is learning_rate * batch_size / this. none: unscaled."""
+    """Batch size for which `learning_rate` is stated. The peak is learning_rate * batch_size / scale_learning_rate. None: the
+    peak is learning_rate."""
     warmup_epochs: float | None = None
-    """Epochs over which the learning rate rises from 0 to its peak, where `warmup_steps` is none; with neither it starts there."""
+    """Epochs over which the learning rate rises to its peak. Used only if `warmup_steps` is none. None for both: no warm-up."""
     warmup_steps: int | None = None
-    """Updates over which the learning rate rises from 0 to its peak."""
+    """Updates over which the learning rate rises to its peak."""
     warmup_start: float = 0.0
-    """Fraction of the peak, 0 to 1, at which that rise begins (I-JEPA: 0.2)."""
+    """Learning rate at the start of the warm-up, as a fraction of the peak, from 0 to 1 (I-JEPA: 0.2)."""
     final_learning_rate: float = 0.0
-    """Fraction of the peak, 0 to 1, at which the half-cosine after the peak ends."""
+    """Learning rate at the end of the half cosine after the peak, as a fraction of the peak, from 0 to 1."""
     weight_decay: float = 0.05
-    """Weight decay of matrices; biases, norms and other vectors are never decayed."""
+    """Weight decay of matrices. Biases, norms and other vectors are never decayed."""
     decay_tokens: bool = True
     """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
     weight_decay_end: float | None = None
-    """Weight decay at the end of the run, to which half a cosine leads (I-JEPA); none: it stays as it is."""
+    """Weight decay at the end of the run, which it approaches along half a cosine (I-JEPA). None: `weight_decay` throughout."""
     optimizer: str = "adamw"
-    """One of timm's optimizers by name: adamw, lion, lamb, lars, muon, adamuon, nadamw, sgd and others."""
+    """Name of an optimizer of timm: adamw, lion, lamb, lars, muon, adamuon, nadamw, sgd and others."""
     betas: tuple[float, float] | None = None
-    """Decays of the averages of gradients and of their squares; none: the optimizer's own (adamw: 0.9 0.999)."""
+    """Decay rates of the averages of the gradients and of their squares. None: the optimizer's own (adamw: 0.9 0.999)."""
     momentum: float | None = None
-    """Decay of the average of gradients of an optimizer that has one such number (lars, muon, sgd); none: its own, or 0.9 where
-    that is 0."""
+    """Momentum of optimizers that have a single one (lars, muon, sgd). None: the optimizer's own, or 0.9 if that is 0."""
     encoder_rate: float = 1.0
     """Factor of the encoder's learning rate."""
     embedding_rate: float = 1.0
-    """Factor of the learning rate of the encoder's patch embedding, beside the encoder's (CAPI: 0.2)."""
+    """Factor of the learning rate of the patch embedding, in addition to `encoder_rate` (CAPI: 0.2)."""
     decoder_rate: float = 1.0
     """Factor of the decoder's learning rate."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; none: not clipped."""
+    """Largest norm of the gradient of all weights; larger gradients are scaled down to it. None: no clipping."""
     max_skipped: int = 5
-    """Updates in a row that may be left out because a loss or a gradient is not finite; one more stops the run."""
+    """Largest number of successive updates that are skipped because a loss or a gradient is not finite. One more stops the
+    run."""
     ema: float | None = None
-    """Decay per update of an exponential moving average of the weights, kept beside them; none: no average."""
+    """Decay per update of an exponential moving average of the weights, which is saved with them. None: no average."""
     precision: Precision = "auto"
-    """auto: what Accelerate's configuration names unless that is `no`; else bf16 on a GPU with bf16 units; else fp32."""
+    """Precision of the computation. auto: that of Accelerate's configuration unless it is `no`, else bf16 on GPUs that support
+    it, else fp32."""
     compile: bool = False
-    """Compile the model with torch.compile; the first step takes long."""
+    """Compile the model with torch.compile. The first step then takes longer."""
     strict: bool = False
-    """The same bits on 1, 2 and 4 processes: gradients are summed in one fixed order over the micro-batches, which needs
-    `micro_batch_size` and `threads` and costs some speed. Else runs on another number of processes agree to rounding."""
+    """Get the same bits on 1, 2 and 4 processes: gradients are summed in one fixed order over the micro-batches. Needs
+    `micro_batch_size` and `threads`, and is slower. False: runs on different numbers of processes differ by rounding."""
     threads: int | None = None
-    """CPU threads of each process; none: on a CPU the cores that it may use, shared by the processes."""
+    """CPU threads of each process. None: on a CPU, the processes share the cores that they may use."""
     log_every: int = 20
-    """Updates between two lines of metrics, and so between two host-device synchronisations."""
+    """Updates between two lines of metrics. Each line needs a synchronisation with the device."""
     save_every: int = 1000
-    """Updates between two checkpoints; the last update is always saved."""
+    """Updates between two checkpoints. The last update is always saved."""
     keep_last: int | None = 2
-    """Checkpoints to keep; none: all."""
+    """Number of checkpoints to keep, the newest. None: all."""
     keep_every: int | None = None
-    """Updates between two checkpoints that are kept for good, beside the last ones; a multiple of `save_every`. none: none are."""
+    """Updates between two checkpoints that are never deleted; a multiple of `save_every`. None: only `keep_last` counts."""
     evaluate_every: int | None = None
-    """Updates between two evaluations while training; none: only at the end."""
+    """Updates between two evaluations during training. None: only at the end."""
     timeout: float = 600.0
-    """Seconds that a process waits for another that is alive and does not answer, before the run ends."""
+    """Seconds after which the run ends if a process is alive and does not answer."""
     tracker: str | None = None
-    """An experiment tracker that Accelerate knows, for instance tensorboard, wandb, trackio, mlflow or swanlab, which also get the
-    pictures of the run; none: metrics.jsonl only."""
+    """Experiment tracker that Accelerate supports, for instance tensorboard, wandb, trackio, mlflow or swanlab. It also gets
+    the pictures of the run. None: only metrics.jsonl is written."""
     tracker_options: tuple[str, ...] = ()
-    """Arguments of the tracker's own start, NAME=VALUE, for instance project=cells mode=offline."""
+    """Arguments of the tracker as NAME=VALUE, for instance project=cells mode=offline."""
 
     def __post_init__(self) -> None:
         whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
@@ -114,7 +117,7 @@ class TrainConfig:
                 raise ValueError(f"train.{name} {getattr(self, name)} must be above 0: it multiplies the learning rate")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
             raise ValueError(
-                f"train.keep_every {self.keep_every} is no multiple of train.save_every {self.save_every}; use "
+                f"train.keep_every {self.keep_every} is not a multiple of train.save_every {self.save_every}; use "
                 f"{max(1, round(self.keep_every / self.save_every)) * self.save_every}, or none"
             )
         if self.max_skipped < 0:
@@ -132,17 +135,18 @@ class RunConfig:
 
     train: TrainConfig
     seed: int = 0
-    """Random seed for new weights, the order of samples, crops, masks, augmentations and parts of the data that are held back."""
+    """Random seed for new weights, the order of samples, crops, masks, augmentations and the choice of samples that are held
+    back."""
     folder: str | None = None
-    """Folder of the run; none: runs/TASK-N with the next free number."""
+    """Folder of the run. None: runs/TASK-N with the next free number."""
     resume: Resume = False
-    """Go on from the newest whole checkpoint in the run's folder, with the config that lies there. auto: start the run where the
-    folder holds none yet, so that the same command does both."""
+    """Continue from the newest complete checkpoint in the run folder, with the config of the run. auto: continue if there is a
+    checkpoint, else start, so that one command does both."""
     allow: tuple[str, ...] = ()
-    """Choices that may differ from those of the run that is resumed, by name, for instance train.steps; data.fingerprint for the
-    data's content. Such a run is no longer the one that its first command describes."""
+    """Names of options that may differ from those of the run that is resumed, for instance train.steps, or data.fingerprint for
+    the content of the data. The result is then not that of the first command."""
     dry_run: bool = False
-    """Print what the run would take, and end."""
+    """Print parameters, tokens, steps, memory and the estimated time, and end without training."""
 
 
 # These options do not change results beyond rounding: a resumed run may choose them again.

@@ -60,7 +60,7 @@ class Update:
     made: Tensor
 
     def due(self, every: int | None) -> bool:
-        """Whether an event that happens every `every` updates, and after the last update of the run, is due now."""
+        """True if an event that happens every `every` updates, and after the last update of the run, is due now."""
         return due(self.step, every, self.steps)
 
 

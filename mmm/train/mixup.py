@@ -17,14 +17,15 @@ from mmm.core.rng import Stream, seeded, stream
 
 @dataclass(frozen=True, kw_only=True)
 class SoftConfig:
-    """How labels are softened, and samples mixed."""
+    """Options that soften labels and mix samples."""
 
     smoothing: float = 0.0
     """Share of a label that is spread over all classes."""
     mixup: float = 0.0
-    """Alpha of mixup, which adds two samples up with a weight from Beta(alpha, alpha); 0: none."""
+    """Alpha of mixup, which averages two samples with a weight from Beta(alpha, alpha). 0: no mixup."""
     cutmix: float = 0.0
-    """Alpha of CutMix, which puts a box of one sample into another; 0: none. With both, each micro-batch draws which of the two."""
+    """Alpha of CutMix, which puts a box of one sample into another. 0: no CutMix. With both, each micro-batch draws one of
+    them."""
     erase: float = 0.0
     """Probability that a box of a sample, before it is mixed, is filled with noise."""
 
@@ -38,16 +39,16 @@ class SoftConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether samples are mixed."""
+        """True if samples are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 def check_mixing(config: SoftConfig, micro_batch_size: int) -> None:
-    """Raises ValueError where samples are mixed, which takes them in pairs, and one would be left over."""
+    """Raises ValueError if samples are mixed in pairs and their number is odd."""
     if config.mixes and micro_batch_size % 2:
         raise ValueError(
-            f"soft.mixup and soft.cutmix mix the samples of a micro-batch in pairs, and it has {micro_batch_size}; "
-            "choose train.batch_size and train.micro_batch_size so that it is even"
+            f"soft.mixup and soft.cutmix mix the samples of a micro-batch in pairs, and a micro-batch has {micro_batch_size}; "
+            "choose train.batch_size and train.micro_batch_size so that this number is even"
         )
 
 
@@ -55,7 +56,7 @@ class SoftTargets:
     """Mixes a micro-batch with itself, backwards, and softens its labels to match."""
 
     def __init__(self, config: SoftConfig, classes: int) -> None:
-        """For labels of so many classes."""
+        """Mixes samples and labels of this number of classes."""
         self.config, self.classes = config, classes
         self.mixing: Any = None
         if config.mixes:

@@ -1,7 +1,7 @@
 """Optimizers by name, AdamW (Loshchilov and Hutter, ICLR 2019) by default; their groups; their state under the parameters' names.
 
-All but fused AdamW are timm's. Muon (Jordan et al., 2024) orthogonalises the update of a matrix; fused queries, keys and values are
-one matrix to it. Patch embeddings and heads, and what is no matrix, go to AdamW, as its authors have it.
+All but fused AdamW are timm's. Muon (Jordan et al., 2024) orthogonalises the update of a matrix; fused queries, keys and values
+are one matrix to it. Patch embeddings and heads, and what is not a matrix, go to AdamW, as its authors have it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Progress:
 
 
 def _shows_bar() -> bool:
-    """Whether the output is a terminal that shows a bar; tqdm shows nothing on one with 0 columns."""
+    """True if the output is a terminal that shows a bar; tqdm shows nothing on one with 0 columns."""
     if not sys.stderr.isatty():
         return False
     try:

@@ -181,5 +181,5 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
 
 
 def due(step: int, every: int | None, steps: int) -> bool:
-    """Whether an event that happens every `every` updates, and after the last, is due after this update."""
+    """True if an event that happens every `every` updates, and after the last, is due after this update."""
     return step == steps or (every is not None and step % every == 0)

@@ -79,7 +79,7 @@ class Session:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """True if this is the process that writes and prints."""
         return self.training.accelerator.is_main_process
 
     def __iter__(self) -> Iterator[Update]:

@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     elif path.suffix in PICKLES:
         found = _read_pickle(path)
     else:
-        raise ValueError(f"{path} is no checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
+        raise ValueError(f"{path} is not a checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
     for _ in WRAPPINGS:  # they may be nested; a pickle may even contain itself
         inner = [found[name] for name in WRAPPINGS if isinstance(found.get(name), dict)] if isinstance(found, dict) else []
         found = inner[0] if inner else found

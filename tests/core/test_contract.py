@@ -52,7 +52,7 @@ def model_of(kind: str, name: str, medium: str) -> MaskedModel:
 
 
 def test_every_kind_of_part_is_registered() -> None:
-    # pools are parts of classifiers (test_classifier.py), and evaluators are no part of a model
+    # pools are parts of classifiers (test_classifier.py), and evaluators are not part of a model
     assert {kind for kind, _ in PARTS} == set(KINDS) == set(REGISTRIES) - {"pool", "evaluator", "dense_head", "detector"}
 
 

@@ -77,7 +77,7 @@ def test_each_sample_is_masked_alone_as_in_a_batch(name: str) -> None:
 def test_a_masker_that_was_never_moved_draws_the_same_masks_on_another_device(name: str) -> None:
     part = maskers[name]
     masker, scores = part(part.Config()), scores_for(name, (4, 6, 8), 16)
-    assert not list(masker.buffers())  # a stream's masker is no part of the model, so nothing would move them
+    assert not list(masker.buffers())  # a stream's masker is not part of the model, so nothing would move them
     with other_device() as device:
         there = sets(masker(KEYS.to(device), (4, 6, 8), **{key: value.to(device) for key, value in scores.items()}))
     here = sets(masker(KEYS, (4, 6, 8), **scores))

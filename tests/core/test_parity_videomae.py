@@ -134,7 +134,7 @@ def as_ours(theirs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
 
 
 def transformers_videomae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
-    """Their model with noise for weights; its tables are no parameters and stay as they made them."""
+    """Their model with noise for weights; its tables are not parameters and stay as they made them."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     config = VideoMAEConfig(

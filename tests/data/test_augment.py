@@ -301,7 +301,7 @@ def test_both_take_turns_by_the_key() -> None:
 def test_an_odd_micro_batch_cannot_be_mixed() -> None:
     check_mixing(SoftConfig(), 7)
     check_mixing(SoftConfig(cutmix=1.0), 8)
-    with pytest.raises(ValueError, match="and it has 7"):
+    with pytest.raises(ValueError, match="and a micro-batch has 7"):
         check_mixing(SoftConfig(mixup=0.8), 7)
     with pytest.raises(ValueError, match=r"soft.smoothing 1.5"):
         SoftConfig(smoothing=1.5)

@@ -245,7 +245,7 @@ def test_the_hubs_form_with_subsets(tmp_path: Path) -> None:
         ("registered:nothing", "nothing is registered under this name"),
         ("{tmp}/broken.parquet", "cannot be read: "),
         ("builtin:nothing", "no such built-in data"),
-        ("nobody/nothing", "data.source nobody/nothing is no path here, and cannot be read from the hub: "),
+        ("nobody/nothing", "data.source nobody/nothing is not a path here, and cannot be read from the hub: "),
     ],
 )
 def test_a_source_that_is_none_is_one_line(tmp_path: Path, source: str | None, message: str) -> None:

@@ -127,7 +127,7 @@ def test_labels_from_json_names_and_their_absence(tmp_path: Path, pictures: list
     with pytest.raises(ValueError, match=r"data\.label_column other: no sample"):
         opened(path, label_column="other")
     write_tar(path, [*members, ("0.cls", b"-1")])
-    with pytest.raises(ValueError, match="-1 is no label"):
+    with pytest.raises(ValueError, match="-1 is not a label"):
         opened(path)
 
 
@@ -191,7 +191,7 @@ def test_of_a_cut_tar_the_whole_samples_are_used(tmp_path: Path, pictures: list[
     content = bytearray(path.read_bytes())
     content[3] ^= 1  # of the first header
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no tar"):
+    with pytest.raises(ValueError, match="is not a tar"):
         opened(path)
 
 
@@ -230,9 +230,9 @@ def test_headers_that_ask_for_too_much_end_the_walk(pax: dict[str, str], reason:
     ("source", "message"),
     [
         ("a.tar.gz", "is compressed.*unpack it once with gunzip"),
-        ("set-{0..3}.tar", "set-1.tar is no file here, nor are 2 others"),
-        ("gone.tar", "gone.tar is no file here"),
-        ("fifo.tar", "fifo.tar is no file here"),
+        ("set-{0..3}.tar", "set-1.tar is not a file here, nor are 2 others"),
+        ("gone.tar", "gone.tar is not a file here"),
+        ("fifo.tar", "fifo.tar is not a file here"),
         ("set-{3..0}.tar", "stands for 0 names"),
         ("set-{0..99999999}.tar", "give at most"),
         ("words.tar", "hold no images, only 1 x .pkl"),

@@ -74,7 +74,7 @@ def test_batches_labels_splits_and_resumes_are_those_of_the_disk(
     assert same(keys_and_pixels(part, workers=2, start=1), expected[1:])
     said = [record.getMessage() for record in caplog.records if "over the network" in record.getMessage()]
     assert len(said) == 2  # one for each of the two sources that were named
-    assert "order, crops, masks, resume and process counts are exact only as long as these files stay" in said[0]
+    assert "order, crops, masks, resume and process counts are exact only as long as these files do not change" in said[0]
 
 
 def test_an_index_is_fetched_once_and_a_batch_is_a_request_a_sample(server: TarServer) -> None:

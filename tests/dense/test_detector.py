@@ -191,7 +191,7 @@ def test_files_that_are_no_annotations_are_refused(coco: Path, text: str, said: 
 def test_sources_that_are_not_there_are_refused(coco: Path) -> None:
     for source, said in (
         (None, "data.source is not set"),
-        ("nowhere", "is no folder"),
+        ("nowhere", "is not a folder"),
         (str(coco / "train"), "has no annotations/"),
     ):
         with pytest.raises(ValueError, match=said):

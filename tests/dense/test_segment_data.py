@@ -147,7 +147,7 @@ def test_tables_have_a_column_of_images_and_one_of_maps(folder: Path, tmp_path: 
     [
         ({"source": None}, "data.source is not set"),
         ({"source": "builtin:scene"}, "did you mean 'scenes'"),
-        ({"maps": "nowhere"}, "data.maps nowhere is no folder"),
+        ({"maps": "nowhere"}, "data.maps nowhere is not a folder"),
         ({"crop_scale": (0.1, 1.0)}, "have no such option"),
         ({"classes": 0}, "data.classes 0"),
         ({"largest_class": 0.0}, "data.largest_class 0.0"),

@@ -44,7 +44,7 @@ def ask(argv: list[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four real tiles in four classes, and two files that are no images."""
+    """Twenty-four real tiles in four classes, and two files that are not images."""
     folder = tmp_path_factory.mktemp("tiles")
     images = open_images(ImagesConfig(source="builtin:photographs", channels=1, mean=(0.5,), std=(0.25,)), "eval")
     for place in range(0, 240, 10):

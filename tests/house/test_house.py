@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ LOOSE = {"__init__.py", "model.py", "classifier.py", "transform.py", "contract.p
 PUBLIC = {Path("mmm/__init__.py"), Path("mmm/core/pretrained.py"), Path("mmm/model.py")}
 # parts may import these
 CORE = {"core", "layers", "model", "__init__"}
+# words that hide the subject of a sentence
+STARTS = {"of", "what", "whether", "which", "where", "when", "how", "as", "for", "from", "in", "on", "at", "by", "with", "if"}
 ONLY_WHERE_USED = (
     *("accelerate", "av", "datasets", "decord", "gradio", "huggingface_hub", "matplotlib"),
     *("simplejpeg", "sklearn", "timm", "torchvision"),
@@ -287,13 +290,23 @@ def is_dataclass(holder: ast.ClassDef) -> bool:
 
 
 @over_files
-def test_no_text_begins_with_of_or_what(path: Path) -> None:
-    """Docstrings and the texts under fields begin with a noun or a verb."""
+def test_texts_begin_with_a_noun_or_a_verb(path: Path) -> None:
+    """Docstrings and the texts under fields. A text under a field is help: it is a sentence, and `None:` explains the default."""
     if path.parts[0] == "benchmarks":
         return
+    docstrings = {id(node.body[0]) for node in ast.walk(TREES[path]) if getattr(node, "body", None) and has_docstring(node)}
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            assert not node.value.value.strip().lower().startswith(("of ", "what ")), f"line {node.lineno}: {node.value.value}"
+            text = " ".join(node.value.value.split())
+            assert text.split()[0].lower() not in STARTS, f"line {node.lineno}: {text}"
+            if id(node) not in docstrings:
+                sentence = text.endswith(".") and (not text[0].islower() or ":" in text.split()[0])
+                assert sentence, f"line {node.lineno}: {text}"
+                assert not re.search(r"[;.] none: ", text), f"line {node.lineno}: {text}"
+
+
+def has_docstring(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None
 
 
 @over_files

@@ -46,7 +46,7 @@ def test_those_of_every_so_many_updates_stay_for_good(tmp_path):
         checkpoint.write(tmp_path, step, TENSORS, {}, 1, 6)
     checkpoint.write(tmp_path, 13, TENSORS, {}, 1, 6)  # after a signal
     assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [6, 12, 13]
-    with pytest.raises(ValueError, match=r"train\.keep_every 250 is no multiple of train\.save_every 100; use 200, or none"):
+    with pytest.raises(ValueError, match=r"train\.keep_every 250 is not a multiple of train\.save_every 100; use 200, or none"):
         TrainConfig(batch_size=1, learning_rate=1.0, save_every=100, keep_every=250)
 
 

@@ -360,7 +360,7 @@ def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(image
 
 
 def damaged(source: Path, copy: Path) -> Path:
-    """One test sample of 'light' is no picture."""
+    """One test sample of 'light' is not a picture."""
     shutil.copytree(source, copy)
     broken = sorted((copy / "test" / "light").iterdir())[1]
     file = sorted(broken.iterdir())[2] if broken.is_dir() else broken
@@ -406,7 +406,7 @@ def test_what_cannot_be_read_is_reported(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({"soft": SoftConfig(mixup=0.8), "train": {"batch_size": 9}}, "and it has 9"),
+        ({"soft": SoftConfig(mixup=0.8), "train": {"batch_size": 9}}, "and a micro-batch has 9"),
         ({"data": {"source": None}}, "data.source is not set"),
         ({"held_back": 0.001}, "of 36 samples is 0"),
         ({"layer_decay": 1.5}, "layer_decay 1.5"),

@@ -36,7 +36,7 @@ from mmm.train.schedule import make_plan
 from mmm.train.state import Training
 from mmm.train.watchdog.watchdog import Watchdog
 
-SAMPLES = 20  # an epoch is no multiple of the batch
+SAMPLES = 20  # an epoch is not a multiple of the batch
 CONFIG = TrainConfig(
     batch_size=8,
     learning_rate=0.5,

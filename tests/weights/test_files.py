@@ -168,7 +168,7 @@ def test_unreadable_files_are_refused_in_words(tmp_path: Path) -> None:
 
 def test_other_things_are_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    assert "is no checkpoint by its name" in refused(tmp_path / "notes.txt")
+    assert "is not a checkpoint by its name" in refused(tmp_path / "notes.txt")
     assert "does not exist" in refused(tmp_path / "nowhere.pth")
     (tmp_path / "folder").mkdir()
     assert "config.yaml" in refused(tmp_path / "folder")

@@ -138,7 +138,7 @@ def test_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no checkpoint yet"):
         load(tmp_path / "run")
     (tmp_path / "run" / "pictures").mkdir()
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         load(tmp_path / "run" / "pictures")
 
 

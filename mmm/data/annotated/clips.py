@@ -30,10 +30,10 @@ class MaskedClip:
     """A clip whose objects are known in its first frame, or in all frames.
 
     Attributes:
-        name: of the clip.
+        name: name of the clip.
         frames: uint8 (T, H, W, C).
         first: objects of the first frame, 0 for the background, uint8 (H, W).
-        masks: of all frames, uint8 (T, H, W), or None.
+        masks: objects of all frames, uint8 (T, H, W), or None.
     """
 
     name: str
@@ -43,13 +43,13 @@ class MaskedClip:
 
 
 def masked_clips(source: str, mask: str | None, channels: int, count: int | None) -> Iterator[MaskedClip]:
-    """Yields the clips of a source; one that cannot be read is named in a warning and left out.
+    """Yields the clips of a source. A clip that cannot be read is named in a warning and left out.
 
     Args:
         source: builtin:scenes, DAVIS's folder, or a video (a file, or a folder of frames).
         mask: file with the objects of a video's first frame.
-        channels: C.
-        count: clips at most; None: all.
+        channels: number of channels.
+        count: largest number of clips. None: all.
 
     Raises:
         ValueError: the source does not exist, or a video has no mask.
@@ -99,10 +99,10 @@ def _single(path: Path, mask: Path, channels: int) -> MaskedClip:
 
 
 def _objects(file: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The objects of a frame, uint8 (H, W).
+    """Reads the objects of a frame, uint8 (H, W).
 
     Raises:
-        Unreadable: the mask is of another size, or has too many objects.
+        Unreadable: the mask has another size than the frame, or too many objects.
     """
     values = decode_map(file)
     if values.shape != tuple(size):

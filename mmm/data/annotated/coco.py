@@ -1,7 +1,7 @@
 """Objects in COCO's format: one JSON file of images, categories and annotations for each split.
 
-What is wrong with an annotation is counted and named: a box that ends outside its image is cut, one without an area is left out.
-What would make labels mean something else is an error.
+Small faults of annotations are corrected and counted in a warning: a box that ends outside its image is cut, and a box without
+an area is left out. Faults that would change the meaning of labels are errors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ObjectTable:
 
     Attributes:
         images: encoded images.
-        objects: of each.
+        objects: the objects of each image.
         classes: names of the classes, in the order of their labels.
         fingerprint: a hash that changes with the data.
     """
@@ -57,7 +57,7 @@ class SceneObjects:
             raise ValueError(f"data.channels {config.channels}: builtin:scenes has 1 (grey), or 3 equal ones")
 
     def table(self, split: str) -> ObjectTable:
-        """The scenes of one split; a pure function of its name."""
+        """Returns the scenes of one split, a pure function of its name."""
         found = []
         for scene in scenes(split):
             masks = object_masks(scene)
@@ -79,11 +79,11 @@ def _last(line: torch.Tensor) -> int:
 
 
 class Coco:
-    """COCO's folder, or a folder of images with one annotation file.
+    """A folder in COCO's layout, or a folder of images with one annotation file.
 
     Args:
         root: the folder.
-        annotations: the file, where the folder is not COCO's.
+        annotations: the annotation file, for a folder in another layout.
 
     Raises:
         ValueError: there is no annotation file.
@@ -95,7 +95,7 @@ class Coco:
             file = Path(annotations).expanduser()
             file = file if file.is_file() else root / annotations
             if not file.is_file():
-                raise ValueError(f"data.annotations {annotations} is no file")
+                raise ValueError(f"data.annotations {annotations} is not a file")
             self.files, self.folders = {"train": file}, {"train": root}
         else:
             found = sorted((root / "annotations").glob(f"{PREFIX}*.json"))
@@ -125,7 +125,7 @@ def find_objects(config: ObjectsConfig) -> SceneObjects | Coco:
         return SceneObjects(name.removeprefix("builtin:"), config)
     path = Path(name).expanduser()
     if not path.is_dir():
-        raise ValueError(f"data.source {name} is no folder; give builtin:scenes or a folder in COCO's layout")
+        raise ValueError(f"data.source {name} is not a folder; give builtin:scenes or a folder in COCO's layout")
     return Coco(path, config.annotations)
 
 
@@ -133,12 +133,12 @@ def read_coco(file: Path, folder: Path, split: str) -> ObjectTable:
     """Reads an annotation file.
 
     Args:
-        folder: of the images.
+        folder: folder of the images.
         split: first part of the images' names in messages.
 
     Raises:
-        ValueError: the file is no annotation file or has no objects, or annotations name images or categories that it does not
-            have.
+        ValueError: the file is not an annotation file or has no objects, or an annotation names an image or a category that the
+            file does not list.
     """
     tree = _read(file)
     images = sorted(tree["images"], key=lambda one: one["id"])
@@ -172,10 +172,10 @@ def read_coco(file: Path, folder: Path, split: str) -> ObjectTable:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The content of an annotation file.
+    """Reads an annotation file.
 
     Raises:
-        ValueError: it is no JSON, or has not the lists that COCO's files have.
+        ValueError: the file is not JSON, or lacks a list that COCO's files have.
     """
     text = file.read_text(encoding="utf-8", errors="replace")
     if not text.strip():
@@ -197,7 +197,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _objects(
     image: dict[str, Any], rows: list[dict[str, Any]], numbers: dict[Any, int], problems: Counter[str], first: dict[str, Any]
 ) -> Objects:
-    """The usable objects of an image; what is wrong with the others is counted."""
+    """Returns the usable objects of an image, and counts the faults of the others in `problems`."""
     width, height = int(image["width"]), int(image["height"])
     boxes, labels, crowd, masks = [], [], [], []
 
@@ -232,7 +232,7 @@ def _objects(
 
 
 def _segmentation(value: Any, size: tuple[int, int], note: Any) -> Any:
-    """An object's mask as it is stored, or None."""
+    """Returns an object's mask as stored, or None if it has none."""
     if isinstance(value, dict):
         if list(value.get("size", ())) == list(size) and value.get("counts"):
             return value

@@ -19,8 +19,8 @@ class AnnotatedConfig(DataConfig):
     medium: ClassVar[Medium] = IMAGES
 
     scale: tuple[float, float] = (0.5, 2.0)
-    """Smallest and largest size of a training image before it is cropped to `image_size`: a factor of the size at which its shorter
-    side (its longer side, for objects) is that of the crop. Uniformly distributed."""
+    """Smallest and largest scale of a training image before it is cropped to `image_size`, uniformly distributed. At scale 1
+    its shorter side (for objects: its longer side) is that of the crop."""
     photometric: bool = False
     """Change brightness, contrast, saturation and hue of training crops, each for half of them (SSD's photometric distortion)."""
 
@@ -47,9 +47,10 @@ class PairsConfig(AnnotatedConfig):
     """Options of images with a map of the same size: a number for each pixel."""
 
     source: str | None = None
-    """builtin:scenes (rendered); for depths builtin:motorcycle (a photograph); a folder with images/ and annotations/ (or masks/,
-    labels/, depth/) that hold the same file names, each with the same sub-folders for splits (ADE20K's layout), or a folder with
-    `maps`; parquet files, a folder of `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
+    """Images and their maps: builtin:scenes (rendered); for depths also builtin:motorcycle (a photograph); a folder with
+    images/ and annotations/ (or masks/, labels/, depth/), which contain the same file names and the same sub-folders for splits
+    (ADE20K's layout); a folder of images, with `maps`; or parquet files, a folder of `Dataset.save_to_disk` or a name on the
+    hub, with a column of images and one of maps."""
     maps: str | None = None
     """Folder of the maps, or the table's column. None: found by its usual name."""
     image_column: str | None = None
@@ -71,9 +72,10 @@ class MasksConfig(PairsConfig):
     ignore: int = 255
     """Label of pixels that are neither trained on nor evaluated."""
     zero_is_ignored: bool = False
-    """Label 0 is ignored too, and label 1 is the first class (ADE20K)."""
+    """Ignore label 0 too; label 1 is then the first class (ADE20K)."""
     largest_class: float = 0.75
-    """Another crop is drawn, at most ten times, while one class fills more than this share of its labelled pixels."""
+    """Largest share of the labelled pixels of a crop that one class may cover; else another crop is drawn, at most ten
+    times."""
 
     def check(self) -> None:
         """Raises ValueError for invalid values, naming the field."""
@@ -107,11 +109,11 @@ class ObjectsConfig(AnnotatedConfig):
     """Options of images with boxes and masks of objects."""
 
     source: str | None = None
-    """builtin:scenes (rendered); COCO's folder, with annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of
-    images, with `annotations`."""
+    """Images and their objects: builtin:scenes (rendered); COCO's folder, with annotations/instances_SPLIT.json and SPLIT/ (or
+    images/SPLIT/); or a folder of images, with `annotations`."""
     annotations: str | None = None
     """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
     classes: int | None = None
     """Number of classes; found when the data is opened, and kept in the run's config."""
     one_class: bool = False
-    """Take all objects for one class, `object`: to find them and not to name them."""
+    """Give all objects the same class, `object`, so that the detector finds objects without classifying them."""

@@ -34,7 +34,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
 
     Args:
         table, config, rows, where: see `Dataset`.
-        objects: of all images of the table.
+        objects: those of each image of the table.
         masks: whether samples have masks.
     """
 
@@ -66,7 +66,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return pixels
 
     def placement(self, index: int, key: Tensor | None) -> Placement:
-        """Where an image is in its sample; with a key, that of training."""
+        """Places an image in its sample: at random with the key of a training sample, as a whole without a key."""
         (height, width), (high, wide) = self.config.frame_size, self.objects(index).size
         if key is None:
             return fitted((high, wide), (height, width))
@@ -83,7 +83,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return Placement((whole[0] / high, whole[1] / wide), (float(offset[0]), float(offset[1])), (height, width), inside, flipped)
 
     def targets(self, index: Tensor, keys: Tensor, train: bool) -> tuple[dict[str, Tensor], ...]:
-        """The objects of training samples; see `place_objects`. Evaluation has none: it compares in the image itself."""
+        """Returns the objects of training samples; see `place_objects`. In evaluation (): boxes are compared in the image."""
         if not train:
             return ()
         pairs = zip(index.tolist(), keys, strict=True)
@@ -95,7 +95,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return False
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """Never called: these crops are resized where they are read."""
+        """Raises an error: workers always resize these crops."""
         raise NotImplementedError
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
@@ -118,7 +118,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
 
 
 def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
-    """Where a whole image is on a canvas: at its first row and column, as large as it fits. Sizes are (H, W)."""
+    """Places a whole image at the first row and column of a canvas, as large as it fits. Sizes are (H, W)."""
     fit = min(canvas[0] / size[0], canvas[1] / size[1])
     inside = (max(1, round(size[0] * fit)), max(1, round(size[1] * fit)))
     return Placement((inside[0] / size[0], inside[1] / size[1]), (0.0, 0.0), canvas, inside)
@@ -131,7 +131,7 @@ def empty_canvas(channels: tuple[float, ...], size: tuple[int, int]) -> Tensor:
 
 
 def paint(canvas: Tensor, image: Pixels, placement: Placement) -> None:
-    """Resizes the part of an image that a canvas shows into it, (H, W, C) -> (C, h, w)."""
+    """Resizes the visible part of an image into a canvas, (H, W, C) -> (C, h, w)."""
     ends = []
     for axis in range(2):
         start = -placement.offset[axis] / placement.scale[axis]
@@ -143,13 +143,13 @@ def paint(canvas: Tensor, image: Pixels, placement: Placement) -> None:
 
 
 class _AsSource:
-    """The images of a source of objects, as `select_rows` takes a source."""
+    """Adapts a source of objects to the interface of a source of images, for `select_rows`."""
 
     def __init__(self, tables: dict[str, ObjectTable], source: Any) -> None:
         self.tables, self.source, self.splits = tables, source, source.splits
 
     def table(self, split: str) -> Table:
-        """The images of a split, whose objects are kept in `tables`."""
+        """Returns the images of a split, and keeps their objects in `tables`."""
         self.tables[split] = found = self.source.table(split)
         return Table(found.images, None, found.classes, found.fingerprint)
 
@@ -158,7 +158,7 @@ def open_objects(config: ObjectsConfig, split: str, *, masks: bool = True) -> An
     """Opens one split of images with objects.
 
     Args:
-        config: where they are, and how they are read.
+        config: options of the source and of reading.
         split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
         masks: whether objects must have masks.
 
@@ -181,7 +181,7 @@ def open_objects(config: ObjectsConfig, split: str, *, masks: bool = True) -> An
 
 
 def with_classes(config: ObjectsConfig, part: AnnotatedObjects) -> ObjectsConfig:
-    """The config with the number of classes that was found, so that a saved run says it."""
+    """Returns the config with the number of classes of the data, which a run then saves."""
     assert part.classes is not None
     if config.classes not in (None, len(part.classes)):
         raise ValueError(f"data.classes {config.classes}: data.source {config.source} has {len(part.classes)}")

@@ -1,4 +1,4 @@
-"""Reads maps (a number for each pixel) as they are stored: no colours, no interpolation, no value changed in silence.
+"""Reads maps (a number for each pixel) exactly as stored: without colours, interpolation or silent changes of values.
 
 Shapes: (H, W) of a map, C channels of its image, (h, w) of a sample.
 """
@@ -83,8 +83,8 @@ def class_numbers(values: NDArray[Any], config: MasksConfig, classes: int) -> Nu
     """Numbers the classes of a mask from 0; ignored pixels become IGNORE.
 
     Args:
-        values: as stored, whole numbers.
-        classes: K.
+        values: whole numbers, as stored.
+        classes: number of classes.
 
     Raises:
         Unreadable: a label is neither a class nor ignored.
@@ -111,7 +111,7 @@ def depth_numbers(values: NDArray[Any], config: DepthConfig) -> Numbers:
     """Numbers depths evenly over `data.range`; other depths, 0 among them, become IGNORE.
 
     Args:
-        values: metres where they are floating point numbers, else counts of `data.unit`.
+        values: floating point numbers are metres, whole numbers are multiples of `data.unit`.
     """
     metres = values.astype(np.float64) * (1.0 if np.issubdtype(values.dtype, np.floating) else config.unit)
     low, high = config.range
@@ -122,17 +122,17 @@ def depth_numbers(values: NDArray[Any], config: DepthConfig) -> Numbers:
 
 
 def metres_of(numbers: Tensor, range: tuple[float, float]) -> Tensor:
-    """Returns the depths that `depth_numbers` numbered, float32; not a number where a pixel is ignored."""
+    """Converts the numbers of `depth_numbers` to metres, float32; NaN for ignored pixels."""
     metres = range[0] + numbers.float() / STEPS * (range[1] - range[0])
     return metres.where(numbers != IGNORE, float("nan"))
 
 
 def to_planes(numbers: Numbers) -> Tensor:
-    """Two bytes for each number, as channels beside those of an image: uint16 (H, W) -> uint8 (2, H, W)."""
+    """Splits each number into two bytes, as two more channels of an image: uint16 (H, W) -> uint8 (2, H, W)."""
     return torch.from_numpy(np.stack([numbers & 255, numbers >> 8]).astype(np.uint8))
 
 
 def split_planes(pixels: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `to_planes`: uint8 (B, C + 2, h, w) -> an image (B, C, h, w) and numbers int64 (B, h, w)."""
+    """Inverts `to_planes`: uint8 (B, C + 2, h, w) -> an image (B, C, h, w) and numbers int64 (B, h, w)."""
     low, high = pixels[:, channels].long(), pixels[:, channels + 1].long()
     return pixels[:, :channels], low + 256 * high

@@ -25,7 +25,8 @@ class Objects:
         boxes: float32 (n, 4), left, top, right, bottom in pixels.
         labels: int64 (n,), classes from 0.
         crowd: bool (n,), objects that stand for several; they are not trained on.
-        masks: of each, polygons (lists of x, y, x, y, ...), a run-length encoding ({"size", "counts"}), or bool (H, W); or None.
+        masks: one for each object: polygons (lists of x, y, x, y, ...), a run-length encoding ({"size", "counts"}), bool (H,
+            W), or None.
     """
 
     size: tuple[int, int]
@@ -37,14 +38,14 @@ class Objects:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the pixels of an image are in a sample.
+    """The position of an image in a sample.
 
     Attributes:
         scale: pixels of the sample for one of the image, along rows and columns.
         offset: row and column of the image's first pixel in the sample; negative where a crop begins later.
         size: (h, w) of the sample.
         inside: the part of the sample that shows the image, height and width from its first pixel.
-        flipped: whether the sample is flipped horizontally after that.
+        flipped: whether the sample is then flipped horizontally.
     """
 
     scale: tuple[float, float]
@@ -54,7 +55,7 @@ class Placement:
     flipped: bool = False
 
     def boxes(self, boxes: Tensor) -> Tensor:
-        """Boxes of the image in the sample, cut at the edge of what it shows, (n, 4)."""
+        """Converts boxes of the image to boxes of the sample, cut at the edge of the visible part, (n, 4)."""
         scale = torch.tensor([self.scale[1], self.scale[0]] * 2)
         offset = torch.tensor([self.offset[1], self.offset[0]] * 2)
         placed = boxes * scale + offset
@@ -65,7 +66,7 @@ class Placement:
         return placed
 
     def original(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes of the sample in the image of this size, (n, 4)."""
+        """Converts boxes of the sample to boxes of the image, whose size is (H, W), (n, 4)."""
         assert not self.flipped
         scale = torch.tensor([self.scale[1], self.scale[0]] * 2, device=boxes.device)
         offset = torch.tensor([self.offset[1], self.offset[0]] * 2, device=boxes.device)
@@ -73,10 +74,10 @@ class Placement:
         return torch.stack([placed[:, axis].clamp(0, size[1 - axis % 2]) for axis in range(4)], dim=1)
 
     def mask(self, mask: Any, size: tuple[int, int]) -> Tensor:
-        """An object's mask in the sample, bool (h, w).
+        """Returns an object's mask in the sample, bool (h, w).
 
         Args:
-            mask: as `Objects.masks` holds it.
+            mask: an element of `Objects.masks`.
             size: (H, W) of the image.
         """
         if isinstance(mask, list):
@@ -93,7 +94,7 @@ class Placement:
         return (points * [self.scale[1], self.scale[0]] + [self.offset[1], self.offset[0]]).ravel().tolist()
 
     def _pixels(self, mask: Tensor) -> Tensor:
-        """Takes the nearest pixel of a mask for each one of the sample, (H, W) -> (h, w)."""
+        """Samples a mask at the nearest pixel for each pixel of the sample, (H, W) -> (h, w)."""
         rows, columns = (
             (torch.arange(length) + 0.5 - start) / scale
             for length, start, scale in zip(self.size, self.offset, self.scale, strict=True)
@@ -112,7 +113,7 @@ def rasterise(polygons: list[list[float]], size: tuple[int, int]) -> Any:
 
 
 def as_pixels(mask: Any, size: tuple[int, int]) -> Any:
-    """An object's mask at the image's size, bool (H, W)."""
+    """Converts an object's mask to pixels of the image, bool (H, W)."""
     if isinstance(mask, np.ndarray):
         return mask
     if isinstance(mask, list):
@@ -123,7 +124,7 @@ def as_pixels(mask: Any, size: tuple[int, int]) -> Any:
 
 
 def mask_api() -> Any:
-    """COCO's mask functions.
+    """Returns COCO's mask functions.
 
     Raises:
         ValueError: faster-coco-eval is not installed.
@@ -136,14 +137,14 @@ def mask_api() -> Any:
 
 
 def place_objects(objects: Objects, placement: Placement, *, masks: bool) -> dict[str, Tensor]:
-    """The objects of a sample as torchvision's detectors take them.
+    """Returns the objects of a sample in the format of torchvision's detectors.
 
-    Crowds are left out, and objects of which the sample shows less than a pixel.
+    Crowds are left out, and also objects of which less than a pixel is visible in the sample.
 
     Args:
-        objects: of the image.
-        placement: of the image in the sample.
-        masks: whether masks are made.
+        objects: the objects of the image.
+        placement: the position of the image in the sample.
+        masks: whether to return masks.
 
     Returns:
         `boxes` float32 (m, 4), `labels` int64 (m,), from 1, and `masks` uint8 (m, h, w).

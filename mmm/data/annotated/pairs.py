@@ -36,7 +36,7 @@ class PairColumn:
     """Pairs of an image and its map.
 
     Args:
-        images, maps: of the same length.
+        images, maps: columns of the same length.
     """
 
     def __init__(self, images: Column, maps: Column) -> None:
@@ -58,8 +58,8 @@ class SceneColumn:
     """Rendered images, or one of their maps.
 
     Args:
-        split: of the scenes.
-        values: (T, S, S) of a scene, of which the first frame is taken.
+        split: the split of the scenes.
+        values: returns the pixels or a map of a scene, (T, S, S); its first frame is used.
     """
 
     def __init__(self, split: str, values: Callable[[Scene], Any]) -> None:
@@ -88,7 +88,7 @@ class Scenes:
         self.depth = isinstance(config, DepthConfig)
 
     def table(self, split: str) -> Table:
-        """The scenes of one split; a pure function of its name."""
+        """Returns the scenes of one split, a pure function of its name."""
         maps = SceneColumn(split, _depth if self.depth else _classes)
         classes = None if self.depth else CLASSES
         return Table(PairColumn(SceneColumn(split, _pixels), maps), None, classes, scenes_fingerprint(split))
@@ -97,7 +97,7 @@ class Scenes:
 class Motorcycle:
     """`builtin:motorcycle`: the left photograph of scikit-image's stereo pair, with measured depths (Middlebury 2014).
 
-    The left half is for training, the right one, after a gap, for testing: one image each, of which a training sees random crops.
+    The left half is for training, and the right half, after a gap, for testing. Each is one image; training uses random crops.
     """
 
     splits = tuple(HALVES)
@@ -107,7 +107,7 @@ class Motorcycle:
             raise ValueError("data.source builtin:motorcycle has depths and no masks; use it with mmm depth")
 
     def table(self, split: str) -> Table:
-        """The image of one split with its depths in metres; pixels without a measurement have none."""
+        """Returns the image of one split with its depths in metres, 0 for pixels without a measurement."""
         image = photograph(FILE)
         with np.load(photograph_path(DISPARITIES), allow_pickle=False) as stored:
             disparity = stored[stored.files[0]]
@@ -139,7 +139,7 @@ class PairedFolders:
 
     Args:
         images, maps: the folders.
-        root: where names of the classes may lie (`classes.txt`).
+        root: folder that may contain the names of the classes (`classes.txt`).
 
     Raises:
         ValueError: the folders have no split in common.
@@ -187,7 +187,7 @@ class PairedFolders:
 
 
 def _by_stem(folder: Path, below: str) -> dict[str, str]:
-    """The images or maps below a folder by their relative path without suffix.
+    """Lists the images or maps below a folder by their relative paths without suffix.
 
     Raises:
         ValueError: two files differ in the suffix only.
@@ -214,7 +214,7 @@ class PairedTable:
 
     Args:
         source: the table.
-        config: names the columns, where they are not the usual ones.
+        config: names columns that do not have the usual names.
     """
 
     def __init__(self, source: Parquet | Hub | SavedDataset, config: PairsConfig) -> None:
@@ -242,7 +242,7 @@ def find_pairs(config: PairsConfig) -> Source:
     """Opens the source that `data.source` names.
 
     Raises:
-        ValueError: it does not exist, or has no maps.
+        ValueError: the source does not exist, or has no maps.
     """
     name = config.source
     if not name:
@@ -272,7 +272,7 @@ def _folders(root: Path, config: PairsConfig) -> PairedFolders:
         maps = Path(config.maps).expanduser()
         maps = maps if maps.is_dir() or maps.is_absolute() else root / maps
         if not maps.is_dir():
-            raise ValueError(f"data.maps {config.maps} is no folder")
+            raise ValueError(f"data.maps {config.maps} is not a folder")
         return PairedFolders(inner, maps, root)
     beside = [root / name for name in MAPS if (root / name).is_dir()]
     if inner == root or len(beside) != 1:

@@ -1,7 +1,8 @@
 """A data set of images with a number for each pixel: a class, or a depth.
 
-An image and its map are scaled and cropped together, the image with a filter and the map by the nearest pixel. In a sample, the map
-follows the channels of the image as two bytes for each pixel, so that loading, flipping and resuming treat both as one.
+An image and its map are scaled and cropped together, the image with a filter and the map by the nearest pixel. In a sample, two
+channels after those of the image hold the map, two bytes for each pixel. Loading, flipping and resuming therefore need no
+special case.
 
 Shapes: b images, C channels, (h, w) of a sample, (H, W) of an image.
 """
@@ -75,18 +76,18 @@ class LabelledPixels(Dataset[C], Generic[C]):
         return False
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """Never called: these crops are resized where they are read."""
+        """Raises an error: workers always resize these crops."""
         raise NotImplementedError
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Scaled crops, a pure function of the images and the keys.
+        """Cuts scaled crops, a pure function of the images and the keys.
 
         Args:
-            index: of the images, int64 (b,).
-            keys: of the samples, (b,).
+            index: indices of the images, int64 (b,).
+            keys: keys of the samples, (b,).
 
         Returns:
-            uint8 (b, C + 2, h, w), the map in the last two channels; and the reasons why images could not be read, by row.
+            uint8 (b, C + 2, h, w) with the map in the last two channels, and the reasons why images could not be read, by row.
         """
         size = self.config.frame_size
         views = torch.zeros(len(index), self.config.channels + 2, *size, dtype=torch.uint8)
@@ -99,9 +100,9 @@ class LabelledPixels(Dataset[C], Generic[C]):
         return views, failed
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """One whole image and its map at their own size, uint8 (1, C + 2, H, W), returned as by `train_views`.
+        """Returns one whole image and its map at their own size, uint8 (1, C + 2, H, W), as `train_views` returns them.
 
-        Images have sizes of their own, so that a batch holds one.
+        Images have different sizes, so a batch contains one.
         """
         assert len(index) == 1, "evaluation batches of images with maps hold one image"
         try:
@@ -111,7 +112,8 @@ class LabelledPixels(Dataset[C], Generic[C]):
         return torch.cat([torch.from_numpy(image).permute(2, 0, 1), to_planes(numbers)])[None], {}
 
     def _crop(self, image: Pixels, numbers: Numbers, key: Tensor) -> Tensor:
-        """A scaled crop of an image and its map, (C + 2, h, w); places outside the image have the mean colour and are ignored."""
+        """Cuts a scaled crop of an image and its map, (C + 2, h, w). Pixels outside the image get the mean colour; their labels
+        are ignored."""
         (height, width), config = self.config.frame_size, self.config
         draws = uniform(stream(key[None], Stream.CROP), 1 + 2 * TRIES)[0].double().tolist()
         factor = config.scale[0] + draws[0] * (config.scale[1] - config.scale[0])
@@ -140,7 +142,7 @@ def _nearest(numbers: Numbers, size: list[int]) -> Numbers:
 
 
 def _largest_share(numbers: Numbers) -> float:
-    """The share of the most frequent class among the labelled pixels; 0 where there are none."""
+    """Returns the share of the most frequent class among the labelled pixels; 0 if there are none."""
     labelled = numbers[numbers != IGNORE]
     return float(np.bincount(labelled).max() / len(labelled)) if len(labelled) else 0.0
 
@@ -149,9 +151,9 @@ def open_pixels(config: PairsConfig, split: str, classes: int | None = None) -> 
     """Opens one split of images with maps.
 
     Args:
-        config: where they are, and how they are read.
+        config: options of the source and of reading.
         split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
-        classes: K, where it is known. None: found; see `MasksConfig.classes`.
+        classes: number of classes. None: counted; see `MasksConfig.classes`.
 
     Raises:
         ValueError: for a source that is missing or empty, a split that does not exist, ...
@@ -165,10 +167,10 @@ def open_pixels(config: PairsConfig, split: str, classes: int | None = None) -> 
 
 
 def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
-    """Returns the number of classes: as configured, as named by the source, or counted in the masks.
+    """Returns the number of classes: from the config, from the names in the source, or counted in the masks.
 
     Raises:
-        ValueError: the two do not agree, or the masks have no label.
+        ValueError: config and source do not agree, or the masks have no label.
     """
     names = part.table.classes
     if config.classes is not None and names is not None and config.classes != len(names):

@@ -25,7 +25,7 @@ class CachedColumn:
         channels: number of channels of the pixels.
 
     Raises:
-        ValueError: where the pixels would take more than half of the memory.
+        ValueError: the pixels would take more than half of the memory.
     """
 
     def __init__(self, column: Column, channels: int) -> None:
@@ -54,7 +54,7 @@ class CachedColumn:
 
     @property
     def images(self) -> NDArray[np.uint8] | None:
-        """All images as one array (N, H, W, C), which shares the memory; None where sizes differ or one cannot be read."""
+        """All images as one array (N, H, W, C), which shares the memory; None if sizes differ or an image cannot be read."""
         same = len(self) > 0 and bool((self.shapes == self.shapes[0]).all()) and not self.unreadable
         return self.pixels.reshape(len(self), *self.shapes[0].tolist()) if same else None
 

@@ -1,8 +1,8 @@
 """Chooses the frames of clips, as pure functions of the times of a video's frames and, in training, of keys.
 
-Dense clips in frames and strides are VideoMAE's (Tong et al., NeurIPS 2022): the start is uniform over those that leave room for
-frames x stride frames, and in a short video the clip's last frame is repeated. Segments are TSN's (Wang et al., "Temporal Segment
-Networks", ECCV 2016, section 3.1).
+Dense clips in frames and strides are VideoMAE's (Tong et al., NeurIPS 2022): the start is uniform over those that leave space
+for frames x stride frames, and in a short video the clip's last frame is repeated. Segments are TSN's (Wang et al., "Temporal
+Segment Networks", ECCV 2016, section 3.1).
 
 Shapes: N frames of a video, V clips, T frames of a clip.
 """
@@ -26,9 +26,9 @@ def random_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
     """Draws a training clip for each key.
 
     Args:
-        times: when each frame is shown, seconds from the first, (N,).
-        keys: (V,).
-        config: its frames, stride, fps and sampling are read.
+        times: time of each frame in seconds from the first, (N,).
+        keys: keys of the clips, (V,).
+        config: options; frames, stride, fps and sampling are used.
 
     Returns:
         Numbers of frames, (V, T).
@@ -38,8 +38,8 @@ def random_frames(times: Times, keys: Tensor, config: ClipsConfig) -> Frames:
         first, length = _segments(count, config.frames)
         return first + integers(keys, torch.from_numpy(length), config.frames).numpy()  # (V, T)
     if config.fps is None:
-        room = max(0, count - config.frames * config.stride)
-        return _by_stride(integers(keys, room + 1, 1).numpy(), count, config)
+        spare = max(0, count - config.frames * config.stride)
+        return _by_stride(integers(keys, spare + 1, 1).numpy(), count, config)
     room_seconds = max(0.0, _duration(times) - config.frames / config.fps)
     return _by_time(uniform(keys, 1).double().numpy() * room_seconds, times, config)
 
@@ -52,8 +52,8 @@ def even_frames(times: Times, config: ClipsConfig) -> Frames:
         return first + (length * (clips + 0.5) / config.eval_clips).astype(np.int64)  # (V, T), interleaved
     share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1; one clip: middle
     if config.fps is None:
-        room = max(0, count - config.frames * config.stride)
-        return _by_stride((share * room).round().astype(np.int64), count, config)
+        spare = max(0, count - config.frames * config.stride)
+        return _by_stride((share * spare).round().astype(np.int64), count, config)
     return _by_time(share * max(0.0, _duration(times) - config.frames / config.fps), times, config)
 
 
@@ -91,5 +91,5 @@ def _by_time(start: Times, times: Times, config: ClipsConfig) -> Frames:
 
 
 def _duration(times: Times) -> float:
-    """Returns the duration in seconds; the last frame counts with the median interval."""
+    """Returns the duration in seconds. The last frame has the median interval."""
     return float(times[-1]) + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)

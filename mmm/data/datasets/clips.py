@@ -39,10 +39,11 @@ FOLDERS, IMAGES = 3, 6  # folders of frames whose images are checked on opening,
 
 
 class Lengths:
-    """Sums the lengths of videos and of the clips read from them, over all worker processes; warns once if all are short.
+    """Sums the lengths of videos and clips over all worker processes. Warns once if all videos are shorter than a clip.
 
     Attributes:
-        sums: videos, those at least as long as a clip, seconds of clips, seconds of videos; float64 (4,), in shared memory.
+        sums: number of videos, number of those at least as long as a clip, seconds of clips, seconds of videos; float64 (4,),
+            in shared memory.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Lengths:
         self.warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def add(self, times: Times, clips: Frames, total: int) -> None:
-        """Adds a video of a data set of `total` by the times of its frames, (N,), and the frames of its clips, (V, T)."""
+        """Adds a video, given the times of its frames, (N,), the frames of its clips, (V, T), and the number of videos."""
         long = len(np.unique(clips[0])) == clips.shape[1]
         self.sums += torch.tensor([1.0, long, (times[clips[:, -1]] - times[clips[:, 0]]).sum(), times[-1]])
         videos, long_ones = self.sums[:2].tolist()
@@ -79,10 +80,10 @@ class Clips(Dataset[ClipsConfig]):
 
         Args:
             index: numbers of the videos, int64 (b,).
-            keys: one for each of the R samples of a video, one video after the other, (b R,).
+            keys: one key for each of the R samples of a video, video after video, (b R,).
 
         Returns:
-            uint8 (b R, C, T, h, w); and the reason for each unreadable video, by row: its samples are zero.
+            uint8 (b R, C, T, h, w), and the reason for each unreadable video, by row. Samples of unreadable videos are zero.
         """
         groups = keys.view(len(index), -1)  # (b, R)
         return self._views(index, groups.shape[1], lambda row, views: self._train(int(index[row]), groups[row], views))
@@ -147,8 +148,8 @@ class Clips(Dataset[ClipsConfig]):
         return self.config.resize == "device"
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """Cuts the regions of videos from which a device makes what `train_views` returns, for the same arguments: one region if
-        samples share their frames, else one for each."""
+        """Cuts the regions from which a device makes the samples of `train_views`; the arguments are the same. Samples of a
+        video that share their frames share one region."""
         config = self.config
         inputs: list[list[DeferredCrop]] = []
         failed: dict[int, str] = {}
@@ -176,8 +177,8 @@ class Clips(Dataset[ClipsConfig]):
         return DeferredCrops(inputs, (config.channels, *config.size), "bilinear"), failed
 
     def _blocks(self, index: int, keys: Tensor) -> Iterator[tuple[Tensor, list[list[tuple[int, int]]]]]:
-        """Yields the frames that samples need, (n, H, W, C) at a time, and their places in each clip; samples that differ in the
-        crop only share one clip."""
+        """Yields the frames that samples need, (n, H, W, C) at a time, and their places in each clip. Samples that differ only
+        in the crop share one clip."""
         config = self.config
         drawn = keys if config.repeat == "clip" else keys[:1]
         with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
@@ -196,18 +197,18 @@ class Clips(Dataset[ClipsConfig]):
         return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
 
     def _eval(self, index: int, views: Tensor, choose: Callable[[Times], Frames]) -> None:
-        """Fills the views of a video, the crops of a clip after each other; `choose` chooses the clips, (V, T), by the times."""
+        """Fills the views of a video, crop after crop of each clip; `choose` chooses the clips, (V, T), by the times."""
         config = self.config
         small = torch.empty(0)
         with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
             chosen = choose(video.times)  # (V, T)
             self._add_lengths(video, chosen)
-            wanted, place = np.unique(chosen, return_inverse=True)
-            for numbers, pixels in video.blocks(wanted, config.channels):
+            requested, place = np.unique(chosen, return_inverse=True)
+            for numbers, pixels in video.blocks(requested, config.channels):
                 if not len(small):
                     size = covering_size(pixels.shape[1], pixels.shape[2], config.frame_size)
-                    small = torch.empty(len(wanted), *size, config.channels, dtype=torch.uint8)
-                small[np.searchsorted(wanted, numbers)] = resize(torch.from_numpy(pixels), size)
+                    small = torch.empty(len(requested), *size, config.channels, dtype=torch.uint8)
+                small[np.searchsorted(requested, numbers)] = resize(torch.from_numpy(pixels), size)
         boxes = even_boxes(*size, config.frame_size, config.eval_crops)
         clips: Any = place.reshape(-1, config.frames).tolist()  # (V, T)
         for i, (frames, box) in enumerate(product(clips, boxes)):
@@ -226,14 +227,14 @@ class Clips(Dataset[ClipsConfig]):
 
 
 def _places(clip: list[int], numbers: list[int]) -> list[tuple[int, int]]:
-    """Returns where frames of a block are in a clip: pairs of a place in the clip and one in the block."""
+    """Returns the frames that a block and a clip share: pairs of a place in the clip and a place in the block."""
     found = {number: place for place, number in enumerate(numbers)}
     return [(t, found[number]) for t, number in enumerate(clip) if number in found]
 
 
 def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Joins places that follow each other both in the clip and in the block: the first in each, and the number. A repeated frame,
-    at the end of a short video, starts a new run."""
+    """Joins places that are adjacent both in the clip and in the block. Returns the first place in each and the number of
+    places. A repeated frame, at the end of a short video, starts a new run."""
     found: list[tuple[int, int, int]] = []
     for t, k in places:
         if found and (t, k) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
@@ -247,11 +248,11 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
     """Opens the videos of a split.
 
     Args:
-        config: where the videos are, and how clips are cut from them.
-        split: `train` and `eval` are the parts that DataConfig describes; any other name is a split of the source.
+        config: options of the videos and clips.
+        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
 
     Raises:
-        ValueError: for a source that is missing or empty, a split or a column that does not exist, a library that is not installed.
+        ValueError: the source is missing or empty, a split or column does not exist, or a library is not installed.
     """
     table, rows, where = select_rows(config, split)
     require(config.backend)
@@ -262,8 +263,8 @@ def open_clips(config: ClipsConfig, split: str) -> Clips:
 
 
 def _check_folders(clips: Clips) -> None:
-    """Refuses folders of images that are not the frames of videos, or, unless `data.frame_folders` says so, do not look like them.
-    The first few are looked at, and all of these must fail."""
+    """Raises ValueError if the first few folders of images are not the frames of videos, or do not look like them. The second
+    check is left out with `data.frame_folders`."""
     cells = clips.table.column
     cells = cells.files if isinstance(cells, RangeColumn) else cells
     paths = [cells[row] for row in clips.rows[:FOLDERS].tolist()] if isinstance(cells, FileColumn) else []

@@ -32,7 +32,7 @@ class Dataset(Generic[C]):
         table: the split.
         config: how it is read.
         rows: the rows of the table that belong to the data set, int64 (N,).
-        where: the name of split and part, for messages: "train (held out)".
+        where: name of the split or its part in messages: "train (held out)".
 
     Attributes:
         classes: the names of the classes, in the order of the labels, or None.
@@ -54,19 +54,20 @@ class Dataset(Generic[C]):
         return f"the {self.config.medium.noun} of {self.where}"
 
     def labels(self) -> Tensor | None:
-        """Labels int64 (N,), without decoding; None where the source has none."""
+        """Returns labels int64 (N,), without decoding; None if the source has none."""
         return None if self.table.labels is None else self.table.labels[self.rows]
 
     def raw(self, index: int) -> Any:
-        """An input as the source stores it: encoded bytes, a path, or pixels."""
+        """Returns an input as the source stores it: encoded bytes, a path, or pixels."""
         return self.table.column[int(self.rows[index])]
 
     def name(self, index: int) -> str:
-        """The name of an input in messages: a path, or a row of a table."""
+        """Returns the name of an input in messages: a path, or a row of a table."""
         return self.table.column.name(int(self.rows[index]))
 
     def order(self, seed: int, source: int = 0) -> SampleOrder:
-        """The order in which a run of this seed trains on the inputs, as source number `source` of those that it mixes."""
+        """Returns the order in which a run trains on the inputs. `source` is the number of this data set if the run mixes
+        several."""
         if len(self.config.weights) < 2:  # a single source
             return Order(len(self), seed, source)
         ends = torch.tensor(self.table.parts).cumsum(0)
@@ -75,7 +76,7 @@ class Dataset(Generic[C]):
         return WeightedOrder(groups, self.config.weights, seed, source)
 
     def prefetch(self, index: Tensor) -> None:
-        """Announces the inputs that are read next, so that a remote source can request them together."""
+        """Tells a remote source which inputs are read next, so that it can request them together."""
         column: Any = self.table.column
         if hasattr(column, "prefetch"):
             column.prefetch(self.rows[index].tolist())
@@ -89,7 +90,7 @@ class Dataset(Generic[C]):
             key: key of the sample, int64 ().
 
         Raises:
-            ValueError: naming the input and the operation that failed.
+            ValueError: an operation failed; the message names it and the input.
         """
         if self.config.augment is None:
             return
@@ -99,7 +100,7 @@ class Dataset(Generic[C]):
             raise ValueError(f"{self.name(index)}: {error}") from error
 
     def subset(self, index: Tensor) -> Self:
-        """The inputs at these indices, int64 (K,), in this order."""
+        """Returns the inputs at these indices, int64 (K,), in this order."""
         return type(self)(self.table, self.config, self.rows[index], self.where)
 
 
@@ -107,15 +108,15 @@ def select_rows(config: DataConfig, split: str, source: Source | None = None) ->
     """Opens the source and selects rows of one of its splits.
 
     Args:
-        config: where the data is.
+        config: options of the data.
         split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
-        source: opened. None: the one that `data.source` names.
+        source: an open source. None: the one that `data.source` names.
 
     Returns:
-        The table, the rows, int64 (N,), and the name of split and part.
+        The table, the rows, int64 (N,), and the name of the split or its part.
 
     Raises:
-        ValueError: for a source that is missing or empty, a split or column that does not exist, ...
+        ValueError: the source is missing or empty, or a split or column does not exist.
     """
     config.check()
     if split == "eval" and config.eval_source is not None:
@@ -166,10 +167,10 @@ def _announce_held_out(source: str, held: int, total: int, holdout: float) -> No
 
 
 def _choose(splits: tuple[str, ...], config: DataConfig, split: str) -> tuple[str, str]:
-    """The split of the source, and which part of it is used: all, the rest, or what is held out.
+    """Chooses the split of the source and the part of it: all samples, the held-out samples, or the rest.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: there is no such split.
     """
     own = config.eval_split or next((name for name in EVALUATION if name in splits and name != config.split), None)
     flags = {"train": ("data.split", config.split), "eval": ("data.eval_split", own) if own else ("data.split", config.split)}
@@ -179,17 +180,18 @@ def _choose(splits: tuple[str, ...], config: DataConfig, split: str) -> tuple[st
     if own or config.eval_source or split not in flags:
         return name, "all"
     if split == "eval" and config.holdout == 0:
-        raise ValueError(f"data.source {config.source} has no split for evaluation and data.holdout is 0; give a share of it")
+        raise ValueError(f"data.source {config.source} has no split for evaluation and data.holdout is 0; set it above 0")
     return name, "rest" if split == "train" else "held out"
 
 
 def _rows(n: int, holdout: float, part: str) -> Tensor:
-    """The rows of a part, in order. The held-out rows are those with the smallest hashes, so that their number is exact."""
+    """Returns the rows of a part, in order. The held-out rows are those with the smallest hashes, so that their number is
+    exact."""
     if part == "all" or holdout == 0:
         return torch.arange(n)
     held = max(1, round(n * holdout))
     if held >= n:
-        raise ValueError(f"data.holdout {holdout} of {n} samples leaves none to train on")
+        raise ValueError(f"data.holdout {holdout} of {n} samples leaves none to train on; lower it")
     keys = stream(sample_keys(0, 0, torch.arange(n)), Stream.HOLDOUT)
     order = scores(keys, 1)[:, 0].argsort()  # (N,)
     return (order[:held] if part == "held out" else order[held:]).sort().values

@@ -1,4 +1,4 @@
-"""Finds out whether a source holds images or videos, for tasks that are not told."""
+"""Detects whether a source contains images or videos."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def describe_source(
     """Returns the config that reads a source.
 
     Args:
-        source: as `data.source`.
+        source: value of `data.source`.
         options: values of other fields of `DataConfig`, by name.
         medium: type of the inputs. None: found by the files.
-        root: as `data.root`.
-        column: column of images or videos in a table. None: found.
+        root: value of `data.root`.
+        column: column of images or videos in a table. None: found by type.
     """
     if (medium or detect_medium(source, root, options.get("list_columns", ()))) == "images":
         return ImagesConfig(source=source, root=root, image_column=column, **options)

@@ -42,7 +42,7 @@ class Images(Dataset[ImagesConfig]):
     Attributes:
         size: of a sample, (h, w).
         defers_resize: see `Samples.defers_resize`.
-        in_memory: uint8 (N, H, W, C), small images of one size that are cached and cropped as they are, many at once; else None.
+        in_memory: small cached images of one size, uint8 (N, H, W, C), which are cropped many at once; else None.
     """
 
     def __init__(self, table: Table, config: ImagesConfig, rows: Tensor, where: str) -> None:
@@ -87,15 +87,14 @@ class Images(Dataset[ImagesConfig]):
         return {"height": height, "width": width}
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Random resized crops, a pure function of the images and the keys.
+        """Cuts random resized crops, a pure function of the images and the keys.
 
         Args:
             index: indices of the images, int64 (b,).
-            keys: one for each of the R crops of an image, image after image, (b R,).
+            keys: one key for each of the R crops of an image, image after image, (b R,).
 
         Returns:
-            uint8 (b R, C, h, w), and the reasons why images could not be read, by their position in `index`; the crops of these are
-            zero.
+            uint8 (b R, C, h, w), and the reason for each unreadable image, by row. Crops of unreadable images are zero.
         """
         if self.in_memory is not None:
             return self._crops_in_memory(self.in_memory[self.rows[index]], keys), {}
@@ -115,7 +114,7 @@ class Images(Dataset[ImagesConfig]):
         return views, failed
 
     def _crops_in_memory(self, images: Tensor, keys: Tensor) -> Tensor:
-        """The crops of `train_views` of decoded images of one size. uint8 (b, H, W, C), (b R,) -> (b R, C, h, w)."""
+        """Cuts the crops of `train_views` from decoded images of one size. uint8 (b, H, W, C), (b R,) -> (b R, C, h, w)."""
         config = self.config
         images = images.repeat_interleave(len(keys) // len(images), dim=0)  # (b R, H, W, C)
         height, width = (torch.full_like(keys, side) for side in images.shape[1:3])
@@ -124,7 +123,7 @@ class Images(Dataset[ImagesConfig]):
         return torch.cat([crop_small(some, own, self.size) for some, own in parts])
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """The regions of the images from which a device makes the samples of `train_views`; the arguments are the same."""
+        """Cuts the regions from which a device makes the samples of `train_views`; the arguments are the same."""
         config, groups = self.config, keys.view(len(index), -1)  # (b, R)
         hint = decode_hint(config.size, config.crop_scale, config.crop_ratio)
         inputs: list[list[DeferredCrop]] = [[] for _ in index]
@@ -143,7 +142,7 @@ class Images(Dataset[ImagesConfig]):
         return DeferredCrops(inputs, (config.channels, *config.size), "bicubic"), failed
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Centre crops of the images, returned as by `train_views`."""
+        """Cuts centre crops of the images; returns them as `train_views` does."""
         config = self.config
         hint = max(covering_size(1, 1, config.size))
         views = _zeros(len(index), config)
@@ -154,7 +153,8 @@ class Images(Dataset[ImagesConfig]):
         return views, failed
 
     def _decoded(self, index: Tensor, hint: int, failed: dict[int, str]) -> Iterator[dict[int, Pixels]]:
-        """The readable images by row, at most MAX_DECODED bytes at a time; the reasons of the others are added to `failed`."""
+        """Yields the readable images by row, at most MAX_DECODED bytes at a time; adds the reasons of the others to
+        `failed`."""
         images: dict[int, Pixels] = {}
         size = 0
         self.prefetch(index)
@@ -173,7 +173,7 @@ class Images(Dataset[ImagesConfig]):
 
 
 def _zeros(count: int, config: ImagesConfig) -> Tensor:
-    """Samples of zeros, (B, C, h, w), in the memory layout of the crops: channels last, or channels first for small samples."""
+    """Makes samples of zeros, (B, C, h, w), in the memory layout of the crops: channels last, or first for small samples."""
     if max(config.size) <= SMALL_SIDE:
         return torch.zeros(count, config.channels, *config.size, dtype=torch.uint8)
     return torch.zeros(count, *config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -200,11 +200,11 @@ def open_images(config: ImagesConfig, split: str) -> Images:
     """Opens one split of a source of images.
 
     Args:
-        config: where the images are, and how they are read.
+        config: options of the images.
         split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
 
     Raises:
-        ValueError: for a source that is missing or empty, a split or column that does not exist, ...
+        ValueError: the source is missing or empty, or a split or column does not exist.
     """
     table, rows, where = select_rows(config, split)
     if config.cache:

@@ -29,9 +29,9 @@ class LabelledSplits:
     """Labelled samples in three splits.
 
     Attributes:
-        train: to train on.
-        validation: held back from the training samples to choose the weights, or None.
-        test: to score.
+        train: the training samples.
+        validation: samples that are held back from training to choose the weights, or None.
+        test: the samples to score.
         classes: number of classes.
     """
 
@@ -52,7 +52,7 @@ class LabelledSplits:
 
     @property
     def watched(self) -> Images | Clips:
-        """One view of each sample that is scored during training: of the validation split, or else of the test split."""
+        """The samples that are scored during training, with one view of each: the validation split, or else the test split."""
         part = self.test if self.validation is None else self.validation
         if isinstance(part, Clips):
             return Clips(part.table, replace(part.config, eval_clips=1, eval_crops=1), part.rows, part.where)
@@ -63,13 +63,13 @@ def open_labelled_splits(data: DataConfig, *, test_split: str | None, held_back:
     """Opens the samples of a source.
 
     Args:
-        data: where they are.
+        data: options of the data.
         test_split: the split to score. None: the evaluation split.
         held_back: share of the training samples for validation.
         seed: random seed of the choice of these samples.
 
     Raises:
-        ValueError: where there are no samples or no labels, or the splits do not have the same classes.
+        ValueError: there are no samples or no labels, or the splits do not have the same classes.
     """
     train, test = labelled(open_data(data, "train")), labelled(open_data(data, test_split or "eval"))
     if train.classes is not None and test.classes is not None and list(train.classes) != list(test.classes):
@@ -85,10 +85,10 @@ def open_labelled_splits(data: DataConfig, *, test_split: str | None, held_back:
 
 
 def labelled(part: Any) -> Any:
-    """The samples of a data set that have a label.
+    """Returns the samples of a data set that have a label.
 
     Raises:
-        ValueError: where none has one.
+        ValueError: no sample has one.
     """
     labels = part.labels()
     if labels is None or not (labels >= 0).any():
@@ -97,10 +97,10 @@ def labelled(part: Any) -> Any:
 
 
 def hold_back(part: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Splits samples by their keys into those to train on and those for validation (None where the share is 0).
+    """Splits samples by their keys into those for training and those for validation (None if the share is 0).
 
     Raises:
-        ValueError: where one of the two would be empty.
+        ValueError: one of the two would be empty.
     """
     if share == 0:
         return part, None
@@ -113,15 +113,15 @@ def hold_back(part: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 
 def check_classes(train: Tensor, test: Tensor, where: str, names: Sequence[str] | None = None) -> None:
-    """Compares the classes of the training samples with those that are scored. Classes that are never trained on are logged.
+    """Compares the classes of the training samples with those of the test samples. Logs classes without training samples.
 
     Args:
-        train, test: labels, int64 (N,) and (M,); negative ones are missing.
-        where: the samples that are scored, for messages.
+        train, test: labels, int64 (N,) and (M,); negative labels are missing.
+        where: name of the test samples in messages.
         names: names of the classes.
 
     Raises:
-        ValueError: where they have no class in common, so that each accuracy would be 0.
+        ValueError: they have no class in common, so that each accuracy would be 0.
     """
     known, scored = (set(labels[labels >= 0].unique().tolist()) for labels in (train, test))
     if missing := sorted(scored - known):

@@ -20,11 +20,11 @@ Part = Images | Clips | LabelledPixels[Any] | AnnotatedObjects
 class Mixture:
     """The training samples of a run, from one source or several.
 
-    A cycle holds `updates[i]` updates on source i, spread as evenly as possible. The source of an update and its samples follow
-    from the step alone, so a run can be resumed anywhere and on any number of processes.
+    A cycle contains `updates[i]` updates on source i, spread as evenly as possible. The source of an update and its samples
+    depend on the step alone, so a run can be resumed at any step and on any number of processes.
 
     Args:
-        parts: the sources, opened.
+        parts: the open sources.
         updates: number of updates of each source in a cycle.
         seed: random seed of the run.
     """
@@ -35,21 +35,21 @@ class Mixture:
         self.orders = [part.order(seed, source) for source, part in enumerate(parts)]
 
     def source(self, step: int) -> int:
-        """The source of an update."""
+        """Returns the number of the source of an update."""
         return self.cycle[step % len(self.cycle)]
 
     def before(self, source: int, step: int) -> int:
-        """Number of updates before a step that took this source."""
+        """Returns the number of updates on this source before a step."""
         cycles, rest = divmod(step, len(self.cycle))
         return cycles * self.updates[source] + self.cycle[:rest].count(source)
 
     @property
     def unit(self) -> int:
-        """Samples that a micro-batch is a multiple of: those of a decoded input, of every source."""
+        """The smallest micro-batch: the least common multiple of the samples per decoded input of all sources."""
         return math.lcm(*(part.config.repeats for part in self.parts))
 
     def check(self, micro_batch_size: int) -> None:
-        """Raises ValueError where the samples of a decoded input would be parted."""
+        """Raises ValueError if a micro-batch would contain only some of the samples of a decoded input."""
         for part in self.parts:
             repeats = part.config.repeats
             if micro_batch_size % repeats:
@@ -57,14 +57,14 @@ class Mixture:
 
     @property
     def epoch(self) -> int:
-        """Samples of all sources in one pass over the first source, including its repeats."""
+        """Number of samples of all sources in one pass over the first source, including its repeats."""
         first = len(self.parts[0]) * self.parts[0].config.repeats
         return round(first * len(self.cycle) / self.updates[0])
 
     def batches(
         self, *, batch_size: int, steps: int, start_step: int = 0, accumulation: int = 1, world: int = 1, rank: int = 0
     ) -> Iterator[Batch]:
-        """The micro-batches of one process from `start_step` to the end of the run; see `train_batches` for the arguments."""
+        """Yields the micro-batches of one process from `start_step` to the end of the run; see `train_batches`."""
         streams = [
             train_batches(
                 part,
@@ -85,13 +85,13 @@ class Mixture:
         return (next(streams[self.source(step)]) for step in range(start_step, steps) for _ in range(accumulation))
 
     def sample_batch(self, source: int, samples: int) -> Batch:
-        """A micro-batch of so many samples of a source, read in this process, to see what it takes."""
+        """Reads a micro-batch of a source in this process, to measure its memory and time."""
         part = self.parts[source]
         config = replace(part.config, workers=0, repeats=1)
         return next(train_batches(part, config, seed=self.seed, batch_size=samples, steps=1, source=source))
 
     def name_samples(self, step: int, batch_size: int) -> list[int]:
-        """The indices of an update's inputs, in the order of its samples; each as often as it is repeated."""
+        """Returns the index of the input of each sample of an update."""
         source = self.source(step)
         repeats = self.parts[source].config.repeats
         first = self.before(source, step) * batch_size // repeats

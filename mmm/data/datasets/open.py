@@ -1,4 +1,4 @@
-"""Opens images or videos, whichever the config describes."""
+"""Opens images or videos, depending on the config."""
 
 from __future__ import annotations
 

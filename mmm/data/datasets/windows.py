@@ -29,7 +29,7 @@ class Windows(Clips):
     """Windows of the videos of one split, video after video.
 
     Args:
-        table, config, rows, where: see `Part`; the row of each window's video.
+        table, config, rows, where: see `Dataset`; `rows` has the row of each window's video.
         times: seconds from a video's first frame to the first of the window, float64 (N,).
     """
 
@@ -64,10 +64,10 @@ def open_windows(clips: Clips, every: float) -> Windows:
 
     Args:
         clips: the videos.
-        every: seconds from the start of a window to that of the next.
+        every: seconds between the starts of two windows.
 
     Raises:
-        ValueError: if the clips are not dense, or several are read from a video.
+        ValueError: the clips are not dense, or several are read from a video.
     """
     config = clips.config
     if config.sampling != "dense" or config.eval_clips != 1:

@@ -1,4 +1,5 @@
-"""Reading a whole file, and the limits on files and images: clear reasons for pipes, folders, broken links and bombs."""
+"""Reads whole files, and limits the size of files and images. Pipes, folders and broken links are refused with a clear
+reason."""
 
 from __future__ import annotations
 
@@ -50,19 +51,19 @@ def check_regular(status: os.stat_result) -> None:
 
 
 def check_size(size: int) -> None:
-    """Raises Unreadable for a file of more bytes than are read whole."""
+    """Raises Unreadable for a file with too many bytes."""
     if size > MAX_BYTES:
         raise Unreadable(f"{size:,} bytes, more than the {MAX_BYTES:,} that are read")
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raises Unreadable for an image of more pixels than are decoded; callers read the size from its header."""
+    """Raises Unreadable for an image with too many pixels; callers read the size from its header."""
     if height * width > MAX_PIXELS:
         raise Unreadable(f"{height} x {width} pixels, more than the {MAX_PIXELS:,} that are decoded")
 
 
 def open_error(error: OSError | ValueError) -> str:
-    """The reason why a file cannot be opened, without its path."""
+    """Returns the reason why a file cannot be opened, without its path."""
     if isinstance(error, OSError):
         return REASONS.get(error.errno or 0, error.strerror or type(error).__name__)
     return "its path contains a null character"

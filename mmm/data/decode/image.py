@@ -11,7 +11,7 @@ Rules:
 - CMYK becomes RGB, and palettes are looked up. Transparency is composed with white, unless 4 channels are requested.
 - EXIF orientation is applied. Colour profiles are not. Of an animation, the first frame is read.
 - Images of more than MAX_PIXELS are refused before they are decoded.
-- An image that a decoder calls damaged is unreadable, even where a part of it could be shown. A PNG that lacks only what
+- An image that a decoder calls damaged is unreadable, even if a part of it could be shown. A PNG that lacks only what
   follows its
   last pixel is complete.
 """
@@ -71,7 +71,7 @@ def decode_image(
 
 
 def _reason(error: Exception) -> str:
-    """A reason in one line that is the same in every run: Pillow's message may contain an address in memory."""
+    """Converts an error to one line that is the same in every run. Pillow's message may contain an address in memory."""
     text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
@@ -81,7 +81,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
-    """(H, W, C) of an image in any form."""
+    """Decodes an image in any form to (H, W, C)."""
     if isinstance(source, np.ndarray):
         return _from_array(source, channels)
     if isinstance(source, Tensor):
@@ -97,7 +97,7 @@ def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
 
 
 def _from_bytes(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
-    """(H, W, C) by the first decoder that knows the format."""
+    """Decodes with the first decoder that knows the format, to (H, W, C)."""
     if data.startswith(NUMPY):
         return _from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data.startswith(TIFF) and channels not in MODES:
@@ -117,7 +117,7 @@ def _from_bytes(data: bytes, channels: int, size_hint: int | None) -> NDArray[An
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats of FORMATS that the installed Pillow reads."""
+    """Returns the formats of FORMATS that the installed Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -133,18 +133,18 @@ def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[A
 
 
 def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
-    """(H, W, C) of an open image."""
+    """Reads the pixels of an open image, upright, (H, W, C)."""
     image.load()
     turned = orientation(image)  # after the pixels: a PNG may store it behind them, and TIFFs are turned while they are loaded
     return upright(_converted(image, channels), turned)
 
 
 def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
-    """(H, W, C) of a loaded image, in its stored orientation."""
+    """Converts a loaded image to (H, W, C), in its stored orientation."""
     if image.mode.startswith("I"):  # I;16 and its variants, and I, which older Pillows use for a 16-bit PNG
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise Unreadable("32-bit integers: no range is agreed for them")
+            raise Unreadable("32-bit integers have no defined range; store uint8, uint16 or floating point values from 0 to 1")
         return _from_array(values.astype(np.uint16), channels)
     if image.mode == "F":
         return _from_array(np.asarray(image), channels)
@@ -179,7 +179,7 @@ def check_png(data: bytes) -> None:
     Pillow checks those of the pixels only in part (it read 8 of 60 files with one flipped bit).
 
     Raises:
-        Unreadable: where a checksum is wrong.
+        Unreadable: a checksum is wrong.
     """
     view, start = memoryview(data), len(PNG)
     while start + 12 <= len(data):
@@ -194,7 +194,7 @@ def check_png(data: bytes) -> None:
 
 
 def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
-    """uint8, uint16 or floats from 0 to 1, (H, W), (H, W, C) or (C, H, W), to uint8 (H, W, C)."""
+    """Converts uint8, uint16 or floats from 0 to 1, (H, W), (H, W, C) or (C, H, W), to uint8 (H, W, C)."""
     if values.ndim == 2:
         values = values[:, :, None]  # (H, W, 1)
     if values.ndim != 3 or 0 in values.shape:
@@ -212,7 +212,8 @@ def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
 
 
 def accepted_channels(channels: int) -> tuple[int, ...]:
-    """Numbers of channels of an array from which an image with `channels` channels is made: grey and RGB become each other."""
+    """Returns the numbers of channels of an array that can be converted to `channels` channels: grey and RGB become each
+    other."""
     return (channels, 4 - channels) if channels in (1, 3) else (channels,)
 
 

@@ -31,20 +31,20 @@ class SampleOrder(Protocol):
     """The order in which a run trains on the samples of a data set."""
 
     def at(self, first: int, count: int, /) -> tuple[Tensor, Tensor]:
-        """The epochs and indices of samples first .. first + count - 1 of the run, int64 (count,) each."""
+        """Returns epochs and indices of samples first .. first + count - 1 of the run, int64 (count,) each."""
         ...
 
 
 class Order:
     """A permutation of the samples for each epoch, made from (seed, epoch).
 
-    Sample p of a run is position p mod n of epoch p // n. A step therefore means the same samples on any number of processes
-    and after any resume, a batch may cross the end of an epoch, and a data set may be smaller than a batch.
+    Sample p of a run is position p mod n of epoch p // n. A step therefore has the same samples on any number of processes and
+    after any resume. A batch may cross the end of an epoch, and a data set may be smaller than a batch.
 
     Args:
         n: number of samples in the data set.
         seed: random seed of the run.
-        source: number of the data set among several that a run mixes; two of equal length have different permutations.
+        source: number of the data set if a run mixes several; data sets of equal length have different permutations.
         group: number of these samples among the groups of one source.
     """
 
@@ -64,7 +64,7 @@ class Order:
         return epoch, index
 
     def _epoch(self, number: int) -> Tensor:
-        """The permutation of an epoch, (n,). The last two are kept (1.28 million samples: 55 ms and 10 MB each)."""
+        """Returns the permutation of an epoch, (n,). Keeps the last two (1.28 million samples: 55 ms and 10 MB each)."""
         if number not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
@@ -86,7 +86,7 @@ class Samples(Protocol):
 
     @property
     def defers_resize(self) -> bool:
-        """Whether training uses `deferred_train_views`, which the device resizes, instead of `train_views`."""
+        """True if training uses `deferred_train_views`, which the device resizes, instead of `train_views`."""
         ...
 
     def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
@@ -94,7 +94,7 @@ class Samples(Protocol):
         ...
 
     def deferred_train_views(self, index: Tensor, keys: Tensor, /) -> tuple[DeferredCrops, dict[int, str]]:
-        """The same, before the views are resized."""
+        """Returns what `train_views` returns, before the views are resized."""
         ...
 
     def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]:
@@ -127,8 +127,8 @@ class Batch:
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
         deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
-        source: which of several sources the samples are of.
-        targets: what is to be predicted of each sample, where the data set has more than labels (objects); stays on the CPU.
+        source: number of the source of the samples.
+        targets: the objects of each sample, for data sets with objects; stays on the CPU.
     """
 
     pixels: Tensor
@@ -170,7 +170,8 @@ class _Views(Dataset[Batch]):
         self.labels = samples.labels()
 
     def __getitems__(self, request: Request) -> Batch | ValueError:
-        """In a worker: an error that ends the run is returned. Raised there, it would reach the parent as a traceback."""
+        """Makes a batch in a worker. Returns an error that ends the run: if raised, it would reach the parent as a
+        traceback."""
         try:
             return self.batch(request)
         except ValueError as error:
@@ -188,7 +189,7 @@ class _Views(Dataset[Batch]):
         return [Problem(place, self.samples.name(place), failed[row]) for row, place in places.items()]
 
     def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
-        """Replaces each unreadable input by the first readable one of a sequence drawn from its key; the key is kept."""
+        """Replaces each unreadable input by the first readable one of a sequence drawn from its key. The key stays the same."""
         views, failed = self._read(index, keys)
         problems = self._problems(index, failed)
         for attempt in range(SUBSTITUTES):
@@ -213,7 +214,7 @@ class _Views(Dataset[Batch]):
         return self._batch(pixels[kept], keys[kept], index[kept], epoch[kept], self._problems(index, failed))
 
     def _read(self, index: Tensor, keys: Tensor) -> tuple[Tensor | DeferredCrops, dict[int, str]]:
-        """Views (b, R, C, ..., h, w), or deferred crops; and the reasons for unreadable inputs, by row."""
+        """Reads views (b, R, C, ..., h, w), or deferred crops; also returns the reasons for unreadable inputs, by row."""
         if self.samples.defers_resize:
             return self.samples.deferred_train_views(index, keys.flatten())
         pixels, failed = self.samples.train_views(index, keys.flatten())
@@ -254,25 +255,25 @@ def train_batches(
     rank: int = 0,
     source: int = 0,
 ) -> Iterator[Batch]:
-    """The micro-batches of one process, from step `start_step` to the end of the run.
+    """Yields the micro-batches of one process, from step `start_step` to the end of the run.
 
     Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. A process takes the
-    contiguous `rank`-th part of them, in `accumulation` micro-batches. Starting in the middle costs nothing. Sample n is view n
-    mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
+    contiguous `rank`-th part of them, in `accumulation` micro-batches. A start in the middle of a run takes no extra time.
+    Sample n is view n mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
 
     Args:
         samples: the data set.
         config: config of the data; only the numbers of workers and views are read here.
         seed: random seed of the run.
         batch_size: samples of a micro-batch of one process.
-        steps: number of updates of the whole run; steps - start_step are yielded.
+        steps: number of updates of the whole run.
         start_step: the first step.
         accumulation: micro-batches per step and process.
         world, rank: number of processes, and the number of this one.
-        source: number of the data set among several of a run, whose samples draw different random numbers.
+        source: number of the data set if a run mixes several; their samples draw different random numbers.
 
     Raises:
-        ValueError: where too many samples in a row cannot be read, or the views of an input would be in two micro-batches.
+        ValueError: too many successive samples cannot be read, or the views of an input would be in two micro-batches.
     """
     order, repeats = samples.order(seed, source), config.repeats
     if batch_size % repeats:
@@ -290,16 +291,16 @@ def train_batches(
 
 
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
-    """Every input once, in order, in batches that do not depend on the number of processes.
+    """Yields every input once, in order, in batches that do not depend on the number of processes.
 
-    Rank r takes the contiguous r-th part of the batches, which may be empty; the parts one after the other are all batches. The
-    keys are the same in every run and at every step (seed 0, epoch 0), and so are masks drawn from them. An unreadable input is
-    left out of its batch, which may be empty, and is named in the batch's problems.
+    Rank r takes the contiguous r-th part of the batches, which may be empty. The keys are the same in every run and at every
+    step (seed 0, epoch 0), and so are masks drawn from them. An unreadable input is left out of its batch, which may become
+    empty, and is named in the batch's problems.
 
     Args:
         samples: the data set.
         config: config of the data; only the numbers of workers and views are read here.
-        batch_size: samples, of which an input gives V; the last batch may be smaller.
+        batch_size: number of samples, V for each input; the last batch may be smaller.
         world, rank: number of processes, and the number of this one.
     """
     size = max(1, batch_size // config.views)
@@ -315,7 +316,7 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
 
 
 def _load(views: _Views, requests: Callable[[], Iterator[Request]], workers: int) -> Iterator[Batch]:
-    """The batches of the requests, made in worker processes, or in this process where there are none."""
+    """Yields the batches of the requests, made in worker processes, or in this process if there are none."""
     if workers:
         return load(views, requests, workers)
     batches = map(views.batch, requests())

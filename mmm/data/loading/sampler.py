@@ -13,7 +13,7 @@ from mmm.data.loading.loader import Order
 class WeightedOrder:
     """Several groups of samples, each with its own order, that alternate in a fixed cycle.
 
-    Of every sum(weights) samples of the run, weights[i] are from group i, spread as evenly as possible. Epochs are counted per
+    Each cycle of sum(weights) samples has weights[i] samples of group i, spread as evenly as possible. Epochs are counted per
     group.
 
     Args:
@@ -45,13 +45,13 @@ class WeightedOrder:
         return epoch, index
 
     def _before(self, place: int, group: int) -> int:
-        """Number of a group's samples before a position of the run."""
+        """Returns the number of a group's samples before a position of the run."""
         cycles, rest = divmod(place, len(self.cycle))
         return cycles * int(self.before[-1, group]) + int(self.before[rest, group])
 
 
 def spread(shares: Sequence[int]) -> list[int]:
-    """A cycle that contains each number i shares[i] times, spread evenly: the next number is the one that lags most."""
+    """Makes a cycle that contains each number i shares[i] times, spread evenly: the next number is the one that lags most."""
     total = sum(shares)
     cycle: list[int] = []
     for place in range(1, total + 1):

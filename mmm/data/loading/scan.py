@@ -59,7 +59,8 @@ def map_inputs(
         name: returns an input's name by its number.
         work: processes an input by its number and returns facts; may raise Unreadable.
         count: number of inputs.
-        workers: processes; 0 works in this one, without deadlines; None takes one for each core, or this one if one is enough.
+        workers: number of worker processes. 0: this process, without deadlines. None: one for each core, or this process if one
+            is enough.
         title: label of the bar.
     """
     bad = 0
@@ -83,8 +84,8 @@ def scan(samples: Inspectable, *, workers: int) -> dict[str, Any]:
         workers: processes.
 
     Returns:
-        `inputs` and `unreadable`, counts; `reasons`, counts by reason; `files`, each unreadable input with its reason; `facts` of
-        the others: counts of each text or truth value, and least, median (`middle`) and largest of each number.
+        `inputs` and `unreadable`: counts. `reasons`: counts by reason. `files`: each unreadable input with its reason. `facts`
+        of the readable inputs: counts of each text or truth value, and least, median (`middle`) and largest of each number.
     """
     findings = list(map_inputs(samples.name, samples.inspect, len(samples), workers=workers, title="scan"))
     bad = [finding for finding in findings if finding.reason is not None]

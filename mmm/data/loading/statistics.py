@@ -50,12 +50,12 @@ class Statistics:
 
 
 def measure(samples: Measurable, *, count: int, workers: int | None) -> Statistics:
-    """Reads inputs, all or a random part of them, and measures their samples.
+    """Reads all inputs or a random part of them, and measures their samples.
 
     Args:
         samples: a data set.
-        count: number of inputs at most; a part is chosen by a fixed hash of the index.
-        workers: processes; None: one for each core.
+        count: largest number of inputs; a part is chosen by a fixed hash of the index.
+        workers: number of worker processes. None: one for each core.
 
     Raises:
         ValueError: no input can be read.

@@ -1,14 +1,14 @@
 """Worker processes that may hang or crash without ending the run: the input that they were reading counts as unreadable.
 
-A decoder can hang in C code while it holds Python's lock, so that threads, exceptions and SIGTERM have no effect (reported for
-decord), or crash the process. Each worker therefore writes into shared memory which input it reads, and sets an alarm before it
-reads one (worker_watchdog.py). The default action of SIGALRM ends the process, whatever it is doing. The parent process notices
-the end within a second, restarts the workers at the first batch that it has not received, and tells them which input is lost.
-Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of workers. Requests
-are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle of a training
-step instead.)
+A decoder can crash the process. It can also hang in C code while it holds Python's lock, so that threads, exceptions and
+SIGTERM have no effect (reported for decord). Each worker therefore writes into shared memory which input it reads, and sets an
+alarm before it reads one (worker_watchdog.py). The default action of SIGALRM ends the process, whatever it is doing. The parent
+process notices the end within a second, restarts the workers at the first batch that it has not received, and tells them which
+input is lost. Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of
+workers. Requests are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle
+of a training step.)
 
-Without workers nothing watches the decoder. Windows has no alarm, so there is no deadline there.
+Without workers there is no deadline. Windows has no SIGALRM, so there is no deadline on Windows either.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
     """Yields the batches that `views` makes of the requests (`__getitems__`), in order.
 
     Args:
-        views: makes the batches; where it returns a ValueError instead of a batch, the error is raised here.
+        views: makes the batches. If it returns a ValueError instead of a batch, the error is raised here.
         requests: starts the same sequence of requests at each call.
-        workers: number of processes; 0 makes the batches in this process.
-        prefetch: requests that each worker holds in advance.
+        workers: number of processes. 0: the batches are made in this process.
+        prefetch: number of requests that each worker gets in advance.
 
     Raises:
-        ValueError: where workers are killed again and again, or `views` returns one.
-        RuntimeError: where no batch arrives for ten minutes.
+        ValueError: workers are killed repeatedly, or `views` returns a ValueError.
+        RuntimeError: no batch arrives for ten minutes.
     """
     if workers > cores():
         _warn_of_many(workers)
@@ -81,11 +81,11 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
         lost |= found
         deaths += not found
         if deaths >= MAX_DEATHS:
-            raise ValueError(f"worker processes were killed {deaths} times ({pool.failure}), by lack of memory? Lower data.workers")
+            raise ValueError(f"worker processes were killed {deaths} times ({pool.failure}); if memory ran out, lower data.workers")
 
 
 class WorkerPool:
-    """The workers, from one start to their end.
+    """The worker processes, from their start to their end.
 
     Attributes:
         failure: description of how workers failed, or "".
@@ -112,7 +112,7 @@ class WorkerPool:
         )
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches, until the requests end or a worker fails."""
+        """Yields batches until the requests end or a worker fails."""
         try:
             yield from self._batches(self._start())
         finally:
@@ -150,8 +150,8 @@ class WorkerPool:
     def _start(self) -> Iterator[Any]:
         """Starts the processes.
 
-        torch's SIGCHLD handler, which would raise anywhere in this thread, is removed again. A process that is dead already is not
-        among the `active_children`.
+        Removes torch's SIGCHLD handler, which would raise an exception anywhere in this thread. A process that is already dead
+        is not among the `active_children`.
         """
         others = set(multiprocessing.active_children())
         main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
@@ -168,7 +168,7 @@ class WorkerPool:
             process.join()
 
     def find_culprits(self) -> dict[int, str]:
-        """The inputs that ended a worker, with the reasons. A worker that was killed from outside has none."""
+        """Returns the inputs that ended a worker, with the reasons. A worker that was killed from outside has none."""
         reading = dict(self.reports.tolist())
         found = {}
         for process in self.processes:
@@ -182,7 +182,7 @@ class WorkerPool:
 
 
 def _ending(code: int) -> str:
-    """The name of the signal that ended a process, or its exit code."""
+    """Returns the name of the signal that ended a process, or its exit code."""
     try:
         return signal.Signals(-code).name
     except ValueError:
@@ -190,7 +190,7 @@ def _ending(code: int) -> str:
 
 
 class _Requests(Iterable[Any]):
-    """The requests after the first `done`, from the start at each iteration, as torch requires of a batch sampler."""
+    """The requests after the first `done`. Each iteration starts from the beginning, as torch requires of a batch sampler."""
 
     def __init__(self, start: Callable[[], Iterable[Any]], done: int) -> None:
         self.start, self.done = start, done

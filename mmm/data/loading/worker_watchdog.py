@@ -21,23 +21,24 @@ class _State:
     """The state of a worker process.
 
     Args:
-        report: its process id and the input that it reads, int64 (2,), in memory that it shares with the parent process.
-        lost: inputs that ended a worker before, and the reasons.
+        report: process id of the worker and the input that it reads, int64 (2,), in memory shared with the parent process.
+        lost: inputs that ended a worker before, with the reasons.
     """
 
     def __init__(self, report: NDArray[np.int64], lost: dict[int, str]) -> None:
         self.report, self.lost = report, lost
 
 
-_state: _State | None = None  # None in processes that are no workers
+_state: _State | None = None  # None in processes that are not workers
 
 
 @contextmanager
 def watched(index: int, seconds: float) -> Iterator[None]:
-    """Reads an input inside: the process is killed after this many seconds, and the parent learns which input it was reading.
+    """Limits the time of reading an input: after this many seconds the process is killed, and the parent learns which input it
+    read.
 
     Raises:
-        Unreadable: where the input has ended a worker before.
+        Unreadable: the input has ended a worker before.
     """
     if _state is None:
         yield
@@ -59,10 +60,11 @@ def _set_alarm(seconds: float) -> None:
 
 
 class InitWorker:
-    """Prepares a worker process: one thread, freed memory kept for the next image, signals to stop left to the parent.
+    """Prepares a worker process: it uses one thread, keeps freed memory for the next image, and leaves stop signals to the
+    parent.
 
     Args:
-        reports: one row for each worker, see `_State`.
+        reports: one row for each worker; see `_State`.
         lost: see `_State`.
     """
 

@@ -39,15 +39,15 @@ Stamp = tuple[int, str]
 
 
 def opens(address: str) -> bool:
-    """Whether an address is opened by fsspec."""
+    """True if an address is opened by fsspec."""
     return urlsplit(address).scheme in PROTOCOLS and "::" not in address
 
 
 def file_system(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address in this process, and the path in it.
+    """Returns the file system of an address in this process, and the path in it.
 
     Raises:
-        ValueError: where a library is not installed or has no credentials.
+        ValueError: a library is not installed or has no credentials.
     """
     from fsspec.core import url_to_fs
 
@@ -65,7 +65,7 @@ def list_files(address: str) -> tuple[dict[str, int], str | None]:
         The full addresses of the files, sorted, with their sizes in bytes; and the address of the folder, ending with `/`, or None.
 
     Raises:
-        ValueError: where there is no file, or it cannot be listed.
+        ValueError: there is no file, or the address cannot be listed.
     """
     system, path = file_system(address)
     try:
@@ -108,16 +108,16 @@ class RemoteFiles:
         """Requests bytes of a file, and its current stamp, once.
 
         Raises:
-            OSError: where another try may succeed.
-            Unreadable: where no other try will succeed.
+            OSError: another try may succeed.
+            Unreadable: no other try will succeed.
         """
         raise NotImplementedError
 
     def stamps(self) -> list[Stamp]:
-        """The stamp of each file.
+        """Returns the stamp of each file.
 
         Raises:
-            ValueError: where a file cannot be read.
+            ValueError: a file cannot be read.
         """
 
         def ask(number: int) -> Stamp:
@@ -132,21 +132,21 @@ class RemoteFiles:
         return found
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of a file; fewer at its end.
+        """Reads bytes of a file; fewer at its end.
 
         Raises:
-            Unreadable: where they do not come, or the file has changed since it was indexed.
+            Unreadable: the bytes do not arrive, or the file has changed since it was indexed.
         """
         coming = self.local.coming.pop((number, offset, size), None)
         return self._fetch(number, offset, size) if coming is None else coming.result()
 
-    def prefetch(self, wanted: Iterable[tuple[int, int, int]]) -> None:
-        """Requests the bytes that are read next (numbers, offsets, sizes) in parallel; earlier ones that were never read are
-        dropped."""
+    def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        """Requests the ranges that are read next (number, offset, size) in parallel. Drops earlier ones that were never
+        read."""
         local = self.local
         for left in local.coming.values():
             left.cancel()
-        local.coming = {one: local.threads.submit(self._fetch, *one) for one in wanted}
+        local.coming = {one: local.threads.submit(self._fetch, *one) for one in ranges}
 
     def _fetch(self, number: int, offset: int, size: int) -> bytes:
         size = min(size, self._stamps[number][0] - offset)
@@ -170,7 +170,7 @@ class RemoteFiles:
 
     @property
     def local(self) -> _OfProcess:
-        """The state of this process; a forked worker does not share connections with its parent."""
+        """Returns the state of this process. A forked worker does not share connections with its parent."""
         if self._local is None or self._local.process != os.getpid():
             self._local = _OfProcess()
         return self._local
@@ -195,7 +195,7 @@ class FsspecFiles(RemoteFiles):
 
     Args:
         addresses: addresses of the files.
-        sizes: in bytes, where they are listed; the files are then not checked one by one for changes.
+        sizes: their sizes in bytes, if listed; the files are then not checked one by one for changes.
     """
 
     checks = "size and checksum are compared when a process first reads a file"
@@ -251,20 +251,20 @@ class RemoteTree:
         return self.root
 
     def folders(self, below: str = "") -> list[str]:
-        """Names of the folders in one, sorted."""
+        """Lists the names of the folders in a folder, sorted."""
         paths = (path.removeprefix(below) for path in self.sizes if path.startswith(below))
         return sorted({path.split("/", 1)[0] for path in paths if "/" in path})
 
     def files(self, below: str = "") -> Iterator[str]:
-        """All files below a folder, by their paths from it."""
+        """Lists all files below a folder, by their paths from it."""
         return (path.removeprefix(below) for path in self.sizes if path.startswith(below))
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
         return self.sizes[path]
 
     def column(self, below: str, paths: Sequence[str]) -> Column:
-        """Files below a folder as samples."""
+        """Returns files below a folder as samples."""
         return RemoteColumn(self.root, [below + path for path in paths], [self.sizes[below + path] for path in paths])
 
 
@@ -272,9 +272,9 @@ class RemoteColumn:
     """Files at addresses as samples, each read whole.
 
     Args:
-        root: the address that all of them start with.
-        paths: what follows it.
-        sizes: in bytes.
+        root: the common start of all addresses.
+        paths: the rest of each address.
+        sizes: sizes of the files in bytes.
     """
 
     def __init__(self, root: str, paths: Sequence[str], sizes: Sequence[int]) -> None:
@@ -300,5 +300,5 @@ class RemoteColumn:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line."""
+    """Converts an error to one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -27,7 +27,7 @@ class Column(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
     def name(self, row: int, /) -> str:
-        """The name of a sample in messages: a path, or a row of a table."""
+        """Returns the name of a sample in messages: a path, or a row of a table."""
         ...
 
 
@@ -65,14 +65,14 @@ def number_labels(values: Sequence[int | str | None], names: Sequence[str] | Non
 
     Args:
         values: whole numbers, or names, which are numbered in alphabetical order; None where a sample has no label.
-        names: the names of the classes that whole numbers count, where they are known.
-        title: what the values are, for messages.
+        names: the names of the classes, in the order of whole numbers, if known.
+        title: description of the values for messages.
 
     Returns:
         int64 (N,), -1 for None, and one name for each class.
 
     Raises:
-        ValueError: for values of other kinds.
+        ValueError: a value is neither a whole number nor a name.
     """
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {str}:

@@ -2,9 +2,9 @@
 
 The label of a tile is the photograph that it was cut from. The splits are regions: the left half of each photograph is for
 training, a strip in its middle for validation, and its right part for test, with gaps between, so that no pixel is in two
-splits. Only photographs are used whose left and right parts show the same kind of thing (an astronaut beside a flag would be
-tested on something that was never shown). Tiles of almost uniform grey are left out. Each tile gets a random brightness and
-contrast; without this, brightness alone tells the photograph, and an untrained encoder classifies two of three tiles.
+splits. In each photograph the left and right parts show the same kind of content, so that the test has the content of training.
+Tiles of almost uniform grey are left out. Each tile gets a random brightness and contrast. Otherwise the brightness would
+reveal the photograph, and an untrained encoder would classify two of three tiles correctly.
 
 Shapes: N tiles, (H, W) of a tile, C channels.
 """
@@ -48,7 +48,7 @@ class Photographs:
         channels: 1 for grey, or 3.
 
     Raises:
-        ValueError: for another name or number of channels.
+        ValueError: the name or the number of channels is another one.
     """
 
     splits = tuple(STRIPS)
@@ -61,7 +61,7 @@ class Photographs:
         self.channels = channels
 
     def table(self, split: str) -> Table:
-        """The tiles of one split; a pure function of its name."""
+        """Returns the tiles of one split, a pure function of its name."""
         pixels, names, labels = [], [], []
         for label, file in enumerate(PHOTOGRAPHS):
             picture = photograph(file)
@@ -78,11 +78,11 @@ class Photographs:
 
 
 def relight(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
-    """Gives each tile a random brightness and contrast that depends on its position in the split; colours keep their proportions.
+    """Gives each tile a random brightness and contrast by its index in the split. The ratios of channels stay the same.
 
     Args:
         tiles: uint8 (N, H, W, C), none of uniform grey.
-        epoch: different for each split, so that their random numbers differ.
+        epoch: a number that differs between splits, so that their random numbers differ.
     """
     values = tiles.astype(np.float64)
     grey = values.mean(axis=3)  # (N, H, W)
@@ -95,10 +95,10 @@ def relight(tiles: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
 
 
 def photograph_path(file: str) -> Path:
-    """The path of a file among the photographs in scikit-image's wheel.
+    """Returns the path of a file among the photographs in scikit-image's wheel.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the file does not exist.
     """
     package = importlib.util.find_spec("skimage")  # not imported: only its files are needed
     folders = package.submodule_search_locations if package else None
@@ -109,7 +109,7 @@ def photograph_path(file: str) -> Path:
 
 
 def photograph(file: str) -> Image.Image:
-    """A photograph in scikit-image's wheel, in RGB, at most HEIGHT pixels high."""
+    """Reads a photograph from scikit-image's wheel in RGB, at most HEIGHT pixels high."""
     with Image.open(photograph_path(file)) as opened:
         image = opened.convert("RGB")
     if image.height > HEIGHT:
@@ -118,7 +118,7 @@ def photograph(file: str) -> Image.Image:
 
 
 def _corners(grey: Pixels, split: str) -> list[tuple[int, int]]:
-    """(top, left) of a split's tiles, evenly spread over its strip of a photograph (H, W)."""
+    """Chooses tiles, evenly spread over a split's strip of a photograph (H, W). Returns (top, left) of each."""
     start, end, count = STRIPS[split]
     height, width = grey.shape
     contrast = _contrast(grey)  # (H - TILE + 1, W - TILE + 1)
@@ -133,12 +133,12 @@ def _corners(grey: Pixels, split: str) -> list[tuple[int, int]]:
 
 
 def _contrast(grey: Pixels) -> NDArray[np.float64]:
-    """The standard deviation of each tile, by its top left corner: (H, W) -> (H - TILE + 1, W - TILE + 1)."""
+    """Computes the standard deviation of each tile, by its top left corner: (H, W) -> (H - TILE + 1, W - TILE + 1)."""
     first, second = (_tile_sums(grey.astype(np.int64) ** power) / TILE**2 for power in (1, 2))
     return np.sqrt(second - first**2)
 
 
 def _tile_sums(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum over each tile, from sums over the rectangles that start at the image's corner."""
+    """Computes the sum over each tile from sums over the rectangles that start at the image's corner."""
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # (H + 1, W + 1)
     return sums[TILE:, TILE:] - sums[:-TILE, TILE:] - sums[TILE:, :-TILE] + sums[:-TILE, :-TILE]

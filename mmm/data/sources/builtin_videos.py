@@ -4,12 +4,12 @@ directions, which is the class.
 The photographs come with scikit-image; nothing is downloaded. Training shows the left half of each and validation a strip of its
 right half, with a gap between them; the test videos show other photographs, so that no texture is in two splits.
 
-A single frame does not reveal the class, by construction: mirror images continue a part of a photograph to an endless plane, and a
-video starts at a place drawn uniformly over one period of it, so that in each frame of each class the place is uniform too. No
-place is excluded for its content. All videos have the same brightness and contrast.
+A single frame does not reveal the class, by construction: mirror images continue a part of a photograph to an infinite plane,
+and a video starts at a place drawn uniformly over one period of it. In each frame of each class the place is therefore uniform
+too. No place is excluded for its content. All videos have the same brightness and contrast.
 
-The folder gets its name when it is complete. Its name holds a hash of everything that the videos depend on; a list
-of file sizes in it shows whether it is still complete, else it is rendered again.
+The folder gets its name when it is complete. The name contains a hash of everything that the videos depend on. A list of file
+sizes in the folder shows whether it is still complete; if it is not, the videos are rendered again.
 
 Shapes: T frames, (H, W) of a part of a photograph, (h, w) of a video.
 """
@@ -87,7 +87,7 @@ def _hash(counts: Mapping[str, int]) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all files are there with their sizes."""
+    """True if all files are there with their sizes."""
     try:
         sizes: dict[str, int] = json.loads((folder / SIZES).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())

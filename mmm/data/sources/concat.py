@@ -35,7 +35,7 @@ class ConcatColumn:
         return self.columns[source][place]
 
     def prefetch(self, rows: list[int]) -> None:
-        """Announces the rows that are read next to the columns that prefetch."""
+        """Tells the columns that prefetch which rows are read next."""
         for column, start, end in zip(self.columns, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
             if hasattr(column, "prefetch"):
                 column.prefetch([row - start for row in rows if start <= row < end])
@@ -46,7 +46,7 @@ class ConcatColumn:
         return f"{self.titles[source]}: {self.columns[source].name(place)}"
 
     def _locate(self, row: int) -> tuple[int, int]:
-        """The source of a row, and its row there."""
+        """Returns the source of a row, and its row in that source."""
         source = int(np.searchsorted(self.starts, row, side="right")) - 1
         return source, row - int(self.starts[source])
 
@@ -59,7 +59,7 @@ class ConcatSource:
         titles: their names.
 
     Raises:
-        ValueError: where they have no split in common.
+        ValueError: the sources have no split in common.
     """
 
     def __init__(self, sources: Sequence[Source], titles: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class ConcatSource:
             raise ValueError(f"data.source: the sources have no split in common: {has}")
 
     def table(self, split: str) -> Table:
-        """The samples of a split, source after source."""
+        """Returns the samples of a split, source after source."""
         tables = [source.table(split) for source in self.sources]
         classes = tables[0].classes
         same_classes = all(table.labels is not None and table.classes == classes for table in tables)

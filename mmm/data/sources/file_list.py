@@ -32,7 +32,7 @@ HEADERS = {
     "total": ("total", "total_frames", "total_frame", "num_frames", "frames"),
 }
 FORMATS = "`path`, `path label`, `path total label`, `path start total` and `path start total label` are read without a header"
-CURE = "say which column is which, for instance data.list_columns path start end label"
+HINT = "say which column is which, for instance data.list_columns path start end label"
 
 
 class Row(NamedTuple):
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The places of the columns; None for one that is not there."""
+    """The positions of the columns; None for a column that is absent."""
 
     path: int = 0
     label: int | None = None
@@ -64,11 +64,11 @@ class Columns(NamedTuple):
 
 
 class RangeColumn:
-    """The rows of a list of which some are ranges of the frames of a video.
+    """The rows of a list in which some rows are ranges of the frames of a video.
 
     Args:
         files: the videos.
-        ranges: of each row: the first frame, and their number, None for all that follow; None is the whole video.
+        ranges: the first frame of each row and the number of frames (None: all that follow), or None for a whole video.
     """
 
     def __init__(self, files: FileColumn, ranges: Sequence[tuple[int, int | None] | None]) -> None:
@@ -95,30 +95,30 @@ class RangeColumn:
 class ListFile:
     """Lines of a path and, in all or in none of them, a label: a whole number, which keeps its value, or a name.
 
-    Columns are separated by a tab, a comma, or else by spaces; a path that holds such a character stands in quotes. Empty lines and
-    lines that start with # are left out. A header (`path,label`) is recognised: it says which column is which, and columns of other
-    names are ignored. Without a header, `data.list_columns` says it, or else the number and content of the columns do, if these
-    leave no doubt.
+    Columns are separated by a tab, a comma, or else by spaces. A path that contains such a character must be in quotes. Empty
+    lines and lines that start with # are ignored. A header (`path,label`) names the columns, and columns of other names are
+    ignored. Without a header, `data.list_columns` names them. Without either, their number and content decide, if only one
+    format fits.
 
-    A row with a start and an end or a number of frames (VideoMAE V2's `path start total label`; a number below 0 is the rest of the
-    video) is that part of the video. Frames are counted from 0 in a file, and by the numbers in their names in a folder; the end is
-    part of the range. The number of frames alone (`path total label`) is ignored. A list called train.csv, val.csv, ... is that
-    split, and those beside it of the same ending are the others.
+    A row with a start and an end, or with a start and a number of frames, is that part of the video (VideoMAE V2's
+    `path start total label`; a number below 0 is the rest of the video). Frames are counted from 0 in a file, and by the
+    numbers in their names in a folder. The end belongs to the range. A number of frames without a start (`path total label`) is
+    ignored. A file train.csv, val.csv, ... is that split, and lists beside it with the same ending are the other splits.
 
     Args:
         file: the list.
         medium: type of the samples.
-        root: folder from which relative paths start; None: the list's own.
+        root: folder from which relative paths start. None: the list's own.
         columns: `data.list_columns`.
 
     Raises:
-        ValueError: for a root that is no folder, and for names of columns that are not understood.
+        ValueError: the root is not a folder, or the name of a column is unknown.
     """
 
     def __init__(self, file: Path, medium: Medium, root: str | None = None, columns: Sequence[str] = ()) -> None:
         self.medium, self.root = medium, file.parent if root is None else Path(root).expanduser()
         if not self.root.is_dir():
-            raise ValueError(f"data.root {root} is no folder; give the one from which the paths in {file} start")
+            raise ValueError(f"data.root {root} is not a folder; give the folder from which the paths in {file} start")
         self.names = tuple(" ".join(columns).split())  # also in one word, "path label"
         for name in self.names:
             if name not in (*HEADERS, "ignore"):
@@ -137,7 +137,7 @@ class ListFile:
         """Reads one list.
 
         Raises:
-            ValueError: naming the line that is not understood.
+            ValueError: a line cannot be interpreted; the message names it.
         """
         file = self.files[split]
         rows = read_list(file, self.names)
@@ -153,7 +153,7 @@ class ListFile:
         )
 
     def _labels(self) -> list[str]:
-        """The labels of all splits, so that their numbers agree."""
+        """Returns the labels of all splits, so that their numbers agree."""
         return [row.label for file in self.files.values() for row in read_list(file, self.names) if row.label is not None]
 
 
@@ -162,10 +162,10 @@ def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
 
     Args:
         file: the list.
-        names: of the columns; empty: by a header, or by their content.
+        names: names of the columns. Empty: from a header, or by their content.
 
     Raises:
-        ValueError: naming the line that is not understood.
+        ValueError: a line cannot be interpreted; the message names it.
     """
     text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1)}
@@ -188,7 +188,7 @@ def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
     for number, words in rows.items():
         where, line = f"data.source {file}, line {number}", lines[number][:80]
         if columns is None or len(words) > max(4, width) or (len(words) == width and not words[columns.path]):
-            advice = f"{FORMATS}; put a path with spaces or commas in quotes, or {CURE}"
+            advice = f"{FORMATS}; put a path with spaces or commas in quotes, or {HINT}"
             raise ValueError(f"{where} has {len(words)} columns: {line!r}; {advice}")
         if len(words) != width:
             problem = f"{len(words)} columns, not {width}" if width > 2 or names else "a label in some lines but not in all"
@@ -205,7 +205,7 @@ def _range(words: list[str], columns: Columns, where: str) -> tuple[int, int | N
     named = {name: getattr(columns, name) for name in ("start", "end", "total")}
     for name, place in named.items():
         if place is not None and not _is_number(words[place]):
-            raise ValueError(f"{where}: {name} {words[place]!r} is no whole number; {CURE}")
+            raise ValueError(f"{where}: {name} {words[place]!r} is not a whole number; {HINT}")
     start, end, total = (None if place is None else int(words[place]) for place in named.values())
     first = start or 0
     count = total if end is None or end < 0 else end - first + 1
@@ -227,7 +227,7 @@ def _announce_columns(file: Path, columns: str) -> None:
 
 
 def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Columns | None:
-    """Returns the columns that a first line names, or None where it is a sample's."""
+    """Returns the columns that a first line names, or None if the line is a sample."""
     lower = [word.lower() for word in words]
     names = [next((name for name, known in HEADERS.items() if word in known), "ignore") for word in lower]
     columns = Columns.named(names)
@@ -240,10 +240,10 @@ def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Column
 
 
 def _columns_of(file: Path, rows: Sequence[list[str]]) -> Columns | None:
-    """Returns the columns of lines without a header, by their number and content; None where they have no known format.
+    """Returns the columns of lines without a header, by their number and content; None if they have no known format.
 
     Raises:
-        ValueError: where the content fits two formats.
+        ValueError: the content fits two formats.
     """
     width = len(rows[0])
     if width <= 2:
@@ -257,14 +257,14 @@ def _columns_of(file: Path, rows: Sequence[list[str]]) -> Columns | None:
         if starts or any(second < first for first, second in pairs):
             return Columns(start=1, total=2, label=3)
         raise ValueError(
-            f"data.source {file}: the third column may be the last frame of a range, or the number of its frames; {CURE}"
+            f"data.source {file}: the third column may be the last frame of a range, or the number of its frames; {HINT}"
         )
     if starts:
         return Columns(start=1, total=2)
     if any(first == 0 for first, _ in pairs) or len({row[0] for row in even}) < len({(row[0], row[1]) for row in even}):
         raise ValueError(
             f"data.source {file}: the second column is the first frame of a range, and the third may be the number of its frames "
-            f"or a label; {CURE}"
+            f"or a label; {HINT}"
         )
     return Columns(total=1, label=2)
 
@@ -274,7 +274,7 @@ def _is_number(word: str) -> bool:
 
 
 def _split(line: str) -> list[str]:
-    """The columns of a line; separators within quotes do not count."""
+    """Splits a line into columns; separators within quotes do not count."""
     outside = "".join(part for i, part in enumerate(line.split('"')) if i % 2 == 0)
     separator = next((mark for mark in "\t," if mark in outside), " ")
     words = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
@@ -282,13 +282,13 @@ def _split(line: str) -> list[str]:
 
 
 def _labels(file: Path, words: list[str | None], names: list[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels int64 (N,) and the classes' names."""
+    """Returns labels int64 (N,) and the classes' names."""
     if words[0] is None:
         return None, None
     if all(_is_number(name) for name in names):
         numbers, known = [int(word or 0) for word in words], set(map(int, names))
         if min(numbers) < 0:
-            raise ValueError(f"data.source {file}: {min(numbers)} is no label; they start from 0")
+            raise ValueError(f"data.source {file}: {min(numbers)} is not a label; they start from 0")
         missing = [number for number in range(max(known)) if number not in known]
         if missing:
             listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")

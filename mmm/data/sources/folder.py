@@ -74,38 +74,38 @@ class LocalTree:
         return str(self.root)
 
     def folders(self, below: str = "") -> list[str]:
-        """Names of the sub-folders of a folder that are not hidden, sorted."""
+        """Lists the names of the sub-folders of a folder that are not hidden, sorted."""
         with os.scandir(self.root / below) as entries:
             return sorted(entry.name for entry in entries if _is(entry.is_dir) and not entry.name.startswith((".", "__")))
 
     def files(self, below: str = "") -> Iterator[str]:
-        """Relative paths of all files below a folder, including broken links and pipes, so that they are counted."""
+        """Lists the relative paths of all files below a folder, including broken links and pipes, so that they are counted."""
         return files_below(self.root / below, every=True)
 
     def size(self, path: str) -> int:
-        """Size of a file in bytes; -1 for a broken link."""
+        """Returns the size of a file in bytes; -1 for a broken link."""
         try:
             return (self.root / path).stat().st_size
         except OSError:
             return -1
 
     def column(self, below: str, paths: list[str]) -> Column:
-        """The files at these paths below a folder, as samples."""
+        """Returns the files at these paths below a folder as samples."""
         return FileColumn(self.root / below, paths, below)
 
 
 class Folder:
     """A folder whose sub-folders are the classes; without sub-folders the samples have no labels.
 
-    Sub-folders `train` and `validation`, `val`, `test`, ... (EVALUATION) are splits if no other sub-folder holds samples; the
-    classes are then those of all splits together, so that labels agree. Links are followed. Hidden files are left out.
+    Sub-folders `train` and `validation`, `val`, `test`, ... (EVALUATION) are splits if no other sub-folder contains samples.
+    The classes are then those of all splits together, so that labels agree. Links are followed. Hidden files are left out.
 
     Args:
         root: the folder.
-        medium: whether a sample is a file of some kind, or a folder of such files, as for the frames of a video.
+        medium: kind of the samples: files, or folders of the frames of a video.
 
     Raises:
-        ValueError: where the folder cannot be listed.
+        ValueError: the folder cannot be listed.
     """
 
     def __init__(self, root: Path | Tree, medium: Medium = IMAGES) -> None:
@@ -125,7 +125,7 @@ class Folder:
         """Lists a split.
 
         Raises:
-            ValueError: where it holds no sample.
+            ValueError: the split contains no sample.
         """
         tree, below = self.tree, f"{split}/" if self.split_folders else ""
         parents = [f"{name}/" for name in self.splits] if self.split_folders else [""]
@@ -141,12 +141,12 @@ class Folder:
         return Table(tree.column(below, paths), labels, classes if labels is not None else None, fingerprint)
 
     def _has_classes(self, below: str) -> bool:
-        """Whether there are sub-folders and, where a sample is itself a folder, sub-folders in those."""
+        """True if there are sub-folders and, if a sample is itself a folder, sub-folders in those."""
         folders = self.tree.folders(below)
         return any(self.tree.folders(f"{below}{name}/") for name in folders) if self.medium.is_folder else bool(folders)
 
     def _sample_paths(self, below: str, with_classes: bool) -> list[str]:
-        """The samples' paths from a folder, sorted. Logs how many files of which kind are left out."""
+        """Lists the samples' paths from a folder, sorted. Logs the number of files of each kind that are left out."""
         noun = self.medium.noun
         paths, left = set(), Counter[str]()
         for path in self.tree.files(below):
@@ -176,7 +176,7 @@ class FileSource:
         medium: kind of the files.
 
     Raises:
-        ValueError: for a file of another kind.
+        ValueError: a file is of another kind.
     """
 
     splits: tuple[str, ...] = ("train",)
@@ -187,7 +187,7 @@ class FileSource:
         self.files = files
 
     def table(self, split: str) -> Table:
-        """The files in the given order."""
+        """Returns the files in the given order."""
         paths, tree = [str(file) for file in self.files], LocalTree(Path())
         sizes = [tree.size(path) for path in paths[:: max(1, len(paths) // SIZES)]]
         return Table(FileColumn(tree.root, paths), None, None, digest([split, len(paths), *paths, *sizes]))
@@ -200,10 +200,10 @@ def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset(),
         root: the folder.
         below: a folder in it; its path ends with `/`.
         seen: the folders above it.
-        every: also yields what cannot be read: pipes, broken links.
+        every: also yields pipes and broken links, which cannot be read.
 
     Raises:
-        ValueError: where a folder cannot be listed.
+        ValueError: a folder cannot be listed.
     """
     here = root / below
     real = os.path.realpath(here)
@@ -224,7 +224,7 @@ def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset(),
 
 
 def printable(name: str) -> str:
-    """A name in one line of UTF-8: line breaks and bytes of another encoding are written as \\x0a."""
+    """Converts a name to one line of UTF-8; line breaks and bytes of another encoding become \\x0a."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 

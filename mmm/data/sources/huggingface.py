@@ -33,8 +33,8 @@ class ArrowColumn:
         rows: the data set, mapped into memory.
         column: the name of the column of samples.
         title: first word of the samples' names.
-        root: the folder below which paths in the table must lie; None accepts any path (the hub library wrote them itself); for a
-            table at an address that address, and paths are refused.
+        root: the folder that must contain the paths in the table. None: any path is accepted, because the hub library wrote it.
+            An address: the table is at this address, and must not contain paths.
     """
 
     def __init__(self, rows: Dataset, column: str, title: str, root: Path | str | None) -> None:
@@ -42,7 +42,7 @@ class ArrowColumn:
         self._values = rows.data.column(column)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the Arrow column: the data set is sent as the names of its files, the column would be sent as its bytes."""
+        """Leaves out the Arrow column, which would be copied. The data set is sent as the names of its files."""
         return {key: value for key, value in self.__dict__.items() if key != "_values"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Parquet:
         self.splits = tuple(self.files)
 
     def rows(self, split: str) -> tuple[Dataset, Path | str | None, str]:
-        """Reads one split; other files are not converted. Returns its rows, the root of paths in them, and a fingerprint."""
+        """Reads one split, and only its files. Returns its rows, the root of paths in them, and a fingerprint."""
         from datasets import load_dataset
 
         files = self.files[split]
@@ -119,7 +119,7 @@ class Hub:
         path, _, subset = name.partition(":")
         self.path, self.subset = path, subset or None
         names = _load(
-            f"{name} is no path here, and cannot be read from the hub", lambda: get_dataset_split_names(self.path, self.subset)
+            f"{name} is not a path here, and cannot be read from the hub", lambda: get_dataset_split_names(self.path, self.subset)
         )
         self.splits = tuple(str(split) for split in names)
 
@@ -146,7 +146,7 @@ class SavedDataset:
 
     @staticmethod
     def is_at(root: Path) -> bool:
-        """Whether a folder is one."""
+        """True if a folder contains a saved data set."""
         return (root / "dataset_dict.json").exists() or all((root / name).exists() for name in ("dataset_info.json", "state.json"))
 
     def rows(self, split: str) -> tuple[Dataset, Path | str | None, str]:
@@ -200,7 +200,7 @@ def dataset_table(
         fingerprint: fingerprint of the samples. None: the data set's own.
 
     Raises:
-        ValueError: where it is not clear which column holds the samples, or labels are neither whole numbers nor names.
+        ValueError: the column of the samples cannot be found, or labels are neither whole numbers nor names.
     """
     rows = _in_order(rows)
     column, label = _sample_column(rows, columns[0], medium), _label_column(rows, columns[1])
@@ -212,36 +212,36 @@ def dataset_table(
 
 
 def _in_order(rows: Dataset) -> Dataset:
-    """The rows as their Arrow columns must show them, where they were shuffled or selected."""
+    """Copies rows that were shuffled or selected, so that their Arrow columns have the same order."""
     if rows._indices is not None:
         rows = rows.flatten_indices()
     return rows
 
 
-def _sample_column(rows: Dataset, wanted: str | None, medium: Medium) -> str:
-    """The column that is named, else the only one of the medium's type, else the only one of bytes."""
+def _sample_column(rows: Dataset, name: str | None, medium: Medium) -> str:
+    """Returns the named column, else the only one of the medium's type, else the only one of bytes."""
     import pyarrow.types as types
 
-    if wanted is not None:
-        if wanted not in rows.column_names:
-            raise ValueError(f"{medium.flag} {wanted}: no such column{suggest(wanted, rows.column_names)}")
-        return wanted
+    if name is not None:
+        if name not in rows.column_names:
+            raise ValueError(f"{medium.flag} {name}: no such column{suggest(name, rows.column_names)}")
+        return name
     kinds = {name: rows.data.schema.field(name).type for name in rows.column_names}
     found = [name for name, feature in rows.features.items() if type(feature).__name__ == medium.feature]
     found = found or [name for name, kind in kinds.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
     found = found or [name for name, kind in kinds.items() if types.is_binary(kind) or types.is_large_binary(kind)]
     if len(found) != 1:
         several = f"holds several columns of {medium.noun} ({', '.join(found)})" if found else f"has no column of {medium.noun}"
-        raise ValueError(f"data.source {several}; name one with {medium.flag}, there are: {', '.join(rows.column_names)}")
+        raise ValueError(f"data.source: the table {several}; name one with {medium.flag}: {', '.join(rows.column_names)}")
     return found[0]
 
 
-def _label_column(rows: Dataset, wanted: str | None) -> str | None:
-    """The column that is named, else the first with a usual name, else the only one of class labels, else None."""
-    if wanted is not None:
-        if wanted not in rows.column_names:
-            raise ValueError(f"data.label_column {wanted}: no such column{suggest(wanted, rows.column_names)}")
-        return wanted
+def _label_column(rows: Dataset, name: str | None) -> str | None:
+    """Returns the named column, else the first with a usual name, else the only one of class labels, else None."""
+    if name is not None:
+        if name not in rows.column_names:
+            raise ValueError(f"data.label_column {name}: no such column{suggest(name, rows.column_names)}")
+        return name
     usual = [name for name in LABELS if name in rows.column_names]
     classes = [name for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]
     return usual[0] if usual else classes[0] if len(classes) == 1 else None

@@ -62,7 +62,7 @@ class RegisteredSource:
     """Data that `register_source` registered.
 
     Raises:
-        ValueError: where nothing is registered under the name.
+        ValueError: nothing is registered under the name.
     """
 
     def __init__(self, name: str, config: DataConfig) -> None:
@@ -77,10 +77,10 @@ class RegisteredSource:
         self.splits = tuple(self.data)
 
     def table(self, split: str) -> Table:
-        """The samples of one split.
+        """Returns the samples of one split.
 
         Raises:
-            ValueError: where the data is of none of the kinds that `register_source` lists.
+            ValueError: the data is of none of the kinds that `register_source` lists.
         """
         title, data, config = f"registered:{self.name}", self.data[split], self.config
         if isinstance(data, Tensor):
@@ -135,10 +135,10 @@ class ArrayColumn:
 
 
 def array_table(values: NDArray[Any], split: str, config: DataConfig, title: str) -> Table:
-    """The images of an array: a stack of images, or a single image, (H, W) or with its channels last or first.
+    """Returns the images of an array: a stack of images, or a single image, (H, W) or with its channels last or first.
 
     Raises:
-        ValueError: where videos are wanted, or the array has another number of axes.
+        ValueError: the config is for videos, or the array has another number of axes.
     """
     if config.medium is not IMAGES:
         raise ValueError(f"data.source {title}: an array holds images; give files of {config.medium.noun}")
@@ -161,10 +161,10 @@ class ArrayFile:
         self.path, self.config = path, config
 
     def table(self, split: str) -> Table:
-        """The images, without labels.
+        """Returns the images, without labels.
 
         Raises:
-            ValueError: where the file does not hold an array of images.
+            ValueError: the file does not contain an array of images.
         """
         try:
             values = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -179,7 +179,7 @@ class ItemColumn:
     """The samples of a list or of a map-style data set, read when they are needed.
 
     Args:
-        items: with a length and an index.
+        items: an object with a length and an index.
         split: first word of the samples' names.
         config: names the columns of samples that are mappings.
     """
@@ -201,7 +201,7 @@ class ItemColumn:
         return Path(sample) if isinstance(sample, str) else sample
 
     def label(self, row: int) -> Any:
-        """The label of a sample: a whole number, a name, or None."""
+        """Returns the label of a sample: a whole number, a name, or None."""
         return self._read(row)[1]
 
     def name(self, row: int) -> str:
@@ -215,7 +215,7 @@ class ItemColumn:
             raise Unreadable(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
-        """The image or video of a sample, and its label or None."""
+        """Returns the image or video of a sample, and its label or None."""
         if isinstance(item, Mapping):
             name, label = self.config.column, self.config.label_column
             key = name or next((key for key in COLUMNS if key in item), "image")
@@ -224,7 +224,7 @@ class ItemColumn:
 
 
 def _labels(column: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels int64 (N,), -1 where a sample has none, and the names of the classes."""
+    """Returns labels int64 (N,), -1 for samples without one, and the names of the classes."""
     items = column.items
     values: Any = next((value for name in ("targets", "labels") if (value := getattr(items, name, None)) is not None), None)
     if values is None:
@@ -252,7 +252,7 @@ def _spread(count: int) -> Iterable[int]:
 
 
 def _content(column: Column, row: int) -> str:
-    """A hash of a sample; of a file, a hash of its path; of what cannot be read, the kind of error."""
+    """Returns a hash of a sample: of its content, of the path of a file, or of the kind of error if it cannot be read."""
     try:
         sample = column[row]
         if isinstance(sample, Tensor):

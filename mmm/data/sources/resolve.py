@@ -32,7 +32,7 @@ def find_source(config: DataConfig) -> Source:
     """Opens the source that `data.source` names.
 
     Raises:
-        ValueError: where it does not exist or is of no known kind.
+        ValueError: the source does not exist or is of no known kind.
     """
     name, medium = config.source, config.medium
     if not name:
@@ -67,7 +67,7 @@ def find_source(config: DataConfig) -> Source:
 
 
 def _files(name: str, files: list[Path], config: DataConfig) -> Source:
-    """The source of a single file, or of the files that a glob matches."""
+    """Opens a single file, or the files that a glob matches."""
     medium, suffixes = config.medium, {file.suffix.lower() for file in files}
     if not files:
         raise ValueError(f"data.source {name}: no file matches")
@@ -101,10 +101,10 @@ def _parquet(files: list[Path], root: Path, config: DataConfig) -> Parquet:
 
 
 def _remote(name: str, config: DataConfig) -> Source:
-    """The source at an address that fsspec opens: tars, parquet files, or a folder of files.
+    """Opens a source at an address that fsspec opens: tars, parquet files, or a folder of files.
 
     Raises:
-        ValueError: where there is none of these.
+        ValueError: there is none of these.
     """
     sizes, folders = dict[str, int](), list[str]()
     for address in expand(name):
@@ -124,7 +124,7 @@ def _remote(name: str, config: DataConfig) -> Source:
 
 
 def _video_medium(root: Path, medium: Medium) -> Medium:
-    """Whether videos are files or folders of frames, decided by the first of either in the folder."""
+    """Returns the medium of a folder of videos, files or folders of frames, by the first of either in it."""
     if medium is not VIDEOS:
         return medium
     for path in files_below(root):
@@ -137,5 +137,5 @@ def _video_medium(root: Path, medium: Medium) -> Medium:
 
 
 def _holds_video(image: Path) -> bool:
-    """Whether there is a video beside an image, which is then its thumbnail."""
+    """True if there is a video beside an image. The image is then its thumbnail."""
     return any(path.suffix.lower() in VIDEOS.suffixes for path in image.parent.iterdir())

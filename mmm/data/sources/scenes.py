@@ -1,12 +1,12 @@
 """Built-in scenes with exact labels: textured shapes on a ground plane, rendered from the photographs in scikit-image's wheel.
 
-Nothing is downloaded and nothing is drawn by hand: class, instance and depth of each pixel are those that the renderer used. The
-class of a shape is the photograph that its texture is cut from; its outline says nothing about it. Near shapes are larger, stand
-lower, show a coarser texture and less haze, so that depth can be estimated from an image. In a clip, shapes and background move at
-constant speeds.
+Nothing is downloaded and nothing is drawn by hand: class, instance and depth of each pixel are those that the renderer used.
+The class of a shape is the photograph that its texture is cut from, and does not depend on its outline. Near shapes are larger
+and lower, and have a coarser texture and less haze, so that depth can be estimated from an image. In a clip, shapes and
+background move at constant speeds.
 
-Textures of the three splits are cut from the regions of the photographs that `builtin:photographs` uses, so that no pixel is in two
-splits. Every texture gets a random brightness and contrast, so that grey values do not tell the class.
+Textures of the three splits are cut from the regions of the photographs that `builtin:photographs` uses, so that no pixel is in
+two splits. Every texture gets a random brightness and contrast, so that grey values do not reveal the class.
 
 Shapes: T frames, S side of a frame in pixels, n objects.
 """
@@ -46,7 +46,7 @@ VERSION = 1  # of the renderer; changes the fingerprint
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered clip; of an image, one frame.
+    """A rendered clip, with one frame if it is an image.
 
     Attributes:
         pixels: uint8 (T, S, S), grey.
@@ -81,7 +81,7 @@ class _Object:
 
 
 def check_scenes(name: str) -> None:
-    """Raises ValueError where text after `builtin:` is not `scenes`."""
+    """Raises ValueError if the text after `builtin:` is not `scenes`."""
     if name != "scenes":
         raise ValueError(f"data.source builtin:{name}: no such built-in data with masks{suggest(name, ['scenes'])}")
 
@@ -113,7 +113,7 @@ def render(split: str, index: int, frames: int = 1) -> Scene:
 
 
 def _draw(draws: list[float]) -> _Object:
-    """An object from 14 numbers of [0, 1)."""
+    """Makes an object from 14 random numbers in [0, 1)."""
     depth = DISTANCES[0] * (DISTANCES[1] / DISTANCES[0]) ** draws[0]
     radius = SIDE * (RADIUS[0] + draws[1] * (RADIUS[1] - RADIUS[0])) / depth
     ground = SIDE * (HORIZON + (1 - HORIZON) * NEAR / depth)  # the row where it stands
@@ -161,7 +161,7 @@ def _paint(objects: list[_Object], draws: list[float], split: str, frames: int) 
 
 
 def _inside(one: _Object, down: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The pixels whose centres an object covers, (S, S)."""
+    """Marks the pixels whose centres an object covers, (S, S)."""
     right = right / one.stretch
     distance = np.hypot(down, right)
     if one.corners == 2:
@@ -180,7 +180,8 @@ def _hazy(values: NDArray[np.float64], depth: NDArray[np.float64] | float) -> ND
 def _texture(
     file: str, split: str, start: tuple[float, float], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Interpolates a photograph bilinearly at places in pixels from a start; it is continued by mirroring. Mean 0, deviation 1."""
+    """Interpolates a mirrored photograph bilinearly at places in pixels from a start. Returns values of mean 0 and deviation
+    1."""
     plane = _plane(file, split)
     rows, columns = rows + start[0] * plane.shape[0], columns + start[1] * plane.shape[1]
     top, left = np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
@@ -196,7 +197,7 @@ def _texture(
 
 @cache
 def _plane(file: str, split: str) -> NDArray[np.float64]:
-    """One period of a split's region of a photograph, mirrored, (2 H, 2 W), with mean 0 and deviation 1."""
+    """Returns one period of a split's region of a photograph, mirrored, (2 H, 2 W), with mean 0 and deviation 1."""
     first, last, _ = STRIPS[split]
     grey = np.asarray(photograph(file).convert("L"), dtype=np.float64)
     part = grey[:, round(first * grey.shape[1]) : round(last * grey.shape[1])]

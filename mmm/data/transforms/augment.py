@@ -33,7 +33,7 @@ def rand_augment(frames: Tensor, key: Tensor, policy: str, mean: tuple[float, ..
         mean: the mean of each channel, from 0 to 1.
 
     Raises:
-        ValueError: naming the operation that failed.
+        ValueError: an operation failed; the message names it.
     """
     transform = _policy(policy, mean)
     drawn = stream(key[None], Stream.POLICY)[0]
@@ -79,7 +79,7 @@ def check_policy(policy: str, channels: int) -> None:
 
 
 def _transformed(frame: Tensor, transform: Callable[[Any], Any]) -> Tensor:
-    """uint8 (h, w, C) -> uint8 (h, w, C)."""
+    """Transforms a frame, uint8 (h, w, C) -> uint8 (h, w, C)."""
     pixels = frame.squeeze(2) if frame.shape[2] == 1 else frame  # Pillow's grey images have no channel axis
     result = transform(Image.fromarray(pixels.numpy()))
     return torch.frombuffer(bytearray(result.tobytes()), dtype=torch.uint8).view(frame.shape)

@@ -1,4 +1,4 @@
-"""Cutting crops from the frames of a clip: one box for all frames, and uint8 until the device.
+"""Cuts crops from the frames of a clip: one box for all frames, and uint8 until the device.
 
 Shapes: B samples, T frames, (H, W) of a video, (h, w) of a sample, C channels.
 """
@@ -14,13 +14,13 @@ from mmm.core.rng import Stream, integers, stream
 from mmm.data.transforms import resize as resizing
 
 SNAP = 3  # pixels: a side as near as this to the sample's is made equal to it, and not resized
-# top and left of the 13 places of a crop, in quarters of the room that it leaves: corners, middles of the sides, the middle, and
+# top and left of the 13 places of a crop, in quarters of the space that it leaves: corners, middles of the sides, the middle, and
 # the middles of the quarters
 PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))
 
 
 def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int], sides: tuple[float, ...]) -> Tensor:
-    """VideoMAE's multi-scale crops, which are TSN's (Wang et al., "Temporal Segment Networks", ECCV 2016, section 3.3).
+    """Draws VideoMAE's multi-scale crops, which are TSN's (Wang et al., "Temporal Segment Networks", ECCV 2016, section 3.3).
 
     Height and width are shares of the short side, equal or neighbours in `sides` (10 pairs of 4); the place is one of 13.
 
@@ -37,44 +37,44 @@ def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple
     draws = integers(stream(keys, Stream.CROP), torch.tensor([len(pairs), len(PLACES)]), 2).tolist()  # (B, 2)
     boxes = []
     for (pair, place), *whole in zip(draws, heights.tolist(), widths.tolist(), strict=True):
-        cuts = [_cut_side(min(whole), sides[i], wanted) for i, wanted in zip(pairs[pair], size, strict=True)]
+        cuts = [_cut_side(min(whole), sides[i], target) for i, target in zip(pairs[pair], size, strict=True)]
         steps = [(side - cut) // 4 for side, cut in zip(whole, cuts, strict=True)]
         boxes.append([*(step * quarters for step, quarters in zip(steps, PLACES[place], strict=True)), *cuts])
     return torch.tensor(boxes)
 
 
-def _cut_side(short: int, share: float, wanted: int) -> int:
-    """A side of a crop: a share of the video's short side, pixels."""
+def _cut_side(short: int, share: float, target: int) -> int:
+    """Returns the side of a crop in pixels: a share of the video's short side."""
     side = max(1, int(short * share))
-    return wanted if abs(side - wanted) < SNAP and wanted <= short else side
+    return target if abs(side - target) < SNAP and target <= short else side
 
 
 def even_boxes(height: int, width: int, size: tuple[int, int], count: int) -> list[list[int]]:
-    """The crops of evaluation, of a clip that just covers the sample: evenly spread over the side that is longer than needed,
-    the middle for one. `count` of top, left, height, width.
+    """Returns the crops of evaluation as (top, left, height, width). They are spread evenly over the longer side of a clip that
+    just covers the sample; a single crop is in the middle.
     """
-    rooms = height - size[0], width - size[1]
+    margins = height - size[0], width - size[1]
     shares = [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
-    return [[*(int(share * room) for room in rooms), *size] for share in shares]
+    return [[*(int(share * margin) for margin in margins), *size] for share in shares]
 
 
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The size, of the video's own shape, that just covers the sample's; pixels."""
+    """Returns the smallest size in pixels, with the video's aspect ratio, that covers the sample."""
     scale = max(size[0] / height, size[1] / width)
     return max(size[0], round(height * scale)), max(size[1], round(width * scale))
 
 
 def resize(clip: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear and antialiased. uint8 (T, H, W, C) -> (T, h, w, C), the layout in which frames come from a decoder."""
+    """Resizes frames, bilinear and antialiased. uint8 (T, H, W, C) -> (T, h, w, C), the memory layout of decoders."""
     return resizing.resize(clip.permute(0, 3, 1, 2), size, "bilinear").permute(0, 2, 3, 1)
 
 
 def resize_into(view: Tensor, clip: Tensor) -> None:
-    """`resize`, written where it belongs. (T, h, w, C) <- (T, H, W, C)."""
+    """Resizes frames into an existing tensor. (T, h, w, C) <- (T, H, W, C)."""
     resizing.resize_into(view.permute(0, 3, 1, 2), clip.permute(0, 3, 1, 2), "bilinear")
 
 
 def cut(clip: Tensor, box: list[int]) -> Tensor:
-    """The part of all frames in a box (top, left, height, width). (T, H, W, C) -> (T, height, width, C)."""
+    """Cuts a box (top, left, height, width) from all frames. (T, H, W, C) -> (T, height, width, C)."""
     top, left, height, width = box
     return clip[:, top : top + height, left : left + width]

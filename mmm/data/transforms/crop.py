@@ -28,7 +28,7 @@ MARGIN, MARGIN_SIZES = 256 / 224, (128, 224)
 
 
 def crop_boxes(keys: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """Random-resized-crop boxes ("Going deeper with convolutions", Szegedy et al. 2014; torchvision's rules).
+    """Draws boxes of random resized crops ("Going deeper with convolutions", Szegedy et al. 2014; torchvision's rules).
 
     The area is uniform in `scale`, and the logarithm of width over height is uniform in `ratio`. The first of ten draws that fits
     into the image is taken, else the largest centred box of an allowed ratio.
@@ -47,16 +47,16 @@ def crop_boxes(keys: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + draws[:, 1] * (high - low))  # (B, TRIES)
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1).round().long()  # (B, 2, TRIES)
-    room = torch.stack([heights, widths], 1)[:, :, None] - sides  # (B, 2, TRIES)
-    offsets = (draws[:, 2:] * (room + 1)).long()  # (B, 2, TRIES)
-    fits = ((room >= 0) & (sides > 0)).all(1)  # (B, TRIES)
+    spare = torch.stack([heights, widths], 1)[:, :, None] - sides  # (B, 2, TRIES)
+    offsets = (draws[:, 2:] * (spare + 1)).long()  # (B, 2, TRIES)
+    fits = ((spare >= 0) & (sides > 0)).all(1)  # (B, TRIES)
     first = fits.long().argmax(1)[:, None, None].expand(-1, 4, 1)  # the first try that fits, (B, 4, 1)
     boxes = torch.cat([offsets, sides], 1).gather(2, first)[:, :, 0]  # (B, 4)
     return torch.where(fits.any(1)[:, None], boxes, _centred_boxes(heights, widths, ratio))
 
 
 def _centred_boxes(heights: Tensor, widths: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """The largest centred boxes whose width over height lies in `ratio`, (B, 4)."""
+    """Returns the largest centred boxes whose width over height lies in `ratio`, (B, 4)."""
     height = torch.minimum(heights, (widths / ratio[0]).round().long())
     width = torch.minimum(widths, (heights * ratio[1]).round().long())
     return torch.stack([(heights - height) // 2, (widths - width) // 2, height, width], 1)
@@ -70,24 +70,24 @@ def resized_crop(image: NDArray[np.uint8], box: list[int], sample: Tensor) -> No
 
 
 def margin_of(size: tuple[int, int]) -> float:
-    """The ratio of the image's size to the sample's, (h, w) in pixels, before the centre crop of evaluation."""
+    """Returns the ratio of the image's size to the sample's, (h, w) in pixels, before the centre crop of evaluation."""
     return MARGIN if min(size) >= MARGIN_SIZES[0] and max(size) <= MARGIN_SIZES[1] else 1.0
 
 
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The size to which evaluation resizes an image before the centre crop: the image's own shape, just covering the sample.
+    """Returns the size to which evaluation resizes an image before the centre crop: the smallest that covers the sample.
 
     Samples of 128 to 224 pixels per side get a margin of 256/224. Heights and widths are in pixels.
     """
     margin = margin_of(size)
-    wanted = [round(side * margin) for side in size]
-    if wanted[0] * width >= wanted[1] * height:  # the height is the tighter limit
-        return wanted[0], max(wanted[1], int(wanted[0] * width / height))
-    return max(wanted[0], int(wanted[1] * height / width)), wanted[1]
+    target = [round(side * margin) for side in size]
+    if target[0] * width >= target[1] * height:  # the height is the tighter limit
+        return target[0], max(target[1], int(target[0] * width / height))
+    return max(target[0], int(target[1] * height / width)), target[1]
 
 
 def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """The evaluation crop: resized to `covering_size`, then cropped at the centre. uint8 (H, W, C) -> (C, h, w)."""
+    """Resizes an image to `covering_size` and crops it at the centre, for evaluation. uint8 (H, W, C) -> (C, h, w)."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)  # (C, H, W)
     resized = resize(pixels[None], covering_size(image.shape[0], image.shape[1], size), "bicubic")[0]
     top, left = (round((have - want) / 2) for have, want in zip(resized.shape[1:], size, strict=True))
@@ -95,7 +95,7 @@ def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
 
 
 def decode_hint(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]) -> int:
-    """The smallest side in pixels to which an image may be decoded so that its smallest crop is not enlarged."""
+    """Returns the smallest side in pixels to which an image may be decoded so that its smallest crop is not enlarged."""
     return math.ceil(max(size) / math.sqrt(scale[0] * min(ratio[0], 1 / ratio[1], 1.0)))
 
 
@@ -130,7 +130,7 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 
 @lru_cache
 def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Values of the channels times 255, (C,). Cached, because creating a GPU tensor from numbers synchronizes in each step."""
+    """Returns values of the channels times 255, (C,). Cached, because creating a GPU tensor from numbers synchronizes."""
     return torch.tensor(values, dtype=torch.float32, device=device) * 255
 
 
@@ -146,10 +146,10 @@ def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def is_small(height: int, width: int, size: tuple[int, int]) -> bool:
-    """Whether `crop_small` can crop images of this size."""
+    """True if `crop_small` can crop images of this size."""
     if max(height, width, *size) > SMALL_SIDE:
         return False
-    return all(_lookup(side, wanted)[2] for side, wanted in ((height, size[0]), (width, size[1])))
+    return all(_lookup(side, out)[2] for side, out in ((height, size[0]), (width, size[1])))
 
 
 def crop_small(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -181,7 +181,7 @@ def _grey_levels(x: Tensor, scale: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _lookup(side: int, out: int) -> tuple[Tensor, Tensor, bool]:
-    """Weights of all boxes along an axis of `side` pixels, as integers in float32.
+    """Returns the weights of all boxes along an axis of `side` pixels, as integers in float32.
 
     Returns:
         The weights (offset, L, out, side), the factors for the sums (L,), and whether all sums are exact.
@@ -199,7 +199,8 @@ def _lookup(side: int, out: int) -> tuple[Tensor, Tensor, bool]:
 
 
 def _taps(length: int, out: int) -> tuple[Tensor, int]:
-    """Weights of `length` pixels for each of `out` pixels, as integers (out, L), and the number of bits they are shifted by."""
+    """Returns weights of `length` pixels for each of `out` pixels, as integers (out, L), and the number of bits of their
+    shift."""
     step = length / out  # pixels of the box per pixel of the sample
     stretch = max(step, 1.0)  # antialiasing: the kernel is wider where the image is reduced
     centre = step * (torch.arange(out, dtype=torch.float64) + 0.5)[:, None]  # (out, 1)
@@ -213,7 +214,7 @@ def _taps(length: int, out: int) -> tuple[Tensor, int]:
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel, a = -0.5."""
+    """Evaluates the cubic kernel of Keys with a = -0.5."""
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((x - 5) * x + 8) * -0.5 * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -36,7 +36,7 @@ class DeferredCrop:
 
 
 def bounding_box(boxes: Sequence[Box]) -> tuple[Box, list[Box]]:
-    """The smallest rectangle that contains all boxes, and the boxes relative to its corner."""
+    """Returns the smallest rectangle that contains all boxes, and the boxes relative to its corner."""
     top, left = (min(box[side] for box in boxes) for side in (0, 1))
     bottom, right = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
     return [top, left, bottom - top, right - left], [[box[0] - top, box[1] - left, *box[2:]] for box in boxes]
@@ -47,7 +47,7 @@ class DeferredCrops:
     """The crops of a batch before they are resized.
 
     Attributes:
-        inputs: the regions of each input, b lists; an empty list for an input that could not be read.
+        inputs: the regions of each input, b lists; the list of an unreadable input is empty.
         shape: shape of a sample, (C, [T,] h, w).
         kernel: kernel of the antialiased resize.
     """

@@ -28,7 +28,7 @@ TORCH_KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubi
 
 @cache
 def compiled() -> Callable[..., int] | None:
-    """The compiled kernel; None where it was not built, or where the processor lacks the instructions."""
+    """Returns the compiled kernel; None if it was not built, or the processor lacks the instructions."""
     found = find_spec("mmm.data.transforms._resize")
     return None if found is None or found.origin is None else load(found.origin)
 
@@ -52,8 +52,8 @@ def load(file: str) -> Callable[..., int] | None:
 
 
 def resize(images: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
-    """Resizes uint8 (T, C, H, W) to (T, C, h, w), with the memory layout (T, h, w, C). Images of this size are returned as they
-    are."""
+    """Resizes uint8 (T, C, H, W) to (T, C, h, w), with the memory layout (T, h, w, C). Returns images of this size
+    unchanged."""
     if images.shape[2:] == size:
         return images
     count, channels = images.shape[:2]
@@ -89,7 +89,7 @@ def _resize_compiled(result: Tensor, images: Tensor, kernel: Kernel) -> bool:
 
 
 def _channels_last(images: Tensor) -> bool:
-    """Whether the channels of a pixel are adjacent, and the pixels of a row. (T, C, H, W)."""
+    """True if the channels of a pixel are adjacent in memory, and also the pixels of a row. (T, C, H, W)."""
     channels, width = images.shape[1], images.shape[3]
     return (channels == 1 or images.stride(1) == 1) and (width == 1 or images.stride(3) == channels)
 

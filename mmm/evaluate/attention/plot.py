@@ -34,7 +34,7 @@ class AttentionConfig(CheckedConfig):
     """Options of the samples over which attention is measured."""
 
     samples: Positive | None = 256
-    """Samples, chosen by key; None: all."""
+    """Samples, chosen by key. None: all."""
 
     mask_seed: int = 0
     """Random seed for the masks and the choice of samples."""

@@ -64,7 +64,7 @@ def frame_features(model: MaskedModel, frames: Tensor) -> tuple[Tensor, tuple[in
 
 
 def near(grid: tuple[int, int], radius: int, device: torch.device | str = "cpu") -> Tensor:
-    """Whether two patches are at most `radius` rows and columns apart, bool (N, N)."""
+    """Marks the pairs of patches that are at most `radius` rows and columns apart, bool (N, N)."""
     rows, columns = (torch.arange(length, device=device) for length in grid)
     close = [(places[:, None] - places).abs() <= radius for places in (rows, columns)]  # (h, h), (w, w)
     return (close[0][:, None, :, None] & close[1][None, :, None, :]).flatten(0, 1).flatten(1, 2)

@@ -47,7 +47,7 @@ class Rows:
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
             with safe_open(path, "pt") as file:
-                if "index" in file.keys():  # noqa: SIM118 (it is no mapping): without it not one input could be read
+                if "index" in file.keys():  # noqa: SIM118 (it is not a mapping): without it not one input could be read
                     kept.append(path)
                     indices.append(file.get_tensor("index"))
                     shapes = {name: tuple(file.get_slice(name).get_shape()[1:]) for name in file.keys()}  # noqa: SIM118

@@ -39,10 +39,10 @@ class FeatureEvalConfig(CheckedConfig):
     """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
 
     train_samples: Positive | None = None
-    """Training samples to use, chosen by key; None: all."""
+    """Training samples to use, chosen by key. None: all."""
 
     test_samples: Positive | None = None
-    """Test samples to use, chosen by key; None: all."""
+    """Test samples to use, chosen by key. None: all."""
 
     raw_pixels: bool = True
     """Evaluate raw pixels as a feature too; large samples are averaged down to 16 frames of 32 x 32 pixels."""
@@ -111,7 +111,7 @@ def evaluate_features(
         See `score_features`.
 
     Raises:
-        ValueError: there are no labels, no class of the test samples occurs in training, or no sample can be read.
+        ValueError: there are not labels, no class of the test samples occurs in training, or no sample can be read.
     """
     parts = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
     for part in parts:

@@ -80,7 +80,7 @@ class Inspection:
 
     @property
     def predicts_pixels(self) -> bool:
-        """Whether the model has a decoder whose predictions can be shown as pixels."""
+        """True if the model has a decoder whose predictions can be shown as pixels."""
         return self.model.decoder is not None and hasattr(self.model.target, "show")
 
     def layers(self, x: Tensor) -> list[Tensor]:

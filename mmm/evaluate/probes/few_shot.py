@@ -39,7 +39,7 @@ class FewShotConfig(CheckedConfig):
     """Labels per class, chosen by key. A fifth of them first chooses the learning rate, and is then used for training too."""
 
     heads: Positive | None = None
-    """Attention heads of the probe; None: one per 64 of the encoder's width."""
+    """Attention heads of the probe. None: one per 64 of the encoder's width."""
 
     rates: tuple[AboveZero, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates that are tried for each encoder."""

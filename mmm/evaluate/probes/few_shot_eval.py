@@ -92,7 +92,7 @@ def evaluate_few_shot(
         on the labels that choose; `controls`: top1 of linear classifiers on pixels; `problems`: inputs that could not be read.
 
     Raises:
-        ValueError: there are no labels, or no sample can be read.
+        ValueError: there are not labels, or no sample can be read.
     """
     train, test = labelled(train), labelled(test)
     labels, others = cast(Tensor, train.labels()), cast(Tensor, test.labels())

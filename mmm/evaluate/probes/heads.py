@@ -25,7 +25,7 @@ Optimizer = Literal["lars", "adamw"]
 
 
 def has_weights(pool: nn.Module) -> bool:
-    """Whether a pool is trained, so that it must see the tokens in every step."""
+    """True if a pool is trained, so that it must see the tokens in every step."""
     return any(True for _ in pool.parameters())
 
 

@@ -40,7 +40,7 @@ class ProbeConfig(RunConfig):
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
     """Training of the heads. micro_batch_size is the number of samples that the encoder gets at once."""
     optimizer: Optimizer = "lars"
-    """lars, with the trust ratio on matrices only, or adamw."""
+    """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
     momentum: float = 0.9
     """Momentum of LARS."""
     rates: tuple[float, ...] = (1.0,)

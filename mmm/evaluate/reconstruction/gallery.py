@@ -42,7 +42,7 @@ class GalleryConfig(CheckedConfig):
     """Samples in the picture, spread evenly over the split."""
 
     measured: Positive | None = 256
-    """Samples, chosen by key, over which the PSNR is measured; None: all."""
+    """Samples, chosen by key, over which the PSNR is measured. None: all."""
 
     mask_seed: int = 0
     """Random seed for the masks and the choice of samples."""

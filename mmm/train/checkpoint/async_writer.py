@@ -52,7 +52,7 @@ class Pending:
     until: float | None = None
 
     def check(self) -> None:
-        """Whether it is worth waiting for the others' parts.
+        """True if it is worth waiting for the others' parts.
 
         Raises:
             OSError: it is not.

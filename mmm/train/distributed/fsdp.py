@@ -31,7 +31,7 @@ DDP = "run `accelerate config` again, or give another --config_file, and choose 
 
 
 def sharding_asked(environment: Mapping[str, str]) -> bool:
-    """Whether Accelerate's configuration asks for sharding."""
+    """True if Accelerate's configuration asks for sharding."""
     return is_set(environment, "ACCELERATE_USE_FSDP")
 
 
@@ -136,7 +136,7 @@ def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerat
 
 
 def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
-    """Whether each process holds only some rows of this tensor."""
+    """True if each process holds only some rows of this tensor."""
     from torch.distributed.tensor import DTensor  # here: it takes a second to import, at every start
 
     return isinstance(value, DTensor)

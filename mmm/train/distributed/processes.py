@@ -59,7 +59,7 @@ def check_processes(environment: Mapping[str, str], running: int) -> None:
 
 
 def is_set(environment: Mapping[str, str], name: str) -> bool:
-    """Whether a yes-or-no variable says yes, in any of the ways that Accelerate reads."""
+    """True if a yes-or-no variable says yes, in any of the ways that Accelerate reads."""
     return environment.get(name, "false").lower() in ("true", "1", "yes", "y", "t", "on")
 
 

@@ -69,7 +69,7 @@ def start(config: TrainConfig) -> Accelerator:
 
 
 def keep_order(processes: int) -> bool:
-    """Whether DDP is to keep the order in which it sums gradients, at the cost of one walk over the graph an update.
+    """True if DDP is to keep the order in which it sums gradients, at the cost of one walk over the graph an update.
 
     Else it puts its buckets in another order after the first update of every start: a resumed run would sum its first gradients
     otherwise than the run that was never stopped. Of two numbers the sum is the same in any order.
@@ -114,7 +114,7 @@ def choose_precision(asked: str, environment: Mapping[str, str], device: torch.d
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has units for bf16 products. On a CPU without them bf16 is emulated, and slower than fp32."""
+    """True if the device has units for bf16 products. On a CPU without them bf16 is emulated, and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -170,7 +170,8 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
             "the machine; give a number of samples that also fits the largest number of processes, batch_size / processes or less"
         )
     if processes.num_processes & (processes.num_processes - 1):
-        raise ValueError(f"train.strict adds processes in pairs, and {processes.num_processes} is no power of two; start 2, 4 or 8")
+        count = processes.num_processes
+        raise ValueError(f"train.strict adds processes in pairs, and {count} is not a power of two; start 2, 4 or 8")
     if config.compile:
         raise ValueError("train.compile cuts the model where processes exchange, and rounds differently; not with train.strict")
     if processes.device.type == "cpu":

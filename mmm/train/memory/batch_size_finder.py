@@ -122,7 +122,7 @@ def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[in
 
 
 def can_compute(training: Training, trials: Sequence[Trial], size: int, placeholder: Callable[[], Any]) -> bool:
-    """Whether micro-steps of this size can be computed while the placeholder is allocated.
+    """True if micro-steps of this size can be computed while the placeholder is allocated.
 
     They use the unwrapped model, which does not communicate, so that no process waits for one that runs out of memory.
     """
@@ -144,7 +144,7 @@ def can_compute(training: Training, trials: Sequence[Trial], size: int, placehol
 
 
 def fits_when_counted(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
-    """Whether a micro-step should fit on a CPU, estimated from the bytes that a small one keeps."""
+    """True if a micro-step should fit on a CPU, estimated from the bytes that a small one keeps."""
     least = sum(weight.nbytes for weight in training.unwrapped.parameters() if weight.requires_grad) + state_bytes(training)
     try:
         kept = max(_saved_bytes(training, trial, SMALL) for trial in trials) / SMALL

@@ -108,7 +108,7 @@ def free_memory() -> int:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error reports a lack of memory, on any device."""
+    """True if an error reports a lack of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):

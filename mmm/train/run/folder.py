@@ -180,7 +180,7 @@ def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
 
 
 def has_trained(path: Path) -> bool:
-    """Whether a run's folder contains a line of metrics or a checkpoint."""
+    """True if a run's folder contains a line of metrics or a checkpoint."""
     metrics = path / "metrics.jsonl"
     return (metrics.exists() and metrics.stat().st_size > 0) or any((path / "checkpoints").glob("step_*"))
 
@@ -199,7 +199,7 @@ def resume_command(folder: Path) -> str:
 
 
 def _started_only(path: Path) -> bool:
-    """Whether a folder contains only the files that a start makes before its first update."""
+    """True if a folder contains only the files that a start makes before its first update."""
     if not path.is_dir():
         return False
     names = {file.name for file in path.iterdir() if file.suffix != ".tmp"} - EARLY

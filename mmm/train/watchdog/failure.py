@@ -1,4 +1,4 @@
-"""Which of several processes ended a run, found from their last heartbeats; see `watchdog.py`."""
+"""Finds the process that ended a run from the last heartbeats of all processes; see `watchdog.py`."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Heartbeats:
         return condition()
 
     def all_notified(self) -> bool:
-        """Whether no process needs the store of this process any more."""
+        """True if no process needs the store of this process any more."""
         others = list(zip(self._last, self._heard_at, strict=True))[1:]
         active = ("running", "starting")
         return self.rank > 0 or all(last.state not in active or monotonic() - heard > SILENCE for last, heard in others)

@@ -62,7 +62,7 @@ class Stored:
         for name in NAMES:
             if (self.path / name).is_file():
                 return self.path / name
-        raise ValueError(f"{self.path} is no run folder, it has no config.yaml; and it holds none of {', '.join(NAMES)}")
+        raise ValueError(f"{self.path} is not a run folder, it has no config.yaml; and it holds none of {', '.join(NAMES)}")
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None,
     """Returns the grid (H', W') of a table of positions for N `tokens`.
 
     Raises:
-        ValueError: N is no square and no size is given, or the size does not fit.
+        ValueError: N is not a square and no size is given, or the size does not fit.
     """
     if image_size is None:
         side = math.isqrt(max(tokens, 0))

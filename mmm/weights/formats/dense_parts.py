@@ -37,7 +37,7 @@ DenseParts = SegmenterParts | DetectorParts
 
 
 def is_dense(tree: Any) -> bool:
-    """Whether a config is of a model with an output for each pixel or object."""
+    """True if a config is of a model with an output for each pixel or object."""
     if not isinstance(tree, Mapping):
         return False
     return "detector" in tree or (isinstance(tree.get("head"), Mapping) and "name" in tree["head"])  # a registered head

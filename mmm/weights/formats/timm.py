@@ -100,7 +100,7 @@ class Timm(Format):
             labels = tuple(map(str, stored.config.get("label_names") or ())) or None
             model = with_head(masked, classes=len(tensors["head.weight"]), pool=pool, head=head, labels=labels)
         else:
-            tensors = self.leave_out(stored, "fc_norm.", reason="a norm alone is no head; the encoder ends without one")
+            tensors = self.leave_out(stored, "fc_norm.", reason="a norm alone is not a head; the encoder ends without one")
         fill(model, tensors, names, f"{source} (read as {self.title}: {encoder.about})")
         unsaid = [] if theirs is not None else [f"{config.head_count} heads"]
         unsaid += [] if "mean" in said else [describe_pixels(data)]
@@ -183,7 +183,7 @@ def _described(stored: Stored) -> Any:
     """Returns the architecture that config.json names, on the meta device. None: it names none.
 
     Raises:
-        ValueError: it is no plain vision transformer, or has an argument that is not supported.
+        ValueError: it is not a plain vision transformer, or has an argument that is not supported.
     """
     name = stored.config.get("architecture")
     if name is None:

@@ -44,7 +44,7 @@ class TimmBackbone(Format):
     title = "timm's layout of another backbone"
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether config.json names an architecture of timm's that is no plain vision transformer."""
+        """Returns whether config.json names an architecture of timm's that is not a plain vision transformer."""
         name = stored.config.get("architecture")
         if not isinstance(name, str):
             return False

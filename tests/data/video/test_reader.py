@@ -315,7 +315,7 @@ def broken(folder: Path, good: Path) -> dict[str, tuple[Path | bytes, str]]:
         "text.mp4": (b"This is not a video.\n" * 50, "cannot be opened"),
         "truncated.mp4": (data[: len(data) // 2], "cannot be"),  # the index, at the end, is lost
         "zeroes.mp4": (bytes(5000), "cannot be opened"),
-        "playlist.mp4": (b"ffconcat version 1.0\nfile good.mp4\n", "is no video of a known format"),
+        "playlist.mp4": (b"ffconcat version 1.0\nfile good.mp4\n", "is not a video of a known format"),
     }
     found: dict[str, tuple[Path | bytes, str]] = {"empty bytes": (b"", "empty")}
     for name, (content, reason) in files.items():

@@ -198,13 +198,13 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
     [
         ("my video.mp4 0\n", r"line 1 has 3 columns: 'my video.mp4 0'; .* in quotes"),
         ("a.mp4 0\nb.mp4\n", "line 2: a label in some lines but not in all"),
-        ("a.mp4 -1\n", "-1 is no label"),
+        ("a.mp4 -1\n", "-1 is not a label"),
         ("a 5 20 1\n", "third column may be the last frame of a range, or the number of its frames; say which column is which"),
         ("a 0 20\nb 7 20\n", "third may be the number of its frames or a label; say which column is which"),
         ("a 20 3\na 40 3\n", "third may be the number of its frames or a label"),
         ("path,start_frame,end_frame\na,9,5\n", "line 2 holds no frame: start 9, end 5"),
         ("a 0 0\n", "line 1 holds no frame: start 0, total 0"),
-        ("path,start,label\na,1.5,2\n", "line 2: start '1.5' is no whole number"),
+        ("path,start,label\na,1.5,2\n", "line 2: start '1.5' is not a whole number"),
         ("a 0 -1\nb 0\n", "line 2: 2 columns, not 3"),
         ("\n# nothing\n", "names no videos"),
     ],
@@ -250,7 +250,7 @@ def test_the_lists_of_the_second_videomae(tmp_path: Path, video: bytes, lines: s
     assert_readable(clips)
     found = clips.labels()
     assert (None if found is None else found.tolist()) == labels
-    with pytest.raises(ValueError, match=r"data\.root nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"data\.root nowhere is not a folder"):
         opened(tmp_path / "list.txt", root="nowhere")
 
 

@@ -158,7 +158,7 @@ def numbers(count: int) -> Callable[[], Iterator[list[int]]]:
 
 
 def test_workers_that_always_die_end_the_run_with_a_clear_message() -> None:
-    with pytest.raises(ValueError, match=r"killed 3 times \(SIGKILL.*Lower data.workers"):
+    with pytest.raises(ValueError, match=r"killed 3 times \(SIGKILL.*lower data.workers"):
         list(worker_pool.load(Deadly(), numbers(4), 1))
 
 

@@ -15,7 +15,7 @@ LIBRARIES = {
 
 @backend("av")
 def _av(source: Source) -> Video:
-    """PyAV, the default: exact on every kind of file that was tried, with wheels for all platforms."""
+    """Opens a video with PyAV, the default: exact on every kind of file that was tried, with wheels for all platforms."""
     from mmm.data.decode.video.pyav import AvVideo
 
     return AvVideo(source)
@@ -23,7 +23,7 @@ def _av(source: Source) -> Video:
 
 @backend("decord")
 def _decord(source: Source) -> Video:
-    """decord, for comparison. PyAV reads the files for which decord returns wrong frames."""
+    """Opens a video with decord, for comparison. PyAV reads the files for which decord returns wrong frames."""
     from mmm.data.decode.video.decord import open_decord
 
     return open_decord(source)
@@ -31,7 +31,7 @@ def _decord(source: Source) -> Video:
 
 @backend("torchcodec")
 def _torchcodec(source: Source) -> Video:
-    """torchcodec, which needs FFmpeg's libraries on the system. PyAV reads the files for which it returns wrong frames."""
+    """Opens a video with torchcodec, which needs FFmpeg's libraries. PyAV reads the files for which it returns wrong frames."""
     from mmm.data.decode.video.torchcodec import open_torchcodec
 
     return open_torchcodec(source)
@@ -39,7 +39,7 @@ def _torchcodec(source: Source) -> Video:
 
 @backend("frames")
 def _frames(source: Source) -> Video:
-    """A folder of images, one per frame; the backend of every source that is a folder."""
+    """Opens a folder of images, one per frame; the backend of every source that is a folder."""
     from mmm.data.decode.video.frame_folder import FrameFolder
 
     return FrameFolder(source)

@@ -24,28 +24,29 @@ COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")  # attri
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """How videos are encoded for training."""
+    """Options of the encoding of videos for training."""
 
     short_side: int | None = 256
-    """Short side of larger videos after encoding, pixels, rounded to an even number; smaller videos and None keep the size"""
+    """Short side of encoded videos in pixels, rounded to an even number. Smaller videos keep their size. None: all keep it."""
 
     group: int = 12
-    """Largest number of frames from one keyframe to the next; with fewer, a clip is read faster and the file is larger"""
+    """Largest number of frames from one keyframe to the next. Fewer frames make reading a clip faster and the file larger."""
 
     crf: int = 23
-    """Quality, from 0 (lossless) to 51; 18 looks like the source"""
+    """Constant rate factor of libx264, from 0 (lossless) to 51. 18 looks like the source."""
 
     preset: str = "medium"
-    """Preset of libx264; slower ones make smaller files"""
+    """Preset of libx264. Slower presets make smaller files."""
 
     fast_decode: bool = True
-    """Leave out what is slow to decode (CABAC, deblocking, weighted prediction): 1.7 times the clips a second, 5 % larger files"""
+    """Leave out CABAC, deblocking and weighted prediction, which are slow to decode: 1.7 times as many clips per second from 5
+    % larger files."""
 
     fps: float = 30.0
-    """Frames a second of a folder of frames"""
+    """Frames per second of a folder of frames."""
 
     def check(self) -> None:
-        """Raises ValueError, naming the field, for values that make no sense."""
+        """Raises ValueError for invalid values, naming the field."""
         rules = {
             "short_side": (self.short_side is None or self.short_side >= 2, "give at least 2 pixels, or None"),
             "group": (self.group >= 1, "give at least 1"),
@@ -61,11 +62,11 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
     """Writes frames into an MP4 file, whole or not at all.
 
     Args:
-        frames: each with the time at which it is shown, in `unit`s.
+        frames: frames with their times, in multiples of `unit`.
         path: file to write.
-        config: settings of the encoder.
-        unit: seconds.
-        rate: frames a second, on average.
+        config: options of the encoder.
+        unit: unit of the times, in seconds.
+        rate: frames per second, on average.
 
     Returns:
         The number of frames.
@@ -116,7 +117,7 @@ def reencode(source: Source, path: Path, config: EncodeConfig) -> dict[str, Any]
         The number of frames, and the bytes before and after.
 
     Raises:
-        Unreadable: if a frame cannot be decoded.
+        Unreadable: a frame cannot be decoded.
     """
     if isinstance(source, Path) and source.is_dir():
         with OpenVideo(source) as video:

@@ -25,10 +25,10 @@ REGULAR = 0.9  # least share of the steps from one number to the next that are e
 class FrameFolder:
     """The images of a folder, in the order of the numbers in their names. See `mmm.data.decode.video.reader.Video`.
 
-    A folder does not say when its frames are shown: `times` counts them, one a second.
+    A folder does not contain the times of its frames: `times` counts them, one per second.
 
     Attributes:
-        numbers: the last number in the name of each image, int64 (N,); where they do not ascend, the images are counted from 0.
+        numbers: the last number in the name of each image, int64 (N,). If these do not ascend, the images are counted from 0.
     """
 
     def __init__(self, source: Source) -> None:
@@ -55,9 +55,10 @@ class FrameFolder:
 def doubt(folder: Path) -> str | None:
     """Returns why the images of a folder do not look like the frames of a video, or None.
 
-    Their names count in equal steps, and neighbours are more alike than images far apart: by the grey values of 8 x 8 pixels, they
-    differ by 0.1 to 0.3 times as much in films of 6 to 30 frames a second, and by 0.7 to 1.5 times as much in classes of CIFAR-10.
-    In films of one frame a second they differ by 0.9 times as much, which this takes for no frames.
+    The names of frames count in equal steps, and neighbouring frames differ less than distant ones. Measured by the grey values
+    of 8 x 8 pixels, neighbours differ 0.1 to 0.3 times as much in videos of 6 to 30 frames per second, and 0.7 to 1.5 times as
+    much in classes of CIFAR-10. In videos of one frame per second they differ 0.9 times as much; such videos are not recognised
+    as frames.
     """
     paths = _images_in(folder)
     if len(paths) < FEWEST:

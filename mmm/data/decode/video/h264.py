@@ -34,8 +34,7 @@ class FrameNumbers:
     """Follows the frame numbers of a stream.
 
     Args:
-        extradata: the stream's header, in either of the two formats: `avcC` with units after their length, or units after start
-            codes.
+        extradata: the stream's header, in one of two formats: `avcC` (units after their length), or units after start codes.
     """
 
     def __init__(self, extradata: bytes | None) -> None:
@@ -50,7 +49,7 @@ class FrameNumbers:
         """Yields the packets, all of them; the check begins at the first keyframe.
 
         Raises:
-            Unreadable: before a packet in front of which a reference frame is missing.
+            Unreadable: a reference frame is missing; raised before the packet that follows it.
         """
         started, last = False, None
         for packet in packets:
@@ -120,7 +119,7 @@ class Bits:
         self.text, self.at = f"{int.from_bytes(data):0{8 * len(data)}b}", 0
 
     def take(self, count: int) -> int:
-        """Reads a number of so many bits."""
+        """Reads a number with this number of bits."""
         self.at += count
         return int(self.text[self.at - count : self.at], 2)
 
@@ -137,7 +136,7 @@ class Bits:
 
 
 def _sequence(unit: bytes) -> tuple[int, Numbering]:
-    """Reads a sequence parameter set: its number, and what it says of frame numbers."""
+    """Reads a sequence parameter set: its number, and its fields about frame numbers."""
     bits, planes = Bits(unit[4:]), False
     identity = bits.golomb()
     if unit[1] in HIGH:

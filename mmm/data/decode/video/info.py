@@ -33,13 +33,13 @@ class VideoInfo:
     Attributes:
         frames: number of frames.
         duration: seconds, including the time for which the last frame is shown.
-        fps: frames a second, on average.
+        fps: frames per second, on average.
         variable: whether the intervals between frames differ by more than a fifth of their mean.
         height, width: of an upright frame, pixels.
         rotation: degrees by which a stored frame is rotated to be upright.
         codec, container: FFmpeg's names.
-        group: frames from one keyframe to the next, on average; a clip is read faster the shorter this is.
-        open_group: whether frames are shown before the keyframe that they are stored after.
+        group: frames from one keyframe to the next, on average; clips are read faster from short groups.
+        open_group: whether a keyframe is followed by frames that are shown before it.
     """
 
     frames: int
@@ -91,7 +91,7 @@ def inspect(source: Source | FrameRange) -> dict[str, Any]:
     """Decodes a whole video or range, then reads some clips as training reads them, and returns facts about it.
 
     Raises:
-        Unreadable: if a frame cannot be decoded, or has other pixels after a seek than in a decode from the start.
+        Unreadable: a frame cannot be decoded, or has other pixels after a seek than in a decode from the start.
     """
     if isinstance(source, FrameRange):
         return _inspect_range(source)

@@ -1,7 +1,7 @@
-"""Lists the packets of a video through PyAV: which frames there are, when each is shown, and where decoding can start.
+"""Lists the packets of a video through PyAV: the frames, their times, and the keyframes, where decoding can start.
 
-Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour, of which the frames of a clip
-need 16 ms and 0.6 MB. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.
+Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour. The frames of a clip need 16
+ms and 0.6 MB of these. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Packets:
     """The frames of a stream, by its packets.
 
     Attributes:
-        stamps: when each frame is shown, in units of the stream, ascending, int64 (N,).
-        keys: the stamps of the keyframes, ascending, int64 (K,); those before the first frame that is shown are among them.
-        open_group: whether a frame is shown before the keyframe that it is stored after, as in open groups of pictures.
+        stamps: the presentation time of each frame in units of the stream, ascending, int64 (N,).
+        keys: the stamps of the keyframes, ascending, int64 (K,), including those before the first frame that is shown.
+        open_group: whether a keyframe is followed by frames that are shown before it, as in open groups of pictures.
         ordered: whether a frame can be found by its stamp; else frames must be counted from the first.
     """
 
@@ -70,21 +70,21 @@ def open_container(source: Source) -> InputContainer:
             return av.open(io.BytesIO(source), "r", options=OPTIONS)
         return av.open("file:" + os.path.abspath(source), "r", options=OPTIONS)
     except av.error.ArgumentError as error:  # the format is not in CONTAINERS
-        raise Unreadable("is no video of a known format") from error
+        raise Unreadable("is not a video of a known format") from error
 
 
 def open_stream(container: InputContainer) -> VideoStream:
     """Returns the first video stream, set to decode in this thread.
 
     Raises:
-        Unreadable: if there is none, or its frames are too large.
+        Unreadable: there is none, or its frames are too large.
     """
     videos = [stream for stream in container.streams.video if not int(stream.disposition) & av.stream.Disposition.attached_pic]
     if not videos:
         raise Unreadable("has no video stream")
     stream = videos[0]
     if stream.codec_context is None:
-        raise Unreadable("nothing here decodes its codec")
+        raise Unreadable("no installed decoder supports its codec")
     height, width = stream.codec_context.height, stream.codec_context.width
     if not height * width:  # a decoder refused them
         raise Unreadable(f"its frames have no size, or more pixels than the {MAX_PIXELS:,} that are decoded")
@@ -140,7 +140,7 @@ def _path(identity: tuple[object, ...]) -> Path:
 
 
 def _read(identity: tuple[object, ...]) -> Packets | None:
-    """Returns the packets in the cache; None if there are none, or the file is damaged."""
+    """Returns the packets from the cache; None if they are absent or the file is damaged."""
     try:
         with np.load(_path(identity), allow_pickle=False) as file:
             open_group, ordered = file["flags"].tolist()

@@ -1,22 +1,22 @@
 """Videos through PyAV: index-exact, by presentation time.
 
-The packets are listed first, which gives the time of every frame and the keyframes and decodes nothing (`packets.py`). Frames are
-then decoded from the last keyframe at or before the first that is wanted, and taken by their time, never by counting from a
-constant rate. Measured (340 x 256, groups of 12 frames, 16 frames of stride 4, one core): 1.35 to 1.6 times decord's clips a
-second, and right where decord is not (open groups of pictures).
+The packets are listed first, without decoding, to get the keyframes and the time of every frame (`packets.py`). Frames are then
+decoded from the last keyframe at or before the first requested frame. They are selected by their time, never by counting from a
+constant rate. Measured (340 x 256, groups of 12 frames, 16 frames of stride 4, one core): 1.35 to 1.6 times as many clips per
+second as decord, and correct frames where decord's are wrong (open groups of pictures).
 
-A packet marked as a keyframe may be a recovery point of H.264 with intra refresh, after which frames are incomplete for a while.
-Decoding therefore starts at a keyframe only if the first frame from there is one, else at an earlier one.
+A packet marked as a keyframe may be a recovery point of H.264 with intra refresh, after which frames are incomplete for a
+while. Decoding therefore starts at a keyframe only if the first decoded frame is a keyframe, else at an earlier one.
 
-Damage is reported. FFmpeg conceals the broken parts of a frame and marks it; such a frame and all after it are refused. Of 240
-H.264 and MPEG-4 files with one to three flipped bits, FFmpeg noticed 160, and each of these is refused; a flip that leaves a valid
-stream with other pixels (HEVC: almost all) could only be found by a checksum of the file.
+Damage is reported. FFmpeg conceals the broken parts of a frame and marks it; such a frame and all later ones are refused.
+Measured: FFmpeg noticed 160 of 240 H.264 and MPEG-4 files with one to three flipped bits, and all 160 are refused. A flipped
+bit that leaves a valid stream with other pixels (almost all in HEVC) could only be found by a checksum of the file.
 
-If packets are missing, a frame has the same pixels whichever frames are read with it, or is refused. H.264: gaps are found by the
-numbers of the frames (`h264.py`). HEVC: FFmpeg returns no frames whose references are missing. All frames of both are therefore
-those of the whole file. VP8, VP9, AV1, MPEG-2, MPEG-4, FLV and WMV: nothing in the stream says that a packet is missing. The frames
-after it, up to the next keyframe, differ from those of the whole file, but are always the same (measured: 40 files each that lacked
-three packets, 12 of VP8).
+If packets are missing, a frame is refused, or has the same pixels whichever frames are read with it. H.264: gaps are found by
+the numbers of the frames (`h264.py`). HEVC: FFmpeg returns no frames whose references are missing. The returned frames of both
+are therefore those of the whole file. VP8, VP9, AV1, MPEG-2, MPEG-4, FLV and WMV: the stream does not show that a packet is
+missing. The frames after it, up to the next keyframe, differ from those of the whole file, but are always the same (measured:
+40 files each that lacked three packets, 12 of VP8).
 """
 
 from __future__ import annotations
@@ -110,17 +110,18 @@ class AvVideo:
             yield from self._run({int(stamps[place]): frames[place] for place in run})
 
     def _run(self, run: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Decodes the frames of one run, {stamp: number}; those not met from a keyframe on are decoded from the start."""
-        wanted, stamps = dict(run), set(run)
+        """Decodes the frames of one run, {stamp: number}. Frames that are not found after a keyframe are decoded from the
+        start."""
+        requested, stamps = dict(run), set(run)
         decoded = self._from_key(min(run), stamps)
         if decoded is not None:
-            yield from _pick(decoded, wanted)
-        if wanted:
+            yield from _pick(decoded, requested)
+        if requested:
             with open_container(self.source) as container:
                 stream = open_stream(container)
-                yield from _pick(_decode(stream, _packets(container, stream), stamps), wanted)
+                yield from _pick(_decode(stream, _packets(container, stream), stamps), requested)
 
-    def _from_key(self, first: int, wanted: set[int]) -> Iterator[VideoFrame] | None:
+    def _from_key(self, first: int, requested: set[int]) -> Iterator[VideoFrame] | None:
         """Decodes from a keyframe at or before a stamp; returns None if no seek lands there.
 
         Keyframes from which decoding does not start with a keyframe are dropped from the list.
@@ -132,7 +133,7 @@ class AvVideo:
             landed = next(packets, None)
             if landed is None or landed.pts is None:
                 return None
-            frames = _decode(self.stream, chain([landed], packets), wanted)
+            frames = _decode(self.stream, chain([landed], packets), requested)
             place = int(np.searchsorted(keys, landed.pts))
             if place == 0:  # the start of the file: there is nothing earlier
                 return frames
@@ -153,10 +154,10 @@ class AvVideo:
         return iter(())
 
     def _by_count(self, frames: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Decodes frames of a file whose stamps do not say their order, by counting from the first."""
-        wanted = set(frames)
+        """Decodes frames of a file without usable stamps, by counting from the first."""
+        requested = set(frames)
         for number, frame in enumerate(self.frames()):
-            if number in wanted:
+            if number in requested:
                 yield number, frame
             if number == frames[-1]:
                 return
@@ -177,14 +178,14 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
     return decodable(packets)
 
 
-def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | None) -> Iterator[VideoFrame]:
-    """Decodes packets. Frames whose stamp is not wanted and to which no frame refers are skipped (12 to 36 % faster)."""
+def _decode(stream: VideoStream, packets: Iterable[Packet], requested: set[int] | None) -> Iterator[VideoFrame]:
+    """Decodes packets. Skips frames that are not requested and to which no frame refers (12 to 36 % faster)."""
     context = stream.codec_context
     for packet in packets:
         if context.name == "vp8" and packet.is_keyframe:
             context = _libvpx(context, packet)
-        if wanted is not None and context.name in SKIPPING:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        if requested is not None and context.name in SKIPPING:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in requested else "NONREF"
         for frame in context.decode(packet if packet.size else None):
             if frame.is_corrupt:  # leading frames of an open group of pictures are not among them: `decodable` left them out
                 when = "" if frame.pts is None else f" at {frame.time:.3f} s"
@@ -195,9 +196,9 @@ def _decode(stream: VideoStream, packets: Iterable[Packet], wanted: set[int] | N
 def _libvpx(context: VideoCodecContext, packet: Packet) -> VideoCodecContext:
     """Returns libvpx's decoder for the packets from a keyframe on, if this FFmpeg has it.
 
-    FFmpeg's own decoder of VP8 reads memory that it has not written if packets are missing: 3 to 10 % of the frames of such files
-    differed with the frames read beside them. Whole files are the same in both, bit for bit. A stream that is rotated keeps its
-    decoder, which alone knows the rotation.
+    FFmpeg's own decoder of VP8 reads memory that it has not written if packets are missing: 3 to 10 % of the frames of such
+    files depended on which other frames were read. Whole files are the same in both, bit for bit. A rotated stream keeps
+    FFmpeg's decoder, because only that one reports the rotation.
     """
     if "libvpx" not in codecs_available or any(frame.rotation for frame in context.decode(packet)):
         return context
@@ -206,10 +207,10 @@ def _libvpx(context: VideoCodecContext, packet: Packet) -> VideoCodecContext:
     return new
 
 
-def _pick(frames: Iterable[VideoFrame], wanted: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields the wanted frames, {stamp: number}, and removes them from `wanted`, until it is empty."""
+def _pick(frames: Iterable[VideoFrame], requested: dict[int, int]) -> Iterator[tuple[int, VideoFrame]]:
+    """Yields the requested frames, {stamp: number}, and removes them from `requested`, until it is empty."""
     for frame in frames:
-        if frame.pts in wanted:
-            yield wanted.pop(frame.pts), frame
-        if not wanted:
+        if frame.pts in requested:
+            yield requested.pop(frame.pts), frame
+        if not requested:
             return

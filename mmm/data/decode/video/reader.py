@@ -1,8 +1,7 @@
 """Frames of a video by number or by time, exactly, from a path or from bytes, with any of several backends.
 
-Frames are numbered in the order in which they are shown, as in a decode from the first to the last. No backend may return other
-frames than these, or a frame whose pixels are not the true ones; a file for which a backend cannot hold to this is refused
-(`Unreadable`).
+Frames are numbered in the order in which they are shown, as in a decode from the first to the last. A backend must return
+exactly these frames with exactly these pixels; a file for which it cannot do this is refused (`Unreadable`).
 
 Shapes: N frames of a video, T requested frames, n frames of a block, (H, W) of an upright frame, C channels.
 """
@@ -33,10 +32,10 @@ BLOCK = 3 * 2**19
 
 
 class Video(Protocol):
-    """A video opened by one backend. `OpenVideo` turns what it raises into `Unreadable`.
+    """A video opened by one backend. `OpenVideo` converts its errors to `Unreadable`.
 
     Attributes:
-        times: when each frame is shown, in seconds from the first, ascending, float64 (N,).
+        times: time of each frame in seconds from the first, ascending, float64 (N,).
     """
 
     times: NDArray[np.float64]
@@ -59,7 +58,7 @@ class StreamingVideo(Protocol):
 
 @runtime_checkable
 class NumberedVideo(Protocol):
-    """A video whose frames have numbers of their own, as those in the names of the files of a folder.
+    """A video whose frames have numbers of their own, for instance those in file names.
 
     Attributes:
         numbers: int64 (N,), ascending.
@@ -73,12 +72,12 @@ Source = Path | bytes
 
 @dataclass(frozen=True)
 class FrameRange:
-    """A part of a video, which is read as if it were a video of its own.
+    """A part of a video, which is read like a separate video.
 
     Attributes:
         source: the video.
-        start: the first frame: counted from 0 in a file, the number in the frame's name in a folder of frames.
-        count: the number of frames; None: all that follow. A video that ends before has fewer.
+        start: the first frame: counted from 0 in a file, or the number in the frame's name in a folder of frames.
+        count: the number of frames, fewer if the video ends earlier. None: all that follow.
     """
 
     source: Source
@@ -86,10 +85,10 @@ class FrameRange:
     count: int | None = None
 
     def bounds(self, video: Video) -> tuple[int, int]:
-        """Returns the place of the first frame, and of the first one after the range, by an open video.
+        """Returns the index of the first frame in an open video, and the index after the last one.
 
         Raises:
-            Unreadable: if the video has none of the frames.
+            Unreadable: the video has none of the frames.
         """
         total = len(video.times)
         numbers = video.numbers if isinstance(video, NumberedVideo) else np.arange(total)
@@ -119,7 +118,7 @@ def find_backend(name: str) -> Callable[[Source], Video]:
     """Returns the backend of this name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: there is none.
     """
     if name not in BACKENDS:
         raise ValueError(f"data.backend {name}: no such backend{suggest(name, BACKENDS)}")
@@ -127,14 +126,14 @@ def find_backend(name: str) -> Callable[[Source], Video]:
 
 
 class OpenVideo:
-    """A video that is open for reading; use it in a `with`.
+    """A video that is open for reading; use it in a `with` statement.
 
     Args:
-        source: path of a video or of a folder of frames, a video's bytes, or a range of the frames of either.
+        source: path of a video or of a folder of frames, a video's bytes, or a range of frames.
         name: name of the backend; a folder of frames is always read by `frames`.
 
     Attributes:
-        times: when each frame is shown, in seconds from the first, float64 (N,).
+        times: time of each frame in seconds from the first, float64 (N,).
 
     Raises:
         Unreadable: with the reason.
@@ -168,35 +167,35 @@ class OpenVideo:
             uint8 (T, H, W, C).
 
         Raises:
-            IndexError: for a number that the video does not have.
+            IndexError: the video has no frame of this number.
             Unreadable: with the reason.
         """
-        wanted, place = self._unique(frames)
+        requested, place = self._unique(frames)
         with reasons("cannot be decoded"):
-            clip = self.video.read([number + self.first for number in wanted], channels)
-        return clip if len(place) == len(wanted) and (place[:-1] < place[1:]).all() else clip[place]
+            clip = self.video.read([number + self.first for number in requested], channels)
+        return clip if len(place) == len(requested) and (place[:-1] < place[1:]).all() else clip[place]
 
     def blocks(self, frames: Sequence[int] | NDArray[np.int64], channels: int = 3) -> Iterator[tuple[list[int], Pixels]]:
-        """Decodes frames by number, each once, a few at a time, so that they are cropped while a processor's cache holds them.
+        """Decodes frames by number, each once, in blocks that fit into a processor's cache until they are cropped.
 
         Yields:
             The numbers, ascending, and uint8 (n, H, W, C), which the next block overwrites.
 
         Raises:
-            IndexError: for a number that the video does not have.
-            Unreadable: with the reason; some blocks may have come before.
+            IndexError: the video has no frame of this number.
+            Unreadable: with the reason, maybe after some blocks.
         """
-        wanted, _ = self._unique(frames)
-        stored = [number + self.first for number in wanted]
+        requested, _ = self._unique(frames)
+        stored = [number + self.first for number in requested]
         with reasons("cannot be decoded"):
             if not isinstance(self.video, StreamingVideo):
-                yield wanted, self.video.read(stored, channels)
+                yield requested, self.video.read(stored, channels)
                 return
             numbers: list[int] = []
             block = np.empty(0, np.uint8)
             for number, pixels in self.video.each(stored, channels):
                 if block.size == 0:
-                    block = np.empty((min(len(wanted), max(1, BLOCK // pixels.size)), *pixels.shape), np.uint8)
+                    block = np.empty((min(len(requested), max(1, BLOCK // pixels.size)), *pixels.shape), np.uint8)
                 block[len(numbers)] = pixels
                 numbers.append(number - self.first)
                 if len(numbers) == len(block):
@@ -206,11 +205,11 @@ class OpenVideo:
                 yield numbers, block[: len(numbers)]
 
     def _unique(self, frames: Sequence[int] | NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-        """Returns the distinct numbers, ascending, and the place among them of each requested one."""
-        wanted, place = np.unique(np.asarray(frames, dtype=np.int64), return_inverse=True)
-        if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= len(self):
+        """Returns the distinct numbers, ascending, and the index in them of each requested number."""
+        requested, place = np.unique(np.asarray(frames, dtype=np.int64), return_inverse=True)
+        if len(requested) == 0 or requested[0] < 0 or requested[-1] >= len(self):
             raise IndexError(f"frames {list(frames)} of a video of {len(self)}")
-        return wanted.tolist(), place
+        return requested.tolist(), place
 
     def __enter__(self) -> OpenVideo:
         return self
@@ -232,9 +231,9 @@ def read_clip(
 
     Args:
         source: path of a video or of a folder of frames, or a video's bytes.
-        indices: numbers of the frames, in any order; None reads all.
-        times: seconds from the first frame, instead of numbers; each is the frame that is visible then.
-        size: height and width of the frames, or their short side, in pixels; None keeps the video's.
+        indices: numbers of the frames, in any order. None: all.
+        times: times in seconds from the first frame, instead of numbers. Each selects the frame that is visible at this time.
+        size: height and width of the frames, or their short side, in pixels. None: those of the video.
         channels: 3 is RGB, 1 is grey.
         backend: `av`, `decord`, `torchcodec`, or a registered one.
 
@@ -243,7 +242,7 @@ def read_clip(
 
     Raises:
         Unreadable: with the reason.
-        IndexError: for a frame that the video does not have.
+        IndexError: the video does not have the frame.
     """
     with OpenVideo(source, backend) as video:
         if times is not None:
@@ -254,7 +253,7 @@ def read_clip(
 
 
 def frames_at(times: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Returns the numbers of the frames that are visible at some moments, seconds, any shape; before the first frame, 0."""
+    """Returns the numbers of the frames that are visible at times in seconds, of any shape; 0 before the first frame."""
     return np.maximum(np.searchsorted(times, moments + SLACK, side="right") - 1, 0)
 
 

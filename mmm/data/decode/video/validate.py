@@ -1,4 +1,4 @@
-"""Refuses unsuitable video files before they are opened, and turns what decoders raise into one line."""
+"""Refuses unsuitable video files before they are opened, and converts the errors of decoders to one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_file(source: Path | bytes) -> None:
 
 @contextmanager
 def reasons(failure: str) -> Iterator[None]:
-    """Turns any exception of a decoder into Unreadable: `failure` and the reason, in words that do not vary from run to run."""
+    """Converts any exception of a decoder to Unreadable, with `failure` and a reason that is the same in every run."""
     try:
         yield
     except (Unreadable, ImportError):

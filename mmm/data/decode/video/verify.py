@@ -23,14 +23,14 @@ _exact: dict[object, bool] = {}  # by library and file, in this process
 
 
 def open_verified(source: Source, name: str, opener: Callable[[Source, AvVideo], Video]) -> Video:
-    """Opens a file with another library if its frames equal PyAV's bit for bit; else with PyAV, which is logged.
+    """Opens a file with another library if its frames equal PyAV's bit for bit. Otherwise opens it with PyAV and logs this.
 
-    For that, PyAV decodes the whole file once, which reveals damage, and some frames are compared, each after a seek.
+    PyAV decodes the whole file once, which reveals damage. Some frames are then compared, each after a seek.
 
     Args:
         source: path or bytes.
         name: name of the library.
-        opener: opens a file with the library; it also gets the file as PyAV has opened it.
+        opener: opens a file with the library; its second argument is the file as opened by PyAV.
     """
     from mmm.data.decode.video.pyav import AvVideo
 

@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 class Damaged(Exception):  # noqa: N818 (named for the tar)
-    """A tar is damaged from here on."""
+    """Damage at this position of a tar; the rest cannot be read."""
 
 
 class Walk:
@@ -80,7 +80,7 @@ class Walk:
             self.damage = str(damage)
 
     def _after(self, kind: bytes, header: bytes, member: Member) -> int:
-        """The position of the next header."""
+        """Returns the position of the next header."""
         place = member.offset
         if kind in b"123456":  # these have no content, whatever their headers say
             return place
@@ -93,7 +93,7 @@ class Walk:
         return place + _padded(member.size)
 
     def _extra(self, kind: bytes, place: int, size: int) -> dict[str, bytes]:
-        """The fields of an extra header, which belong to the next header."""
+        """Returns the fields of an extra header, which belong to the next header."""
         if size > MAX_EXTRA:
             raise Damaged(f"at byte {place:,} a name of {size:,} bytes")
         content = self._whole(place, size)
@@ -114,12 +114,12 @@ class Walk:
 
 
 def show(name: bytes) -> str:
-    """A member's name as text."""
+    """Converts a member's name to text."""
     return name.decode(errors="backslashreplace")
 
 
 def _parse(header: bytes, place: int) -> tuple[bytes, bytes, int]:
-    """The kind, name and size in a header."""
+    """Returns the kind, name and size in a header."""
     if len(header) < BLOCK:
         raise Damaged("it has no end mark" if not header else "it ends in the middle of a header")
     asked = _octal(header[148:156])
@@ -131,7 +131,7 @@ def _parse(header: bytes, place: int) -> tuple[bytes, bytes, int]:
 
 
 def _number(field: bytes) -> int:
-    """An octal number, or GNU's large number: big-endian after a byte of 0x80."""
+    """Reads an octal number, or GNU's large number: big-endian after a byte of 0x80."""
     if field[0] & 0x80:
         if field[0] != 0x80:
             raise Damaged("a negative size")
@@ -153,7 +153,7 @@ def _decimal(text: bytes | None) -> int:
 
 
 def _records(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """The records of a pax header: each is its own length, a space, name=value and a line feed."""
+    """Yields the records of a pax header: each is its own length, a space, name=value and a line feed."""
     place, end = 0, len(content.rstrip(b"\0"))
     while place < end:
         blank = content.find(b" ", place, place + 20)

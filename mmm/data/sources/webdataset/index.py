@@ -56,7 +56,7 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes with the samples, not with their positions."""
+        """A hash that changes with the samples, but not with their positions."""
         state = hashlib.sha256()
         for row in zip(self.names, self.sizes, self.labels, strict=True):
             state.update(b"%b\0%d\0%b\n" % (row[0], row[1], str(row[2]).encode(errors="replace")))
@@ -67,7 +67,7 @@ def make_index(read: Read, total: int, selection: Selection) -> Index:
     """Reads the headers of one tar.
 
     Raises:
-        Unreadable: where the file is no tar or is compressed, or it is not clear which members are the samples.
+        Unreadable: the file is not a tar or is compressed, or several members of a sample could be its image or video.
     """
     start = read(0, 8)
     for magic, tool in COMPRESSED.items():
@@ -83,7 +83,7 @@ def make_index(read: Read, total: int, selection: Selection) -> Index:
         if reason is not None:
             skipped[reason] += 1
     if walk.damage and not walk.found:
-        raise Unreadable("is no tar")
+        raise Unreadable("is not a tar")
     index = Index(damage=walk.damage)
     noun = selection.medium.noun
     for key, sample in samples.items():
@@ -127,7 +127,7 @@ class _Sample:
 
 
 def _parse_name(name: bytes) -> tuple[bytes, str, str | None]:
-    """The key and the column of a member; or the reason why it is left out."""
+    """Returns the key and the column of a member, or the reason why it is left out."""
     if name.startswith(b"/") or b".." in name.split(b"/"):
         return b"", "", "names that lead out of the tar"
     parts = KEY.fullmatch(name)
@@ -137,7 +137,7 @@ def _parse_name(name: bytes) -> tuple[bytes, str, str | None]:
 
 
 def _read_label(read: Read, member: Member | None, selection: Selection, skipped: Counter[str]) -> str | None:
-    """The label of a sample as text; a label that cannot be read is counted in `skipped`."""
+    """Reads the label of a sample as text; a label that cannot be read is counted in `skipped`."""
     if member is None:
         return None
     try:

@@ -40,14 +40,14 @@ class TarFiles(Protocol):
 
     def read(self, number: int, offset: int, size: int, /) -> bytes: ...
 
-    def prefetch(self, wanted: list[tuple[int, int, int]], /) -> None: ...
+    def prefetch(self, ranges: list[tuple[int, int, int]], /) -> None: ...
 
 
 def load_indices(files: TarFiles, selection: Selection) -> list[CachedIndex]:
-    """The index of each tar. Those that are missing, or of a tar that has changed, are made behind a progress bar.
+    """Returns the index of each tar. Makes missing indices, and those of changed tars, and shows a progress bar.
 
     Raises:
-        ValueError: where a tar does not exist or cannot be read in place.
+        ValueError: a tar does not exist or cannot be read in place.
     """
     stamps, cache = files.stamps(), user_cache() / "tars"
     paths = [_path(cache, address, selection) for address in files.addresses]
@@ -81,7 +81,7 @@ def _make(files: TarFiles, selection: Selection, paths: list[Path], stamps: list
 
 
 class ReadAhead:
-    """Reads a file at increasing positions with few requests: long ones where the positions are near, else short ones.
+    """Reads a file at increasing positions with few requests: long requests if the positions are near, else short ones.
 
     Args:
         read: reads bytes of the file.
@@ -98,7 +98,7 @@ class ReadAhead:
 
 
 def _path(folder: Path, address: str, selection: Selection) -> Path:
-    """The file of an index; different selections from a tar have different files."""
+    """Returns the file of an index; different selections from a tar have different files."""
     return folder / f"{digest([VERSION, address, selection.medium.noun, selection.column, selection.label])}.parquet"
 
 
@@ -117,7 +117,7 @@ def _write(path: Path, index: Index, stamp: tuple[int, str]) -> None:
 
 
 def _read(path: Path, stamp: tuple[int, str]) -> CachedIndex | None:
-    """The stored index of the file with this stamp; None where there is none."""
+    """Returns the stored index of the file with this stamp, or None."""
     import pyarrow
     import pyarrow.parquet
 

@@ -16,7 +16,7 @@ class LocalFiles:
     """Files on a disk, by number.
 
     Args:
-        paths: sorted; at least one.
+        paths: paths of the files, sorted; at least one.
     """
 
     is_local = True
@@ -31,26 +31,26 @@ class LocalFiles:
         return self.__dict__ | {"_open": {}}  # another process opens its own files
 
     def stamps(self) -> list[tuple[int, str]]:
-        """The size of each file in bytes, and the time of its last change."""
+        """Returns the size of each file in bytes, and the time of its last change."""
         self._stamps = [_stamp(os.stat(address)) for address in self.addresses]
         return self._stamps
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of a file; fewer at its end.
+        """Reads bytes of a file; fewer at its end.
 
         Raises:
-            Unreadable: where the file has changed since it was indexed, or the disk fails.
+            Unreadable: the file has changed since it was indexed, or the disk fails.
         """
         try:
             return _read_at(self._file(number), size, offset)
         except OSError as error:
             raise Unreadable(f"the tar cannot be read: {error.strerror}") from error
 
-    def prefetch(self, wanted: list[tuple[int, int, int]]) -> None:
-        """Does nothing: a disk needs no announcement."""
+    def prefetch(self, ranges: list[tuple[int, int, int]]) -> None:
+        """Does nothing: a local disk needs no prefetching."""
 
     def _file(self, number: int) -> int:
-        """The descriptor of a file; the file that was opened first is closed where too many are open."""
+        """Returns the descriptor of a file, and closes the file that was opened first if too many are open."""
         if number not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))

@@ -44,7 +44,7 @@ class HttpFiles(RemoteFiles):
         raise Unreadable(f"its address leads on to another, more than {REDIRECTS} times")
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
-        """This thread's connection to a host; it opens and reopens itself."""
+        """Returns this thread's connection to a host, which opens and reopens itself."""
         known: dict[tuple[str, str], http.client.HTTPConnection] = self.local.thread.__dict__.setdefault("known", {})
         if (scheme, host) not in known:
             kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection

@@ -24,10 +24,10 @@ MAX_NAMES = 10_000_000  # names that braces may stand for
 
 
 def tars_at(name: str, config: DataConfig) -> Tars | None:
-    """The source of the tars that a name stands for; None where it names no tars.
+    """Opens the tars that a name stands for; returns None if it names no tars.
 
     Raises:
-        ValueError: where a tar does not exist, or the address is of another kind.
+        ValueError: a tar does not exist, or the address is of another kind.
     """
     if "://" in name or name.startswith(("pipe:", "file:")):
         return Tars(HttpFiles(_addresses(name)), config, name)
@@ -44,15 +44,15 @@ def tars_at(name: str, config: DataConfig) -> Tars | None:
         return None
     if absent := [file for file in files if not file.is_file()]:
         others = f", nor are {len(absent) - 1} others" if len(absent) > 1 else ""
-        raise ValueError(f"data.source {name}: {absent[0]} is no file here{others}")
+        raise ValueError(f"data.source {name}: {absent[0]} is not a file here{others}")
     return Tars(LocalFiles(files), config, name)
 
 
 def expand(name: str) -> list[str]:
-    """The names that braces stand for: {000..146} counts with this number of digits; {a,b} lists.
+    """Returns the names that braces stand for: {000..146} counts with this number of digits, and {a,b} lists.
 
     Raises:
-        ValueError: for an empty range, or too many names.
+        ValueError: a range is empty, or there are too many names.
     """
     parts = BRACES.split(name)  # texts, alternating with the contents of braces
     choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
@@ -76,7 +76,8 @@ def _choices(inside: str) -> list[str]:
 
 
 def _addresses(name: str) -> list[str]:
-    """Addresses of tars at http and https: WebDataset's `pipe:` would run a program, and its `file:` would read any file."""
+    """Returns addresses of tars at http and https. WebDataset's `pipe:` would run a program; its `file:` would read any
+    file."""
     addresses = expand(name)
     for address in addresses:
         if urlsplit(address).scheme not in SCHEMES:
@@ -88,7 +89,7 @@ def _addresses(name: str) -> list[str]:
 
 
 def _in_folder(root: Path) -> list[Path]:
-    """The tars below a folder; none where it also holds images or videos as files, because it is then a folder of those."""
+    """Lists the tars below a folder. Returns none if it also contains images or videos as files, which are then the samples."""
     tars = []
     for path in files_below(root):
         if Path(path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:

@@ -1,8 +1,7 @@
 """WebDataset tars: indexed once, then read in place.
 
-A sample is a position in a tar, so that order, exact resume, process counts and labels are those of any other source. An index
-is made of each new or changed tar by reading its headers; at an address, the bytes of the tar pass through this once, for
-images all of them.
+A sample is a position in a tar, so that order, exact resume, process counts and labels are those of any other source. The index
+of a new or changed tar is made by reading its headers. At an address this transfers the tar once, for images almost all of it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
-MAX_CLASS = 10_000_000  # larger numbers are no labels
+MAX_CLASS = 10_000_000  # larger numbers are not labels
 
 
 class TarColumn:
@@ -74,7 +73,7 @@ class Tars:
 
     Args:
         files: the tars.
-        config: may name their columns.
+        config: options, which may name the columns.
         title: the name of the source in messages.
     """
 
@@ -87,10 +86,10 @@ class Tars:
             _announce(title, files.checks)
 
     def table(self, split: str) -> Table:
-        """The samples of one split, after the missing indices are made.
+        """Makes the missing indices, and returns the samples of one split.
 
         Raises:
-            ValueError: where a tar cannot be read in place, or there is no sample.
+            ValueError: a tar cannot be read in place, or there is no sample.
         """
         numbers = [number for number, name in enumerate(self.split_of) if name == split]
         indices = [self._indices[number] for number in numbers]
@@ -107,10 +106,10 @@ class Tars:
 
     @cached_property
     def _label_texts(self) -> list[str]:
-        """The different labels of all splits, so that their numbers agree.
+        """Returns the distinct labels of all splits, so that their numbers agree.
 
         Raises:
-            ValueError: where a column of labels was named and does not exist.
+            ValueError: the named column of labels does not exist.
         """
         texts = {text for table, _ in self._indices for text in table["label"].unique().to_pylist()} - {None}
         if not texts and self.selection.label is not None:
@@ -122,7 +121,7 @@ class Tars:
         return load_indices(self.files, self.selection)
 
     def _report(self, split: str, addresses: list[str], indices: list[CachedIndex], count: int) -> None:
-        """Logs what is left out, and which tars are damaged."""
+        """Logs the members that are left out, and damaged tars."""
         skipped = sum((Counter(facts["skipped"]) for _, facts in indices), Counter[str]())
         listed, noun = ", ".join(f"{number} x {kind}" for kind, number in skipped.most_common()), self.selection.medium.noun
         if not count:
@@ -140,8 +139,8 @@ class Tars:
 def _announce(title: str, checks: str) -> None:
     logger.info(
         "%s is read over the network, with weaker guarantees than a disk: order, crops, masks, resume and process counts are exact "
-        "only as long as these files stay as they were indexed (%s), and a sample that does not come in %d tries is replaced and "
-        "named in bad_inputs.jsonl, which changes the run",
+        "only as long as these files do not change (%s). A sample that does not arrive in %d tries is replaced and named in "
+        "bad_inputs.jsonl, which changes the run",
         title,
         checks,
         len(PAUSES),
@@ -155,14 +154,14 @@ def _split_of(address: str) -> str:
 
 
 def _titles(addresses: list[str]) -> list[str]:
-    """The addresses, relative to the folder that contains all of them."""
+    """Returns the addresses relative to the folder that contains all of them."""
     folders = [address.replace(os.sep, "/").split("/")[:-1] for address in addresses]
     common = next((place for place, words in enumerate(zip(*folders, strict=False)) if len(set(words)) > 1), min(map(len, folders)))
     return [address.replace(os.sep, "/").split("/", common)[common] for address in addresses]
 
 
 def _number_labels(texts: list[str | None], known: list[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels int64 (N,), -1 where a sample has none, and the names of the classes."""
+    """Returns labels int64 (N,), -1 for samples without one, and the names of the classes."""
     if not any(text is not None for text in texts):
         return None, None
     if not all(text.removeprefix("-").isdecimal() for text in known):
@@ -170,5 +169,5 @@ def _number_labels(texts: list[str | None], known: list[str]) -> tuple[Tensor | 
         return torch.tensor([-1 if text is None else number[text] for text in texts]), tuple(known)
     least, most = (choose(map(int, known)) for choose in (min, max))
     if least < 0 or most > MAX_CLASS:
-        raise ValueError(f"data.source: {least if least < 0 else most} is no label; labels go from 0 to {MAX_CLASS:,}")
+        raise ValueError(f"data.source: {least if least < 0 else most} is not a label; labels go from 0 to {MAX_CLASS:,}")
     return torch.tensor([-1 if text is None else int(text) for text in texts]), tuple(map(str, range(most + 1)))
