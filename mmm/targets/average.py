@@ -31,8 +31,8 @@ class AverageConfig(TargetConfig):
     """Part of the run, 0 to 1, over which the decay moves."""
 
     decay_middle: tuple[ZeroToOne, ZeroToOne] | None = None
-    """A decay that is reached on the way, and the part of the run after which it is (BootMAE: 0.9999 0.125); none: the way is
-    straight."""
+    """A decay between the two, and the part of the run, 0 to 1, at which it is reached (BootMAE: 0.9999 0.125). None: the decay
+    moves along one line."""
 
     def validate(self) -> None:
         if self.decay_middle is not None and not 0 < self.decay_middle[1] < self.decay_until:
