@@ -5,9 +5,9 @@
     python recipes/depth.py --preset motorcycle --model runs/pretrain-1      a photograph with measured depths
     python recipes/depth.py --preset nyu --model mae_pretrain_vit_base.pth --data.source nyu_folder
 
-`nyu` is for NYUv2 as a folder with images/ and depth/ (16-bit PNG in millimetres), 256 bins from 1 mm to 10 m, 38,400 updates of 16
-images. The size of the crops and the warm-up are ours; test-time augmentation and the crop of NYUv2's borders are left out. This
-preset has not been run on NYUv2 yet. `demo`: docs/results.md."""
+`nyu` reads NYUv2 from a folder with images/ and depth/ (16-bit PNG in millimetres). It has 256 bins from 1 mm to 10 m and 38,400
+updates of 16 images. The crop size and the warm-up are our choice. Test-time augmentation and the crop of NYUv2's borders are left
+out. This preset has not been run on NYUv2 yet. `demo`: docs/results.md."""
 
 from dataclasses import replace
 

@@ -6,13 +6,13 @@
     python recipes/detect.py --preset large --model mae_pretrain_vit_large.pth --data.source /data/coco
 
 `base`, `large` and `huge` have the values published for COCO, which CrossMAE also used: images of 1,024 pixels, large-scale jitter,
-100 epochs (75 for H), attention in windows of 14 tokens with four global blocks. MAE's ViT-H has patches of 14 pixels, which a
-feature pyramid of powers of 2 does not allow: pretrain with 16. `detr` finds boxes with transformers' DETR on the same encoder.
+100 epochs (75 for H), attention in windows of 14 tokens with four global blocks. The feature pyramid needs patches of a power of 2:
+pretrain ViT-H with patches of 16 pixels instead of MAE's 14. `detr` finds boxes with transformers' DETR on the same encoder.
 
-Results. The authors report a box / mask AP of 51.6 / 45.9 (B), 55.5 / 49.2 (L) and 56.7 / 50.2 (H); CrossMAE 52.1 / 46.3 (B) and
-54.9 / 48.8 (L) with its own code. These presets have not been run on COCO yet. Differences: torchvision's RoIAlign samples twice
-an axis and is not aligned by half a pixel, and the learning rate falls along half a cosine where theirs is divided by 10 twice.
-`demo`: docs/results.md."""
+Results. The authors report a box / mask AP of 51.6 / 45.9 (B), 55.5 / 49.2 (L) and 56.7 / 50.2 (H). CrossMAE's authors report
+52.1 / 46.3 (B) and 54.9 / 48.8 (L) with their own code. These presets have not been run on COCO yet. Differences from ViTDet's
+code: torchvision's RoIAlign samples twice per axis and is not aligned by half a pixel, and the learning rate falls along half a
+cosine instead of being divided by 10 twice. `demo`: docs/results.md."""
 
 from dataclasses import replace
 

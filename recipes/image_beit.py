@@ -7,11 +7,11 @@ gives to hidden tokens are predicted.
     python recipes/image_beit.py --target.vocabulary vqkd --target.source vqkd.pth --data.source /data/imagenet     BEiT v2's
     python recipes/image_beit.py --preset cifar10 --data.source uoft-cs/cifar10
 
-With `--target.source runs/pretrain-1` k-means clusters the features of a model of your own instead of patches.
+With `--target.source runs/pretrain-1` k-means clusters the features of your own model instead of patches.
 
-Differences from the authors' code: exact counts of hidden tokens; learned positions where theirs are a relative bias; no jitter
-of colours; DALL-E's tokenizer reads the model's own input, resized, where theirs reads a second resizing of the crop. BEiT v2's
-second head, on the class token, is left out.
+Differences from the authors' code: counts of hidden tokens are exact; positions are learned instead of a relative bias; there is
+no colour jitter; DALL-E's tokenizer reads the model's input, resized, instead of a second resizing of the crop. BEiT v2's second
+head, on the class token, is left out.
 
 Results. An independent reproduction with DALL-E's codes reports a top-1 accuracy of 83.1 % (B) after 300 epochs and
 fine-tuning. This recipe has not been run on ImageNet yet. `cifar10`: docs/methods.md."""

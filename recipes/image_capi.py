@@ -5,14 +5,14 @@ teacher's features are clustered while the training runs, and the clusters of hi
     python recipes/image_capi.py --data.source /data/imagenet          ViT-L/14
     python recipes/image_capi.py --preset cifar10 --data.source uoft-cs/cifar10
 
-A rectangle that wraps around the borders is shown; a few of the hidden tokens are predicted, each by itself. Assignments to
-clusters are balanced over the batch at each place of the image, over all processes; with accumulated gradients, over a
+The encoder sees a rectangle that wraps around the borders. A few of the hidden tokens are predicted, each separately. Assignments
+to clusters are balanced over the batch of all processes at each place of the image; with accumulated gradients, over a
 micro-batch.
 
-Differences from the authors' code: drop path rises from 0 to 0.2 over the encoder and acts on samples, where theirs is 0.2 in
-every block of encoder and predictor and runs a part of the batch; norms are not decayed, theirs by a tenth; the teacher's decay
-moves linearly from the first update, theirs by a cosine after the warm-up; the head of the student is a plain linear layer; the
-cosine of the learning rate is not cut at four fifths.
+Differences from the authors' code: drop path rises from 0 to 0.2 over the encoder and drops branches of samples; the authors use
+0.2 in every block of encoder and predictor and compute a part of the batch. Norms are not decayed; the authors decay them by a
+tenth. The teacher's decay moves linearly from the first update; the authors' moves along a cosine after the warm-up. The head of
+the student is a plain linear layer. The cosine of the learning rate is not cut at four fifths.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

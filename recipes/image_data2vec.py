@@ -6,12 +6,12 @@ encoder.
     python recipes/image_data2vec.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_data2vec.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The target is the mean over the last ten blocks of what their MLPs add, each standardised over the tokens of the image. The
-image is read, and the teacher computed, once for all masks.
+The target is the mean of the outputs of the MLPs in the last ten blocks, each standardised over the tokens of the image. The
+image is read once for all masks, and the teacher is computed once.
 
-Differences from the authors' code: blocks are pre-norm, where theirs are post-norm; AdamW decays weights apart from the
-gradient, where theirs is Adam with decay. Their loss of the class token is a sum over the 256 masks of a process, times 0.01;
-ours is the mean times 2.56, which is the same.
+Differences from the authors' code: blocks are pre-norm instead of post-norm; the optimizer is AdamW instead of Adam with weight
+decay. The authors' loss of the class token is a sum over the 256 masks of a process, times 0.01; ours is the mean times 2.56,
+which is the same.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

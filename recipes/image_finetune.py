@@ -84,7 +84,7 @@ CIFAR10 = replace(
     ),
 )
 
-# for a run of the preset `small` of image_mae.py, on some hundreds to some ten thousand labelled images of one's own
+# for a run of the preset `small` of image_mae.py, on some hundreds to some ten thousand labelled images of your own
 SMALL = finetune.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), workers=2),
     tokenizer=Patches.Config(size=8),

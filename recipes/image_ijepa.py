@@ -9,7 +9,8 @@ The teacher is the moving average of the encoder and sees the whole image. Its f
 token.
 
 Differences from the authors' code: the numbers of tokens are exact, so that no batch is cut to its shortest sample; blocks may
-touch the last row and column; scale and aspect are drawn apart; weights start Xavier-uniform, theirs truncated normal.
+touch the last row and column; scale and aspect ratio are drawn separately; weights are initialised Xavier-uniform instead of
+truncated normal.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

@@ -5,12 +5,12 @@
     python recipes/image_linear_probe.py --model runs/pretrain-1/config.yaml            the same model with random weights
     python recipes/image_linear_probe.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
-All heads share one forward pass of the encoder. `--rates 0.5 1 2 --held_back 0.01` tries three learning rates at little more than
-the cost of one, and chooses by the accuracy on one percent of the training samples. Use `--pool.name mean` for an encoder without
-a class token or without a final norm (CrossMAE).
+All heads share one forward pass of the encoder. `--rates 0.5 1 2 --held_back 0.01` tries three learning rates in little more time
+than one, and chooses by the accuracy on one percent of the training samples. Use `--pool.name mean` for an encoder without a class
+token or without a final norm (CrossMAE).
 
 Results. `imagenet`: the authors report a top-1 accuracy of 68.0 (B), 75.8 (L) and 76.6 % (H). This recipe has not been run on
-ImageNet yet. The authors' batch norm has the statistics of the 512 images on one GPU, this one those of the whole batch."""
+ImageNet yet. The authors' batch norm uses the statistics of the 512 images on one GPU; this one uses those of the whole batch."""
 
 from mmm.classifier import HeadConfig
 from mmm.config.cli import main

@@ -70,7 +70,7 @@ CIFAR10 = pretrain.Config(
     evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
-# For some tens to some ten thousand images of one's own: a small model, and a length in updates, so that few images are seen often.
+# For some tens to some ten thousand images of your own: a small model, and a length in updates, so that few images are seen often.
 SMALL = pretrain.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), workers=2),
     tokenizer=Patches.Config(size=8),

@@ -5,8 +5,8 @@ of oriented gradients of hidden tokens are predicted.
     python recipes/image_maskfeat.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_maskfeat.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The learning rate for 256 images and its end, warm-up, crops, clipping, ratio and target are the authors'; the batch size is
-ours. A token of 4 pixels is one cell of its own, with 9 values for each channel.
+The learning rate for 256 images and its end, warm-up, crops, clipping, ratio and target are the authors'. The batch size is our
+choice. A token of 4 pixels is one cell, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
 been run on ImageNet yet. `cifar10`: docs/methods.md."""

@@ -5,9 +5,8 @@ squares, a deep decoder and eight class tokens, whose mean is the feature.
     python recipes/image_pixio.py --data.source /data/imagenet         ViT-H/16 at 256 pixels
     python recipes/image_pixio.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Squares of 4 x 4 tokens are hidden together. The preset has the values of the authors' script for ImageNet. Their released
-models are trained on images of the web, sampled by their loss, and their smaller ones are distilled from larger ones, which is
-left out.
+Squares of 4 x 4 tokens are hidden together. The preset has the values of the authors' script for ImageNet. The released models
+are trained on web images, sampled by their loss. The smaller ones are distilled from larger ones; distillation is left out here.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

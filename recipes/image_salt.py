@@ -7,10 +7,10 @@ teacher is trained on pixels; then it is frozen, and a student predicts its feat
     python recipes/image_salt.py --data.source /data/imagenet          the student, of any size: --target.teacher_width 384
 
 The student's presets read the teacher from runs/salt-teacher; `--target.teacher` names another run, or a model of timm or
-transformers. Nothing follows the student, so that features cannot collapse.
+transformers. The teacher does not depend on the student, so features cannot collapse.
 
-The paper is of videos, and has no published code: its split of the updates (a sixth for the teacher) and its loss (L1) are
-kept, masks and rates are I-JEPA's and MAE's, and the weight decay is constant.
+The paper is about videos, and no code is published. The share of the updates for the teacher (a sixth) and the loss (L1) are the
+paper's. Masks and learning rates are those of I-JEPA and MAE, and the weight decay is constant.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

@@ -7,13 +7,13 @@ decoder predicts its features of the hidden tokens instead of their pixels.
     python recipes/image_selfdistill.py --preset imagenet_bootmae --data.source /data/imagenet
     python recipes/image_selfdistill.py --preset cifar10 --data.source uoft-cs/cifar10
 
-`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher sees the hidden tokens alone, and the loss is the cosine.
-Theirs splits the hidden tokens into several sequences, and takes the cosine over another axis. `imagenet_bootmae` follows
-BootMAE (Dong et al., ECCV 2022): pixels and features are predicted at once, each by a decoder of its own. Both decoders read the
-encoder's last features; that of the pixels attends to the first block's output, and that of the features to the last one's. The
-second loss rises over a quarter of the run, and tokens inside blocks weigh up to twice as much. Theirs hides 120 tokens in blocks
-and 27 at random, here all 147 are in blocks. Features may collapse to one vector: a line warns, and `rankme` in metrics.jsonl shows
-it.
+`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher sees only the hidden tokens, and the loss is the cosine
+distance. SdAE's authors split the hidden tokens into several sequences, and compute the cosine over another axis.
+`imagenet_bootmae` follows BootMAE (Dong et al., ECCV 2022): two decoders predict pixels and features. Both read the encoder's last
+features; the pixel decoder attends to the output of the first block, and the feature decoder to that of the last one. The weight
+of the second loss rises over a quarter of the run, and tokens inside blocks weigh up to twice as much. BootMAE's authors hide 120
+tokens in blocks and 27 at random; here all 147 are in blocks. If features collapse to one vector, the run logs a warning, and
+`rankme` in metrics.jsonl shows it.
 
 Results. BootMAE reports a top-1 accuracy of 84.2 % (B) after 800 epochs and fine-tuning. These presets have not been run on
 ImageNet yet. `cifar10`: docs/methods.md."""

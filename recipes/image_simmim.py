@@ -6,8 +6,8 @@ are replaced by a mask token, and one linear layer predicts their raw pixels.
     python recipes/image_simmim.py --preset imagenet_swin --data.source /data/imagenet     Swin-B at 192 pixels
     python recipes/image_simmim.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Differences from the authors' code: positions are sines and cosines where theirs of ViT are a shared relative bias; the learning
-rate ends in half a cosine where theirs falls to a tenth at the 700th epoch.
+Differences from the authors' code: positions are sines and cosines instead of a shared relative bias (ViT); the learning rate
+falls along half a cosine instead of to a tenth at the 700th epoch.
 
 Results. The authors report a top-1 accuracy of 83.8 (ViT-B) and 84.0 % (Swin-B) after fine-tuning. This recipe has not been run
 on ImageNet yet. `cifar10`: docs/methods.md."""

@@ -1,13 +1,13 @@
 """Uniform masking (Li et al., "Uniform Masking: Enabling MAE Pre-training for Pyramid-based Vision Transformers with Locality",
-arXiv 2205.10063): one token of every 2 x 2 is shown, so that what is shown is a grid again and windows and pyramids work on it.
+arXiv 2205.10063): one token of every 2 x 2 is visible, so that the visible tokens form a grid for windows and pyramids.
 
     python recipes/image_umae.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_umae.py --data.source /data/imagenet          Swin-T at 256 pixels
     python recipes/image_umae.py --preset cifar10 --data.source uoft-cs/cifar10
 
-A quarter of the tokens that are shown is replaced by a mask token (secondary masking); theirs passes the norm behind the patch
-embedding, ours is put after it. Rates and weight decay are those of MAE; length and warm-up are the authors'. The small presets
-have a plain ViT.
+A quarter of the visible tokens is replaced by a mask token (secondary masking). The authors insert it before the norm of the patch
+embedding, and this recipe after it. Learning rates and weight decay are those of MAE; length and warm-up are the authors'. The
+small presets have a plain ViT.
 
 Results. The authors report a top-1 accuracy of 82.04 % (Swin-T, 200 epochs) after fine-tuning. This recipe has not been run on
 ImageNet yet. `cifar10`: docs/methods.md."""

@@ -8,12 +8,12 @@ CVPR 2023): an image is a clip of one constant tube, and each update is on image
 Flags of the images begin with --second; all others are of the videos or of both. An epoch passes once over the videos.
 
 `ssv2_imagenet` follows the authors' published configuration, omnimae_vitbase_ssv2_in1k.yaml, of 800 epochs; the paper trains for
-1,600. They count an epoch as one pass over the images, in which a quarter of the videos is decoded and four crops of each are
-taken, so that each video gives one sample; 800 of these epochs are 200 passes over the videos. Of 43 updates 38 are on images and 5
-on clips, which is their proportion (626 to 82 updates an epoch on 64 GPUs). The decoder's attention has no biases, as in the
-released weights; the configuration asks for them. Two things differ from the authors' code. Positions are sines and cosines of
-(time, row, column), in which an image stands at time 0; the authors take them from a table over the flattened index. The mask token
-and the decoder's positions have the decoder's width; theirs have the encoder's, and are projected together with the features.
+1,600. The authors count an epoch as one pass over the images. In it a quarter of the videos is decoded, with four crops of each,
+which makes one sample for each video; 800 of these epochs are 200 passes over the videos. Among 43 updates, 38 are on images and 5
+on clips, which is the authors' proportion (626 to 82 updates per epoch on 64 GPUs). The decoder's attention has no biases, as in
+the released weights; the configuration has biases. Two things differ from the authors' code. Positions are sines and cosines of
+(time, row, column), with time 0 for images; the authors take them from a table over the flattened index. The mask token and the
+decoder's positions have the decoder's width; the authors' have the encoder's, and are projected together with the features.
 
 Results. After 1,600 epochs and fine-tuning, the authors report a top-1 accuracy of 69.5 (B), 74.2 (L) and 75.3 % (H) on
 Something-Something V2, and of 83.0, 85.1 and 86.5 % on ImageNet. This recipe has not been run on these data sets yet. `demo`:

@@ -9,11 +9,11 @@
 
 The demonstration trains all weights and a convolutional head on rendered scenes (`builtin:scenes`), from a run of the demonstration
 of recipes/image_mae.py. `linear` trains a linear head on frozen features as DINOv3's authors do (crop 512, 40,000 updates of 16
-images). `uper_net` is MAE's transfer to ADE20K with BEiT's code (He et al., CVPR 2022, appendix A.4, and the released config:
+images). `uper_net` is MAE's fine-tuning on ADE20K with BEiT's code (He et al., CVPR 2022, appendix A.4, and the released config:
 160,000 updates of 16 images); `uper_net_large` has the values published for MAE's ViT-L.
 
 Results. `uper_net`: the authors report a mIoU of 48.1 (B) and 53.6 (L). This recipe has not been run on ADE20K yet. `demo`:
-docs/results.md. The published learning rate falls linearly to 0, here along half a cosine."""
+docs/results.md. The learning rate falls along half a cosine; the published one falls linearly."""
 
 from dataclasses import replace
 

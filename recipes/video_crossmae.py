@@ -1,6 +1,6 @@
-"""CrossMAE's decoder on videos: VideoMAE's setting, with cross-attention only, a quarter of the tokens predicted, and each
-decoder block reading its own weighted sum of the encoder's blocks. Fu et al. (TMLR 2025) did this with images and name videos as
-future work.
+"""CrossMAE's decoder on videos: VideoMAE's setting with a decoder of cross-attention only. A quarter of the tokens is predicted,
+and each decoder block reads its own weighted sum of the encoder's blocks. Fu et al. (TMLR 2025) trained on images and name videos
+as future work.
 
     python recipes/video_crossmae.py                                           the demonstration: minutes on a CPU
     python recipes/video_crossmae.py --data.source /data/kinetics400/train     ViT-B, 25 % of the tokens predicted
@@ -21,7 +21,7 @@ from tasks import pretrain
 
 
 def crossed(preset: pretrain.Config, decoder: CrossAttentionDecoder.Config) -> pretrain.Config:
-    """The preset with this decoder and a quarter of the tokens predicted, its learning rate scaled as CrossMAE's is."""
+    """Returns the preset with this decoder, a quarter of the tokens predicted, and CrossMAE's scaling of the learning rate."""
     return replace(preset, masker=replace(preset.masker, predict=0.25), decoder=decoder, scale_by_predicted=True)
 
 

@@ -10,9 +10,9 @@ In training each video is decoded once for two samples. The final evaluation dec
 (`ssv2`: 2 x 3); evaluations during training use one view. Clips of Something-Something V2 are not flipped, because left and right
 distinguish its classes.
 
-Batch sizes and learning rates are stated for samples. The authors state them for videos, of which an update has half as many. Two
-things differ from the authors' code: it spreads the 16 frames of a clip evenly over 64 and rounds, and here they are 4 apart, as
-in their pretraining; and RandAugment follows the crop here.
+Batch sizes and learning rates are stated for samples. The authors state them for videos, and an update has half as many videos as
+samples. Two things differ from the authors' code. The frames of a clip are 4 apart, as in the pretraining; the authors spread 16
+frames evenly over 64 and round. RandAugment is applied after the crop.
 
 Results. The authors report a top-1 accuracy of 79.0 (S), 81.5 (B), 85.2 (L) and 86.6 % (H) on Kinetics-400 after 1,600 epochs of
 pretraining, of 66.8 (S) and 70.8 % (B) on Something-Something V2 after 2,400, and of 91.3 % (B) on UCF101 after 3,200. This
@@ -132,7 +132,7 @@ DEMO = finetune.Config(
     ),
 )
 
-# for a run of the preset `small` of video_mae.py, on some hundreds to some thousand labelled videos of one's own
+# for a run of the preset `small` of video_mae.py, on some hundreds to some thousand labelled videos of your own
 SMALL = replace(
     DEMO,
     data=replace(SMALL_CLIPS, eval_clips=2),

@@ -10,9 +10,9 @@ Set `--data.flip 0` for data in which left and right have a meaning (Something-S
 
 Results. `kinetics` has the clips and test views of VideoMAE and the classifier of MAE; no paper states such a recipe in full, and
 this one has not been run. `attentive` follows the evaluation of V-JEPA (Bardes et al., 2024), which reports 80.8 % for its own
-ViT-L on Kinetics-400 with 16 frames, 8 clips and 3 crops. Two things differ: theirs attends to all clips of a video at once, and
-here the scores of the clips are averaged; and theirs uses AutoAugment. Its learning rate is known from the authors' code, other
-values of its schedule are not."""
+ViT-L on Kinetics-400 with 16 frames, 8 clips and 3 crops. Two things differ from the authors' code: the scores of the clips are
+averaged here, where the authors' probe attends to all clips of a video at once; and the authors use AutoAugment. The learning rate
+is that of the authors' code; it does not contain the other values of the schedule."""
 
 from dataclasses import replace
 

@@ -98,7 +98,7 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
-# For some tens to some thousand videos of one's own: a small model, and a length in updates, so that few videos are seen often.
+# For some tens to some thousand videos of your own: a small model, and a length in updates, so that few videos are seen often.
 SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, workers=2)
 SMALL = pretrain.Config(
     data=SMALL_CLIPS,

@@ -4,9 +4,9 @@ of oriented gradients of the first frame of each hidden tube are predicted.
     python recipes/video_maskfeat.py                                       the demonstration: minutes on a CPU, no download
     python recipes/video_maskfeat.py --data.source /data/kinetics400/train
 
-Hidden tokens are boxes of squares of 32 pixels, each of one to all time slots. The authors' encoder is MViTv2; this one is a
-ViT. Ratio, target, crops, clipping, epochs and warm-up are the authors', and the learning rate is theirs for 32 clips; the
-batch size is ours.
+Hidden tokens form boxes of squares of 32 pixels, from one to all time slots long. The authors' encoder is MViTv2; this one is a
+ViT. Ratio, target, crops, clipping, epochs, warm-up and the learning rate for 32 clips are the authors'. The batch size is our
+choice.
 
 Results. This recipe has not been run on Kinetics yet. `demo`: docs/methods.md."""
 

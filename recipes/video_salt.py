@@ -7,8 +7,8 @@ teacher is trained on pixels; then it is frozen, and a student predicts its feat
     python recipes/video_salt.py --data.source /data/videos                the student
 
 The student's presets read the teacher from runs/salt-video-teacher; `--target.teacher` names another run, or a model of timm or
-transformers. Masks and rates are V-JEPA 2's. Of 240,000 updates 40,000 train the teacher, as in the paper, which has no
-published code.
+transformers. Masks and learning rates are those of V-JEPA 2. The teacher is trained for 40,000 of 240,000 updates, as in the
+paper. No code is published.
 
 Results. This recipe has not been run on the authors' data yet. `demo`: docs/methods.md."""
 

@@ -8,8 +8,8 @@ predicts the teacher's features of these tokens.
 
 The demonstration has no teacher to download: its teacher is the moving average of its own encoder.
 
-Differences from the authors' code: CLIP's projection behind the last norm is left out; the loss is 1 - cos where theirs is 2 -
-2 cos, which leaves the updates of AdamW as they are.
+Differences from the authors' code: CLIP's projection after the last norm is left out; the loss is 1 - cos instead of 2 - 2 cos,
+which does not change the updates of AdamW.
 
 Results. The authors report a top-1 accuracy of 87.4 % (B) on Kinetics-400 after pretraining and fine-tuning on Kinetics-710 and
 then on Kinetics-400. This recipe has not been run on Kinetics yet. `demo`: docs/methods.md."""

@@ -28,7 +28,7 @@ class Config(AttentionConfig, LoadedModelConfig):
     """Measure the attention of a decoder."""
 
     batch_size: int = 32
-    """Samples that the model gets at once."""
+    """Samples that the model processes at once."""
 
     out: str | None = None
     """Folder for pictures and numbers. None: `pictures` in the run folder, or the working directory for weights without a run."""

@@ -34,7 +34,7 @@ class Config(ProbeConfig):
     optimizer: Optimizer = "adamw"
     """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=1e-3)
-    """Training of pool and head. micro_batch_size is the number of samples that the encoder gets at once."""
+    """Training of pool and head. micro_batch_size is the number of samples that the encoder processes at once."""
 
 
 def run(config: Config) -> dict[str, Any]:

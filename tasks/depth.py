@@ -49,7 +49,7 @@ class Config(DepthProbeConfig):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains the head, writes result.json and a picture into the run's folder, and prints the errors of the test part."""
+    """Trains the head, writes result.json and a picture into the run folder, and prints the errors on the test split."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
@@ -86,7 +86,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def score(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
-    """Scores the weights, or their moving average where the run keeps one."""
+    """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
         return evaluate_depth(model, test, session.training.accelerator, session.bad_inputs.pending)
 
@@ -109,7 +109,7 @@ def finish(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dic
 
 
 def draw(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> Path:
-    """Draws images that are evenly spread over the test part, their depths, and the predicted ones: near is dark."""
+    """Draws images that are evenly spread over the test split, with true and predicted depths. Near is dark."""
     device, data = session.training.accelerator.device, test.config
     index = torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test))
     columns: list[list[Tensor]] = [[], [], []]

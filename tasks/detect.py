@@ -47,7 +47,7 @@ class Config(DetectConfig):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains, writes result.json and a picture into the run's folder, and prints the scores of the test part."""
+    """Trains, writes result.json and a picture into the run folder, and prints the scores on the test split."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
@@ -93,7 +93,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def score(session: Session, model: Detector, test: AnnotatedObjects) -> dict[str, Any]:
-    """Scores the weights, or their moving average where the run keeps one."""
+    """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
         size, bad = session.plan.micro_batch_size, session.bad_inputs.pending
         return evaluate_detector(model, test, session.training.accelerator, bad, batch_size=size)
@@ -117,7 +117,7 @@ def finish(session: Session, model: Detector, test: AnnotatedObjects) -> dict[st
 
 
 def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
-    """Draws images that are evenly spread over the test part, their objects, and those that are found."""
+    """Draws images that are evenly spread over the test split, with true and detected objects."""
     device, step = session.training.accelerator.device, session.training.step
     part = test.subset(torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test)))
     config = replace(test.config, workers=0)

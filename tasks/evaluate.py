@@ -52,5 +52,5 @@ def run(config: Config) -> dict[str, Any]:
         Path(config.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"results: {config.out}")
     if len(results) < len(config.evaluate.names):
-        raise ValueError("some evaluations failed, see above")
+        raise ValueError("some evaluations failed; their errors are above")
     return results

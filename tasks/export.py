@@ -34,8 +34,7 @@ class Config:
     """A run folder, a checkpoint or a file of weights in one (ema.safetensors: the moving average), or published weights."""
 
     to: str = "folder"
-    """Format: folder (for mmm.load), timm, transformers, or the official layouts mae, crossmae and videomae; or one of your own
-    (--use)."""
+    """Format: folder (for mmm.load), timm, transformers, the official layouts mae, crossmae and videomae, or your own (--use)."""
 
     encoder_only: bool = False
     """Export without the decoder."""

@@ -6,9 +6,9 @@ mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --view
 mmm extract videomae.pth --source films --every 2.0 --out windows.parquet      # a clip every two seconds
 torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
 
-After an interruption, the same command continues. Beside the file lies NAME.json: the inputs' names, those that could not be read,
-and what the
-features are of. A .safetensors holds index, label and a tensor for each layer (last, block_6); a .parquet has them as columns.
+After an interruption, the same command continues. NAME.json beside the file contains the inputs' names, the unreadable inputs, and
+the model and layers of the features. A .safetensors file contains index, label and a tensor for each layer (last, block_6); a
+.parquet file has them as columns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(config: Config) -> dict[str, Any]:
     part = open_shown(config, loaded.data)
     if config.every is not None:
         if not isinstance(part, Clips):
-            raise ValueError(f"every {config.every} is for videos, and this is a model of images")
+            raise ValueError(f"--every {config.every} is for videos, and this is a model of images; leave it out")
         part = open_windows(part, config.every)
     model = loaded.trained or loaded.untrained
     features: dict[str, Any] = {

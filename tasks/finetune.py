@@ -49,8 +49,8 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """Returns the config that the flags change. If the model is a run, the data is that of the run; with another source, only the
-    size and normalisation of its pixels."""
+    """Returns the config that the flags change. If the model is a run, the data is that of the run. With another source, only size
+    and normalisation of the pixels are those of the run."""
     model = flags.get("model")
     data = run_data(model[-1]) if model else None
     if data is None:

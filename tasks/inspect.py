@@ -1,4 +1,4 @@
-"""Inspect one or two models: layers, attention, predictions, and the claims of the theory as numbers.
+"""Inspect one or two models: layers, attention, predictions, and numbers that test claims of published theory.
 
     mmm inspect runs/pretrain-1
     mmm inspect runs/pretrain-1 runs/pretrain-2 --samples 512
@@ -50,7 +50,7 @@ class Config(LoadedModelConfig):
     """Samples, chosen by key. None: all."""
 
     batch_size: int = 32
-    """Samples that the model gets at once; at least 4."""
+    """Samples that the model processes at once; at least 4."""
 
     shown: int = 6
     """Samples whose features and attention are drawn."""
@@ -136,8 +136,8 @@ def _write(
     for label, one in found.items():
         print(f"{label}, {one['samples']:,} samples of {one['data']}:")
         for row in claims(one):
-            verdict = {True: "holds", False: "does not hold", None: "not decided"}[row["holds"]]
-            print(f"  {row['value']:8.3g}  {verdict:13}  {row['claim']}: {row['formula']} (expected {row['expected']})")
+            result = {True: "holds", False: "does not hold", None: "not decided"}[row["holds"]]
+            print(f"  {row['value']:8.3g}  {result:13}  {row['claim']}: {row['formula']} (expected {row['expected']})")
     if problems:
         print(f"{len(problems)} inputs could not be read and were left out; the first: {problems[0]['reason']}")
     print(f"page: {page}")

@@ -37,10 +37,10 @@ class Config:
     """Submit the job with Slurm's sbatch."""
 
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
 
     gpus: int = 8
-    """GPUs of each machine, and so its processes; 0 for a job on CPUs."""
+    """Number of GPUs of each machine; one process runs on each. 0: a job on CPUs."""
 
     processes: int | None = None
     """Processes on each machine. None: one for each GPU, or one without GPUs."""
@@ -49,22 +49,22 @@ class Config:
     """Processor cores of each process. None: the cluster's default."""
 
     time: str = "24:00:00"
-    """Longest time of one start of the job, as Slurm takes it: minutes, HH:MM:SS or D-HH:MM:SS."""
+    """Time limit of the job between two entries into the queue, in Slurm's format: minutes, HH:MM:SS or D-HH:MM:SS."""
 
     notice: int = 180
-    """Seconds before the end of that time at which the run is told to save and stop."""
+    """Seconds before the time limit at which the run is told to save and stop."""
 
     partition: str | None = None
     """Partition of the cluster. None: its default."""
 
     account: str | None = None
-    """Account that pays for the job. None: your default."""
+    """Slurm account of the job. None: your default."""
 
     name: str = "mmm"
     """Name of the job."""
 
     setup: tuple[str, ...] = ()
-    """Lines of shell that run first on the first machine, for instance "module load cuda" "source venv/bin/activate"."""
+    """Shell commands that run first on the first machine, for instance "module load cuda" "source venv/bin/activate"."""
 
     options: tuple[str, ...] = ()
     """Further options of sbatch, for instance qos=long constraint=h100 mem=0."""
@@ -83,7 +83,7 @@ def run(config: Config) -> dict[str, Any]:
     """Writes the script into the run's folder and submits it; with dry_run it only prints the script.
 
     Raises:
-        ValueError: the command cannot be run so, or sbatch is missing or refuses the job.
+        ValueError: the command cannot run as a job, or sbatch is missing or refuses the job.
     """
     if not config.slurm:
         raise ValueError("mmm launch submits jobs to Slurm: add --slurm; on one machine use accelerate launch -m tasks")

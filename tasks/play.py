@@ -1,4 +1,4 @@
-"""Open a page to play with models: hide parts of a picture or a film, and see predictions, attention and features.
+"""Open a page to try models: hide parts of an image or a video, and see predictions, attention and features.
 
     mmm play runs/pretrain-1
     mmm play runs/pretrain-1 mae_visualize_vit_base.pth --norm_pix false --folders my_photographs
@@ -37,10 +37,10 @@ class Config:
     checkpoints."""
 
     folders: tuple[str, ...] = ()
-    """Folders of images or videos in which the page finds the nearest to a visitor's. Every visitor can see what is in them."""
+    """Folders of images or videos in which the page searches for those most similar to a visitor's. Every visitor can see them."""
 
     searched: int = SEARCHED
-    """Samples of a folder that are searched at most, chosen by key."""
+    """Largest number of samples of a folder that are searched, chosen by key."""
 
     host: str = "127.0.0.1"
     """Address on which the page is served. 127.0.0.1 is reached from this machine only, 0.0.0.0 from other machines too."""

@@ -1,4 +1,4 @@
-"""Classify images or videos with a fine-tuned model, or find the classes of pixels, or objects.
+"""Classify images or videos with a fine-tuned model, or predict the classes of pixels or the objects.
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
@@ -7,7 +7,7 @@
     mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
 A source is a file, a folder, a list, or any other that a training takes. The probabilities of a video are the mean over its
-clips and crops. For a segmenter the shares of the classes in an image are printed, for a detector the objects.
+clips and crops. A segmenter prints the share of each class in an image, and a detector prints the objects.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Config(CheckedConfig):
     """Side of the images or frames that the model gets, in pixels. None: the model's own."""
 
     masks: str | None = None
-    """Folder for what a segmenter or detector finds in each image: a PNG with the class of each pixel, or the number of its object
-    in the order of the scores, and a picture. None: none are written."""
+    """Folder for the masks of a segmenter or detector: for each image a picture, and a PNG with the class of each pixel or the
+    number of its object, in the order of scores. None: no files."""
 
     least: ZeroToOne = 0.5
-    """Smallest score of an object."""
+    """Smallest score of an object that is kept."""
 
     eval_clips: Positive = 1
     """Clips of a video whose probabilities are averaged."""
@@ -75,7 +75,7 @@ class Config(CheckedConfig):
     """Processes that read the data."""
 
     batch_size: Positive = 32
-    """Samples that the model gets at once."""
+    """Samples that the model processes at once."""
 
     device: str | None = None
     """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""

@@ -3,9 +3,9 @@
     mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
     mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
 
-Folders keep their structure, a list file is written anew next to the videos, and a table becomes a folder for each class. Encoded
-videos are skipped, so that the same command continues after an interruption. Videos that cannot be decoded are left out and
-reported.
+Folders keep their structure. For a list file, a new list is written next to the videos. A table becomes a folder for each class.
+Encoded videos are skipped, so that the same command continues after an interruption. Videos that cannot be decoded are left out
+and reported.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class Config(EncodeConfig):
     """Folder for the encoded videos and the report."""
 
     video_column: str | None = None
-    """Column of videos in a table. None: found."""
+    """Column of videos in a table. None: found by type."""
 
     label_column: str | None = None
-    """Column of labels in a table. None: found."""
+    """Column of labels in a table. None: found by name or type."""
 
     workers: int = 4
     """Worker processes, with one thread each."""
 
     deadline: float = 3600.0
-    """Largest number of seconds for the encoding of a video; slower ones are left out."""
+    """Largest number of seconds for encoding a video. Slower videos are left out."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
         assert isinstance(clips, Clips)
         if isinstance(clips.table.column, RangeColumn):
             raise ValueError(
-                f"source {config.source} lists parts of videos, and this task encodes whole ones; give a list of their paths"
+                f"source {config.source} lists parts of videos, and this task encodes whole videos; give a list of their paths"
             )
         targets = target_paths(clips, source, split, out)
         findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), workers=config.workers, title=split))

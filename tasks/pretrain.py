@@ -1,4 +1,4 @@
-"""Pretrain a masked model on images, clips or both: from files to a checkpoint, pictures and a measured representation."""
+"""Pretrain a masked model on images, clips or both, and evaluate its features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mmm.weights.fit import Inflation
 
 logger = logging.getLogger(__name__)
 
-RUNTIME = ("init", "inflate", "evaluate")  # choices that may differ between a stop and its resume, beside those of every run
+RUNTIME = ("init", "inflate", "evaluate")  # options that may differ when a run is resumed, in addition to those of every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ class Config(RunConfig):
     decoder: DecoderConfig = SelfAttentionDecoder.Config()
     target: TargetConfig = PixelTarget.Config()
     second: SecondSource | None = None
-    """A second source, in the same training."""
+    """Options of a second source for the same training."""
     init: str | None = None
     """Weights to start from: a run folder, or a file that mmm.load reads. Positions of another size are resized."""
     inflate: Inflation | None = None
-    """Start an encoder of clips from one of images: a patch's weights in every frame of a tube, divided by its depth (average:
-    I3D), or whole in the middle one (centre: ViViT)."""
+    """Start an encoder of clips from one of images. average: every frame of a tube gets the weights of a patch, divided by the
+    number of frames (I3D). centre: the middle frame gets them, the others zeros (ViViT)."""
     scale_by_predicted: bool = False
-    """Scale the learning rate by the share of hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
+    """Multiply the learning rate by the share of the hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config())
-    """Evaluations by name, in the course of the training or at its end; `health` too where the target may collapse."""
+    """Names of evaluations during the training or at its end. `health` is added if the target may collapse."""
 
 
 def run(config: Config) -> dict[str, Any]:

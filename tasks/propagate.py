@@ -1,4 +1,4 @@
-"""Carry the mask of a video's first frame to all others by an encoder's features, without training (J & F on DAVIS).
+"""Propagate the mask of a video's first frame to all others by an encoder's features, without training (J & F on DAVIS).
 
 mmm propagate runs/pretrain-1 --source builtin:scenes
 mmm propagate mae_pretrain_vit_base.pth --source DAVIS --side 480
@@ -43,11 +43,11 @@ class Config:
     """A run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run means its model with
     random weights. Frames are encoded one by one."""
     source: str = "builtin:scenes"
-    """Rendered scenes that move; DAVIS's folder; or a video, a file or a folder of frames, with `mask`."""
+    """builtin:scenes (rendered); DAVIS's folder; or a video with `mask`, as a file or a folder of frames."""
     mask: str | None = None
-    """File with the objects of a video's first frame: a PNG, 0 for the background."""
+    """PNG with the objects of a video's first frame, 0 for the background."""
     side: int | None = None
-    """Shorter side to which frames are resized, in pixels, before both are cut to whole patches. None: that of the model's data."""
+    """Shorter side of the frames in pixels; both sides are then cut to whole patches. None: that of the model's data."""
     clips: int | None = 20
     """Largest number of clips. None: all."""
     propagation: PropagationConfig = PropagationConfig()
@@ -58,7 +58,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Propagates the masks of all clips, writes them, and prints the scores where the masks of all frames are known."""
+    """Propagates the masks of all clips, writes them, and prints the scores if the masks of all frames are known."""
     loaded = load_model(LoadedModelConfig(model=config.model, source=config.source, device=config.device))
     model = (loaded.trained or loaded.untrained).to(choose_device(config.device))
     data = model.data
@@ -108,7 +108,7 @@ def save(folder: Path, masks: Any) -> None:
 
 
 def draw(out: Path, clip: MaskedClip, found: Any, name: str) -> Path:
-    """Draws some frames of a clip with the propagated masks, and with the true ones where they are known."""
+    """Draws some frames of a clip with the propagated masks, and with the true masks if they are known."""
     count = min(SHOWN, len(found))
     frames = [round(number * (len(found) - 1) / max(1, count - 1)) for number in range(count)]
     columns = {"propagated": [torch.from_numpy(found[frame].astype(np.int64)) for frame in frames]}

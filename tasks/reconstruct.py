@@ -34,13 +34,13 @@ class Config(GalleryConfig, LoadedModelConfig):
     """Draw and measure reconstructions."""
 
     batch_size: int = 64
-    """Samples that the model gets at once."""
+    """Samples that the model processes at once."""
 
     ratio: float | None = None
     """Fraction of tokens to hide. None: as in training."""
 
     hide: str | None = None
-    """Image file whose bright pixels are hidden, of any size, instead of masks that are drawn."""
+    """Image file of any size whose bright pixels are hidden. None: random masks."""
 
     norm_pix: bool | None = None
     """State that published weights predict standardised patches (true) or not (false); their file does not contain it."""
@@ -74,10 +74,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def read_painted(path: str) -> Tensor:
-    """Reads which pixels of an image are bright, bool (H, W).
+    """Reads an image and marks its bright pixels, bool (H, W).
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the image cannot be read.
     """
     try:
         pixels = torch.from_numpy(decode_image(path, channels=1))  # (H, W, 1)

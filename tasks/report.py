@@ -25,7 +25,7 @@ class Config:
     """Folders of runs."""
 
     out: str | None = None
-    """The HTML file. None: report.html in the folder of the run, or in this folder for several runs."""
+    """HTML file to write. None: report.html in the run folder, or in the working directory for several runs."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Config(LoadedModelConfig):
     """Retrieve samples."""
 
     queries: str | None = None
-    """Images or videos to find neighbours of, as --source. None: some of the searched samples."""
+    """Source of the queries, as --source. None: some of the searched samples."""
 
     samples: Positive = 8
     """Number of queries, chosen by key."""
@@ -47,7 +47,7 @@ class Config(LoadedModelConfig):
     """Number of nearest samples per query."""
 
     pooling: Pooling | None = None
-    """Feature of a sample: the mean of its tokens, or the class token. None: the mean, or as in the file of features."""
+    """Feature of a sample: the mean of its tokens, or the class token. None: that of the file of features, else the mean."""
 
     layer: str = "last"
     """Layer whose features are compared: last, or the number of a block."""

@@ -1,4 +1,4 @@
-"""List runs in one table: their task and parts, how far they are, their state and their figures.
+"""List runs in one table: task, parts, steps, state and results.
 
 mmm runs
 mmm runs /data/experiments --sort psnr
@@ -35,7 +35,7 @@ class Config:
     """Folder that holds runs, at any depth."""
 
     sort: str | None = None
-    """Figure to sort by, the largest first, for instance psnr. None: the newest first."""
+    """Result to sort by, the largest first, for instance psnr. None: the newest first."""
 
     out: str | None = None
     """File for the table, as JSON. None: no file."""
@@ -69,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def read_all(root: Path) -> Iterator[Record]:
-    """Reads all runs below a folder; one that cannot be read is named in a warning."""
+    """Reads all runs below a folder. A run that cannot be read is named in a warning."""
     for path, folders, files in os.walk(root):
         folders.sort()
         if "config.yaml" in files:
@@ -81,7 +81,7 @@ def read_all(root: Path) -> Iterator[Record]:
 
 
 def describe(record: Record) -> dict[str, Any]:
-    """The row of a run, of plain values."""
+    """Returns the row of a run, with plain values."""
     times = [file.stat().st_mtime for file in record.path.iterdir() if file.is_file()]
     return {
         "run": str(record.path),
@@ -96,7 +96,7 @@ def describe(record: Record) -> dict[str, Any]:
 
 
 def format_rows(rows: Sequence[dict[str, Any]], records: Sequence[Record]) -> str:
-    """The table as text. Parts that all runs share are named once, below it."""
+    """Returns the table as text. Parts that all runs share are named once, below it."""
     shown = {name: column for name, column in columns(records).items() if name not in SIDE}
     shown = {name: column for name, column in shown.items() if any(name in row["figures"] for row in rows)}
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["parts"]))

@@ -40,16 +40,16 @@ class Config:
     """Meaning of the columns of a list file, as data.list_columns of a recipe."""
 
     medium: MediumName | None = None
-    """Type of the inputs. None: found by the files; folders of images are then read as images."""
+    """Type of the inputs. None: found by the files; folders of images are read as images."""
 
     column: str | None = None
-    """Column of videos or images in a table. None: found."""
+    """Column of videos or images in a table. None: found by type."""
 
     workers: int = 4
     """Worker processes."""
 
     deadline: float = 300.0
-    """Largest number of seconds for reading an input; slower ones count as unreadable."""
+    """Largest number of seconds for reading an input. Slower inputs count as unreadable."""
 
     out: str = "scan.json"
     """File for the report."""

@@ -1,4 +1,4 @@
-"""Segment images: train a head, or all weights, from a pretrained encoder; or label patches by their neighbours, without training.
+"""Segment images: train a head or all weights from a pretrained encoder, or label patches by their neighbours without training.
 
 python recipes/segment.py --model runs/pretrain-1                                    the demonstration on rendered scenes
 python recipes/segment.py --preset linear --model mae_pretrain_vit_base.pth --data.source ADEChallengeData2016
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
 RESULT = "result.json"
-# choices that may differ between a stop and its resume, beside those of every run
+# options that may differ when a run is resumed, in addition to those of every run
 RUNTIME = ("model", "test_split", "data.whole_maps")
 
 
@@ -54,7 +54,7 @@ class Config(SegmentConfig):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains, writes result.json and a picture into the run's folder, and prints the scores of the test part."""
+    """Trains, writes result.json and a picture into the run folder, and prints the scores on the test split."""
     if config.knn:
         return run_knn(config)
     accelerator = start(config.train)
@@ -100,10 +100,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def open_parts(config: Config) -> tuple[Config, LabelledPixels[Any], LabelledPixels[Any]]:
-    """Opens the images to train on and those to score, and writes the number of classes into the config.
+    """Opens the training and test images, and writes the number of classes into the config.
 
     Raises:
-        ValueError: the two name different classes.
+        ValueError: training and test images have different classes.
     """
     train = open_pixels(config.data, "train")
     test = open_pixels(config.data, config.test_split or "eval", train.count)
@@ -113,7 +113,7 @@ def open_parts(config: Config) -> tuple[Config, LabelledPixels[Any], LabelledPix
 
 
 def check_batch(config: DenseConfig, model: Segmenter, plan: Plan) -> None:
-    """Raises ValueError where a micro-batch is too small for the head's batch norms."""
+    """Raises ValueError if a micro-batch is too small for the head's batch norms."""
     least = model.head.smallest_batch
     if plan.micro_batch_size < least:
         raise ValueError(
@@ -123,7 +123,7 @@ def check_batch(config: DenseConfig, model: Segmenter, plan: Plan) -> None:
 
 
 def score(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
-    """Scores the weights, or their moving average where the run keeps one."""
+    """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
         return evaluate_segmenter(model, test, session.training.accelerator, session.bad_inputs.pending)
 
@@ -146,7 +146,7 @@ def finish(config: Config, session: Session, model: Segmenter, test: LabelledPix
 
 
 def draw(config: Config, model: Segmenter, test: LabelledPixels[Any], session: Session) -> Any:
-    """Draws images that are evenly spread over the test part, their masks, and the predicted ones."""
+    """Draws images that are evenly spread over the test split, with true and predicted masks."""
     device, data = session.training.accelerator.device, config.data
     index = torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test))
     images, truth, predicted = [], [], []

@@ -1,4 +1,4 @@
-"""Measure a data set, and propose flags for it: sizes, mean and standard deviation, and a recipe that suits the number of inputs.
+"""Measure the sizes, mean and standard deviation of a data set, and propose a recipe and flags for it.
 
 mmm stats my_images
 mmm stats /data/kinetics --samples 500
@@ -40,10 +40,10 @@ class Config(CheckedConfig):
     """Folder from which relative paths in a list file start. None: the list's own folder."""
 
     medium: MediumName | None = None
-    """Type of the inputs. None: found by the files. Folders of images are read as images, unless this says videos."""
+    """Type of the inputs. None: found by the files; folders of images are read as images."""
 
     column: str | None = None
-    """Column of videos or images in a table. None: found."""
+    """Column of videos or images in a table. None: found by type."""
 
     split: str = "train"
     """Split to measure."""
@@ -52,7 +52,7 @@ class Config(CheckedConfig):
     """Channels of a sample, as data.channels of a recipe."""
 
     samples: Positive = 2000
-    """Inputs to read at most; they are chosen at random."""
+    """Largest number of inputs to read, chosen at random."""
 
     workers: int | None = None
     """Worker processes. None: one for each core."""

@@ -286,7 +286,7 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
     assert_readable(clips)
     columns_of = {"source": str(tmp_path / "list.txt"), "list_columns": clips.config.list_columns}
     assert check(ScanConfig(**columns_of, workers=0, out=str(tmp_path / "scan.json")))["splits"]["train"]["unreadable"] == 0
-    with pytest.raises(ValueError, match="lists parts of videos, and this task encodes whole ones"):
+    with pytest.raises(ValueError, match="lists parts of videos, and this task encodes whole videos"):
         prepare_video.run(prepare_video.Config(**columns_of, out=str(tmp_path / "small")))
     (tmp_path / "late.txt").write_text("v.mp4 90 -1\n")
     (batch,) = eval_batches(opened(tmp_path / "late.txt"), CONFIG, batch_size=1)
