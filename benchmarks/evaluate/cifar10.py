@@ -1,0 +1,168 @@
+"""CIFAR-10 from the first update to the last figure: a recipe's pretraining, nearest neighbours, probes and fine-tuning on all
+labels, beside random weights, raw pixels and training from scratch at the fine-tuning's settings.
+
+    python -m benchmarks.evaluate.cifar10 --source CIFAR10_PARQUET --out FOLDER --epochs 100
+    python -m benchmarks.evaluate.cifar10 --source CIFAR10_PARQUET --out FOLDER --minutes 7 --train.batch_size 1024   on a GPU
+
+Every stage is a command that a user would type, with `--resume auto`: a measurement that was stopped goes on where it was, and
+stages that have ended are not repeated. With --minutes, a short run measures the speed first, and the pretraining gets as many
+whole epochs as fit. Flags that this script does not know go to the recipe. Accuracy by nearest neighbours over the hours of the
+pretraining is kept beside the final figures; hours count the processes' own seconds between log lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.measure import HOUSE, machine, table
+from mmm.data import open_data
+from recipes.image_mae import CIFAR10
+
+PACE = 60  # updates of the run that measures the speed
+PROBES = {"linear": "linear_probe", "attentive": "attentive_probe"}
+
+
+class Measurement:
+    """The stages and their results, in one folder."""
+
+    def __init__(self, options: argparse.Namespace, flags: list[str]) -> None:
+        self.options, self.flags, self.folder = options, flags, options.out.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.images = len(open_data(replace(CIFAR10.data, source=options.source, cache=False), "train"))
+
+    def command(self, *words: object) -> None:
+        """Runs `python ...` from the repository's root; its output goes to commands.log."""
+        line = [str(word) for word in words]
+        print("python", *line, flush=True)
+        with (self.folder / "commands.log").open("a", encoding="utf-8") as log:
+            done = subprocess.run([sys.executable, *line], cwd=HOUSE, stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            raise SystemExit(f"ended with {done.returncode}: see {self.folder / 'commands.log'}")
+
+    def metrics(self, run: str) -> list[dict[str, Any]]:
+        """The lines of a run's metrics.jsonl."""
+        return [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def pretrain(self, run: str, *flags: object) -> None:
+        recipe = [f"recipes/{self.options.recipe}.py", "--preset", "cifar10", "--data.source", self.options.source]
+        self.command(*recipe, *self.flags, "--folder", self.folder / run, *flags)
+
+    def epochs(self) -> int:
+        """The length of the pretraining."""
+        if self.options.epochs is not None:
+            return int(self.options.epochs)
+        if not (self.folder / "pace" / "metrics.jsonl").exists():
+            short = ("--train.epochs", "none", "--train.steps", PACE, "--train.log_every", PACE // 6)
+            self.pretrain("pace", *short, "--train.warmup_epochs", "none", "--train.warmup_steps", 1, "--evaluate", "masked_loss")
+        rates = [line["clock"]["samples_per_second"] for line in self.metrics("pace") if "clock" in line]
+        return max(1, int(60 * self.options.minutes * median(rates[2:]) / self.images))
+
+    def task(self, name: str, *words: object) -> dict[str, Any]:
+        """The result.json of a task, which is run if there is none yet."""
+        result = self.folder / name / "result.json"
+        if not result.exists():
+            self.command(*words, "--data.source", self.options.source, "--folder", self.folder / name, "--resume", "auto")
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return found
+
+    def neighbours(self) -> dict[str, Any]:
+        """Nearest neighbours and a linear classifier in closed form, of trained and random weights and of raw pixels."""
+        file = self.folder / "knn.json"
+        if not file.exists():
+            self.command("-m", "tasks", "knn", self.folder / "pretrain", "--out", file)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def run(self) -> dict[str, Any]:
+        """All stages."""
+        epochs, run = self.epochs(), self.folder / "pretrain"
+        every = max(1, epochs // self.options.looks) * max(1, self.images // self.batch_size())
+        looks = ("--evaluate", "masked_loss", "knn", "reconstruction", "--train.evaluate_every", every)
+        self.pretrain("pretrain", "--train.epochs", epochs, "--train.save_every", every, *looks, "--resume", "auto")
+        found: dict[str, Any] = {
+            "epochs": epochs,
+            "curve": curve(self.metrics("pretrain"), self.images),
+            "neighbours": self.neighbours(),
+        }
+        for name, task in PROBES.items():
+            words = [f"recipes/image_{task}.py", "--preset", "cifar10"] if name == "linear" else ["-m", "tasks", task]
+            short = ("--train.epochs", self.options.probe_epochs)
+            found[name] = self.task(name, *words, "--model", run, *short)
+        tuning = ("recipes/image_finetune.py", "--preset", "cifar10", "--train.epochs", self.options.tune_epochs)
+        tuning += ("--train.warmup_epochs", 1)
+        found["finetuned"] = self.task("finetuned", *tuning, "--model", run)
+        found["from_scratch"] = self.task("from_scratch", *tuning, "--model", run / "config.yaml")
+        return found
+
+    def batch_size(self) -> int:
+        """The images of an update: the flag's, or the preset's."""
+        return int(self.flags[self.flags.index("--train.batch_size") + 1]) if "--train.batch_size" in self.flags else 512
+
+
+def curve(lines: list[dict[str, Any]], images: int) -> list[dict[str, float]]:
+    """Hours, epochs and accuracy by nearest neighbours at each evaluation."""
+    points, seconds, samples = [], 0.0, 0.0
+    for line in lines:
+        if "clock" in line and "samples_per_second" in line["clock"]:
+            passed = line["epoch"] * images - samples
+            seconds, samples = seconds + passed / line["clock"]["samples_per_second"], samples + passed
+        if "knn_top1" in line:
+            points.append({"hours": seconds / 3600, "step": line["step"], "knn_top1": line["knn_top1"]})
+    return points
+
+
+def describe(found: dict[str, Any], options: argparse.Namespace, flags: list[str]) -> str:
+    """The tables, in Markdown."""
+    near, line = found["neighbours"]["neighbours"], found["neighbours"]["linear"]
+    names = {"trained": "pretrained", "untrained": "random weights", "raw_pixels": "raw pixels"}
+    rows = [[shown, *(f"{100 * part[name]['top1']:.1f}" for part in (near, line)), "", ""] for name, shown in names.items()]
+    rows[0][3] = " / ".join(f"{100 * best(found[name]):.1f}" for name in PROBES)
+    rows[0][4] = f"{100 * found['finetuned']['top1']:.1f}"
+    rows[1][4] = f"{100 * found['from_scratch']['top1']:.1f}"
+    head = ["weights", "20 neighbours, %", "linear, closed form, %", "linear / attentive probe, %", "fine-tuned, %"]
+    words = " ".join(["--recipe", options.recipe, *flags])
+    lines = [f"# CIFAR-10, {found['epochs']} epochs ({words})", ""]
+    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
+    points = [[f"{point['hours']:.2f}", f"{point['step']:,}", f"{100 * point['knn_top1']:.1f}"] for point in found["curve"]]
+    return "\n".join(
+        [*lines, "", table(head, rows), "", table(["hours", "update", "20 neighbours (of 2,000 images), %"], points), ""]
+    )
+
+
+def best(result: dict[str, Any]) -> float:
+    """The accuracy of the probe of trained weights."""
+    return float(result["trained"]["top1"] if "trained" in result else result["top1"])
+
+
+def main() -> None:
+    """Runs what is missing, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--source", required=True, help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--epochs", type=int, help="length of the pretraining")
+    length.add_argument("--minutes", type=float, help="length of the pretraining, by a measured speed")
+    parser.add_argument("--recipe", default="image_mae")
+    parser.add_argument("--looks", type=int, default=10, help="evaluations while pretraining")
+    parser.add_argument("--probe_epochs", type=int, default=10)
+    parser.add_argument("--tune_epochs", type=int, default=10)
+    options, flags = parser.parse_known_args()
+    found = Measurement(options, flags).run()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found["machine"] = machine(device)
+    text = describe(found, options, flags)
+    (options.out / "result.json").write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+    (options.out / "result.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
