@@ -1,10 +1,10 @@
 """Faster layers for a CPU under autocast to bf16. Nothing else needs them: models are built of torch's own layers.
 
-`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. Trainings and evaluations in
-bf16 on a CPU call it. On a CPU in bf16 torch's are
-slow (docs/performance.md): the backward pass of flash attention leaves nine tenths of the machine idle, the product for a weight's
-gradient half of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in fp32
-for linear layers that read bf16.
+`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. Trainings and
+evaluations in bf16 on a CPU call it. On a CPU in bf16 torch's are slow (docs/performance.md, "A step beside other
+implementations"): the backward pass of flash attention leaves nine tenths of the machine idle, the product for a weight's
+gradient half of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in
+fp32 for linear layers that read bf16.
 
 Shapes: B samples, h heads, Q queries, M keys, c values a head; T tokens, I and O inputs and outputs of a linear layer.
 """
