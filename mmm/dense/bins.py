@@ -12,7 +12,7 @@ FLOOR = 0.1  # added to the weight of each bin
 
 
 def depth_of(logits: Tensor, range: tuple[float, float]) -> Tensor:
-    """Depths in metres: the mean of evenly spread bins, weighted by their logits where these are above 0.
+    """Computes depths in metres: the mean of evenly spread bins, weighted by those of their logits that are above 0.
 
     Args:
         logits: (B, K, h, w).

@@ -26,7 +26,7 @@ __all__ = ["Detector", "DetectorConfig", "Detr", "MaskRCNN"]
 
 
 class Detector(Pretrained, nn.Module):
-    """Finds objects in images: boxes, classes and masks. Its encoder keeps its names.
+    """Finds objects in images: boxes, classes and masks. The weights of the encoder keep their names.
 
     Example:
         model = mmm.load("runs/pretrain-1")
@@ -47,12 +47,12 @@ class Detector(Pretrained, nn.Module):
         data: Input,
         labels: tuple[str, ...] | None = None,
     ) -> None:
-        """Builds the layers behind an encoder, which is taken over, with relative positions where the config has them.
+        """Builds the layers after an encoder, which becomes part of the detector, with relative positions if the config has them.
 
         Args:
-            classes: K, without the background.
-            data: size and normalisation of the images; the size is fixed by relative positions.
-            labels: names of the K classes. None: they have no names.
+            classes: number of classes, without the background.
+            data: size and normalisation of the images; with relative positions this is the only size.
+            labels: names of the classes. None: they have no names.
 
         Raises:
             ValueError: the encoder or the size cannot be used.
@@ -92,15 +92,15 @@ class Detector(Pretrained, nn.Module):
             return cls(tokenizer, encoder, config, classes=classes, data=data, labels=labels)
 
     def forward(self, x: Tensor, targets: list[Target] | None = None) -> Any:
-        """Losses by name in training; in evaluation the objects of each image.
+        """Computes losses by name in training, and the objects of each image in evaluation.
 
         Args:
             x: normalised (B, C, H, W).
-            targets: in training, of each image `boxes` (n, 4), `labels` (n,), from 1, and `masks` (n, H, W).
+            targets: in training, for each image `boxes` (n, 4), `labels` (n,), from 1, and `masks` (n, H, W).
 
         Returns:
-            In evaluation, of each image `boxes` float32 (m, 4), `labels` (m,), `scores` (m,) and, where the layers predict them,
-            `masks`, (m, 1, 28, 28) in [0, 1].
+            In training losses by name. In evaluation, for each image `boxes` float32 (m, 4), `labels` (m,), `scores` (m,) and, if
+            the layers predict them, `masks`, (m, 1, 28, 28) in [0, 1].
         """
         x_map = self.windows(self.encoder, self.tokenizer.split(x))  # (B, D, h, w)
         return self.layers(x_map, (x.shape[-2], x.shape[-1]), targets)

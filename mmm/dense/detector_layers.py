@@ -1,4 +1,4 @@
-"""The interface of the layers that find objects in an encoder's map, and the choices that all of them share.
+"""The interface of the layers that find objects in an encoder's map, and their common options.
 
 Shapes: B samples, D width of the map, (h, w) its grid, (H, W) pixels, n objects.
 """
@@ -20,16 +20,16 @@ detectors: Registry[DetectorLayers] = Registry("detector")
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(PartConfig):
-    """Base of the `Config` of every detector: the encoder's attention, and how many objects are found."""
+    """Base of the `Config` of every detector: the encoder's attention, and the number of objects."""
 
     window: Positive | None = 14
     """Side of the windows of attention in tokens. None: all attention is global."""
     global_blocks: tuple[int, ...] = ()
     """Blocks whose attention is global, counted from 1. Empty: four, at the ends of quarters of the depth."""
     relative: bool = True
-    """Learn biases of relative rows and columns in every block's attention, zero at first."""
+    """Learn biases of relative rows and columns in the attention of every block, which start at zero."""
     detections: Positive = 100
-    """Objects of an image at most."""
+    """Largest number of objects of an image."""
 
     @property
     def predicts_masks(self) -> bool:
@@ -47,5 +47,5 @@ class DetectorLayers(nn.Module):
         Args:
             x: the map, (B, D, h, w).
             size: (H, W).
-            targets: in training, of each image.
+            targets: in training, the targets of each image.
         """

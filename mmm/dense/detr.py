@@ -16,7 +16,7 @@ from mmm.dense.detector_layers import DetectorConfig, DetectorLayers, Target, de
 
 
 class _Given(nn.Module):
-    """Stands for a backbone: returns the map that it was given."""
+    """Replaces the backbone: returns the map that it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,21 +34,21 @@ class Detr(DetectorLayers):
     @dataclass(frozen=True, kw_only=True)
     class Config(DetectorConfig):
         queries: Positive = 100
-        """Objects that are looked for."""
+        """Number of queries, each of which can find one object."""
         width: Positive = 256
         """Width of the transformer."""
         depth: Positive = 6
-        """Layers of its encoder, and of its decoder."""
+        """Number of layers of the transformer's encoder, and of its decoder."""
         heads: Positive = 8
         """Attention heads."""
         hidden: Positive = 2048
-        """Hidden width of its layers."""
+        """Hidden width of the MLPs."""
         dropout: Rate = 0.1
-        """Rate of dropout in its layers."""
+        """Rate of dropout in the transformer's layers."""
         auxiliary: bool = True
-        """Train the output of every layer of the decoder, not of the last one alone."""
+        """Compute the loss on the output of every layer of the decoder. False: on that of the last one only."""
         nothing: NonNegative = 0.1
-        """Weight of the class of queries that find nothing."""
+        """Weight of the class "no object" in the loss."""
 
     def __init__(self, config: Config, *, width: int, token: int, classes: int) -> None:
         super().__init__()
@@ -96,19 +96,19 @@ class Detr(DetectorLayers):
 
 
 def to_shares(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (left, top, right, bottom) in pixels to their centre, width and height as shares of the image, (n, 4)."""
+    """Converts boxes (left, top, right, bottom) in pixels to centre, width and height as shares of the image, (n, 4)."""
     scale = boxes.new_tensor([size[1], size[0]])
     first, last = boxes[:, :2] / scale, boxes[:, 2:] / scale
     return torch.cat([(first + last) / 2, last - first], dim=1)
 
 
 def find_best(logits: Tensor, boxes: Tensor, size: tuple[int, int], most: int) -> list[Target]:
-    """The likeliest class of each query, and of these the likeliest objects.
+    """Selects the most probable class of each query, and of these the most probable objects.
 
     Args:
-        logits: (B, q, K + 1), the last for nothing.
-        boxes: as `to_shares` returns them, (B, q, 4).
-        most: objects of an image at most.
+        logits: (B, q, K + 1); the last class is "no object".
+        boxes: boxes in the form of `to_shares`, (B, q, 4).
+        most: largest number of objects of an image.
 
     Returns:
         For each image `boxes` in pixels, `scores` and `labels`, from 1.

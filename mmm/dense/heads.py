@@ -31,7 +31,7 @@ class DenseHeadConfig(PartConfig):
 
     @property
     def flag(self) -> str:
-        """The name of its flags' group: that of the field."""
+        """The name of the group of its flags, which is that of the field."""
         return "head"
 
     @abstractmethod
@@ -47,9 +47,9 @@ class DenseHead(nn.Module):
     """Scores classes at each place of a map. Built with the encoder's `shape` and the number of `classes`.
 
     Attributes:
-        config: the user's choices.
-        weights: of the losses of the maps that `forward` returns.
-        smallest_batch: samples that training needs in a micro-batch.
+        config: options of the head.
+        weights: weights of the losses of the maps that `forward` returns.
+        smallest_batch: smallest number of samples in a micro-batch of training.
     """
 
     weights: tuple[float, ...] = (1.0,)
@@ -61,23 +61,23 @@ class DenseHead(nn.Module):
 
     @abstractmethod
     def forward(self, features: Features, grid: Grid) -> tuple[Tensor, ...]:
-        """Returns logits (B, K, h', w'); in training, those of auxiliary heads follow."""
+        """Returns logits (B, K, h', w'), in training followed by those of auxiliary heads."""
 
 
 def refuse_stages(shape: Shape, name: str) -> None:
     """Raises ValueError for a hierarchical encoder, whose blocks have other grids than its output."""
     if shape.stages:
-        raise ValueError(f"head.name {name} with blocks is for encoders whose blocks have tokens of one size; read the last output")
+        raise ValueError(f"head.blocks: head.name {name} reads blocks of encoders whose tokens keep one size; leave it empty")
 
 
 def check_blocks(blocks: tuple[int, ...], depth: int) -> None:
-    """Raises ValueError where a block does not exist."""
+    """Raises ValueError if a block does not exist."""
     if wrong := [number for number in blocks if not 1 <= number <= depth]:
         raise ValueError(f"head.blocks {wrong[0]}: the encoder has the blocks 1 to {depth}")
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
-    """Four blocks, a third of the depth apart, the last one among them: 4, 6, 8 and 12 of 12 (BEiT, MAE); else quarters."""
+    """Returns four blocks for UperNet: 4, 6, 8 and 12 of 12 (BEiT, MAE); for other depths quarters."""
     return (4, 6, 8, 12) if depth == 12 else tuple(max(1, round(depth * part / 4)) for part in (1, 2, 3, 4))
 
 
@@ -88,16 +88,16 @@ class LinearHead(DenseHead):
     @dataclass(frozen=True, kw_only=True)
     class Config(DenseHeadConfig):
         blocks: tuple[int, ...] = ()
-        """Blocks whose outputs are read, counted from 1, side by side. Empty: the encoder's last output, after its norm."""
+        """Blocks, counted from 1, whose outputs are concatenated. Empty: the encoder's last output, after its norm."""
 
         class_token: bool = False
-        """Put the mean of the class tokens beside each token (Pixio)."""
+        """Concatenate the mean of the class tokens to each token (Pixio)."""
 
         dropout: Rate = 0.1
-        """Rate at which whole channels are left out in training (DINOv3)."""
+        """Rate of dropout of whole channels (DINOv3)."""
 
         std: AboveZero = 0.01
-        """Standard deviation of the linear layer's first weights."""
+        """Standard deviation of the initial weights of the linear layer."""
 
         def required_features(self, shape: Shape) -> RequiredFeatures:
             check_blocks(self.blocks, shape.depth)
@@ -153,7 +153,7 @@ class ConvolutionalHead(DenseHead):
         """Number of times that height and width are doubled before these convolutions."""
 
         dropout: Rate = 0.1
-        """Rate at which whole channels are left out before the linear layer."""
+        """Rate of dropout of whole channels before the linear layer."""
 
         def required_features(self, shape: Shape) -> RequiredFeatures:
             return RequiredFeatures(last=True)
@@ -181,25 +181,25 @@ class ConvolutionalHead(DenseHead):
 
 @heads.register("uper_net")
 class UperNetHead(DenseHead):
-    """UperNet (Xiao et al., ECCV 2018) with an auxiliary head, as in BEiT's and MAE's transfer.
+    """UperNet (Xiao et al., ECCV 2018) with an auxiliary head, as BEiT and MAE use it.
 
-    It reads four blocks, which a neck brings to four scales, or the four stages of a hierarchical encoder.
+    It reads four blocks, which a neck resizes to four scales, or the four stages of a hierarchical encoder.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DenseHeadConfig):
         blocks: tuple[int, ...] = ()
         """Four blocks, counted from 1, whose outputs are read without the final norm. Empty: 4 6 8 12 of 12 blocks, else quarters
-        of the depth; a hierarchical encoder's stages are read in any case."""
+        of the depth. Of a hierarchical encoder the stages are always read."""
 
         channels: Positive | None = None
         """Width of the head. None: the encoder's."""
 
         pools: tuple[int, ...] = (1, 2, 3, 6)
-        """Sides to which the coarsest map is averaged."""
+        """Sides to which the coarsest map is average-pooled."""
 
         dropout: Rate = 0.1
-        """Rate at which whole channels are left out before a linear layer."""
+        """Rate of dropout of whole channels before a linear layer."""
 
         auxiliary: Positive = 256
         """Width of the auxiliary head, on the third map."""

@@ -33,7 +33,7 @@ def stage_map(tokens: Tensor, grid: Grid, stage: Stage) -> Tensor:
 
 
 class FourScales(nn.Module):
-    """Four maps of a plain vision transformer at 4, 2, 1 and 1/2 times their size (BEiT's and MAE's neck of UperNet)."""
+    """Resizes four maps of a plain vision transformer to 4, 2, 1 and 1/2 times their size (the neck of UperNet in BEiT and MAE)."""
 
     def __init__(self, width: int) -> None:
         """Builds layers for maps of this width."""

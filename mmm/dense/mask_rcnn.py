@@ -32,7 +32,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SimplePyramid(nn.Module):
-    """Five maps of one, at 4, 2, 1, 1/2 and 1/4 times its size."""
+    """Makes five maps from one, at 4, 2, 1, 1/2 and 1/4 times its size."""
 
     def __init__(self, width: int, channels: int) -> None:
         """Builds layers from maps of this width to maps of this number of channels."""
@@ -77,9 +77,9 @@ class MaskRCNN(DetectorLayers):
         hidden: Positive = 1024
         """Width of the box head's linear layer."""
         convolutions: Positive = 4
-        """Convolutions of the box head and of the mask head."""
+        """Number of convolutions of the box head and of the mask head."""
         proposals: Positive = 1000
-        """Regions that are kept for the heads; twice as many in training."""
+        """Number of region proposals that are kept for the heads; twice as many in training."""
 
         @property
         def predicts_masks(self) -> bool:
@@ -105,7 +105,7 @@ class MaskRCNN(DetectorLayers):
 
 
 def _heads(config: MaskRCNN.Config, classes: int, token: int) -> tuple[nn.Module, nn.Module]:
-    """The region proposals and the heads of torchvision's Mask R-CNN, with ViTDet's layers."""
+    """Builds the region proposals and the heads of torchvision's Mask R-CNN, with ViTDet's layers."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor

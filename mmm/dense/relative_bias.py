@@ -1,4 +1,4 @@
-"""A learned bias of attention for each pair of relative positions, as BEiT and MAE's transfer to segmentation have it.
+"""A learned bias of attention for each relative position, as in BEiT and in MAE's segmentation.
 
 Shapes: B samples, h heads, M tokens (prefix first), (H, W) the grid.
 """
@@ -16,7 +16,7 @@ from mmm.layers.transformer import Attention, SelfAttention
 
 
 class RelativeBias(Attention):
-    """Attention whose scores get a bias for each head and relative position; zero at first, so that nothing changes.
+    """Attention whose scores get a bias for each head and relative position. Biases start at zero.
 
     The class token has three biases: to the others, from the others, and to itself.
     """

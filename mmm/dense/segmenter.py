@@ -24,7 +24,7 @@ from mmm.tokenizers import GridTokenizer
 
 
 class Segmenter(Pretrained, nn.Module):
-    """Scores classes at each pixel of images. Its encoder keeps its names.
+    """Scores classes at each pixel of images. The weights of the encoder keep their names.
 
     Example:
         model = mmm.load("runs/pretrain-1")
@@ -47,14 +47,14 @@ class Segmenter(Pretrained, nn.Module):
         data: Input | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> None:
-        """Puts parts together that fit each other; `build` makes such parts.
+        """Joins an encoder and a head that fit each other; `build` makes them.
 
         Args:
-            classes: K.
-            frozen: the encoder stays in evaluation mode and gets no gradient.
+            classes: number of classes.
+            frozen: whether the encoder stays in evaluation mode and gets no gradient.
             relative_bias: whether the encoder's attention has a bias of relative positions.
             data: size of the windows and normalisation of pixels.
-            labels: names of the K classes. None: they have no names.
+            labels: names of the classes. None: they have no names.
         """
         super().__init__()
         self.tokenizer, self.encoder, self.head, self.frozen = tokenizer, encoder, head, frozen
@@ -77,11 +77,11 @@ class Segmenter(Pretrained, nn.Module):
         labels: tuple[str, ...] | None = None,
         seed: int | None = None,
     ) -> Self:
-        """Builds the head for an encoder, which is taken over as it is, apart from a bias of relative positions.
+        """Builds the head for an encoder, which only gets a bias of relative positions if requested.
 
         Args:
             classes, frozen, relative_bias, data, labels: see `__init__`.
-            seed: with one, the new weights depend on nothing else, and torch's generator stays as it was.
+            seed: random seed of the new weights, which does not change torch's generator. None: torch's generator is used.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
             if seed is not None:
@@ -101,7 +101,7 @@ class Segmenter(Pretrained, nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits (B, K, h, w) of normalised pixels (B, C, H, W), smaller than these; in training, auxiliary ones follow."""
+        """Returns logits (B, K, h, w) of normalised pixels (B, C, H, W), at a lower resolution; in training also auxiliary ones."""
         grid = self.tokenizer.grid(x)
         config = self.head.config
         assert isinstance(config, DenseHeadConfig)
@@ -115,8 +115,8 @@ class Segmenter(Pretrained, nn.Module):
         """Scores classes at each pixel, float32 (B, K, H, W).
 
         Args:
-            x: normalised (B, C, H, W) of any size; resized so that it just covers the size that the model was trained on.
-            whole: score the image at once. False: average overlapping windows of that size.
+            x: normalised (B, C, H, W) of any size; it is resized so that it just covers the size of training.
+            whole: score the image at once. False: average overlapping windows of the size of training.
 
         Raises:
             ValueError: the model does not know its size.
@@ -130,11 +130,11 @@ class Segmenter(Pretrained, nn.Module):
             self.train(training)
 
     def _full_size(self, x: Tensor) -> Tensor:
-        """Logits at the size of the pixels, float32 (B, K, H, W)."""
+        """Returns logits at the size of the pixels, float32 (B, K, H, W)."""
         return F.interpolate(self(x)[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, of a frozen segmenter without its encoder."""
+        """Sets the training mode. A frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()

@@ -15,7 +15,7 @@ Score = Callable[[Tensor], Tensor]  # (B, C, H, W) -> (B, K, H, W)
 
 
 def window_starts(length: int, window: int) -> list[int]:
-    """Starts of windows along an axis: a stride of two thirds of the window, the last one moved back to the edge."""
+    """Returns the starts of windows along an axis, with a stride of two thirds of the window. The last one ends at the edge."""
     stride = max(1, window * 2 // 3)
     count = max(0, -(-(length - window) // stride)) + 1
     return [min(number * stride, length - window) for number in range(count)]
@@ -29,7 +29,7 @@ def slide(score: Score, x: Tensor, window: tuple[int, int]) -> Tensor:
     """
     height, width = x.shape[-2:]
     if height < window[0] or width < window[1]:
-        raise ValueError(f"an image of {height} x {width} pixels is smaller than the window {window[0]} x {window[1]}")
+        raise ValueError(f"an image of {height} x {width} pixels is smaller than the window, {window[0]} x {window[1]}; resize it")
     total: Tensor | None = None
     count = torch.zeros(1, 1, height, width, device=x.device)
     for top in window_starts(height, window[0]):
@@ -47,7 +47,7 @@ def slide(score: Score, x: Tensor, window: tuple[int, int]) -> Tensor:
 def score_image(score: Score, x: Tensor, window: tuple[int, int], token: tuple[int, int], *, whole: bool) -> Tensor:
     """Scores images of any size, (B, C, H, W) -> (B, K, H, W).
 
-    The image is resized so that it just covers a window, keeping its shape, and the scores back to its own size.
+    The image is resized so that it just covers a window and keeps its aspect ratio. The scores are resized to the image's own size.
 
     Args:
         score: scores images of a size that tokens divide.

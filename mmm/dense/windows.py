@@ -1,4 +1,4 @@
-"""A plain vision transformer with attention in windows, and relative positions inside of them (ViTDet, Li et al., ECCV 2022).
+"""A plain vision transformer with attention and relative positions inside windows (ViTDet, Li et al., ECCV 2022).
 
 Shapes: B samples, (H, W) the grid, N = H W, w side of a window, D width, h heads, c values of a head.
 """
@@ -16,18 +16,18 @@ from mmm.layers.transformer import Attention, SelfAttention
 
 
 def default_global_blocks(depth: int) -> tuple[int, ...]:
-    """Four blocks whose attention is global, at the ends of quarters of the depth: 3, 6, 9 and 12 of 12."""
+    """Returns four blocks for global attention, at the ends of quarters of the depth: 3, 6, 9 and 12 of 12."""
     return tuple(sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)}))
 
 
 class DecomposedBias(Attention):
-    """Attention whose scores get q · R of the relative row and q · R of the relative column (MViTv2); zero at first."""
+    """Attention whose scores get q · R of the relative row and of the relative column (MViTv2). R starts at zero."""
 
     def __init__(self, heads: int, channels: int, grid: tuple[int, int]) -> None:
         """Builds the tables for queries and keys of one grid, without prefix tokens.
 
         Args:
-            channels: c.
+            channels: values of a head.
         """
         super().__init__(heads)
         self.grid = grid
@@ -46,13 +46,13 @@ class DecomposedBias(Attention):
 
 
 def _relative(table: Tensor, length: int) -> Tensor:
-    """The entry for each pair of places along an axis, (2 L - 1, c) -> (L, L, c)."""
+    """Returns the entry for each pair of places along an axis, (2 L - 1, c) -> (L, L, c)."""
     places = torch.arange(length, device=table.device)
     return table[places[:, None] - places + length - 1]
 
 
 class WindowedEncoder(nn.Module):
-    """Runs an encoder's blocks on whole images: attention inside windows, apart from a few global blocks.
+    """Runs an encoder's blocks on whole images, with attention inside windows except in a few global blocks.
 
     Class tokens and registers are left out, and the last norm too, as in ViTDet.
     """
@@ -60,13 +60,13 @@ class WindowedEncoder(nn.Module):
     def __init__(
         self, encoder: nn.Module, grid: Grid, *, window: int | None, global_blocks: tuple[int, ...], relative: bool
     ) -> None:
-        """Prepares an encoder, which this module does not own.
+        """Prepares an encoder, which is not a part of this module.
 
         Args:
-            grid: of the images, (H, W).
+            grid: grid of the images, (H, W).
             window: side of a window in tokens. None: all attention is global.
-            global_blocks: counted from 1.
-            relative: give each block's attention a `DecomposedBias`.
+            global_blocks: blocks with global attention, counted from 1.
+            relative: whether each block's attention gets a `DecomposedBias`.
 
         Raises:
             ValueError: the encoder is not a plain vision transformer of images, or a block does not exist.
@@ -92,7 +92,7 @@ class WindowedEncoder(nn.Module):
                 attention.attention = DecomposedBias(attention.num_heads, plain.shape.width // attention.num_heads, own)
 
     def forward(self, encoder: nn.Module, patches: Tensor) -> Tensor:
-        """Raw values of all tokens (B, N, P) -> a map (B, D, H, W)."""
+        """Encodes the raw values of all tokens, (B, N, P) -> (B, D, H, W)."""
         plain: Any = encoder
         where = torch.arange(patches.shape[1], device=patches.device)[None]
         x = plain.embed(patches, where, self.grid)[:, plain.shape.prefix :].unflatten(1, self.grid)  # (B, H, W, D)
@@ -105,7 +105,7 @@ class WindowedEncoder(nn.Module):
 
 
 def in_windows(block: nn.Module, x: Tensor, window: int) -> Tensor:
-    """Applies a block inside windows; the map is padded with zeros at its end to whole windows. (B, H, W, D) -> the same."""
+    """Applies a block inside windows, (B, H, W, D) -> (B, H, W, D). The map is padded with zeros at its end to whole windows."""
     batch, height, width, _ = x.shape
     down, right = -height % window, -width % window
     x = F.pad(x, (0, 0, 0, right, 0, down))

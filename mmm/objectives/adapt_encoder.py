@@ -1,4 +1,4 @@
-"""Adaptation of a pretrained encoder for fine-tuning: other sizes of samples, drop path, and no unused weights."""
+"""Adapts a pretrained encoder for fine-tuning: to other sizes of samples, with drop path, and without unused weights."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     """Loads the model with the initial weights.
 
     Args:
-        path: as `mmm.load` takes it.
+        path: see `mmm.load`.
         data: properties of the samples to fine-tune on.
 
     Raises:
-        ValueError: it cannot be read, or its run had another normalisation of pixels.
+        ValueError: the model cannot be read, or its run had another normalisation of pixels.
     """
     run = run_of(Path(path).expanduser())
     if run is not None:
@@ -70,7 +70,7 @@ def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_nor
     Its grid is that of the samples. Positions are resized once by `encoder.resize_positions`, so that they can be trained.
 
     Args:
-        model: pretrained.
+        model: the pretrained model.
         data: properties of the samples to fine-tune on. Their size may differ from that of pretraining.
         drop_path: rate of stochastic depth in the last block.
         last_norm: whether there is a norm after the last block. If the model has none, it is initialised.

@@ -1,4 +1,4 @@
-"""Monocular depth by a linear head: its choices, depths from bins, and forward including loss (DINOv2, Oquab et al., 2024, 7.4).
+"""Monocular depth by a linear head: options, and the forward with its loss (DINOv2, Oquab et al., 2024, section 7.4).
 
 Shapes: B samples, K bins, (h, w) pixels.
 """
@@ -23,13 +23,13 @@ SCALE = 0.15  # weight of the squared mean of the error's logarithm
 
 @dataclass(frozen=True, kw_only=True)
 class DepthProbeConfig(DenseConfig):
-    """A probe of depth, the images and depths that it learns from, and how."""
+    """Options of a depth probe, its images and depths, and its training."""
 
     data: DepthConfig = field(default_factory=DepthConfig)
     bins: int = 256
-    """Depths, evenly spread over `data.range`, whose weighted mean is predicted."""
+    """Number of bins, evenly spread over `data.range`. The prediction is their weighted mean."""
     frozen: bool = True
-    """Train the head alone, on features of the encoder as it is."""
+    """Train only the head, on the features of the frozen encoder."""
 
     @property
     def pixels(self) -> PairsConfig:
@@ -43,11 +43,13 @@ class DepthProbeConfig(DenseConfig):
 
 
 def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
-    """The root of the variance, plus a share of the squared mean, of the error's logarithm, over all pixels with a depth.
+    """Computes the scale-invariant logarithmic error over all pixels with a depth.
+
+    This is the root of the variance plus a share of the squared mean of the differences of logarithms.
 
     Args:
-        depth: metres, (B, h, w).
-        truth: likewise; not a number where it is unknown.
+        depth: predicted metres, (B, h, w).
+        truth: true metres, (B, h, w); NaN where unknown.
     """
     known = truth.isfinite()
     error = (depth + OFFSET).log() - (truth.where(known, 1.0) + OFFSET).log()
@@ -58,18 +60,18 @@ def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
 
 
 class DepthObjective:
-    """The loss of a probe of depth.
+    """The loss of a depth probe.
 
     Args:
-        data: how samples are read.
-        device: to compute on.
+        data: options of the samples.
+        device: device of the computation.
     """
 
     def __init__(self, data: DepthConfig, device: torch.device) -> None:
         self.data, self.device = data, device
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of the samples of a micro-batch, ()."""
+        """Returns the mean loss of the samples of a micro-batch, ()."""
         x, numbers = prepare_pixels(batch.to(self.device), self.data)
         logits = F.interpolate(model(x)[0].float(), numbers.shape[-2:], mode="bilinear", align_corners=False)
         depth, truth = depth_of(logits, self.data.range), metres_of(numbers, self.data.range)

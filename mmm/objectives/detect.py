@@ -1,4 +1,4 @@
-"""Detection: its choices, a detector that starts from pretrained weights, and forward including loss."""
+"""Detection: options, a detector with pretrained weights, and the forward with its loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmm.train.config import RunConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig(RunConfig):
-    """A detector, the images and objects that it learns from, and how."""
+    """Options of a detector, its images and objects, and its training."""
 
     model: str | None = None
     """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and
@@ -44,14 +44,14 @@ class DetectConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (all layers alike)")
+            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
 
 
 def build_detector(config: DetectConfig, pretrained: MaskedModel | None, classes: int, labels: tuple[str, ...] | None) -> Detector:
-    """Builds the detector of a config, its new weights drawn from the seed.
+    """Builds the detector of a config; new weights depend on the seed.
 
     Raises:
-        ValueError: parts do not fit each other.
+        ValueError: the parts do not fit together.
     """
     data = config.data.input()
     with torch.random.fork_rng(devices=[]):
@@ -70,18 +70,18 @@ def build_detector(config: DetectConfig, pretrained: MaskedModel | None, classes
 
 
 class DetectObjective:
-    """The sum of a detector's losses; all that is drawn for a micro-batch follows from its samples' keys.
+    """The sum of a detector's losses. All random numbers come from the keys of the samples.
 
     Args:
-        data: how samples are read.
-        device: to compute on.
+        data: options of the samples.
+        device: device of the computation.
     """
 
     def __init__(self, data: ObjectsConfig, device: torch.device) -> None:
         self.data, self.device = data, device
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of a micro-batch, (). The objects are flipped already, as the pixels are here."""
+        """Returns the mean loss of a micro-batch, (). Pixels are flipped here; the objects of the batch are flipped already."""
         batch, data = batch.to(self.device), self.data
         targets = [{name: value.to(self.device) for name, value in one.items()} for one in batch.targets]
         x = flip(batch.pixels, batch.keys, data.flip)

@@ -60,7 +60,7 @@ class DataStream:
 
     Attributes:
         name: empty for the first source, `second` for the second. It is appended to the names of metrics.
-        data: how its samples are read.
+        data: options of its samples.
         masker: masker of this source.
         weight: factor of the loss.
         samples: the training samples.
@@ -105,8 +105,8 @@ class MaskedObjective:
 
     Args:
         streams: the sources, in the order of the run's `Mixture`.
-        model: the whole one, which draws the masks.
-        device: to compute on.
+        model: the unwrapped model, which draws the masks.
+        device: device of the computation.
         steps: number of updates of the run, for maskers with a schedule.
     """
 
@@ -155,7 +155,7 @@ def initialise(
 
 
 def read_samples(stream: DataStream, device: torch.device, count: int) -> Iterator[Tensor]:
-    """Yields so many training samples, chosen by key, in batches as a model takes them; middle crops."""
+    """Yields `count` training samples, chosen by key, as normalised batches of centre crops."""
     part = choose(stream.samples, count)
     for batch in eval_batches(part, part.config, batch_size=64):
         if len(batch):
@@ -163,8 +163,8 @@ def read_samples(stream: DataStream, device: torch.device, count: int) -> Iterat
 
 
 def fingerprints(model: MaskedModel, streams: list[DataStream], plan: Plan) -> dict[str, Any]:
-    """Returns what a run depends on beside its config: hashes of its data and of weights that the target has read and no checkpoint
-    holds, and, if the target looks across the batch, the number of samples that are computed together.
+    """Returns the values besides the config that a resumed run must share: hashes of its data and of weights of the target that are
+    not in checkpoints, and, if the target depends on the whole batch, the number of samples that are computed together.
     """
     found: dict[str, Any] = {stream.metric("data.fingerprint"): stream.samples.fingerprint for stream in streams}
     if model.target.across_batch:

@@ -1,4 +1,4 @@
-"""Segmentation: its choices, a segmenter that starts from pretrained weights, and forward including loss.
+"""Segmentation: options, a segmenter with pretrained weights, and the forward with its loss.
 
 Shapes: B samples, C channels, (h, w) of a sample, K classes.
 """
@@ -31,7 +31,7 @@ C = TypeVar("C", bound="DenseConfig")
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig(RunConfig):
-    """A model with an output for each pixel, and how it is trained."""
+    """Options of a model with an output for each pixel, and of its training."""
 
     model: str | None = None
     """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and
@@ -59,21 +59,21 @@ class DenseConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (all layers alike)")
+            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
         if self.relative_bias and self.frozen:
-            raise ValueError("relative_bias is learned in the encoder, and frozen keeps the encoder as it is; leave one out")
+            raise ValueError("relative_bias is trained in the encoder, and frozen does not train the encoder; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(DenseConfig):
-    """A segmenter, the images and masks that it learns from, and how."""
+    """Options of a segmenter, its images and masks, and its training."""
 
     data: MasksConfig = field(default_factory=MasksConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.relative_bias and self.data.whole_maps:
-            raise ValueError("relative_bias is learned for one size of images, and data.whole_maps evaluates others; leave one out")
+            raise ValueError("relative_bias is trained for one image size, and data.whole_maps evaluates others; leave one out")
 
     @property
     def pixels(self) -> PairsConfig:
@@ -82,14 +82,14 @@ class SegmentConfig(DenseConfig):
 
 
 def build_dense(config: DenseConfig, pretrained: MaskedModel | None, outputs: int, labels: tuple[str, ...] | None) -> Segmenter:
-    """Builds the model of a config, its new weights drawn from the seed.
+    """Builds the model of a config; new weights depend on the seed.
 
     Args:
-        outputs: K, the values that the head gives for each place.
-        labels: their names.
+        outputs: number of values that the head predicts for each place.
+        labels: names of the classes.
 
     Raises:
-        ValueError: parts do not fit each other.
+        ValueError: the parts do not fit together.
     """
     data = config.pixels.input()
     with torch.random.fork_rng(devices=[]):
@@ -134,9 +134,9 @@ def prepare_pixels(batch: Batch, data: PairsConfig) -> tuple[Tensor, Tensor]:
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of interpolated logits, summed over labelled pixels and divided by the number of all pixels.
+    """Computes the cross-entropy of interpolated logits, summed over labelled pixels and divided by the number of all pixels.
 
-    This is mmsegmentation's rule, with which MAE's transfer was published: samples do not depend on each other.
+    This is mmsegmentation's rule, which MAE's published segmentation uses. The loss of a sample does not depend on other samples.
 
     Args:
         logits: (B, K, h', w').
@@ -147,19 +147,19 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class SegmentObjective:
-    """The cross-entropy of a segmenter; all that is drawn for a micro-batch follows from its samples' keys.
+    """The cross-entropy of a segmenter. All random numbers come from the keys of the samples.
 
     Args:
-        data: how samples are read.
-        weights: of the losses of the head's maps.
-        device: to compute on.
+        data: options of the samples.
+        weights: weights of the losses of the head's maps.
+        device: device of the computation.
     """
 
     def __init__(self, data: MasksConfig, weights: tuple[float, ...], device: torch.device) -> None:
         self.data, self.weights, self.device = data, weights, device
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The mean loss of a micro-batch, ()."""
+        """Returns the mean loss of a micro-batch, ()."""
         x, labels = prepare_pixels(batch.to(self.device), self.data)
         losses = [pixel_cross_entropy(logits, labels) for logits in model(x)]
         return torch.stack([weight * loss for weight, loss in zip(self.weights, losses, strict=True)]).sum()

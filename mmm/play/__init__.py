@@ -1,1 +1,1 @@
-"""A page on which a person tries what a model has learned."""
+"""A web page to try what a model has learned."""

@@ -1,6 +1,6 @@
 """A Space of the Hugging Face hub with the page: app.py, requirements.txt, README.md, the models, and this package itself.
 
-The package is copied, because a Space cannot install what is on no index, and so that the page stays as it was tried.
+The package is copied, because a Space cannot install a package that is on no index, and because a copy does not change.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ sdk: gradio
 sdk_version: {version}
 app_file: app.py
 pinned: false
-short_description: Hide parts of a picture and see what the model predicts
+short_description: Hide parts of an image and see what the model predicts
 ---
 
 # {title}
 
-Hide a part of a picture or of a short film, and see what a masked model makes of it. Models: {models}.
+Hide a part of an image or of a short video, and see what a masked model predicts. Models: {models}.
 
 `python app.py` opens the page on this machine. A visitor's file is kept in memory until the visitor leaves. Check the licences of
 the models and of this package before you publish the Space.
@@ -62,14 +62,14 @@ def export_space(paths: Sequence[str], folder: Path, *, norm_pix: bool | None = 
     """Writes a Space and returns its folder.
 
     Args:
-        paths: of the models. Of a run its newest checkpoint is written; a name on the hub stays a name.
-        folder: new or empty.
+        paths: paths of the models. The newest checkpoint of a run is written; a name on the hub stays a name.
+        folder: a new or empty folder.
 
     Raises:
-        ValueError: the folder holds something, or a model cannot be read.
+        ValueError: the folder is not empty, or a model cannot be read.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--export {folder} holds something already; name a new folder")
+        raise ValueError(f"--export {folder} is not empty; give a new folder")
     models = Models(paths, norm_pix=norm_pix)
     models.check()  # before anything is written
     names = []
@@ -92,7 +92,7 @@ def export_space(paths: Sequence[str], folder: Path, *, norm_pix: bool | None = 
 
 
 def requirements() -> list[str]:
-    """Returns what the page needs, as the package states it: of a clone in pyproject.toml, of an installation in its metadata."""
+    """Returns the requirements of the page, from pyproject.toml in a clone or from the metadata of an installed package."""
     project = Path(mmm.__file__).parents[1] / "pyproject.toml"
     if project.is_file():
         table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]

@@ -29,8 +29,8 @@ class Inside:
         tokens: features of the grid's tokens, fp32 (N, D).
         pooled: their mean, (1, D).
         grid: (H', W') or (T', H', W').
-        prefix: R.
-        layers: the encoder's self-attention layers with the inputs that each got; empty where it has none that are known here.
+        prefix: number of prefix tokens.
+        layers: the encoder's self-attention layers, each with its inputs; empty if it has none of a known kind.
     """
 
     tokens: Tensor
@@ -41,20 +41,20 @@ class Inside:
 
     @property
     def heads(self) -> int:
-        """Heads of a layer; 0 where there is no attention to look at."""
+        """Number of heads of a layer; 0 if there is no attention to show."""
         return self.layers[0][0].num_heads if self.layers else 0
 
     @torch.no_grad()
     def attention(self, block: int, head: int | None, token: int) -> Tensor:
-        """Returns where a token looks in a block, (N,): its attention to the grid's tokens, as a share of that to all tokens.
+        """Returns the attention of a token to the grid's tokens in a block, (N,), as a share of its attention to all tokens.
 
         Args:
             block: counted from 1.
             head: counted from 1. None: the mean over the heads.
-            token: its number in the grid's order.
+            token: number of the token in the grid's order.
 
         Raises:
-            ValueError: the encoder has no attention to look at.
+            ValueError: the encoder has no attention to show.
         """
         if not self.layers:
             raise ValueError("the encoder of this model has no self-attention of a known kind, so there is none to show")
@@ -76,7 +76,7 @@ class Inside:
 
 
 def look_inside(model: MaskedModel, x: Tensor) -> Inside:
-    """Encodes a whole sample, normalised (1, C, s...), and keeps what its attention layers got."""
+    """Encodes a whole sample, normalised (1, C, s...), and keeps the inputs of its attention layers."""
     kept: list[tuple[SelfAttention, tuple[Any, ...]]] = []
 
     def see(_: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:

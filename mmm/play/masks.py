@@ -1,4 +1,4 @@
-"""Masks that a person paints, or has drawn by a masker: which tokens of the grid are hidden.
+"""Masks that a person paints or that a masker draws.
 
 Shapes: N tokens, V visible, (T', H', W') the grid; T' is 1 for an image.
 """
@@ -32,10 +32,10 @@ class Drawing:
     """A mask of one sample.
 
     Attributes:
-        grid: of the tokens, (T', H', W').
-        visible: int64 (V,), in the order in which a masker drew them; ascending where they were painted.
-        drawn: whether a masker drew it.
-        replaced: tokens, int64 (S,), of which the encoder sees a mask token, and which are not predicted (UM-MAE's secondary
+        grid: grid of the tokens, (T', H', W').
+        visible: visible tokens, int64 (V,), in the order in which a masker drew them, or ascending if they were painted.
+        drawn: whether a masker drew the mask.
+        replaced: tokens, int64 (S,), which the encoder sees as mask tokens and which are not predicted (UM-MAE's secondary
             masking). None: there are none.
     """
 
@@ -50,7 +50,7 @@ class Drawing:
         return torch.ones(math.prod(self.grid), dtype=torch.bool).index_fill(0, self.visible, False)
 
     def mask(self, blank: bool) -> Mask:
-        """Returns the mask of a batch of one; all hidden tokens are predicted, apart from those that are `replaced`.
+        """Returns the mask of a batch of one. All hidden tokens are predicted, except those that are `replaced`.
 
         Args:
             blank: whether the encoder sees a mask token in each hidden place.
@@ -67,7 +67,7 @@ class Drawing:
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
     def fitted(self, grid: Grid) -> Drawing:
-        """Returns the mask for another grid, with the same fraction hidden: the tokens of which most is hidden here."""
+        """Returns the mask for another grid, with the same fraction hidden. It hides the tokens of which most is hidden here."""
         if grid == self.grid:
             return self
         planes, size = self.hidden.double().view(1, 1, *self.grid), cast(Any, grid)
@@ -88,10 +88,10 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
     """Draws a mask as `mmm reconstruct --mask_seed SEED` does for the first sample of a source.
 
     Args:
-        config: of the masker.
+        config: config of the masker.
         grid: (H', W') or (T', H', W').
-        frame_by_frame: draw each frame of the grid on its own, as if it was an image.
-        scores: (1, N), for a masker that needs them.
+        frame_by_frame: whether each frame of the grid gets its own mask, like an image.
+        scores: scores of the tokens, (1, N), for a masker that needs them.
 
     Raises:
         ValueError: the masker cannot draw for this grid.
@@ -108,7 +108,7 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
 
 
 def drawing_of(mask: Mask, config: MaskerConfig, grid: Grid) -> Drawing:
-    """Returns the first mask of one sample, which a masker of this config drew."""
+    """Returns the first mask of one sample that a masker of this config drew."""
     mask = mask.trimmed()
     # with `masker.blank` the mask tokens are the hidden ones; a masker may leave others (UM-MAE)
     replaced = None if config.blank or mask.blank is None else mask.blank[0]
@@ -122,13 +122,13 @@ def _first(mask: Mask, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a masker, as a control shows it.
+    """One option of a masker, for a control on the page.
 
     Attributes:
-        name: of the field.
-        text: its description.
-        value: its default, as YAML has it.
-        choices: where it is one of a few.
+        name: name of the field.
+        text: description.
+        value: default, as in YAML.
+        choices: possible values, if the option has a fixed set of them.
     """
 
     name: str
@@ -153,10 +153,10 @@ def options_of(name: str) -> list[Option]:
 
 
 def config_of(name: str, ratio: float | None, options: Mapping[str, Any]) -> MaskerConfig:
-    """Returns the config of a masker from the values of the page's controls, of which some are text.
+    """Returns the config of a masker from the values of the page's controls, some of which are text.
 
     Raises:
-        ValueError: a value does not fit, naming its field.
+        ValueError: a value is invalid; the message names its field.
     """
     part: Any = maskers[name]
     kind: type[MaskerConfig] = part.Config

@@ -26,9 +26,9 @@ class Entry:
     """A model that can be chosen.
 
     Attributes:
-        path: what `mmm.load` takes.
+        path: path for `mmm.load`.
         run: the folder of its run, or None.
-        step: updates that its weights have seen, where a run says so.
+        step: number of updates of its weights, if it is from a run.
     """
 
     path: str
@@ -40,8 +40,8 @@ class Models:
     """Models by their names on the page, loaded when they are used; thread-safe.
 
     Attributes:
-        entries: by name, in the order in which they were given; of a run the newest checkpoint first.
-        first: the name of the first model of each path.
+        entries: the models by name, in the given order; of a run the newest checkpoint comes first.
+        first: name of the first model of each path.
     """
 
     def __init__(self, paths: Sequence[str], *, device: torch.device | None = None, norm_pix: bool | None = None) -> None:
@@ -49,7 +49,7 @@ class Models:
 
         Args:
             paths: run folders, checkpoints in one, files of weights or names on the hub.
-            device: where they compute. None: the CPU.
+            device: device of the models. None: the CPU.
             norm_pix: see `mmm.load`.
 
         Raises:
@@ -64,7 +64,7 @@ class Models:
         self.first = {path: self._add(_entries(path)) for path in paths}
 
     def _add(self, entries: list[tuple[str, Entry]]) -> str:
-        """Adds models, with a number behind a name that is taken, and returns the name of the first."""
+        """Adds models, with a number after a name that is already used, and returns the name of the first."""
         before = len(self.entries)
         for name, entry in entries:
             number, free = 2, name
@@ -82,7 +82,7 @@ class Models:
         """Returns a model, on its device and in evaluation mode.
 
         Raises:
-            ValueError: there is none of this name, or it cannot be read.
+            ValueError: there is no model of this name, or it cannot be read.
         """
         if name not in self.entries:
             raise ValueError(f"no model is called {name!r}; choose from {', '.join(self.entries)}")
@@ -91,7 +91,7 @@ class Models:
                 entry = self.entries[name]
                 model = load_masked(entry.path, norm_pix=None if entry.run else self.norm_pix).to(self.device).eval()
                 if model.data is None:
-                    raise ValueError(f"{entry.path} does not say how its samples are normalised, so nothing can be shown to it")
+                    raise ValueError(f"{entry.path} does not contain the normalisation of its samples, so the page cannot use it")
                 self._loaded[name] = model
                 while len(self._loaded) > LOADED:
                     self._loaded.popitem(last=False)
@@ -99,7 +99,7 @@ class Models:
             return self._loaded[name]
 
     def check(self) -> None:
-        """Loads the first model of each path, so that what cannot be read is said before a page is opened.
+        """Loads the first model of each path, so that errors are reported before a page is opened.
 
         Raises:
             ValueError: a model cannot be read.
@@ -108,14 +108,14 @@ class Models:
             self.load(name)
 
     def steps(self, name: str) -> list[str]:
-        """Returns the names of the checkpoints of a model's run, oldest first; none where it is of no run."""
+        """Returns the names of the checkpoints of a model's run, oldest first; none if the model is not from a run."""
         run = self.entries[name].run
         own = [(entry.step, other) for other, entry in self.entries.items() if entry.run == run and entry.step is not None]
         return [other for _, other in sorted(own)] if run is not None else []
 
 
 def _entries(path: str) -> list[tuple[str, Entry]]:
-    """Returns the models of one path: every whole checkpoint of a run folder, or the only one."""
+    """Returns the models of one path: every complete checkpoint of a run folder, or the only model."""
     place = Path(path).expanduser()
     run = run_of(place) if place.exists() else None
     checkpoints = [] if run is None else found(run / "checkpoints")

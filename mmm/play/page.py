@@ -1,6 +1,6 @@
-"""The layout of the page, in gradio, and the server that shows it. What the page answers is computed by `Player`.
+"""The layout of the page, in gradio, and its server. `Player` computes the answers.
 
-This file is imported only where a page is opened: gradio is the extra `play`.
+This file is imported only when a page is opened, because gradio is in the extra `play`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _turns = itertools.count()
 
 
 def component(name: str, label: str, elem_id: str) -> gr.HTML:
-    """Returns the component of this package that NAME.html and NAME.js describe.
+    """Returns the component that NAME.html and NAME.js in this package define.
 
-    It is not a class of its own: gradio writes a file beside the code of each class that is made of its components.
+    A subclass is not possible: gradio writes a file beside the code of each subclass of its components.
     """
     return gr.HTML(
         html_template=_file(f"{name}.html"), js_on_load=_file(f"{name}.js"), apply_default_css=False, elem_id=elem_id, label=label
@@ -49,15 +49,15 @@ def build(player: Player) -> gr.Blocks:
     model = player.models.load(names[0])
     own = model.masker.config
     moving = model.data is not None and len(model.data.size) == 3
-    first = next(name for name in builtin_names() if name.endswith(" (film)") == moving)
+    first = next(name for name in builtin_names() if name.endswith(" (video)") == moving)
     suffixes = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"# {TITLE}\nHide a part of a picture or of a short film, and see what the model makes of it.")
+        gr.Markdown(f"# {TITLE}\nHide a part of an image or of a short video, and see what the model predicts.")
         status = gr.HTML(_status("Loading."), elem_id="status")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                file = gr.File(label=f"Image or short film, at most {MAX_BYTES // 2**20} MB", file_types=suffixes, height=150)
+                file = gr.File(label=f"Image or short video, at most {MAX_BYTES // 2**20} MB", file_types=suffixes, height=150)
                 sample = gr.Dropdown(builtin_names(), value=first, label="Or a built-in one", elem_id="sample")
                 board = component("board", "Picture and mask", "board")
                 with gr.Accordion("Draw the mask by a masker", open=False):
@@ -66,7 +66,7 @@ def build(player: Player) -> gr.Blocks:
                         0.01, 0.99, value=own.ratio, step=0.01, label="Ratio: the fraction of all tokens that is hidden"
                     )
                     seed = gr.Number(0, label="Seed", precision=0)
-                    frames = gr.Checkbox(False, label="Frame by frame: each frame of a film gets a mask of its own")
+                    frames = gr.Checkbox(False, label="Frame by frame: each frame of a video gets its own mask")
 
                     @gr.render(inputs=[masker])
                     def options(name: str) -> None:
@@ -96,8 +96,8 @@ def build(player: Player) -> gr.Blocks:
                 view = component("viewer", "Reconstructions", "view")
                 figures = gr.HTML("", elem_id="figures")
                 several = len(player.models.steps(names[0])) > 1
-                steps = gr.Button("Film of the steps of this run", elem_id="steps", visible=several)
-                film = component("viewer", "Film of the steps", "film")
+                steps = gr.Button("Animation of the steps of this run", elem_id="steps", visible=several)
+                animation = component("viewer", "Animation of the steps", "animation")
         gr.Markdown("## Inside\nChoose the tool *Look* and click on a token of the picture.")
         with gr.Row():
             block = gr.Slider(1, depth, value=depth, step=1, label="Block", elem_id="block")
@@ -109,7 +109,7 @@ def build(player: Player) -> gr.Blocks:
                 search = gr.Button("Show the nearest", elem_id="search")
             near = component("viewer", "Nearest in the folder", "near")
 
-        # --- what happens when ------------------------------------------------------------------------------------------------
+        # --- events -----------------------------------------------------------------------------------------------------------
         def see(request: gr.Request, left: str, right: str, *before: Any) -> tuple[Any, ...]:
             """Reconstructs, and returns the values before that, the panels and the figures."""
             try:
@@ -149,7 +149,7 @@ def build(player: Player) -> gr.Blocks:
             button = gr.Button(visible=len(player.models.steps(left)) > 1)
             return see(request, left, right, blocks, choices, button, player.board(_session(request), left))
 
-        @_answers(1, timed="Film made")
+        @_answers(1, timed="Animation made")
         def play_steps(left: str, request: gr.Request) -> Any:
             return player.steps(_session(request), left)
 
@@ -168,14 +168,14 @@ def build(player: Player) -> gr.Blocks:
         def leave(request: gr.Request) -> None:
             player.leave(_session(request))
 
-        opened, both = [film, inside, board, view, figures, status], [left, right]
+        opened, both = [animation, inside, board, view, figures, status], [left, right]
         page.load(open_builtin, [sample, *both], opened, **QUIET)
         sample.input(open_builtin, [sample, *both], opened, **QUIET)
         file.upload(open_file, [file, *both], [file, *opened], **QUIET)
         left.input(change_model, both, [block, head, steps, *opened[2:]], **QUIET)
         right.input(reconstruct, both, [view, figures, status], **QUIET)
         board.input(paint, both, [view, figures, status], **QUIET)
-        steps.click(play_steps, [left], [film, status], **QUIET)
+        steps.click(play_steps, [left], [animation, status], **QUIET)
         board.select(click, [left, block, head], [inside, status], **QUIET)
         gr.on([block.release, head.input], look, [left, block, head], [inside, status], **QUIET)
         if player.folders:
@@ -215,7 +215,7 @@ def serve(player: Player, *, host: str = "127.0.0.1", port: int | None = None, b
 
 
 class _Partly(Exception):  # noqa: N818 (a part of the answer is there)
-    """An answer of which a part failed, with the values of the rest."""
+    """A partly failed answer, with the values of the successful parts."""
 
     def __init__(self, words: str, values: tuple[Any, ...]) -> None:
         super().__init__(words)
@@ -223,7 +223,7 @@ class _Partly(Exception):  # noqa: N818 (a part of the answer is there)
 
 
 def _control(option: Option) -> Any:
-    """A control for one option of a masker."""
+    """Returns a control for one option of a masker."""
     label = f"{option.name}: {option.text}" if option.text else option.name
     if isinstance(option.value, bool):
         return gr.Checkbox(option.value, label=label, interactive=True)
@@ -234,7 +234,7 @@ def _control(option: Option) -> Any:
 
 
 def _answers(count: int, timed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a handler of a function that returns `count` values: it adds the status, and puts an error for the visitor there."""
+    """Makes an event handler from a function that returns `count` values. It adds the status, which also shows errors."""
 
     def wrap(answer: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(answer)
@@ -255,7 +255,7 @@ def _answers(count: int, timed: str) -> Callable[[Callable[..., Any]], Callable[
 
 
 def _status(words: str, *, bad: bool = False) -> str:
-    """A line for the visitor; its number makes the page, and a screen reader, take the same words twice for news."""
+    """Returns a status line. Its number changes, so that a screen reader also reads a repeated text."""
     turn = next(_turns)
     return f'<p class="mmm-status" role="status" data-turn="{turn}" data-bad="{str(bad).lower()}">{html.escape(words)}</p>'
 
@@ -273,7 +273,7 @@ def _head(choice: str) -> int | None:
     """Returns the number of the chosen head, or None for the mean.
 
     Raises:
-        ValueError: it is none of the choices.
+        ValueError: it is not among the choices.
     """
     if choice == ALL_HEADS:
         return None

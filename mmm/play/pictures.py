@@ -25,7 +25,7 @@ SMALLEST = 96  # side to which smaller pictures are enlarged where pixels need n
 
 
 def frames_of(pixels: Tensor) -> Frames:
-    """Returns a sample (1, C, H, W) or (1, C, T, H, W) in [0, 1] as `mmm reconstruct` draws it; grey-blue where it is NaN."""
+    """Returns a sample (1, C, H, W) or (1, C, T, H, W) in [0, 1] as `mmm reconstruct` draws it; NaN is grey-blue."""
     frames = pixels[None] if pixels.dim() == 4 else pixels.movedim(2, 0)  # (T, 1, C, H, W)
     return to_rgb(frames[:, 0]).numpy()
 

@@ -1,7 +1,7 @@
-"""The answers of the page: what a visitor asks of a model, as values that the page shows.
+"""The answers of the page to its visitors, as plain values.
 
-Visitors share the models and nothing else: a visitor's file and mask are in a `Visit`, which ends with the session. One computation
-runs at a time, because attention is read through hooks of the shared model.
+Visitors share only the models: a visitor's file and mask are in a `Visit`, which ends with the session. One computation runs at a
+time, because attention is read through hooks of the shared model.
 
 Shapes: N tokens, (T', H', W') the grid; T' is 1 for an image.
 """
@@ -40,20 +40,20 @@ from mmm.play.sample import Sample
 Value = dict[str, Any]
 
 VISITS = 64  # visitors whose samples are kept; the one that asked least recently is dropped first
-FILM_STEPS = 24  # checkpoints in a film of a run's steps; of more, as many evenly spread ones
+ANIMATION_STEPS = 24  # checkpoints in a video of a run's steps; of more, as many evenly spread ones
 TITLES = ("original", "visible", "predicted", "visible + predicted")
 SEARCHED = 2000  # images of a folder whose features are compared
 
 
 @dataclass
 class Visit:
-    """One visitor's file and mask.
+    """A visitor's file and mask.
 
     Attributes:
-        sample: the image or film, or None.
+        sample: the image or video, or None.
         drawing: its mask.
-        token: the token that was clicked, as a place on the grid (t, row, column), with that grid.
-        prepared: the model's inputs, by model.
+        token: the clicked token as a place on the grid (t, row, column), with that grid.
+        prepared: the inputs of each model, by its name.
         inside: features and attention, by model; of at most two models.
     """
 
@@ -65,15 +65,15 @@ class Visit:
 
 
 class Player:
-    """Answers a page. Every method returns plain values, and raises ValueError or Unreadable with a line for the visitor."""
+    """Answers a page. Every method returns plain values, and raises ValueError or Unreadable with a message for the visitor."""
 
     def __init__(self, models: Models, folders: Sequence[str] = (), *, searched: int = SEARCHED) -> None:
         """Answers for these models.
 
         Args:
-            models: that can be chosen.
-            folders: of images or videos among which the nearest are searched.
-            searched: of each folder, samples at most.
+            models: the models that can be chosen.
+            folders: folders of images or videos for the search of similar samples.
+            searched: largest number of searched samples of each folder.
         """
         self.models, self.searched = models, searched
         self.folders = {_name_of(folder, folders): folder for folder in folders}
@@ -93,14 +93,14 @@ class Player:
             return visit
 
     def leave(self, session: str) -> None:
-        """Ends a session: its file, its mask and everything that was made of them are gone."""
+        """Ends a session, and deletes its file, its mask and all results."""
         with self._lock:
             self.visits.pop(session, None)
 
     # --- file and mask -------------------------------------------------------------------------------------------------------
 
     def open(self, session: str, sample: Sample, name: str) -> Value:
-        """Takes a file, and returns the board of a model with a mask that its own masker draws."""
+        """Stores a file, and returns the board of a model with a mask that its own masker draws."""
         with self._lock:
             model = self.models.load(name)
             x = sample.prepare(_data(model))  # first: what cannot be read leaves the visit as it was
@@ -111,7 +111,7 @@ class Player:
             return self.board(session, name)
 
     def board(self, session: str, name: str) -> Value:
-        """Returns the picture and the mask as a model's grid has them."""
+        """Returns the picture and the mask on a model's grid."""
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
             x, grid = self._prepared(visit, name), self._grid(visit, name)
@@ -128,12 +128,12 @@ class Player:
             }
 
     def paint(self, session: str, name: str, hidden: str) -> None:
-        """Takes a painted mask: a 0 or 1 for each token of the model's grid, 1 where it is hidden."""
+        """Stores a painted mask: a 0 or 1 for each token of the model's grid, 1 for hidden tokens."""
         with self._lock:
             visit = self.visit(session)
             grid = self._grid(visit, name)
             if len(hidden) != torch.Size(grid).numel() or set(hidden) - {"0", "1"}:
-                raise ValueError("this mask is of another picture; paint again")
+                raise ValueError("this mask belongs to another picture; paint again")
             visit.drawing = painted(torch.tensor([mark == "1" for mark in hidden]).view(grid))
 
     def draw(
@@ -161,10 +161,10 @@ class Player:
     # --- reconstructions -----------------------------------------------------------------------------------------------------
 
     def show(self, session: str, names: Sequence[str]) -> tuple[Value, str]:
-        """Reconstructs with the same mask by each model.
+        """Reconstructs the sample with each model and the same mask.
 
         Returns:
-            Panels, and a table of figures in HTML. A model without a prediction to show has the two panels that need none.
+            Panels, and a table of scores in HTML. A model whose predictions cannot be shown has only the first two panels.
         """
         with self._lock:
             visit = self.visit(session)
@@ -184,10 +184,10 @@ class Player:
             return _view(panels, notes, moving=True), table(figures)
 
     def reconstruct(self, session: str, name: str) -> Reconstruction:
-        """Returns what a model makes of the hidden tokens; the visit's mask is fitted to its grid.
+        """Returns the predictions of a model for the hidden tokens. The visit's mask is fitted to its grid.
 
         Raises:
-            ValueError: nothing is hidden, or everything, or the model predicts no pixels.
+            ValueError: no token or every token is hidden, or the model predicts no pixels.
         """
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
@@ -197,7 +197,7 @@ class Player:
                 return reconstruct_masked(model, x.to(self.models.device), _data(model), mask.to(self.models.device))
 
     def steps(self, session: str, name: str) -> Value:
-        """Returns a film of the predictions of a run's checkpoints for the same mask; of clips, their middle frames.
+        """Returns an animation of the predictions of a run's checkpoints for the same mask; of clips, their middle frames.
 
         Raises:
             ValueError: the run has fewer than two checkpoints.
@@ -208,8 +208,8 @@ class Player:
                 raise ValueError(
                     f"{name} has no other checkpoints of its run; give a run folder that has several (train.keep_every keeps them)"
                 )
-            if len(names) > FILM_STEPS:
-                names = [names[number * (len(names) - 1) // (FILM_STEPS - 1)] for number in range(FILM_STEPS)]
+            if len(names) > ANIMATION_STEPS:
+                names = [names[number * (len(names) - 1) // (ANIMATION_STEPS - 1)] for number in range(ANIMATION_STEPS)]
             shown: dict[str, list[Tensor]] = {title: [] for title in TITLES[1:]}
             labels = []
             for one in names:
@@ -223,12 +223,12 @@ class Player:
     # --- inside --------------------------------------------------------------------------------------------------------------
 
     def look(self, session: str, name: str, block: int, head: int | None, *, token: int | None = None) -> Value:
-        """Returns where a token looks, the tokens whose features are most like its own, and the PCA map.
+        """Returns the attention of a token, the similarity of all tokens' features to its own, and the PCA map.
 
         Args:
-            block: counted from 1; the last where the model has fewer.
-            head: counted from 1. None: their mean.
-            token: that was clicked, of this model's grid. None: the one before, else the middle one.
+            block: counted from 1; the last block if the model has fewer.
+            head: counted from 1. None: the mean of the heads.
+            token: number of the clicked token in this model's grid. None: the token before, else the middle one.
         """
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
@@ -256,13 +256,13 @@ class Player:
             return _view(panels, notes, moving=False)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """Returns how many layers of attention a model's encoder has, and heads in each; 1 and 0 where none is of a known kind."""
+        """Returns the numbers of attention layers and of heads of a model's encoder; 1 and 0 if none is of a known kind."""
         with self._lock:
             layers = [part for part in self.models.load(name).encoder.modules() if isinstance(part, SelfAttention)]
             return (len(layers), layers[0].num_heads) if layers else (1, 0)
 
     def neighbours(self, session: str, name: str, folder: str, count: int = 6) -> Value:
-        """Returns the samples of a folder whose features are nearest, with their cosines."""
+        """Returns the samples of a folder with the nearest features, with their cosine similarities."""
         with self._lock:
             index = self._index(name, folder)
             rows, cosines = nearest(self._inside(self.visit(session), name).pooled, index.table.values, count)
@@ -279,7 +279,7 @@ class Player:
 
     def _prepared(self, visit: Visit, name: str) -> Tensor:
         if visit.sample is None:
-            raise ValueError("there is no picture; choose an image or a film first")
+            raise ValueError("there is no picture; choose an image or a video first")
         if name not in visit.prepared:
             visit.prepared[name] = visit.sample.prepare(_data(self.models.load(name)))
         return visit.prepared[name]
@@ -293,7 +293,7 @@ class Player:
         return visit.drawing.fitted(grid)
 
     def _token(self, visit: Visit, grid: Grid) -> int | None:
-        """Returns the clicked token, carried over from the grid on which it was clicked."""
+        """Returns the clicked token, converted from the grid on which it was clicked."""
         if visit.token is None:
             return None
         token, old = visit.token
@@ -310,7 +310,7 @@ class Player:
         return visit.inside[name]
 
     def _index(self, name: str, folder: str) -> FeatureIndex:
-        """Returns the features of a folder's samples, computed when they are first asked for."""
+        """Returns the features of a folder's samples, which are computed on the first request."""
         if folder not in self.folders:
             raise ValueError(f"no folder is called {folder!r}; give one when the page is started: --folders my_photographs")
         if (name, folder) not in self._indices:
@@ -325,7 +325,7 @@ class Player:
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the PSNR of models and baselines as a table in HTML; empty where there is none."""
+    """Returns the PSNR of models and baselines as a table in HTML; empty if there is none."""
     if not figures:
         return ""
     rows = []
@@ -341,17 +341,17 @@ def table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _panel(frames: Any, title: str, group: str) -> Value:
-    """One picture, or strip of frames, with its words."""
+    """Returns one picture, or strip of frames, with its title."""
     alt = f"{title}, {group}" if group else title
     count, height, width, _ = frames.shape
     return {"title": title, "group": group, "alt": alt, "picture": to_png(frames), "frames": count, "size": [height, width]}
 
 
 def _view(panels: list[Value], notes: list[str], *, moving: bool, labels: Sequence[str] = ()) -> Value:
-    """Panels with one slider through their frames, of which each has a label.
+    """Returns panels with one slider for their frames, each with a label.
 
     Args:
-        moving: whether the film starts by itself.
+        moving: whether the animation starts by itself.
     """
     count = max(panel["frames"] for panel in panels)
     labels = labels or [f"frame {number + 1} of {count}" for number in range(count)]
@@ -359,7 +359,7 @@ def _view(panels: list[Value], notes: list[str], *, moving: bool, labels: Sequen
 
 
 def _original(model: MaskedModel, x: Tensor) -> Tensor:
-    """Returns the pixels of a model's input in [0, 1], exactly as a reconstruction has them."""
+    """Returns the pixels of a model's input in [0, 1], equal to those of a reconstruction."""
     return model.tokenizer.join(to_unit(model.tokenizer.split(x), _data(model)), model.tokenizer.grid(x))
 
 
@@ -376,7 +376,7 @@ def _data(model: MaskedModel) -> Any:
 
 
 def _name_of(folder: str, folders: Sequence[str]) -> str:
-    """Returns the last part of a folder's path where no other folder has it."""
+    """Returns the last part of a folder's path, or the whole path if another folder ends in the same part."""
     name = Path(folder).name or folder
     return name if sum((Path(other).name or other) == name for other in folders) == 1 else folder
 
@@ -390,7 +390,7 @@ def _middle(grid: Grid) -> int:
 
 
 def _place(token: int, grid: Grid) -> str:
-    """A token's place in words, counted from 1."""
+    """Returns a token's place as text, counted from 1."""
     t, rest = divmod(token, grid[1] * grid[2])
     row, column = divmod(rest, grid[2])
     return (f"time {t + 1}, " if grid[0] > 1 else "") + f"row {row + 1}, column {column + 1}"

@@ -1,4 +1,4 @@
-"""Images and short films that a person gives to a model, and the built-in ones.
+"""Images and short videos of visitors, and built-in ones.
 
 Shapes: T frames, (H, W) of a frame, C channels, s... a sample's axes.
 """
@@ -24,33 +24,33 @@ from mmm.data.sources.builtin_images import photograph
 from mmm.transform import Transform
 
 MAX_BYTES = 64 * 2**20  # of an upload
-MAX_FRAMES = 3600  # of a film: two minutes at 30 frames a second
-MAX_FRAME_PIXELS = 9_000_000  # of a frame of a film: a little more than 4K has
+MAX_FRAMES = 3600  # of a video: two minutes at 30 frames a second
+MAX_FRAME_PIXELS = 9_000_000  # of a frame of a video: a little more than 4K has
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "camera.png")
-PANNED = ("astronaut.png", "coffee.png")  # photographs over which a built-in film moves
-WINDOW, STEP, LENGTH = 256, 3, 64  # side of a built-in film, pixels that it moves from frame to frame, and its frames
+PANNED = ("astronaut.png", "coffee.png")  # photographs over which a built-in video moves
+WINDOW, STEP, LENGTH = 256, 3, 64  # side of a built-in video, pixels that it moves from frame to frame, and its frames
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image or a film.
+    """An image or a video.
 
     Attributes:
-        name: shown to the person.
-        source: the encoded bytes, or the frames of a built-in one, uint8 (T, H, W, C).
-        film: whether it is a film.
+        name: name on the page.
+        source: the encoded bytes, or the frames of a built-in sample, uint8 (T, H, W, C).
+        video: whether it is a video.
         digest: 16 hexadecimal digits that change with the content.
     """
 
     name: str
     source: bytes | Pixels
-    film: bool
+    video: bool
     digest: str
 
     def prepare(self, data: Input) -> Tensor:
-        """Returns what a model takes, normalised, (1, C, s...): as evaluation prepares the same file.
+        """Returns the input of a model, normalised, (1, C, s...), as evaluation prepares the same file.
 
-        A model of images gets the middle frame of a film; a model of clips gets an image as a film in which nothing moves.
+        A model of images gets the middle frame of a video. A model of clips gets an image as a constant clip.
 
         Raises:
             Unreadable: the file has no pixels for this model.
@@ -58,8 +58,8 @@ class Sample:
         transform = Transform(data)
         try:
             if len(data.size) == 2:
-                return transform(self._middle_frame(data.channels) if self.film else self._image(data))
-            if not self.film:
+                return transform(self._middle_frame(data.channels) if self.video else self._image(data))
+            if not self.video:
                 image = decode_image(self._image(data), data.channels)
                 return transform(np.broadcast_to(image, (data.size[0], *image.shape)).copy())
             if isinstance(self.source, bytes):  # the clip that a task reads of the same file
@@ -80,10 +80,10 @@ class Sample:
 
 
 def read_sample(path: str | Path, name: str | None = None) -> Sample:
-    """Reads an uploaded file by its content, whatever its name says; at most MAX_BYTES and MAX_FRAMES.
+    """Reads an uploaded file by its content, not by its name; at most MAX_BYTES and MAX_FRAMES.
 
     Raises:
-        Unreadable: with the reason, in a line.
+        Unreadable: with the reason.
     """
     path = Path(path)
     name = name or path.name
@@ -100,37 +100,39 @@ def read_sample(path: str | Path, name: str | None = None) -> Sample:
     try:
         with OpenVideo(data) as video:
             if len(video) > MAX_FRAMES:
-                raise Unreadable(f"a film of {len(video):,} frames; at most {MAX_FRAMES:,} are taken, so cut it first")
+                raise Unreadable(f"a video of {len(video):,} frames; at most {MAX_FRAMES:,} are taken, so cut it first")
             height, width = video.read([0]).shape[1:3]
             if height * width > MAX_FRAME_PIXELS:
-                raise Unreadable(f"a film of {height} x {width} pixels; at most {MAX_FRAME_PIXELS:,} are taken, so reduce it first")
+                raise Unreadable(
+                    f"a video of {height} x {width} pixels; at most {MAX_FRAME_PIXELS:,} are taken, so reduce it first"
+                )
         return Sample(name, data, True, digest)
     except Unreadable as error:
-        wanted_film = path.suffix.lower() in VIDEO_SUFFIXES or str(error).startswith("a film of")
-        raise Unreadable(str(error if wanted_film else reason)) from None
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES or str(error).startswith("a video of")
+        raise Unreadable(str(error if is_video else reason)) from None
 
 
 def builtin_names() -> list[str]:
-    """Returns the names of the built-in images, then those of the built-in films."""
-    return [Path(file).stem for file in PHOTOGRAPHS] + [f"{Path(file).stem} (film)" for file in PANNED]
+    """Returns the names of the built-in images, then those of the built-in videos."""
+    return [Path(file).stem for file in PHOTOGRAPHS] + [f"{Path(file).stem} (video)" for file in PANNED]
 
 
 def builtin(name: str) -> Sample:
-    """Returns a built-in image or film: photographs that come with scikit-image, and a window that moves over one.
+    """Returns a built-in image or video: a photograph that comes with scikit-image, or a window that moves over one.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no sample of this name.
     """
-    film = name.endswith(" (film)")
-    stem = name.removesuffix(" (film)")
-    file = next((file for file in (PANNED if film else PHOTOGRAPHS) if Path(file).stem == stem), None)
+    video = name.endswith(" (video)")
+    stem = name.removesuffix(" (video)")
+    file = next((file for file in (PANNED if video else PHOTOGRAPHS) if Path(file).stem == stem), None)
     if file is None:
         raise ValueError(f"no built-in sample is called {name!r}; there are: {', '.join(builtin_names())}")
     pixels = np.array(photograph(file))  # (H, W, 3)
-    if film:
+    if video:
         top = (pixels.shape[0] - WINDOW) // 2
         lefts = [min(STEP * number, pixels.shape[1] - WINDOW) for number in range(LENGTH)]
         pixels = np.stack([pixels[top : top + WINDOW, left : left + WINDOW] for left in lefts])
     else:
         pixels = pixels[None]
-    return Sample(name, pixels, film, f"builtin-{name}")
+    return Sample(name, pixels, video, f"builtin-{name}")

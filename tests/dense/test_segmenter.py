@@ -307,7 +307,7 @@ def test_a_frozen_linear_head_on_a_pretrained_model(build: Callable[..., MaskedM
     ("changes", "said"),
     [
         ({"train": TrainConfig(steps=1, batch_size=2, micro_batch_size=1, learning_rate=1.0)}, "needs micro-batches of at least 2"),
-        ({"frozen": True}, "relative_bias is learned in the encoder"),
+        ({"frozen": True}, "relative_bias is trained in the encoder"),
         ({"head": UperNetHead.Config(blocks=(1, 2, 3, 9))}, "head.blocks 9: the encoder has the blocks 1 to 4"),
         ({"knn": True}, "--knn needs features"),
     ],

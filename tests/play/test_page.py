@@ -44,7 +44,7 @@ WAIT = 30_000  # milliseconds that a busy machine may take to answer
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models of images, one of clips, a run of three steps, a photograph and a film."""
+    """A folder with two models of images, one of clips, a run of three steps, a photograph and a video."""
     folder = tmp_path_factory.mktemp("page")
     for name, size, patch in (("small", (32, 32), 4), ("coarse", (32, 32), 8), ("clips", (4, 32, 32), 8)):
         parts = ModelConfig(
@@ -247,12 +247,12 @@ def test_two_models_and_the_steps_of_a_run(page: Any, place: Path) -> None:
     both = [picture(page, f"predicted, {name}") for name in ("small", "coarse")]
     assert not np.array_equal(*both)
     settled(page, lambda: choose(page, "Model", "run, step 3"))
-    settled(page, lambda: page.get_by_role("button", name="Film of the steps").click())
-    slider = page.locator("#film input[type=range]")
+    settled(page, lambda: page.get_by_role("button", name="Animation of the steps").click())
+    slider = page.locator("#animation input[type=range]")
     assert slider.get_attribute("max") == "2"
     slider.fill("2")
-    assert page.inner_text("#film .mmm-label").startswith("step 3: ")
-    shown = picture(page, "predicted", "#film").reshape(3, 32, 32, 3)
+    assert page.inner_text("#animation .mmm-label").startswith("step 3: ")
+    shown = picture(page, "predicted", "#animation").reshape(3, 32, 32, 3)
     assert np.array_equal(shown[2], picture(page, "predicted, run, step 3"))
 
 

@@ -238,9 +238,9 @@ def test_the_nearest_image_of_a_folder(save: Save, tmp_path: Path) -> None:
 
 def test_uploads_are_read_by_content_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = photograph(tmp_path / "photograph.jpg")
-    assert not read_sample(path.rename(tmp_path / "film.mp4"), "mine").film
+    assert not read_sample(path.rename(tmp_path / "film.mp4"), "mine").video
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 99)
-    (tmp_path / "words.mp4").write_text("no film")
+    (tmp_path / "words.mp4").write_text("no video")
     (tmp_path / "empty.jpg").touch()
     for name in ("broken.png", "words.mp4", "empty.jpg"):
         with pytest.raises(Unreadable):
@@ -253,7 +253,7 @@ def test_uploads_are_read_by_content_and_bounded(tmp_path: Path, monkeypatch: py
 def test_long_and_large_films_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     film = write(tmp_path / "film.mp4", count=12)
-    assert read_sample(film).film
+    assert read_sample(film).video
     monkeypatch.setattr("mmm.play.sample.MAX_FRAMES", 11)
     with pytest.raises(Unreadable, match="12 frames"):
         read_sample(film)
