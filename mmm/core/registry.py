@@ -130,8 +130,8 @@ class Registry(Generic[T]):
             ValueError: where there is none; it names all and the nearest.
         """
         if name not in self.parts:
-            cure = nearest(name, self.parts) or "; one of your own: --use the file that registers it"
-            raise ValueError(f"no {self.kind} is called {name!r}; choose from {', '.join(sorted(self.parts))}{cure}")
+            hint = nearest(name, self.parts) or "; one of your own: --use the file that registers it"
+            raise ValueError(f"no {self.kind} is called {name!r}; choose from {', '.join(sorted(self.parts))}{hint}")
         return self.parts[name]
 
     def build(self, config: PartConfig, **context: Any) -> T:

@@ -25,15 +25,15 @@ class BestWeights:
     """The best weights of a run.
 
     Attributes:
-        step: updates made when they were kept; None: none are kept yet.
-        score: of these weights.
+        step: number of updates of the kept weights. None: no weights are kept yet.
+        score: score of the kept weights.
     """
 
     def __init__(self, folder: RunFolder, training: Training, metric: str) -> None:
         """Finds the weights that an earlier start of the run kept. Called after `RunFolder.cut_metrics`, which drops later lines.
 
         Args:
-            metric: the name of the score in metrics.jsonl, of which more is better.
+            metric: the name of the score in metrics.jsonl; larger scores are better.
         """
         self.path, self.training = folder.path / "best", training
         found = on_main(training.accelerator, lambda: _find(folder.path / "metrics.jsonl", self.path, metric))
@@ -61,7 +61,7 @@ class BestWeights:
 
 
 def _find(metrics: Path, best: Path, name: str) -> tuple[int, float] | None:
-    """The first step with the best score whose weights were kept, and the score."""
+    """Returns the first step with the best score whose weights were kept, and the score."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     kept = [(line["step"], line[name]) for line in lines if (best / f"step_{line['step']:08d}").exists() and name in line]
     return max(kept, key=lambda pair: (pair[1], -pair[0]), default=None)

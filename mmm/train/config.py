@@ -175,11 +175,12 @@ DATA_RUNTIME = ("source", "workers", "cache", "max_bad", "deadline")  # the data
 
 
 def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dict[str, Any]:
-    """The options that identify a run: the flat config without those that may change between a stop and its resume.
+    """Returns the options that identify a run: the flat config without those that may change when a run is resumed.
 
     Args:
-        config: nested, of a task.
-        runtime: the task's own names, dotted, that may change beside `RUNTIME` and `DATA_RUNTIME`; a group covers all in it.
+        config: nested config of a task.
+        runtime: dotted names of the task's own options that may change, in addition to `RUNTIME` and `DATA_RUNTIME`. The name of a
+            group stands for all its options.
     """
     flat = json.loads(json.dumps(flatten(config)))  # as JSON returns it: tuples become lists
     return {name: value for name, value in flat.items() if not _may_change(name, runtime)}

@@ -30,7 +30,7 @@ class FixedOrderGradients:
     """Computes the gradients of one update on this process and sums them over all."""
 
     def __init__(self, training: Training, plan: Plan, config: TrainConfig) -> None:
-        """Raises ValueError where the task uses another micro-batch size than the config names."""
+        """Raises ValueError if the task uses another micro-batch size than the config."""
         if plan.micro_batch_size != config.micro_batch_size:
             raise ValueError(
                 f"train.strict: this task computes {plan.micro_batch_size} samples together on {plan.processes} processes, "
@@ -46,7 +46,7 @@ class FixedOrderGradients:
         The gradient of a weight that a micro-batch does not use is 0.
 
         Args:
-            losses: of this process's micro-batches, each with its graph, computed when it is requested.
+            losses: losses of this process's micro-batches, each with its graph, computed on request.
 
         Returns:
             The losses, detached.
@@ -62,7 +62,7 @@ class FixedOrderGradients:
         return found
 
     def _subtree(self, count: int, losses: Iterator[Tensor], found: list[Tensor]) -> list[Tensor]:
-        """The sum of the gradients of the next `count` micro-batches, one tensor for each weight."""
+        """Returns the sum of the gradients of the next `count` micro-batches, one tensor for each weight."""
         if count > 1:
             half = count // 2
             left = self._subtree(half, losses, found)
@@ -81,7 +81,7 @@ class FixedOrderGradients:
         return {name: value.clone() for name, value in self.training.unwrapped.named_buffers()}
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
-        """Refuses models that update a buffer in their forward: it would depend on the micro-batches of one process only."""
+        """Raises ValueError if the model updates a buffer in its forward, which would depend on one process only."""
         self.first = False
         now = dict(self.training.unwrapped.named_buffers())
         if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:

@@ -22,7 +22,7 @@ class EMA:
 
     @classmethod
     def of(cls, model: nn.Module) -> EMA:
-        """Starts from the model as it is now, on its device."""
+        """Starts from the current weights of the model, on its device."""
         return cls({name: value.detach().clone() for name, value in model.state_dict().items()})
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ class EMA:
         """Moves each average towards the model's tensor of the same name; integers (counters) are copied.
 
         Args:
-            made: whether the update was made, a bool () on the device; else the averages of floats stay. None: it was.
+            made: whether the update was made, a bool () on the device; otherwise the averages of floats do not change. None: yes.
         """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]
@@ -40,7 +40,7 @@ class EMA:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model holds the averages, for an evaluation; after, its own tensors again."""
+        """Puts the averages into the model inside its `with` block, for an evaluation."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.averages)
         try:

@@ -1,4 +1,4 @@
-"""One update after another: the loop through which every task trains.
+"""The training loop of every task.
 
 `Session` (session.py) runs it, and restores, logs and saves. A signal to stop ends the loop after the current update
 (distributed/preemption.py).
@@ -41,14 +41,14 @@ class Update:
     """An update, yielded by `fit` after it was made.
 
     Attributes:
-        step: updates made so far.
-        metrics: at a log line, those of the updates since the line before (`MetricsAccumulator.flush`), else empty. A task adds
-            what it evaluates.
+        step: number of updates so far.
+        metrics: at a log line, those of the updates since the last line (`MetricsAccumulator.flush`), else empty. A task adds the
+            results of its evaluations.
         skipped: updates without a step of the optimizer, among those synchronised since the last `Update`.
-        save: a checkpoint is due.
+        save: whether a checkpoint is due.
         last: whether this is the last update, of the plan or before a requested stop.
-        steps: of the whole run.
-        made: whether the optimizer made a step, a bool () on the device; false where a loss or a gradient was not finite.
+        steps: number of updates of the whole run.
+        made: whether the optimizer made a step, a bool () on the device; false if a loss or a gradient was not finite.
     """
 
     step: int
@@ -82,16 +82,16 @@ def fit(
 
     Args:
         batches: micro-batches of this process from `training.step` on, `plan.accumulation` for each update.
-        loss: of a micro-batch.
-        seed: of the run; the noise inside the model follows from it.
+        loss: computes the loss of a micro-batch.
+        seed: random seed of the run, also for the noise inside the model.
         name_samples: returns the ids of an update's samples, in the global batch's order; called when a loss is not finite.
 
     Yields:
         An `Update` after each.
 
     Raises:
-        NonFiniteError: more than `max_skipped` updates in a row were left out; on all processes alike, at the next line.
-        Stopped: a signal asked for it, and the caller had its turn to save; on all processes alike.
+        NonFiniteError: more than `max_skipped` successive updates were skipped. Raised on all processes, at the next line.
+        Stopped: a signal requested it, and the caller could save. Raised on all processes.
     """
     if training.step >= plan.steps:
         return  # a finished run is resumed: one process could be gone before another has met it in the agreement's group
@@ -162,7 +162,7 @@ def mean_gradients(training: Training, plan: Plan, losses: Iterator[Tensor]) -> 
 
 
 def apply_gradients(training: Training, config: TrainConfig) -> Tensor:
-    """Makes a step of the optimizer, and of the average of the weights, where the gradients are finite; returns their norm, ()."""
+    """Makes a step of the optimizer and of the average of the weights if the gradients are finite. Returns their norm, ()."""
     norm = gradient_norm(training.accelerator, training.model, config.clip_norm)
     step_if_finite(norm, training.optimizer, training.accelerator.scaler)
     training.optimizer.zero_grad(set_to_none=True)
@@ -184,14 +184,14 @@ def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
 
 
 def nan_if_nonfinite(loss: Tensor) -> Tensor:
-    """Returns the loss with a gradient of NaN where it is not finite. () -> ()."""
+    """Returns the loss, with a gradient of NaN if it is not finite. () -> ()."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # times 1 changes no bit
 
 
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
-    """The norm of the whole gradient before clipping, (); clips the gradient where `clip_norm` is set.
+    """Clips the gradient if `clip_norm` is set, and returns its norm before, ().
 
-    The norm is finite exactly where all of the gradient is.
+    The norm is finite exactly if the whole gradient is finite.
     """
     if clip_norm is not None:
         norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
@@ -202,10 +202,10 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float |
 
 
 def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: object | None) -> None:
-    """Makes a step of the optimizer, or changes neither weights nor state where the gradient is not finite.
+    """Makes a step of the optimizer. If the gradient is not finite, changes neither weights nor state.
 
     Args:
-        norm: of the gradient, () on the device.
+        norm: norm of the gradient, () on the device.
         optimizer: as Accelerate prepared it. Only fused Adam reads the flag on the device. Others do not (timm's Lars), or build
             their state from it (the first momentum of fused SGD is then uninitialised memory); for them the host waits.
         scaler: of fp16, which makes this decision itself.

@@ -74,9 +74,9 @@ class PartialMetrics:
     """The part of the next line of metrics that is already on the host; a checkpoint between two lines keeps it.
 
     Attributes:
-        losses, norms: of the updates that were made, means over all their samples.
+        losses, norms: means over the samples of each update that was made.
         skipped: number of skipped updates.
-        row: number of skipped updates in a row, up to now.
+        row: number of successive skipped updates up to now.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -85,7 +85,7 @@ class PartialMetrics:
     row: int = 0
 
     def plain(self) -> dict[str, Any]:
-        """The values as JSON holds them; floats come back as they were."""
+        """Returns the values for JSON; floats are stored exactly."""
         return asdict(self)
 
 
@@ -93,10 +93,10 @@ class MetricsAccumulator:
     """The losses and gradient norms of the updates since the last line. Shapes: S updates, P processes, A micro-batches.
 
     Attributes:
-        losses: of each update, (A,) on the device; the loop appends them.
-        norms: of the whole gradient of each update, () on the device; the loop appends them.
-        waited: seconds in which this process waited for data since the last line; the loop adds to it.
-        since: when the line began, moved on by the time that the caller spends on evaluating and saving.
+        losses: losses of each update, (A,) on the device. The loop appends them.
+        norms: norm of the whole gradient of each update, () on the device. The loop appends them.
+        waited: seconds in which this process waited for data since the last line. The loop adds to it.
+        since: start of the line, later by the time that the caller spends on evaluating and saving.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class MetricsAccumulator:
         """Copies the numbers to the host, into `partial`. This is the only synchronisation of a line.
 
         Args:
-            step: updates made so far.
+            step: number of updates so far.
 
         Returns:
             The skipped updates since the last call.
 
         Raises:
-            NonFiniteError: too many updates in a row were skipped; on all processes.
+            NonFiniteError: too many successive updates were skipped. Raised on all processes.
         """
         losses = self.accelerator.gather(torch.stack(self.losses)[None]).cpu().double()  # (P, S, A)
         norms = torch.stack(self.norms).cpu().double()  # (S,), the same on all processes
@@ -193,5 +193,5 @@ class DataWait:
 
 
 def _mean(values: list[float]) -> float:
-    """The mean; NaN where there are none."""
+    """Returns the mean; NaN if there are no values."""
     return torch.tensor(values, dtype=torch.float64).mean().item()

@@ -1,4 +1,4 @@
-"""Classification with soft targets: label smoothing, and mixup and CutMix by timm, whose draws follow from the samples' keys.
+"""Soft targets for classification: label smoothing, and mixup and CutMix by timm with random numbers from the samples' keys.
 
 mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Label smoothing: Szegedy et al., CVPR 2016, section 7.
 Shapes: B samples of a micro-batch, C channels, (..., h, w) of a sample, K classes.
@@ -70,7 +70,7 @@ class SoftTargets:
         Args:
             x: normalised, (B, C, ..., h, w); may be changed in place.
             labels: int64 (B,).
-            key: of the micro-batch's first sample, which names the draw: the same on any number of processes. int64 (), on the CPU.
+            key: key of the micro-batch's first sample, int64 (), on the CPU. All random numbers come from it.
 
         Returns:
             (B, C, ..., h, w), and probabilities of the classes, fp32 (B, K).
@@ -84,5 +84,5 @@ class SoftTargets:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy, in fp32. (B, K) each -> ()."""
+    """Computes the mean cross-entropy in fp32. (B, K) each -> ()."""
     return F.cross_entropy(logits.float(), targets)

@@ -1,7 +1,8 @@
-"""Optimizers by name, AdamW (Loshchilov and Hutter, ICLR 2019) by default; their groups; their state under the parameters' names.
+"""Optimizers by name, their parameter groups, and their state under the parameters' names.
 
-All but fused AdamW are timm's. Muon (Jordan et al., 2024) orthogonalises the update of a matrix; fused queries, keys and values
-are one matrix to it. Patch embeddings and heads, and what is not a matrix, go to AdamW, as its authors have it.
+The default is AdamW (Loshchilov and Hutter, ICLR 2019), fused; the others are timm's. Muon (Jordan et al., 2024) orthogonalises the
+update of a matrix, and treats fused queries, keys and values as one matrix. AdamW updates patch embeddings, heads and everything
+that is not a matrix, as Muon's authors do.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ OWN = ("params", "lr_scale", "decay_scale", "use_fallback")  # keys of a group t
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
-    """The optimizer that the config names over the parameters that train; vectors and biases are not decayed.
+    """Makes the optimizer of the config for the trained parameters. Vectors and biases are not decayed.
 
-    Class tokens, mask tokens and learned positions are decayed where `train.decay_tokens` says so, as in MAE: they have three
-    dimensions, and its rule (timm's) spares only one. With `layer_decay`, for fine-tuning a classifier, they are not: see
+    With `train.decay_tokens`, class tokens, mask tokens and learned positions are decayed, as in MAE: timm's rule exempts only
+    tensors of one dimension, and they have three. With `layer_decay`, for fine-tuning a classifier, they are not decayed; see
     `layer_groups`.
 
     Raises:
-        ValueError: no such optimizer, one that cannot be resumed, a choice that it does not have, one that FSDP2 cannot shard.
+        ValueError: the optimizer does not exist, cannot be resumed, lacks an option that is set, or cannot be sharded by FSDP2.
     """
     if layer_decay is None:
         from timm.optim import param_groups_weight_decay
@@ -78,7 +79,7 @@ def _without_momentum(config: TrainConfig) -> dict[str, Any]:
 
 
 def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """One of timm's."""
+    """Makes an optimizer of timm by name."""
     from timm.optim import get_optimizer_class, list_optimizers
 
     name = config.optimizer
@@ -95,7 +96,7 @@ def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[st
     options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option, value in options.items():
         if option not in has or (option == "betas" and len(has[option].default) != len(value)):
-            raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such choice; leave it out")
+            raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such option; leave it out")
     if "momentum" in has and not has["momentum"].default:
         options.setdefault("momentum", MOMENTUM)
     if name in HYBRID:
@@ -106,7 +107,7 @@ def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[st
 
 
 def _split_fallback(group: dict[str, Any], names: Mapping[nn.Parameter, str]) -> list[dict[str, Any]]:
-    """The same group, or two: parameters that go to a hybrid's AdamW by their names, and the others."""
+    """Splits off the parameters that a hybrid optimizer updates with AdamW by their names. Returns one or two groups."""
     split = []
     for fallback in (False, True):
         members = [one for one in group["params"] if any(f".{part}" in f".{names[one]}" for part in TO_ADAMW) is fallback]
@@ -115,10 +116,10 @@ def _split_fallback(group: dict[str, Any], names: Mapping[nn.Parameter, str]) ->
 
 
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """The groups of a classifier, each with the `lr_scale` of its layer (Clark et al., "ELECTRA", ICLR 2020; BEiT, MAE).
+    """Returns the groups of a classifier, each with the `lr_scale` of its layer (Clark et al., "ELECTRA", ICLR 2020; BEiT, MAE).
 
-    Of L blocks, layer i learns at layer_decay^(L + 1 - i) of the rate: 0 is the embedding with its positions and tokens, 1 to L
-    are the blocks, and L + 1 is all the rest. The class token and the positions are not decayed.
+    With L blocks, the factor of layer i is layer_decay^(L + 1 - i). Layer 0 is the embedding with its positions and tokens, 1 to L
+    are the blocks, and L + 1 is the rest. The class token and the positions are not decayed.
     """
     from timm.optim import param_groups_layer_decay
 
@@ -126,10 +127,10 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
 
 
 def scale_groups(model: nn.Module, groups: list[dict[str, Any]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The same groups, split where modules bear an `update_scale` (`mmm.core.types.UpdateScale`) of their own.
+    """Splits groups by the `update_scale` (`mmm.core.types.UpdateScale`) of modules.
 
     Args:
-        rates: factors of the learning rate of parameters whose names begin so; those that fit are multiplied.
+        rates: factors of the learning rate by the start of a parameter's name. All factors that match are multiplied.
     """
     scales: dict[nn.Parameter, tuple[float, float]] = {}
     for name, parameter in model.named_parameters():
@@ -163,13 +164,13 @@ class _Layered:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Splits the state into what safetensors and what JSON can hold, under "parameter/entry".
+    """Splits the state into tensors for safetensors and values for JSON, under "parameter/entry".
 
-    The groups' settings are not in it: they follow from the config, which a resume compares. What an optimizer counts in its groups
-    is, under "group/entry" with the group's number.
+    The groups' settings are left out, because they follow from the config, which a resume compares. Counters of the groups are
+    included, under "group/entry" with the group's number.
 
     Args:
-        names: of the parameters.
+        names: names of the parameters.
     """
     entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
     for number, group in enumerate(optimizer.param_groups):
@@ -181,11 +182,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
 def load_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
-    """The inverse of `optimizer_state`; torch's own loading then places each entry on its parameter's device.
+    """Inverts `optimizer_state`. torch's own loading then places each entry on its parameter's device.
 
     Args:
-        names: of the parameters, which may be sharded.
-        tensors: whole.
+        names: names of the parameters, which may be sharded.
+        tensors: whole tensors.
     """
     position = {names[p]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     parameters = {name: p for p, name in names.items()}

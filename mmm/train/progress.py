@@ -27,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, plan: Plan, start: int, main: bool) -> None:
-        """`start`: updates made before. `main`: whether this process shows progress."""
+        """Starts at update `start`. Only the process with `main` shows progress."""
         self.plan, self.start, self.main, self.terminal = plan, start, main, _shows_bar()
         self.bar = tqdm(
             total=plan.steps * plan.batch_size,
@@ -70,7 +70,7 @@ def _shows_bar() -> bool:
 
 
 def format_metrics(update: Update, plan: Plan) -> str:
-    """One line for a log file. The update has metrics."""
+    """Formats the metrics of an update as one line of a log file."""
     metrics = update.metrics
     left = (plan.steps - update.step) * plan.batch_size / metrics["samples_per_second"]
     return (

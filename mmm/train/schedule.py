@@ -22,9 +22,9 @@ class Plan:
     """The numbers of a run that follow from its `TrainConfig`, its data and its processes.
 
     Attributes:
-        steps: updates in the whole run.
-        samples: in the data, that is in one epoch.
-        batch_size: samples an update, over all processes.
+        steps: number of updates of the whole run.
+        samples: number of samples in the data, which make one epoch.
+        batch_size: samples per update, over all processes.
         processes: number of processes.
         micro_batch_size: samples that one process computes at once.
         accumulation: micro-batches that one process computes for one update.
@@ -46,11 +46,11 @@ class Plan:
     start: float = 0.0
 
     def epoch(self, step: int) -> float:
-        """Passes over the data after so many updates."""
+        """Returns the number of passes over the data after `step` updates."""
         return step * self.batch_size / self.samples
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of an update, counted from 0; see `learning_rate`."""
+        """Returns the learning rate of an update, counted from 0; see `learning_rate`."""
         return learning_rate(step, self.steps, self.peak, self.warmup, self.final, self.start)
 
 
@@ -78,7 +78,7 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
 
 
 def count_steps(config: TrainConfig, samples: int) -> int:
-    """The number of updates of the run; `epochs` is rounded up to whole updates."""
+    """Returns the number of updates of the run; `epochs` is rounded up to whole updates."""
     if config.steps is not None:
         return config.steps
     if config.epochs is None:
@@ -97,7 +97,7 @@ def count_steps(config: TrainConfig, samples: int) -> int:
 
 
 def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:
-    """The number of updates of the warm-up; warns if the run ends before the learning rate reaches its peak."""
+    """Returns the number of updates of the warm-up. Warns if the run ends before the learning rate reaches its peak."""
     warmup: float = (config.warmup_epochs or 0) * samples / config.batch_size
     if config.warmup_steps is not None:
         warmup = config.warmup_steps
@@ -111,7 +111,7 @@ def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:
 
 
 def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
-    """Samples of a micro-batch, and how many micro-batches a process computes for one update.
+    """Returns the number of samples of a micro-batch, and of micro-batches that a process computes for one update.
 
     Raises:
         ValueError: batch_size is not processes x micro_batch_size x a whole number.
@@ -134,28 +134,29 @@ def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
 
 
 def sizes(share: int, unit: int = 1) -> list[int]:
-    """Possible micro-batch sizes of a process: the divisors of its share that are multiples of `unit`, in falling order."""
+    """Returns the possible micro-batch sizes of a process: divisors of its share that are multiples of `unit`, in falling order."""
     return [share // parts for parts in range(1, share // unit + 1) if share % parts == 0 and share // parts % unit == 0]
 
 
 def _near(value: int, unit: int) -> str:
-    """The multiples of `unit` below and above `value`, for a message."""
+    """Returns the multiples of `unit` below and above `value`, for a message."""
     below = value // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float, start: float = 0.0) -> float:
-    """Linear from the start to the peak, then half a cosine down to the final value.
+    """Computes the learning rate: linear from the start to the peak, then half a cosine down to the final value.
 
-    Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). A function of the step alone:
-    there is no scheduler whose state could be stepped twice, or lost.
+    Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). The learning rate depends on the
+    step alone, so there is no state of a scheduler to save.
 
     Args:
-        step: updates made so far, 0 to steps - 1.
-        steps: of the whole run.
-        warmup: updates over which it rises.
-        final: the value at which it ends.
-        start: the value at which it begins, where it rises.
+        step: number of updates so far, 0 to steps - 1.
+        steps: number of updates of the whole run.
+        peak: largest value.
+        warmup: number of updates of the rise.
+        final: value at the end.
+        start: value at the beginning of the rise.
     """
     progress, rise = step / steps, warmup / steps
     if step < warmup:
@@ -164,7 +165,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
 
 
 def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:
-    """Half a cosine over the run from `start` to `end`, or `start` where there is no end; `step` counts from 0."""
+    """Computes the weight decay: half a cosine over the run from `start` to `end`, or constant without an end. `step` counts from
+    0."""
     return start if end is None else end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -175,7 +177,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Sets the weight decay of each group that has a `decay_scale`, multiplied by it; it is 0 for vectors."""
+    """Sets the weight decay of each group that has a `decay_scale`, multiplied by it; the scale of vectors is 0."""
     for group in optimizer.param_groups:
         group["weight_decay"] = decay * group["decay_scale"] if "decay_scale" in group else group["weight_decay"]
 

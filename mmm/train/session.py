@@ -32,7 +32,7 @@ from mmm.train.config import RunConfig
 from mmm.train.loop import Update, fit
 from mmm.train.memory.batch_size_finder import Trial, find_micro_batch_size
 from mmm.train.memory.dry_run import dry_run
-from mmm.train.memory.usage import name_the_cure
+from mmm.train.memory.usage import advise_on_memory
 from mmm.train.progress import SILENCE, Progress
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import Plan
@@ -44,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """Forward including loss."""
+    """The forward with its loss."""
 
     def loss(self, model: nn.Module, batch: Any, step: int, /) -> Tensor:
-        """The mean loss of a micro-batch, (). Moves the batch to the device, and calls `model`, never its `forward`."""
+        """Returns the mean loss of a micro-batch, (). Moves the batch to the device, and calls `model`, never its `forward`."""
         ...
 
 
@@ -56,13 +56,13 @@ class Session:
     """A training in progress; see `open_session`.
 
     Attributes:
-        config: of the task.
+        config: config of the task.
         training: the model and its optimizer.
-        objective: its loss.
+        objective: the loss.
         data: the training samples.
-        plan: with the micro-batch that fits.
-        folder: of the run.
-        bad_inputs: the inputs that could not be read; evaluations append theirs to its `pending`.
+        plan: the plan, with a micro-batch that fits into memory.
+        folder: the run folder.
+        bad_inputs: the unreadable inputs; evaluations append theirs to its `pending`.
         tracker: the experiment tracker, or one that does nothing.
         metrics: the last value of each metric.
     """
@@ -106,7 +106,7 @@ class Session:
             progress.close()
 
     def _batches(self) -> Iterator[Batch]:
-        """The micro-batches of this process from the current step; notes unreadable inputs."""
+        """Yields the micro-batches of this process from the current step, and notes unreadable inputs."""
         batches = self.data.batches(
             batch_size=self.plan.micro_batch_size,
             steps=self.plan.steps,
@@ -128,7 +128,7 @@ class Session:
             self.metrics |= metrics
 
     def _record(self, update: Update) -> None:
-        """Logs metrics, saves a checkpoint if one is due, and stops the run if too many inputs could not be read."""
+        """Logs metrics, saves a checkpoint if one is due, and stops the run if too many inputs are unreadable."""
         folder, config = self.folder, self.config.train
         folder.note_skipped(update.skipped)
         self.bad_inputs.share()
@@ -153,19 +153,19 @@ def open_session(
     """Starts the watchdog, finds the micro-batch size, and restores the run if it is resumed.
 
     Args:
-        folder: of the run, open.
+        folder: the open run folder.
         evaluated: number of inputs that are read in addition to the training samples; `data.max_bad` is a share of all.
         unit: the micro-batch size is a multiple of this and of `data.repeats`. None: the plan's micro-batch size is kept.
 
     Raises:
-        ValueError: see `find_micro_batch_size` and `Training.restore`; also where memory does not suffice.
+        ValueError: see `find_micro_batch_size` and `Training.restore`; also if memory does not suffice.
     """
     accelerator, train = training.accelerator, config.train
     data.check(plan.micro_batch_size)
     with Watchdog(training, train.timeout):
         if train.micro_batch_size is None and unit is not None:
             plan = fitting_plan(training, objective, data, plan, unit=unit, folder=folder.path)
-        with name_the_cure(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
+        with advise_on_memory(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
             if config.resume:
                 folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)
                 folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
@@ -184,7 +184,7 @@ def open_session(
 def fitting_plan(
     training: Training, objective: Objective, data: Mixture, plan: Plan, *, unit: int, folder: Path | None = None
 ) -> Plan:
-    """The plan with the largest micro-batch size that fits in memory, tried with one batch of each source."""
+    """Returns the plan with the largest micro-batch size that fits in memory, tried with one batch of each source."""
     trials = [Trial(partial(data.sample_batch, source), objective.loss) for source in range(len(data.parts))]
     return find_micro_batch_size(training, plan, trials, unit=math.lcm(unit, data.unit), folder=folder)
 
@@ -199,7 +199,7 @@ def preview(
     tokens: Mapping[str, int],
     unit: int | None = 1,
 ) -> str:
-    """The table of a dry run, measured on real samples of the first source; see `open_session` and `dry_run`."""
+    """Returns the table of a dry run, measured on real samples of the first source; see `open_session` and `dry_run`."""
     if config.train.micro_batch_size is None and unit is not None:
         plan = fitting_plan(training, objective, data, plan, unit=unit)
     notes = {"resizing": kernel_in_use()} | about_repeats(data, plan) | about_sources(data)
@@ -221,7 +221,7 @@ def about_repeats(data: Mixture, plan: Plan) -> dict[str, str]:
 
 
 def about_sources(data: Mixture) -> dict[str, str]:
-    """The number of updates on each of two sources."""
+    """Explains the number of updates on each of two sources."""
     if len(data.parts) == 1:
         return {}
     (first, second), names = data.updates, [part.config.source for part in data.parts]

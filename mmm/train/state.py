@@ -43,14 +43,14 @@ class Training:
     """A model being trained.
 
     Attributes:
-        accelerator: from `setup.start`.
-        model: as Accelerate prepared it; call this one to train.
-        optimizer: as Accelerate prepared it.
+        accelerator: the result of `setup.start`.
+        model: the model from Accelerate; call this one to train.
+        optimizer: the optimizer from Accelerate.
         identity: the options that identify the run (`config.identity`); a checkpoint of another run is refused.
-        ema: average of the weights, where the run keeps one.
-        step: updates made so far.
-        partial_metrics: the numbers of the next line of metrics that are known so far.
-        meta_copy: of a sharded model, a copy without values.
+        ema: average of the weights, if the run has one.
+        step: number of updates so far.
+        partial_metrics: the part of the next line of metrics that is known so far.
+        meta_copy: a copy of a sharded model without values.
     """
 
     accelerator: Accelerator
@@ -77,13 +77,13 @@ class Training:
         layer_decay: float | None = None,
         can_shard: bool = False,
     ) -> Training:
-        """Makes the optimizer and hands it and the model to Accelerate, as a task's config says.
+        """Makes the optimizer of a task's config, and passes it and the model to Accelerate.
 
         Args:
             runtime: names of options that may differ between a stop and its resume.
             fingerprints: of data and weights that the run depends on in addition to its config; they are part of the identity.
             layer_decay: see `make_optimizer`.
-            can_shard: whether the task's evaluations use `gathered`, so that the model may be sharded where that is asked for.
+            can_shard: whether the task's evaluations use `gathered`, so that the model may be sharded on request.
         """
         if config.train.checkpoint_blocks:
             checkpoint_blocks(model)
@@ -111,8 +111,8 @@ class Training:
         process).
 
         Args:
-            ema: keep an average of the weights.
-            sharded: shard the model; for tasks whose evaluations use `gathered`, where `sharding_asked`.
+            ema: whether to keep an average of the weights.
+            sharded: whether to shard the model; for tasks whose evaluations use `gathered`.
 
         Raises:
             ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
@@ -140,34 +140,35 @@ class Training:
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        """A model for evaluation that needs no other process when it is called: the unwrapped one, or a copy of a sharded one.
+        """Returns a model for evaluation whose forward needs no other process: the unwrapped model, or a copy of a sharded one.
 
-        All processes enter it together.
+        All processes must enter it together.
         """
         sharded = self.meta_copy is not None
         yield gathered_copy(self.meta_copy, self.unwrapped, self.accelerator) if sharded else self.unwrapped  # type: ignore[arg-type]
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model holds the moving average of its weights, where the run keeps one."""
+        """Puts the moving average of the weights into the model inside its `with` block, if the run has one."""
         return nullcontext() if self.ema is None else self.ema.applied(self.unwrapped)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Inside, gradients are summed in each process; the next backward pass outside sums them over all."""
+        """Keeps gradients in each process inside its `with` block. The next backward pass outside sums them over all processes."""
         return self.accelerator.no_sync(self.model) if self.meta_copy is None else no_sync(self.model)
 
     # ---------------------------------------------------------------------------------------------------------------- saving
 
     def save(self, checkpoints: Path, keep: int | None, *, keep_every: int | None = None, needed: bool = True) -> None:
-        """Saves this step. All processes call it and wait for a copy in memory, which is written while the training continues.
+        """Saves this step. All processes must call it. They wait for a copy in memory, which is written while the training
+        continues.
 
         Args:
             keep, keep_every: see `writer.prune`.
-            needed: whether this is the last checkpoint of the run. It is then written before this returns. Any other one is lost
-                if the disk is full, with a warning when the next is due.
+            needed: whether this is the last checkpoint of the run, which is written before this returns. Any other checkpoint
+                is lost if the disk is full, with a warning when the next is due.
 
         Raises:
             ValueError: a weight is not finite. Such a checkpoint would replace a good one, and a resume would use it.
-            OSError: a needed checkpoint cannot be written; on all processes.
+            OSError: a needed checkpoint cannot be written. Raised on all processes.
         """
         self.wait_for_checkpoint()
         self._refuse_nonfinite_weights()
@@ -181,7 +182,7 @@ class Training:
             self._warn(self.step, error)
 
     def wait_for_checkpoint(self) -> None:
-        """Waits for a checkpoint that is being written; warns if that failed. Called by all processes."""
+        """Waits for a checkpoint that is being written; warns if that failed. All processes must call it."""
         step = self.step if self.writer.pending is None else self.writer.pending.step
         try:
             self.writer.wait()
@@ -192,14 +193,14 @@ class Training:
         logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", step, error)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, the optimizer's state and averages, by file and name; not copied."""
+        """Returns weights, the optimizer's state and averages, by file and name, without copying."""
         files = {"model": self.unwrapped.state_dict(), "optimizer": optimizer_state(self.optimizer, self._names())[0]}
         if self.ema is not None:
             files["ema"] = self.ema.averages
         return {file: {plain(name): value for name, value in values.items()} for file, values in files.items()}
 
     def _plain_state(self) -> dict[str, Any]:
-        """The state that is not in tensors, as JSON values."""
+        """Returns the state that is not in tensors, as JSON values."""
         scaler = self.accelerator.scaler
         return {
             "identity": self.identity,
@@ -235,7 +236,7 @@ class Training:
             A line for each option that differs.
 
         Raises:
-            ValueError: all checkpoints are damaged, or the newest is of a run with other options.
+            ValueError: all checkpoints are damaged, or the newest is from a run with other options.
         """
         path = on_main(self.accelerator, lambda: reader.newest(checkpoints))
         if path is None:
@@ -256,8 +257,8 @@ class Training:
         """Copies weights, the optimizer's state and averages into this training.
 
         Args:
-            tensors: not sharded, by file and name.
-            state: from `_plain_state`.
+            tensors: whole tensors, by file and name.
+            state: the result of `_plain_state`.
         """
         for name, value in self.unwrapped.state_dict().items():
             copy_into(value, tensors["model"][plain(name)])
@@ -275,7 +276,7 @@ class Training:
                 raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
 
     def _fingerprint(self) -> dict[str, Any]:
-        """The environment; a resume reports how it differs."""
+        """Returns the environment; a resume reports differences."""
         return {**fingerprint(self.accelerator), "sharded": self.meta_copy is not None}
 
     def _names(self) -> dict[Tensor, str]:
@@ -283,5 +284,5 @@ class Training:
 
 
 def plain(name: str) -> str:
-    """A tensor's name without the prefix that compiling single blocks adds."""
+    """Returns a tensor's name without the prefix that compiling single blocks adds."""
     return name.replace("_orig_mod.", "")

@@ -24,10 +24,10 @@ PICTURES = (".png", *MOVING)
 
 
 def check_tracker(name: str | None, options: Sequence[str] = ()) -> None:
-    """Checks the choice of a tracker; Accelerate 1.15 drops one that is not installed in silence.
+    """Checks the choice of a tracker. Accelerate 1.15 silently drops a tracker that is not installed.
 
     Raises:
-        ValueError: Accelerate does not know it, it is not installed, or its options are not understood.
+        ValueError: Accelerate does not support it, it is not installed, or its options are invalid.
     """
     if name is None:
         if options:
@@ -47,7 +47,7 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
     """Returns the arguments that `train.tracker_options` names; values are read as YAML.
 
     Raises:
-        ValueError: one is not NAME=VALUE.
+        ValueError: an option is not NAME=VALUE.
     """
     found: dict[str, Any] = {}
     for option in options:
@@ -62,12 +62,12 @@ class Tracker:
     """The tracker of a run in progress, or none.
 
     Args:
-        accelerator: through which metrics reach the tracker.
-        name: of the tracker. None: there is none, and all methods do nothing.
-        options: arguments of the tracker's own start, NAME=VALUE; `project` names the project.
-        folder: of the run. The tracker's files go there where it lets one choose.
-        config: flat, of the task.
-        step: updates made so far; a resumed run goes on from there.
+        accelerator: passes metrics to the tracker.
+        name: name of the tracker. None: all methods do nothing.
+        options: arguments of the tracker, NAME=VALUE; `project` names the project.
+        folder: the run folder, which also gets the tracker's files if the tracker allows it.
+        config: flat config of the task.
+        step: number of updates so far, from which a resumed run continues.
     """
 
     def __init__(
@@ -117,19 +117,19 @@ class Tracker:
         self._sent = now
 
     def _pictures(self) -> dict[Path, float]:
-        """The pictures in the run folder, and when they were written."""
+        """Returns the pictures in the run folder with the times at which they were written."""
         found = (path for path in (self.folder / "pictures").glob("*") if path.suffix in PICTURES)
         return {path: path.stat().st_mtime for path in found}
 
 
 def start_arguments(name: str, folder: Path, run: str, resumed: bool, step: int) -> dict[str, Any]:
-    """Returns the arguments with which a tracker starts the run of a folder, or goes on with it.
+    """Returns the arguments with which a tracker starts or continues the run of a folder.
 
     Args:
-        name: of the tracker.
-        run: the id of the run.
+        name: name of the tracker.
+        run: id of the run.
         resumed: whether the tracker has the run already.
-        step: updates made so far.
+        step: number of updates so far.
     """
     title = folder.name
     if name == "wandb":
@@ -146,14 +146,14 @@ def start_arguments(name: str, folder: Path, run: str, resumed: bool, step: int)
 
 
 def run_id(name: str, accelerator: Accelerator, arguments: Mapping[str, Any]) -> str:
-    """Returns the id by which a tracker finds a run again; empty for one that has none."""
+    """Returns the id by which a tracker identifies a run; empty if it has none."""
     if name == "mlflow":
         return str(accelerator.get_tracker(name, unwrap=True).info.run_id)
     return str(arguments.get("id", arguments.get("name", "")))
 
 
 def log_picture(name: str, run: Any, path: Path, step: int) -> None:
-    """Sends a picture or an animation; trackers that are not named here get numbers only."""
+    """Sends a picture or an animation. Trackers that are not named here get only numbers."""
     title = f"pictures/{path.stem.rstrip('0123456789').rstrip('_') or path.stem}{path.suffix if path.suffix in MOVING else ''}"
     if name == "tensorboard":
         if path.suffix == ".mp4":

@@ -60,8 +60,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
     if not NAME.fullmatch(repo):
         raise ValueError(f"--repo {repo!r} is not a name on the hub; give user/name")
     if not (folder / WEIGHTS).is_file() or not any((folder / name).is_file() for name in (OURS, CONFIG)):
-        cure = "mmm export RUN --out FOLDER writes one"  # a run folder contains more than should be published
-        raise ValueError(f"{folder} is not an exported folder: it lacks {WEIGHTS} beside a config; {cure}")
+        hint = "mmm export RUN --out FOLDER writes one"  # a run folder contains more than should be published
+        raise ValueError(f"{folder} is not an exported folder: it lacks {WEIGHTS} beside a config; {hint}")
     from huggingface_hub import HfApi
 
     api = HfApi()  # reads the token from HF_TOKEN or from the login
@@ -72,8 +72,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
             repo_id=repo, folder_path=str(folder), allow_patterns=files, commit_message=message, repo_type="model"
         )
     except Exception as error:  # errors of the library and of the network have many types
-        cure = "log in with `hf auth login` or set HF_TOKEN, and check the network"
-        raise ValueError(f"{repo} was not pushed: {_said(error)}; {cure}") from None
+        hint = "log in with `hf auth login` or set HF_TOKEN, and check the network"
+        raise ValueError(f"{repo} was not pushed: {_said(error)}; {hint}") from None
     logger.info("uploaded %s to %s", ", ".join(files), repo)
     return str(done.commit_url)
 

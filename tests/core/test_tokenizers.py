@@ -88,7 +88,7 @@ def test_memory_layout_does_not_matter() -> None:
         ((2, 3, 0, 12), "height 0"),
     ],
 )
-def test_an_input_that_does_not_fit_is_refused_with_a_cure(shape: tuple[int, ...], words: str) -> None:
+def test_an_input_that_does_not_fit_is_refused_with_a_hint(shape: tuple[int, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         tokenizer(Patches.Config(size=4)).split(torch.zeros(shape))
 

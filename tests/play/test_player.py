@@ -329,5 +329,5 @@ def test_the_space(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (folder / "mmm" / "play" / "board.js").is_file()
     assert {one.split(">")[0] for one in requirements()} >= {"gradio", "torch", "av", "simplejpeg"}
     assert (folder / "requirements.txt").read_text().split("\n")[:-1] == requirements()
-    with pytest.raises(ValueError, match="holds something"):
+    with pytest.raises(ValueError, match="is not empty"):
         export_space([save("b")], folder)

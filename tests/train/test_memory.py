@@ -1,4 +1,4 @@
-"""Keeping less for the backward pass changes no gradient, and a lack of memory is one line that names the cure."""
+"""Keeping less for the backward pass changes no gradient, and a lack of memory is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.train.config import TrainConfig
-from mmm.train.memory.usage import SavedTensors, checkpoint_blocks, cure, free_memory, is_lack_of_memory, name_the_cure
+from mmm.train.memory.usage import (
+    SavedTensors,
+    advise_on_memory,
+    checkpoint_blocks,
+    free_memory,
+    is_lack_of_memory,
+    memory_advice,
+)
 from mmm.train.schedule import make_plan
 
 PLAN = make_plan(TrainConfig(batch_size=96, micro_batch_size=48, learning_rate=0.1, steps=1), samples=96, processes=1)
@@ -118,16 +125,16 @@ def full_system():
 
 
 @pytest.mark.parametrize("fill", [full_cpu, full_numpy, full_gpu, full_system])
-def test_a_lack_of_memory_names_the_cure(fill):
+def test_a_lack_of_memory_says_what_to_do(fill):
     words = r"out of memory: micro-batches of 48 .* set train\.micro_batch_size 24, .* or set train\.checkpoint_blocks true"
-    with pytest.raises(ValueError, match=words), name_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(ValueError, match=words), advise_on_memory(PLAN, checkpointed=False):
         fill()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError(errno.ENOSPC, "No space left on device")])
 def test_other_errors_stay_what_they_are(error):
     assert not is_lack_of_memory(error)
-    with pytest.raises(type(error)) as raised, name_the_cure(PLAN, checkpointed=False):
+    with pytest.raises(type(error)) as raised, advise_on_memory(PLAN, checkpointed=False):
         raise error
     assert raised.value is error
 
@@ -144,10 +151,12 @@ def test_other_errors_stay_what_they_are(error):
 )
 def test_the_cure_is_one_that_divides(micro, unit, checkpointed, words):
     plan = make_plan(TrainConfig(batch_size=96, micro_batch_size=micro, learning_rate=0.1, steps=1), samples=96, processes=1)
-    text = cure(plan, MemoryError(), checkpointed=checkpointed, unit=unit)
+    text = memory_advice(plan, MemoryError(), checkpointed=checkpointed, unit=unit)
     assert all(word in text for word in words), text
     assert ("train.checkpoint_blocks" in text) is not checkpointed
-    assert "data.workers" in cure(plan, MemoryError("Caught MemoryError in DataLoader worker process 0."), checkpointed=True)
+    assert "data.workers" in memory_advice(
+        plan, MemoryError("Caught MemoryError in DataLoader worker process 0."), checkpointed=True
+    )
 
 
 def train_in_little_memory(argv: list[str]) -> None:

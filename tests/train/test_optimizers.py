@@ -144,7 +144,7 @@ def test_each_part_learns_at_its_own_rate(build: Callable[..., MaskedModel]) -> 
         ({"optimizer": "lyon"}, r"train\.optimizer lyon is none of timm's.*lion"),
         ({"optimizer": "kron"}, r"kron cannot be resumed"),
         ({"optimizer": "adahessian"}, "adahessian cannot be resumed bit for bit, or needs more than gradients"),
-        ({"optimizer": "lion", "momentum": 0.9}, r"train\.momentum 0\.9: train\.optimizer lion has no such choice"),
+        ({"optimizer": "lion", "momentum": 0.9}, r"train\.momentum 0\.9: train\.optimizer lion has no such option"),
         ({"optimizer": "adan", "betas": (0.9, 0.95)}, r"train\.betas \(0\.9, 0\.95\): train\.optimizer adan"),
         ({"momentum": 0.9}, r"train\.momentum 0\.9: adamw has none"),
     ],

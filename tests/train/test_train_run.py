@@ -70,7 +70,7 @@ def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_ru
 def test_what_is_there_is_not_written_over(tmp_path, open_run):
     with open_run(tmp_path / "a") as run:
         run.log(1, {"loss": 1.0})
-    with pytest.raises(ValueError, match=r"--folder .*/a holds a run already; give another --folder, or --resume"):
+    with pytest.raises(ValueError, match=r"--folder .*/a already contains a run; give another --folder, or --resume"):
         open_run(tmp_path / "a")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")

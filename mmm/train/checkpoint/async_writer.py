@@ -38,9 +38,9 @@ class Pending:
     """A checkpoint that is being written.
 
     Attributes:
-        step: it is of.
-        written: what this process writes of it; none: nothing.
-        whole: the task that renames it when it is complete, in the first process.
+        step: step of the checkpoint.
+        written: the task that writes the part of this process. None: there is no such part.
+        whole: in the first process, the task that renames the checkpoint when it is complete.
         refusal: the error of another process.
         until: time at which all parts must be written.
     """
@@ -52,10 +52,10 @@ class Pending:
     until: float | None = None
 
     def check(self) -> None:
-        """True if it is worth waiting for the others' parts.
+        """True if parts of other processes may still be written.
 
         Raises:
-            OSError: it is not.
+            OSError: the time is over, or another process failed.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -81,7 +81,7 @@ class AsyncWriter:
         """Copies the state and begins to write it. `wait` must be called before the next `start`.
 
         Raises:
-            OSError: the folder cannot be made; on all processes.
+            OSError: the folder cannot be made. Raised on all processes.
         """
         aside = on_main(self.accelerator, lambda: checkpoint.begin(folder, step))
         if aside is None:
@@ -103,10 +103,10 @@ class AsyncWriter:
             pending.whole = _in_thread(finish)
 
     def wait(self) -> None:
-        """Waits for a checkpoint that is being written; all processes learn whether that succeeded.
+        """Waits for a checkpoint that is being written.
 
         Raises:
-            OSError: it was not written; on all processes. Its files are deleted.
+            OSError: it was not written, and its files are deleted. Raised on all processes.
         """
         pending, self.pending = self.pending, None
         if pending is None:
@@ -142,12 +142,12 @@ class AsyncWriter:
         return files
 
     def _copy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's part of the tensors, on the host. The first process holds the tensors that are not sharded."""
+        """Copies this process's part of the tensors to the host. The first process has the tensors that are not sharded."""
         own = {name: local(value) for name, value in values.items() if self.part == 0 or is_sharded(value)}
         return {name: to_host(value) for name, value in own.items() if value.numel() or self.parts == 1}
 
     def _shards(self, tensors: Tensors) -> dict[str, dict[str, list[int]]]:
-        """The rows that each process holds of the sharded tensors."""
+        """Returns the number of rows of each sharded tensor in each process."""
 
         def counts(rows: int) -> list[int]:
             return [last - first for first, last in (rows_of(rows, part, self.parts) for part in range(self.parts))]
@@ -159,7 +159,7 @@ class AsyncWriter:
 
 
 def to_host(value: Tensor) -> Tensor:
-    """A copy in the host's memory. The copy of a GPU's tensor is asynchronous."""
+    """Copies a tensor to the host's memory, asynchronously from a GPU."""
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
     return copy.copy_(value.detach(), non_blocking=True)
 

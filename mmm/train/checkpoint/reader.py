@@ -19,17 +19,17 @@ MANIFEST, STATE = "manifest.json", "state.json"
 
 
 def found(folder: Path) -> list[Path]:
-    """The complete checkpoints, oldest first."""
+    """Returns the complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.name.removeprefix("step_").isdecimal())
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Returns the step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-    """The tensors, by file and name, on the CPU; and the state. Only files in the manifest are read.
+    """Reads the tensors, by file and name, on the CPU, and the state. Only files in the manifest are read.
 
     A tensor that several processes wrote is joined when it is accessed, so that only one has to be in memory.
     """
@@ -40,10 +40,10 @@ def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, A
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint, or None where there is none. Damaged ones are reported and skipped.
+    """Returns the newest complete checkpoint, or None if there is none. Damaged checkpoints are reported and skipped.
 
     Raises:
-        ValueError: all checkpoints are damaged. Whether to start again is then the user's decision.
+        ValueError: all checkpoints are damaged. The user must then decide whether to start again.
     """
     damaged = []
     for path in reversed(found(folder)):

@@ -18,28 +18,28 @@ SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
 def rows_of(rows: int, part: int, parts: int) -> tuple[int, int]:
-    """The rows of one part, from and up to."""
+    """Returns the first row of a part, and the row after its last one."""
     each = -(-rows // parts)
     return min(rows, part * each), min(rows, (part + 1) * each)
 
 
 def file_name(name: str, part: int, parts: int) -> str:
-    """The file of one process: model.safetensors, or model-00001-of-00002.safetensors."""
+    """Returns the name of the file of one process: model.safetensors, or model-00001-of-00002.safetensors."""
     return f"{name}.safetensors" if parts == 1 else f"{name}-{part + 1:05d}-of-{parts:05d}.safetensors"
 
 
 def stem_of(path: Path) -> str:
-    """Name of the values in a file: "model" for both."""
+    """Returns the name of the values in a file: "model" for both forms."""
     shard = SHARD.fullmatch(path.stem)
     return path.stem if shard is None else shard[1]
 
 
 def open_tensors(paths: Sequence[Path], shards: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
-    """The tensors of a checkpoint's files, by stem and name. Files are memory-mapped.
+    """Opens the tensors of a checkpoint's files, by stem and name. Files are memory-mapped.
 
     Args:
-        paths: in the order of their parts.
-        shards: of state.json: {"model": {"encoder.norm.weight": [384, 384], ...}, ...}, the rows of each part.
+        paths: the files, in the order of their parts.
+        shards: the rows of each part from state.json: {"model": {"encoder.norm.weight": [384, 384], ...}, ...}.
     """
     files: dict[str, list[dict[str, Tensor]]] = {}
     for path in paths:

@@ -48,16 +48,16 @@ def write(
 
     Args:
         folder: `checkpoints` of a run.
-        tensors: by file (without ending), then by name.
-        state: what JSON can hold; floats come back as they were.
+        tensors: tensors by file (without ending) and by name.
+        state: values that JSON supports; floats are stored exactly.
         keep, keep_every: see `prune`.
 
     Returns:
         The checkpoint's folder. A complete checkpoint of this step is not written again.
 
     Raises:
-        OSError: it cannot be written, because the disk is full for instance. The ones before are as they were, and what was
-            written of this one is deleted.
+        OSError: the checkpoint cannot be written, for instance because the disk is full. Its files are deleted; older checkpoints
+            stay unchanged.
     """
     aside = begin(folder, step)
     if aside is not None:
@@ -68,7 +68,7 @@ def write(
 
 
 def begin(folder: Path, step: int) -> Path | None:
-    """Makes the temporary folder for the files. None: there is a complete checkpoint of this step already."""
+    """Makes the temporary folder for the files. Returns None if there is a complete checkpoint of this step already."""
     final = folder / f"step_{step:08d}"
     if final.exists():
         if damage(final) is None:
@@ -92,7 +92,7 @@ def or_nothing(aside: Path) -> Iterator[None]:
 
 
 def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: int = 0, parts: int = 1) -> Files:
-    """Writes and flushes the tensors of one process. All but the first then write a file by which `found_part` knows."""
+    """Writes and flushes the tensors of one process. All processes but the first then write a file for `found_part`."""
     files = {}
     for name, values in tensors.items():
         path = aside / file_name(name, part, parts)
@@ -105,7 +105,7 @@ def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: i
 
 
 def found_part(aside: Path, part: int) -> Files | None:
-    """Returns the files that another process wrote. None: it has not written them yet."""
+    """Returns the files that another process wrote, or None if it has not written them yet."""
     try:
         found: Files = json.loads((aside / f"part-{part}.json").read_bytes())
     except (FileNotFoundError, ValueError):  # or half of it is there
@@ -143,7 +143,7 @@ def prune(folder: Path, keep: int | None, step: int, keep_every: int | None = No
 
     Args:
         keep: number of newest checkpoints that stay. None: all.
-        keep_every: checkpoints at multiples of this many updates stay for ever.
+        keep_every: checkpoints at multiples of this number of updates are never deleted.
     """
     past = [path for path in found(folder) if step_of(path) <= step]
     for path in past[:-keep] if keep is not None else []:

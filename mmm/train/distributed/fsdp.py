@@ -36,10 +36,10 @@ def sharding_asked(environment: Mapping[str, str]) -> bool:
 
 
 def check_sharding(environment: Mapping[str, str], processes: PartialState, *, precision: str, strict: bool) -> None:
-    """Refuses settings of Accelerate that cannot be followed.
+    """Refuses unsupported settings of Accelerate.
 
     Raises:
-        ValueError: FSDP1, a CPU, where Accelerate takes DDP in silence, one process, settings that are not followed, fp16, strict.
+        ValueError: FSDP 1, a CPU (Accelerate would silently use DDP), a single process, unsupported settings, fp16, or strict.
     """
     if not sharding_asked(environment):
         return
@@ -89,7 +89,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accel
 
 @contextmanager
 def no_sync(model: nn.Module) -> Iterator[None]:
-    """Inside, each process sums whole gradients of its micro-batches: more memory, less traffic, as in Accelerate."""
+    """Disables the exchange of gradients inside its `with` block: more memory, less traffic, as in Accelerate."""
     model.set_requires_gradient_sync(False)  # type: ignore[operator]
     try:
         yield
@@ -98,10 +98,10 @@ def no_sync(model: nn.Module) -> Iterator[None]:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The transformer blocks of encoder, decoder and teachers: the modules in lists called `blocks`.
+    """Returns the transformer blocks of encoder, decoder and teachers: the modules in lists called `blocks`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no block.
     """
     named = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
     lists = [module for module in named if isinstance(module, nn.ModuleList)]
@@ -117,14 +117,14 @@ def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
-    """A copy without values, made before sharding, for `gathered_copy`."""
+    """Makes a copy without values for `gathered_copy`, before the model is sharded."""
     return copy.deepcopy(model).to("meta")
 
 
 def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """A model that is not sharded, with the weights of one that is, gathered tensor by tensor. Called by all processes.
+    """Returns an unsharded copy of a sharded model, gathered tensor by tensor. All processes must call it together.
 
-    It needs no other process when it is called, so that processes may evaluate different numbers of batches.
+    The forward of the copy needs no other process, so processes may evaluate different numbers of batches.
     """
     plain = copy.deepcopy(meta_copy).to_empty(device=accelerator.device)
     live = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
@@ -143,29 +143,29 @@ def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
 
 
 def gather(value: Tensor) -> Tensor:
-    """The whole tensor. Called by all processes if it is sharded."""
+    """Returns the whole tensor. If it is sharded, all processes must call this together."""
     return value.full_tensor() if is_sharded(value) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory."""
+    """Returns the part of a tensor in this process, as a view."""
     return value.to_local() if is_sharded(value) else value
 
 
 def rows_here(value: DTensor) -> slice:
-    """The rows of a sharded tensor that this process holds."""
+    """Returns the rows of a sharded tensor in this process."""
     mesh = value.device_mesh
     return slice(*rows_of(value.shape[0], mesh.get_local_rank(), mesh.size()))
 
 
 @torch.no_grad()
 def copy_into(into: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded, of which only the rows of this process are copied."""
+    """Copies a whole tensor into one that may be sharded; then only the rows of this process are copied."""
     local(into).copy_(value[rows_here(into)] if is_sharded(into) else value)
 
 
 def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of a parameter's state, sharded as the parameter is where both have the same shape."""
+    """Copies a parameter's state, and shards it like the parameter if both have the same shape."""
     if not is_sharded(parameter) or value.shape != parameter.shape:
         return value.clone()
     state = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)

@@ -47,16 +47,16 @@ class Stopped(SystemExit):
 class StopSignals:
     """Records signals inside its `with` block, and restores the earlier handlers afterwards.
 
-    SIGUSR1 is a warning. Afterwards it is ignored where it had no handler, because it would end the process during the evaluations
-    that follow a training. The first SIGTERM or SIGINT is acknowledged with the time at which the run will stop; a second one ends
-    the process without another checkpoint, and the last checkpoint remains complete. Where handlers cannot be set (outside of the
+    SIGUSR1 is a warning. If it had no handler, it is ignored after the block, because it would end the process during the
+    evaluations after a training. The first SIGTERM or SIGINT is acknowledged with the time at which the run will stop. A second one
+    ends the process without another checkpoint, and the last checkpoint remains complete. If handlers cannot be set (outside of the
     main thread, and SIGUSR1 on Windows), signals keep their effect.
 
     Attributes:
         launched: whether `accelerate launch` started this process.
-        received: number of the first signal, 0 where none came.
-        began: when this update began (`time.monotonic`), None between two. The loop sets it; the time left is estimated from it.
-        seconds: that the last update took, None before the first; the loop sets it.
+        received: number of the first signal, or 0.
+        began: start of this update (`time.monotonic`), None between two. The loop sets it, to estimate the time left.
+        seconds: duration of the last update, None before the first. The loop sets it.
     """
 
     def __init__(self, *, answers: bool = True) -> None:
@@ -99,7 +99,7 @@ class StopSignals:
         os.close(reader)
 
     def look(self) -> int:
-        """The number of the first signal, 0 if there was none.
+        """Returns the number of the first signal, 0 if there was none.
 
         A launcher that has ended counts as SIGTERM: `accelerate launch` (1.15) ends at a SIGTERM without passing it on to the
         single process that it started, which would go on training. torchrun passes it on.
@@ -112,7 +112,7 @@ class StopSignals:
         self.received = self.received or number
 
     def _listen(self, reader: int) -> None:
-        """The thread: acknowledges requests to stop until it reads a 0."""
+        """Acknowledges requests to stop, in a thread, until it reads a 0."""
         while True:
             for number in os.read(reader, 64):
                 if number == 0:
@@ -148,8 +148,8 @@ class StopAgreement:
     """Decides on all processes alike whether to stop, because one of them received a signal.
 
     Attributes:
-        every_update: whether `stops` is to be called after each update, because there are other processes, or a launcher that may
-            be gone. Where it is false, `stops` is called after a signal.
+        every_update: whether `stops` must be called after each update, because there are other processes, or a launcher that may
+            end. Otherwise it is called after a signal.
     """
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
@@ -161,11 +161,11 @@ class StopAgreement:
         self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
 
     def stops(self, step: int, *, last: bool = False) -> bool:
-        """Called by all processes after the same updates.
+        """Returns whether to stop. All processes must call it after the same updates.
 
         Args:
-            step: updates made so far, for the message.
-            last: whether this is the last call; the answer then includes signals of this update, and no exchange is left open.
+            step: number of updates so far, for the message.
+            last: whether this is the last call. The answer then includes signals of this update.
         """
         found = self._own() if self.group is None else self._receive()
         if self.group is not None and not found:

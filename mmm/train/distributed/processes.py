@@ -1,4 +1,4 @@
-"""Several processes that act as one: what they were asked to be, and deciding things once."""
+"""Checks the number of processes that were started together, and makes decisions once for all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-CURES = (
+HINT = (
     "for 2 processes on a CPU: torchrun --nproc_per_node 2 SCRIPT, "
     "or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 SCRIPT"
 )
 
 
 def on_main(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
-    """Runs something on the main process only, and gives its result to all.
+    """Runs a function on the main process only, and returns its result on all.
 
-    A ValueError or an OSError (a full disk) is raised on all processes alike: one that dies alone leaves the others waiting for
-    it, for half an hour.
+    A ValueError or an OSError (a full disk) is raised on all processes. Otherwise the others would wait for the main process for
+    half an hour.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -40,21 +40,21 @@ def on_main(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
 
 
 def check_processes(environment: Mapping[str, str], running: int) -> None:
-    """Refuses a start where fewer processes run together than were asked for; each would train alone.
+    """Refuses a start if fewer processes run together than were requested, because each would train alone.
 
     Raises:
-        ValueError: with the cure.
+        ValueError: with the commands that work.
     """
     asked = int(environment.get("WORLD_SIZE", "1"))
     if asked > running:
-        raise ValueError(f"{asked} processes were started but {running} run together; {CURES}")
+        raise ValueError(f"{asked} processes were started but {running} run together; {HINT}")
     # `accelerate launch --cpu --num_processes 2`, a MULTI_CPU configuration, and more processes than there are GPUs all start one
-    # process without a word (accelerate 1.15). What such a launch leaves is an address to meet at and nobody to meet.
+    # process silently (accelerate 1.15). Such a launch sets MASTER_ADDR, but no other process uses it.
     launched, meeting = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment
     if launched and meeting and "WORLD_SIZE" not in environment and running == 1:
         raise ValueError(
             "accelerate launch was asked for several processes and started one (MASTER_ADDR is set, WORLD_SIZE is not); "
-            f"{CURES}; where one is meant: --num_processes 1, with MASTER_ADDR unset"
+            f"{HINT}; for a single process: --num_processes 1, with MASTER_ADDR unset"
         )
 
 
@@ -64,10 +64,10 @@ def is_set(environment: Mapping[str, str], name: str) -> bool:
 
 
 def check_strategy(environment: Mapping[str, str]) -> None:
-    """Refuses what Accelerate may have been configured for and mmm does not train with; of FSDP see `sharding.check_sharding`.
+    """Refuses strategies of Accelerate that mmm does not support; for FSDP see `fsdp.check_sharding`.
 
     Raises:
-        ValueError: DeepSpeed or Megatron were asked for.
+        ValueError: DeepSpeed or Megatron were requested.
     """
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if is_set(environment, f"ACCELERATE_USE_{name}"):
@@ -81,11 +81,11 @@ class EveryProcess:
     """The collective (`mmm.core.types.Collective`) of all processes of a training."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """Sums over the processes, in place."""
         distributed.all_reduce(value)
         return value
 
     def max(self, value: Tensor) -> Tensor:
-        """The largest of each element over the processes, in place."""
+        """Takes the maximum of each element over the processes, in place."""
         distributed.all_reduce(value, distributed.ReduceOp.MAX)
         return value

@@ -1,4 +1,4 @@
-"""The start of every training: processes, device, precision and threads, each chosen by a rule that is said aloud."""
+"""Starts the processes of a training, and chooses and logs device, precision and threads."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def start(config: TrainConfig) -> Accelerator:
     """Joins the processes and places them on their devices.
 
     Raises:
-        ValueError: fewer processes run than were asked for, a precision that the device lacks, a tracker that is not
-            installed, a strategy that is not supported, what `train.strict` cannot promise.
+        ValueError: fewer processes run than were requested, the device does not support the precision, a tracker is not installed,
+            a strategy is not supported, or `train.strict` is not possible.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
@@ -69,10 +69,10 @@ def start(config: TrainConfig) -> Accelerator:
 
 
 def keep_order(processes: int) -> bool:
-    """True if DDP is to keep the order in which it sums gradients, at the cost of one walk over the graph an update.
+    """True if DDP must keep the order in which it sums gradients, at the cost of one traversal of the graph per update.
 
-    Else it puts its buckets in another order after the first update of every start: a resumed run would sum its first gradients
-    otherwise than the run that was never stopped. Of two numbers the sum is the same in any order.
+    Otherwise DDP reorders its buckets after the first update of every start, so that a resumed run would sum its first gradients in
+    another order than an uninterrupted run. The sum of two numbers does not depend on the order.
     """
     if processes > 2:
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none; see above
@@ -80,20 +80,20 @@ def keep_order(processes: int) -> bool:
 
 
 def precision_of(accelerator: Accelerator) -> Precision:
-    """The precision that was chosen, in the words of `train.precision`; save it in place of `auto`."""
+    """Returns the chosen precision as a value of `train.precision`, which a run saves instead of `auto`."""
     return {name: ours for ours, name in ACCELERATE_NAMES.items()}[str(accelerator.mixed_precision)]
 
 
 def with_precision(config: R, accelerator: Accelerator) -> R:
-    """A task's config with the precision that was chosen in place of `auto`."""
+    """Returns a task's config with the chosen precision instead of `auto`."""
     return replace(config, train=replace(config.train, precision=precision_of(accelerator)))
 
 
 def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:
-    """The precision to compute in, and why.
+    """Chooses the precision, and returns it with the reason.
 
     Raises:
-        ValueError: the device or mmm does not compute in what was asked for.
+        ValueError: the device or mmm does not support the requested precision.
     """
     configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` where none was chosen
     if asked != "auto":
@@ -124,7 +124,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def set_threads(asked: int | None, environment: Mapping[str, str]) -> None:
-    """Gives this process its share of the cores, and says so when that changes something."""
+    """Gives this process its share of the cores, and logs a change."""
     before = torch.get_num_threads()
     threads = choose_threads(asked, environment, usable_cores())
     if threads is None or threads == before:
@@ -134,10 +134,10 @@ def set_threads(asked: int | None, environment: Mapping[str, str]) -> None:
 
 
 def choose_threads(asked: int | None, environment: Mapping[str, str], cores: int) -> int | None:
-    """CPU threads of this process; none: leave torch's choice.
+    """Chooses the number of CPU threads of this process. None: torch's choice.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 by themselves (measured). A number above 1, or a 1 without a
-    launcher, is the user's own and stands.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 by themselves (measured). A number above 1, or a 1 without a launcher, is
+    the user's choice and is kept.
     """
     if asked is not None:
         return asked
@@ -149,7 +149,7 @@ def choose_threads(asked: int | None, environment: Mapping[str, str], cores: int
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: its affinity, and a container's quota where there is one."""
+    """Returns the number of cores that this process may use, by its affinity and the quota of a container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         limit, period = quota.read_text().split()
@@ -159,10 +159,10 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
-    """Refuses what would round differently on another number of processes, and asks for deterministic kernels, before the start.
+    """Refuses settings that round differently on another number of processes, and enables deterministic kernels.
 
     Raises:
-        ValueError: with the cure.
+        ValueError: naming the flag to change.
     """
     if not isinstance(config.micro_batch_size, int):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Finds the largest micro-batch size that fits in memory where `train.micro_batch_size` is none, and stores it in the run folder.
+"""Finds the largest micro-batch size that fits in memory if `train.micro_batch_size` is none, and stores it in the run folder.
 
 A process's whole share of the batch is tried first, then half of it, a quarter and so on; the first size that fits on all
 processes is used. On a GPU a real micro-step is computed, with memory reserved for the optimizer's state; it must leave a tenth of
@@ -44,7 +44,7 @@ class Trial:
     """One kind of micro-batch that a run computes.
 
     Attributes:
-        make_batch: makes a real one of so many samples.
+        make_batch: makes a real micro-batch with this number of samples.
         loss: computes its loss.
     """
 
@@ -55,17 +55,17 @@ class Trial:
 def find_micro_batch_size(
     training: Training, plan: Plan, trials: Sequence[Trial], *, unit: int = 1, folder: Path | None = None
 ) -> Plan:
-    """The plan with the largest micro-batch size that fits; the same plan if the weights are sharded.
+    """Returns the plan with the largest micro-batch size that fits; the same plan if the weights are sharded.
 
     Args:
-        training: not started yet.
-        plan: with a process's whole share of the batch as its micro-batch.
+        training: a training that has not started yet.
+        plan: a plan whose micro-batch is a process's whole share of the batch.
         trials: kinds of micro-batches, all of which must fit.
         unit: the micro-batch size is a multiple of this.
-        folder: of the run, which stores the size; a resume on the same number of processes and the same device uses it again.
+        folder: run folder, which stores the size. A resume on the same number of processes and the same device uses it again.
 
     Raises:
-        ValueError: not even the smallest fits.
+        ValueError: even the smallest does not fit.
     """
     accelerator, share = training.accelerator, plan.micro_batch_size * plan.accumulation
     if share % unit or any(is_sharded(weight) for weight in training.unwrapped.parameters()):
@@ -86,10 +86,10 @@ def find_micro_batch_size(
 
 
 def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The first size that fits, of sizes in falling order; after one that does not, the next is at most half of it.
+    """Returns the first size that fits, of sizes in falling order. After a size that does not fit, the next is at most half of it.
 
     Raises:
-        ValueError: none does.
+        ValueError: no size fits.
     """
     last = 2 * known[0]
     for size in known:
@@ -163,7 +163,7 @@ def _saved_bytes(training: Training, trial: Trial, samples: int) -> int:
 
 
 def state_bytes(training: Training) -> int:
-    """Bytes of the optimizer's state that are not allocated yet: two tensors for each weight with AdamW."""
+    """Returns the bytes of the optimizer's state that are not allocated yet: two tensors for each weight with AdamW."""
     inner: Any = getattr(training.optimizer, "optimizer", training.optimizer)
     if inner.state:
         return 0
@@ -192,7 +192,7 @@ def _on_all(accelerator: Accelerator, fits: bool) -> bool:
 
 
 def _machine(accelerator: Accelerator) -> dict[str, Any]:
-    """The device and processes for which a size was found."""
+    """Describes the device and processes for which a size was found."""
     if accelerator.device.type != "cuda":
         return {"processes": accelerator.num_processes, "device": accelerator.device.type}
     device = torch.cuda.get_device_properties(accelerator.device)

@@ -30,9 +30,9 @@ class MicroStep:
     """One forward and backward of a micro-batch.
 
     Attributes:
-        samples: in it; fewer than planned if more did not fit, or on a CPU.
-        memory: peak in bytes; on a GPU of torch's allocator, on a CPU the growth of the process.
-        seconds: of a second such step, after a first one as warm-up.
+        samples: number of samples; fewer than planned if more did not fit, or on a CPU.
+        memory: peak in bytes: of torch's allocator on a GPU, or the growth of the process on a CPU.
+        seconds: duration after a warm-up step.
     """
 
     samples: int
@@ -48,7 +48,7 @@ def dry_run(
     tokens: Mapping[str, int],
     notes: Mapping[str, str],
 ) -> str:
-    """Counts and measures, and returns a table to print. Nothing is trained.
+    """Counts and measures without training, and returns a table to print.
 
     Args:
         trial: makes real micro-batches and computes their loss.
@@ -78,19 +78,19 @@ def dry_run(
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Two columns of text."""
+    """Formats two columns of text."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The numbers of all parameters and of those that are trained."""
+    """Returns the numbers of all parameters and of trained ones."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
-    """FLOPs of one sample, forward, and forward and backward, by torch's counter: a multiplication and an addition are two."""
+    """Returns the FLOPs of one sample, forward, and forward with backward, by torch's counter: a multiply-add counts as two."""
     from torch.utils.flop_counter import FlopCounterMode  # here: it is slow to import
 
     with FlopCounterMode(display=False) as counter:
@@ -139,7 +139,7 @@ def _measure(training: Training, batch: Any, loss_of: LossOf, samples: int) -> M
 
 
 def _growth(run: Callable[[], None]) -> int:
-    """The largest growth of the process's memory in bytes, sampled every 2 ms."""
+    """Returns the largest growth of the process's memory in bytes, sampled every 2 ms."""
     _return_free_memory()
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
@@ -175,7 +175,7 @@ def _describe(step: MicroStep, plan: Plan) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A time in its two largest units."""
+    """Formats a time in its two largest units."""
     units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
     for (name, size), (smaller, small) in pairwise(units):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""Memory: how much is free, how much a backward pass keeps, how to keep less, and advice where it does not suffice."""
+"""Measures free memory and the memory of a backward pass, reduces the latter, and gives advice if memory runs out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
     with sublinear memory cost", arXiv 1604.06174.
 
     Args:
-        model: with lists of modules that are called `blocks`.
+        model: a model with lists of modules called `blocks`.
 
     Returns:
         The number of blocks.
@@ -44,7 +44,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
         for block in stack
     ]
     if not blocks:
-        raise ValueError("train.checkpoint_blocks: this model has no blocks to compute again; leave it out")
+        raise ValueError("train.checkpoint_blocks: this model has no transformer blocks; leave it out")
     for block in blocks:
         block.forward = _Again(block.forward)
     return len(blocks)
@@ -92,7 +92,7 @@ class SavedTensors:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still allocate: the least of the limits of the machine, the container and the process."""
+    """Returns the bytes that this process may still allocate: the smallest limit of the machine, the container and the process."""
     found = [psutil.virtual_memory().available]
     try:
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
@@ -117,12 +117,12 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def name_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
+def advise_on_memory(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[None]:
     """Replaces an error about a lack of memory by one line of advice.
 
     Args:
-        plan: of the run.
-        checkpointed: whether its blocks are recomputed.
+        plan: plan of the run.
+        checkpointed: whether the blocks are recomputed.
         unit: the micro-batch size is a multiple of this.
 
     Raises:
@@ -133,16 +133,16 @@ def name_the_cure(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterator[
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_lack_of_memory(error):
             raise
-        raise ValueError(f"out of memory: {cure(plan, error, checkpointed=checkpointed, unit=unit)}") from error
+        raise ValueError(f"out of memory: {memory_advice(plan, error, checkpointed=checkpointed, unit=unit)}") from error
 
 
-def cure(plan: Plan, error: BaseException, *, checkpointed: bool, unit: int = 1) -> str:
-    """Advice for a lack of memory."""
+def memory_advice(plan: Plan, error: BaseException, *, checkpointed: bool, unit: int = 1) -> str:
+    """Returns advice for a lack of memory."""
     if "DataLoader worker" in str(error):
         return "a process that reads data has none left; lower data.workers"
     micro = plan.micro_batch_size
     smaller = next((size for size in sizes(micro * plan.accumulation, unit) if size <= micro // 2), None)
-    cures = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which gives the same updates"]
-    cures += [] if checkpointed else ["set train.checkpoint_blocks true, which computes each block twice"]
-    cures += [] if cures else ["choose a smaller model or smaller samples, or share the run out over more GPUs"]
-    return f"micro-batches of {micro} samples a process do not fit; {', or '.join(cures)}"
+    advice = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which gives the same updates"]
+    advice += [] if checkpointed else ["set train.checkpoint_blocks true, which computes each block twice"]
+    advice += [] if advice else ["choose a smaller model or smaller samples, or distribute the run over more GPUs"]
+    return f"micro-batches of {micro} samples a process do not fit; {', or '.join(advice)}"

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """One entry of environment.json."""
+    """Returns an entry of environment.json."""
     from mmm.train.distributed.setup import precision_of
 
     return {
@@ -36,7 +36,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def fingerprint(accelerator: Accelerator) -> dict[str, Any]:
-    """Properties of the environment that the config does not contain, and that may change the bits of a resumed run."""
+    """Returns properties of the environment outside the config that may change the bits of a resumed run."""
     return {
         "mmm": mmm.__version__,
         "commit": _commit(Path(mmm.__file__).parent),
@@ -57,7 +57,7 @@ def _version(package: str) -> str | None:
 
 @functools.cache  # of the source as it was when this process began
 def _commit(folder: Path) -> str | None:
-    """The commit of the source, with "+changes" if it was edited. None: it is not under git."""
+    """Returns the commit of the source, with "+changes" if it was edited; None if it is not under git."""
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's repository, it is not tracked
         return _git(folder, "rev-parse", "HEAD") + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")

@@ -52,7 +52,7 @@ class RunFolder:
     """The folder of a run that is in progress; use it as a context manager, so that its lock is released."""
 
     def __init__(self, path: Path, lock: RunLock | None) -> None:
-        """Use `open`. `lock`: in the main process, which writes; None in the others."""
+        """Use `open` instead. The main process, which writes, has a `lock`."""
         self.path, self.lock = path, lock
         self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
 
@@ -63,9 +63,9 @@ class RunFolder:
         """Makes the folder of a new run, or opens the folder of a run to resume.
 
         Args:
-            path: of the folder. None: runs/NAME-N with the next free N.
-            name: of the task.
-            config: of the task, saved as config.yaml where there is none yet.
+            path: path of the folder. None: runs/NAME-N with the next free N.
+            name: name of the task.
+            config: config of the task, saved as config.yaml in a new folder.
             resume: resume the run in the folder. auto: start a new run if there is none.
 
         Raises:
@@ -124,9 +124,9 @@ class RunFolder:
         """Records that the run continues with other options, in environment.json and in config.yaml; the old config is kept.
 
         Args:
-            changed: from `Training.restore`.
-            step: from which the options hold.
-            config: the current one of the task.
+            changed: the result of `Training.restore`.
+            step: first step with the new options.
+            config: current config of the task.
         """
         if self.lock is None or not changed:
             return
@@ -166,13 +166,13 @@ def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
     """Returns the folder, and makes it if it is new; refuses a folder with other content."""
     if path is None:
         if resume:
-            raise ValueError("--resume goes on with the run of a folder; name it with --folder")
+            raise ValueError("--resume continues the run of a folder; name it with --folder")
         return _next_free(name)
     holds_run = (path / "config.yaml").exists()
     if resume is True and not holds_run:
         raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there, or give --resume auto")
     if holds_run and has_trained(path) and not resume:
-        raise ValueError(f"--folder {path} holds a run already; give another --folder, or --resume to go on with it")
+        raise ValueError(f"--folder {path} already contains a run; give another --folder, or --resume to continue it")
     if path.exists() and not has_trained(path) and not _started_only(path):
         raise ValueError(f"--folder {path} exists and is not a run; give another")
     path.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def has_trained(path: Path) -> bool:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that resumes a run, started in the same way as this process."""
+    """Returns the command that resumes a run, started in the same way as this process."""
     program, *argv = sys.argv
     task = [word for word in argv[:1] if not word.startswith("-")]  # `mmm TASK [MODEL] ...`, or a recipe's file
     command = ["mmm", *task] if task else ["python", program]

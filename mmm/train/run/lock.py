@@ -16,7 +16,7 @@ class RunLock:
     """Locks a folder until `release` or the end of this process.
 
     The file `lock` names the holder: host, process id and start time of the process (process ids are reused). A lock whose process
-    has ended is taken over. This cannot be known of another host, so that there the user decides.
+    has ended is replaced. The state of a process on another host is unknown; then the user must decide.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,9 +48,9 @@ class RunLock:
 
 
 def find_holder(folder: Path) -> str | None:
-    """Returns which process holds a folder, for a message, or None where none does.
+    """Returns the process that holds the lock of a folder, for a message, or None.
 
-    Of a process on another host it cannot be known whether it is alive; it counts as alive.
+    A process on another host counts as alive, because its state is unknown.
     """
     owner = _read(folder / "lock")
     if owner is None or (owner["host"] == socket.gethostname() and not _alive(owner["pid"], owner["began"])):

@@ -18,9 +18,9 @@ class Heartbeat:
     """The report of a process about itself.
 
     Attributes:
-        number: grows with each heartbeat.
-        step: that it computes, counted from 0.
-        state: of the process.
+        number: number of the heartbeat.
+        step: current step, counted from 0.
+        state: state of the process.
         cause: the error, in the states lost_collective and failed.
     """
 
@@ -35,7 +35,7 @@ class FailureReport:
     """The process that ended the run.
 
     Attributes:
-        rank: of the process; None where all lost each other.
+        rank: rank of the process. None: all processes lost each other.
         message: one line.
     """
 
@@ -47,9 +47,9 @@ def find_lost_process(heartbeats: Sequence[Heartbeat], silent: Sequence[float], 
     """Returns the process that failed or is gone, or None.
 
     Args:
-        heartbeats: the last one of each rank.
-        silent: seconds since each of them came.
-        limit: seconds after which a silent process is gone.
+        heartbeats: the last heartbeat of each rank.
+        silent: seconds since each of them.
+        limit: seconds after which a silent process counts as gone.
     """
     for rank, heartbeat in enumerate(heartbeats):
         if heartbeat.state == "failed":
@@ -65,12 +65,12 @@ def find_lost_process(heartbeats: Sequence[Heartbeat], silent: Sequence[float], 
 
 
 def find_unresponsive_process(heartbeats: Sequence[Heartbeat], since: float, timeout: float) -> FailureReport | None:
-    """Returns the process that sends heartbeats and does not answer in a collective, or None.
+    """Returns the process that sends heartbeats but does not answer in a collective, or None.
 
     Args:
-        heartbeats: the last one of each rank.
+        heartbeats: the last heartbeat of each rank.
         since: seconds since the first process lost a collective.
-        timeout: seconds that it waited.
+        timeout: seconds that this process waited.
     """
     if since < SILENCE + 1:
         return None

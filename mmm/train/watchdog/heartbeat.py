@@ -24,17 +24,17 @@ INTERVAL = 0.5  # seconds between two heartbeats of a process
 
 
 class Heartbeats:
-    """Exchanges heartbeats in a thread of its own, because the store may block for ever.
+    """Exchanges heartbeats in a separate thread, because the store may block for ever.
 
     Attributes:
-        own: state of this process, and the cause of it.
-        reported: the last state of this process that the store holds.
-        failure: the report from rank 0; None: no process has failed.
+        own: state of this process and its cause.
+        reported: the last state of this process in the store.
+        failure: the report from rank 0. None: no process has failed.
         watching: whether there is a store.
     """
 
     def __init__(self, training: Training, timeout: float) -> None:
-        """Called by all processes. `timeout`: seconds without a heartbeat until a process is lost, if no collective failed."""
+        """Starts on all processes. A process without a heartbeat for `timeout` seconds is lost, even if no collective failed."""
         self.training, self.timeout = training, timeout
         self.rank, self.count = training.accelerator.process_index, training.accelerator.num_processes
         self.own: tuple[State, str] = ("running", "")
@@ -48,7 +48,8 @@ class Heartbeats:
         self.watching = self._start()
 
     def _start(self) -> bool:
-        """Opens or joins the store, and returns whether that worked. A firewall may forbid it; the run then goes on unwatched."""
+        """Opens or joins the store, and returns whether that worked. Behind a firewall it may not; then processes are not
+        watched."""
         try:
             port = on_main(self.training.accelerator, self._open_store)
             self._store = self._store or _connect(port)
@@ -70,11 +71,11 @@ class Heartbeats:
         return self._store.port
 
     def known_failure(self) -> FailureReport | None:
-        """The failure that this process knows of, or None."""
+        """Returns the failure that this process knows of, or None."""
         return self.failure or (self._find_failure() if self.rank else None)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Waits until a condition on the heartbeats is true, or for so many seconds; returns whether it is."""
+        """Waits until a condition on the heartbeats is true, at most for `seconds`; returns whether it is true."""
         end = monotonic() + seconds
         while not condition() and monotonic() < end:
             self._wake.set()
@@ -143,6 +144,6 @@ def _connect(port: int, *, host: bool = False) -> distributed.TCPStore:
 
 
 def first_line(error: BaseException | None) -> str:
-    """The type and the first line of an error, without secrets."""
+    """Returns the type and the first line of an error, without secrets."""
     lines = str(error).strip().splitlines() or [""]
     return "" if error is None else redact(f"{type(error).__name__}: {lines[0]}")[:300]

@@ -1,4 +1,4 @@
-"""A process that dies, stops or raises ends the whole run within a stated time, and one message says which, when and why.
+"""Ends the whole run within a stated time if a process dies, stops or raises an error, with one message about the process.
 
     with RunFolder.open(...) as folder, Watchdog(training, config.train.timeout):
         ...
@@ -11,11 +11,11 @@ holds the store of the heartbeats.
     killed, or raised an error    the others end within 10 s
     stopped, or hanging           the others end within `train.timeout` + 5 s; a process that is continued later ends too
 
-The exit code is 1; a process that raised an error keeps its own. Work in progress is lost, and nothing else: a checkpoint exists
-whole or not at all. Where the main thread does not return from its collective (NCCL waits on the device without an exception), a
-second thread ends the process, its data workers first. On GPUs a loss is noticed when the flags of `preemption.py` are exchanged,
-which uses gloo there too, or after `train.timeout`. This has not been tried on GPUs. Not noticed: code that holds Python's lock for
-ever, by the process that runs it; and failures outside of the `with` block.
+The exit code is 1; a process that raised an error keeps its own. Only the updates since the last checkpoint are lost, because a
+checkpoint is complete or does not exist. If the main thread does not return from its collective (NCCL waits on the device without
+an exception), a second thread ends the process, its data workers first. On GPUs a lost process is noticed when the flags of
+`preemption.py` are exchanged, which also uses gloo, or after `train.timeout`. This has not been tried on GPUs. Failures outside of
+the `with` block are not noticed, nor code that holds Python's lock for ever, by the process that runs it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RankLost(SystemExit):
     """Another process is gone, has failed, or does not answer; this has been logged.
 
     Attributes:
-        message: the failure report's.
+        message: message of the failure report.
     """
 
     def __init__(self, message: str) -> None:
@@ -63,7 +63,7 @@ class Watchdog:
     """Watches the other processes inside its `with` block, which all processes enter. A single process is not watched."""
 
     def __init__(self, training: Training, timeout: float) -> None:
-        """`timeout`: seconds without a heartbeat after which a process is lost."""
+        """Watches processes; one without a heartbeat for `timeout` seconds is lost."""
         self.training, self.timeout = training, timeout
         self.rank = training.accelerator.process_index
         self.heartbeats: Heartbeats | None = None
@@ -82,7 +82,7 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Reports how this process ends. Raises RankLost where another process is the cause."""
+        """Reports how this process ends. Raises RankLost if another process is the cause."""
         try:
             self._close(error)
         finally:
@@ -109,14 +109,14 @@ class Watchdog:
         heartbeats.close()
 
     def _final_state(self, heartbeats: Heartbeats, error: BaseException | None) -> State:
-        """The state in which this process ends: done, failed, or failed because of another process."""
+        """Returns the state in which this process ends: done, failed, or failed because of another process."""
         if error is None or isinstance(error, Stopped):
             return "done"
         of_a_collective = any(word in str(error).lower() for word in COLLECTIVES) or heartbeats.failure is not None
         return "lost_collective" if isinstance(error, RuntimeError) and of_a_collective else "failed"
 
     def _watch(self, heartbeats: Heartbeats) -> None:
-        """The second thread, which ends the process where the main thread does not."""
+        """Ends the process, in a second thread, if the main thread does not."""
         known = None
         while not self._closed.wait(INTERVAL):
             found = heartbeats.known_failure()
@@ -134,6 +134,6 @@ class Watchdog:
             end_now(EXIT_CODE)  # Python's own exit takes seconds, and may wait for the lost process again
 
     def _report(self, heartbeats: Heartbeats, found: FailureReport) -> None:
-        """Logs the failure once, on the first rank that is alive; on every rank where rank 0 is gone, which knows the others."""
+        """Logs the failure once, on the first living rank; on every rank if rank 0, which knows the others, is gone."""
         if heartbeats.failure is None or self.rank == (0 if found.rank != 0 else 1):
-            logger.error("%s. The run ends here; --resume goes on from its last checkpoint", found.message)
+            logger.error("%s. The run ends here; --resume continues from its last checkpoint", found.message)
