@@ -9,9 +9,15 @@ import torch
 from mmm.evaluate.evaluator import evaluators
 from mmm.evaluate.run_results import Record
 from mmm.maskers import maskers
+from mmm.targets import targets
 from tasks.__main__ import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_part.md"
+
+
+def blocks() -> list[str]:
+    """The page's files."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -51,8 +57,28 @@ def test_the_pages_masker_holds_its_squares_through_a_clip(part: Path) -> None:
     assert pretrain.Config is type(DEMO)
 
 
+def test_the_pages_method_is_whole_and_short(tmp_path: Path, run_recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """A masker and a target in one file of less than 60 lines: it passes all checks on images and clips, and trains."""
+    code = next(block for block in blocks() if "Stripes" in block)
+    assert len(code.splitlines()) < 60
+    (tmp_path / "spectra.py").write_text(code)
+    try:
+        assert main(["check", str(tmp_path / "spectra.py")]) == 0
+        flags = ["--use", str(tmp_path / "spectra.py"), "--masker.name", "stripes", "--target.name", "spectrum"]
+        assert run_recipe("image_mae", *flags, "--folder", str(tmp_path / "run"))["step"] == 2
+        mask = maskers.build(maskers["stripes"].Config(ratio=0.5))(torch.arange(8), (4, 6))
+        rows, columns = (torch.zeros(8, 4, 6).flatten(1).scatter(1, mask.predict, 1).view(8, 4, 6).sum(dim) for dim in (2, 1))
+        whole = [((row % 6 == 0).all() or (column % 4 == 0).all()).item() for row, column in zip(rows, columns, strict=True)]
+        assert all(whole)
+    finally:
+        maskers.parts.pop("stripes", None)
+        targets.parts.pop("spectrum", None)
+    found = capsys.readouterr().out
+    assert found.count("checks passed") >= 4, "two parts, each on images and on clips"
+
+
 def test_the_pages_evaluation_is_made_by_its_name(tmp_path: Path, run_recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    code = next(block for block in blocks() if "EffectiveRank" in block)
     (tmp_path / "effective_rank.py").write_text(code)
     run_recipe("image_mae", "--folder", str(tmp_path / "run"))
     use = ["--use", str(tmp_path / "effective_rank.py"), "--evaluate", "effective_rank"]
