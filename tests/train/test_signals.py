@@ -66,7 +66,7 @@ def test_the_step_is_saved_and_the_resume_is_exact(tmp_path, number, caplog):
 def test_stopped_at_every_step(tmp_path):
     """One run, started again and again."""
     for step in range(11):
-        stop(tmp_path / "parts", loss=at(step, signal.SIGTERM), resume=step > 0)
+        assert max(stop(tmp_path / "parts", loss=at(step, signal.SIGTERM), resume=step > 0)) == step + 1
     whole = train(tmp_path / "whole", RARE)
     assert_same(state(whole), state(train(tmp_path / "parts", RARE, resume=True)))
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")

@@ -84,6 +84,7 @@ def test_the_host_waits_at_log_lines_only(tmp_path: Path, device: torch.device, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_nothing_is_compiled_again_after_the_second_update(tmp_path: Path) -> None:
     counters = torch._dynamo.utils.counters
     graphs: list[int] = []
