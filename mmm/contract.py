@@ -119,7 +119,9 @@ def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
     alone = [model.draw_masks(x[row : row + 1], keys[row : row + 1]) for row in range(len(x))]
     for number, whole in enumerate(mask.families):
-        for name in ("visible", "predict"):
+        for name in ("visible", "predict", "blank", "weight", "valid", "valid_predict"):
+            if getattr(whole, name) is None:
+                continue
             rows = [getattr(one.families[number], name) for one in alone]
             same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(whole, name))
             require(same, f"mask.{name} of a sample depends on the other samples of its batch")

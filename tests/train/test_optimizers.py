@@ -125,9 +125,11 @@ def test_muon_gets_the_matrices_inside_blocks() -> None:
     assert found == {"encoder.blocks.0.weight", "decoder.block.weight"}
 
 
-def test_each_part_learns_at_its_own_rate(build: Callable[..., MaskedModel]) -> None:
+@pytest.mark.parametrize("name", ["adamw", "lars", "lamb", "lion", "muon"])
+def test_each_part_learns_at_its_own_rate(name: str, build: Callable[..., MaskedModel]) -> None:
+    """And the weight decay follows its schedule, whatever the optimizer's groups; vectors are not decayed."""
     model = build()
-    optimizer = make_optimizer(model, config(encoder_rate=0.5, embedding_rate=0.2, decoder_rate=3.0))
+    optimizer = make_optimizer(model, config(optimizer=name, encoder_rate=0.5, embedding_rate=0.2, decoder_rate=3.0))
     scales = settings(model, optimizer.param_groups, "lr_scale")
     assert scales["encoder.patch_embed.proj.weight"] == pytest.approx(0.1)
     assert scales["encoder.blocks.0.attn.qkv.weight"] == scales["encoder.norm.bias"] == 0.5
@@ -136,6 +138,9 @@ def test_each_part_learns_at_its_own_rate(build: Callable[..., MaskedModel]) -> 
     assert decays["encoder.patch_embed.proj.weight"] == decays["decoder.head.weight"] == 0.05
     set_learning_rate(optimizer, 2.0)
     assert settings(model, optimizer.param_groups, "lr")["decoder.head.weight"] == 6.0
+    set_weight_decay(optimizer, 0.4)
+    decays = settings(model, optimizer.param_groups, "weight_decay")
+    assert (decays["decoder.head.weight"], decays["encoder.blocks.0.attn.qkv.weight"], decays["encoder.norm.bias"]) == (0.4, 0.4, 0)
 
 
 @pytest.mark.parametrize(
