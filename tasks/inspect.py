@@ -73,11 +73,11 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"{len(names)} models are named; give one or two: mmm inspect runs/a runs/b")
     if config.batch_size < FEWEST:
         raise ValueError(f"--batch_size {config.batch_size} is too small to compare layers; give at least {FEWEST}")
-    subjects = [load_model(replace(config, model=name)) for name in names]
-    part = choose(open_shown(config, subjects[0].data), config.samples, config.mask_seed)
-    logger.info("%s on %s", " and ".join(loaded.name for loaded in subjects), describe_data(part))
-    models = [loaded.trained or loaded.untrained for loaded in subjects]
-    inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, subjects, strict=True)]
+    loaded_models = [load_model(replace(config, model=name)) for name in names]
+    part = choose(open_shown(config, loaded_models[0].data), config.samples, config.mask_seed)
+    logger.info("%s on %s", " and ".join(loaded.name for loaded in loaded_models), describe_data(part))
+    models = [loaded.trained or loaded.untrained for loaded in loaded_models]
+    inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, loaded_models, strict=True)]
     across, problems = MinibatchCKA(), []
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         problems += [problem._asdict() for problem in batch.problems]
@@ -95,13 +95,13 @@ def run(config: Config) -> dict[str, Any]:
     if not inspections[0].samples:
         raise ValueError(f"fewer than {FEWEST} samples of {part.title} can be read, so layers cannot be compared; give more")
     shown = _spread(part, config.shown)
-    labels = _labels(subjects)
+    labels = _labels(loaded_models)
     found = {
         label: inspection.result() | {"data": describe_data(part), "tokens": _tokens(model, shown)}
         for label, inspection, model in zip(labels, inspections, models, strict=True)
     }
-    between = across.result().tolist() if len(subjects) == 2 else None
-    return _write(config, subjects, models, found, between, shown, problems)
+    between = across.result().tolist() if len(loaded_models) == 2 else None
+    return _write(config, loaded_models, models, found, between, shown, problems)
 
 
 def _spread(part: Images | Clips, count: int) -> Tensor:
@@ -115,7 +115,7 @@ def _spread(part: Images | Clips, count: int) -> Tensor:
 
 def _write(
     config: Config,
-    subjects: list[LoadedModel],
+    loaded_models: list[LoadedModel],
     models: list[MaskedModel],
     found: dict[str, dict[str, Any]],
     between: list[list[float]] | None,
@@ -123,10 +123,10 @@ def _write(
     problems: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Writes numbers, pictures and the page; prints the claims."""
-    folder = Path(config.out) if config.out is not None else (subjects[0].run or Path()) / "inspection"
+    folder = Path(config.out) if config.out is not None else (loaded_models[0].run or Path()) / "inspection"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_inspection(found, between, folder)
-    for number, (label, model, loaded) in enumerate(zip(found, models, subjects, strict=True), start=1):
+    for number, (label, model, loaded) in enumerate(zip(found, models, loaded_models, strict=True), start=1):
         path = folder / ("maps.png" if len(models) == 1 else f"maps_{number}.png")
         pictures.append((_draw_maps(model, loaded, shown, label, path), f"Features and attention: {label}", MAPS))
     title = f"Inside {' and '.join(found)}"
@@ -193,8 +193,8 @@ def _tokens(model: MaskedModel, x: Tensor) -> int:
     return count + product
 
 
-def _labels(subjects: list[LoadedModel]) -> list[str]:
+def _labels(loaded_models: list[LoadedModel]) -> list[str]:
     """Returns a distinct name for each model."""
-    names = [loaded.name for loaded in subjects]
-    names = [f"{name}, random weights" if loaded.step == 0 else name for name, loaded in zip(names, subjects, strict=True)]
+    names = [loaded.name for loaded in loaded_models]
+    names = [f"{name}, random weights" if loaded.step == 0 else name for name, loaded in zip(names, loaded_models, strict=True)]
     return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, start=1)]

@@ -1,4 +1,4 @@
-"""Any vision model of transformers as an encoder of whole images: a frozen teacher, or the subject of an evaluation.
+"""Any vision model of transformers as an encoder of whole images: a frozen teacher, or a model to evaluate.
 
 Shapes: B samples, C channels, H, W a sample's sides, N tokens of the grid, R prefix tokens, L = R + N, D width.
 """

@@ -71,7 +71,7 @@ def classify(
 
 
 def log_mean_of_views(logits: Tensor, views: int) -> Tensor:
-    """The logarithm of `mean_of_views`, exact where a share is too small for fp32. (b V, K) -> fp32 (b, K)."""
+    """Computes the logarithm of `mean_of_views`, also for shares that are too small for fp32. (b V, K) -> fp32 (b, K)."""
     shares = logits.float().log_softmax(-1).unflatten(0, (-1, views))  # (b, V, K)
     return shares.logsumexp(1) - math.log(views)
 

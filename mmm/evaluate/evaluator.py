@@ -77,7 +77,7 @@ class Context:
     """The data, device and paths that an evaluation gets in addition to the model.
 
     Attributes:
-        data: how the samples are read.
+        data: options of the samples.
         masker: draws the masks for this data.
         device: device of the model.
         title: title of the model, for pictures.
@@ -88,7 +88,7 @@ class Context:
         source: empty for the first source of a run, else the name of the source, which is appended to the names of results.
         step: number of updates of the weights. None: not known.
         steps: number of updates of the whole run, for maskers with a schedule.
-        batch_size: samples that the model gets at once.
+        batch_size: number of samples that the model processes at once.
         dtype: type for autocast. None: fp32.
         test_split: split of the source to evaluate on. None: the evaluation split, as in training.
         problems: inputs that could not be read; evaluations append those of their own process.
@@ -212,7 +212,7 @@ class Evaluations:
         every: number of updates between two evaluations during training (`train.evaluate_every`).
 
     Attributes:
-        intervals: of those that are made in the course of a training, in updates; None: after the last.
+        intervals: updates between two evaluations, for those that run during training. None: only after the last update.
 
     Raises:
         ValueError: an evaluation needs labels that the first source does not have.

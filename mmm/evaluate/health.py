@@ -1,4 +1,4 @@
-"""Health of a representation without labels: whether it, its target or its predictions collapse, and where gradients go.
+"""Measures without labels whether features, targets or predictions collapse, and the norms of gradients.
 
 Shapes: n samples, D the encoder's width, K values a token, T predicted tokens of all samples.
 """
@@ -37,7 +37,7 @@ class Health(Evaluator):
         """Updates between two of these evaluations during training. None: train.evaluate_every."""
 
         samples: Positive = 512
-        """Samples of the evaluation part, chosen by key; RankMe is at most their number and the encoder's width."""
+        """Number of samples of the evaluation split, chosen by key. RankMe is at most this number and the encoder's width."""
 
     config: Config
     online = True
@@ -48,21 +48,22 @@ class Health(Evaluator):
     }
 
     def why_not(self, model: MaskedModel, context: Context) -> str | None:
-        """An encoder alone has no targets."""
+        """Rejects an encoder without a decoder."""
         return "the model is an encoder without a decoder, so it has no targets" if model.decoder is None else None
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
         """Returns numbers of the samples that can be read, the same on all processes.
 
         Returns:
-            rankme: effective number of directions of the mean tokens (Garrido et al., "RankMe", ICML 2023). feature_std: their
-            deviation over the samples, after division by their norms, times the root of D; 1 where they point everywhere alike.
-            target_std, prediction_std: deviation over the predicted tokens, mean over values, where these are not classes.
-            target_perplexity: effective number of classes, where they are. grad_norm_encoder, grad_norm_decoder, grad_norm_target:
-            norms of the loss's gradient for a batch, of the parts that learn.
+            rankme: effective number of directions of the mean tokens (Garrido et al., "RankMe", ICML 2023). feature_std: standard
+            deviation of the mean tokens over the samples, after division by their norms, times the root of D; 1 for directions that
+            are spread uniformly. target_std, prediction_std: standard deviation over the predicted tokens, averaged over
+            values, for targets that are not classes. target_perplexity: effective number of classes, for targets that are.
+            grad_norm_encoder, grad_norm_decoder, grad_norm_target: norms of the loss's gradient for a batch, for the parts that
+            are trained.
 
         Raises:
-            ValueError: where not one sample can be read.
+            ValueError: no sample can be read.
         """
         (rank, world), part = rank_and_world(), choose(context.test, self.config.samples)
         features: list[Tensor] = []
@@ -99,14 +100,14 @@ class Health(Evaluator):
 
 
 def with_health(chosen: EvaluatorSet, target: Target) -> EvaluatorSet:
-    """Adds this evaluation where the target may collapse and nobody has named it."""
+    """Adds this evaluation if the target may collapse and it is not chosen already."""
     if not target.may_collapse or Health.Config.name in chosen.names:
         return chosen
     return EvaluatorSet.of(*chosen, Health.Config())
 
 
 def collapse(figures: Mapping[str, float], learned: bool) -> list[str]:
-    """Returns the signs of a collapse in words; those of targets and predictions where the targets are `learned`."""
+    """Returns the signs of a collapse as text; those of targets and predictions only if the targets are `learned`."""
     signs = {"rankme": ("RankMe is", RANK)}
     if learned:
         signs |= {"target_std": ("the targets' deviation over tokens is", TARGET_STD)}
@@ -121,7 +122,7 @@ def collapse(figures: Mapping[str, float], learned: bool) -> list[str]:
 
 @torch.no_grad()
 def rankme(features: Tensor) -> float:
-    """The exponential of the entropy of the singular values' shares, of features (n, D), which are not centred."""
+    """Computes the exponential of the entropy of the normalised singular values of features (n, D), without centring."""
     singular = torch.linalg.svdvals(features.double())
     shares = singular / singular.sum() + 1e-7
     return float((-(shares * shares.log()).sum()).exp())
@@ -129,7 +130,7 @@ def rankme(features: Tensor) -> float:
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> float:
-    """The deviation over samples of features (n, D) of norm 1, mean over values, times the root of D."""
+    """Computes the standard deviation over samples of features (n, D) of norm 1, averaged over values, times the root of D."""
     unit = F.normalize(features.double(), dim=1)
     return float(unit.std(0, correction=0).mean() * features.shape[1] ** 0.5)
 
@@ -149,9 +150,9 @@ def tokens_of(target: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def moments(values: Tensor, width: int) -> tuple[Tensor, Tensor, int]:
-    """Sums of values and of their squares over tokens, (K,) each in fp64 on the CPU, and the number of tokens.
+    """Returns the sums of values and of their squares over tokens, (K,) each in fp64 on the CPU, and the number of tokens.
 
-    Of numbers of classes, of which there are at most `width`, these are sums of ones.
+    For numbers of classes, of which there are at most `width`, these are counts.
     """
     if not values.is_floating_point():
         counts = torch.bincount(values.flatten(), minlength=width).cpu().double()
@@ -161,10 +162,10 @@ def moments(values: Tensor, width: int) -> tuple[Tensor, Tensor, int]:
 
 
 def deviations(parts: list[dict[str, tuple[Tensor, Tensor, int]]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Puts moments of several batches together, by name.
+    """Joins moments of several batches, by name.
 
     Returns:
-        Of values, the mean of the root of their variance over all tokens plus 1e-6; of classes, the perplexity of the mean share.
+        For values, the mean of the root of their variance over all tokens plus 1e-6. For classes, the perplexity of the mean share.
     """
     stds, used = {}, {}
     for name in parts[0]:
@@ -179,7 +180,7 @@ def deviations(parts: list[dict[str, tuple[Tensor, Tensor, int]]]) -> tuple[dict
 
 
 def gradient_norms(model: MaskedModel, loss: Tensor) -> dict[str, float]:
-    """The norm of a loss's gradient for each part that learns; the weights' own gradients stay as they are."""
+    """Returns the norm of a loss's gradient for each trained part. The gradients stored in the weights do not change."""
     parts = {
         name: [one for one in getattr(model, name).parameters() if one.requires_grad] for name in ("encoder", "decoder", "target")
     }

@@ -49,10 +49,10 @@ class LoadedModelConfig(CheckedConfig):
     """Split of the source to evaluate on. None: the evaluation split, as in training."""
 
     holdout: Rate | None = None
-    """Share of the data that is held out for evaluation, where the source has no split for it. None: the run's."""
+    """Share of the data that is held out for evaluation if the source has no split for it. None: that of the run."""
 
     image_size: Positive | None = None
-    """Side of the images or frames that the model gets, in pixels. None: the run's, or that of the published weights."""
+    """Side of the model's input images or frames in pixels. None: that of the run or of the published weights."""
 
     column: str | None = None
     """Column of images or videos in a table. None: that of the run, or found by type."""
@@ -61,13 +61,13 @@ class LoadedModelConfig(CheckedConfig):
     """Column of labels in a table. None: that of the run, or found by name or type."""
 
     workers: Count | None = None
-    """Processes that read the data. None: the run's."""
+    """Number of processes that read the data. None: that of the run."""
 
     eval_clips: Positive | None = None
-    """Clips of a video that are averaged. None: the run's."""
+    """Number of clips of a video that are averaged. None: that of the run."""
 
     eval_crops: Positive | None = None
-    """Crops of a clip that are averaged. None: the run's."""
+    """Number of crops of a clip that are averaged. None: that of the run."""
 
     device: str | None = None
     """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""

@@ -34,7 +34,7 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
     """Appends the result of an evaluation to a run's folder, and returns the file.
 
     Args:
-        run: its folder.
+        run: the run folder.
         kind: name of the evaluation, for instance `features`.
         step: number of updates of the weights.
         found: the result, as plain values. `mmm compare` compares its `figures`.
@@ -74,7 +74,7 @@ class Record:
         """Reads a run folder. The run may still be in progress.
 
         Args:
-            trained: the folder is of a training. False: it may be an exported model, whose config says nothing of one.
+            trained: whether the folder must be that of a training. Otherwise it may be an exported model, without training options.
 
         Raises:
             ValueError: the folder is not a run folder, or a file in it cannot be read.
@@ -115,7 +115,7 @@ class Record:
 
     @property
     def planned(self) -> int | None:
-        """Updates that the whole run makes; None where it is stated in epochs and nothing was logged yet."""
+        """Number of updates of the whole run; None if it is stated in epochs and nothing was logged yet."""
         steps, epochs = self.config.get("train.steps"), self.config.get("train.epochs")
         if steps is not None or epochs is None or not self.metrics:
             return steps

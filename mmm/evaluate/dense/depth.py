@@ -25,11 +25,14 @@ NAMES = ("delta1", "rmse", "absrel")
 
 
 def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
-    """Share of pixels whose ratio is below 1.25, root mean squared error in metres, and mean relative error, float64 (3,).
+    """Computes the share of pixels with a ratio below 1.25, the root mean squared error in metres, and the mean relative error.
 
     Args:
-        depth: metres, (H, W).
-        truth: likewise; not a number where it is unknown.
+        depth: predicted metres, (H, W).
+        truth: true metres, (H, W); NaN where unknown.
+
+    Returns:
+        float64 (3,).
     """
     known = truth.isfinite()
     guess, true = depth[known].double(), truth[known].double()
@@ -43,13 +46,13 @@ def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
 def evaluate_depth(
     model: Segmenter, part: LabelledPixels[Any], accelerator: Accelerator, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Scores a probe of depth; what cannot be read, or has no depth at all, is left out and named.
+    """Scores a depth probe. Unreadable images and images without any depth are left out and named.
 
     Returns:
         `delta1`, `rmse` in metres, `absrel`, and `samples`, the number of images.
 
     Raises:
-        ValueError: not one image could be scored.
+        ValueError: no image could be scored.
     """
     data, device = part.config, accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index

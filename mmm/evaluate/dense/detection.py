@@ -33,11 +33,11 @@ SUMMARY = {
 
 
 class DetectionScore:
-    """Compares objects with the annotated ones, over all processes; crowds may be found any number of times, or not.
+    """Compares detected objects with annotated ones, over all processes. Detections of crowds are ignored.
 
     Args:
-        classes: K.
-        masks: whether masks are compared, too.
+        classes: number of classes.
+        masks: whether masks are compared too.
     """
 
     def __init__(self, classes: int, *, masks: bool) -> None:
@@ -54,9 +54,9 @@ class DetectionScore:
         """Adds an image.
 
         Args:
-            found: `boxes` (n, 4) in pixels of the image, `scores` (n,), `labels` (n,) from 0 and, where they are compared, `masks`
+            found: `boxes` (n, 4) in pixels of the image, `scores` (n,), `labels` (n,) from 0 and, if they are compared, `masks`
                 bool (n, H, W).
-            objects: of the image.
+            objects: the annotated objects of the image.
         """
         truth: dict[str, Tensor] = {"boxes": objects.boxes, "labels": objects.labels, "iscrowd": objects.crowd.long()}
         if "segm" in self.kinds:
@@ -68,7 +68,7 @@ class DetectionScore:
     def result(self) -> dict[str, Any]:
         """Returns for `box` (and `mask`) AP at IoU .50:.95, at .50 and .75, of small, medium and large objects, and of each class.
 
-        None where nothing is annotated.
+        A value is None if nothing is annotated.
         """
         found = self.metric.compute()
         numbers = found["classes"].reshape(-1).tolist()
@@ -84,7 +84,7 @@ class DetectionScore:
 
 
 def _plain(value: float) -> float | None:
-    """A precision as COCO's code has it: -1 where nothing is annotated."""
+    """Converts a precision of COCO's code, which is -1 if nothing is annotated, to a number or None."""
     return None if value < 0 else value
 
 
@@ -112,13 +112,13 @@ def in_image(found: Found, part: AnnotatedObjects, index: int) -> Found:
 def evaluate_detector(
     model: Detector, part: AnnotatedObjects, accelerator: Accelerator, problems: list[Problem], *, batch_size: int
 ) -> dict[str, Any]:
-    """Scores a detector; what cannot be read is left out and named.
+    """Scores a detector. Unreadable images are left out and named.
 
     Returns:
-        As `DetectionScore.result`, with `samples`, the number of images.
+        The values of `DetectionScore.result`, and `samples`, the number of images.
 
     Raises:
-        ValueError: not one image could be read.
+        ValueError: no image could be read.
     """
     score, data, device = DetectionScore(model.classes, masks=model.config.predicts_masks), part.config, accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -142,7 +142,7 @@ def evaluate_detector(
 
 
 def format_detection(found: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The scores of a detector as text."""
+    """Returns the scores of a detector as text."""
 
     def share(value: float | None) -> str:
         return "none" if value is None else f"{value:.2%}"

@@ -1,8 +1,7 @@
 """Segmentation by nearest patches, without training (the protocol of CAPI, Darcet et al., 2025).
 
-Every image is squashed to one square. A patch votes with the labels of its own pixels: a pixel gets the most frequent label at its
-place inside the patch among the k nearest training patches. Features are standardised on the training patches; k and the distance
-are chosen on a tenth of the training images.
+Every image is resized to one square. A pixel of a patch gets the most frequent label at its place among the k nearest training
+patches. Features are standardised on the training patches; k and the distance are chosen on a tenth of the training images.
 
 Shapes: n patches, D width, p side of a patch in pixels, k neighbours, K classes.
 """
@@ -44,7 +43,7 @@ class Patches:
 
     Attributes:
         features: float32 (n, D).
-        labels: int64 (n, p * p), IGNORE where a pixel has none.
+        labels: int64 (n, p * p), IGNORE for pixels without a label.
         images: image of each patch, int64 (n,).
     """
 
@@ -54,7 +53,7 @@ class Patches:
 
 
 def patch_labels(numbers: Numbers, grid: tuple[int, int], token: tuple[int, int]) -> Tensor:
-    """Labels of the pixels of each patch of a squashed mask, int64 (h w, p * p)."""
+    """Returns the labels of the pixels of each patch of a resized mask, int64 (h w, p * p)."""
     size = (grid[0] * token[0], grid[1] * token[1])
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, numbers.shape, strict=True))
     mask = torch.from_numpy(numbers[rows[:, None], columns].astype(np.int64))
@@ -64,10 +63,10 @@ def patch_labels(numbers: Numbers, grid: tuple[int, int], token: tuple[int, int]
 
 @torch.no_grad()
 def read_patches(model: MaskedModel, part: LabelledPixels[Any], problems: list[Problem]) -> Patches:
-    """Encodes all images of a part, squashed to the size of the data's crops; what cannot be read is named and left out.
+    """Encodes all images of a split, resized to the size of the data's crops. Unreadable images are named and left out.
 
     Raises:
-        ValueError: not one image can be read.
+        ValueError: no image can be read.
     """
     config, token = part.config, (model.tokenizer.size[-2], model.tokenizer.size[-1])
     device = next(model.parameters()).device
@@ -96,7 +95,7 @@ def _squashed(image: Pixels, size: tuple[int, int]) -> Tensor:
 
 
 def labelled_patches(patches: Patches, most: int | None, seed: int = 0) -> Patches:
-    """Leaves out patches most of whose pixels have no label; of the others at most `most`, chosen by key."""
+    """Leaves out patches in which most pixels have no label, and keeps at most `most` of the others, chosen by key."""
     rows = ((patches.labels == IGNORE).float().mean(1) <= 0.5).nonzero()[:, 0]
     if most is not None and len(rows) > most:
         chance = scores(sample_keys(seed, 0, rows), 1)[:, 0]
@@ -105,11 +104,11 @@ def labelled_patches(patches: Patches, most: int | None, seed: int = 0) -> Patch
 
 
 def vote(train: Patches, queries: Tensor, *, distance: Distance, ks: tuple[int, ...], classes: int) -> dict[int, Tensor]:
-    """Labels of the pixels of patches by their nearest training patches.
+    """Labels the pixels of patches by their nearest training patches.
 
     Args:
-        train: standardised.
-        queries: features, (m, D), standardised alike.
+        train: training patches with standardised features.
+        queries: features standardised in the same way, (m, D).
         ks: numbers of neighbours.
 
     Returns:
@@ -136,12 +135,12 @@ def patch_knn(
     """Segments the test images by nearest patches of the training images.
 
     Args:
-        most: training patches that are kept at most, chosen by key.
-        problems: what could not be read is added here.
+        most: largest number of training patches, chosen by key.
+        problems: unreadable images are added here.
 
     Returns:
-        As `SegmentationScore.result`, at the squashed size, with `k`, `distance`, `samples` and `patches`; the test patches; and
-        their predicted labels, int64 (m, p * p).
+        The values of `SegmentationScore.result` at the resized size, with `k`, `distance`, `samples` and `patches`; the test
+        patches; and their predicted labels, int64 (m, p * p).
     """
     known = labelled_patches(read_patches(model, train, problems), most)
     asked = read_patches(model, test, problems)

@@ -23,7 +23,7 @@ FIRST = ((0, 0, 0), (228, 26, 28), (55, 126, 184), (77, 175, 74), (255, 200, 40)
 
 
 def class_colours(classes: int) -> Tensor:
-    """Returns a colour for each class, uint8 (K, 3): black for the first, then colours that are far apart, then drawn ones."""
+    """Returns a colour for each class, uint8 (K, 3): black for the first, then distinct colours, then random ones."""
     drawn = (uniform(sample_keys(7, 0, torch.arange(max(classes, 1))), 3) * 200 + 40).byte()
     count = min(classes, len(FIRST))
     drawn[:count] = torch.tensor(FIRST[:count], dtype=torch.uint8)
@@ -31,7 +31,7 @@ def class_colours(classes: int) -> Tensor:
 
 
 def paint_classes(image: Pixels, labels: Tensor, classes: int) -> Tensor:
-    """Lays the colours of classes over an image; pixels without a label stay as they are.
+    """Draws the colours of classes over an image. Pixels without a label do not change.
 
     Args:
         image: uint8 (H, W, C).
@@ -48,13 +48,13 @@ def paint_classes(image: Pixels, labels: Tensor, classes: int) -> Tensor:
 
 
 def as_picture(image: Pixels) -> Tensor:
-    """uint8 (H, W, C) -> float (3, H, W) in [0, 1]."""
+    """Converts an image, uint8 (H, W, C) -> float (3, H, W) in [0, 1]."""
     pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     return pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
 
 
 def same_size(pictures: list[Tensor]) -> Tensor:
-    """Puts pictures (3, H, W) of several sizes into the middle of equal ones, at most SIDE pixels high and wide. (B, 3, h, w)."""
+    """Pads pictures (3, H, W) of several sizes to one size, at most SIDE pixels high and wide. (B, 3, h, w)."""
     from torch.nn import functional as F
 
     reduced = []
@@ -73,7 +73,7 @@ def same_size(pictures: list[Tensor]) -> Tensor:
 def draw_maps(
     images: list[Pixels], columns: dict[str, list[Tensor]], path: Path, *, classes: int, title: str, notes: tuple[str, ...] = ()
 ) -> Path:
-    """Draws images, and beside each the maps of classes, int64 (H, W) each, by the title of their column."""
+    """Draws images and, beside each, maps of classes, int64 (H, W) each, by the title of their column."""
     from mmm.evaluate.plots.image_grid import draw_grid
 
     shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]
@@ -84,11 +84,11 @@ def draw_maps(
 
 
 def paint_objects(image: Pixels, objects: dict[str, Tensor], classes: int) -> Tensor:
-    """Draws boxes, and lays masks over an image.
+    """Draws boxes and masks over an image.
 
     Args:
         image: uint8 (H, W, C).
-        objects: `boxes` (n, 4), `labels` (n,) from 0 and, where there are, `masks` bool (n, H, W).
+        objects: `boxes` (n, 4), `labels` (n,) from 0 and, if there are any, `masks` bool (n, H, W).
 
     Returns:
         float (3, H, W) in [0, 1].
@@ -119,7 +119,7 @@ def draw_objects(
     title: str,
     notes: tuple[str, ...] = (),
 ) -> Path:
-    """Draws images, and beside each its objects, by the title of their column."""
+    """Draws images and, beside each, its objects, by the title of their column."""
     from mmm.evaluate.plots.image_grid import draw_grid
 
     shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]

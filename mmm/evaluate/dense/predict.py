@@ -23,7 +23,7 @@ from mmm.evaluate.dense.pictures import paint_classes, paint_objects
 
 
 def find_classes(model: Segmenter, image: Pixels, *, whole: bool = False) -> Tensor:
-    """Classes of the pixels of an image, int64 (H, W), on the CPU.
+    """Predicts the classes of the pixels of an image, int64 (H, W), on the CPU.
 
     Args:
         image: uint8 (H, W, C).
@@ -37,11 +37,14 @@ def find_classes(model: Segmenter, image: Pixels, *, whole: bool = False) -> Ten
 
 
 def find_objects(model: Detector, image: Pixels, *, least: float = 0.5) -> Found:
-    """Objects of an image: `boxes` (n, 4) in its pixels, `scores`, `labels` from 0 and, where there are, `masks` bool (n, H, W).
+    """Detects objects in an image.
 
     Args:
         image: uint8 (H, W, C).
         least: smallest score.
+
+    Returns:
+        `boxes` (n, 4) in pixels of the image, `scores`, `labels` from 0 and, if there are any, `masks` bool (n, H, W).
     """
     data = model.data
     assert data is not None
@@ -60,13 +63,13 @@ def find_objects(model: Detector, image: Pixels, *, least: float = 0.5) -> Found
 
 
 def dense_row(model: Segmenter | Detector, image: Pixels, stem: Path | None, *, least: float, top: int) -> dict[str, Any]:
-    """The prediction for an image as plain values.
+    """Returns the prediction for an image as plain values.
 
     Args:
-        stem: path of the files to write, without their end: the classes of pixels or the numbers of objects (`_mask.png`), and a
-            picture (`_picture.png`). None: none are written.
+        stem: path of the files to write, without their endings: the classes of pixels or the numbers of objects (`_mask.png`),
+            and a picture (`_picture.png`). None: no files.
         least: smallest score of an object.
-        top: classes of a segmenter that are named, by their share of the pixels.
+        top: number of classes of a segmenter that are returned, those with the largest shares of the pixels.
 
     Returns:
         `classes` with their shares of the pixels, or `objects` with `class`, `score` and `box` (left, top, right, bottom).

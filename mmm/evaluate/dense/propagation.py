@@ -1,7 +1,7 @@
 """Propagation of masks through a video by features of single frames, without training (Jabri et al., NeurIPS 2020; DINO's values).
 
-A patch of a frame takes the labels of the patches that are most similar to it in the first frame and in the frames before, within a
-window around its place; labels stay soft from frame to frame.
+A patch of a frame gets the labels of the most similar patches in the first frame and in the frames before, within a window
+around its place. Labels stay soft from frame to frame.
 
 Shapes: T frames, C channels, (H, W) pixels, (h, w) the grid of a frame, N = h w, D width, K labels, the background first.
 """
@@ -29,16 +29,16 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationConfig:
-    """The values of a propagation; the defaults are DINO's for DAVIS 2017 (eval_video_segmentation.py)."""
+    """Options of a propagation. The defaults are DINO's for DAVIS 2017 (eval_video_segmentation.py)."""
 
     neighbours: Positive = 5
-    """Patches that a patch takes its labels from, over all frames together."""
+    """Number of similar patches, from all frames together, whose labels are averaged for a patch."""
     temperature: AboveZero = 0.1
-    """Divisor of cosine similarities before the softmax over these patches."""
+    """Temperature of the softmax over the cosine similarities of these patches."""
     radius: Positive = 12
-    """Rows and columns of patches around a patch among which they are searched, in every frame."""
+    """Largest distance of these patches from the patch, in rows and columns, in every frame."""
     frames: Positive = 7
-    """Frames before the current one that are searched, beside the first."""
+    """Number of frames before the current one that are searched, in addition to the first frame."""
 
     def __post_init__(self) -> None:
         check_fields(self, "propagation")
@@ -46,7 +46,7 @@ class PropagationConfig:
 
 @torch.no_grad()
 def frame_features(model: MaskedModel, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Encodes frames one by one, as images; among tubes, an image is a tube that stands still.
+    """Encodes frames one by one, as images. With a tokenizer of tubes, an image is one constant tube.
 
     Args:
         frames: normalised, (T, C, H, W).
@@ -71,10 +71,10 @@ def near(grid: tuple[int, int], radius: int, device: torch.device | str = "cpu")
 
 
 def propagate(features: Tensor, grid: tuple[int, int], first: Tensor, config: PropagationConfig) -> Tensor:
-    """Carries soft labels from the first frame to all others.
+    """Propagates soft labels from the first frame to all others.
 
     Args:
-        features: of unit length, (T, N, D).
+        features: features of unit length, (T, N, D).
         first: labels of the first frame's patches, float (N, K).
 
     Returns:
@@ -96,13 +96,13 @@ def propagate(features: Tensor, grid: tuple[int, int], first: Tensor, config: Pr
 
 
 def patch_shares(mask: Labels, grid: tuple[int, int], count: int) -> Tensor:
-    """Labels of patches: those of the pixels in their middles, as one-hot float (N, K)."""
+    """Returns the labels of patches, which are those of the pixels in their middles, as one-hot float (N, K)."""
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(grid, mask.shape, strict=True))
     return F.one_hot(torch.from_numpy(mask[rows[:, None], columns].astype(np.int64)), count).flatten(0, 1).float()
 
 
 def to_pixels(labels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Labels:
-    """Masks of frames from soft labels of patches, each label stretched to [0, 1] in each frame (DINO). (T, N, K) -> (T, H, W)."""
+    """Computes masks of frames from soft labels of patches, each scaled to [0, 1] in each frame (DINO). (T, N, K) -> (T, H, W)."""
     maps = labels.unflatten(1, grid).movedim(-1, 1)  # (T, K, h, w)
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
@@ -112,11 +112,11 @@ def to_pixels(labels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> L
 
 
 def propagate_mask(model: MaskedModel, frames: Tensor, mask: Labels, size: tuple[int, int], config: PropagationConfig) -> Labels:
-    """Masks of all frames of a clip from that of the first.
+    """Propagates the mask of the first frame to all frames of a clip.
 
     Args:
         frames: normalised, (T, C, H', W').
-        mask: of the first frame, 0 for the background, uint8 (H, W).
+        mask: mask of the first frame, 0 for the background, uint8 (H, W).
         size: (H, W) of the result.
 
     Raises:
@@ -136,13 +136,14 @@ def propagate_mask(model: MaskedModel, frames: Tensor, mask: Labels, size: tuple
 
 
 def region_similarity(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """J, the intersection over union of two masks (H, W); 1 where both are empty."""
+    """Computes J, the intersection over union of two masks (H, W); 1 if both are empty."""
     union = int((predicted | truth).sum())
     return int((predicted & truth).sum()) / union if union else 1.0
 
 
 def contour_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], tolerance: float = 0.008) -> float:
-    """F, the harmonic mean of precision and recall of boundaries (Perazzi et al., "DAVIS", CVPR 2016); 1 where both are empty.
+    """Computes F, the harmonic mean of precision and recall of boundaries (Perazzi et al., "DAVIS", CVPR 2016); 1 if both are
+    empty.
 
     Args:
         predicted, truth: (H, W).
@@ -159,7 +160,7 @@ def contour_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], tol
 
 
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels whose right, lower or lower right neighbour is on the other side, (H, W): boundaries one pixel wide (DAVIS)."""
+    """Marks the boundaries of a mask, one pixel wide, (H, W): a neighbour to the right or below has another value (DAVIS)."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     found: NDArray[np.bool_] = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
     found[-1, -1] = False
@@ -167,7 +168,7 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def dilate(edge: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Pixels at most `radius` pixels from an edge, (H, W)."""
+    """Marks the pixels at most `radius` pixels from an edge, (H, W)."""
     height, width = edge.shape
     padded = np.pad(edge, radius)
     found = np.zeros_like(edge)
@@ -179,7 +180,7 @@ def dilate(edge: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
 
 def score_clip(predicted: Labels, truth: Labels) -> dict[str, float]:
-    """J and F of a clip, each the mean over objects of the mean over frames, without the first and the last (DAVIS 2017).
+    """Computes J and F of a clip, each the mean over objects of the mean over frames, without the first and the last (DAVIS 2017).
 
     Args:
         predicted, truth: (T, H, W), 0 for the background; the objects are those of the first frame's truth.
@@ -202,6 +203,6 @@ def score_clip(predicted: Labels, truth: Labels) -> dict[str, float]:
 
 
 def mean_scores(clips: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The means over all objects of all clips, as DAVIS counts."""
+    """Computes the means over all objects of all clips, as DAVIS does."""
     weights = [clip["objects"] for clip in clips]
     return {name: float(np.average([clip[name] for clip in clips], weights=weights)) for name in ("j", "f", "j_and_f")}

@@ -27,8 +27,8 @@ Predict = Callable[[Tensor], Tensor]  # normalised (1, C, H, W) -> classes int64
 class SegmentationScore:
     """Counts pixels by true and predicted class, over all processes.
 
-    A class that is neither labelled nor predicted has no IoU and is left out of the mean; one that is predicted and never labelled
-    has the IoU 0 and counts, as in mmsegmentation.
+    A class that is neither labelled nor predicted has no IoU and is left out of the mean. A class that is predicted but never
+    labelled has the IoU 0 and counts, as in mmsegmentation.
     """
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
@@ -47,15 +47,15 @@ class SegmentationScore:
         ).to(device)
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Counts pixels: int64 (B, H, W) each; IGNORE among the labels is left out."""
+        """Counts pixels, int64 (B, H, W) each. Pixels with the label IGNORE are left out."""
         if bool((labels != IGNORE).any()):
             self.metrics.update(predicted, labels)
 
     def result(self) -> dict[str, Any]:
-        """Returns `miou`, `pixel_accuracy` and `iou`, one per class, None where it is neither labelled nor predicted.
+        """Returns `miou`, `pixel_accuracy` and `iou`, one per class, None for classes that are neither labelled nor predicted.
 
         Raises:
-            ValueError: not one pixel has a label.
+            ValueError: no pixel has a label.
         """
         found = self.metrics.compute()
         counts = found["counts"]  # (K, K)
@@ -75,19 +75,19 @@ def evaluate_segmentation(
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, Any]:
-    """Scores predictions for each image of a part; one that cannot be read is left out and named.
+    """Scores predictions for each image of a split. Unreadable images are left out and named.
 
     Args:
-        predict: classes of a whole image.
+        predict: predicts the classes of a whole image.
         part: images with masks.
-        problems: what this process could not read is added here.
-        rank, world: number of this process, and of all.
+        problems: unreadable images of this process are added here.
+        rank, world: number of this process, and of all processes.
 
     Returns:
-        As `SegmentationScore.result`, with `samples`, the number of images.
+        The values of `SegmentationScore.result`, and `samples`, the number of images.
 
     Raises:
-        ValueError: not one image could be read.
+        ValueError: no image could be read.
     """
     score, read, data = SegmentationScore(part.count, device), torch.zeros((), dtype=torch.int64, device=device), part.config
     batches = eval_batches(part, data, batch_size=1, world=world, rank=rank)
@@ -108,7 +108,7 @@ def evaluate_segmentation(
 def evaluate_segmenter(
     model: Segmenter, part: LabelledPixels[Any], accelerator: Accelerator, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Scores a segmenter, by windows or on whole images as `data.whole_maps` says; see `evaluate_segmentation`."""
+    """Scores a segmenter, in windows or on whole images (`data.whole_maps`); see `evaluate_segmentation`."""
 
     def predict(x: Tensor) -> Tensor:
         return model.segment(x, whole=part.config.whole_maps).argmax(1)
@@ -119,7 +119,7 @@ def evaluate_segmenter(
 
 
 def format_segmentation(found: Mapping[str, Any], names: Sequence[str] | None) -> str:
-    """The scores of a segmenter as text."""
+    """Returns the scores of a segmenter as text."""
     iou = found["iou"]
     titles = names or [str(number) for number in range(len(iou))]
     lines = [f"mIoU {found['miou']:.2%}, pixel accuracy {found['pixel_accuracy']:.2%}, {found['samples']:,} images"]

@@ -63,7 +63,7 @@ class ExtractConfig(CheckedConfig):
 
 
 def layer_name(layer: str) -> str:
-    """The name of a layer in a file: last, block_6."""
+    """Returns the name of a layer in a file: last, block_6."""
     return layer if layer == LAST else f"block_{int(layer)}"
 
 
@@ -154,7 +154,8 @@ def extract(
 def _features(
     part: Images | Clips, first: int, end: int, make: Layered, config: ExtractConfig, device: torch.device, batch_size: int
 ) -> tuple[dict[str, Tensor], list[Problem]]:
-    """The rows of a shard's inputs (`index`, `view` if there are several, `time` of windows, the layers), and unreadable inputs."""
+    """Computes the rows of a shard (`index`, `view` if there are several, `time` of windows, the layers). Also returns unreadable
+    inputs."""
     data, views = part.config, part.config.views
     found: dict[str, list[Tensor]] = {}
     problems: list[Problem] = []

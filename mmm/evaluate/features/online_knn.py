@@ -27,10 +27,10 @@ class OnlineKnn(Evaluator):
         """Updates between two of these evaluations during training. None: train.evaluate_every."""
 
         train_samples: Positive = 2000
-        """Training samples that vote, chosen by key."""
+        """Number of training samples, chosen by key."""
 
         test_samples: Positive = 1000
-        """Evaluation samples that are classified, chosen by key."""
+        """Number of evaluation samples that are classified, chosen by key."""
 
         k: Positive = 20
         """Nearest training samples that vote for the class of a sample."""

@@ -179,7 +179,7 @@ def refuse_others(one: Mapping[str, Any], other: Mapping[str, Any], names: tuple
 
 
 def manifest_of(out: Path) -> Path:
-    """Path of the manifest of a file of features."""
+    """Returns the path of the manifest of a file of features."""
     return out.with_name(f"{out.name}.json")
 
 

@@ -1,1 +1,1 @@
-"""Measures of what a model computes inside: similarity of layers, attention, stability, and where predictions err."""
+"""Measures of the inside of a model: similarity of layers, attention, stability, and errors of predictions."""

@@ -15,7 +15,7 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns one row per claim.
 
     Args:
-        found: as `Inspection.result` returns it.
+        found: the result of `Inspection.result`.
 
     Returns:
         Rows with `claim`, `formula`, `expected` (of the paper, in words), `value`, and `holds`: True, False, or None where
@@ -58,7 +58,7 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
     cka = found["cka"]
     adjacent = [cka[number][number + 1] for number in range(len(cka) - 1)]
     add(
-        "Neighbouring layers represent alike",
+        "Neighbouring layers have similar features",
         "smallest unbiased CKA between a layer and the next",
         "near 1",
         min(adjacent),

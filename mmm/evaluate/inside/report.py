@@ -216,16 +216,16 @@ def _rings(models: Models, path: Path) -> Path:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Names the models below the plots, where no mark can be covered."""
+    """Names the models below the plots."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=INK, fontsize=8)
 
 
 def write_page(title: str, models: Models, pictures: list[tuple[Path, str, str]], path: Path) -> Path:
-    """Writes one page of HTML that holds all pictures and tables, and needs no other file."""
+    """Writes one page of HTML with all pictures and tables, which needs no other file."""
     parts = [f"<h1>{escape(title)}</h1>"]
     for name, found in models.items():
-        parts.append(f"<h2>Claims of the theory: {escape(name)}</h2>")
+        parts.append(f"<h2>Claims of published theory: {escape(name)}</h2>")
         head = "<tr><th>claim<th>measured as<th>expected<th>found<th>holds</tr>"
         rows = "".join(
             f"<tr><td>{escape(row['claim'])}<td>{escape(row['formula'])}<td>{escape(row['expected'])}<td>{row['value']:.3g}"

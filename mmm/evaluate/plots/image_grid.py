@@ -26,7 +26,7 @@ CHARACTER = 0.56  # mean width of a character, of its height
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """Samples as colours: one or two channels become grey, of more than three the first three are shown, of clips the middle frame.
+    """Converts samples to colours. One or two channels become grey, more than three are cut to three; clips show the middle frame.
 
     Args:
         x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN where there is nothing to show.
@@ -41,7 +41,7 @@ def to_rgb(x: Tensor) -> Tensor:
 
 
 def resize_cells(cells: Tensor) -> Tensor:
-    """Cells at a size to look at: small ones enlarged by a whole factor, so that they stay sharp. uint8 (B, H, W, 3)."""
+    """Resizes cells for display. Small ones are enlarged by a whole factor, so that they stay sharp. uint8 (B, H, W, 3)."""
     side = max(cells.shape[1:3])
     if side <= LARGEST:
         factor = max(1, round(CELL / side))
@@ -78,12 +78,12 @@ def paint_grid(
     """Draws one row per sample and one column per treatment.
 
     Args:
-        columns: the title and the samples (B, C, s...) of each, as `to_rgb` takes them.
-        title: above the grid.
+        columns: title and samples (B, C, s...) of each column; see `to_rgb`.
+        title: text above the grid.
         notes: sentences below the grid.
         figures: numbers and their meanings, one per line, below the notes.
-        groups: side by side, each with its share of the rows.
-        captions: for each column, a line below each of its samples; shortened to the sample's width.
+        groups: number of groups side by side, each with its share of the rows.
+        captions: for each column, a line below each of its samples, shortened to the sample's width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -45,7 +45,7 @@ class FewShotConfig(CheckedConfig):
     """Learning rates that are tried for each encoder."""
 
     steps: Positive = 300
-    """Updates of a probe."""
+    """Number of updates of a probe."""
 
     batch_size: Positive = 64
     """Labelled samples per update."""

@@ -89,7 +89,7 @@ def make_probe_optimizer(
     for number, rate in enumerate(rates):
         pool, head = probes.parts(number)
         weights = [weight for part in (pool, head) for weight in part.parameters()]
-        matrices, vectors = ([weight for weight in weights if (weight.ndim > 1) == wanted] for wanted in (True, False))
+        matrices, vectors = ([weight for weight in weights if (weight.ndim > 1) == matrix] for matrix in (True, False))
         for group, decay, adapt in ((matrices, config.weight_decay, True), (vectors, 0.0, False)):
             extra = {"always_adapt": adapt} if kind == "lars" else {}
             groups += [{"params": group, "weight_decay": decay, "lr_scale": rate} | extra] if group else []

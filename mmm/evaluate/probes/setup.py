@@ -38,7 +38,7 @@ class ProbeConfig(RunConfig):
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
-    """Training of the heads. micro_batch_size is the number of samples that the encoder gets at once."""
+    """Training of the heads. micro_batch_size is the number of samples that the encoder processes at once."""
     optimizer: Optimizer = "lars"
     """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
     momentum: float = 0.9
@@ -67,9 +67,9 @@ class ProbeSetup:
     """A frozen model and its samples, all with labels.
 
     Attributes:
-        model: on the accelerator's device.
+        model: the model, on the accelerator's device.
         loaded: the source of the model.
-        data: how samples are read.
+        data: options of the samples.
         train: samples to train on. validation: samples that choose the learning rate, or None. test: samples to score.
         classes: K.
         names: names of the classes. None: they have none.

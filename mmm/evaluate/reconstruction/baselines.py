@@ -1,10 +1,10 @@
 """Reconstructions of hidden tokens by the model, and baselines without a model.
 
-A target that is standardised per token holds no brightness and no contrast. Using those of the original makes good pictures and too
-good a score, so such a model has two reconstructions. The first uses brightness and contrast of the original; their score without a
-model is given beside it. The second uses visible tokens only: the contrast of the nearest one, and the brightness of all, weighted
-by inverse distance (Shepard, "A
-two-dimensional interpolation function for irregularly-spaced data", 1968; a power of 3 scored best of five rules on photographs).
+A target that is standardised per token contains no brightness and no contrast. Those of the original make good pictures, but
+the score is then too good. Such a model therefore has two reconstructions. The first uses brightness and contrast of the
+original; their score without a model is a baseline. The second uses only visible tokens: the contrast of the nearest one, and
+the brightness of all, weighted by inverse distance (Shepard, "A two-dimensional interpolation function for irregularly-spaced
+data", 1968; a power of 3 scored best of five rules on photographs).
 
 Shapes: B samples, C channels, N tokens, V visible, Q hidden, P values a token, n = P / C pixels.
 """

@@ -15,8 +15,8 @@ def draw(shown: Reconstruction, title: str = "Reconstruction") -> Image:
     """Draws original, visible part, prediction, and both together, one row per sample. For clips it shows the middle frames.
 
     Args:
-        shown: as `model.reconstruct` returns it.
-        title: above the picture.
+        shown: the result of `model.reconstruct`.
+        title: text above the picture.
 
     Returns:
         A Pillow image, which a notebook shows.

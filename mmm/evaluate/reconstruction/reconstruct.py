@@ -80,13 +80,13 @@ def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Rec
 
 @torch.no_grad()
 def reconstruct_masked(model: MaskedModel, x: Tensor, data: Input, mask: Mask) -> Reconstruction:
-    """Hides what a mask does not show, and predicts ALL of it.
+    """Hides all tokens outside a mask's visible tokens, and predicts ALL of them.
 
     Args:
-        model: in the mode and precision that the caller has set.
+        model: a model in the mode and precision that the caller has set.
         x: normalised, (B, C, s...).
         data: normalisation of x.
-        mask: its visible and blank tokens are read.
+        mask: the mask; only its visible and blank tokens are used.
 
     Raises:
         ValueError: the target's predictions are not pixels.
@@ -118,7 +118,7 @@ def reconstruct_samples(
 ) -> Reconstruction:
     """Reconstructs samples outside a run, in evaluation mode; see `MaskedModel.reconstruct`."""
     if model.decoder is None:
-        raise ValueError("this model holds an encoder without a decoder, so nothing can be reconstructed; load one with a decoder")
+        raise ValueError("this model is an encoder without a decoder, so nothing can be reconstructed; load one with a decoder")
     if model.data is None:
         raise ValueError("this model does not know how its samples are normalised; build it with data=Input(...)")
     x = model.prepared(samples)
@@ -134,10 +134,10 @@ def reconstruct_samples(
 
 
 def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:
-    """The masker, or the same one at another ratio, or one that hides painted pixels (see `mask_from_pixels`).
+    """Returns the masker, the same one with another ratio, or one that hides painted pixels (see `mask_from_pixels`).
 
     Raises:
-        ValueError: both are asked for.
+        ValueError: both are requested.
     """
     if hidden is not None and ratio is not None:
         raise ValueError(f"ratio {ratio:g} and painted pixels both say what is hidden; give one of them")

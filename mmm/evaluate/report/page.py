@@ -1,4 +1,4 @@
-"""Writes the report of one or several runs: what they were, curves, evaluations, pictures, and their differences."""
+"""Writes the report of one or several runs: a summary, curves, evaluations, pictures, and their differences."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
 
     Args:
         runs: one or several, in the order of the page.
-        path: of the HTML file.
+        path: path of the HTML file.
 
     Returns:
-        `page`, its path; `runs`; `curves` and `pictures`, the names of those that are shown; `left_out`, pictures that are too
-        large.
+        `page`, the path; `runs`; `curves` and `pictures`, the names of those on the page; `left_out`, pictures that are too large.
     """
     names = short_names([run.path for run in runs])
     curves = read_curves(runs, names)
@@ -62,7 +61,7 @@ def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
 
 
 def read_curves(runs: Sequence[Record], names: Sequence[str]) -> list[dict[str, Any]]:
-    """All numbers that were logged more than once or by several runs, each as one line per run."""
+    """Returns all numbers that were logged more than once or by several runs, each with one curve per run."""
     known = dict.fromkeys(name for run in runs for line in run.metrics for name in line if name not in ("step", "clock", "epoch"))
     curves = []
     for name in known:
@@ -79,7 +78,7 @@ def read_curves(runs: Sequence[Record], names: Sequence[str]) -> list[dict[str, 
 
 
 def pictures_of(runs: Sequence[Record]) -> tuple[list[tuple[Record, Path]], list[Path]]:
-    """The newest picture of each kind in each run's folder, and those that are too large for a page."""
+    """Returns the newest picture of each kind in each run folder, and those that are too large for a page."""
     shown, left_out = [], []
     for run in runs:
         newest: dict[str, Path] = {}
@@ -99,7 +98,7 @@ def pictures_of(runs: Sequence[Record]) -> tuple[list[tuple[Record, Path]], list
 
 
 def _summary(runs: Sequence[Record], names: Sequence[str]) -> str:
-    """A row for each run with its state, parts and figures."""
+    """Makes a row for each run with its state, parts and results."""
     shown = {name: column for name, column in columns(runs).items() if any(figures(run).get(name) is not None for run in runs)}
     head = "".join(f"<th>{escape(title)}" for title in ("run", "state", "parts", *(column.title for column in shown.values())))
     rows = []
@@ -118,7 +117,7 @@ def _summary(runs: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _differences(runs: Sequence[Record], names: Sequence[str]) -> str:
-    """The choices in which the runs differ, and why a comparison may be unfair."""
+    """Lists the options in which the runs differ, and the reasons why a comparison may be unfair."""
     said = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(runs))
     rows = []
     for choice in differing(runs):
@@ -126,12 +125,12 @@ def _differences(runs: Sequence[Record], names: Sequence[str]) -> str:
         rows.append(f"<tr><td>{escape(choice)}{values}</tr>")
     head = "".join(f"<th>{escape(name)}" for name in ("choice", *names))
     if not rows:
-        return said + "<p>They have the same choices.</p>"
+        return said + "<p>They have the same options.</p>"
     return f'{said}<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _pictures(shown: Sequence[tuple[Record, Path]], left_out: Sequence[Path], *, many: bool) -> list[str]:
-    """The pictures, inside the page."""
+    """Embeds the pictures in the page."""
     if not shown and not left_out:
         return []
     parts = ["<h2>Pictures</h2>", '<div class="pictures">']
@@ -146,7 +145,7 @@ def _pictures(shown: Sequence[tuple[Record, Path]], left_out: Sequence[Path], *,
 
 
 def _details(run: Record, name: str) -> str:
-    """The environment of each start, the evaluations and the config, folded."""
+    """Makes collapsed sections for the environment of each start, the evaluations and the config."""
     file = run.path / "environment.json"
     starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     texts = {
