@@ -59,10 +59,10 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
     """Writes a model's weights and configs into a folder that exists, and returns the lines of Python that load it.
 
     Raises:
-        ValueError: the format cannot hold the model.
+        ValueError: the format does not support the model.
     """
     if to != "folder" and not isinstance(model, (MaskedModel, Classifier)):
-        raise ValueError(f"--to {to} holds no {type(model).__name__.lower()}; --to folder does")
+        raise ValueError(f"--to {to} does not support a {type(model).__name__.lower()}; use --to folder")
     lines = find_format(to).write(model, folder)
     if model.data is not None:
         text = json.dumps(processor_config(model.data), indent=2) + "\n"

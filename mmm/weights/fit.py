@@ -25,13 +25,13 @@ def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = N
     """Returns the state of a part for the home grid of another one.
 
     Args:
-        own: the part that starts from it.
+        own: the part that gets the weights.
         other: the part of the file.
-        where: the file, for messages.
-        inflate: how the weights of an image's patch become those of a tube.
+        where: name of the file for messages.
+        inflate: how to convert the weights of an image's patch to those of a tube.
 
     Raises:
-        ValueError: one is of images and the other of clips, and nothing says how to inflate it.
+        ValueError: one part is for images and the other for clips, and `inflate` is not given.
     """
     home, theirs = getattr(own, "home", None), getattr(other, "home", None)
     if home is None or theirs is None or home == theirs:
@@ -40,11 +40,9 @@ def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = N
         logger.info("%s: positions from a grid of %s to one of %s", where, theirs, home)
         return _state_at(other, home)
     if len(home) < len(theirs):
-        raise ValueError(f"{where} is of clips, with tokens of {len(theirs)} axes, and this model is of images")
+        raise ValueError(f"{where} is a model of clips, and this model is of images; choose a tokenizer of tubes")
     if inflate is None:
-        raise ValueError(
-            f"{where} is of images, and this model of clips; say how its patches become tubes: --inflate average or centre"
-        )
+        raise ValueError(f"{where} is a model of images, and this model is of clips; give --inflate average or --inflate centre")
     return _inflated(own, _state_at(other, home[1:]), inflate)
 
 
@@ -60,11 +58,11 @@ def _state_at(part: Any, grid: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def _inflated(own: nn.Module, state: dict[str, Tensor], how: Inflation) -> dict[str, Tensor]:
-    """Returns the state of a part of images as that of a part of clips.
+    """Converts the state of a part for images to that of a part for clips.
 
-    A patch becomes a tube of the same response to a clip that stands still: its weights, divided by the tube's depth, in every
-    frame (average: Carreira and Zisserman, CVPR 2017), or whole in the middle one (centre: Arnab et al., ViViT, ICCV 2021). Learned
-    positions are those of their place at all times; fixed ones are the clip model's own.
+    A tube responds to a constant clip as the patch does. Its frames have the weights of the patch divided by the tube's depth
+    (average: Carreira and Zisserman, CVPR 2017), or the middle frame has the weights and the others zeros (centre: Arnab et al.,
+    ViViT, ICCV 2021). Learned positions are repeated over time; fixed positions are those of the clip model.
     """
     mine = own.state_dict()
     if EMBEDDING in state:

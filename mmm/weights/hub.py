@@ -22,7 +22,7 @@ def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | N
 
     Args:
         repo: `user/name`, in the format of mmm, transformers or timm.
-        revision, token: as `huggingface_hub.snapshot_download` takes them.
+        revision, token: see `huggingface_hub.snapshot_download`.
 
     Raises:
         ValueError: the repository does not exist, it may not be read, or the hub cannot be reached.
@@ -47,7 +47,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
     Args:
         folder: folder that `mmm export` or `save_pretrained` wrote.
         repo: `user/name`.
-        private: whether a new repository is private; an existing one stays as it is.
+        private: whether a new repository is private; an existing one does not change.
         message: message of the commit.
 
     Returns:

@@ -25,9 +25,9 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
     another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from one of images.
 
     Args:
-        model: unwrapped, not inside DDP or a compiled module.
-        path: as `load` takes it.
-        inflate: how weights of an image's patch become those of a tube; see `fit`.
+        model: the unwrapped model, not inside DDP or a compiled module.
+        path: see `load`.
+        inflate: how to convert the weights of an image's patch to those of a tube; see `fit`.
 
     Returns:
         The names of the parts that were copied.

@@ -40,7 +40,7 @@ def load(
     fusion_blocks: tuple[int, ...] | None = None,
     frames: int | None = None,
 ) -> Model:
-    """Loads the model that a folder or a file of weights holds, on the CPU and in evaluation mode.
+    """Loads the model in a folder or a file of weights, on the CPU and in evaluation mode.
 
     A run folder means its newest complete checkpoint, a folder `checkpoints/step_*` this checkpoint, and the file `ema.safetensors`
     in it the moving average of the weights. Published weights may be in the official layout of MAE, CrossMAE or VideoMAE, or
@@ -49,23 +49,23 @@ def load(
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
-        heads: attention heads of the encoder, which no file states. None: as published for its width.
-        decoder_heads: attention heads of the decoder. None: as published for its width.
-        image_size: that the file's positions are for, in pixels: a side, or height and width. None: the square that fits, and 224
-            for VideoMAE, whose files hold no positions.
-        norm_pix: whether targets were standardised, which no file says. None: they were, as in MAE's `*_full` files. Its
+        heads: attention heads of the encoder, which files do not contain. None: the published number for its width.
+        decoder_heads: attention heads of the decoder. None: the published number for its width.
+        image_size: size of the images of the file's positions, in pixels: a side, or height and width. None: the square that fits,
+            and 224 for VideoMAE, whose files contain no positions.
+        norm_pix: whether targets were standardised, which files do not contain. None: they were, as in MAE's `*_full` files. MAE's
             `mae_visualize_*` files predict plain pixels: give False.
-        predict: fraction of all tokens that the model's own masks ask for, which no file says. None: all hidden ones. CrossMAE's
-            files were trained with 0.25 or 0.75; a mask that is given to the model asks for what it likes.
-        fusion_blocks: for a file in CrossMAE's layout, the encoder's blocks that are mixed, counted from 1, after a 0 where its
-            input is. None: all blocks, with the input where there is one map more.
-        frames: for a file in VideoMAE's layout, the length of the clips that it was trained on. None: 16.
+        predict: fraction of all tokens that the model's own masks predict, which files do not contain. None: all hidden tokens.
+            CrossMAE's files were trained with 0.25 or 0.75. It does not limit masks that are given to the model.
+        fusion_blocks: for a file in CrossMAE's layout, the fused encoder blocks, counted from 1, after a 0 if the encoder's
+            input is fused too. None: all blocks, and the input if there is one map more.
+        frames: for a file in VideoMAE's layout, the number of frames of its training clips. None: 16.
 
     Returns:
-        A masked model; a classifier, a segmenter or a detector where the weights have a head.
+        A masked model, or, if the weights have a head, a classifier, a segmenter or a detector.
 
     Raises:
-        ValueError: the weights cannot be read, are of no known format or do not fit, or an argument is missing or does not fit.
+        ValueError: the weights cannot be read, have an unknown format or do not fit, or an argument is missing or does not fit.
     """
     given = Options(
         heads=heads,
@@ -85,16 +85,16 @@ def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedMode
 
 
 def without_head(model: Model, source: str) -> MaskedModel:
-    """Returns a masked model as it is, and the encoder of another one as a model without a decoder.
+    """Returns a masked model unchanged, and the encoder of another model as a model without a decoder.
 
     Raises:
-        ValueError: the encoder is of no use alone.
+        ValueError: the encoder cannot be used without its head.
     """
     if isinstance(model, MaskedModel):
         return model
     left = [name for name in model.state_dict() if not name.startswith("encoder.")]
     if getattr(model, "relative_bias", False) or getattr(getattr(model, "config", None), "relative", False):
-        raise ValueError(f"{source} has learned biases of relative positions, without which its encoder is of no use")
+        raise ValueError(f"{source} has learned biases of relative positions, and its encoder cannot be used without them")
     kind = type(model).__name__.lower()
     logger.warning("%s is a %s; only its encoder is used, without %s", source, kind, shorten_list(left))
     data = model.data

@@ -78,10 +78,10 @@ def tensors_under(
     """Returns the weights of a model under the names of a format, as views.
 
     Args:
-        choices: the values that the format stands for, of those choices that no weight shows.
+        choices: the fixed values of the format for options that no weight shows.
 
     Raises:
-        ValueError: the format cannot hold some weights or options of a block; the message names them.
+        ValueError: the format does not support some weights or options of a block; the message names them.
     """
     for module in model.modules():
         config = getattr(module, "config", None)

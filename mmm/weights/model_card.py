@@ -38,7 +38,7 @@ class Origin:
     """The source of a model.
 
     Attributes:
-        name: name of the run's folder or of the file. None: not known.
+        name: name of the run folder or of the file. None: not known.
         config: config of the run. None: the weights do not come from a run.
         step: number of updates of the weights. None: not known.
         evaluations: results in the run's folder, by kind.

@@ -279,7 +279,7 @@ def test_a_model_goes_whole_to_an_official_layout_and_back(layout: str, build: C
     [
         ((), "--model is not set"),
         (("RUN", "--out", "RUN"), "exists already"),
-        (("RUN", "--to", "tim"), "no format is called so; choose from folder, transformers, "),
+        (("RUN", "--to", "tim"), "no such format; choose from folder, transformers, "),
         (("RUN", "--to", "videomae"), "VideoMAE's layout has flat positions"),
         (("RUN", "--to", "crossmae"), "CrossMAE's layout has no place for encoder.norm.weight"),
         (("RUN/config.yaml",), "is no"),
@@ -335,7 +335,7 @@ def test_a_classifier_is_saved_and_loaded_in_a_line_each(build: Callable[..., Ma
 def test_a_model_that_does_not_know_its_data_is_told_so(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     model = build()
     model.data = None
-    with pytest.raises(ValueError, match="does not know its data; give MaskedModel"):
+    with pytest.raises(ValueError, match="lacks the properties of its data; build it as MaskedModel"):
         model.save_pretrained(tmp_path)
 
 

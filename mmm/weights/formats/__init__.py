@@ -1,7 +1,7 @@
-"""Formats in which models are stored: one a file, and the list of them in the order in which they are asked.
+"""Formats of stored models, one in each file, and the list of them in the order of detection.
 
-The general ones come last: a folder's config before the names of weights, CrossMAE's names before MAE's, which it shares, and
-timm's, which others share too, at the end.
+Specific formats come before general ones: formats with a config in the folder, then CrossMAE, which shares MAE's names, then
+MAE, and timm, whose names others share too, at the end.
 """
 
 # isort: off

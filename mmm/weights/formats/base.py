@@ -47,7 +47,7 @@ class Stored:
 
     @property
     def folder(self) -> Path:
-        """The folder itself, or the one that the file is in."""
+        """The folder itself, or the folder of the file."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
@@ -71,13 +71,12 @@ class Stored:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of the config.json beside the weights; empty where there is none, or where the file has another name than in
-        such folders."""
+        """The content of the config.json beside the weights; empty if there is none, or if the file does not have a usual name."""
         return self._json(CONFIG)
 
     @cached_property
     def processor(self) -> dict[str, Any]:
-        """The content of the preprocessor_config.json beside the weights, likewise."""
+        """The content of the preprocessor_config.json beside the weights, under the same conditions."""
         return self._json(PROCESSOR)
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class Stored:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{path} holds no names and values")
+            raise ValueError(f"{path} does not contain names and values")
         return found
 
     def __str__(self) -> str:
@@ -98,7 +97,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Facts that files do not state and a user may give; see `mmm.load`. None: not given."""
+    """Properties that files do not contain and a user may give; see `mmm.load`. None: not given."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -114,12 +113,12 @@ class Options:
 
 
 class Format:
-    """One way of storing models.
+    """A format of stored models.
 
     Attributes:
-        name: its name in the list.
-        title: for messages, for instance "MAE's layout".
-        options: the names of `Options` that `read` uses; any other that is given is refused.
+        name: name in the list.
+        title: name in messages, for instance "MAE's layout".
+        options: names of the `Options` that `read` uses; others are refused.
     """
 
     name: ClassVar[str] = ""
@@ -127,19 +126,19 @@ class Format:
     options: ClassVar[frozenset[str]] = frozenset()
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether the weights are of this format."""
+        """Returns whether the weights have this format."""
         raise NotImplementedError
 
     def read(self, stored: Stored, options: Options) -> Model:
         """Returns the model. Every tensor is used, or named in an error or a warning.
 
         Raises:
-            ValueError: one line that names what is missing, unexpected or misshapen.
+            ValueError: tensors are missing, unexpected or have a wrong shape; one line names them.
         """
         raise NotImplementedError
 
     def leave_out(self, stored: Stored, *beginnings: str, reason: str, what: str = "head") -> dict[str, Tensor]:
-        """Returns the tensors without those of a part, which a warning names.
+        """Returns the tensors without those of a part, and logs a warning that names the part.
 
         Args:
             beginnings: prefixes of the part's names.
@@ -152,14 +151,14 @@ class Format:
         return {name: value for name, value in stored.tensors.items() if name not in left}
 
     def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:
-        """Logs which tensors were read, and what the file does not say."""
+        """Logs which tensors were read, and the assumed properties that the file does not contain."""
         logger.info("%s: %s, all %d weights used; %s; assumed: %s", stored, self.title, len(tensors), about, assumed)
 
     def write(self, model: Model, folder: Path) -> list[str]:
         """Writes a model into an empty folder, and returns the lines of Python that load it.
 
         Raises:
-            ValueError: naming what the format cannot hold, before anything is written.
+            ValueError: the format does not support a property of the model, which the message names. Raised before writing.
         """
         raise ValueError(f"{self.title} is read here, not written")
 
@@ -169,10 +168,10 @@ FORMATS: dict[str, Format] = {}
 
 
 def register(name: str) -> Callable[[type[Format]], type[Format]]:
-    """A decorator that adds a format to the list.
+    """Returns a decorator that adds a format to the list.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is used already.
     """
 
     def add(kind: type[Format]) -> type[Format]:
@@ -189,10 +188,12 @@ def data_of(model: Model) -> Input:
     """Returns the size and normalisation of a model's samples.
 
     Raises:
-        ValueError: the model does not know them.
+        ValueError: the model has no such properties.
     """
     if model.data is None:
-        raise ValueError(f"this model does not know its data; give {type(model).__name__}(..., data=Input(size=...)) to save it")
+        raise ValueError(
+            f"this model lacks the properties of its data; build it as {type(model).__name__}(..., data=Input(size=...))"
+        )
     return model.data
 
 
@@ -203,5 +204,5 @@ def find_format(name: str) -> Format:
         ValueError: there is none; the message names all and the nearest.
     """
     if name not in FORMATS:
-        raise ValueError(f"--to {name}: no format is called so; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+        raise ValueError(f"--to {name}: no such format; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")
     return FORMATS[name]

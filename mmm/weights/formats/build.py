@@ -100,7 +100,7 @@ def with_head(
 
 
 def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
-    """Returns the size and normalisation of samples. Without mean and std, ImageNet's are assumed for 3 channels, else none."""
+    """Returns the size and normalisation of samples. Without mean and std, those of ImageNet are assumed for 3 channels."""
     if mean is not None and std is not None:
         return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     if channels == 3:
@@ -109,7 +109,7 @@ def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any 
 
 
 def describe_pixels(data: Input) -> str:
-    """Returns the normalisation of samples in words."""
+    """Describes the normalisation of samples."""
     return "pixels in [0, 1]" if set(data.std) == {1.0} else f"mean {data.mean} and std {data.std}"
 
 
@@ -117,7 +117,7 @@ def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: st
     """Returns a tensor whose shape describes the model.
 
     Raises:
-        ValueError: it is missing, or has another number of dimensions.
+        ValueError: the tensor is missing, or has another number of dimensions.
     """
     if name not in weights:
         raise ValueError(f"{source} does not fit: it lacks {name}")
@@ -128,11 +128,11 @@ def needed(weights: Mapping[str, Tensor], name: str, dimensions: int, source: st
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """An encoder of images, as the shapes of its weights describe it.
+    """An encoder of images, described by the shapes of its weights.
 
     Attributes:
-        data: size and channels of the images that its positions are for.
-        about: the same in words.
+        data: size and channels of the images of its positions.
+        about: description as text.
     """
 
     config: VisionTransformer.Config
@@ -147,7 +147,7 @@ def read_image_encoder(
     """Returns the config of an encoder from the shapes of its weights, under the names that MAE, CrossMAE and timm share.
 
     Args:
-        optional: whether there may be no class token and no biases of queries, keys and values.
+        optional: whether the class token and the biases of queries, keys and values may be missing.
         pixels: content of a preprocessor_config.json.
 
     Raises:
@@ -231,7 +231,7 @@ def find_heads(argument: str, given: int | None, width: int, published: Mapping[
     """
     heads = published.get(width) if given is None else given
     if heads is None:
-        raise ValueError(f"{source} has a width of {width}, and no published size says how many heads that has; give {argument}=")
+        raise ValueError(f"{source} has a width of {width}, for which no published number of heads is known; give {argument}=")
     if heads < 1 or width % heads:
         raise ValueError(f"{argument}={heads} does not divide the width of {width} in {source}; give a divisor")
     return heads
@@ -248,7 +248,7 @@ def is_fixed(table: Tensor, grid: Grid) -> bool:
 
 
 def describe_assumed(encoder: ImageEncoder, decoder_heads: int, options: Options) -> str:
-    """Returns in words what is assumed for a file of MAE or CrossMAE."""
+    """Describes the assumed properties of a file of MAE or CrossMAE."""
     standardised = "not standardised" if options.norm_pix is False else "standardised"
     heads = f"{encoder.config.head_count} heads, {decoder_heads} decoder heads"
     return f"{heads}, targets {standardised} per patch, {describe_pixels(encoder.data)}"
@@ -260,7 +260,7 @@ def official_lines(file: Path, kind: str, key: str = "model") -> list[str]:
 
 
 def pretrained_config(data: Input, classes: int) -> dict[str, Any]:
-    """Returns the pixels that a model was trained on, as timm's config.json states them."""
+    """Returns size and normalisation of a model's pixels, in the form of timm's config.json."""
     return {
         "input_size": [data.channels, *data.size],
         "mean": list(data.mean),

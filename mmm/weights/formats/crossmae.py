@@ -1,10 +1,11 @@
 """CrossMAE's official layout (Fu et al., TMLR 2025; models_cross.py, transformer_utils.py).
 
-It is MAE's without the encoder's final norm and the decoder's embedding, with mixing weights, their norms, and cross-attention.
+It is MAE's layout without the encoder's final norm and the decoder's embedding, with fusion weights, their norms, and
+cross-attention.
 
-No file says which of the encoder's blocks are mixed, only how many maps are: all of them, with the encoder's input or without, are
-told by the number. Nor does one say how many tokens were predicted in training; the files' names do, and not always rightly.
-The authors' tables of positions are kept as they are; those for 448 pixels count tokens, too, and are rescaled to no other range.
+Files contain the number of fused maps, but not which encoder blocks they are. If the number is that of all blocks, with or without
+the encoder's input, all are read. Files do not contain the number of tokens that were predicted in training; their names do, not
+always correctly. The authors' tables of positions are kept; those for 448 pixels count tokens too, and are not rescaled.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class CrossMAE(Format):
     options = frozenset({"heads", "decoder_heads", "image_size", "norm_pix", "predict", "fusion_blocks"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether there are mixing weights, their norms or cross-attention."""
+        """Returns whether there are fusion weights, their norms or cross-attention."""
         return any(name.startswith(("dec_norms.", "wfm.")) or ".cross_attn." in name for name in stored.tensors)
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -95,7 +96,7 @@ def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
     """Returns a model's weights under CrossMAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
 
     Raises:
-        ValueError: that layout has no place for a weight, or the model lacks one of its parts.
+        ValueError: the layout does not support a weight, or the model lacks a part of it.
     """
     tensors = tensors_under(model, names, CrossMAE.title)
     if MIX not in tensors or "cls_token" not in tensors:
@@ -105,7 +106,7 @@ def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
 
 
 def _mixed(depth: int, maps: int, given: tuple[int, ...] | None, source: str) -> tuple[tuple[int, ...] | None, bool]:
-    """Returns the blocks that are mixed (None: all), and whether the encoder's input is mixed too."""
+    """Returns the fused blocks (None: all), and whether the encoder's input is fused too."""
     if given is None:
         if maps not in (depth, depth + 1):
             raise ValueError(

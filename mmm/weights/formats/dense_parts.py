@@ -1,4 +1,4 @@
-"""Segmenters and detectors in folders of mmm's: what config.yaml says of them, and the models that it describes."""
+"""Segmenters and detectors in folders of mmm: their entries of config.yaml, and their construction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DenseParts = SegmenterParts | DetectorParts
 
 
 def is_dense(tree: Any) -> bool:
-    """True if a config is of a model with an output for each pixel or object."""
+    """True if a config describes a model with an output for each pixel or object."""
     if not isinstance(tree, Mapping):
         return False
     return "detector" in tree or (isinstance(tree.get("head"), Mapping) and "name" in tree["head"])  # a registered head
@@ -60,7 +60,7 @@ def read_dense(tree: Mapping[str, Any]) -> DenseParts:
 
 
 def dense_tree(model: Segmenter | Detector) -> dict[str, Any]:
-    """Returns the entries of config.yaml for a model, beside its data, tokenizer and encoder."""
+    """Returns the entries of config.yaml for a model, in addition to its data, tokenizer and encoder."""
     if isinstance(model, Detector):
         return {"detector": to_dict(model.config), "classes": model.classes}
     head: Any = model.head
@@ -71,7 +71,7 @@ def dense_tree(model: Segmenter | Detector) -> dict[str, Any]:
 def build_stored(
     parts: DenseParts, tokenizer: GridTokenizer, encoder: Encoder, data: Input, labels: tuple[str, ...] | None
 ) -> Segmenter | Detector:
-    """Builds a model whose weights are to be overwritten."""
+    """Builds a model whose weights will be overwritten."""
     if isinstance(parts, DetectorParts):
         return Detector.build(tokenizer, encoder, parts.detector, classes=parts.classes, data=data, labels=labels)
     return Segmenter.build(

@@ -1,8 +1,8 @@
 """DINOv2 (Oquab et al., TMLR 2024) and its variant with registers (Darcet et al., ICLR 2024), the official files and transformers'
 folders.
 
-Positions at another size are interpolated as transformers does it: with antialiasing where there are registers. The mask token,
-which an encoder does not hold, is left out, and written as zeros.
+Positions at another size are interpolated as in transformers: with antialiasing if there are registers. The mask token, which an
+encoder does not have, is left out, and written as zeros.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DINOv3 (Siméoni et al., 2025), the official files and transformers' folders: rotary positions, registers, no biases of keys.
 
-The mask token, which an encoder does not hold, is left out, and written as zeros.
+The mask token, which an encoder does not have, is left out, and written as zeros.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DINOv3(OfficialViT):
     gated = (("mlp.fc1.", ("mlp.w1.", "mlp.w2.")), ("mlp.fc2.", ("mlp.w3.",)))
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether there are the periods of its rotary positions."""
+        """Returns whether the periods of DINOv3's rotary positions exist."""
         return PERIODS in stored.tensors
 
     def tensors(self, stored: Stored) -> dict[str, Tensor]:

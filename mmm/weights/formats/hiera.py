@@ -1,8 +1,9 @@
 """Hiera's official files (Ryali et al., ICML 2023): masked autoencoders of images, encoders and classifiers of images and clips,
 also as timm names them.
 
-A file says neither how often tokens are pooled nor its heads: masked autoencoders pool twice, the others three times, and heads
-follow from the published widths. The decoder of clips predicts one frame of each tube, which no target here does, and is left out.
+A file contains neither the number of poolings nor the number of heads. Masked autoencoders pool twice, other models three
+times, and the heads are those of the published widths. The decoder of clips predicts one frame of each tube, which no target
+here does, and is left out.
 
 Legend: p side of a token, C channels.
 """
@@ -164,7 +165,7 @@ def _with(stored: Stored, tensors: dict[str, Tensor]) -> Stored:
 
 
 def _stages(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """Returns the number of blocks of each stage: the first of a later one widens its tokens."""
+    """Returns the number of blocks of each stage. The first block of a later stage widens its tokens."""
     numbers = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
     starts = sorted(int(found[1]) for name in tensors if (found := re.fullmatch(r"blocks\.(\d+)\.proj\.weight", name)))
     absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
@@ -183,5 +184,5 @@ def _decoder(tensors: Mapping[str, Tensor], options: Options, source: str) -> Se
 
 
 def _pixel_order(side: int, channels: int) -> Tensor:
-    """Returns, for each of Hiera's values of a token, (C, p, p), where it stands among ours, (p, p, C)."""
+    """Returns, for each of Hiera's values of a token, (C, p, p), its index among ours, (p, p, C)."""
     return torch.arange(side * side * channels).view(side * side, channels).T.flatten()

@@ -1,7 +1,7 @@
-"""MAE's official layout (He et al., CVPR 2022; models_mae.py), of an encoder with its decoder. Its encoder alone is named as timm's
-vision transformers are, and is read as such.
+"""MAE's official layout (He et al., CVPR 2022; models_mae.py) of an encoder with its decoder. An encoder without its decoder
+has the names of timm's vision transformers, and is read as such.
 
-No file says how patches were standardised: those called `mae_pretrain_*_full` were (mae#8), those called `mae_visualize_*` were
+Files do not contain whether patches were standardised: those of `mae_pretrain_*_full` were (mae#8), those of `mae_visualize_*` were
 not (mae#3).
 """
 
@@ -74,11 +74,12 @@ class MAE(Format):
 
 
 def to_mae(model: Model) -> dict[str, torch.Tensor]:
-    """Returns a model's weights under MAE's names, as views, for `torch.save({"model": ...})` or `save_file`. Of a
-    model without a decoder they are those of timm's vision transformers.
+    """Returns a model's weights under MAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
+
+    For a model without a decoder these are the names of timm's vision transformers.
 
     Raises:
-        ValueError: that layout has no place for a weight, or the model lacks one of its parts.
+        ValueError: the layout does not support a weight, or the model lacks a part of it.
     """
     tensors = tensors_under(model, names, MAE.title)
     encoder: Any = model.encoder

@@ -1,7 +1,7 @@
 """MAE-ST's official layout (Feichtenhofer et al., NeurIPS 2022; models_mae.py, models_vit.py), encoders and classifiers of clips.
 
-Positions are learned and stored apart for places, times and the class token; here they are one table. The decoder predicts one
-frame of each tube, which no target here does, and is left out.
+Positions are learned, and stored separately for places, times and the class token; here they are one table. The decoder
+predicts one frame of each tube, which no target here does, and is left out.
 
 Legend: D width, N places, T times, t frames and p pixels of a tube's sides, C channels.
 """
@@ -57,7 +57,7 @@ class MAEST(Format):
     options = frozenset({"heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether positions of places are stored apart from those of times."""
+        """Returns whether positions of places and of times are stored separately."""
         return any(name in stored.tensors for name in (SPATIAL, TEMPORAL, CLASS))
 
     def read(self, stored: Stored, options: Options) -> Model:

@@ -52,7 +52,7 @@ class Parts:
     """The parts of a stored model.
 
     Attributes:
-        decoded: whether it has the decoder; a masked model may be its encoder alone.
+        decoded: whether there is a decoder; a masked model may consist of its encoder only.
         headed: whether it is a classifier, with pool and head.
         dense: the head of a model with an output for each pixel or object, or None.
     """
@@ -109,7 +109,7 @@ class RunFolder(Format):
 
 
 def run_of(path: Path) -> Path | None:
-    """Returns the run folder of a path: itself, or that of its checkpoint or file of weights. None: it is in no run."""
+    """Returns the run folder of a path: itself, or that of its checkpoint or file of weights. None: the path is not in a run."""
     place = _place(path)
     depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
@@ -122,7 +122,7 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
     """Returns the parts of a masked model and the size and normalisation of its samples, from a config.yaml.
 
     Raises:
-        ValueError: naming the file and the field, or that it is a classifier's.
+        ValueError: a value is invalid, which the message names, or the config is that of a classifier.
     """
     parts, data = read_parts(path)
     if not parts.decoded:
@@ -134,7 +134,7 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
     """Returns the parts of a model and the size and normalisation of its samples, from a config.yaml.
 
     Raises:
-        ValueError: naming the file and the field.
+        ValueError: a value is invalid; the message names the file and the field.
     """
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
@@ -156,7 +156,7 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
 
 
 def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tuple[str, ...] | None) -> Model:
-    """Returns a model of these parts whose weights are to be overwritten; torch's generator is left alone."""
+    """Returns a model of these parts whose weights will be overwritten. torch's generator does not change."""
     if parts.decoded:
         return MaskedModel.build(parts.model, data, seed=0)
     stored = {name.removeprefix("encoder.") for name in weights if name.startswith("encoder.")}
@@ -217,7 +217,7 @@ def _tree(model: Model) -> dict[str, Any]:
 
 
 def _check(model: Model, folder: Path) -> None:
-    """Refuses a folder that holds another model than the one it was written from."""
+    """Raises ValueError if a written folder does not contain the same model."""
     try:
         again = RunFolder().read(Stored(folder), Options()).state_dict()
     except ValueError as error:
@@ -226,7 +226,7 @@ def _check(model: Model, folder: Path) -> None:
 
 
 def _only(tree: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Returns these values of a tree. All must be present, because a default may differ from the run's."""
+    """Returns these values of a tree. All must be present, because a default may differ from the value of the run."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'the config'}: expected names and values, not {tree!r}")
     for name in names:
@@ -250,7 +250,7 @@ def _place(path: Path) -> Path:
 
 
 def _weights(path: Path, run: Path) -> Path:
-    """Returns the file of weights that a path into a run stands for, once its checkpoint is verified."""
+    """Returns the file of weights that a path into a run stands for, after verifying its checkpoint."""
     place = _place(path)
     if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
         return run / WEIGHTS

@@ -1,7 +1,8 @@
-"""timm's plain vision transformers (`vit_*`), encoders or classifiers of images; MAE's encoders and classifiers are named alike.
+"""timm's plain vision transformers (`vit_*`), encoders or classifiers of images; MAE's encoders and classifiers have the same
+names.
 
-A folder's config.json names the architecture, how it differs, and the pixels that it was trained on (`pretrained_cfg`). A file
-alone says none of it: what is assumed then is logged.
+A folder's config.json contains the architecture, its changes, and the normalisation of pixels (`pretrained_cfg`). A single file
+contains none of these: the assumed values are logged.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def names(ours: str) -> tuple[str, ...] | None:
 
 @register("timm")
 class Timm(Format):
-    """A folder as timm's are on the hub, or a file of the weights alone."""
+    """A folder of timm, as on the hub, or a file with only the weights."""
 
     title = "timm's layout (which is that of MAE's encoders)"
     options = frozenset({"heads", "image_size"})
@@ -143,7 +144,7 @@ def to_timm(model: Model) -> dict[str, Tensor]:
 
 
 def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
-    """Returns the nearest architecture of timm's, and the arguments in which the model differs from it.
+    """Returns the most similar architecture of timm, and the arguments in which the model differs from it.
 
     Raises:
         ValueError: timm has no argument for a difference.
@@ -183,7 +184,7 @@ def _described(stored: Stored) -> Any:
     """Returns the architecture that config.json names, on the meta device. None: it names none.
 
     Raises:
-        ValueError: it is not a plain vision transformer, or has an argument that is not supported.
+        ValueError: the architecture is not a plain vision transformer, or has an unsupported argument.
     """
     name = stored.config.get("architecture")
     if name is None:

@@ -39,7 +39,7 @@ def names(ours: str) -> tuple[str, ...] | None:
 
 @register("timm_backbone")
 class TimmBackbone(Format):
-    """A folder as timm's are on the hub."""
+    """A folder of timm, as on the hub."""
 
     title = "timm's layout of another backbone"
 

@@ -1,9 +1,9 @@
 """Folders of transformers: ViTMAE, ViT, I-JEPA and VideoMAE, as an encoder, with a decoder or as a classifier.
 
-config.json says what no weight does, and may leave out what is at transformers' default; preprocessor_config.json says how pixels
-are normalised. Dropout, which published models do not use, is not read.
+config.json contains the properties that weights do not show; values at transformers' defaults may be missing in it.
+preprocessor_config.json contains the normalisation of pixels. Dropout, which published models do not use, is not read.
 
-The fifth version of transformers names some modules otherwise and, saving, mixes both spellings; all are brought to the first.
+Version 5 of transformers has other names for some modules, and saves a mixture of both spellings. All are converted to the first.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ LATER_VIDEO = ((r"\.query\.bias$", ".q_bias"), (r"\.value\.bias$", ".v_bias"))
 
 
 def names_of(kind: Kind, *, alone: bool) -> Names:
-    """Returns the function that maps our names to transformers'; those of a bare encoder have no common prefix."""
+    """Returns the function that maps our names to transformers'. The names of a model without a head have no common prefix."""
 
     def names(ours: str) -> tuple[str, ...] | None:
         if kind == "videomae" and ours in TABLES:
@@ -152,7 +152,7 @@ def names_of(kind: Kind, *, alone: bool) -> Names:
 
 
 def block_names(name: str) -> tuple[str, ...] | None:
-    """Returns transformers' names of a weight whose name inside a block is still ours. None: a block has no such weight."""
+    """Returns transformers' names of a weight from its name inside a block. None: a block has no such weight."""
     block = re.fullmatch(r"(.*\.(?:layer|decoder_layers)\.\d+\.)(.*)", name)
     if block is None:
         return (name,)
@@ -335,7 +335,7 @@ def _decoder(said: Mapping[str, Any], kind: Kind) -> SelfAttentionDecoder.Config
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Returns the names of the classes in order. None: there are none but LABEL_0, LABEL_1 and so on."""
+    """Returns the names of the classes in order. None: there are only LABEL_0, LABEL_1 and so on."""
     names = config.get("id2label")
     if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
         return None
@@ -359,7 +359,8 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
     """Returns the config.json of a model.
 
     Raises:
-        ValueError: a choice that changes the computation cannot be stated. What only changes training is named in a warning.
+        ValueError: config.json does not support an option that changes the computation. Options that only change training are named
+            in a warning.
     """
     encoder, decoder = model.encoder, model.decoder if isinstance(model, MaskedModel) else None
     if not isinstance(encoder, VisionTransformer) or not isinstance(decoder, (SelfAttentionDecoder, type(None))):
@@ -401,7 +402,7 @@ def _write_config(model: Model, kind: Kind) -> dict[str, Any]:
 
 
 def _objective(model: Any, kind: Kind) -> dict[str, Any]:
-    """Returns the fields of config.json on masks and loss; a warning names what it cannot state."""
+    """Returns the fields of config.json about masks and loss. A warning names options that it does not support."""
     target, masker = model.target.config, model.masker.config
     images = kind != "videomae"
     pixels = isinstance(target, PixelTarget.Config)
@@ -428,7 +429,7 @@ def _objective(model: Any, kind: Kind) -> dict[str, Any]:
 
 
 def _refuse_others(model: Model, encoder: VisionTransformer, decoder: SelfAttentionDecoder.Config | None, kind: Kind) -> None:
-    """Refuses choices that transformers' model does not have."""
+    """Raises ValueError for options that transformers' model does not have."""
     own, images = encoder.config, kind != "videomae"
     wrong = {
         f"encoder.class_token {own.class_token}": own.class_token != (kind in TOKENED),

@@ -1,6 +1,6 @@
-"""Folders of any other vision model of transformers, for evaluations and as frozen teachers: transformers itself computes it.
+"""Folders of any other vision model of transformers, which transformers computes, for evaluations and as frozen teachers.
 
-Of a model of images and texts (CLIP, SigLIP) the vision model is read.
+From a model of images and texts (CLIP, SigLIP), only the vision model is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TransformersModel(Format):
         from transformers import AutoConfig, AutoModel
 
         if stored.file.name == PICKLED:
-            raise ValueError(f"{stored.file} is a pickle; save it again as model.safetensors, which holds numbers alone")
+            raise ValueError(f"{stored.file} is a pickle; save it again as model.safetensors, which contains only tensors")
         settings = AutoConfig.from_pretrained(stored.folder, local_files_only=True)
         try:
             whole, info = AutoModel.from_pretrained(

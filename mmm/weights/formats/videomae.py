@@ -1,7 +1,8 @@
 """VideoMAE's official layout (Tong et al., NeurIPS 2022; modeling_pretrain.py, modeling_finetune.py).
 
-A file of the encoder alone, or of a classifier, names the encoder's weights without `encoder.`. No file says heads, the clip that
-its positions are for, or how targets were standardised; the released models standardise them.
+In a file of an encoder without a decoder, or of a classifier, the names of the encoder's weights do not start with `encoder.`.
+Files do not contain the number of heads, the size of the clips, or whether targets were standardised; the released models
+standardise them.
 
 Legend: D width, t frames and p pixels of a tube's sides, C channels.
 """
@@ -142,11 +143,11 @@ class VideoMAE(Format):
 def to_videomae(model: Model) -> dict[str, torch.Tensor]:
     """Returns a model's weights under VideoMAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
 
-    Without a decoder the encoder's names stand alone, as classifiers are started from. Positions, which that layout computes, are
+    Without a decoder the names have no prefix, as in files from which classifiers start. Positions, which the layout computes, are
     left out.
 
     Raises:
-        ValueError: that layout has no place for a weight or a choice.
+        ValueError: the layout does not support a weight or an option.
     """
     decoder: Any = getattr(model, "decoder", None)
     for part, module in (("encoder", model.encoder), ("decoder", decoder)):

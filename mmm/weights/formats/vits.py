@@ -1,7 +1,7 @@
-"""Common part of the formats of today's vision transformers, which differ in names of weights and in choices inside a block.
+"""Common part of the formats of recent vision transformers, which differ in the names of weights and in options inside a block.
 
-A format is a table of names and the choices of `encoder.name vit` that its layout stands for. Folders of transformers state the
-others in config.json; of an official file they follow from shapes.
+A format consists of a table of names and the fixed options of `encoder.name vit` in its layout. Folders of transformers contain the
+other options in config.json; for official files they follow from shapes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class ViTFormat(Format):
 
     Attributes:
         outside: our names of weights outside blocks, and theirs.
-        inside: likewise, inside a block.
-        gated: likewise, of a gated MLP, where the layout has one.
-        blocks: how their names of blocks begin.
-        choices: the fields of the encoder's config that the layout stands for.
-        free: the choices inside a block that weights or config.json show.
-        clips: whether it is of clips.
+        inside: our names of weights inside a block, and theirs.
+        gated: our names of weights of a gated MLP, and theirs, if the layout has one.
+        blocks: prefix of their names of blocks.
+        choices: the fixed fields of the encoder's config in this layout.
+        free: the options inside a block that weights or config.json show.
+        clips: whether the layout is for clips.
     """
 
     outside: ClassVar[tuple[tuple[str, str], ...]]
@@ -81,7 +81,7 @@ class ViTFormat(Format):
         """Returns the encoder of a model, and its weights under their names, as views.
 
         Raises:
-            ValueError: the layout has no place for a part, a weight or a choice.
+            ValueError: the layout does not support a part, a weight or an option.
         """
         encoder = model.encoder
         if not isinstance(encoder, VisionTransformer):
@@ -107,7 +107,7 @@ class OfficialViT(ViTFormat):
     Attributes:
         heads: published numbers of heads by width.
         output: their names of the last matrix of the first block's MLP.
-        key: what holds the weights in a file that is written; None: nothing does.
+        key: key of the weights in a written file. None: the weights are not nested.
     """
 
     options = frozenset({"heads", "image_size"})
@@ -124,7 +124,7 @@ class OfficialViT(ViTFormat):
         return {}
 
     def complete(self, weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
-        """Returns the weights with those that the official code expects besides."""
+        """Returns the weights, and further ones that the official code expects."""
         return weights
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -153,7 +153,7 @@ class OfficialViT(ViTFormat):
     def size(
         self, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: list[int], options: Options, source: str
     ) -> tuple[int, ...]:
-        """Returns the size of the samples that the model is for: that of the positions, or what was given, or 224 pixels."""
+        """Returns the size of the model's samples: that of the positions, the given size, or 224 pixels."""
         if config.positions == "none":
             side = options.image_size or 224 // token[-1] * token[-1]
             return (side, side) if isinstance(side, int) else side
@@ -170,14 +170,14 @@ class OfficialViT(ViTFormat):
 
 
 class TransformersViT(ViTFormat):
-    """A folder of transformers, which holds an encoder alone or one that other parts are left out from.
+    """A folder of transformers with an encoder; other parts are left out.
 
     Attributes:
-        kinds: config.json's `model_type`, and the class of the encoder.
-        defaults: values of config.json where it says nothing.
-        unread: how names begin of weights that no encoder has.
-        spellings: other beginnings or parts of their names, and ours of them.
-        channels, side: what config.json calls the channels of a pixel and the side of a sample.
+        kinds: the `model_type` in config.json, and the class of the encoder.
+        defaults: default values of config.json.
+        unread: prefixes of the names of weights that no encoder has.
+        spellings: other prefixes or parts of their names, and the ones used here.
+        channels, side: names of the number of channels and of the side of a sample in config.json.
     """
 
     kinds: ClassVar[Mapping[str, str]]
@@ -204,7 +204,7 @@ class TransformersViT(ViTFormat):
         return next(iter(self.kinds))
 
     def complete(self, weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-        """Returns the weights with those that transformers expects besides."""
+        """Returns the weights, and further ones that transformers expects."""
         return weights
 
     def read(self, stored: Stored, options: Options) -> Model:

@@ -1,7 +1,7 @@
 """V-JEPA 2 (Assran et al., 2025), the encoder of clips of official files and of transformers' folders.
 
-Rotary positions have the fault that the released weights were trained with. Of an official file the moving average is read; its
-predictor, and a table of positions that is not used there, are left out.
+Rotary positions have the fault with which the released weights were trained. From an official file the moving average is read. Its
+predictor, and a table of positions that the official code does not use, are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ THREE = ("query", "key", "value")
 
 @register("vjepa2")
 class VJEPA2(OfficialViT):
-    """Files like vitl.pt, vith.pt, vitg.pt; without a size given, for clips of 16 frames of 256 pixels."""
+    """Files like vitl.pt, vith.pt, vitg.pt; the default size is clips of 16 frames of 256 pixels."""
 
     title = "V-JEPA 2's layout"
     options = frozenset({"heads", "image_size", "frames"})
