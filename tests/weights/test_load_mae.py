@@ -284,8 +284,8 @@ def test_missing_block_is_named(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heads": None}, "width of 32, and for which no published number of heads is known; give heads="),
-        ({"decoder_heads": None}, "width of 16, and for which no published number of heads is known; give decoder_heads="),
+        ({"heads": None}, "width of 32, for which no published number of heads is known; give heads="),
+        ({"decoder_heads": None}, "width of 16, for which no published number of heads is known; give decoder_heads="),
         ({"heads": 5}, "heads=5 does not divide the width of 32"),
         ({"decoder_heads": 3}, "decoder_heads=3 does not divide the width of 16"),
         ({"image_size": 16}, "image_size=16 does not fit .* 9 patches of 4 x 4"),
