@@ -4,7 +4,7 @@
     python -m benchmarks.evaluate.dense_transfer --runs runs/demo-0 runs/demo-1 runs/demo-2 --out results
 
 Every trial has the same settings from both starts, in one thread, and its own seed. With one run, all seeds start from it. Writes
-all numbers (.json) and a table (.md).
+all numbers (.json) and a table (.md). Trials that the .json already has are not run again.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def run_trial(command: list[str], folder: Path) -> dict[str, Any]:
 def trials(options: argparse.Namespace) -> list[tuple[str, str, int, list[str]]]:
     """Name, start, seed and command of every trial."""
     found = []
-    for name, (command, _) in TRIALS.items():
-        if options.only and not any(word in name for word in options.only):
-            continue
-        for seed in range(options.seeds):
-            steps = ["--train.steps", str(options.steps)] if options.steps else []
-            common = [*command, "--seed", str(seed), "--train.threads", "1", "--train.evaluate_every", "none", *steps]
-            run = options.runs[seed % len(options.runs)]
-            found.append((name, "pretrained", seed, [*common, "--model", run]))
-            found.append((name, "random weights", seed, common))
+    for start in ("random weights", "pretrained"):
+        for name, (command, _) in TRIALS.items():
+            if options.only and not any(word in name for word in options.only):
+                continue
+            for seed in range(options.seeds):
+                steps = ["--train.steps", str(options.steps)] if options.steps else []
+                common = [*command, "--seed", str(seed), "--train.threads", "1", "--train.evaluate_every", "none", *steps]
+                model = ["--model", options.runs[seed % len(options.runs)]] if start == "pretrained" else []
+                found.append((name, start, seed, [*common, *model]))
     return found
 
 
@@ -71,17 +71,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=(), help="words of the names of the trials to run; none: all")
     parser.add_argument("--jobs", type=int, default=1, help="trials at once")
     parser.add_argument("--out", type=Path, default=Path("dense_transfer"), help="path of the results, without a suffix")
+    parser.add_argument("--keep", type=Path, help="folder in which the runs and their pictures are kept; none: they are deleted")
     options = parser.parse_args()
-    every = trials(options)
+    known = options.out.with_suffix(".json")
+    rows = json.loads(known.read_text(encoding="utf-8"))["rows"] if known.is_file() else []
+    done = [(row["trial"], row["start"], row["seed"], row["command"]) for row in rows]
+    every = [one for one in trials(options) if (*one[:3], _portable(one[3])) not in done]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(run_trial, command, Path(folder) / str(number)) for number, (*_, command) in enumerate(every)]
-        rows = []
+        kept = options.keep or Path(folder)
+        folders = [kept / "-".join([*name.replace(",", "").split(), start.split()[0], str(seed)]) for name, start, seed, _ in every]
+        waiting = [pool.submit(run_trial, command, own) for (*_, command), own in zip(every, folders, strict=True)]
         for (name, start, seed, command), result in zip(every, waiting, strict=True):
             found = result.result()
             values = {title: _at(found, key) for title, key in TRIALS[name][1].items()}
             print(f"{name}, {start}, seed {seed}: {values}, {found['seconds']:.0f} s", flush=True)
-            rows.append({"trial": name, "start": start, "seed": seed, "command": command, "seconds": found["seconds"], **values})
+            row = {"trial": name, "start": start, "seed": seed, "command": _portable(command), "seconds": found["seconds"]}
+            rows.append(row | values)
             write(options.out, rows)
+
+
+def _portable(command: list[str]) -> list[str]:
+    """A command without the folders of absolute paths."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in command]
 
 
 def _at(result: dict[str, Any], key: str) -> Any:
@@ -92,8 +103,7 @@ def _at(result: dict[str, Any], key: str) -> Any:
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
     """Writes what has been measured so far."""
-    plain = [row | {"command": [Path(word).name if Path(word).is_absolute() else word for word in row["command"]]} for row in rows]
-    numbers = {"machine": machine(torch.device("cpu")), "rows": plain}
+    numbers = {"machine": machine(torch.device("cpu")), "rows": rows}
     out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     lines = []
     for name, (_, measures) in TRIALS.items():

@@ -1,6 +1,7 @@
-"""A detector: a plain vision transformer with attention in windows (ViTDet, Li et al., ECCV 2022), and layers that find objects.
+"""A detector: a plain vision transformer with attention in windows (ViTDet, Li et al., ECCV 2022), or a hierarchical encoder as it
+is, and layers that find objects.
 
-Shapes: B samples, C channels, (H, W) pixels, (h, w) the encoder's grid, D width, n objects.
+Shapes: B samples, C channels, (H, W) pixels, n objects.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mmm.core.pretrained import Pretrained
 from mmm.core.types import Input
 from mmm.dense.detector_layers import DetectorConfig, Target, detectors
 from mmm.dense.detr import Detr
+from mmm.dense.maps import stage_maps
 from mmm.dense.mask_rcnn import MaskRCNN
 from mmm.dense.windows import WindowedEncoder, default_global_blocks
 from mmm.encoders import Encoder
@@ -68,9 +70,14 @@ class Detector(Pretrained, nn.Module):
             raise ValueError(
                 f"data.image_size {data.size} gives {grid} tokens; detection needs even numbers, so that a map can be halved"
             )
-        blocks = config.global_blocks or default_global_blocks(encoder.shape.depth)
-        self.windows = WindowedEncoder(encoder, grid, window=config.window, global_blocks=blocks, relative=config.relative)
-        self.layers = detectors.build(config, width=encoder.shape.width, token=side, classes=classes)
+        stages = encoder.shape.stages
+        self.windows: WindowedEncoder | None = None
+        if not stages:
+            blocks = config.global_blocks or default_global_blocks(encoder.shape.depth)
+            self.windows = WindowedEncoder(encoder, grid, window=config.window, global_blocks=blocks, relative=config.relative)
+        widths = tuple(stage.width for stage in stages) or (encoder.shape.width,)
+        scale = 4 * side // stages[0].inner[-1] if stages else side
+        self.layers = detectors.build(config, widths=widths, token=scale, classes=classes)
         use_cpu_bf16_kernels(self)
 
     @classmethod
@@ -102,5 +109,9 @@ class Detector(Pretrained, nn.Module):
             In training losses by name. In evaluation, for each image `boxes` float32 (m, 4), `labels` (m,), `scores` (m,) and, if
             the layers predict them, `masks`, (m, 1, 28, 28) in [0, 1].
         """
-        x_map = self.windows(self.encoder, self.tokenizer.split(x))  # (B, D, h, w)
-        return self.layers(x_map, (x.shape[-2], x.shape[-1]), targets)
+        patches, size = self.tokenizer.split(x), (x.shape[-2], x.shape[-1])
+        if self.windows is not None:
+            return self.layers([self.windows(self.encoder, patches)], size, targets)
+        grid, stages = self.tokenizer.grid(x), self.encoder.shape.stages
+        features = self.encoder(patches, grid, None, blocks=tuple(stage.block for stage in stages))
+        return self.layers(stage_maps(features, grid, stages), size, targets)

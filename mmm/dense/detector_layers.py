@@ -1,6 +1,6 @@
-"""The interface of the layers that find objects in an encoder's map, and their common options.
+"""The interface of the layers that find objects in an encoder's maps, and their common options.
 
-Shapes: B samples, D width of the map, (h, w) its grid, (H, W) pixels, n objects.
+Shapes: B samples, D width of a map, (h, w) its grid, (H, W) pixels, n objects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class DetectorConfig(PartConfig):
     """Base of the `Config` of every detector: the encoder's attention, and the number of objects."""
 
     window: Positive | None = 14
-    """Side of the windows of attention in tokens. None: all attention is global."""
+    """Side of the windows of attention in tokens. None: all attention is global. Like the next two options, this is for a plain
+    vision transformer: hierarchical encoders (hiera, swin) keep their own attention."""
     global_blocks: tuple[int, ...] = ()
     """Blocks whose attention is global, counted from 1. Empty: four, at the ends of quarters of the depth."""
     relative: bool = True
@@ -38,14 +39,19 @@ class DetectorConfig(PartConfig):
 
 
 class DetectorLayers(nn.Module):
-    """Finds objects in a map. Built with the `width` of the map, the side of a `token` in pixels, and the number of `classes`."""
+    """Finds objects in the maps of an encoder.
+
+    Built with the `widths` of the maps, `token`, and the number of `classes`. A plain vision transformer has one map, of whose places
+    `token` is the side in pixels; a hierarchical encoder has one for each stage, and `token` is four times the side of the finest
+    map's places.
+    """
 
     @abstractmethod
-    def forward(self, x: Tensor, size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
+    def forward(self, maps: list[Tensor], size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
         """Losses by name in training; in evaluation the objects of each image. See `Detector.forward`.
 
         Args:
-            x: the map, (B, D, h, w).
+            maps: (B, D, h, w) each, from fine to coarse.
             size: (H, W).
             targets: in training, the targets of each image.
         """

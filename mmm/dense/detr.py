@@ -1,6 +1,6 @@
 """DETR (Carion et al., ECCV 2020) of transformers, on the last map of an encoder. It predicts boxes, and no masks.
 
-Shapes: B samples, D width of the encoder's map, (h, w) its grid, (H, W) pixels, q queries, K classes.
+Shapes: B samples, D width of the encoder's last map, (h, w) its grid, (H, W) pixels, q queries, K classes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Detr(DetectorLayers):
         nothing: NonNegative = 0.1
         """Weight of the class "no object" in the loss."""
 
-    def __init__(self, config: Config, *, width: int, token: int, classes: int) -> None:
+    def __init__(self, config: Config, *, widths: tuple[int, ...], token: int, classes: int) -> None:
         super().__init__()
         try:
             import scipy  # noqa: F401 (transformers matches with it)
@@ -59,7 +59,7 @@ class Detr(DetectorLayers):
             raise ValueError(f"detector.name detr needs transformers and scipy: {error}") from error
         self.most = config.detections
         # a backbone of the same width, which is replaced
-        tiny: Any = VitDetConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token)
+        tiny: Any = VitDetConfig(hidden_size=widths[-1], num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token)
         make: Any = DetrConfig  # whose keywords its annotations do not list
         whole = make(
             backbone_config=tiny,
@@ -81,8 +81,8 @@ class Detr(DetectorLayers):
         self.detr: Any = DetrForObjectDetection(whole)
         self.detr.model.backbone.model = self.given = _Given()
 
-    def forward(self, x: Tensor, size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
-        self.given.found = x
+    def forward(self, maps: list[Tensor], size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
+        self.given.found = x = maps[-1]
         labels = None
         if self.training:
             assert targets is not None

@@ -6,6 +6,7 @@ Shapes: B samples, R prefix tokens, N tokens of a grid (h, w) or (t, h, w), D wi
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmm.core.tokens import Grid
 from mmm.core.types import Features, Stage
@@ -30,6 +31,18 @@ def stage_map(tokens: Tensor, grid: Grid, stage: Stage) -> Tensor:
     if axes == 3:
         x = x.mean((1, 4))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def stage_maps(features: Features, grid: Grid, stages: tuple[Stage, ...]) -> list[Tensor]:
+    """Arranges all stages of a hierarchical encoder as maps, (B, D', h', w') each, whose sides halve from one to the next.
+
+    A last stage that has the grid of the one before it (Hiera with tokens of 16 pixels) is pooled by the maximum.
+    """
+    maps: list[Tensor] = []
+    for stage in stages:
+        one = stage_map(features.blocks[stage.block], grid, stage)
+        maps.append(F.max_pool2d(one, 2) if maps and one.shape[-2:] == maps[-1].shape[-2:] else one)
+    return maps
 
 
 class FourScales(nn.Module):

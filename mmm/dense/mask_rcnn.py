@@ -1,6 +1,9 @@
-"""torchvision's Mask R-CNN on a simple feature pyramid, with the layers of ViTDet (Li et al., ECCV 2022).
+"""torchvision's Mask R-CNN with the layers of ViTDet (Li et al., ECCV 2022), on a pyramid of maps.
 
-Shapes: B samples, D width of the encoder's map, (h, w) its grid, C channels of the pyramid.
+A plain vision transformer gets ViTDet's simple pyramid of its one map. The stages of a hierarchical encoder get a feature pyramid
+network (Lin et al., CVPR 2017).
+
+Shapes: B samples, D width of a map, (h, w) its grid, C channels of the pyramid.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SimplePyramid(nn.Module):
-    """Makes five maps from one, at 4, 2, 1, 1/2 and 1/4 times its size."""
+    """Makes five maps from one, at 4, 2, 1, 1/2 and 1/4 times its size (ViTDet)."""
 
     def __init__(self, width: int, channels: int) -> None:
         """Builds layers from maps of this width to maps of this number of channels."""
@@ -58,10 +61,27 @@ class SimplePyramid(nn.Module):
             for inputs in (quarter, half, width, width)
         )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, D, h, w) -> five maps with the pyramid's channels, from fine to coarse."""
-        maps = [output(scale(x)) for scale, output in zip(self.scales, self.outputs, strict=True)]
-        return [*maps, maps[-1][:, :, ::2, ::2]]
+    def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """One map (B, D, h, w) -> five with the pyramid's channels, from fine to coarse."""
+        (x,) = maps
+        found = [output(scale(x)) for scale, output in zip(self.scales, self.outputs, strict=True)]
+        return dict(zip(LEVELS, [*found, found[-1][:, :, ::2, ::2]], strict=True))
+
+
+class StagePyramid(nn.Module):
+    """Five maps of four, whose sides halve from one to the next: coarse maps are added to finer ones."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int) -> None:
+        """From maps of these widths to maps of so many channels."""
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+        super().__init__()
+        self.network = FeaturePyramidNetwork(list(widths), channels, LastLevelMaxPool(), norm_layer=ChannelNorm)
+
+    def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """(B, D, h, w) each -> five maps with the pyramid's channels, from fine to coarse."""
+        found: dict[str, Tensor] = self.network(OrderedDict(zip(LEVELS, maps, strict=False)))
+        return found
 
 
 @detectors.register("mask_rcnn")
@@ -86,19 +106,22 @@ class MaskRCNN(DetectorLayers):
             """True if objects have masks."""
             return self.masks
 
-    def __init__(self, config: Config, *, width: int, token: int, classes: int) -> None:
+    def __init__(self, config: Config, *, widths: tuple[int, ...], token: int, classes: int) -> None:
         super().__init__()
         if token & (token - 1):
             raise ValueError(f"tokenizer.size {token}: detector.name mask_rcnn needs a power of 2 (torchvision's RoIAlign)")
-        self.pyramid = SimplePyramid(width, config.channels)
+        if len(widths) not in (1, 4):
+            raise ValueError(f"encoder.stages: detector.name mask_rcnn reads four stages, and this encoder has {len(widths)}")
+        pyramid = SimplePyramid(widths[0], config.channels) if len(widths) == 1 else StagePyramid(widths, config.channels)
+        self.pyramid: nn.Module = pyramid
         self.rpn, self.roi_heads = _heads(config, classes, token)
 
-    def forward(self, x: Tensor, size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
+    def forward(self, maps: list[Tensor], size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
         from torchvision.models.detection.image_list import ImageList
 
-        features = OrderedDict(zip(LEVELS, self.pyramid(x), strict=True))
-        sizes = [size] * len(x)
-        images: Any = ImageList(x.new_empty(len(x), 1, 1, 1).expand(-1, -1, *size), sizes)  # only its sizes are read
+        features, count = self.pyramid(maps), len(maps[0])
+        sizes = [size] * count
+        images: Any = ImageList(maps[0].new_empty(count, 1, 1, 1).expand(-1, -1, *size), sizes)  # only its sizes are read
         proposals, losses = self.rpn(images, features, targets)
         found, more = self.roi_heads(features, proposals, sizes, targets)
         return losses | more if self.training else found

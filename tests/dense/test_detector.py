@@ -21,6 +21,7 @@ import mmm
 from mmm import MaskedModel
 from mmm.config.serialize import load, save
 from mmm.core.registry import REGISTRIES
+from mmm.core.types import Input, RequiredFeatures
 from mmm.data.annotated.config import ObjectsConfig
 from mmm.data.annotated.detection import open_objects
 from mmm.data.annotated.objects import Objects, Placement, as_pixels, mask_api, paste_masks
@@ -30,14 +31,18 @@ from mmm.data.transforms.crop import flip
 from mmm.dense.detector import Detector, Detr, MaskRCNN
 from mmm.dense.detr import to_shares
 from mmm.dense.windows import WindowedEncoder, default_global_blocks, in_windows
-from mmm.encoders import VisionTransformer
+from mmm.encoders import Hiera, Swin, VisionTransformer, encoders
 from mmm.evaluate.dense.detection import DetectionScore, in_image
+from mmm.maskers import RandomMasker
 from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig
 from tasks import detect
 
 DATA = ObjectsConfig(image_size=32, mean=(0.0,) * 3, std=(0.25,) * 3, workers=0, max_bad=1.0, holdout=0.0, flip=0.5)
 DETECTOR = MaskRCNN.Config(window=3, channels=8, hidden=16, convolutions=1, proposals=20, detections=10)
+
+
+DETR = Detr.Config(window=2, queries=4, width=16, depth=1, heads=2, hidden=32, dropout=0.0, detections=3)
 
 
 @pytest.fixture(autouse=True)
@@ -379,13 +384,12 @@ def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_p
     pytest.importorskip("scipy")
     model = build((32, 32))
     assert model.data is not None
-    config = Detr.Config(window=2, queries=4, width=16, depth=1, heads=2, hidden=32, dropout=0.0, detections=3)
-    detector = Detector.build(model.tokenizer, model.encoder, config, classes=2, data=model.data, seed=0).train()
+    detector = Detector.build(model.tokenizer, model.encoder, DETR, classes=2, data=model.data, seed=0).train()
     x, boxes = torch.zeros(2, 3, 32, 32), torch.tensor([[4.0, 4.0, 20.0, 18.0], [12.0, 10.0, 30.0, 28.0]])
     x[0, :, 4:18, 4:20], x[1, :, 10:28, 12:30] = 2.0, -2.0
     targets = [{"boxes": boxes[:1], "labels": torch.tensor([1])}, {"boxes": boxes[1:], "labels": torch.tensor([2])}]
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
-    for _ in range(80):
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-2)
+    for _ in range(50):
         (loss,) = detector(x, targets).values()
         optimizer.zero_grad()
         loss.backward()
@@ -400,9 +404,71 @@ def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_p
     torch.testing.assert_close(to_shares(boxes, (64, 32))[0], torch.tensor([12 / 32, 11 / 64, 16 / 32, 14 / 64]))
 
 
+STAGED: dict[str, Any] = {
+    "hiera": (16, Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1))),  # the last two stages have one grid
+    "hiera, pooled thrice": (32, Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1), pools=3)),
+    "swin": (32, Swin.Config(width=8, heads=1, stages=(1, 1, 1, 1), window=4)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "sides"),
+    [*((name, DETECTOR, [16, 8, 4, 2]) for name in STAGED), ("hiera", DETR, [16, 8, 4, 2]), ("swin", DETR, [16, 8, 4, 2])],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_hierarchical_encoders_bring_their_own_levels(name: str, detector: Any, sides: list[int]) -> None:
+    """Maps at 1/4 to 1/32 of the image reach the detector, and every weight learns a fixed batch."""
+    if detector is DETR:
+        pytest.importorskip("scipy")
+    token, config = STAGED[name]
+    data, tokenizer = Input(size=(64, 64), mean=(0.5,) * 3, std=(0.2,) * 3), Patches(Patches.Config(size=token), channels=3)
+    x, boxes = torch.zeros(2, 3, 64, 64), torch.tensor([[8.0, 8.0, 40.0, 36.0], [24.0, 20.0, 60.0, 56.0]])
+    x[0, :, 8:36, 8:40], x[1, :, 20:56, 24:60] = 2.0, -2.0
+    masks = (x.abs().amax(1) > 1).byte()[:, None]
+    targets = [
+        {"boxes": box[None], "labels": torch.tensor([label]), "masks": mask}
+        for box, label, mask in zip(boxes, (1, 2), masks, strict=True)
+    ]
+    torch.manual_seed(0)
+    context: Any = {"token": tokenizer.size, "channels": 3, "grid": tokenizer.grid_of(data.size)}
+    encoder = encoders.build(config, **context, required=RequiredFeatures(last=False))
+    model = Detector.build(tokenizer, encoder, detector, classes=2, data=data, seed=0).train()
+    seen: list[int] = []
+    model.layers.register_forward_pre_hook(lambda _, inputs: seen.extend(one.shape[-1] for one in inputs[0]))
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2 if detector is DETR else 3e-3), []
+    for _ in range(10):
+        losses.append(torch.stack(list(model(x, targets).values())).sum())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert seen == 10 * sides
+    assert losses[-1] < losses[0] - 0.03, [loss.item() for loss in losses]
+    assert {part for part, weight in model.named_parameters() if weight.grad is None} == set()
+    assert len(model.eval()(x)) == 2
+
+
+def test_a_detector_of_a_pretrained_swin_is_trained_and_loaded(
+    build: Callable[..., MaskedModel], coco: Path, tmp_path: Path
+) -> None:
+    token, config = STAGED["swin"]
+    model = build((64, 64), tokenizer=Patches.Config(size=token), encoder=config, masker=RandomMasker.Config(blank=True))
+    model.data = Input(size=(64, 64), mean=DATA.mean, std=DATA.std)
+    model.save_pretrained(tmp_path / "model")
+    changes: dict[str, Any] = {"data": replace(DATA, image_size=128), "train": {"learning_rate": 1e-9}}
+    result = detect.run(small(coco, tmp_path / "run", model=str(tmp_path / "model"), **changes))
+    assert result["samples"] == 3
+    found: Any = mmm.load(tmp_path / "run")
+    torch.testing.assert_close(found.encoder.patch_embed.proj.weight, model.encoder.patch_embed.proj.weight)
+    assert set(found(torch.randn(1, 3, 128, 128))[0]) == {"boxes", "labels", "scores", "masks"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"encoder": Hiera.Config(width=8, heads=1, stages=(1, 1), pools=0), "tokenizer": Patches.Config(size=4)},
+            "reads four stages",
+        ),
         ({"tokenizer": Patches.Config(size=6), "data": replace(DATA, image_size=36)}, "a power of 2"),
         ({"data": replace(DATA, image_size=36)}, "detection needs even numbers"),
         ({"detector": replace(DETECTOR, global_blocks=(9,))}, "detector.global_blocks 9: the encoder has the blocks 1 to 2"),
@@ -420,6 +486,7 @@ def test_what_cannot_be_built_is_said(coco: Path, tmp_path: Path, changes: dict[
 def small(source: Path, folder: Path, **changes: Any) -> detect.Config:
     data = replace(changes.pop("data", DATA), source=str(source))
     train: dict[str, Any] = {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "scale_learning_rate": None}
+    train |= changes.pop("train", {})
     plain: dict[str, Any] = {
         "data": data,
         "tokenizer": Patches.Config(size=4),
