@@ -41,9 +41,9 @@ class DetectorConfig(PartConfig):
 class DetectorLayers(nn.Module):
     """Finds objects in the maps of an encoder.
 
-    Built with the `widths` of the maps, `token`, and the number of `classes`. A plain vision transformer has one map, of whose places
-    `token` is the side in pixels; a hierarchical encoder has one for each stage, and `token` is four times the side of the finest
-    map's places.
+    Built with the `widths` of the maps, `token`, and the number of `classes`. A plain vision transformer has one map, and `token`
+    is the side of its places in pixels. A hierarchical encoder has one for each stage, and `token` is four times the side of the
+    finest map's places.
     """
 
     @abstractmethod

@@ -59,7 +59,9 @@ class Detr(DetectorLayers):
             raise ValueError(f"detector.name detr needs transformers and scipy: {error}") from error
         self.most = config.detections
         # a backbone of the same width, which is replaced
-        tiny: Any = VitDetConfig(hidden_size=widths[-1], num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token)
+        tiny: Any = VitDetConfig(
+            hidden_size=widths[-1], num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token
+        )
         make: Any = DetrConfig  # whose keywords its annotations do not list
         whole = make(
             backbone_config=tiny,

@@ -75,7 +75,9 @@ class WindowedEncoder(nn.Module):
         plain: Any = encoder
         blocks = getattr(encoder, "blocks", None)
         if not isinstance(blocks, nn.ModuleList) or not hasattr(encoder, "embed") or len(grid) != 2:
-            raise ValueError("detection needs an encoder of images whose blocks or stages it can read: encoder.name vit, hiera or swin")
+            raise ValueError(
+                "detection needs an encoder of images whose blocks or stages it can read: encoder.name vit, hiera or swin"
+            )
         if getattr(plain.config, "rotary", "none") != "none":
             raise ValueError(
                 f"encoder.rotary {plain.config.rotary}: windows have no rotations; detection needs encoder.rotary none"

@@ -16,7 +16,6 @@ from PIL import Image
 
 import mmm
 from mmm import MaskedModel
-from mmm.config.serialize import load, save
 from mmm.core.types import Input
 from mmm.data.sources.scenes import COUNTS, render, scenes
 from mmm.dense.bins import FLOOR, depth_of
@@ -89,9 +88,6 @@ def test_a_probe_of_depth_runs_and_is_no_model(few_scenes: None, tmp_path: Path)
     assert (tmp_path / "run" / "pictures" / "depth_00000002.png").exists()
     with pytest.raises(ValueError, match="a depth probe, whose head is not loaded"):
         mmm.load(tmp_path / "run")
-    for name, preset in load_recipe("depth").PRESETS.items():
-        save(preset, tmp_path / f"{name}.yaml")
-        assert load(depth.Config, tmp_path / f"{name}.yaml") == preset
 
 
 # --- propagation ------------------------------------------------------------------------------------------------------------

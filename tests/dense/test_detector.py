@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_recipe, reset_accelerate
+from conftest import reset_accelerate
 from PIL import Image
 from safetensors.torch import load_file
 
 import mmm
 from mmm import MaskedModel
-from mmm.config.serialize import load, save
 from mmm.core.registry import REGISTRIES
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data.annotated.config import ObjectsConfig
@@ -527,16 +526,3 @@ def test_found_objects_are_moved_into_their_image(coco: Path) -> None:
     assert moved["boxes"].tolist() == [[0.0, 0.0, 20.0, 15.0]]
     assert moved["masks"].shape == (1, 30, 40)
     assert moved["masks"].sum() == 300
-
-
-def test_published_values(tmp_path: Path) -> None:
-    presets = load_recipe("detect").PRESETS
-    vit = {name: presets[name] for name in ("base", "large", "huge")}
-    values = {name: (one.layer_decay, one.encoder.drop_path, one.train.epochs) for name, one in vit.items()}
-    assert values == {"base": (0.7, 0.1, 100), "large": (0.8, 0.4, 100), "huge": (0.9, 0.5, 75)}
-    base = presets["base"]
-    assert (base.train.batch_size, base.train.learning_rate, base.train.weight_decay) == (64, 1e-4, 0.1)
-    assert (base.data.scale, base.data.frame_size, base.detector.window) == ((0.1, 2.0), (1024, 1024), 14)
-    for name, preset in presets.items():
-        save(preset, tmp_path / f"{name}.yaml")
-        assert load(detect.Config, tmp_path / f"{name}.yaml") == preset

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_recipe, reset_accelerate
+from conftest import reset_accelerate
 from safetensors.torch import load_file
 from test_segment_data import DATA, write_pair
 
 import mmm
 from mmm import MaskedModel
-from mmm.config.serialize import load, save
 from mmm.core.registry import REGISTRIES
 from mmm.core.types import Input, Shape, Stage
 from mmm.data.annotated.maps import IGNORE
@@ -318,21 +317,3 @@ def test_what_cannot_be_done_is_said_before_anything_starts(
     with pytest.raises(ValueError, match=said):
         segment.run(small(pairs, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
-
-
-def test_published_values() -> None:
-    """MAE's released config for ADE20K, DINOv3's linear protocol; and presets are saved and loaded to the same."""
-    presets = load_recipe("segment").PRESETS
-    base, linear = presets["uper_net"], presets["linear"]
-    assert (base.train.steps, base.train.batch_size, base.train.learning_rate, base.train.warmup_steps) == (160_000, 16, 1e-4, 1500)
-    assert (base.layer_decay, base.encoder.drop_path, base.data.frame_size, base.relative_bias) == (0.65, 0.1, (512, 512), True)
-    large = presets["uper_net_large"]
-    assert (large.layer_decay, large.train.learning_rate, large.head.blocks) == (0.95, 2e-5, (8, 12, 16, 24))
-    assert (linear.train.steps, linear.train.learning_rate, linear.train.weight_decay, linear.frozen) == (40_000, 1e-3, 1e-3, True)
-
-
-@pytest.mark.parametrize("name", ["uper_net", "uper_net_large", "linear", "demo", "demo_linear"])
-def test_presets_are_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> None:
-    preset = load_recipe("segment").PRESETS[name]
-    save(preset, tmp_path / "config.yaml")
-    assert load(segment.Config, tmp_path / "config.yaml") == preset

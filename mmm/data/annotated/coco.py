@@ -19,8 +19,10 @@ import torch
 from mmm.data.annotated.config import ObjectsConfig
 from mmm.data.annotated.objects import Objects
 from mmm.data.annotated.pairs import SceneColumn
+from mmm.data.sources import nuclei
 from mmm.data.sources.base import Column
 from mmm.data.sources.folder import FileColumn
+from mmm.data.sources.in_memory import ArrayColumn
 from mmm.data.sources.scenes import CLASSES, COUNTS, check_scenes, object_masks, scenes, scenes_fingerprint
 from mmm.system.files import digest
 
@@ -58,16 +60,41 @@ class SceneObjects:
 
     def table(self, split: str) -> ObjectTable:
         """Returns the scenes of one split, a pure function of its name."""
-        found = []
-        for scene in scenes(split):
-            masks = object_masks(scene)
-            rows, columns = (masks.any(axis) for axis in (2, 1))  # (n, H), (n, W)
-            boxes = [[_first(wide), _first(high), _last(wide), _last(high)] for high, wide in zip(rows, columns, strict=True)]
-            labels = torch.tensor(scene.labels, dtype=torch.int64) - 1  # without the background
-            crowd = torch.zeros(len(labels), dtype=torch.bool)
-            size = (masks.shape[1], masks.shape[2])
-            found.append(Objects(size, torch.tensor(boxes, dtype=torch.float32), labels, crowd, tuple(masks.numpy())))
+        found = [objects_of(object_masks(scene), [label - 1 for label in scene.labels]) for scene in scenes(split)]
         return ObjectTable(SceneColumn(split, lambda scene: scene.pixels), found, CLASSES[1:], scenes_fingerprint(split))
+
+
+class NucleiObjects:
+    """`builtin:nuclei`, with the part of each nucleus that a tile shows. Very small parts count as crowds: they are not trained on,
+    and may be found or not."""
+
+    splits = tuple(nuclei.PARTS)
+
+    def __init__(self) -> None:
+        nuclei.nuclei_folder()
+
+    def table(self, split: str) -> ObjectTable:
+        """The tiles of one split."""
+        tiles, found = nuclei.nuclei(split), []
+        for instances in tiles.instances:
+            masks = torch.from_numpy(instances == np.arange(1, int(instances.max()) + 1)[:, None, None])  # (n, S, S)
+            found.append(objects_of(masks, [0] * len(masks), masks.flatten(1).sum(1) < nuclei.SMALLEST))
+        return ObjectTable(ArrayColumn(tiles.pixels, tiles.names), found, nuclei.CLASSES[1:], nuclei.nuclei_fingerprint(split))
+
+
+def objects_of(masks: torch.Tensor, labels: list[int], crowd: torch.Tensor | None = None) -> Objects:
+    """Objects whose boxes just hold their masks.
+
+    Args:
+        masks: bool (n, H, W), none of them empty.
+        labels: from 0, (n,).
+        crowd: bool (n,). None: no object stands for several.
+    """
+    rows, columns = (masks.any(axis) for axis in (2, 1))  # (n, H), (n, W)
+    boxes = [[_first(wide), _first(high), _last(wide), _last(high)] for high, wide in zip(rows, columns, strict=True)]
+    crowd = torch.zeros(len(masks), dtype=torch.bool) if crowd is None else crowd
+    corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    return Objects((masks.shape[1], masks.shape[2]), corners, torch.tensor(labels, dtype=torch.int64), crowd, tuple(masks.numpy()))
 
 
 def _first(line: torch.Tensor) -> int:
@@ -112,7 +139,7 @@ class Coco:
         return read_coco(self.files[split], self.folders[split], split)
 
 
-def find_objects(config: ObjectsConfig) -> SceneObjects | Coco:
+def find_objects(config: ObjectsConfig) -> SceneObjects | NucleiObjects | Coco:
     """Opens the source that `data.source` names.
 
     Raises:
@@ -121,6 +148,8 @@ def find_objects(config: ObjectsConfig) -> SceneObjects | Coco:
     name = config.source
     if not name:
         raise ValueError("data.source is not set; give builtin:scenes or a folder in COCO's layout")
+    if name == "builtin:nuclei":
+        return NucleiObjects()
     if name.startswith("builtin:"):
         return SceneObjects(name.removeprefix("builtin:"), config)
     path = Path(name).expanduser()

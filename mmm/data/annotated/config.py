@@ -47,10 +47,10 @@ class PairsConfig(AnnotatedConfig):
     """Options of images with a map of the same size: a number for each pixel."""
 
     source: str | None = None
-    """Images and their maps: builtin:scenes (rendered); for depths also builtin:motorcycle (a photograph); a folder with
-    images/ and annotations/ (or masks/, labels/, depth/), which contain the same file names and the same sub-folders for splits
-    (ADE20K's layout); a folder of images, with `maps`; or parquet files, a folder of `Dataset.save_to_disk` or a name on the
-    hub, with a column of images and one of maps."""
+    """Images and their maps: builtin:scenes (rendered); for masks also builtin:nuclei (a micrograph), for depths
+    builtin:motorcycle (a photograph); a folder with images/ and annotations/ (or masks/, labels/, depth/), which contain the same
+    file names and the same sub-folders for splits (ADE20K's layout); a folder of images, with `maps`; or parquet files, a folder
+    of `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
     maps: str | None = None
     """Folder of the maps, or the table's column. None: found by its usual name."""
     image_column: str | None = None
@@ -109,8 +109,8 @@ class ObjectsConfig(AnnotatedConfig):
     """Options of images with boxes and masks of objects."""
 
     source: str | None = None
-    """Images and their objects: builtin:scenes (rendered); COCO's folder, with annotations/instances_SPLIT.json and SPLIT/ (or
-    images/SPLIT/); or a folder of images, with `annotations`."""
+    """Images and their objects: builtin:scenes (rendered); builtin:nuclei (a micrograph); COCO's folder, with
+    annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of images, with `annotations`."""
     annotations: str | None = None
     """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
     classes: int | None = None

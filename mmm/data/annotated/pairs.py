@@ -13,6 +13,7 @@ import numpy as np
 from mmm.core.checks import suggest
 from mmm.data.annotated.config import DepthConfig, PairsConfig
 from mmm.data.media import IMAGE_SUFFIXES
+from mmm.data.sources import nuclei
 from mmm.data.sources.base import EVALUATION, Column, Source, Table
 from mmm.data.sources.builtin_images import photograph, photograph_path
 from mmm.data.sources.folder import SIZES, FileColumn, LocalTree, files_below, printable
@@ -118,6 +119,24 @@ class Motorcycle:
         names = [f"{FILE}, columns {start} to {end}"]
         pairs = PairColumn(ArrayColumn(pixels[None], names), ArrayColumn(metres[None], names))
         return Table(pairs, None, None, digest([split, *names, float(np.nansum(metres))]))
+
+
+class Nuclei:
+    """`builtin:nuclei`, with masks of two classes: background and nucleus."""
+
+    splits = tuple(nuclei.PARTS)
+
+    def __init__(self, config: PairsConfig) -> None:
+        if isinstance(config, DepthConfig):
+            raise ValueError("data.source builtin:nuclei has masks and no depths; use it with mmm segment or mmm detect")
+        nuclei.nuclei_folder()
+
+    def table(self, split: str) -> Table:
+        """The tiles of one split."""
+        tiles = nuclei.nuclei(split)
+        pixels, masks = tiles.pixels, (tiles.instances > 0).astype(np.uint8)
+        pairs = PairColumn(ArrayColumn(pixels, tiles.names), ArrayColumn(masks, tiles.names))
+        return Table(pairs, None, nuclei.CLASSES, nuclei.nuclei_fingerprint(split))
 
 
 def _pixels(scene: Scene) -> Any:
@@ -249,6 +268,8 @@ def find_pairs(config: PairsConfig) -> Source:
         raise ValueError("data.source is not set; give builtin:scenes, a folder with images/ and annotations/, or a table")
     if name == "builtin:motorcycle":
         return Motorcycle(config)
+    if name == "builtin:nuclei":
+        return Nuclei(config)
     if name.startswith("builtin:"):
         return Scenes(name.removeprefix("builtin:"), config)
     path = Path(name).expanduser()

@@ -81,9 +81,9 @@ class _Object:
 
 
 def check_scenes(name: str) -> None:
-    """Raises ValueError if the text after `builtin:` is not `scenes`."""
+    """Raises ValueError if the text after `builtin:` is not `scenes`; the other names are taken before."""
     if name != "scenes":
-        raise ValueError(f"data.source builtin:{name}: no such built-in data with masks{suggest(name, ['scenes'])}")
+        raise ValueError(f"data.source builtin:{name}: no such built-in data with masks{suggest(name, ['scenes', 'nuclei'])}")
 
 
 @cache
