@@ -5,7 +5,8 @@
     mmm inspect runs/pretrain-1 runs/pretrain-1/config.yaml          # compared with random weights
     mmm inspect mae_pretrain_vit_base.pth --source /data/imagenet
 
-Writes inspection.json, the plots, and inspection.html, a page with all of them. Without a decoder, only the encoder is measured.
+Writes inspection.json, the plots, and inspection.html, a page with all of them. Measures that do not apply, for instance without a
+decoder or with a hierarchical encoder, are left out and named.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.table import choose, inference
 from mmm.evaluate.inside.claims import claims
-from mmm.evaluate.inside.inspection import Inspection
+from mmm.evaluate.inside.inspection import Inspection, attends
 from mmm.evaluate.inside.maps import feature_colours, token_attention
 from mmm.evaluate.inside.report import draw_inspection, write_page
 from mmm.evaluate.inside.similarity import MinibatchCKA
@@ -55,6 +56,10 @@ class Config(LoadedModelConfig):
     shown: int = 6
     """Samples whose features and attention are drawn."""
 
+    token: tuple[int, ...] = ()
+    """Place on the grid of the token whose attention is drawn, counted from 0: row and column, for clips first the place in time.
+    Empty: the middle one."""
+
     mask_seed: int = 0
     """Random seed for the masks and for the choice of samples."""
 
@@ -77,6 +82,8 @@ def run(config: Config) -> dict[str, Any]:
     part = choose(open_shown(config, loaded_models[0].data), config.samples, config.mask_seed)
     logger.info("%s on %s", " and ".join(loaded.name for loaded in loaded_models), describe_data(part))
     models = [loaded.trained or loaded.untrained for loaded in loaded_models]
+    for model in models:
+        _place(config.token, model.tokenizer.grid_of(part.config.size))  # refuses a place that does not exist
     inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, loaded_models, strict=True)]
     across, problems = MinibatchCKA(), []
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
@@ -128,7 +135,9 @@ def _write(
     pictures = draw_inspection(found, between, folder)
     for number, (label, model, loaded) in enumerate(zip(found, models, loaded_models, strict=True), start=1):
         path = folder / ("maps.png" if len(models) == 1 else f"maps_{number}.png")
-        pictures.append((_draw_maps(model, loaded, shown, label, path), f"Features and attention: {label}", MAPS))
+        note = _maps_note(model, config.token, shown)
+        _draw_maps(model, loaded, shown, f"{label}: features and attention", path, config.token, note)
+        pictures.append((path, f"Features and attention: {label}", note))
     title = f"Inside {' and '.join(found)}"
     page = write_page(title, found, pictures, folder / "inspection.html")
     result = {"models": found, "between": between, "problems": problems, "page": str(page)}
@@ -136,8 +145,10 @@ def _write(
     for label, one in found.items():
         print(f"{label}, {one['samples']:,} samples of {one['data']}:")
         for row in claims(one):
-            result = {True: "holds", False: "does not hold", None: "not decided"}[row["holds"]]
-            print(f"  {row['value']:8.3g}  {result:13}  {row['claim']}: {row['formula']} (expected {row['expected']})")
+            outcome = {True: "holds", False: "does not hold", None: "not decided"}[row["holds"]]
+            print(f"  {row['value']:8.3g}  {outcome:13}  {row['claim']}: {row['formula']} (expected {row['expected']})")
+        for what, why in one["left_out"].items():
+            print(f"  not measured: {what}; {why}")
     if problems:
         print(f"{len(problems)} inputs could not be read and were left out; the first: {problems[0]['reason']}")
     print(f"page: {page}")
@@ -146,26 +157,45 @@ def _write(
 
 MAPS = (
     "From left to right: the sample; the three largest principal components of its tokens as colours; the same after the mean over "
-    "the samples at each position was subtracted; attention of the middle token in the last block, and over all blocks (rollout)."
+    "the samples at each position was subtracted."
 )
+LOOKS = "Then the attention of the token at {}, in the last block, and over all blocks (rollout)."
+
+
+def _maps_note(model: MaskedModel, token: tuple[int, ...], x: Tensor) -> str:
+    """Returns a sentence for each kind of map."""
+    return f"{MAPS} {LOOKS.format(_place(token, model.tokenizer.grid(x)))}" if attends(model.encoder) else MAPS
+
+
+def _place(token: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the place of the token whose attention is drawn: the middle one where none is chosen.
+
+    Raises:
+        ValueError: the grid has no such place.
+    """
+    place = token or tuple(count // 2 for count in grid)
+    if len(place) != len(grid) or any(not 0 <= one < count for one, count in zip(place, grid, strict=True)):
+        raise ValueError(f"--token {' '.join(map(str, token))} is no place on the grid of {grid} tokens; places count from 0")
+    return place
 
 
 @torch.no_grad()
-def _draw_maps(model: MaskedModel, loaded: LoadedModel, x: Tensor, label: str, path: Path) -> Path:
-    """Draws components of features and the attention of the middle token, one row per sample."""
+def _draw_maps(
+    model: MaskedModel, loaded: LoadedModel, x: Tensor, title: str, path: Path, token: tuple[int, ...], note: str
+) -> None:
+    """Draws components of features and the attention of one token, one row per sample."""
     x = x.to(next(model.parameters()).device)
     with inference(model):
         tokens, grid = model.encode(x).tokens, model.tokenizer.grid(x)
-        middle = sum(count // 2 * stride for count, stride in zip(grid, _strides(grid), strict=True))
-        looks = token_attention(model, x, middle)
+        looks = token_attention(model, x, _flat(_place(token, grid), grid)) if attends(model.encoder) else ()
     mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (loaded.data.mean, loaded.data.std))
     columns = [("sample", x.cpu() * std + mean)]
     for name, centred in (("components", False), ("without the place", True)):
         columns.append((name, _as_picture(feature_colours(tokens, centre_places=centred), grid, model.tokenizer.size)))
-    for name, weights in zip(("last block", "all blocks"), looks, strict=True):
+    for name, weights in zip(("last block", "all blocks"), looks, strict=False):
         shade = (weights / weights.amax(1, keepdim=True)).cpu()[..., None].expand(-1, -1, 3)
         columns.append((name, _as_picture(shade, grid, model.tokenizer.size)))
-    return draw_grid(columns, path, title=f"{label}: features and attention", notes=[MAPS])
+    draw_grid(columns, path, title=title, notes=[note])
 
 
 def _as_picture(values: Tensor, grid: tuple[int, ...], token: tuple[int, ...]) -> Tensor:
@@ -176,12 +206,12 @@ def _as_picture(values: Tensor, grid: tuple[int, ...], token: tuple[int, ...]) -
     return picture
 
 
-def _strides(grid: tuple[int, ...]) -> list[int]:
-    """Returns the stride of each axis of the grid in its flat order."""
-    strides = [1]
-    for count in reversed(grid[1:]):
-        strides.insert(0, strides[0] * count)
-    return strides
+def _flat(place: tuple[int, ...], grid: tuple[int, ...]) -> int:
+    """Returns the number of a place in the grid's flat order."""
+    number = 0
+    for one, count in zip(place, grid, strict=True):
+        number = number * count + one
+    return number
 
 
 def _tokens(model: MaskedModel, x: Tensor) -> int:

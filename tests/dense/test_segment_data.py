@@ -80,6 +80,15 @@ def test_label_zero_is_ignored_where_it_is_said(folder: Path) -> None:
     assert set(np.unique(part.read(0)[1])) <= {0, 1, 2, IGNORE}
 
 
+def test_classes_that_no_mask_has_are_said(folder: Path, caplog: Any) -> None:
+    """A label that is out of range, where the number of classes is counted in the masks."""
+    assert open_pixels(config(folder), "train").count == 4
+    assert "no mask has" not in caplog.text
+    write_pair(folder, "3", np.full((32, 48), 9), image=np.zeros((32, 48)))
+    assert open_pixels(config(folder), "train").count == 10
+    assert "the largest label is 9, so that there are 10 classes, and no mask has the label 4, 5, 6, 7, 8;" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [

@@ -12,6 +12,9 @@ import torch
 from test_extract import CPU, ask, films, run, video_run  # noqa: F401 (fixtures)
 
 from mmm import Input, Mask, MaskedModel
+from mmm.encoders import Hiera
+from mmm.evaluate.attention.decoder_attention import SETS
+from mmm.evaluate.inside.claims import claims
 from mmm.evaluate.inside.distance import (
     attention_distance,
     even_distance,
@@ -24,9 +27,11 @@ from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorB
 from mmm.evaluate.inside.inspection import Inspection
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
 from mmm.evaluate.inside.maps import feature_colours
+from mmm.evaluate.inside.report import draw_inspection, write_page
 from mmm.evaluate.inside.similarity import MinibatchCKA, linear_cka
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
-from mmm.tokenizers import Tubes
+from mmm.maskers import RandomMasker
+from mmm.tokenizers import Patches, Tubes
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -231,6 +236,9 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
             "cpu",
             "--shown",
             "2",
+            "--token",
+            "0",
+            "3",
         ]
     )
     trained, random = found["models"].values()
@@ -241,12 +249,19 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     assert len(trained["attention"]["distance"]) == 2
     assert all(0 < value < 16 * math.sqrt(2) for head in trained["attention"]["distance"] for value in head)
     assert sum(row["share"] for row in trained["decoder"]["rings"]) == pytest.approx(1, abs=1e-4)
+    for layer in trained["decoder"]["layers"]:
+        assert sum(layer["share"][name] for name in SETS) == pytest.approx(1, abs=1e-6)
     assert sum(row["tokens"] for row in trained["errors"]["by_distance"]) == 12 * 12  # three quarters of 16 tokens are hidden
     assert set(random["errors"]["psnr_by_ratio"]) == {"0.5", "0.75", "0.9"}
     page = (tmp_path / "inspection.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 7
     assert json.loads((tmp_path / "inspection.json").read_text())["models"].keys() == found["models"].keys()
+    assert "the token at (0, 3)" in page
+    assert trained["left_out"] == {}
     assert "non-symmetric kernel" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        ask(["inspect", str(run), "--token", "4", "0", *CPU])
+    assert "--token 4 0 is no place on the grid of (4, 4) tokens" in capsys.readouterr().err
 
 
 def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., MaskedModel]) -> None:
@@ -258,7 +273,37 @@ def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., Ma
     found = inspection.result()
     assert "decoder" not in found
     assert "errors" not in found
+    assert found["left_out"] == {"attention and errors of predictions": "the model has no decoder"}
     assert len(found["asymmetry"]) == len(found["attention"]["distance"]) == 2
+
+
+def test_a_hierarchical_encoder_is_inspected_as_far_as_it_goes(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    """Layers of every stage are compared, predictions are measured, and what is not measured is named on the page."""
+    encoder = Hiera.Config(width=8, heads=1, stages=(1, 1, 2, 1))
+    masker = RandomMasker.Config(ratio=0.5, unit=2)
+    model = build((64, 64), tokenizer=Patches.Config(size=16), encoder=encoder, masker=masker).eval()
+    inspection = Inspection(model, Input(size=(64, 64)))
+    with torch.no_grad():
+        x = torch.randn(5, 3, 64, 64)
+        inspection.add(x, torch.arange(5))
+        layers = inspection.layers(x)
+    assert [tuple(layer.shape[1:]) for layer in layers] == [(256, 8), (256, 8), (64, 16), (16, 32), (16, 32), (16, 64)]
+    found = inspection.result() | {"tokens": 16, "data": "noise"}
+    assert len(found["cka"]) == len(found["directions"]) == 6
+    assert [row[place] for place, row in enumerate(found["cka"])] == pytest.approx([1] * 6)
+    assert found["errors"]["by_distance"]
+    assert found["decoder"]["rings"]
+    assert set(found["left_out"]) == {
+        *("attention of the encoder", "changes by each block", "gain of noise"),
+        "predictions with 90% hidden",
+    }
+    assert [row["claim"] for row in claims(found)] == [
+        "Neighbouring layers have similar features",
+        "Hidden patches are interpolated globally",
+    ]
+    pictures = draw_inspection({"hiera": found}, None, tmp_path)
+    page = write_page("Hiera", {"hiera": found}, pictures, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Not measured: gain of noise; the stages of Hiera have tokens of different sizes." in page
 
 
 def test_inspect_of_clips(video_run: Path, films: Path, tmp_path: Path) -> None:  # noqa: F811

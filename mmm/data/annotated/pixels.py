@@ -30,6 +30,7 @@ from mmm.data.transforms.resize import resize
 
 logger = logging.getLogger(__name__)
 
+LISTED = 5  # labels in a message
 TRIES = 10  # crops that are drawn at most for `data.largest_class`
 
 C = TypeVar("C", bound=PairsConfig)
@@ -177,7 +178,7 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
         raise ValueError(f"data.classes {config.classes}: data.source {config.source} names {len(names)} classes")
     if config.classes is not None or names is not None:
         return config.classes or len(names or ())
-    largest, first = -1, ""
+    seen, first = np.zeros(0, np.int64), ""
     logger.info("%s: reading %s masks to count their classes; --data.classes K would save that", config.source, f"{len(part):,}")
     for index in range(len(part)):
         try:
@@ -185,8 +186,8 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
         except Unreadable as error:
             first = first or str(error)
             continue  # named where it is loaded
-        values = values[values != config.ignore]
-        largest = max(largest, int(values.max(initial=-1)))
+        seen = np.union1d(seen, values[values != config.ignore])
+    largest = int(seen.max(initial=-1))
     count = largest + 1 - int(config.zero_is_ignored)
     if largest < 0 and first:
         raise ValueError(f"not one mask of {part.title} can be read; the first: {first}")
@@ -194,4 +195,11 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
         raise ValueError(f"{part.title} have ignored labels only; check data.maps, data.ignore and data.zero_is_ignored")
     if count > 1000:
         raise ValueError(f"{part.title} have labels up to {largest}; if these are classes, give --data.classes {count}")
+    if absent := sorted(set(range(int(config.zero_is_ignored), largest)) - set(seen.tolist())):
+        listed = ", ".join(map(str, absent[:LISTED])) + (", ..." if len(absent) > LISTED else "")
+        logger.warning(
+            "%s: the largest label is %d, so that there are %d classes, and no mask has the label %s; if labels are wrong, give "
+            "--data.classes, which refuses others, or --data.ignore",
+            *(config.source, largest, count, listed),
+        )
     return count

@@ -57,13 +57,14 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
         )
     cka = found["cka"]
     adjacent = [cka[number][number + 1] for number in range(len(cka) - 1)]
-    add(
-        "Neighbouring layers have similar features",
-        "smallest unbiased CKA between a layer and the next",
-        "near 1",
-        min(adjacent),
-        min(adjacent) > 0.5,
-    )
+    if adjacent:
+        add(
+            "Neighbouring layers have similar features",
+            "smallest unbiased CKA between a layer and the next",
+            "near 1",
+            min(adjacent),
+            min(adjacent) > 0.5,
+        )
     ranks = [sum(block) / len(block) for block in found["attention"]["effective_rank"]]
     if ranks:
         add(

@@ -1,6 +1,7 @@
 """Measures a model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
 
-For an encoder without a decoder, or a target other than pixels, only the applicable measures are computed.
+For a hierarchical encoder, an encoder without a decoder, or a target other than pixels, only the applicable measures are computed;
+the result says what was left out.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens, D width, h heads, K keys, Q predicted tokens.
 """
@@ -8,6 +9,7 @@ Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,11 +26,12 @@ from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, reconstruct
-from mmm.layers.transformer import SelfAttention
+from mmm.layers.transformer import CrossAttention, SelfAttention
 from mmm.model import MaskedModel
 
 RATIOS = (0.5, 0.75, 0.9)
 """Fractions of hidden tokens at which predictions are measured."""
+ATTENTION, GAIN = "attention of the encoder", "gain of noise"
 RANKED = 2  # samples of a batch whose attention matrices are decomposed: a singular value decomposition per head and block
 
 
@@ -77,6 +80,7 @@ class Inspection:
         self.by_distance, self.by_frequency, self.by_motion = ErrorByDistance(), ErrorByFrequency(), ErrorByMotion()
         self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
+        self.left_out = _left_out(model)
 
     @property
     def predicts_pixels(self) -> bool:
@@ -84,12 +88,23 @@ class Inspection:
         return self.model.decoder is not None and hasattr(self.model.target, "show")
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask."""
-        depth = self.model.encoder.shape.depth
-        features = self.model.encoder(
-            self.model.tokenizer.split(x), self.model.tokenizer.grid(x), None, blocks=tuple(range(depth + 1))
-        )
-        return [features.blocks[number] for number in range(depth + 1)]
+        """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask.
+
+        The finer tokens of a hierarchical encoder follow each other, (B, N a b, D'). Of an encoder whose blocks cannot be read,
+        the last output alone is returned.
+        """
+        encoder, numbers = self.model.encoder, tuple(range(self.model.encoder.shape.depth + 1))
+        patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
+        try:
+            features = encoder(patches, grid, None, blocks=numbers)
+        except ValueError as error:
+            self.left_out.setdefault("layers before the last one", str(error))
+            return [encoder(patches, grid, None, blocks=()).last]
+        layers = [features.blocks[number] for number in numbers]
+        if encoder.shape.stages:
+            widths = [next(stage.width for stage in encoder.shape.stages if number <= stage.block) for number in numbers]
+            layers = [layer.unflatten(2, (-1, width)).flatten(1, 2) for layer, width in zip(layers, widths, strict=True)]
+        return layers
 
     def add(self, x: Tensor, keys: Tensor) -> list[Tensor]:
         """Adds a batch, and returns each layer's tokens averaged over the sample, (B, D) each, for a comparison with another model.
@@ -128,15 +143,16 @@ class Inspection:
                 self.attention[name][seen[0]].add(value, len(x))
             seen[0] += 1
 
-        with watching(self.model.encoder, see):
+        with watching(self.model.encoder, see) if attends(self.model.encoder) else nullcontext():
             layers = self.layers(x)
         pooled = [layer[:, prefix:].mean(1) for layer in layers]  # (B, D) each
         self.cka.add(pooled)
-        for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
-            mean.add(value, len(x))
-        blocks = _blocks(self.model.encoder)
-        if getattr(self.model.encoder.config, "rotary", "none") == "none":  # rotary blocks also need positions
-            gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=False)]
+        if len(layers) > 1 and not self.model.encoder.shape.stages:
+            for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
+                mean.add(value, len(x))
+        if GAIN not in self.left_out:
+            blocks = _blocks(self.model.encoder)
+            gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=True)]
             self.gain.add(torch.tensor(gains), len(x))
         tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
         self.directions.add(torch.tensor([participation_ratio(values) for values in tokens]), len(x))
@@ -150,10 +166,9 @@ class Inspection:
         assert self.model.decoder is not None
         if fusion_of(self.model.decoder) is not None:
             self.maps.add(features)
-        try:
-            self.decoder.add(self.model.decoder, features, mask, grid)
-        except ValueError:  # a decoder without attention, a linear one for instance
+        if not attends(self.model.decoder):
             return
+        self.decoder.add(self.model.decoder, features, mask, grid)
         places = token_places(grid, (1,) * len(grid)).to(x.device)
         to = take(places[None], mask.predict)  # (kmB, Q, a)
         visible = repeat_rows(take(places[None], mask.visible), len(mask.predict))  # (kmB, V, a)
@@ -188,6 +203,9 @@ class Inspection:
             try:
                 self.model.masker = masker.with_ratio(ratio)
                 self.by_ratio.setdefault(ratio, HiddenError()).add([reconstruct(self.model, x, self.data, keys)])
+            except ValueError as error:  # too few tokens, for instance
+                self.left_out[f"predictions with {ratio:.0%} hidden"] = str(error)
+                self.by_ratio.pop(ratio, None)
             finally:
                 self.model.masker = masker
 
@@ -202,6 +220,7 @@ class Inspection:
         """Returns plain numbers: lists by layer, by block and head, by distance, by frequency and by ratio."""
         found: dict[str, Any] = {
             "samples": self.samples,
+            "left_out": self.left_out,
             "cka": self.cka.result().tolist(),
             "stability": {"change": self.change.list(), "cosine": self.cosine.list(), "noise_gain": self.gain.list()},
             "directions": self.directions.list(),
@@ -217,7 +236,7 @@ class Inspection:
         fusion = None if self.model.decoder is None else fusion_of(self.model.decoder)
         if fusion is not None and self.maps.samples:
             found["fusion"] = fusion_weights(fusion, self.maps)
-        if self.by_ratio:
+        if self.predicts_pixels and self.samples:
             found["errors"] = {
                 "by_distance": self.by_distance.result(),
                 "by_frequency": self.by_frequency.result(),
@@ -225,6 +244,34 @@ class Inspection:
                 "psnr_by_ratio": {str(ratio): error.psnr() for ratio, error in self.by_ratio.items()},
             }
         return found
+
+
+def attends(part: nn.Module) -> bool:
+    """Whether a part has attention layers whose weights can be read."""
+    return any(isinstance(layer, (SelfAttention, CrossAttention)) for layer in part.modules())
+
+
+def _left_out(model: MaskedModel) -> dict[str, str]:
+    """Returns the measures that do not apply to a model, with the reasons."""
+    encoder, decoder, found = model.encoder, model.decoder, {}
+    kind = type(encoder).__name__
+    if encoder.shape.stages:
+        found[ATTENTION] = f"the stages of {kind} have tokens of different sizes"
+        found["changes by each block"] = found[ATTENTION]
+    elif not attends(encoder):
+        found[ATTENTION] = f"the attention layers of {kind} cannot be read"
+    if ATTENTION in found:
+        found[GAIN] = found[ATTENTION]
+    elif getattr(encoder.config, "rotary", "none") != "none":
+        found[GAIN] = "blocks with rotary positions cannot be run alone"
+    if decoder is None:
+        found["attention and errors of predictions"] = "the model has no decoder"
+    else:
+        if not attends(decoder):
+            found["attention of predicted tokens"] = f"{type(decoder).__name__} has no attention"
+        if not hasattr(model.target, "show"):
+            found["errors of predictions"] = f"{type(model.target).__name__} cannot be shown as pixels"
+    return found
 
 
 def _blocks(encoder: nn.Module) -> list[nn.Module]:

@@ -47,18 +47,24 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
             "Unbiased linear CKA of the mean of each sample's tokens: 1 for equal up to rotation and scale, about 0 for unrelated. "
             "Layer 0 is what enters the first block.",
         ),
+    ]
+    made.append(
         (
             _by_block(models, folder / "layers.png"),
             "Changes by each block",
             "Left: size of the change over the size of the tokens. Middle: gain of a small random change; 1 passes it on. "
             "Right: directions that the tokens use (participation ratio).",
-        ),
-        (
-            _attention(models, folder / "attention.png"),
-            "Attention of the encoder",
-            "One dot per head, without a mask. The broken line is even attention. Distances are between token centres, in pixels.",
-        ),
-    ]
+        )
+    )
+    if any(found["attention"]["distance"] for found in models.values()):
+        made.append(
+            (
+                _attention(models, folder / "attention.png"),
+                "Attention of the encoder",
+                "One dot per head, without a mask. The broken line is even attention. Distances are between token centres, in "
+                "pixels.",
+            )
+        )
     if any("errors" in found for found in models.values()):
         made.append(
             (
@@ -151,7 +157,8 @@ def _attention(models: Models, path: Path) -> Path:
         plain(axes, "block", title)
         axes.set_ylim(bottom=0)
         if name == "distance":
-            axes.axhline(next(iter(models.values()))["attention"]["even"], color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+            even = next(found["attention"]["even"] for found in models.values() if found["attention"]["distance"])
+            axes.axhline(even, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
             _legend(figure, axes)
     return save_figure(figure, path)
 
@@ -234,6 +241,7 @@ def write_page(title: str, models: Models, pictures: list[tuple[Path, str, str]]
         )
         parts.append(f'<div class="wide"><table>{head}{rows}</table></div>')
         parts.append(f"<p>{found['samples']:,} samples of {escape(found['data'])}.</p>")
+        parts += [f"<p>Not measured: {escape(what)}; {escape(why)}.</p>" for what, why in found["left_out"].items()]
     for file, name, how in pictures:
         image = base64.b64encode(file.read_bytes()).decode()
         parts.append(
