@@ -141,10 +141,10 @@ def test_rings_share_out_all_attention() -> None:
     places = token_places((6, 6), (1, 1))[None]
     weights = torch.rand(2, 3, 36, 36).softmax(-1)
     found, even = ring_shares(weights, places, places)
-    assert found.sum().item() == pytest.approx(1, abs=1e-5)
+    assert found.sum(1).tolist() == pytest.approx([1] * 3, abs=1e-5)
     assert even.sum().item() == pytest.approx(1, abs=1e-5)
     own, _ = ring_shares(torch.eye(36)[None, None], places, places)
-    assert own.tolist() == pytest.approx([1, 0, 0, 0, 0])
+    assert own[0].tolist() == pytest.approx([1, 0, 0, 0, 0])
     counted = sum(abs(a // 6 - b // 6) + abs(a % 6 - b % 6) <= 1 for a in range(36) for b in range(36)) / 36**2
     assert even[0].item() == pytest.approx(counted, rel=1e-5)
 
@@ -251,6 +251,10 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     assert sum(row["share"] for row in trained["decoder"]["rings"]) == pytest.approx(1, abs=1e-4)
     for layer in trained["decoder"]["layers"]:
         assert sum(layer["share"][name] for name in SETS) == pytest.approx(1, abs=1e-6)
+        assert [sum(head) for head in layer["heads"]] == pytest.approx([1] * len(layer["heads"]), abs=1e-6)
+        means = [sum(head[place] for head in layer["heads"]) / len(layer["heads"]) for place in range(4)]
+        assert means == pytest.approx([layer["share"][name] for name in SETS], abs=1e-9)
+        assert [sum(rings) for rings in layer["rings"]] == pytest.approx([1] * len(layer["heads"]), abs=1e-5)
     assert sum(row["tokens"] for row in trained["errors"]["by_distance"]) == 12 * 12  # three quarters of 16 tokens are hidden
     assert set(random["errors"]["psnr_by_ratio"]) == {"0.5", "0.75", "0.9"}
     page = (tmp_path / "inspection.html").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Attention of the predicted tokens of a decoder to visible and to hidden tokens.
 
-Two measures, averaged over samples, heads and predicted tokens:
+Two measures, averaged over samples and predicted tokens, and over heads where no head is named:
 
 - the share of each set of tokens: the attention to prefix, visible, the token itself and the other hidden tokens, which sums to 1;
 - the attention to one token of a set, relative to even attention: 1 means that tokens of the set get the same attention as the
@@ -75,7 +75,7 @@ class Layer:
 
     Attributes:
         reads: `all`, `encoded` or `predicted` tokens.
-        shares: share of each of `SETS`, summed over the samples, fp64 (4,).
+        shares: share of each of `SETS` by head, summed over the samples, fp64 (h, 4).
         evenly: the shares of even attention, (4,).
         keys: K.
         heads: h.
@@ -110,7 +110,8 @@ class DecoderAttention:
             reads, counts = _sets(layer, weights, features, mask)
             shares = _shares(weights, counts) * rows
             evenly = torch.tensor(counts, dtype=torch.float64) / weights.shape[3]
-            known = self.layers.setdefault(name, Layer(reads, torch.zeros(4).double(), evenly, weights.shape[3], weights.shape[1]))
+            none = torch.zeros_like(shares)
+            known = self.layers.setdefault(name, Layer(reads, none, evenly, weights.shape[3], weights.shape[1]))
             known.shares += shares
 
         with watching(decoder, see):
@@ -118,8 +119,12 @@ class DecoderAttention:
         self.samples += rows
 
     def result(self) -> dict[str, Any]:
-        """Returns the results as plain numbers: for each layer, and the mean over the layers that read the same tokens."""
-        layers = [{"layer": name, **self._numbers([layer])} for name, layer in self.layers.items()]
+        """Returns the results as plain numbers: for each layer and its heads, and the mean over the layers that read the same
+        tokens."""
+        layers = [
+            {"layer": name, **self._numbers([layer]), "heads": (layer.shares / self.samples).tolist()}
+            for name, layer in self.layers.items()
+        ]
         found: dict[str, Any] = {"layers": layers, "mean": {}}
         for reads in dict.fromkeys(layer.reads for layer in self.layers.values()):
             found["mean"][reads] = self._numbers([layer for layer in self.layers.values() if layer.reads == reads])
@@ -127,7 +132,7 @@ class DecoderAttention:
 
     def _numbers(self, layers: list[Layer]) -> dict[str, Any]:
         """Returns the mean over layers that read the same tokens."""
-        share = torch.stack([layer.shares for layer in layers]).mean(0) / self.samples
+        share = torch.stack([layer.shares.mean(0) for layer in layers]).mean(0) / self.samples
         evenly = layers[0].evenly
         one = {
             "visible": _ratio(share[1], evenly[1]),
@@ -147,7 +152,7 @@ class DecoderAttention:
         for name, sets in (("visible", slice(0, 2)), ("masked", slice(2, 4))):
             counts = [(layer.evenly[sets].sum() * layer.keys).item() for layer in layers]
             each = [
-                layer.heads * (layer.shares[sets].sum() / self.samples).item() / count
+                (layer.shares[:, sets].sum() / self.samples).item() / count
                 for layer, count in zip(layers, counts, strict=True)
                 if count
             ]
@@ -169,14 +174,14 @@ def _sets(layer: nn.Module, weights: Tensor, features: Features, mask: Mask) -> 
 
 
 def _shares(weights: Tensor, counts: tuple[int, int, int, int]) -> Tensor:
-    """Returns the share of each set, averaged over samples, heads and queries, fp64 (4,). Predicted tokens, if any, are the last
+    """Returns the share of each set by head, averaged over samples and queries, fp64 (h, 4). Predicted tokens, if any, are the last
     keys."""
     weights = weights.cpu().double()
-    each = weights.mean((0, 1, 2))  # (K,)
+    each = weights.mean((0, 2))  # (h, K)
     prefix, visible, itself, _ = counts
-    own = weights[..., -weights.shape[2] :].diagonal(dim1=2, dim2=3).mean() if itself else each.new_zeros(())
-    first, second, rest = each.split([prefix, visible, len(each) - prefix - visible])
-    return torch.stack([first.sum(), second.sum(), own, rest.sum() - own])
+    own = weights[..., -weights.shape[2] :].diagonal(dim1=2, dim2=3).mean((0, 2)) if itself else each.new_zeros(len(each))
+    first, second, rest = (part.sum(1) for part in each.split([prefix, visible, each.shape[1] - prefix - visible], dim=1))
+    return torch.stack([first, second, own, rest - own], dim=1)
 
 
 def _ratio(share: Tensor, evenly: Tensor) -> float | None:

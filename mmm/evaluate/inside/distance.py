@@ -50,7 +50,7 @@ def even_distance(queries: Tensor, keys: Tensor) -> float:
 
 
 def ring_shares(weights: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the share of attention by distance ring, and the share that even attention would have.
+    """Returns the share of each head's attention by distance ring, and the share that even attention would have.
 
     Args:
         weights: (B, h, Q, K).
@@ -58,13 +58,14 @@ def ring_shares(weights: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor,
         keys: places in tokens, (B or 1, K, a).
 
     Returns:
-        Two fp32 tensors (len(RINGS),), each of sum 1.
+        fp32 (h, len(RINGS)) and (len(RINGS),), rows of sum 1.
     """
     away = torch.cdist(queries, keys)
     ring = torch.bucketize(away, torch.tensor(RINGS[:-1], device=away.device) + 1e-4)  # (B or 1, Q, K)
     inside = torch.nn.functional.one_hot(ring, len(RINGS)).to(weights.dtype)  # (B or 1, Q, K, rings)
-    weights = (weights / weights.sum(-1, keepdim=True)).mean(1)  # (B, Q, K)
-    return (weights[..., None] * inside).sum(2).mean((0, 1)), inside.mean((0, 1, 2))
+    weights = weights / weights.sum(-1, keepdim=True)
+    shares = torch.einsum("bhqk,bqkr->hr", weights, inside.expand(len(weights), -1, -1, -1)) / weights[:, 0, :, 0].numel()
+    return shares, inside.mean((0, 1, 2))
 
 
 def tokens_read(weights: Tensor) -> Tensor:

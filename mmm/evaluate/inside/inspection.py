@@ -76,7 +76,8 @@ class Inspection:
         self.change, self.cosine, self.gain, self.directions = Mean(), Mean(), Mean(), Mean()
         self.attention: dict[str, list[Mean]] = {name: [] for name in ("distance", "tokens_read", "effective_rank", "prefix_share")}
         self.even: float | None = None
-        self.decoder, self.rings = DecoderAttention(), [Mean(), Mean()]
+        self.decoder, self.even_rings = DecoderAttention(), Mean()
+        self.rings: dict[str, Mean] = {}  # of the decoder's layers that read visible tokens
         self.by_distance, self.by_frequency, self.by_motion = ErrorByDistance(), ErrorByFrequency(), ErrorByMotion()
         self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
@@ -173,13 +174,13 @@ class Inspection:
         to = take(places[None], mask.predict)  # (kmB, Q, a)
         visible = repeat_rows(take(places[None], mask.visible), len(mask.predict))  # (kmB, V, a)
 
-        def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weights = attention_weights(layer, inputs, mask.predict.shape[1])  # (B, h, Q, K)
             first = features.prefix
             if weights.shape[-1] >= first + mask.visible.shape[1]:
                 found, even = ring_shares(weights[..., first : first + mask.visible.shape[1]], to, visible)
-                self.rings[0].add(found, len(x))
-                self.rings[1].add(even, len(x))
+                self.rings.setdefault(name, Mean()).add(found, len(x))
+                self.even_rings.add(even, len(x))
 
         with watching(self.model.decoder, see):
             self.model.decoder(features, mask, grid)
@@ -228,11 +229,9 @@ class Inspection:
             "asymmetry": [_asymmetries(block) for block in _blocks(self.model.encoder)],
         }
         if self.decoder.samples:
-            rings = [mean.list() for mean in self.rings]
-            ends = [None if math.isinf(end) else end for end in RINGS]
-            found["decoder"] = self.decoder.result() | {
-                "rings": [{"up_to": end, "share": s, "even": e} for end, s, e in zip(ends, *rings, strict=True)] if rings[0] else []
-            }
+            found["decoder"] = self.decoder.result() | {"rings": self._rings()}
+            for layer in found["decoder"]["layers"]:
+                layer["rings"] = self.rings[layer["layer"]].list() if layer["layer"] in self.rings else []
         fusion = None if self.model.decoder is None else fusion_of(self.model.decoder)
         if fusion is not None and self.maps.samples:
             found["fusion"] = fusion_weights(fusion, self.maps)
@@ -244,6 +243,15 @@ class Inspection:
                 "psnr_by_ratio": {str(ratio): error.psnr() for ratio, error in self.by_ratio.items()},
             }
         return found
+
+    def _rings(self) -> list[dict[str, Any]]:
+        """Returns the share of the decoder's attention to visible tokens by distance, the mean over layers and heads."""
+        if not self.rings:
+            return []
+        means = torch.stack([torch.tensor(mean.list()).mean(0) for mean in self.rings.values()]).mean(0)
+        ends = [None if math.isinf(end) else end for end in RINGS]
+        pairs = zip(ends, means.tolist(), self.even_rings.list(), strict=True)
+        return [{"up_to": end, "share": share, "even": even} for end, share, even in pairs]
 
 
 def attends(part: nn.Module) -> bool:

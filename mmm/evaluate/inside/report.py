@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmm.evaluate.attention.decoder_attention import SETS
 from mmm.evaluate.attention.plot import draw_fusion
 from mmm.evaluate.inside.claims import claims
 from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
@@ -79,7 +80,8 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
             (
                 _rings(models, folder / "decoder.png"),
                 "Attention of predicted tokens",
-                "Share of the decoder's attention to visible tokens by distance, beside even attention. " + _summed(models),
+                "Left: share of the predicted tokens' attention that goes to visible tokens, one dot per head. Right: share of the "
+                "attention to visible tokens by distance, beside even attention. " + _summed(models),
             )
         )
     if any(found.get("errors", {}).get("by_motion") for found in models.values()):
@@ -141,6 +143,7 @@ def _by_block(models: Models, path: Path) -> Path:
             axes.plot(range(start, start + len(values)), values, marker="o", markersize=3, color=colour, label=name)
     for axes, title in ((left, "relative change"), (middle, "gain of noise"), (right, "directions used")):
         plain(axes, "block", title)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylim(bottom=0)
     _legend(figure, left)
     return save_figure(figure, path)
@@ -155,6 +158,7 @@ def _attention(models: Models, path: Path) -> Path:
             for block, heads in enumerate(found["attention"][name], start=1):
                 axes.plot([block + 0.2 * place] * len(heads), heads, ".", color=colour, label=label if block == 1 else None)
         plain(axes, "block", title)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylim(bottom=0)
         if name == "distance":
             even = next(found["attention"]["even"] for found in models.values() if found["attention"]["distance"])
@@ -204,9 +208,16 @@ def _motion(models: Models, path: Path) -> Path:
 
 
 def _rings(models: Models, path: Path) -> Path:
-    """Draws the decoder's attention by distance ring."""
-    figure = new_figure(7.0, 3.4)
-    axes: Axes = figure.add_subplot()
+    """Draws the decoder's attention to visible tokens by block and head, and by distance ring."""
+    figure = new_figure(10.5, 3.4)
+    left, axes = figure.subplots(1, 2, width_ratios=(1, 2))
+    for place, ((_, found), colour) in enumerate(zip(models.items(), COLOURS, strict=False)):
+        for block, layer in enumerate(found.get("decoder", {}).get("layers", ()), start=1):
+            values = [head[SETS.index("visible")] for head in layer["heads"]]
+            left.plot([block + 0.2 * place] * len(values), values, ".", color=colour)
+    plain(left, "layer", "share of attention to visible tokens")
+    left.locator_params(axis="x", integer=True)
+    left.set_ylim(0, 1)
     shown = [(name, found["decoder"]["rings"]) for name, found in models.items() if found.get("decoder", {}).get("rings")]
     width = 0.8 / (len(shown) + 1)
     for place, ((name, rings), colour) in enumerate(zip(shown, COLOURS, strict=False)):
