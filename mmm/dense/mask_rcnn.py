@@ -72,7 +72,7 @@ class StagePyramid(nn.Module):
     """Five maps of four, whose sides halve from one to the next: coarse maps are added to finer ones."""
 
     def __init__(self, widths: tuple[int, ...], channels: int) -> None:
-        """From maps of these widths to maps of so many channels."""
+        """Builds layers from maps of these widths to maps of this number of channels."""
         from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
         super().__init__()

@@ -255,7 +255,7 @@ class Inspection:
 
 
 def attends(part: nn.Module) -> bool:
-    """Whether a part has attention layers whose weights can be read."""
+    """Returns True if a part has attention layers whose weights can be read."""
     return any(isinstance(layer, (SelfAttention, CrossAttention)) for layer in part.modules())
 
 
