@@ -1,1 +1,1 @@
-"""Scripts that measure, run from the repository's root: `python -m benchmarks.train.step`. Results lie in `results/`, dated."""
+"""Benchmarks; run them from the repository's root: `python -m benchmarks.train.step`. `results/` contains dated results."""

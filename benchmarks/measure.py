@@ -22,16 +22,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], None]
-HOUSE = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def interleaved(steps: Mapping[str, Step], *, repeats: int, warmup: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each step, all steps once in every round, so that a machine that slows down slows all of them.
+    """Returns the seconds of each step. Every round runs all steps, so that a slow phase of the machine affects all of them.
 
     Args:
-        steps: by name.
-        repeats: rounds that are timed.
-        warmup: rounds before that are not.
+        steps: the steps by name.
+        repeats: number of timed rounds.
+        warmup: number of rounds before, which are not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
@@ -47,13 +47,13 @@ def interleaved(steps: Mapping[str, Step], *, repeats: int, warmup: int, device:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most that a step holds at any time, above what was held before it."""
+    """Returns the peak memory of a step, relative to the memory before it."""
     gc.collect()
     if device.type == "cuda":
         wait(device)
@@ -77,7 +77,7 @@ def _running(seen: profile) -> Iterator[int]:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return {"median": median(seconds), "lower_quartile": low, "upper_quartile": high}
 
@@ -100,7 +100,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def save(out: Path, name: str, text: str, numbers: Mapping[str, Any]) -> None:
-    """Writes a table and all numbers, `name` behind the day on which they were measured."""
+    """Writes a table and all numbers to files whose names consist of the day and `name`."""
     out.mkdir(parents=True, exist_ok=True)
     name = f"{numbers['machine']['date']}-{name}"
     (out / f"{name}.md").write_text(text, encoding="utf-8")
@@ -114,7 +114,7 @@ def _script() -> str:
 
 
 def _without_paths(words: list[str]) -> list[str]:
-    """A command's flags but for --out, which says where and not what; of other places, the last name."""
+    """Returns a command's flags without --out; other paths are shortened to their last part."""
     kept = [word for word, before in zip(words, ["", *words], strict=False) if "--out" not in (word, before)]
     return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
@@ -126,11 +126,11 @@ def _processor() -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=HOUSE, capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, its first column flush left."""
+    """Formats a Markdown table, with its first column aligned left."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -50,7 +50,7 @@ def make_files(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def published(size: tuple[int, int]) -> Callable[[Path], Tensor]:
-    """A path to a float sample, (C, h, w)."""
+    """Reads a path to a float sample, (C, h, w)."""
     from torchvision import transforms
 
     change = transforms.Compose(
@@ -71,7 +71,8 @@ def published(size: tuple[int, int]) -> Callable[[Path], Tensor]:
 
 
 def speeds(folder: Path, rounds: int) -> dict[str, Any]:
-    """CPU milliseconds of a sample, by way and by stage, medians over rounds in which each way reads the same files in turn."""
+    """Returns CPU milliseconds of a sample by implementation and stage: medians over rounds in which all read the same files in
+    turn."""
     images = open_data(ImagesConfig(source=str(folder), workers=0, holdout=0.0), "train")
     assert isinstance(images, Images)
     paths = sorted(folder.rglob("*.jpg"))
@@ -140,7 +141,7 @@ def _pillow(path: Path) -> None:
 
 
 def difference(images: Images, count: int) -> dict[str, float]:
-    """Our samples less those of Pillow and torchvision of the same boxes of the whole picture, in levels of 255."""
+    """Returns the differences between our samples and those of Pillow and torchvision for the same boxes, in levels of 255."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import pil_to_tensor
     from torchvision.transforms.functional import resized_crop as by_pillow

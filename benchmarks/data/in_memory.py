@@ -40,7 +40,7 @@ WARMUP = 2  # log lines
 
 
 def waves(count: int, side: int) -> NDArray[np.uint8]:
-    """Images of two crossing waves each, whose lengths follow from their place. uint8 (N, H, W, 3)."""
+    """Makes images of two crossing waves, whose lengths depend on the index. uint8 (N, H, W, 3)."""
     place = np.arange(count, dtype=np.float32)[:, None]
     at = np.arange(side, dtype=np.float32)[None] / side
     down, across = (np.sin(2 * np.pi * (1 + place * share % 7) * at) for share in (0.618, 0.414))  # (N, H), (N, W)
@@ -49,7 +49,7 @@ def waves(count: int, side: int) -> NDArray[np.uint8]:
 
 
 def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
-    """Trains, and gives what was measured at each log line."""
+    """Trains, and returns the measurements of each log line."""
     data = replace(CIFAR10.data, workers=workers, cache=False)
     pixels = waves(IMAGES, SIDE)
     cells = ArrayColumn(pixels, [str(place) for place in range(IMAGES)])
@@ -82,7 +82,7 @@ def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=2)

@@ -52,17 +52,17 @@ def plain_seek(path: Path, frames: list[int]) -> None:
         stream = file.streams.video[0]
         stream.thread_type = "NONE"
         unit = round(1 / (stream.average_rate * stream.time_base))
-        wanted = {(stream.start_time or 0) + number * unit for number in frames}
-        file.seek(min(wanted), stream=stream, backward=True)
+        requested = {(stream.start_time or 0) + number * unit for number in frames}
+        file.seek(min(requested), stream=stream, backward=True)
         for packet in file.demux(stream):
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in requested else "NONREF"
             for frame in stream.codec_context.decode(packet):
-                if frame.pts in wanted:
+                if frame.pts in requested:
                     frame.to_ndarray(format="rgb24")
-                    wanted.remove(frame.pts)
-            if not wanted:
+                    requested.remove(frame.pts)
+            if not requested:
                 return
-    raise AssertionError(f"{len(wanted)} frames were not found")
+    raise AssertionError(f"{len(requested)} frames were not found")
 
 
 def ours(path: Path, frames: list[int], *, memory: bool, disk: bool) -> None:
@@ -86,9 +86,9 @@ def milliseconds(read: Callable[[], None]) -> float:
 def measure(path: Path, clips: int) -> dict[str, list[float]]:
     """Returns CPU milliseconds of each way and clip."""
     with OpenVideo(path) as video:
-        room = len(video) - FRAMES * STRIDE
+        spare = len(video) - FRAMES * STRIDE
     costs: dict[str, list[float]] = {name: [] for name in ("plain seek", "memory", "disk", "list")}
-    for start in np.random.default_rng(0).integers(0, room, clips + 1).tolist():
+    for start in np.random.default_rng(0).integers(0, spare, clips + 1).tolist():
         frames = [start + STRIDE * i for i in range(FRAMES)]
         # what is in memory or on disk is taken away last
         costs["plain seek"].append(milliseconds(lambda frames=frames: plain_seek(path, frames)))

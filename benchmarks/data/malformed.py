@@ -107,7 +107,7 @@ def _good(folder: Path, medium: str, number: int) -> None:
 
 
 def _epoch(samples: Images | Clips, path: Path, world: int) -> bytes:
-    """The report of a training that passes once over the data on so many processes."""
+    """Returns the report of a training that passes once over the data on `processes` processes."""
     steps, bad = -(-len(samples) // BATCH), BadInputs(path, len(samples), 1.0)
     size = {"seed": 1, "batch_size": BATCH // world, "steps": steps, "world": world}
     feeds = [train_batches(samples, samples.config, **size, rank=rank) for rank in range(world)]
@@ -135,7 +135,7 @@ def _compare(report: list[tuple[str, str]], expected: dict[str, Any]) -> list[st
 
 
 def _differences(samples: Images | Clips, truth: dict[str, Any]) -> tuple[float, list[str]]:
-    """The largest mean difference to the true pixels, and the files that are too far from them."""
+    """Returns the largest mean difference to the true pixels, and the files with too large differences."""
     worst, far = 0.0, []
     for index in range(len(samples)):
         name = samples.name(index)
@@ -176,7 +176,7 @@ def _open_once(folder: Path, kinds: dict[str, Any], read: Callable[[Path], Any])
 
 
 def _cost(work: Callable[[], Any]) -> tuple[float, float]:
-    """Processor seconds and MiB."""
+    """Returns processor seconds and MiB."""
     end, start = os.pipe()
     child = os.fork()
     if not child:
@@ -195,7 +195,7 @@ def _cost(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def hang(seeds: int = 25) -> dict[str, Any]:
-    """A decoder that sleeps in C with Python's lock held: how long a batch is waited for at most, and what the rest costs."""
+    """Measures the waits for batches with a decoder that sleeps in C and holds Python's lock."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(HUNG):
             _good(Path(folder), "images", number)
@@ -224,7 +224,7 @@ def hang(seeds: int = 25) -> dict[str, Any]:
 
 
 def _timed(samples: Images) -> Iterator[tuple[float, Any]]:
-    """Batches, and how long each was waited for; the first start of the workers is not counted."""
+    """Yields batches with the wait for each; the first start of the workers is not counted."""
     batches = train_batches(samples, samples.config, seed=SEED, batch_size=4, steps=400)
     next(batches)
     start = time.monotonic()
@@ -237,7 +237,7 @@ GOALS: dict[str, Callable[[int], dict[str, Any]]] = {"zoo": zoo, "bombs": bombs,
 
 
 def main() -> int:
-    """Runs the goals that are named; 1 where one is missed."""
+    """Runs the named goals; returns 1 if one is missed."""
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("goals", nargs="*", choices=[[], *GOALS], help="all where none is named")

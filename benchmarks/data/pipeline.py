@@ -32,7 +32,7 @@ PEERS = ("pillow", "torchvision", "simplejpeg", "av", "decord", "torchcodec", "n
 
 
 def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """JPEGs, by size."""
+    """Measures JPEGs by size."""
     found = {}
     for name, (height, width) in image_files.SIZES.items():
         image_files.make_files(folder / name, options.files, height, width)
@@ -42,7 +42,7 @@ def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """Films, by kind; and what reading many of them leaves behind."""
+    """Measures videos by kind, and the memory and files that remain after reading many of them."""
     if options.videos is not None:
         films = {"given": options.videos}
     else:
@@ -55,7 +55,7 @@ def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], di
 
 
 def resized_there(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
-    """Milliseconds of a sample that data.resize device leaves to the device."""
+    """Measures the milliseconds of a sample on the device with data.resize device."""
     samples = open_data(replace(config, source=str(source), resize="device"), "train")
     return video_decode.device_milliseconds(samples, torch.device(options.device))
 
@@ -85,7 +85,7 @@ def installed() -> dict[str, str]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The tables."""
+    """Formats the tables."""
     lines = ["# From files to samples", "", *(f"- {name}: {value}" for name, value in found["machine"].items()), ""]
     if "images" in found:
         lines += [table(image_files.HEAD, image_files.rows(found["images"])), "", left_over(found["images"]), ""]
@@ -110,7 +110,7 @@ def left_over(found: dict[str, dict[str, Any]]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["images", "clips"], help="one half; none: both")
     parser.add_argument("--files", type=int, default=64, help="JPEGs of a size")
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes where asked to."""
+    """Measures, prints, and writes results on request."""
     options = parse(argv)
     torch.set_num_threads(1)
     keep_memory()  # as a worker does

@@ -32,7 +32,7 @@ KERNELS = ("bilinear", "bicubic")
 
 
 def measure(height: int, width: int, share: float, kernel: str, rounds: int) -> dict[str, float]:
-    """Milliseconds of 16 frames by both, for a crop of a share of the short side, a little less wide than high."""
+    """Returns the milliseconds of both for 16 frames, for a crop of a share of the short side, a little less wide than high."""
     count = max(1, min(CONFIG.frames, BLOCK // (height * width * 3)))
     frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     side = int(height * share)
@@ -54,7 +54,7 @@ def measure(height: int, width: int, share: float, kernel: str, rounds: int) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes where asked to."""
+    """Measures, prints, and writes results on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")

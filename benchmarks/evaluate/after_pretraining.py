@@ -40,7 +40,7 @@ BATCH = 64
 
 
 def write_subset(options: argparse.Namespace, folder: Path) -> None:
-    """The labelled images and the test images as parquet files, drawn by key from the two splits."""
+    """Writes the labelled images and the test images, chosen by key from the two splits, as parquet files."""
     from datasets import Dataset, Features, Image, Value
 
     source = ImagesConfig(source=options.source, image_size=32)
@@ -54,7 +54,7 @@ def write_subset(options: argparse.Namespace, folder: Path) -> None:
 
 
 def training(epochs: float, rate: float) -> TrainConfig:
-    """In one thread; what it costs is part of the result."""
+    """Returns the options of a training in one thread, whose time is part of the result."""
     return TrainConfig(
         epochs=epochs,
         batch_size=BATCH,
@@ -70,7 +70,7 @@ def training(epochs: float, rate: float) -> TrainConfig:
 def evaluate_start(
     model: str, data: ImagesConfig, options: argparse.Namespace, seed: int, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy and seconds of each task, from a run's weights or, where `model` is its config.yaml, from random ones."""
+    """Returns accuracy and seconds of each task, from a run's weights or, if `model` is its config.yaml, from random ones."""
     trained = not model.endswith(".yaml")
     found: dict[str, dict[str, Any]] = {}
 
@@ -127,7 +127,7 @@ def evaluate_start(
 
 
 def one_run(task: tuple[str, argparse.Namespace, ImagesConfig]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Both starts of one run's seed."""
+    """Evaluates the pretrained and the random weights of one seed."""
     run, options, data = task
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def one_run(task: tuple[str, argparse.Namespace, ImagesConfig]) -> dict[str, dic
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """The table."""
+    """Formats the table."""
     rows = []
     for task in TASKS:
         cells, means = [], []

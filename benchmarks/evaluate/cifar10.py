@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import HOUSE, machine, table
+from benchmarks.measure import REPOSITORY, machine, table
 from mmm.data import open_data
 from recipes.image_mae import CIFAR10
 
@@ -43,12 +43,12 @@ class Measurement:
         line = [str(word) for word in words]
         print("python", *line, flush=True)
         with (self.folder / "commands.log").open("a", encoding="utf-8") as log:
-            done = subprocess.run([sys.executable, *line], cwd=HOUSE, stdout=log, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run([sys.executable, *line], cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
             raise SystemExit(f"ended with {done.returncode}: see {self.folder / 'commands.log'}")
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
-        """The lines of a run's metrics.jsonl."""
+        """Reads the lines of a run's metrics.jsonl."""
         return [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def pretrain(self, run: str, *flags: object) -> None:
@@ -56,7 +56,7 @@ class Measurement:
         self.command(*recipe, *self.flags, "--folder", self.folder / run, *flags)
 
     def epochs(self) -> int:
-        """The length of the pretraining."""
+        """Returns the length of the pretraining."""
         if self.options.epochs is not None:
             return int(self.options.epochs)
         if not (self.folder / "pace" / "metrics.jsonl").exists():
@@ -66,7 +66,7 @@ class Measurement:
         return max(1, int(60 * self.options.minutes * median(rates[2:]) / self.images))
 
     def task(self, name: str, *words: object) -> dict[str, Any]:
-        """The result.json of a task, which is run if there is none yet."""
+        """Returns the result.json of a task, and runs the task if there is none yet."""
         result = self.folder / name / "result.json"
         if not result.exists():
             self.command(*words, "--data.source", self.options.source, "--folder", self.folder / name, "--resume", "auto")
@@ -74,7 +74,7 @@ class Measurement:
         return found
 
     def neighbours(self) -> dict[str, Any]:
-        """Nearest neighbours and a linear classifier in closed form, of trained and random weights and of raw pixels."""
+        """Evaluates nearest neighbours and a linear classifier for trained and random weights and for raw pixels."""
         file = self.folder / "knn.json"
         if not file.exists():
             self.command("-m", "tasks", "knn", self.folder / "pretrain", "--out", file)
@@ -82,7 +82,7 @@ class Measurement:
         return found
 
     def run(self) -> dict[str, Any]:
-        """All stages."""
+        """Runs all stages."""
         epochs, run = self.epochs(), self.folder / "pretrain"
         every = max(1, epochs // self.options.looks) * max(1, self.images // self.batch_size())
         looks = ("--evaluate", "masked_loss", "knn", "reconstruction", "--train.evaluate_every", every)
@@ -103,12 +103,12 @@ class Measurement:
         return found
 
     def batch_size(self) -> int:
-        """The images of an update: the flag's, or the preset's."""
+        """Returns the batch size of the flag or of the preset."""
         return int(self.flags[self.flags.index("--train.batch_size") + 1]) if "--train.batch_size" in self.flags else 512
 
 
 def curve(lines: list[dict[str, Any]], images: int) -> list[dict[str, float]]:
-    """Hours, epochs and accuracy by nearest neighbours at each evaluation."""
+    """Returns hours, epochs and nearest-neighbour accuracy at each evaluation."""
     points, seconds, samples = [], 0.0, 0.0
     for line in lines:
         if "clock" in line and "samples_per_second" in line["clock"]:
@@ -120,7 +120,7 @@ def curve(lines: list[dict[str, Any]], images: int) -> list[dict[str, float]]:
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace, flags: list[str]) -> str:
-    """The tables, in Markdown."""
+    """Formats the tables in Markdown."""
     near, line = found["neighbours"]["neighbours"], found["neighbours"]["linear"]
     names = {"trained": "pretrained", "untrained": "random weights", "raw_pixels": "raw pixels"}
     rows = [[shown, *(f"{100 * part[name]['top1']:.1f}" for part in (near, line)), "", ""] for name, shown in names.items()]
@@ -138,12 +138,12 @@ def describe(found: dict[str, Any], options: argparse.Namespace, flags: list[str
 
 
 def best(result: dict[str, Any]) -> float:
-    """The accuracy of the probe of trained weights."""
+    """Returns the accuracy of the probe of trained weights."""
     return float(result["trained"]["top1"] if "trained" in result else result["top1"])
 
 
 def main() -> None:
-    """Runs what is missing, and writes the tables."""
+    """Runs the missing stages, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")

@@ -35,7 +35,7 @@ TRIALS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 
 
 def run_trial(command: list[str], folder: Path) -> dict[str, Any]:
-    """Runs one training in a process of its own and returns its result.
+    """Runs one training in a separate process and returns its result.
 
     Raises:
         RuntimeError: with the end of its output, where it fails.
@@ -48,7 +48,7 @@ def run_trial(command: list[str], folder: Path) -> dict[str, Any]:
 
 
 def trials(options: argparse.Namespace) -> list[tuple[str, str, int, list[str]]]:
-    """Name, start, seed and command of every trial."""
+    """Lists name, start, seed and command of every trial."""
     found = []
     for start in ("random weights", "pretrained"):
         for name, (command, _) in TRIALS.items():
@@ -96,13 +96,13 @@ def _portable(command: list[str]) -> list[str]:
 
 
 def _at(result: dict[str, Any], key: str) -> Any:
-    """A value by its dotted name."""
+    """Returns a value by its dotted name."""
     outer, _, inner = key.partition(".")
     return result[outer][inner] if inner else result[outer]
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes what has been measured so far."""
+    """Writes the results so far."""
     numbers = {"machine": machine(torch.device("cpu")), "rows": rows}
     out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     lines = []

@@ -44,7 +44,7 @@ DECODERS = {
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
-    """The recipe's cifar10 preset, cut down to what two cores can train."""
+    """Returns the recipe's cifar10 preset, reduced for two cores."""
     preset: pretrain.Config = importlib.import_module(RECIPES[name]).PRESETS["cifar10"]
     log_every = max(1, min(50, steps // 4))
     train = replace(
@@ -79,7 +79,7 @@ def seconds_a_step(run: Path) -> float:
 
 
 def pace(options: argparse.Namespace, scratch: Path) -> dict[str, float]:
-    """Seconds a step of each, measured in turn."""
+    """Measures the seconds per step of both, in turn."""
     found: dict[str, list[float]] = {name: [] for name in RECIPES}
     for turn in range(options.turns):
         for name in RECIPES:
@@ -91,7 +91,7 @@ def pace(options: argparse.Namespace, scratch: Path) -> dict[str, float]:
 
 
 def train_all(options: argparse.Namespace, scratch: Path, ratio: float) -> dict[str, dict[str, Any]]:
-    """Each model with each seed: where it is, its steps, and the seconds that they took."""
+    """Trains each model with each seed. Returns the path, the steps, and the seconds of each."""
     steps = {"MAE": options.steps, "CrossMAE": round(options.steps * ratio)}
     found = {}
     for seed in options.seeds:
@@ -110,7 +110,7 @@ def train_all(options: argparse.Namespace, scratch: Path, ratio: float) -> dict[
 
 
 def compare_features(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Frozen features of all, and of the same encoders untrained, on the test part, which nothing was chosen by."""
+    """Evaluates the frozen features of all models and of the untrained encoders on the test split, which chooses nothing."""
     config = config_of("MAE", options, options.steps, 0, Path("."))
     models: dict[str, MaskedModel] = {name: mmm.load(run["folder"]) for name, run in runs.items()}
     models |= {f"untrained {seed}": pretrain.build_model(replace(config, seed=seed)) for seed in options.seeds}
@@ -120,7 +120,7 @@ def compare_features(options: argparse.Namespace, runs: dict[str, dict[str, Any]
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """The tables."""
+    """Formats the tables."""
     scores, rows = found["features"], []
     for name in (*RECIPES, "untrained"):
         of_seed = [f"{name} {seed}" for seed in options.seeds]

@@ -43,7 +43,7 @@ PACE = (8, 24)  # updates of the two runs whose difference gives the time of an 
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
-    """The preset of a recipe for small data, with an encoder of one size, and a length in updates."""
+    """Returns a recipe's preset for small data, with an encoder of one size and a length in updates."""
     preset: pretrain.Config = importlib.import_module(f"recipes.{name}").PRESETS["demo" if options.videos else "cifar10"]
     changes: dict[str, Any] = {}
     if not options.videos:
@@ -72,7 +72,8 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
 
 
 def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> tuple[float, int]:
-    """Trains, the teacher of a frozen target first, a sixth of the updates; returns processor seconds and updates of the model."""
+    """Trains; for a frozen target the teacher first, for a sixth of the updates. Returns processor seconds and updates of the
+    model."""
     config = config_of(name, options, steps, seed, folder)
     began = time.process_time()
     if isinstance(config.target, LatentTarget.Config) and config.target.teacher.endswith("-teacher"):
@@ -89,7 +90,7 @@ def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder:
 
 
 def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, Any]:
-    """The result of one method and seed."""
+    """Returns the result of one method and seed."""
     few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
     pace = (more - few) / (PACE[1] - PACE[0])
     steps = max(PACE[1], round(60 * options.minutes / pace))
@@ -108,7 +109,7 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path) ->
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """The table."""
+    """Formats the table."""
     kind = "builtin:motion" if options.videos else "CIFAR-10"
     rows = []
     for name, seeds in found["methods"].items():
@@ -126,7 +127,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Measures what is missing, and writes the table."""
+    """Measures the missing results, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
     parser.add_argument("--videos", action="store_true", help="the video methods, on builtin:motion")

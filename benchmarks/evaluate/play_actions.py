@@ -1,4 +1,4 @@
-"""How long the answers of `mmm play` take for base models, in published layouts, with random weights.
+"""Measures the time of the answers of `mmm play` for base models in published layouts, with random weights.
 
     python -m benchmarks.evaluate.play_actions
     python -m benchmarks.evaluate.play_actions --repeats 3 --models mae
@@ -34,7 +34,7 @@ LAYOUTS = {"mae": IMAGENET, "timm": IMAGENET, "transformers": IMAGENET, "videoma
 
 
 def written(name: str, config: pretrain.Config, folder: Path) -> str:
-    """The path of a model in a layout."""
+    """Writes a model in a layout, and returns its path."""
     parts = ModelConfig(
         tokenizer=config.tokenizer, masker=config.masker, encoder=config.encoder, decoder=config.decoder, target=config.target
     )
@@ -49,14 +49,14 @@ def written(name: str, config: pretrain.Config, folder: Path) -> str:
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor."""
+    """Returns wall and processor seconds."""
     clock, processor = time.perf_counter(), time.process_time()
     action()
     return time.perf_counter() - clock, time.process_time() - processor
 
 
 def measure(path: str, repeats: int) -> dict[str, tuple[float, float]]:
-    """The times of each action of one model."""
+    """Measures the times of each action of one model."""
     player = Player(Models([path]))
     name = player.models.names[0]
     sample = builtin(builtin_names()[0])

@@ -1,4 +1,4 @@
-"""Tries one goal, or all of them: what a run survives.
+"""Tests one promise of reliability, or all of them.
 
     python -m benchmarks.reliability kills --count 500 --out kills.json
     python -m benchmarks.reliability soak --minutes 30
@@ -32,10 +32,10 @@ GOALS = (
 
 
 def try_goal(name: str, count: int | None, seed: int, *, quick: bool = False) -> dict[str, Any]:
-    """The figures of one goal; what fails altogether is a shortfall too.
+    """Returns the figures of one goal. A goal that fails with an error is a shortfall too.
 
     Args:
-        count: how many; none: the goal's own COUNT, or its QUICK.
+        count: number of trials. None: the goal's COUNT, or its QUICK.
     """
     began = time.monotonic()
     goal = importlib.import_module(f"benchmarks.reliability.{name}")
@@ -50,7 +50,7 @@ def try_goal(name: str, count: int | None, seed: int, *, quick: bool = False) ->
 
 
 def main() -> None:
-    """Reads the command line, tries, prints."""
+    """Reads the command line, runs the goals, and prints the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

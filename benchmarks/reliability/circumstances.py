@@ -1,4 +1,4 @@
-"""On what the figures of a goal were measured."""
+"""Describes the conditions of a measurement."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "accelerate", "timm", "datasets", "av", "pillow", "safetensors")
-HOUSE = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def circumstances() -> dict[str, Any]:
-    """Commit, versions and kind of machine; nothing that names the machine itself."""
+    """Returns commit, versions and kind of machine, without the name of the machine."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(HOUSE), *words], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
 
 

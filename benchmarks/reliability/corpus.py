@@ -1,4 +1,4 @@
-"""Hostile inputs, each a few files and the call that a user would make on them."""
+"""Hostile inputs: each consists of a few files and the call that a user would make on them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Place:
     """The location of an input.
 
     Attributes:
-        root: its folder.
-        bait: a folder outside, of files that must not be opened: picture.png, text.txt, film.mp4.
-        canary: a file that planted code would make.
+        root: folder of the input.
+        bait: a folder outside with files that must not be opened: picture.png, text.txt, film.mp4.
+        canary: a file that planted code would create.
     """
 
     root: Path
@@ -29,12 +29,12 @@ class Place:
 
     @property
     def command(self) -> str:
-        """For a shell."""
+        """A shell command that creates the canary."""
         return f"touch {self.canary}"
 
     @property
     def code(self) -> str:
-        """In Python."""
+        """Python code that creates the canary."""
         return f"open({str(self.canary)!r}, 'w').close()"
 
     def put(self, name: str, content: str | bytes) -> Path:
@@ -45,7 +45,7 @@ class Place:
         return path
 
     def picture(self, name: str) -> Path:
-        """A good image below the root, so that a source is one."""
+        """Writes a good image below the root, so that the root is a valid source."""
         path = self.put(name, b"")
         Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)).save(path, format="PNG")
         return path
@@ -61,11 +61,11 @@ def hostile(plant: Callable[[Place], Act]) -> Callable[[Place], Act]:
 
 
 def reduction(module: str, name: str, *words: str) -> bytes:
-    """A pickle, written by hand, that calls a function on texts."""
+    """Writes a pickle that calls a function on texts."""
     called = b"c" + module.encode() + b"\n" + name.encode() + b"\n("
     return called + b"".join(b"V" + word.encode("raw_unicode_escape") + b"\n" for word in words) + b"tR."
 
 
 def system(place: Place) -> bytes:
-    """The plainest of hostile pickles."""
+    """Writes the simplest hostile pickle."""
     return reduction("posix", "system", place.command)

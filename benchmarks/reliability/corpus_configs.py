@@ -1,4 +1,4 @@
-"""Hostile configs and run folders: given to --config, to `mmm.load`, to `mmm export` and to a start that goes on with a run."""
+"""Hostile configs and run folders, passed to --config, `mmm.load`, `mmm export` and a resume."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _config(place: Place, text: str) -> Act:
 
 
 def _run(place: Place, change: Callable[[dict[str, Any]], Any] | None = None, name: str = "run") -> Path:
-    """A run folder, its config changed: nothing trained it, so that it costs nothing."""
+    """Writes a run folder with a changed config, without a training."""
     tree = to_dict(config_of(place.root))
     if change is not None:
         change(tree)
@@ -44,32 +44,32 @@ def _run(place: Place, change: Callable[[dict[str, Any]], Any] | None = None, na
 
 @hostile
 def yaml_that_calls(place: Place) -> Act:
-    """As PyYAML's unsafe loaders would."""
+    """Contains a call that PyYAML's unsafe loaders would make."""
     return _config(place, f"seed: !!python/object/apply:os.system ['{place.command}']\n")
 
 
 @hostile
 def yaml_that_makes_an_object(place: Place) -> Act:
-    """By another tag."""
+    """Contains another tag that makes an object."""
     return _config(place, f"data: !!python/object/new:subprocess.Popen [['touch', '{place.canary}']]\n")
 
 
 @hostile
 def yaml_that_imports(place: Place) -> Act:
-    """A module beside it."""
+    """Imports a module beside the config."""
     place.put("hostile_module.py", place.code)
     return _config(place, "seed: !!python/module:hostile_module ''\n")
 
 
 @hostile
 def yaml_of_a_billion_aliases(place: Place) -> Act:
-    """Small in memory until somebody writes it out."""
+    """Contains nested aliases that are small in memory until they are written out."""
     return _config(place, BOMB + "seed: *a11\n")
 
 
 @hostile
 def yaml_of_aliases_where_a_value_stands(place: Place) -> Act:
-    """Inside a field that exists."""
+    """Contains aliases inside a field that exists."""
     inside = BOMB.replace("\n", "\n  ")
     return _config(place, f"data:\n  {inside}source: *a11\ntrain: {{}}\n")
 
@@ -82,7 +82,7 @@ def yaml_nested_for_ever(place: Place) -> Act:
 
 @hostile
 def yaml_that_names_code_to_use(place: Place) -> Act:
-    """--use runs a file; only a person may say so."""
+    """Names a file for --use, which only the command line may do."""
     module = place.put("hostile_module.py", place.code)
     return _config(place, f"use: {module}\ndata: {{source: x}}\ntrain: {{batch_size: 1, learning_rate: 1}}\n")
 
@@ -138,7 +138,7 @@ def manifest_nested_for_ever(place: Place) -> Act:
 
 @hostile
 def weights_that_are_a_pipe(place: Place) -> Act:
-    """Which would be waited for."""
+    """Contains a pipe, on which a reader would wait."""
     run = _run(place)
     path = run / "checkpoints" / "step_00000001" / "model.safetensors"
     path.unlink()

@@ -1,4 +1,4 @@
-"""Hostile data: given to --data.source, opened, and read to the last sample."""
+"""Hostile data, passed to --data.source, opened, and read to the last sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmm.data import ClipsConfig, DataConfig, ImagesConfig, open_data
 
 
 def read_all(config: DataConfig) -> Act:
-    """Opens a source, and reads what can be read of it."""
+    """Opens a source, and reads all readable samples."""
 
     def act() -> list[str]:
         samples = open_data(config, "train")
@@ -50,7 +50,7 @@ def image_that_is_an_array_of_objects(place: Place) -> Act:
 
 @hostile
 def image_that_is_a_pickle(place: Place) -> Act:
-    """Under an image's name."""
+    """Contains a pickle with the name of an image."""
     place.picture("good.png")
     place.put("bad.jpg", system(place))
     return _images(place.root)
@@ -133,25 +133,25 @@ def folder_with_a_loading_script(place: Place) -> Act:
 
 @hostile
 def source_that_is_a_command(place: Place) -> Act:
-    """As WebDataset takes it."""
+    """Names a command, as WebDataset accepts it."""
     return _images(f"pipe:touch {place.canary}")
 
 
 @hostile
 def source_that_is_an_address_of_a_file(place: Place) -> Act:
-    """By its scheme."""
+    """Names a file by an address with a scheme."""
     return _images(f"file://{place.bait}/picture.png")
 
 
 @hostile
 def source_that_chains_schemes(place: Place) -> Act:
-    """As fsspec takes it."""
+    """Chains schemes, as fsspec accepts them."""
     return _images(f"zip://x.parquet::file://{place.bait}/text.txt")
 
 
 @hostile
 def source_with_a_pattern_that_climbs(place: Place) -> Act:
-    """Only parquet files are taken."""
+    """Climbs out of the folder with a pattern; only parquet files are read."""
     place.picture("good.png")
     return _images(f"{place.root}/../{place.bait.name}/*")
 
@@ -173,7 +173,7 @@ def list_of_commands_and_addresses(place: Place) -> Act:
 
 @hostile
 def list_of_a_pipe_and_a_folder(place: Place) -> Act:
-    """Which would be waited for."""
+    """Lists a pipe and a folder; a reader would wait on the pipe."""
     os.mkfifo(place.root / "pipe.mp4")
     return _clips(place.put("train.csv", "pipe.mp4,0\n.,0\n../,1\n\x00.mp4,1\n"))
 
@@ -213,7 +213,7 @@ def _parquet(place: Place, column: Any, metadata: dict[bytes, bytes] | None = No
 
 @hostile
 def table_that_names_files_outside(place: Place) -> Act:
-    """By an absolute path, and by a relative one."""
+    """Names files outside by an absolute and a relative path."""
     place.picture("good.png")
     names = [str(place.bait / "picture.png"), f"../{place.bait.name}/picture.png", "good.png"]
     return _parquet(place, [{"bytes": None, "path": name} for name in names])
@@ -228,7 +228,7 @@ def table_with_a_type_that_is_a_pickle(place: Place) -> Act:
 
 @hostile
 def table_that_is_a_pickle(place: Place) -> Act:
-    """Under a table's name."""
+    """Contains a pickle with the name of a table."""
     return _images(place.put("train.parquet", system(place)))
 
 
@@ -251,7 +251,7 @@ def tar_that_climbs(place: Place) -> Act:
 
 @hostile
 def tar_of_links(place: Place) -> Act:
-    """To files outside, and through a folder that is one."""
+    """Contains links to files outside, also through a folder that is a link."""
     good = place.picture("good.png").read_bytes()
     members = [(tarfile.TarInfo("good.png"), good)]
     for name, kind in (("soft.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("pipe.png", tarfile.FIFOTYPE)):

@@ -1,4 +1,4 @@
-"""Hostile files of weights, given to `mmm.load`."""
+"""Hostile files of weights, passed to `mmm.load`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _load(place: Place, name: str, content: bytes) -> Act:
 
 
 def _archive(files: dict[str, bytes]) -> bytes:
-    """As torch.save writes: a zip that holds the pickle."""
+    """Writes a pickle in a zip archive, as torch.save does."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
         for name, content in {"version": b"3\n", "byteorder": b"little", **files}.items():
@@ -38,13 +38,13 @@ def pickle_calls_a_shell(place: Place) -> Act:
 
 @hostile
 def pickle_in_an_archive(place: Place) -> Act:
-    """As torch.save writes it."""
+    """Contains a pickle in an archive of torch.save."""
     return _load(place, "weights.pt", _archive({"data.pkl": system(place)}))
 
 
 @hostile
 def pickle_under_the_hub_s_name(place: Place) -> Act:
-    """In a folder of transformers'."""
+    """Contains a pickle in a folder of transformers."""
     place.put("pytorch_model.bin", _archive({"data.pkl": system(place)}))
     place.put("config.json", '{"model_type": "vit_mae"}')
     return partial(mmm.load, place.root)
@@ -52,13 +52,13 @@ def pickle_under_the_hub_s_name(place: Place) -> Act:
 
 @hostile
 def pickle_runs_python(place: Place) -> Act:
-    """By the builtin."""
+    """Runs Python by the builtin exec."""
     return _load(place, "weights.pth", _archive({"data.pkl": reduction("builtins", "exec", place.code)}))
 
 
 @hostile
 def pickle_evaluates_python(place: Place) -> Act:
-    """In Python 2's spelling too."""
+    """Evaluates Python, also with Python 2's names."""
     return _load(place, "weights.ckpt", reduction("__builtin__", "eval", f"__import__('os').system({place.command!r})"))
 
 
@@ -120,7 +120,7 @@ def pickle_nested_for_ever(place: Place) -> Act:
 
 @hostile
 def tar_of_the_old_format(place: Place) -> Act:
-    """Which torch once extracted, and unpickled without restriction (CVE-2025-32434)."""
+    """Contains a tar that torch once extracted and unpickled without restriction (CVE-2025-32434)."""
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors", "../../escaped"):

@@ -37,7 +37,7 @@ TURNS = 3  # of whole runs
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Each in a process of its own, one after another."""
+    """Measures each cost in a separate process, one after another."""
     make_data(work)
     jobs = {"training": lambda: _training(work, count), "first batch": _first_batch, "strict": lambda: _strict(work, count)}
     found = side_by_side(work, jobs, lanes=1)
@@ -72,7 +72,7 @@ def _strict(work: Path, count: int) -> dict[str, Any]:
 
 
 def _training(work: Path, count: int) -> dict[str, Any]:
-    """Every second step without the guard."""
+    """Trains with the check in every second step."""
     config = _larger(work, count, save_every=max(1, count // 4), micro_batch_size=16)
     told = work / "times.json"
     started = start(config, work / "timed", 1, lambda rank: _time(told))
@@ -96,7 +96,8 @@ def _training(work: Path, count: int) -> dict[str, Any]:
 
 
 def _time(told: Path) -> None:
-    """In the training: notes how long steps take with the guard and without, in turn, and how long saves hold them up."""
+    """Measures, during a training, the time of steps with and without the check, in turn, and the time that steps wait for
+    saves."""
     times: dict[str, list[float]] = {"guarded": [], "bare": [], "saves": []}
     made, save = session.fit, Training.save
     guard = (loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite)
@@ -151,7 +152,7 @@ def _clock(spent: dict[str, float], name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Many:
-    """As many samples as a large data set has, which cost nothing to read."""
+    """A data set with the number of samples of a large one, without the cost of reading."""
 
     workers: int = 0
     repeats: int = 1
@@ -178,7 +179,7 @@ class _Many:
 
 
 def _first_batch() -> dict[str, Any]:
-    """Fresh, and at 95 % of the first epoch, in turn."""
+    """Measures the first batch of a new run and of a start at 95 % of the first epoch, in turn."""
     steps = LARGE // 256
     seconds: dict[int, list[float]] = {0: [], int(0.95 * steps): []}
     for _ in range(STARTS):

@@ -37,7 +37,7 @@ Point = tuple[str, int, int]  # file, line, and how often the line was met befor
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """At most `count` points, drawn; all cuts, or as many."""
+    """Tests at most `count` random points and cuts."""
     make_data(work)
     variant = Variant("image", config_of(work, steps=STEPS, save_every=EVERY, keep_last=1), 1)
     expected = whole(variant, work / "whole")
@@ -56,7 +56,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _lines_met(work: Path, variant: Variant) -> dict[tuple[str, int], int]:
-    """Every line of the saving code that an undisturbed run executes, and how often."""
+    """Returns every line of the saving code that an undisturbed run executes, with its count."""
     told, made = work / "lines.json", pretrain.run
 
     def sabotage(rank: int) -> None:
@@ -98,7 +98,7 @@ def _trace(exit_at: Point | None) -> Counter[tuple[str, int]]:
 
 
 def _exits(work: Path, lane: str, variant: Variant, expected: dict[str, Any], points: list[Point]) -> dict[str, Any]:
-    """A forced exit at each of these points."""
+    """Forces an exit at each of these points."""
     wrong, exits = list[str](), 0
     for file, line, time in points:
         folder = work / f"{lane}_{file}_{line}_{time}"
@@ -112,7 +112,7 @@ def _exits(work: Path, lane: str, variant: Variant, expected: dict[str, Any], po
 
 
 def _judge(folder: Path, codes: list[int], expected: tuple[int, ...], asked: Path) -> list[str]:
-    """Ended as meant, and lost at most one interval."""
+    """Checks that the run ended as intended and lost at most one interval."""
     last = int(asked.read_text()) if asked.exists() else 0
     kept = max(saved(folder), default=0)
     wrong = [f"{folder.name} ended with {codes}"] * (codes[0] not in expected)
@@ -128,7 +128,7 @@ def _exit_at(point: Point, asked: Path) -> Sabotage:
 
 
 def _note_saves(asked: Path) -> None:
-    """Keeps the step that was last asked to be saved."""
+    """Records the step of the last requested save."""
     save = Training.save
 
     def noted(self: Training, *given: Any, **named: Any) -> Any:
@@ -139,7 +139,7 @@ def _note_saves(asked: Path) -> None:
 
 
 def _cuts(work: Path, count: int) -> dict[str, Any]:
-    """The kernel ends the process when a file passes a length."""
+    """Lets the kernel end the process when a file exceeds a length."""
     encoder = VisionTransformer.Config(width=64, depth=2, heads=2)
     base = config_of(work, steps=STEPS, save_every=EVERY, keep_last=1)
     variant = Variant("larger", pretrain.Config(**{**vars(base), "encoder": encoder}), 1)

@@ -23,7 +23,7 @@ FEWEST = 20  # damages that are tried on a whole run
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` seeds of each damage to each file; some of them on a run that then goes on."""
+    """Tests `count` seeds of each damage to each file; some of them on a run that then continues."""
     make_data(work)
     variant = Variant("image", config_of(work), 1)
     expected = whole(variant, work / "whole")
@@ -37,7 +37,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _found(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Whether the hashes show it."""
+    """Returns whether the hashes detect the damage."""
     folder = work / "whole" / "checkpoints"
     before, last = (folder / f"step_{step:08d}" for step in (STEPS - EVERY, STEPS))
     kinds, wrong = Counter[str](), list[str]()
@@ -55,14 +55,14 @@ def _found(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _reads_the_same(name: str, harmed: bytes, content: bytes) -> bool:
-    """Harmless changes: nothing at all, or white space in the manifest."""
+    """Checks harmless changes: none, or white space in the manifest."""
     with suppress(ValueError):
         return harmed == content or (name == checkpoint.MANIFEST and json.loads(harmed) == json.loads(content))
     return False
 
 
 def harms(content: bytes, strangers: list[bytes], draw: random.Random) -> dict[str, bytes | None]:
-    """A file's content, damaged in each way; none: the file is gone."""
+    """Returns a file's content, damaged in each way. None: the file is deleted."""
     place, size = draw.randrange(len(content)), len(content)
     flipped = bytearray(content)
     flipped[place] ^= 1 << draw.randrange(8)
@@ -78,7 +78,7 @@ def harms(content: bytes, strangers: list[bytes], draw: random.Random) -> dict[s
 
 
 def _goes_on(work: Path, variant: Variant, expected: dict[str, Any], kind: str, draw: random.Random) -> list[str]:
-    """Damages the newest checkpoint of an ended run: the same command goes on from the one before."""
+    """Damages the newest checkpoint of a finished run; the same command must continue from the previous one."""
     folder = work / "damaged"
     shutil.copytree(work / "whole", folder)
     last = folder / "checkpoints" / f"step_{STEPS:08d}"

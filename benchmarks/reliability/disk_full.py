@@ -27,7 +27,7 @@ DISK = 3 << 20  # bytes of a small disk
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` runs: room again, room only for another start; and one small disk, where this user may mount one."""
+    """Tests `count` runs with space again later or only for another start, and a small disk if this user may mount one."""
     make_data(work)
     variant = Variant("image", config_of(work), 1)
     expected = whole(variant, work / "whole")
@@ -43,7 +43,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _limited(folder: Path, variant: Variant, expected: dict[str, Any], limit: int, first: int, last: int) -> dict[str, Any]:
-    """No file grows beyond the limit from one step to another."""
+    """Limits the size of files between two steps."""
     started = start(variant.config, folder, 1, no_room(limit, first, last))
     codes = started.wait()
     wrong = [f"{folder.name}: {one} is not whole: {why}" for one, why in _broken(folder)]
@@ -56,20 +56,20 @@ def _limited(folder: Path, variant: Variant, expected: dict[str, Any], limit: in
 
 
 def _broken(folder: Path) -> list[tuple[str, str]]:
-    """Checkpoints that bear their final name and are not whole."""
+    """Returns incomplete checkpoints with their final name."""
     places = [folder / "checkpoints" / f"step_{step:08d}" for step in saved(folder)]
     return [(place.name, why) for place in places if (why := checkpoint.damage(place)) is not None]
 
 
 def no_room(limit: int, first: int, last: int) -> Sabotage:
-    """Python ignores SIGXFSZ, so that writes beyond the limit fail with an error, as on a full disk."""
+    """Limits the size of files. Python ignores SIGXFSZ, so that writes beyond the limit fail with an error, as on a full disk."""
 
     def sabotage(rank: int) -> None:
         made = MaskedObjective.loss
 
         def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Any:
-            room = limit if first <= step < last else resource.RLIM_INFINITY
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+            allowed = limit if first <= step < last else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, resource.RLIM_INFINITY))
             return made(objective, model, batch, step)
 
         MaskedObjective.loss = loss  # type: ignore[method-assign]
@@ -78,7 +78,7 @@ def no_room(limit: int, first: int, last: int) -> Sabotage:
 
 
 def _small_disk(place: Path, variant: Variant, expected: dict[str, Any]) -> dict[str, Any]:
-    """A disk that something else fills, and leaves again."""
+    """Tests a disk that another file fills and frees again."""
     with _mounted(place) as mounted:
         if not mounted:
             return {"mounted": False, "wrong": []}

@@ -1,7 +1,7 @@
-"""R5: a run that goes on with another number of processes, in the middle of an epoch, sees what it would have seen.
+"""R5: a run that continues with another number of processes, in the middle of an epoch, reads the same samples.
 
-Saved on a processes, gone on with on b, and then on a again, for a and b of 1, 2 and 4: sample ids, masks and pixels are identical,
-sample by sample, and the losses agree within 1e-3. With train.strict the losses and the weights are bit-identical.
+It is saved on a processes, and continued on b and then on a again, for a and b of 1, 2 and 4: sample ids, masks and pixels are
+identical, sample by sample, and the losses agree within 1e-3. With train.strict the losses and the weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STRICT = "strict" in {field.name for field in fields(TrainConfig)}
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` of the nine pairs, in each mode."""
+    """Tests `count` of the nine pairs, in each mode."""
     make_data(work)
     pairs = draw.sample(list(product((1, 2, 4), repeat=2)), min(count, 9))
     modes = ("default", "strict") if STRICT else ("default",)
@@ -47,7 +47,7 @@ def _variant(work: Path, mode: str, processes: int) -> Variant:
 
 
 def _undisturbed(work: Path, mode: str) -> dict[str, Any]:
-    """On one process."""
+    """Runs the undisturbed training on one process."""
     variant, folder = _variant(work, mode, 1), work / f"{mode}_one"
     started = start(variant.config, folder, 1, spy(work / f"{mode}_one_notes"))
     codes = started.wait()
@@ -55,14 +55,14 @@ def _undisturbed(work: Path, mode: str) -> dict[str, Any]:
 
 
 def _legs(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
-    """Three legs, the first two ended by a signal at a random step."""
+    """Runs three legs, of which a signal ends the first two at a random step."""
     draw, folder, wrong = random.Random(seed), work / f"{mode}_{a}_{b}_run", list[str]()
     notes = work / f"{mode}_{a}_{b}_notes"
     for leg, processes in enumerate((a, b, a)):
         started = start(_variant(work, mode, processes).config, folder, processes, spy(notes / str(leg)))
         if leg < 2 and trains(started, folder):
-            wanted = lines(folder) + draw.randint(5, STEPS // 4)
-            started.until(lambda wanted=wanted: lines(folder) >= wanted)
+            goal = lines(folder) + draw.randint(5, STEPS // 4)
+            started.until(lambda goal=goal: lines(folder) >= goal)
             started.kill(draw.choice(started.pids), number=signal.SIGTERM)
         codes = started.wait()
         wrong += [f"{mode} {a}, {b}, leg {leg}: {codes}: {started.said()}"] * (codes not in ([0] * processes, [143] * processes))

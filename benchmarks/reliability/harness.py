@@ -1,4 +1,4 @@
-"""The fork server: trainings in processes of their own that need not import anything, and what one waits for in them.
+"""The fork server: starts trainings in separate processes without imports, and waits for events in them.
 
 The process that starts them imports once and never computes: a fork of a process that has started threads may hang. Every
 training is the real command in a fork, with real files, signals and exit codes.
@@ -43,7 +43,7 @@ PARENT_GONE = 1  # prctl's PR_SET_PDEATHSIG: whoever ends the harness ends its t
 
 
 def warm() -> None:
-    """Imports what a training imports where it needs it."""
+    """Imports all modules that a training imports later."""
     torch.set_num_threads(1)
     for name in LAZY:
         importlib.import_module(name)
@@ -58,7 +58,7 @@ class Started:
     codes: dict[int, int] = field(default_factory=dict)
 
     def poll(self) -> bool:
-        """Whether all have ended."""
+        """Returns whether all processes have ended."""
         for pid in self.pids:
             with suppress(ChildProcessError):
                 if pid not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
@@ -66,7 +66,7 @@ class Started:
         return len(self.codes) == len(self.pids)
 
     def wait(self, seconds: float = LIMIT) -> list[int]:
-        """The exit codes; negative: the signal. Whoever lives after so many seconds is killed, and counts as -9."""
+        """Returns the exit codes; a negative code is a signal. Processes that live after `seconds` are killed, and count as -9."""
         end = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > end:
@@ -75,7 +75,7 @@ class Started:
         return [self.codes[pid] for pid in self.pids]
 
     def until(self, there: Callable[[], Any], pause: float = 0.002) -> bool:
-        """Waits for something that the training does; false where it ends before."""
+        """Waits for an event in the training; returns false if the training ends before."""
         while not there():
             if self.poll():
                 return bool(there())
@@ -83,21 +83,21 @@ class Started:
         return True
 
     def kill(self, *pids: int, number: int = signal.SIGKILL) -> None:
-        """Sends a signal to these, or to all."""
+        """Sends a signal to these processes, or to all."""
         for pid in pids or self.pids:
             if pid not in self.codes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def said(self, characters: int = 600) -> str:
-        """The end of its output."""
+        """Returns the end of the output."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
 
 
 def start(
     config: pretrain.Config, folder: Path, processes: int = 1, sabotage: Sabotage | None = None, flags: Sequence[str] = ()
 ) -> Started:
-    """Starts a training, or goes on with it where the folder holds it: the same command."""
+    """Starts or continues a training with the same command."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -116,7 +116,7 @@ def start(
 
 
 def call(act: Callable[[], Any], log: Path) -> Started:
-    """Does anything else in a fork."""
+    """Runs any other function in a fork."""
     pid = os.fork()
     if pid == 0:
         _child(act, log)

@@ -51,7 +51,7 @@ def _judge_into(outcome: Path, name: str, work: Path) -> None:
 
 
 def make_bait(bait: Path) -> None:
-    """Files that could be read, and must not be."""
+    """Makes files that could be read, and must not be."""
     bait.mkdir(parents=True)
     Image.fromarray(picture(0)).save(bait / "picture.png")
     (bait / "text.txt").write_text("bait")
@@ -62,9 +62,9 @@ def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
     """Returns the result for an input, and the errors in it.
 
     Args:
-        name: of the case.
-        folder: made for it.
-        bait: from `make_bait`.
+        name: name of the case.
+        folder: folder of the case.
+        bait: the result of `make_bait`.
     """
     root = folder / "root"
     root.mkdir(parents=True)
@@ -103,7 +103,7 @@ def _own_temporary(folder: Path) -> Any:
 
 
 def _outcome(act: Any) -> str:
-    """Refused in words, or read; anything else has failed."""
+    """Returns whether the input was refused with a message or read; anything else is a failure."""
     try:
         found = act()
     except (ValueError, Unreadable) as error:
@@ -121,7 +121,7 @@ def _files(folder: Path) -> set[Path]:
 
 @contextlib.contextmanager
 def _offline() -> Any:
-    """A name that is not a path may be one on the hub, which is not what is tried here."""
+    """Disables the hub: a name that is not a path would be looked up there."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -57,7 +57,7 @@ FITTING: dict[str, dict[str, Any]] = {
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """At most `count` choices, drawn, and all changes of the data."""
+    """Tests at most `count` random options, and all changes of the data."""
     make_data(work)
     _make_splits(work)
     base = _base(work)
@@ -86,7 +86,7 @@ def _make_splits(work: Path) -> None:
 
 
 def _template(config: pretrain.Config, folder: Path) -> None:
-    """A run that stands at step 2 of 4."""
+    """Makes a run that is at step 2 of 4."""
     if any(codes := (started := start(config, folder)).wait()):
         raise RuntimeError(f"the first run ended with {codes}: {started.said()}")
     shutil.rmtree(folder / "checkpoints" / "step_00000004")
@@ -97,7 +97,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _other_parts(config: pretrain.Config) -> dict[str, str]:
-    """The kinds of parts of which there is another, and its name."""
+    """Returns the kinds of parts that have an alternative, with its name."""
     found = {}
     for path, value in part_configs(config).items():
         if others := sorted(set(REGISTRIES[value.kind].parts) - {value.name}):
@@ -127,7 +127,7 @@ def _choices(work: Path, base: pretrain.Config, names: list[str]) -> dict[str, A
 
 
 def _start(config: pretrain.Config, folder: Path, flags: list[str]) -> tuple[list[int], str]:
-    """Exit codes and output of a start with these flags too."""
+    """Starts with additional flags, and returns exit codes and output."""
     kept = [word for word in flags if word]
     started = start(apply_flags(config, []), folder, 1, None, kept)
     return started.wait(), started.said(4000)
@@ -139,7 +139,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _changed(work: Path, folder: Path, base: pretrain.Config, name: str) -> dict[str, Any]:
-    """Another value of a choice, with what must change with it."""
+    """Returns another value of an option, with the options that must change with it."""
     if name.endswith(".name"):
         return {name: _other_parts(base)[name.removesuffix(".name")]}
     if name in ("data.source", "data.eval_source"):
@@ -154,7 +154,7 @@ def _changed(work: Path, folder: Path, base: pretrain.Config, name: str) -> dict
 
 
 def _another(hint: Any, value: Any) -> Any:
-    """A value of this type that is not this one."""
+    """Returns another value of the same type."""
     for arm in arms(hint):
         if get_origin(arm) is Literal:
             return next(str(choice) for choice in get_args(arm) if choice != value)
@@ -171,7 +171,7 @@ def _another(hint: Any, value: Any) -> Any:
 
 
 def _data(work: Path) -> dict[str, Any]:
-    """Files are added, removed, renamed, resized; a list is put in another order."""
+    """Adds, removes, renames and resizes files, and reorders a list."""
     wrong = []
     for name, change in CHANGES.items():
         source, folder = work / f"data_{name}", work / f"run_{name}"

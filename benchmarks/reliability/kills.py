@@ -25,7 +25,7 @@ INSIDE = 0.2  # of all kills: the least share that must fall into a save
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` kills, shared out evenly."""
+    """Tests `count` kills, distributed evenly."""
     make_data(work)
     chosen = variants(work)
     jobs = {
@@ -64,7 +64,7 @@ def kill(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
 
 
 def _life(variant: Variant, folder: Path, draw: random.Random, seconds: float, *, save: bool) -> tuple[str | None, list[str]]:
-    """Starts, and kills; where it fell, none where the run ended before, and what is wrong."""
+    """Starts and kills a run. Returns the moment of the kill (None: the run ended before) and the errors."""
     steps = variant.config.train.steps or 1
     left = 1 - max(saved(folder), default=0) / steps
     started = start(variant.config, folder, variant.processes)

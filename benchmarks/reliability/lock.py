@@ -1,4 +1,5 @@
-"""R16: many starts in one folder at the same moment: one trains, the others say who has it. After kill -9 the next takes it."""
+"""R16: of many simultaneous starts in one folder one trains, and the others name it. After kill -9 the next start replaces the
+lock."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ ROUNDS = 3
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` starts at once, in a new folder and again after each kill -9 of the one that had it."""
+    """Tests `count` simultaneous starts, in a new folder and after each kill -9 of the holder."""
     make_data(work)
     short = Variant("image", config_of(work), 1)
     expected = whole(short, work / "whole")
-    folder, wrong, owners = work / "wanted", list[str](), 0
+    folder, wrong, owners = work / "contested", list[str](), 0
     for _ in range(ROUNDS):
         config = quicker(short.config, steps=LONG)
         started = [start(config, folder) for _ in range(count)]

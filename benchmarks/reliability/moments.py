@@ -1,4 +1,4 @@
-"""When a run is disturbed: at a random time, or inside a save, which the folder aside shows."""
+"""Moments at which a run is disturbed: at a random time, or inside a save, which a temporary folder shows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ GLANCE = 0.0003  # seconds
 
 
 def at_random(run: Started, draw: random.Random, seconds: float) -> None:
-    """Waits for up to so many seconds; less where the run ends."""
+    """Waits a random time of at most `seconds`, less if the run ends."""
     end = time.monotonic() + draw.uniform(0, seconds)
     run.until(lambda: time.monotonic() > end, 0.001)
 
 
 def inside_a_save(run: Started, folder: Path, draw: random.Random) -> None:
-    """Waits for the next checkpoint to be begun, and then a little."""
+    """Waits until the next checkpoint is begun, and then a random short time."""
     before = set(asides(folder))
     if run.until(lambda: set(asides(folder)) - before, GLANCE):
         time.sleep(draw.uniform(0, SAVE))
 
 
 def asides(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are being written: what is being deleted is older than a whole one."""
+    """Returns the steps of checkpoints that are being written. Those that are being deleted are older than a complete one."""
     checkpoints = folder / "checkpoints"
     whole = max(saved(folder), default=0)
     steps = [int(path.name.split("_")[1].split(".")[0]) for path in checkpoints.glob("step_*.tmp")]
@@ -34,22 +34,22 @@ def asides(folder: Path) -> list[int]:
 
 
 def deleting(folder: Path) -> bool:
-    """Whether an old checkpoint is half deleted."""
+    """Returns whether an old checkpoint is partly deleted."""
     return any((folder / "checkpoints").glob("step_*.tmp")) and not asides(folder)
 
 
 def saved(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are in their place."""
+    """Returns the steps of the complete checkpoints."""
     return sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
 
 
 def lines(folder: Path) -> int:
-    """Lines of metrics."""
+    """Returns the number of lines of metrics."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def trains(run: Started, folder: Path) -> bool:
-    """Waits until this start has made a few updates; false where it ended."""
+    """Waits until this start has made a few updates; returns false if it ended."""
     before = lines(folder)
     return run.until(lambda: lines(folder) > before)

@@ -29,7 +29,7 @@ MOST = 2  # of train.max_skipped
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` runs with one bad number each, half of them on two processes; and two that never stop being bad."""
+    """Tests `count` runs with one bad number each, half of them on two processes, and two runs with bad numbers in every step."""
     make_data(work)
     config = config_of(work, max_skipped=MOST, log_every=1)
     jobs: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _one(folder: Path, variant: Variant, kind: str, value: float, step: int, rank: int) -> dict[str, Any]:
-    """One bad update."""
+    """Tests one bad update."""
     notes = folder.with_name(f"{folder.name}_notes")
     poison = _poison(kind, value, range(step, step + 1), rank)
     started = start(variant.config, folder, variant.processes, both(poison, spy(notes), watch_weights(notes)))
@@ -72,12 +72,12 @@ def _one(folder: Path, variant: Variant, kind: str, value: float, step: int, ran
 
 
 def _global(ids: list[int], skipped: list[dict[str, Any]], drawn: dict[int, Any], step: int) -> list[int]:
-    """The samples of a step, as skipped.jsonl names them."""
+    """Returns the samples of a step as in skipped.jsonl."""
     return ids if drawn[step] else skipped[0]["samples"]
 
 
 def _on_and_on(work: Path, variant: Variant) -> dict[str, Any]:
-    """From some step on every update is bad."""
+    """Tests a run in which every update from some step on is bad."""
     name = f"on_and_on_{variant.processes}p"
     expected, folder = whole(variant, work / f"{name}_whole"), work / f"{name}_bad"
     step = 3 * EVERY + 1  # no checkpoint falls between it and the stop
@@ -121,7 +121,7 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
 
 
 class _Spoil(torch.autograd.Function):
-    """Zero, whose gradient is not a number for one of a weight's values."""
+    """Returns zero, whose gradient is NaN for one of a weight's values."""
 
     @staticmethod
     def forward(context: Any, weight: torch.Tensor, value: float) -> torch.Tensor:
@@ -131,7 +131,7 @@ class _Spoil(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The bad number at the first place."""
+        """Puts the bad number at the first place."""
         found = gradient.new_zeros(context.shape)
         found.view(-1)[0] = context.value
         return found, None

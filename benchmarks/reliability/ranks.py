@@ -28,7 +28,7 @@ ALLOWED = {"killed": 10.0, "raising": 10.0, "poisoned": 10.0, "stopped": TIMEOUT
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Each kind on each rank."""
+    """Tests each kind of failure on each rank."""
     make_data(work)
     config = config_of(work, workers=1, timeout=TIMEOUT, max_skipped=2, log_every=1)
     variant = Variant("pair", config, PROCESSES)
@@ -80,7 +80,7 @@ def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, r
 
 
 def _unnamed(kind: str, rank: int, step: int, said: str) -> list[str]:
-    """Returns what the messages should name and do not: the rank (or the samples of a poisoned rank), and the step."""
+    """Returns the facts that are missing in the messages: the rank (or the samples of a poisoned rank), and the step."""
     found = [] if f"rank {rank}" in said or kind == "poisoned" else [f"rank {rank}"]
     near = [f"step {one}" for one in (step - 1, step, step + 1, step + 2)]
     return found + ([] if any(one in said for one in near) else [f"step {step}"])
@@ -97,13 +97,13 @@ def _family(started: Started) -> list[psutil.Process]:
 
 
 def _left(family: list[psutil.Process], seconds: float = 8.0) -> list[int]:
-    """Those that still run: data workers look every five seconds whether their trainer lives."""
+    """Returns the processes that still run. Data workers check every five seconds whether their parent is alive."""
     _, alive = psutil.wait_procs(family, seconds)
     return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _saboteur(kind: str, rank: int, step: int, mark: Path) -> Sabotage:
-    """Makes a process harm itself when it computes a certain step."""
+    """Makes a process fail at a certain step."""
 
     def sabotage(here: int) -> None:
         if here != rank:

@@ -18,7 +18,7 @@ COUNT, QUICK = STEPS, 3
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """From `count` of the steps of each kind of run."""
+    """Tests `count` of the steps of each kind of run."""
     make_data(work)
     jobs = {}
     for medium in ("image", "video"):

@@ -1,4 +1,4 @@
-"""The trainings that are disturbed: tiny, of real image files and real films, with accumulation, drop path and an average.
+"""Small trainings on real image files and videos, with accumulation, drop path and an average, which are then disturbed.
 
 A run that was disturbed is compared with the one that was not: every byte of the last checkpoint's tensors, the state beside
 them, and every line of metrics but for what the clock says.
@@ -58,7 +58,7 @@ def make_data(work: Path) -> None:
 
 
 def picture(number: int, side: int = 24) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A smooth picture with some noise, a function of its number; uint8 (side, side, 3)."""
+    """Makes a smooth picture with some noise, a function of its number; uint8 (side, side, 3)."""
     draw = np.random.default_rng(number)
     slopes, noise = draw.normal(size=(2, 3)), draw.integers(0, 40, (side, side, 3))
     across = np.linspace(-1, 1, side)
@@ -67,10 +67,10 @@ def picture(number: int, side: int = 24) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def config_of(work: Path, medium: str = "image", workers: int = 0, **train: Any) -> pretrain.Config:
-    """A run on the files that `make_data` wrote.
+    """Returns the config of a run on the files of `make_data`.
 
     Args:
-        train: choices of TrainConfig, by name.
+        train: options of TrainConfig, by name.
     """
     chosen = {
         "steps": STEPS,
@@ -105,7 +105,7 @@ def config_of(work: Path, medium: str = "image", workers: int = 0, **train: Any)
 
 
 def variants(work: Path, **train: Any) -> list[Variant]:
-    """Images and films, one process and two, without data workers and with two."""
+    """Lists the variants: images and videos, one process and two, without data workers and with two."""
     return [
         Variant(f"{medium}_{processes}p_{workers}w", config_of(work, medium, workers, **train), processes)
         for medium, processes, workers in VARIANTS
@@ -123,7 +123,7 @@ def result(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def whole(variant: Variant, folder: Path) -> dict[str, Any]:
-    """The training that nothing disturbs, and what it left."""
+    """Runs the undisturbed training, and returns its result."""
     run = start(variant.config, folder, variant.processes)
     if any(codes := run.wait()):
         raise RuntimeError(f"the undisturbed run ended with {codes}: {run.said()}")
@@ -132,7 +132,7 @@ def whole(variant: Variant, folder: Path) -> dict[str, Any]:
 
 
 def finish(variant: Variant, folder: Path, expected: dict[str, Any], sabotage: Sabotage | None = None) -> list[str]:
-    """Goes on to the end with the same command; what is wrong with it, if anything."""
+    """Continues a run to its end with the same command. Returns the errors, if any."""
     run = start(variant.config, folder, variant.processes, sabotage)
     if any(codes := run.wait()):
         return [f"{folder.name} ended with {codes}: {run.said()}"]
@@ -149,5 +149,5 @@ def differs(folder: Path, expected: dict[str, Any], variant: Variant) -> list[st
 
 
 def quicker(config: pretrain.Config, **train: Any) -> pretrain.Config:
-    """With other choices of training."""
+    """Returns the variant with other options of the training."""
     return replace(config, train=replace(config.train, **train))

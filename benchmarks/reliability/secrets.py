@@ -27,7 +27,7 @@ SHAPES = (
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Trainings that end well, by an exception that holds them all, and by a config that holds one."""
+    """Tests a successful training, one that ends by an exception with all secrets, and one whose config contains a secret."""
     make_data(work)
     planted = {name: f"PLANTED{draw.getrandbits(64):016x}" for name in NAMES}
     config = config_of(work, steps=6)

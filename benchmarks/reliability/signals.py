@@ -26,7 +26,7 @@ WAIT = 0.05  # seconds that a slow disk adds to an image
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` signals: half to a run of one process, half to one of two, whose data workers are slow."""
+    """Tests `count` signals: half to a run of one process, half to one of two, with slow data workers."""
     make_data(work)
     config = config_of(work, steps=STEPS, save_every=10, log_every=7)
     slow = config_of(work, workers=2, steps=STEPS, save_every=10, log_every=7)
@@ -58,7 +58,7 @@ def signal_runs(work: Path, variant: Variant, count: int, seed: int) -> dict[str
 
 
 def _stop(variant: Variant, folder: Path, draw: random.Random) -> tuple[float | None, list[str]]:
-    """One start that is asked to stop; how long that took, none where the run ended before, and what is wrong."""
+    """Sends a signal to one start. Returns the time until it ended (None: it ended before) and the errors."""
     moment = draw.choice(("any", "save", "data"))
     started = start(variant.config, folder, variant.processes, _slow_disk() if moment == "data" else None)
     said = len(started.said(10**6))
@@ -85,7 +85,7 @@ def _stop(variant: Variant, folder: Path, draw: random.Random) -> tuple[float | 
 
 
 def _slow_disk() -> Sabotage:
-    """Makes every image come late."""
+    """Delays every image."""
 
     def sabotage(rank: int) -> None:
         read = Images.read

@@ -37,7 +37,7 @@ Fault = Callable[[Variant, Path, random.Random], None]
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """For `count` minutes."""
+    """Tests for `count` minutes."""
     make_data(work)
     end = time.monotonic() + 60 * count
     jobs = {
@@ -119,7 +119,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
-    """One process that lives through all of it."""
+    """Runs one training through all deaths of its data workers."""
     draw, seen, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
     config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, final_learning_rate=0.1)
     folder = work / "witness_run"

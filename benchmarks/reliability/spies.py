@@ -36,7 +36,7 @@ def spy(notes: Path) -> Sabotage:
 
 
 class _Seen:
-    """Stands before a model, and keeps hashes of what it is given."""
+    """Wraps a model, and records hashes of its inputs."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.training = model, model.training
@@ -50,7 +50,7 @@ class _Seen:
 
 
 def digest(*values: Tensor) -> str:
-    """Twelve digits of the values' bytes."""
+    """Returns twelve digits of a hash of the values' bytes."""
     found = hashlib.sha256()
     for value in values:
         found.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -58,7 +58,7 @@ def digest(*values: Tensor) -> str:
 
 
 def told(notes: Path) -> dict[int, list[list[Any]]]:
-    """By step, in the global order: sample, epoch, mask, pixels of each; of a step that was made twice, the last time."""
+    """Returns sample, epoch, mask and pixels by step, in the global order. The last record of a repeated step counts."""
     steps: dict[int, dict[int, list[list[Any]]]] = {}
     for rank, path in enumerate(sorted(notes.glob("rank_*.jsonl"))):
         last = -1
@@ -98,7 +98,7 @@ def watch_weights(notes: Path) -> Sabotage:
 
 
 def both(*sabotages: Sabotage) -> Sabotage:
-    """One after the other."""
+    """Calls both, one after the other."""
 
     def sabotage(rank: int) -> None:
         for one in sabotages:

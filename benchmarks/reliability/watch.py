@@ -48,7 +48,7 @@ IN_OPEN = 0x20
 
 
 class Audit:
-    """Notes what is forbidden while it is entered. A hook cannot be taken out again: there is one a process."""
+    """Records forbidden actions inside its `with` block. A hook cannot be removed, so there is one per process."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -58,7 +58,7 @@ class Audit:
 
     @classmethod
     def installed(cls) -> Audit:
-        """The one of this process."""
+        """Returns the hook of this process."""
         if not _INSTALLED:
             _INSTALLED.append(cls())
             sys.addaudithook(_INSTALLED[0]._hear)
@@ -72,9 +72,9 @@ class Audit:
             root: below which files may be read and written; elsewhere only Python's own may be read.
             also: folders of caches.
         """
-        house = Path(__file__).resolve().parents[2]
+        repository = Path(__file__).resolve().parents[2]
         packages = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-        self.readable = (*map(str, also), str(house), sys.prefix, sys.base_prefix, *packages, *SYSTEM)
+        self.readable = (*map(str, also), str(repository), sys.prefix, sys.base_prefix, *packages, *SYSTEM)
         self.seen, self.root, self.writable = [], root, (str(root), *map(str, also), "/dev", "/proc")
         try:
             yield self.seen
@@ -130,7 +130,7 @@ def _below(path: Any, places: tuple[str, ...]) -> bool:
 
 
 class Bait:
-    """Files that nobody has a reason to open."""
+    """Files that no action has a reason to open."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._kernel = folder, ctypes.CDLL(None, use_errno=True)
@@ -139,7 +139,7 @@ class Bait:
             raise OSError(ctypes.get_errno(), "inotify")
 
     def touched(self) -> bool:
-        """Whether one was opened since the last question."""
+        """Returns whether a file was opened since the last call."""
         try:
             return bool(os.read(self._descriptor, 1 << 16))
         except BlockingIOError:

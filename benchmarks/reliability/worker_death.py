@@ -24,7 +24,7 @@ LEAST = 400  # updates: enough for a start of the workers to take less than a ru
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` deaths, half of them among workers that read images."""
+    """Tests `count` deaths, half of them among workers that read images."""
     make_data(work)
     jobs = {}
     for medium in ("image", "video"):
@@ -41,8 +41,8 @@ def _deaths(work: Path, variant: Variant, count: int, seed: int) -> dict[str, An
     expected, folder = whole(variant, work / f"{variant.name}_whole"), work / f"{variant.name}_killed"
     started = start(variant.config, folder)
     while deaths < count and not started.poll():
-        wanted = lines(folder) + draw.randint(1, BETWEEN)
-        started.until(lambda wanted=wanted: lines(folder) >= wanted)
+        goal = lines(folder) + draw.randint(1, BETWEEN)
+        started.until(lambda goal=goal: lines(folder) >= goal)
         deaths += kill_a_worker(started.pids[0], draw)
         time.sleep(draw.uniform(0, 0.02))
     if any(codes := started.wait()):
@@ -52,7 +52,7 @@ def _deaths(work: Path, variant: Variant, count: int, seed: int) -> dict[str, An
 
 
 def kill_a_worker(trainer: int, draw: random.Random) -> bool:
-    """Whether there was one."""
+    """Kills a worker, and returns whether there was one."""
     with suppress(psutil.Error):
         if children := psutil.Process(trainer).children():
             draw.choice(children).send_signal(signal.SIGKILL)

@@ -19,7 +19,7 @@ LATE = 0.004  # seconds at most, of a worker's image
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` runs, with 1, 2 and 4 workers in turn."""
+    """Tests `count` runs, with 1, 2 and 4 workers in turn."""
     make_data(work)
     config = config_of(work)
     first = start(config, work / "none", 1, spy(work / "none_notes"))
@@ -45,7 +45,7 @@ def _with_workers(work: Path, variant: Variant, expected: dict[str, Any], seen: 
 
 
 def _late(seed: int, rank: int) -> None:
-    """Makes every image come at another time."""
+    """Delays every image by a random time."""
     read, draw = Images.read, random.Random(seed)
 
     def late(self: Images, index: int, size_hint: int | None = None) -> Any:

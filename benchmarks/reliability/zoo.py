@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.circumstances import HOUSE
+from benchmarks.reliability.circumstances import REPOSITORY
 from benchmarks.reliability.harness import call, side_by_side, start
 from benchmarks.reliability.runs import config_of, picture
 from mmm.data.sources.folder import printable
@@ -30,7 +30,7 @@ BATCH = 16
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """`count` files of each kind of image and of video."""
+    """Tests `count` files of each kind of image and of video."""
     jobs = {medium: partial(_medium, work / medium, medium, count) for medium in ("image", "video")}
     found = side_by_side(work, jobs)
     return {"media": found, "wrong": [line for one in found.values() for line in one.pop("wrong")]}
@@ -74,8 +74,8 @@ def _compare(report: list[tuple[str, str]], expected: dict[str, str]) -> list[st
 
 
 def _plant(source: Path, manifest: Path, medium: str, count: int) -> None:
-    """Writes the files, and which of them are bad."""
-    sys.path.insert(0, str(HOUSE / "tests"))
+    """Writes the files, and returns the bad ones."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
     module = importlib.import_module("malformed" if medium == "image" else "malformed_videos")
     kinds = module.IMAGES if medium == "image" else module.VIDEOS
     source.mkdir()

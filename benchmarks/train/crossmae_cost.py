@@ -33,7 +33,7 @@ what torch allocates above the weights and AdamW's averages: activations and gra
 
 
 def make_step(variant: Variant, optimizer: torch.optim.Optimizer, x: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    """Forward, backward and update."""
+    """Makes a step of forward, backward and update."""
 
     def step() -> None:
         with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
@@ -46,7 +46,7 @@ def make_step(variant: Variant, optimizer: torch.optim.Optimizer, x: Tensor, dty
 
 
 def measure(options: argparse.Namespace, precision: str) -> dict[str, dict[str, Any]]:
-    """Seconds and bytes of every variant, by name."""
+    """Returns seconds and bytes of every variant, by name."""
     torch.compiler.reset()  # one forward serves all variants, and may be compiled only so many times
     device = torch.device(options.device)
     x = torch.randn(options.batch, 3, options.image, options.image, generator=torch.Generator().manual_seed(0)).to(device)
@@ -81,14 +81,14 @@ def shares_of_fusion(found: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def describe(found: dict[str, dict[str, Any]], alone: dict[str, float], precision: str, options: argparse.Namespace) -> str:
-    """The table of one precision."""
+    """Formats the table of one precision."""
     base, shares = found["MAE"], shares_of_fusion(found)
     rows = []
     for name, one in found.items():
         memory, whole = one["step_bytes"] / 2**20, (one["step_bytes"] + one["held_bytes"]) / 2**20
         relative = one["step_bytes"] / base["step_bytes"]
         times = f"{MINUTES['MAE'] / MINUTES[name]:.2f} x" if name in MINUTES else ""
-        room = f"{MEGABYTES[name] / MEGABYTES['MAE']:.2f}" if name in MEGABYTES else ""
+        published = f"{MEGABYTES[name] / MEGABYTES['MAE']:.2f}" if name in MEGABYTES else ""
         rows.append(
             [
                 name,
@@ -99,7 +99,7 @@ def describe(found: dict[str, dict[str, Any]], alone: dict[str, float], precisio
                 f"{shares[name]:.1%}" if name in shares else "",
                 f"{memory:,.0f}",
                 f"{relative:.2f}",
-                room,
+                published,
                 f"{whole:,.0f}",
             ]
         )

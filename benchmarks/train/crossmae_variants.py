@@ -1,4 +1,4 @@
-"""The ways of making a step that `crossmae_cost.py` measures: MAE's, CrossMAE's, and the published ways of both.
+"""The implementations of a step that `crossmae_cost.py` measures: MAE's and CrossMAE's, ours and the published ones.
 
 Shapes: B samples.
 """
@@ -32,12 +32,12 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of making a step.
+    """An implementation of a step.
 
     Attributes:
-        name: in the table.
-        loss: of the batch, with its graph.
-        model: whose weights are updated.
+        name: name in the table.
+        loss: computes the loss of the batch, with its graph.
+        model: the model whose weights are updated.
     """
 
     name: str
@@ -63,7 +63,7 @@ def variants(options: argparse.Namespace, x: Tensor) -> list[Variant]:
 
 
 def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
-    """A model at its published setting but for the decoder, on the device, its weights the same every time."""
+    """Builds a model at its published setting except for the decoder, with the same weights every time."""
     config = ModelConfig(
         tokenizer=Patches.Config(size=16),
         masker=RandomMasker.Config(ratio=0.75),
@@ -75,13 +75,13 @@ def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
 
 
 def masks(model: MaskedModel, x: Tensor, predict: float | None) -> Mask:
-    """Drawn once: drawing takes 0.2 ms, and is not part of the graph."""
+    """Draws the masks once; drawing takes 0.2 ms, and is not part of the graph."""
     masker = RandomMasker(RandomMasker.Config(ratio=0.75, predict=predict))
     return masker(sample_keys(0, 0, torch.arange(len(x), device=x.device)), model.tokenizer.grid(x))
 
 
 def stacked(model: MaskedModel) -> MaskedModel:
-    """The same weights, fused the published way."""
+    """Returns the same weights with the published fusion."""
     other = copy.copy(model.decoder)
     other._modules = dict(model.decoder._modules)  # a shallow copy shares even this
     other.fusion = StackedFusion(model.decoder.fusion)
@@ -89,18 +89,18 @@ def stacked(model: MaskedModel) -> MaskedModel:
 
 
 def with_mask(name: str, model: MaskedModel, mask: Mask, options: argparse.Namespace, owner: MaskedModel | None = None) -> Variant:
-    """A variant of ours, with its own compiled graph where that is asked for."""
+    """Returns a variant of ours, with its own compiled graph on request."""
     run = compiled(model, options)
     return Variant(name, lambda x: run(x, mask=mask).loss, owner or model)
 
 
 def compiled(module: nn.Module, options: argparse.Namespace) -> Callable[..., Any]:
-    """The module, or a compiled one of its own, for its shapes alone: variants differ in how many tokens are predicted."""
+    """Returns the module, or one that is compiled for its own shapes, because variants differ in the number of predicted tokens."""
     return torch.compile(module, fullgraph=True, dynamic=False) if options.compile else module
 
 
 def fusion_alone(options: argparse.Namespace, precision: str) -> dict[str, float]:
-    """Seconds of fusion by itself, forward and backward, ours and published, and of the one norm that is there without it."""
+    """Returns the seconds of fusion, forward and backward, ours and published, and of the single norm without fusion."""
     device = torch.device(options.device)
     model = build(options, CrossAttentionDecoder.Config(depth=12, fusion="linear"))
     fusion, shape = model.decoder.fusion, (options.batch, 1 + (options.image // 16) ** 2 // 4, model.encoder.shape.width)

@@ -38,7 +38,7 @@ from tasks import pretrain
 
 
 def config_of(recipe: pretrain.Config, source: Path, folder: Path, options: argparse.Namespace, workers: int) -> pretrain.Config:
-    """A recipe's run on these files."""
+    """Returns the config of a recipe's run on these files."""
     assert isinstance(recipe.encoder, VisionTransformer.Config)
     return replace(
         recipe,
@@ -59,7 +59,7 @@ def config_of(recipe: pretrain.Config, source: Path, folder: Path, options: argp
 
 
 def trained(config: pretrain.Config) -> dict[str, float]:
-    """The run's own metrics, after its start."""
+    """Returns the run's own metrics after its start."""
     pretrain.run(config)
     lines = (Path(str(config.folder)) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     clocks = [line["clock"] for line in map(json.loads, lines) if "data_wait" in line.get("clock", {})]
@@ -70,7 +70,7 @@ def trained(config: pretrain.Config) -> dict[str, float]:
 
 
 def alone(config: pretrain.Config) -> float:
-    """Samples a second of the loader, after its first batches."""
+    """Returns the samples per second of the loader, after its first batches."""
     steps, batch = config.train.steps or 1, config.train.batch_size
     batches = train_batches(open_data(config.data, "train"), config.data, seed=0, batch_size=batch, steps=steps)
     first = max(1, steps // 4)
@@ -81,7 +81,7 @@ def alone(config: pretrain.Config) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One line for each recipe and number of workers."""
+    """Measures a line for each recipe and number of workers."""
     make_files(folder / "jpegs", options.files, *SIZES["500x375"])
     (films,) = render(folder, ["340x256 g12 fastdecode"], frames=150, files=max(2, options.files // 8)).values()
     found = []
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The table."""
+    """Formats the table."""
     head = ["recipe, encoder, workers", "samples/s", "waiting for data", "files alone, samples/s"]
     rows = [
         [
@@ -110,7 +110,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=["image_mae", "video_mae"], default=["image_mae", "video_mae"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes where asked to."""
+    """Measures, prints, and writes results on request."""
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:

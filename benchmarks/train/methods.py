@@ -1,4 +1,4 @@
-"""Our training steps as they ship: a recipe's published setting, trained by the parts that the loop is made of.
+"""Our training steps: a recipe's published setting, trained by the functions of the loop.
 
 Shapes: B samples.
 """
@@ -54,7 +54,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of making a training step.
+    """An implementation of a training step.
 
     Attributes:
         method: one of `METHODS`.
@@ -78,12 +78,12 @@ class Way:
 
     @property
     def name(self) -> str:
-        """In tables."""
+        """The name in tables."""
         return f"{self.method}, {self.by}, {self.precision}"
 
 
 def config_of(method: str, setting: Setting) -> pretrain.Config:
-    """The recipe's published setting in this size."""
+    """Returns the recipe's published setting in this size."""
     config = KINETICS if method == "videomae" else IMAGENET
     data = replace(config.data, image_size=setting.image)
     decoder = config.decoder
@@ -109,13 +109,13 @@ def config_of(method: str, setting: Setting) -> pretrain.Config:
 
 
 def make_input(config: pretrain.Config, device: torch.device) -> torch.Tensor:
-    """Noise, the same every time, (B, C, ..., h, w) on the device."""
+    """Makes noise, the same every time, (B, C, ..., h, w) on the device."""
     shape = (config.train.batch_size, config.data.input().channels, *config.data.input().size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def ours(method: str, setting: Setting) -> Way:
-    """A step as `fit` makes it: masks from keys, forward, backward, the guard's norm, the update."""
+    """Makes a step as `fit` does: masks from keys, forward, backward, the norm of the gradient, the update."""
     config = config_of(method, setting)
     accelerator, model = start(config.train), build_model(config)
     training = Training.prepare(accelerator, model, make_optimizer(model, config.train), identity={})
@@ -136,5 +136,5 @@ def ours(method: str, setting: Setting) -> Way:
 
 
 def held_bytes(model: torch.nn.Module | MaskedModel) -> int:
-    """Weights, and AdamW's two averages of those that train."""
+    """Returns the bytes of weights and of AdamW's two averages of the trained ones."""
     return sum(w.numel() * w.element_size() * (3 if w.requires_grad else 1) for w in model.parameters())

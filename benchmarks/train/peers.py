@@ -28,7 +28,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def peers(method: str, setting: Setting, like: Way, device: torch.device) -> tuple[list[Way], list[str]]:
-    """The peers of one method, and what is missing.
+    """Returns the other implementations of one method, and the missing libraries.
 
     Args:
         like: our way of the same method, in whose precision they run; the published one also runs as it ships.
@@ -73,7 +73,7 @@ def make_step(loss: Loss, optimizer: torch.optim.Optimizer, dtype: torch.dtype |
 
 
 def vit_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
-    """transformers' ViTMAE; it draws its masks."""
+    """Builds transformers' ViTMAE, which draws its masks."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = ViTMAEConfig(image_size=setting.image, norm_pix_loss=True, attn_implementation="sdpa", **sizes(setting))
@@ -82,7 +82,7 @@ def vit_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
 
 
 def video_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
-    """transformers' VideoMAE, with one mask of tubes for all clips."""
+    """Builds transformers' VideoMAE, with one mask of tubes for all clips."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     width, depth, heads = VIDEO_DECODERS[setting.size]
@@ -113,7 +113,7 @@ def sizes(setting: Setting) -> dict[str, Any]:
 
 
 def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
-    """lightly's MAE, put together from its modules; it draws its masks."""
+    """Builds lightly's MAE from its modules; it draws its masks."""
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
@@ -138,5 +138,5 @@ def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
 
 
 def standardised(expected: Tensor) -> Tensor:
-    """Each patch to mean 0 and variance 1."""
+    """Standardises each patch to mean 0 and variance 1."""
     return (expected - expected.mean(-1, keepdim=True)) / (expected.var(-1, keepdim=True) + 1e-6) ** 0.5

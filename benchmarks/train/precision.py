@@ -1,4 +1,4 @@
-"""Does bf16 learn what fp32 learns? The loss of one training in both, update by update, on real photographs.
+"""Compares the loss of one training in bf16 and fp32, update by update, on real photographs.
 
     python -m benchmarks.train.precision                    the image demonstration's training: some minutes on two cores
     python -m benchmarks.train.precision --steps 20 --seeds 0        does it run at all?
@@ -33,7 +33,7 @@ LINES = 10  # of the table
 
 
 def train(precision: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run, by its own record."""
+    """Trains, and reads the run's own record."""
     every = max(1, options.steps // LINES)
     config = replace(
         DEMO,
@@ -57,7 +57,7 @@ def train(precision: str, seed: int, options: argparse.Namespace, folder: Path) 
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The table: a line each log, a column each run."""
+    """Formats the table: a row for each log line, a column for each run."""
     runs: dict[str, dict[str, Any]] = found["runs"]
     steps = next(iter(runs.values()))["steps"]
     rows = [[f"{step:,}", *(f"{run['loss'][i]:.5f}" for run in runs.values())] for i, step in enumerate(steps)]
@@ -79,7 +79,7 @@ def summary(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800, help="updates")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Trains, prints, and writes where asked to."""
+    """Trains, prints, and writes results on request."""
     options = parse(argv)
     runs = {}
     # each in a process of its own: Accelerate takes one precision for a process's whole life

@@ -1,4 +1,4 @@
-"""The published ways of doing what `mmm` does otherwise, restated from facts for comparison, on the same weights.
+"""Published implementations that differ from those of `mmm`, rewritten from their descriptions, on the same weights.
 
 MAE (models_mae.py) embeds every patch by a strided convolution and gathers after, and puts mask tokens back in the raster order
 before it decodes all tokens; its loss is computed on all of them. Its blocks are timm's, its kernels those that torch chooses.
@@ -63,7 +63,7 @@ class PublishedMAE(nn.Module):
         return F.linear(normed(whole, decoder.norm), decoder.head.weight, decoder.head.bias)[:, 1:]
 
     def loss(self, x: Tensor, prediction: Tensor, hidden: Tensor) -> Tensor:
-        """The mean squared error of standardised patches, of all tokens, counted where they are hidden."""
+        """Computes the mean squared error of standardised patches of all tokens, and averages it over hidden ones."""
         many, channels, height, wide = x.shape
         p = self.patch
         boxes = x.reshape(many, channels, height // p, p, wide // p, p)
@@ -74,12 +74,12 @@ class PublishedMAE(nn.Module):
 
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """By torch's own kernel, (..., D) -> (..., D)."""
+    """Norms with torch's own kernel, (..., D) -> (..., D)."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def plain_blocks(ours: nn.ModuleList) -> nn.ModuleList:
-    """timm's blocks on the weights of ours."""
+    """Returns timm's blocks with the weights of ours."""
     found = nn.ModuleList()
     for block in ours:
         heads, width = block.attn.num_heads, block.attn.proj.in_features

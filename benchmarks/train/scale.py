@@ -1,4 +1,4 @@
-"""Samples a second on 1, 2 and 4 processes of this machine, the work of each process the same: what the loop adds shows.
+"""Samples per second on 1, 2 and 4 processes of this machine, with the same work for each process.
 
     python -m benchmarks.train.scale --processes 1 2 4 --repeats 3 [--out benchmarks/results]
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import HOUSE, machine, spread, table
+from benchmarks.measure import REPOSITORY, machine, spread, table
 from mmm.train.distributed.setup import usable_cores
 
 STEADY = 2  # log lines at the start that are left out: imports and the first steps' allocations
@@ -41,9 +41,9 @@ def samples_per_second(folder: Path, processes: int, args: argparse.Namespace) -
     }
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(HOUSE / "recipes" / "image_mae.py"), "--preset", "demo", "--evaluate", *flags]
+    command += [str(REPOSITORY / "recipes" / "image_mae.py"), "--preset", "demo", "--evaluate", *flags]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=HOUSE, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the run on {processes} processes ended with {done.returncode}:\n{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The table."""
+    """Formats the table."""
     rows = [
         [name, f"{row['samples_per_second']['median']:.0f}", str(row["cores_in_use"]), f"{row['efficiency']:.2f}"]
         for name, row in found["processes"].items()

@@ -1,4 +1,4 @@
-"""A plan for 8, 64 and 512 GPUs, reckoned and not measured: what is sent a step against what is computed, and what data must come.
+"""A calculated plan for 8, 64 and 512 GPUs: communication and computation of a step, and the data that it needs.
 
     python -m benchmarks.train.scaling_plan --images_per_core 995 --clips_per_core 48 [--out benchmarks/results]
 
@@ -51,7 +51,7 @@ class Model:
 
 
 def recipes() -> Iterator[tuple[str, pretrain.Config]]:
-    """The published settings that are bought by the GPU-hour."""
+    """Returns the published settings."""
     for size in ("base", "large", "huge"):
         yield f"MAE {size}", _sized(image_mae.IMAGENET, size)
     yield "VideoMAE base", video_mae.KINETICS
@@ -66,7 +66,7 @@ def _sized(config: pretrain.Config, size: Any) -> pretrain.Config:
 
 
 def count(config: pretrain.Config) -> Model:
-    """Counts one sample's step; on torch's device without memory nothing is computed."""
+    """Counts one sample's step on the meta device, where nothing is computed."""
     with torch.device("meta"):
         model = pretrain.build_model(replace(config, seed=0))
     data = config.data.input()
@@ -80,7 +80,7 @@ def count(config: pretrain.Config) -> Model:
 
 
 def reckon(model: Model, gpus: int, args: argparse.Namespace) -> dict[str, float]:
-    """One row: seconds of computing and sending, GiB of state, samples a second and cores that decode them."""
+    """Returns a row: seconds of computation and communication, GiB of state, samples per second and cores that decode them."""
     samples = model.batch / gpus
     compute = samples * model.flops / (args.peak * 1e12 * args.share)
     bandwidth = (args.inside if gpus <= MACHINE else args.between) * 1e9 * args.reach
@@ -112,7 +112,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The table."""
+    """Formats the table."""
     head = ["model", "GPUs", "samples a GPU", "compute, ms", "sending, ms", "hidden"]
     head += ["state, GiB", "sharded", "samples/s", "cores a GPU"]
     rows = []

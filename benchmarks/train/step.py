@@ -41,7 +41,7 @@ GROWTH: dict[str, list[tuple[str, Setting]]] = {
 
 
 def limits(precisions: set[str], device: torch.device) -> dict[str, Any]:
-    """Steps that are one large product, by name."""
+    """Returns steps that consist of one large product, by name."""
     steps = {}
     for precision in sorted(precisions):
         matrix = torch.randn(SIDE, SIDE, device=device).to(DTYPES[precision] or torch.float32)
@@ -50,7 +50,7 @@ def limits(precisions: set[str], device: torch.device) -> dict[str, Any]:
 
 
 def measure(ways: Sequence[Way], options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Seconds, bytes and rates of every way, by name."""
+    """Returns seconds, bytes and rates of every implementation, by name."""
     products = limits({way.precision for way in ways}, device)
     steps = {way.name: way.step for way in ways} | products
     seconds = interleaved(steps, repeats=options.repeats, warmup=options.warmup, device=device)
@@ -70,7 +70,7 @@ def measure(ways: Sequence[Way], options: argparse.Namespace, device: torch.devi
 
 
 def compare(options: argparse.Namespace, setting: Setting, device: torch.device) -> tuple[dict[str, Any], list[str]]:
-    """Ours and the peers, images and clips apart, so that no more models are held than take turns."""
+    """Compares ours and other implementations; images and clips separately, to keep fewer models in memory."""
     found: dict[str, Any] = {}
     notes: list[str] = []
     for group in (("mae", "mae_today", "mae_hiera", "crossmae_75", "crossmae_25"), ("videomae",)):
@@ -86,7 +86,7 @@ def compare(options: argparse.Namespace, setting: Setting, device: torch.device)
 
 
 def grow(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Ours at other sizes, one at a time."""
+    """Measures ours at other sizes, one at a time."""
     found = {}
     for what, points in GROWTH.items():
         for method, point in points:
@@ -99,7 +99,7 @@ def grow(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """One table. Images are compared with the published step, as it ships and in our precision; clips with transformers'."""
+    """Formats a table. Images are compared with the published step, in its own and in our precision; clips with transformers."""
     image = [name for name in found if ", published, " in name]
     clip = [name for name in found if name.startswith("videomae, transformers")]
     rows = []
@@ -130,7 +130,7 @@ def ratio(base: dict[str, Any], one: dict[str, Any]) -> float:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--size", default="base", help="of the encoder: small, base, large or huge")
@@ -150,7 +150,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes where asked to."""
+    """Measures, prints, and writes results on request."""
     options = parse(argv)
     setting = Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__})
     device = start(TrainConfig(batch_size=1, learning_rate=1.0, precision=options.precision, compile=options.compile)).device

@@ -48,7 +48,7 @@ runpy.run_path(recipe, run_name="__main__")
 
 
 class Tree:
-    """A training of one tree, which goes on when it is asked to."""
+    """A training of one tree, which runs on request."""
 
     def __init__(self, tree: Path, recipe: str, block: int, folder: Path, flags: Sequence[str]) -> None:
         self.folder, self.block = folder, block
@@ -69,7 +69,7 @@ class Tree:
         os.close(writer)
 
     def wait(self) -> tuple[float, float]:
-        """CPU seconds and seconds of an update, in the block that ends next."""
+        """Returns CPU seconds and wall seconds of an update in the next block."""
         line = self.reports.readline()
         if not line:
             raise RuntimeError(self.folder.with_suffix(".log").read_text()[-2000:])
@@ -83,7 +83,7 @@ class Tree:
         self.process.stdin.flush()
 
     def loss(self) -> float:
-        """The loss of the last line of metrics, when the training has ended."""
+        """Returns the loss of the last line of metrics after the end of the training."""
         self.go()
         self.process.wait()
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]

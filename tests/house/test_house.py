@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-HOUSE = Path(__file__).parents[2]
-FILES = sorted(path.relative_to(HOUSE) for top in ("mmm", "tasks", "recipes", "benchmarks") for path in (HOUSE / top).rglob("*.py"))
+REPOSITORY = Path(__file__).parents[2]
+FILES = sorted(
+    path.relative_to(REPOSITORY) for top in ("mmm", "tasks", "recipes", "benchmarks") for path in (REPOSITORY / top).rglob("*.py")
+)
 LIBRARY = [path for path in FILES if path.parts[0] == "mmm"]
-TREES = {path: ast.parse((HOUSE / path).read_text(encoding="utf-8")) for path in FILES}
+TREES = {path: ast.parse((REPOSITORY / path).read_text(encoding="utf-8")) for path in FILES}
 KINDS = {"tokenizers", "maskers", "encoders", "decoders", "targets", "pools"}
 # the packages and loose files of mmm/; each imports only those before it, apart from the exceptions below
 ORDER = (
@@ -111,8 +113,10 @@ def test_parts_import_neither_data_nor_training(path: Path) -> None:
 
 
 def test_the_loose_files_of_the_library() -> None:
-    assert {path.name for path in (HOUSE / "mmm").glob("*.py")} == LOOSE
-    assert {path.parent.name for path in (HOUSE / "mmm").glob("*/__init__.py")} | {name.removesuffix(".py") for name in LOOSE} == {
+    assert {path.name for path in (REPOSITORY / "mmm").glob("*.py")} == LOOSE
+    assert {path.parent.name for path in (REPOSITORY / "mmm").glob("*/__init__.py")} | {
+        name.removesuffix(".py") for name in LOOSE
+    } == {
         *ORDER,
         "__init__",
     }
@@ -190,7 +194,7 @@ for package in ("data", "train", "evaluate", "weights", "config"):
     importlib.import_module("mmm." + package)
 print(json.dumps([found, [name for name in {absent} if name in sys.modules]]))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=HOUSE, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == [[], []]
     assert not done.stderr
 
@@ -292,8 +296,6 @@ def is_dataclass(holder: ast.ClassDef) -> bool:
 @over_files
 def test_texts_begin_with_a_noun_or_a_verb(path: Path) -> None:
     """Docstrings and the texts under fields. A text under a field is help: it is a sentence, and `None:` explains the default."""
-    if path.parts[0] == "benchmarks":
-        return
     docstrings = {id(node.body[0]) for node in ast.walk(TREES[path]) if getattr(node, "body", None) and has_docstring(node)}
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -322,6 +324,6 @@ def test_every_mutation_fits_the_code() -> None:
     """Each row of tests/mutations.py names a text that stands once in its file, and a test that is there."""
     from mutations import MUTANTS
 
-    texts = {name: (HOUSE / name).read_text(encoding="utf-8") for name in {mutant.file for mutant in MUTANTS}}
+    texts = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in {mutant.file for mutant in MUTANTS}}
     assert not [f"{mutant.file}: {mutant.old}" for mutant in MUTANTS if texts[mutant.file].count(mutant.old) != 1]
-    assert not [mutant.test for mutant in MUTANTS if not (HOUSE / "tests" / mutant.test.split(" ")[0].split("::")[0]).exists()]
+    assert not [mutant.test for mutant in MUTANTS if not (REPOSITORY / "tests" / mutant.test.split(" ")[0].split("::")[0]).exists()]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_house import FILES, HOUSE, called, imports, within
+from test_house import FILES, REPOSITORY, called, imports, within
 
 from mmm.config.cli import main
 from mmm.system.redact import HIDDEN, Redacting, redact, refuse_secrets
@@ -69,7 +69,7 @@ NETWORK = {  # data at an address that the user gives
 
 
 def test_our_own_source() -> None:
-    found = {str(path): set(banned(ast.parse((HOUSE / path).read_text(encoding="utf-8")))) for path in OURS}
+    found = {str(path): set(banned(ast.parse((REPOSITORY / path).read_text(encoding="utf-8")))) for path in OURS}
     found = {path: names - NETWORK.get(path, set()) for path, names in found.items()}
     assert not {path: names for path, names in found.items() if names}
 
