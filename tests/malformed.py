@@ -90,7 +90,7 @@ def jpeg(pixels: Pixels | Image.Image, **options: object) -> bytes:
 
 
 def grey(pixels: Pixels) -> Pixels:
-    """As all of them mean it, ITU-R 601; (H, W, 3) -> (H, W)."""
+    """Converts to grey by ITU-R 601; (H, W, 3) -> (H, W)."""
     return np.rint(pixels @ [0.299, 0.587, 0.114]).astype(np.uint8)
 
 
@@ -351,7 +351,7 @@ def jpeg_cmyk(seed: int) -> tuple[bytes, Pixels]:
 
 @image
 def jpeg_ycck(seed: int) -> tuple[bytes, Pixels]:
-    """As Photoshop writes it: the inks inverted, as luminance and colour, and an Adobe header."""
+    """Writes a JPEG as Photoshop does: inverted inks, as luminance and colour, and an Adobe header."""
     pixels = photograph(seed)
     import simplejpeg
 

@@ -859,7 +859,7 @@ MUTANTS = [
 
 
 def run_tests(folder: Path, tests: list[str]) -> None:
-    """In a process of its own: pytest on the copy, silent; its exit status is the process's."""
+    """Runs pytest on the copy in a silent separate process, which exits with pytest's status."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1), os.dup2(silent, 2)
     os.chdir(folder)

@@ -50,7 +50,7 @@ class Elsewhere(Tensor):
 
 
 class Pretending(TorchDispatchMode):
-    """Also makes the tensors that factories are asked for on the device, and moves the CPU's there."""
+    """Makes tensors of factories on the device, and moves tensors of the CPU there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})

@@ -32,7 +32,7 @@ def tube(hidden: list[int], slots: int) -> list[int]:
 
 
 def hidden_places(places: int, ratio: float) -> int:
-    """How many places of a frame are hidden."""
+    """Returns the number of hidden places of a frame."""
     return int(ratio * places)
 
 

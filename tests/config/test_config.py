@@ -373,7 +373,7 @@ def test_examples_in_the_help_keep_their_lines(capsys: pytest.CaptureFixture[str
 
 
 def test_help_whose_reader_stops_reading_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `--help | head` does."""
+    """The reader closes the pipe, as in `--help | head`."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:

@@ -35,7 +35,7 @@ def teach(model: MaskedModel, x: Tensor) -> Any:
 
 
 def plain_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
-    """For one place, (B, K): columns are divided by their sums, then rows by theirs."""
+    """Divides columns, then rows, by their sums, for one place, (B, K)."""
     shares = (logits / temperature).exp()
     for _ in range(iterations):
         shares = shares / shares.sum(0, keepdim=True)

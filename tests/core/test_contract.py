@@ -263,7 +263,7 @@ COMPILED = [pytest.param("encoder", "vit", medium, id=f"plain-{medium}") for med
 
 @pytest.mark.parametrize(("kind", "name", "medium"), COMPILED)
 def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
-    """With a given mask nothing in it needs Python: no hashing, no sort, no question to the device."""
+    """The forward with a given mask needs no Python: no hashing, no sort, no synchronisation."""
     model = model_of(kind, name, medium)
     x, mask = draw(model, samples=2)
     torch._dynamo.reset()

@@ -314,7 +314,7 @@ def test_what_is_no_family_is_refused(build: Build) -> None:
     ("home", "away"), [((12, 16), (20, 8)), ((12, 16), (24, 32)), ((4, 12, 16), (8, 12, 16)), ((4, 12, 16), (2, 8, 24))], ids=str
 )
 def test_another_grid_than_home_equals_a_model_built_for_it(home, away, build: Build) -> None:
-    """With `recompute`, fixed positions are computed for any grid: the weights do not know which one they were built for."""
+    """`recompute` computes fixed positions for any grid: the weights do not depend on the grid that they were built for."""
     anew = {
         "encoder": replace(SMALL, resize_positions="recompute"),
         "decoder": SelfAttentionDecoder.Config(width=16, depth=2, heads=2, resize_positions="recompute"),

@@ -26,7 +26,7 @@ def histograms(part: HogTarget, x: Tensor) -> Tensor:
 
 
 def test_it_equals_scikit_image_where_both_take_the_same_gradients() -> None:
-    """For f(x) + g(y), Sobel's kernels give 4 times the central differences. Bins are counted the other way round, from the
+    """Sobel's kernels return 4 times the central differences for f(x) + g(y). Bins are counted the other way round, from the
     vertical;
     at the border gradients are 0, the limit of two bins."""
     x = torch.randn(1, 1, 1, 40, dtype=torch.float64) + torch.randn(1, 1, 32, 1, dtype=torch.float64)

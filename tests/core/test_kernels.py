@@ -115,7 +115,7 @@ def test_no_copy_of_the_weights_is_kept() -> None:
 @pytest.mark.parametrize("queries", [5, 33])
 @pytest.mark.parametrize(("longest", "block"), [(16, 1), (2048, 1), (2048, 3 * 33 * 33 * 2), (2048, 2**21)])
 def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, block: int) -> None:
-    """By flash, head by head, a few heads at a time with a rest, and all at once."""
+    """Attention is computed by flash, head by head, by a few heads at a time with a remainder, and for all heads at once."""
     monkeypatch.setattr(kernels, "LONGEST", longest)
     monkeypatch.setattr(kernels, "BLOCK", block)
     parts = [torch.randn(2, count, 32, requires_grad=True) for count in (queries, 33, 33)]
@@ -208,7 +208,7 @@ def test_every_step_has_the_same_shapes(build: Callable[..., MaskedModel]) -> No
 
 
 def test_a_step_never_waits_for_the_device(build: Callable[..., MaskedModel]) -> None:
-    """On a device without values, reading one on the host is an error."""
+    """Reading a value on the host is an error on the meta device."""
     x = torch.empty(2, 3, 16, 16, device="meta")
     assert one_step(build().to("meta"), x, 0).device.type == "meta"
     with pytest.raises(RuntimeError):

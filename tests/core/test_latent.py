@@ -217,7 +217,8 @@ def unread(path: str) -> Any:
 
 @pytest.mark.parametrize("blocks", [None, (2, 1)])
 def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[int, ...] | None) -> None:
-    """It sees pixels as it was trained on them, in a size that gives the same tokens; of a clip the first frame of each tube."""
+    """The teacher gets pixels with its own normalisation, in a size that makes the same tokens; of a clip the first frame of
+    each tube."""
     import timm
 
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": (24, 32), "num_classes": 0}

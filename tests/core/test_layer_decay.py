@@ -95,7 +95,7 @@ def test_what_is_decayed() -> None:
 
 
 def test_a_pool_learns_as_the_head_does() -> None:
-    """Also where it holds parameters whose names an encoder's could have."""
+    """The pool's parameters may have names of an encoder's."""
     model = classifier(attentive=True)
     scales = settings(model, layer_groups(model, 0.05, 0.5), "lr_scale")
     assert {scale for name, scale in scales.items() if name.startswith("pool.")} == {1.0}

@@ -42,7 +42,7 @@ def sets(mask: Mask) -> list[Tensor]:
 
 
 def shown(mask: Mask, tokens: int) -> Tensor:
-    """Whether each token is visible, bool (B, N)."""
+    """Marks the visible tokens, bool (B, N)."""
     return torch.zeros(len(mask.visible), tokens, dtype=torch.bool).scatter(1, mask.visible, value=True)
 
 

@@ -28,7 +28,7 @@ MANY = sample_keys(5, 0, torch.arange(3000))
 
 
 def share(index: Tensor, tokens: int) -> Tensor:
-    """How often each token is in its row, (N,)."""
+    """Returns the share of rows that contain each token, (N,)."""
     return torch.zeros(len(index), tokens).scatter(1, index, 1.0).double().mean(0)
 
 
@@ -78,7 +78,7 @@ def test_the_sizes_of_an_update_are_those_of_the_paper_and_follow_from_the_step_
 
 
 def test_the_visible_tokens_are_a_random_part_of_what_the_context_leaves() -> None:
-    """Not its upper part, as after the published cut: rows are seen as often as their mirror images."""
+    """Rows are visible as often as their mirror images. The published code keeps the upper part."""
     masker = multi_block()
     for step in (0, 7):
         seen = share(masker(MANY, (14, 14), step=step).visible, 196).view(14, 14)
@@ -268,7 +268,7 @@ def test_odd_grids_and_other_ratios_are_refused() -> None:
 
 
 def test_the_running_cell_is_video_mae_v2_s() -> None:
-    """For tubes, exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, for one phase p a clip: 704 of 1,568."""
+    """Tubes: exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, for one phase p per clip: 704 of 1,568."""
     mask = draw("tube", (8, 14, 14), sample_keys(1, 0, torch.arange(400)), predict=0.449, running_cell=True)
     assert mask.predict.shape[1] == 704
     phases = []
@@ -316,7 +316,7 @@ def test_the_first_frames_are_seen_and_the_next_ones_predicted() -> None:
 
 
 def test_boxes_of_clips_are_hidden_one_after_another_until_the_count() -> None:
-    """As of block's rectangles: whole boxes, the last one cut; 157 of 8 x 7 x 7 units of 2 x 2 tokens."""
+    """Boxes are whole, except for the last one, which is cut; 157 of 8 x 7 x 7 units of 2 x 2 tokens."""
     options = {"duration": "random", "ratio": 0.4, "smallest": 9 / 49, "largest": 1.0, "unit": 2}
     keys = sample_keys(6, 0, torch.arange(64))
     mask = draw("block", (8, 14, 14), keys, **options)
@@ -351,7 +351,7 @@ def test_boxes_last_from_one_frame_to_all() -> None:
 
 
 def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
-    """As torch.multinomial without replacement does, frame by frame."""
+    """The frequencies are those of torch.multinomial without replacement, frame by frame."""
     scores = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
     part = draw("attention", (2, 3, 4), KEYS)
     assert part.visible.shape[1] == 2 * (12 - round(0.8 * 12))
@@ -400,7 +400,7 @@ def test_each_token_is_hidden_with_one_probability() -> None:
 
 
 def test_the_samples_of_an_update_share_a_number() -> None:
-    """It is binomial, and whatever it is, each set is as likely as another."""
+    """The number is binomial, and all sets of the same number are equally probable."""
     masker = maskers["bernoulli"](maskers["bernoulli"].Config(ratio=0.6, lengths="update"))
     keys = sample_keys(0, 0, torch.arange(2))
     assert_binomial(torch.tensor([masker(keys, (4, 5), step=step).predict.shape[1] for step in range(1200)]), 0.6)

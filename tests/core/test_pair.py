@@ -72,7 +72,7 @@ def test_bootmaes_decoders_and_its_weights_of_tokens(build: Build) -> None:
 
 
 def test_the_second_factor_rises(build: Build) -> None:
-    """From 0 to its value over half of the run; a checkpoint holds how far it is."""
+    """The factor rises from 0 to its value over half of the run; a checkpoint contains its progress."""
     target = PairTarget.Config(first=PixelTarget.Config(), second=LatentTarget.Config(), weights=(1.0, 3.0), second_rise=0.5)
     model = build(target=target, decoder=SELF)
     x = torch.randn(2, 3, 12, 16)
@@ -89,7 +89,7 @@ def test_the_second_factor_rises(build: Build) -> None:
 
 
 def test_what_one_of_the_two_does_the_pair_does(build: Build) -> None:
-    """It begins, learns, follows and looks across the batch as its parts do; one decoder may predict both."""
+    """The pair begins, learns, follows and depends on the batch as its parts do; one decoder may predict both."""
     second = LatentTarget.Config(teacher="runs/teacher")
     pair = PairTarget.Config(first=ClusterTarget.Config(clusters=5, decay=0.5), second=second, weights=(3.0, 1.0))
     model = build(target=PairTarget.Config(first=pair, second=PixelTarget.Config()), decoder=SELF)

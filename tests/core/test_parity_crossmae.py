@@ -179,7 +179,7 @@ def test_position_tables_are_the_published_ones_to_their_fp32() -> None:
 
 @pytest.mark.parametrize("sizes", [TINY, FULL_GRID, replace(SMALL, encoder=(384, 1, 6), decoder=(256, 2, 8))], ids=str)
 def test_predicting_a_part_is_predicting_all_and_choosing(sizes: Sizes) -> None:
-    """To rounding, whatever the part: a matrix product of one row and one of many are different programs."""
+    """They are equal up to rounding, because matrix products of one row and of many rows use different programs."""
     model = crossmae(sizes)
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         model = model.to(dtype)

@@ -58,7 +58,7 @@ def split(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 32), (40, 72)])  # the last stage has one window, two, or is padded
 def test_features_of_every_stage_equal_timms(size: tuple[int, int]) -> None:
-    """Also where another size than the home one has more windows to shift."""
+    """Another size than the home size may have more windows to shift."""
     theirs = disturbed(timms(size))
     grid = (size[0] // 8, size[1] // 8)
     encoder = ours(grid, theirs.state_dict())

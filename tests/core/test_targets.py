@@ -97,7 +97,8 @@ def test_pixmim_leaves_out_high_frequencies() -> None:
 
 
 def test_differences_are_to_the_frame_before() -> None:
-    """Also where that belongs to the tube before; the first frame's are 0. Two tubes of two frames on a plane of 1 x 3."""
+    """The frame before may belong to another tube; the differences of the first frame are 0. Two tubes of two frames on a plane
+    of 1 x 3."""
     clip = torch.randn(2, 3, 4, 4, 12, dtype=torch.float64)
     cut = {"p": 2, "q": 4, "r": 4}
     pattern = "b c (t p) (h q) (w r) -> b (t h w) (p q r c)"

@@ -37,7 +37,7 @@ def picture(seed: int = 0, channels: int = 3, side: int = 24) -> Tensor:
 
 
 def generators() -> tuple[object, ...]:
-    """Where all global generators stand."""
+    """Returns the states of all global generators."""
     return random.getstate(), str(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
 
 

@@ -39,7 +39,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 class Pairs(Dataset[Any]):
-    """As torchvision's: an image and a label, and the labels of all; the sample 1 cannot be read."""
+    """A data set like torchvision's: images with labels, and a list of labels. Sample 1 cannot be read."""
 
     targets = LABELS
     classes = ("a", "b", "c")

@@ -41,7 +41,7 @@ def kernel_of_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture
 def taken(kernel_of_source: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the kernel took each call."""
+    """Records whether the compiled kernel handled each call."""
     calls: list[bool] = []
 
     def kernel(*arguments: object) -> int:
@@ -83,7 +83,7 @@ def test_large_steps_and_small_ones(taken: list[bool], side: int, out: int) -> N
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_every_width(taken: list[bool], channels: int) -> None:
-    """So that what a result is made of ends at every byte of a window, and behind it."""
+    """The inputs of a result end at every byte of a window, and after it."""
     for width in range(34, 600):
         row = torch.randint(0, 256, (1, 1, width, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
         assert torch.equal(resize(row, (1, 33), "bilinear"), torchs(row, (1, 33), "bilinear")), width

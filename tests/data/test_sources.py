@@ -1,4 +1,4 @@
-"""Where images come from: folders, tables, the hub's form; splits, labels, what is left out, and clear refusals."""
+"""Sources of images: folders, tables, the hub's form; splits, labels, files that are left out, and error messages."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def photograph() -> Image.Image:
 
 
 def test_every_form_of_an_image_is_the_same_sample(photograph: Image.Image, tmp_path: Path) -> None:
-    """As evaluation makes it of a file."""
+    """Returns the sample that evaluation makes from a file."""
     path = tmp_path / "photograph.png"
     photograph.save(path)
     expected = normalise(center_crop(decode_image(path, 3), (16, 24))[None], DATA.mean, DATA.std)

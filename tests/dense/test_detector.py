@@ -230,7 +230,7 @@ def test_scenes_have_their_objects() -> None:
 
 
 def test_average_precision_is_that_of_pycocotools() -> None:
-    """On random objects and predictions of three classes, boxes and masks; a crowd among them."""
+    """The inputs are random objects and predictions of three classes, boxes and masks, with a crowd."""
     pytest.importorskip("pycocotools")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

@@ -53,7 +53,7 @@ def _one_accelerator() -> Iterator[None]:
 
 
 def test_scores_are_those_of_plain_counting() -> None:
-    """On random predictions: one confusion matrix over all images, ignored pixels left out, absent classes without an IoU."""
+    """Random predictions: one confusion matrix over all images, ignored pixels left out, absent classes without an IoU."""
     classes, random = 7, torch.Generator().manual_seed(1)
     score, pairs = SegmentationScore(classes), []
     for size in ((4, 9), (8, 3), (5, 5)):

@@ -24,7 +24,7 @@ def test_it_is_stored_without_outputs_and_compiles(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other in one folder: the later ones take the model that the first has trained."""
+    """The notebooks run one after the other in one folder: the later ones use the model that the first one trains."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     for path in sorted(NOTEBOOKS, key=lambda path: path.stem != "demonstration"):

@@ -1,4 +1,4 @@
-"""Where decoders look and what they mix: shares that are known, and pictures and numbers from a run's folder."""
+"""Attention and fusion of decoders: known shares, and pictures and numbers from a run folder."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_blanks_that_the_encoder_sees_are_hidden_tokens(build: Build) -> None:
 
 @pytest.mark.parametrize("decoder", [SELF, CROSS, replace(CROSS, self_attention=True)], ids=["self", "cross", "both"])
 def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> None:
-    """From the weights and the layer's own values follows the layer's own output."""
+    """The weights and the layer's own values result in the layer's own output."""
     model = build(size=(24, 16), decoder=decoder).double()
     x, mask = torch.randn(2, 3, 24, 16, dtype=torch.float64), model.masker(sample_keys(0, 0, torch.arange(2)), (6, 4))
     seen: list[tuple[nn.Module, tuple[Tensor, ...]]] = []

@@ -199,7 +199,7 @@ def test_the_numbers_of_ones_own_evaluation_are_compared(count: type[Evaluator],
 
 
 def test_the_model_is_in_evaluation_mode_and_then_as_it_was(build: Any) -> None:
-    """Also in the course of a training, and where an evaluation fails."""
+    """The rules also hold during a training, and if an evaluation fails."""
     seen: list[bool] = []
 
     class Look(Evaluator):

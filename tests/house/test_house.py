@@ -170,7 +170,7 @@ def test_data_imports_the_core_and_the_system_only(path: Path) -> None:
 
 @over_library
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    """In the function that needs them, or in a reader's own file, which is imported by the function that needs it."""
+    """They are imported in the function that needs them, or in a reader's own file, which such a function imports."""
     if path.parent != Path("mmm/data/decode/video") and path != Path("mmm/play/page.py"):
         top = [node for node in TREES[path].body if isinstance(node, (ast.Import, ast.ImportFrom))]
         assert not {name for node in top for name in imports(node) if within(name, *ONLY_WHERE_USED)}
@@ -182,7 +182,7 @@ def test_flags_are_read_by_one_reader(path: Path) -> None:
 
 
 def test_importing_mmm_brings_in_only_the_model() -> None:
-    """In a process of its own; nothing is printed or logged, and no device is touched."""
+    """A separate process imports it; nothing is printed or logged, and no device is touched."""
     absent = ["decord", "av", "datasets", "accelerate", "transformers", "matplotlib", "skimage", "sklearn", "timm"]
     script = f"""
 import importlib, json, logging, sys

@@ -346,7 +346,7 @@ def test_it_listens_on_this_machine_only(served: Any) -> None:
 
 
 def test_the_space_starts(place: Path, tmp_path: Path) -> None:
-    """With nothing but what is in its folder and the libraries that requirements.txt names."""
+    """The Space uses only the files in its folder and the libraries in requirements.txt."""
     from mmm.play.export import export_space
 
     folder = export_space([str(place / "small")], tmp_path / "space")

@@ -73,7 +73,7 @@ def test_one_flag_makes_it_of_mae() -> None:
 
 @pytest.mark.parametrize("preset", ["demo", "cifar10"])
 def test_presets_train(preset: str, run_recipe: Run, tmp_path: Path) -> None:
-    """On data that comes with the library; the CIFAR-10 preset on colour tiles of the same size."""
+    """The presets run on built-in data; the CIFAR-10 preset on colour tiles of the same size."""
     source = () if preset == "demo" else ("--data.source", "builtin:photographs", "--data.eval_split", "test")
     run = tmp_path / "run"
     result = run_recipe("image_crossmae", "--preset", preset, *source, "--data.workers", "0", "--folder", str(run))

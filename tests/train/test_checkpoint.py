@@ -178,7 +178,7 @@ def test_a_kill_at_any_line_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
 
 
 def _write_until(lines, folder):
-    """In the child: writes a checkpoint, and dies without a word after so many lines; 0 when it got to the end."""
+    """Writes a checkpoint in the child process, which dies silently after a number of lines; exits with 0 at the end."""
     left = lines
 
     def trace(frame, event, argument):
@@ -262,7 +262,7 @@ def test_a_file_that_has_no_room(tmp_path, room):
 
 
 def _write_into(folder, room):
-    """In the child: its exit code is the system's error."""
+    """Saves in the child process, whose exit code is the system's error."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     code = 1

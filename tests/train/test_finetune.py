@@ -153,7 +153,7 @@ def test_images_are_learned_with_soft_targets_and_all_is_recorded(images: Path, 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_a_fine_tuned_run_loads_with_its_head(images: Path, tmp_path: Path, norm: Any, caplog: Any) -> None:
-    """With the norm after the encoder's last block or, where the head has one in its place, without."""
+    """The encoder keeps the norm after its last block unless the head has one in its place."""
     run = tmp_path / "run"
     result = finetune.run(image_config(images, run, head=HeadConfig(norm=norm), train={"steps": 2}))
     model, saved = mmm.load(run), weights(run, 2)

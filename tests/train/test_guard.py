@@ -42,7 +42,7 @@ def test_nothing_moves_in_an_update_that_is_left_out(tmp_path, clip_norm, what):
 
 
 def test_the_first_update_of_all(tmp_path):
-    """When the optimizer has no state yet."""
+    """The optimizer has no state yet."""
 
     def loss(model, batch, step):
         return loss_of(model, batch, step) * (float("nan") if step == 0 else 1)

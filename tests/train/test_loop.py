@@ -216,7 +216,7 @@ def test_noise_is_there_and_differs_between_steps(tmp_path):
 
 
 def test_what_the_caller_does_between_updates_changes_nothing(tmp_path):
-    """It evaluates, which draws numbers too, and looks at the average of the weights."""
+    """The task evaluates, which draws random numbers too, and uses the average of the weights."""
 
     def evaluate(training):
         training.unwrapped.eval()

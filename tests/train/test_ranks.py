@@ -166,7 +166,7 @@ def try_all(folder: Path, ways: list[Way]) -> dict[str, Any]:
 
 
 def see(folder: Path, begun: dict[Way, list[int]]) -> dict[str, Any]:
-    """How the runs end: exit codes, and the seconds that the others took. Whoever lives after a minute has none."""
+    """Returns exit codes, and the seconds until the other processes ended. A process that lives after a minute has none."""
     codes: dict[int, int] = {}
     seconds: dict[int, float] = {}
     end = time.monotonic() + 60

@@ -81,7 +81,7 @@ class Net(nn.Module):
 
 
 def bad_loss(model, batch, step):
-    """Not finite in one micro-batch of one process."""
+    """Makes the loss of one micro-batch of one process non-finite."""
     loss = loss_of(model, batch, step)
     return loss / 0 if step == BAD and torch.equal(batch[0].float(), table()[ids(BAD)[-2]]) else loss
 
@@ -281,7 +281,7 @@ def test_a_resume_by_as_many_is_bit_for_bit(runs):
 
 
 def test_sharded_goes_on_whole_and_whole_goes_on_sharded(runs, caplog):
-    """On another number of processes too; that it differs is said."""
+    """A resume on another number of processes works too, and logs the difference."""
     train(runs / "begun", resume=True)
     assert "processes was 2, is 1; sharded was True, is False" in caplog.text
     for name in ("begun", "whole"):
@@ -417,7 +417,7 @@ def fork(folder, count, work):
 
 
 def leave(code):
-    """At once: taking a process group apart may wait for a process that waits for this one."""
+    """Exits at once: destroying a process group may wait for a process that waits for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -73,7 +73,7 @@ def test_stopped_at_every_step(tmp_path):
 
 
 def test_a_second_signal_while_the_first_is_served(tmp_path, monkeypatch):
-    """At each call that a save makes to the disk."""
+    """Sends a signal at each call of a save to the disk."""
     flush = checkpoint._flush
 
     def disturbed(path):
@@ -87,7 +87,7 @@ def test_a_second_signal_while_the_first_is_served(tmp_path, monkeypatch):
 
 
 def test_the_first_request_is_answered_at_once_and_the_second_ends_the_process(tmp_path):
-    """In an update that lasts longer than anybody would wait, in one call from which Python does not come back meanwhile."""
+    """Sends a signal in a very long update, during a single call that does not return to Python."""
     script = [sys.executable, __file__, str(tmp_path), "endless"]
 
     def act(both):
@@ -158,7 +158,7 @@ def test_a_launcher_that_is_gone_is_a_signal(launched, monkeypatch):
 
 
 def _outlive(answer, begin):
-    """In the launched process: what is looked up while the launcher lives, and after."""
+    """Records, in the launched process, the signals while the launcher lives, and after."""
     try:
         with StopSignals() as signals:
             launcher, first = os.getppid(), signals.look()

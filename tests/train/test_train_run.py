@@ -167,7 +167,8 @@ def test_of_many_starts_one_gets_a_dead_lock(tmp_path):
 
 
 def _try_to_take(folder, go, end, answer, others):
-    """In a child: tries for the lock when all may, answers `t`aken or `r`efused, and lives until all have."""
+    """Requests the lock in a child process at the same time as the others, answers `t`aken or `r`efused, and waits for all
+    answers."""
     for descriptor in others:
         os.close(descriptor)
     os.read(go, 1)

@@ -486,7 +486,7 @@ def test_a_refusal_of_the_hub_never_shows_a_token(
 
 
 def test_a_name_on_the_hub_is_fetched_and_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only config and weights are asked for."""
+    """The download requests only config and weights."""
     exported = tmp_path / "folder"
     ask(["export", str(run), "--out", str(exported)])
     asked: list[tuple[str, list[str]]] = []

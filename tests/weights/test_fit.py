@@ -77,7 +77,7 @@ def test_fixed_positions_stay_the_clip_model_s_own(build: Build, tmp_path: Path)
 
 
 def test_hiera_is_inflated_too(build: Build, tmp_path: Path) -> None:
-    """In the middle of its kernel; then its places have one table and its times another."""
+    """The image weights go to the middle frame of a kernel; places and times then have separate tables."""
     encoder = Hiera.Config(width=8, heads=1, stages=(1, 1, 1), mask_unit=4)
     parts = {"encoder": encoder, "masker": RandomMasker.Config()}
     source = build((32, 32), tokenizer=Patches.Config(size=16), **parts)

@@ -60,7 +60,7 @@ def test_folders_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_the_pixels_of_a_folder_are_those_of_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not ImageNet's mean and deviation, where its config.json says others."""
+    """The mean and deviation of config.json replace ImageNet's."""
     cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "input_size": (3, 96, 64)}
     original = theirs(num_classes=0, img_size=(96, 64), num_heads=6, pretrained_cfg_overlay=cfg)
     timm.models.save_for_hf(original, tmp_path, model_args={"img_size": [96, 64], "depth": 2, "num_heads": 6})

@@ -190,7 +190,7 @@ def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("bframes", [0, 2])
 def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: int, container: str) -> None:
-    """With intra refresh, only the first frame can be decoded by itself."""
+    """Writes a video with intra refresh, in which only the first frame can be decoded by itself."""
     path = tmp_path / f"refresh.{container}"
     write(
         path,
@@ -344,7 +344,7 @@ def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tm
 
 
 def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], tmp_path: Path) -> None:
-    """With the index at the front: the frames that are left are exact, the others refused."""
+    """The index is at the front: the remaining frames are exact, the others refused."""
     front = tmp_path / "front.mp4"
     with av.open(str(zoo["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -360,7 +360,7 @@ def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], 
 
 
 def shows_damage(path: Path) -> bool:
-    """Whether a plain decode from start to end reports damage."""
+    """Returns whether a plain decode from start to end reports damage."""
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]

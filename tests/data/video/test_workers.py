@@ -108,7 +108,7 @@ def test_evaluation_goes_on_without_the_sample(tree: Path, trap: Any) -> None:
 
 
 def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
-    """As by the kernel, when memory is short."""
+    """Kills a worker as the kernel does when memory is short."""
     clips = opened(tree)
     expected = list(train_batches(clips, replace(CONFIG, workers=0), seed=1, batch_size=3, steps=6))
     found = []
