@@ -83,6 +83,7 @@ def test_the_second_factor_rises(build: Build) -> None:
             model.target.update(model, step, 10, torch.tensor(False))
         found.append(model(x, mask=mask).loss.item())
     full = found[3] - found[0]
+    assert full > 0.1
     assert found[1] - found[0] == pytest.approx(0.4 * full, rel=1e-4)
     assert found[2] == found[3]
     assert "target.risen" in model.state_dict()
