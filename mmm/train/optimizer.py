@@ -96,7 +96,7 @@ def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[st
     options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option, value in options.items():
         if option not in has or (option == "betas" and len(has[option].default) != len(value)):
-            raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such option; leave it out")
+            raise ValueError(f"train.{option} {value}: train.optimizer {name} has no such option; set train.{option} none")
     if "momentum" in has and not has["momentum"].default:
         options.setdefault("momentum", MOMENTUM)
     if name in HYBRID:
