@@ -29,7 +29,7 @@ from mmm.train.schedule import make_plan
 from mmm.train.state import Training
 
 SAMPLES, STEPS, STOP = 4, 3, 2
-SETTINGS = replace(CONFIG, steps=STEPS, batch_size=SAMPLES, micro_batch_size=None, ema=None, clip_norm=None, save_every=STEPS)
+SETTINGS = replace(CONFIG, steps=STEPS, batch_size=SAMPLES, warmup_steps=1, ema=None, clip_norm=None, save_every=STEPS)
 QUICK = {("decoder", "convolution"), ("target", "prototypes"), ("masker", "bernoulli")}  # noise, a centre, a schedule of keys
 
 
@@ -39,25 +39,28 @@ def model_of(kind: str, name: str) -> MaskedModel:
 
 
 def train(folder: Path, kind: str, name: str, *, until: int | None = None, resume: bool = False) -> None:
-    accelerator = start(SETTINGS)
-    plan = make_plan(SETTINGS, samples=SAMPLES, processes=accelerator.num_processes)
+    # noise is drawn for a micro-batch; targets may look across one, and get all samples at once
+    config = replace(SETTINGS, micro_batch_size=None if kind == "target" else SAMPLES // 2)
+    accelerator = start(config)
+    plan = make_plan(config, samples=SAMPLES, processes=accelerator.num_processes)
     model = model_of(kind, name)
-    training = Training.prepare(accelerator, model, make_optimizer(model, SETTINGS), identity={})
+    training = Training.prepare(accelerator, model, make_optimizer(model, config), identity={})
     whole: MaskedModel = training.unwrapped  # type: ignore[assignment]
     MaskedObjective.connect(whole, accelerator)
     assert model.data is not None
     x = torch.randn(STEPS, SAMPLES, 3, *model.data.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    first = plan.micro_batch_size * accelerator.process_index
-    mine = slice(first, first + plan.micro_batch_size)
+    first = plan.accumulation * accelerator.process_index
+    parts = [slice(plan.micro_batch_size * part, plan.micro_batch_size * (part + 1)) for part in range(SAMPLES)]
+    mine = parts[first : first + plan.accumulation]
     if resume:
         training.restore(folder / "checkpoints")
 
-    def loss_of(model: torch.nn.Module, batch: Tensor, step: int) -> Tensor:
-        keys = sample_keys(0, step, torch.arange(SAMPLES))[mine]
-        return model(batch, mask=whole.draw_masks(batch, keys, step=step, steps=STEPS)).loss
+    def loss_of(model: torch.nn.Module, batch: tuple[Tensor, slice], step: int) -> Tensor:
+        keys = sample_keys(0, step, torch.arange(SAMPLES))[batch[1]]
+        return model(batch[0], mask=whole.draw_masks(batch[0], keys, step=step, steps=STEPS)).loss
 
-    batches = iter([step[mine] for step in x[training.step :]])
-    for update in fit(training, batches, loss_of, config=SETTINGS, plan=plan, seed=0, name_samples=ids):
+    batches = iter([(step[part], part) for step in x[training.step :] for part in mine])
+    for update in fit(training, batches, loss_of, config=config, plan=plan, seed=0, name_samples=ids):
         whole.target.update(whole, update.step, STEPS, update.made)
         if update.save or update.step == until:
             training.save(folder / "checkpoints", 2, needed=True)
