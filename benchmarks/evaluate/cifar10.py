@@ -27,7 +27,6 @@ from mmm.data import open_data
 from recipes.image_mae import CIFAR10
 
 PACE = 60  # updates of the run that measures the speed
-PROBES = {"linear": "linear_probe", "attentive": "attentive_probe"}
 
 
 class Measurement:
@@ -69,7 +68,7 @@ class Measurement:
         """Returns the result.json of a task, and runs the task if there is none yet."""
         result = self.folder / name / "result.json"
         if not result.exists():
-            self.command(*words, "--data.source", self.options.source, "--folder", self.folder / name, "--resume", "auto")
+            self.command(*words, "--folder", self.folder / name, "--resume", "auto")
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 
@@ -92,15 +91,21 @@ class Measurement:
             "curve": curve(self.metrics("pretrain"), self.images),
             "neighbours": self.neighbours(),
         }
-        for name, task in PROBES.items():
-            words = [f"recipes/image_{task}.py", "--preset", "cifar10"] if name == "linear" else ["-m", "tasks", task]
-            short = ("--train.epochs", self.options.probe_epochs)
-            found[name] = self.task(name, *words, "--model", run, *short)
-        tuning = ("recipes/image_finetune.py", "--preset", "cifar10", "--train.epochs", self.options.tune_epochs)
+        source = ("--data.source", self.options.source)
+        probe = ("recipes/image_linear_probe.py", "--preset", "cifar10", *source, "--model", run)
+        short = ("--train.epochs", self.options.probe_epochs)
+        found["linear"] = self.task("linear", *probe, *short, "--train.warmup_epochs", 1)
+        found["attentive"] = self.task("attentive", "-m", "tasks", "attentive_probe", run, *short)
+        tuning = ("recipes/image_finetune.py", "--preset", "cifar10", *source, "--train.epochs", self.options.tune_epochs)
         tuning += ("--train.warmup_epochs", 1)
         found["finetuned"] = self.task("finetuned", *tuning, "--model", run)
-        found["from_scratch"] = self.task("from_scratch", *tuning, "--model", run / "config.yaml")
+        found["from_scratch"] = self.task("from_scratch", *tuning, *self.shape())
         return found
+
+    def shape(self) -> list[str]:
+        """Returns the flags about tokenizer and encoder, for a model that is trained from scratch."""
+        pairs = zip(self.flags, self.flags[1:], strict=False)
+        return [word for pair in pairs if pair[0].startswith(("--tokenizer.", "--encoder.")) for word in pair]
 
     def batch_size(self) -> int:
         """Returns the batch size of the flag or of the preset."""
@@ -124,10 +129,10 @@ def describe(found: dict[str, Any], options: argparse.Namespace, flags: list[str
     near, line = found["neighbours"]["neighbours"], found["neighbours"]["linear"]
     names = {"trained": "pretrained", "untrained": "random weights", "raw_pixels": "raw pixels"}
     rows = [[shown, *(f"{100 * part[name]['top1']:.1f}" for part in (near, line)), "", ""] for name, shown in names.items()]
-    rows[0][3] = " / ".join(f"{100 * best(found[name]):.1f}" for name in PROBES)
+    rows[0][3] = " / ".join(f"{100 * best(found[name]):.1f}" for name in ("linear", "attentive"))
     rows[0][4] = f"{100 * found['finetuned']['top1']:.1f}"
     rows[1][4] = f"{100 * found['from_scratch']['top1']:.1f}"
-    head = ["weights", "20 neighbours, %", "linear, closed form, %", "linear / attentive probe, %", "fine-tuned, %"]
+    head = ["weights", "20 neighbours, %", "linear, 200 labels per class, %", "linear / attentive probe, %", "fine-tuned, %"]
     words = " ".join(["--recipe", options.recipe, *flags])
     lines = [f"# CIFAR-10, {found['epochs']} epochs ({words})", ""]
     lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
