@@ -280,7 +280,7 @@ def test_a_run_is_resumed_and_loaded(pairs: Path, tmp_path: Path, caplog: Any) -
     torch.testing.assert_close(Segmenter.from_pretrained(tmp_path / "saved").segment(x), model.segment(x))
     with pytest.raises(ValueError, match="biases of relative positions"):
         MaskedModel.from_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="--to timm holds no segmenter"):
+    with pytest.raises(ValueError, match="--to timm does not support a segmenter"):
         write_files(model, "timm", tmp_path)
 
 

@@ -25,7 +25,7 @@ def test_agrees_with_scikit_learn(digits: Tables, penalty: float) -> None:
     train, labels, test, expected = digits
     centre, spread = train.mean(0), train.std(0).clamp(min=0.5)
     train, test = (train - centre) / spread, (test - centre) / spread
-    ours = Logistic(train.shape[1], 10).fit(train, labels, penalty)
+    ours = Logistic(train.shape[1], 10).fit(train, labels, penalty, iterations=300, tolerance=1e-6)
     theirs = LogisticRegression(C=1 / (penalty * len(train)), max_iter=1000, tol=1e-8).fit(train.double().numpy(), labels.numpy())
     with torch.no_grad():
         shares = ours(test).softmax(1).numpy()

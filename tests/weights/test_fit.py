@@ -95,5 +95,5 @@ def test_what_cannot_be_fitted_is_refused(build: Build, tmp_path: Path) -> None:
     images, clips = build((12, 16), encoder=LEARNED), build((4, 12, 16), encoder=LEARNED)
     with pytest.raises(ValueError, match="--inflate average or --inflate centre"):
         initialise_from(clips, saved(images, tmp_path / "images"))
-    with pytest.raises(ValueError, match="is of clips"):
+    with pytest.raises(ValueError, match="is a model of clips"):
         initialise_from(images, saved(clips, tmp_path / "clips"))
