@@ -7,7 +7,7 @@ groups a mask), both sample-major; the factors are read from the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,10 @@ class Output:
     """The result of one forward.
 
     Attributes:
-        loss: fp32, (). For a mask with further masks in `also`, the mean over them.
-        prediction: (kmB, Q, K), in the precision of the forward. With further masks in `also`, that of the first mask.
+        loss: fp32, (). For a mask with further masks in `also`, the mean over them; for samples of different sizes, the mean over
+            the samples of each one's loss.
+        prediction: (kmB, Q, K), in the precision of the forward. With further masks in `also`, that of the first mask. With samples
+            of different sizes, this, `target` and `mask` are those of the first size.
         target: fp32 (kmB, Q, K), or int64 (kmB, Q) if the target is a class, or a tuple of these; without gradient.
         mask: the mask that was used.
     """
@@ -128,32 +130,41 @@ class MaskedModel(Pretrained, nn.Module):
             raise ValueError(f"{name} cannot leave out the padding of masker.name {config.masker.name}; set masker.lengths update")
         return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
-    def forward(self, x: Tensor, mask: Mask | None = None) -> Output:
+    def forward(self, x: Tensor | Sequence[Tensor], mask: Mask | Sequence[Mask] | None = None) -> Output:
         """The loss of a batch.
 
         Args:
-            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
-            mask: visible and predicted tokens. None: drawn with torch's generator.
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W); or several of these, of different sizes, which are computed
+                together: each sample attends to itself alone.
+            mask: visible and predicted tokens; of each size where there are several. None: drawn with torch's generator.
         """
         if self.decoder is None:
             raise ValueError("this model has no decoder and therefore no loss; use `encode` for features")
-        if not x.shape[0]:
-            raise ValueError(f"the input has no samples: {tuple(x.shape)}")
-        patches = self.tokenizer.split(x)  # (B, N, P)
-        grid = self.tokenizer.grid(x)
-        mask = self.draw_masks(x) if mask is None else mask.checked(x.shape[0], patches.shape[1])
-        token_targets = self.target.teach(x, patches, grid)  # once for all masks
+        inputs = [x] if isinstance(x, Tensor) else list(x)  # of one size each
+        for one in inputs:
+            if not one.shape[0]:
+                raise ValueError(f"the input has no samples: {tuple(one.shape)}")
+        patches = [self.tokenizer.split(one) for one in inputs]  # (B, N, P) each
+        grids = [self.tokenizer.grid(one) for one in inputs]
+        masks = self._checked(inputs, patches, mask)
+        token_targets = list(map(self.target.teach, inputs, patches, grids))  # once for all masks
         losses, answers = [], []
-        for one in mask.families:
-            features = self.encoder(patches, grid, one)  # only of the visible (and blank) tokens
-            prediction = self.decoder(features, one, grid)  # (kmB, Q, K)
-            target = self.target.pick(token_targets, one)  # (kmB, Q, K) or (kmB, Q)
-            losses.append(self.target.loss(prediction, target, one, features))
-            answers.append((prediction, target))
+        for family in zip(*(one.families for one in masks), strict=True):
+            features = self.encoder.packed(patches, grids, family)  # only of the visible (and blank) tokens
+            predictions = self.decoder.packed(features, family, grids)  # (kmB, Q, K) each
+            targets = list(map(self.target.pick, token_targets, family))  # (kmB, Q, K) or (kmB, Q) each
+            losses.append(mean_over_samples(map(self.target.loss, predictions, targets, family, features), inputs))
+            answers.append((predictions[0], targets[0]))
         loss = torch.stack(losses).mean()
-        if token_targets.loss is not None:
-            loss = loss + token_targets.loss
-        return Output(loss, *answers[0], mask)
+        own = [one.loss for one in token_targets if one.loss is not None]
+        return Output(loss + mean_over_samples(own, inputs) if own else loss, *answers[0], masks[0])
+
+    def _checked(self, inputs: list[Tensor], patches: list[Tensor], mask: Mask | Sequence[Mask] | None) -> list[Mask]:
+        """The masks of inputs of one size each; drawn, where none are given."""
+        if mask is None:
+            return [self.draw_masks(one) for one in inputs]
+        masks = [mask] if isinstance(mask, Mask) else mask
+        return [one.checked(*values.shape[:2]) for one, values in zip(masks, patches, strict=True)]
 
     def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
         """Encodes samples; `pooled`, `tokens`, `class_token` and `blocks` of the result are the features.
@@ -205,3 +216,12 @@ class MaskedModel(Pretrained, nn.Module):
         if not masker.needs_scores:
             return masker(keys, grid, step=step, steps=steps)
         return masker(keys, grid, step=step, steps=steps, scores=self.target.scores(x, self.tokenizer.split(x), grid))
+
+
+def mean_over_samples(losses: Iterable[Tensor], inputs: list[Tensor]) -> Tensor:
+    """Returns the mean loss of all samples, (), from the means of those of each size, so that a sample counts as it does alone."""
+    losses = list(losses)
+    if len(losses) == 1:
+        return losses[0]
+    samples = sum(one.shape[0] for one in inputs)
+    return torch.stack([loss * (one.shape[0] / samples) for loss, one in zip(losses, inputs, strict=True)]).sum()

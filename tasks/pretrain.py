@@ -8,14 +8,16 @@ from typing import Any, cast
 
 from mmm.contract import check_own_parts
 from mmm.core.registry import PartConfig
+from mmm.core.rng import sample_keys
 from mmm.data import DataConfig
+from mmm.data.loading.sizes import train_sizes
 from mmm.decoders import DecoderConfig, SelfAttentionDecoder
 from mmm.encoders import EncoderConfig, VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss, ReconstructionGallery
 from mmm.evaluate.evaluator import Context, Evaluations, EvaluatorSet
 from mmm.evaluate.health import with_health
 from mmm.evaluate.plots.curves import draw_loss
-from mmm.maskers import MaskerConfig, RandomMasker
+from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig
 from mmm.objectives.masked import DataStream, MaskedObjective, SecondSource, fingerprints, initialise, open_streams
 from mmm.targets import PixelTarget, TargetConfig
@@ -60,6 +62,7 @@ def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
     model = build_model(config)  # first: parts that do not fit together are refused before anything is opened
     check_own_parts(model)
+    check_sizes(config, model)
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ------------------------------------------------------------------------------------------------- data, model and optimizer
@@ -103,6 +106,38 @@ def build_model(config: Config) -> MaskedModel:
         tokenizer=config.tokenizer, masker=config.masker, encoder=config.encoder, decoder=config.decoder, target=config.target
     )
     return MaskedModel.build(parts, config.data.input(), seed=config.seed)
+
+
+def check_sizes(config: Config, model: MaskedModel) -> None:
+    """Refuses sizes of training samples with which a run would fail later.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for name, data, masker in named_sources(config):
+        if not data.varies:
+            continue
+        side = model.tokenizer.size[-1]
+        if data.keep_aspect and data.size_step % side:
+            raise ValueError(f"{name}.size_step {data.size_step} is not a multiple of a token's side, {side}; set it to {side}")
+        for height, width in train_sizes(data):
+            try:
+                grid = model.tokenizer.grid_of((*data.size[:-2], height, width))
+                if not masker.needs_scores:
+                    masker(sample_keys(config.seed, 0, 0), grid)
+            except ValueError as error:
+                raise ValueError(f"{name}.sides, {name}.aspects: samples of {height} x {width} pixels: {error}") from error
+        if data.pack and model.target.across_batch:
+            raise ValueError(f"{name}.pack: target.name {config.target.name} compares samples of one grid; leave it out")
+        if data.pack and config.train.compile:
+            raise ValueError(f"{name}.pack: the lengths of a sequence change in each update, so train.compile would not end")
+
+
+def named_sources(config: Config) -> list[tuple[str, DataConfig, Masker]]:
+    """The flag of each source, its options and its masker."""
+    first = ("data", config.data, maskers.build(config.masker))
+    second = config.second
+    return [first] if second is None else [first, ("second.data", second.data, maskers.build(second.masker))]
 
 
 def scaled(config: Config) -> TrainConfig:

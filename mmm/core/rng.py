@@ -46,6 +46,7 @@ class Stream(IntEnum):
     MIX = 13
     MASKS = 14  # each of several masks of a sample
     PHOTOMETRIC = 15
+    SIZE = 16
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -47,6 +47,19 @@ class DataConfig:
     """Column of labels in a table. None: found by name or type."""
     image_size: int | tuple[int, int] = 224
     """Size of a sample in pixels: one number for a square, or height and width."""
+    sides: tuple[int, ...] = ()
+    """Several sizes in one training: sides in pixels, of which each update takes one (with `pack`, each sample) by a draw from the
+    seed; evaluation keeps image_size. Empty: that of image_size."""
+    aspects: tuple[float, ...] = ()
+    """Several widths over heights, drawn beside `sides`: samples have about the area of a square of the side, and `crop_ratio`
+    counts from the aspect. Empty: that of image_size."""
+    keep_aspect: bool = False
+    """Images: give each training sample the aspect of its image, with at most the area of image_size, or of one of `sides`; needs
+    `pack`."""
+    size_step: int = 16
+    """The sides of samples of `aspects` and `keep_aspect` are multiples of this many pixels; give a token's side or a multiple."""
+    pack: bool = False
+    """Pretraining: samples of one update differ in size; blocks compute them as one sequence, in which each attends to itself."""
     channels: int = 3
     """Number of channels: 1 for grey, 3 for RGB, 4 for RGB and alpha. Any other number must be that of the files (.npy,
     .tiff)."""
@@ -93,6 +106,11 @@ class DataConfig:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def varies(self) -> bool:
+        """Whether training samples differ in size."""
+        return bool(self.sides or self.aspects or self.keep_aspect)
+
+    @property
     def size(self) -> tuple[int, ...]:
         """Size of a sample: (h, w), or (T, h, w)."""
         return self.frame_size
@@ -124,6 +142,9 @@ class DataConfig:
                 raise ValueError(f"data.{name} has {len(values)} values for data.channels {self.channels}; give one per channel")
         rules = {
             "image_size": min(self.frame_size) >= 1,
+            "sides": min(self.sides, default=1) >= 1,
+            "aspects": min(self.aspects, default=1.0) > 0,
+            "size_step": self.size_step >= 1,
             "std": min(self.std, default=1.0) > 0,
             "crop_scale": 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio[0] <= self.crop_ratio[1],
@@ -140,6 +161,13 @@ class DataConfig:
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"data.{name} cannot be {getattr(self, name)}: {RANGES[name]}")
+        if self.keep_aspect and (not self.pack or self.aspects or self.medium is not IMAGES):
+            raise ValueError(
+                "data.keep_aspect needs data.pack, because the samples of an update then differ in size, and images; "
+                "give data.aspects instead of it, not beside it"
+            )
+        if self.pack and not self.varies:
+            raise ValueError("data.pack is for samples that differ in size; set data.sides, data.aspects or data.keep_aspect")
         if self.augment is not None:
             check_policy(self.augment, self.channels)
             if self.resize == "device":
@@ -176,6 +204,9 @@ class ImagesConfig(DataConfig):
 
 RANGES = {
     "image_size": "give at least 1 pixel",
+    "sides": "give numbers of pixels, each at least 1",
+    "aspects": "give numbers above 0, each a width over a height",
+    "size_step": "give at least 1 pixel",
     "std": "give numbers above 0",
     "crop_scale": "give a smallest and a largest share above 0, of at most 1",
     "crop_ratio": "give a smallest and a largest ratio above 0",

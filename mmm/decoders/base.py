@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,3 +43,7 @@ class Decoder(nn.Module):
     @abstractmethod
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
+
+    def packed(self, features: Sequence[Features], masks: Sequence[Mask], grids: Sequence[Grid]) -> list[Tensor]:
+        """Predictions of batches of different grids, each as `forward` returns them. Here one batch after the other."""
+        return [self(*one) for one in zip(features, masks, grids, strict=True)]

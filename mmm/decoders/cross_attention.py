@@ -9,7 +9,9 @@ d the decoder's, h heads, K values predicted a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,8 +24,9 @@ from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.decoders.attention import AttentionDecoderConfig, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
+from mmm.layers.packing import Packing
 from mmm.layers.rotary import Rotary, make_rotary
-from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, initialise, make_norm
+from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, drop_samples, initialise, make_norm
 
 
 class CrossBlock(nn.Module):
@@ -49,12 +52,22 @@ class CrossBlock(nn.Module):
         source: Tensor,
         rotary: tuple[Rotary, Rotary] | None = None,
         valid: tuple[Tensor | None, Tensor | None] = (None, None),
+        packing: tuple[Packing, Packing] | None = None,
     ) -> Tensor:
-        """(B, Q, d), (B, M, D) -> (B, Q, d); rotations of the predicted tokens and of the source, and which are no padding."""
+        """(B, Q, d), (B, M, D) -> (B, Q, d).
+
+        Args:
+            x: the predicted tokens.
+            source: the encoded tokens.
+            rotary, valid, packing: of the predicted tokens and of the source; see `Attention`.
+        """
+        own = None if packing is None else packing[0]
+        drop = partial(drop_samples, self.drop_path, packing=own)
         if self.norm0 is not None and self.self_attn is not None:
-            x = x + self.drop_path(self.self_attn(self.norm0(x), None if rotary is None else rotary[0], None, valid[0]))
-        x = x + self.drop_path(self.cross_attn(self.norm1(x), source, rotary, valid[1]))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+            turned = None if rotary is None else rotary[0]
+            x = x + drop(self.self_attn(self.norm0(x), turned, None, valid[0], own))
+        x = x + drop(self.cross_attn(self.norm1(x), source, rotary, valid[1], packing))
+        return x + drop(self.mlp(self.norm2(x)))
 
 
 @decoders.register("cross_attention")
@@ -117,23 +130,54 @@ class CrossAttentionDecoder(Decoder):
         Raises:
             ValueError: the mask asks for visible tokens.
         """
+        (x, valid), rotary = self._queries(features, mask, grid), self._rotary(features, mask, grid)
+        for block, source in zip(self.blocks, self._sources(features), strict=True):
+            x = block(x, repeat_rows(source, x.shape[0]), rotary, valid)  # (mB, M, D) -> (kmB, M, D)
+        return self.head(self.norm(x[:, -mask.predict.shape[1] :]))  # (kmB, Q, K)
+
+    def packed(self, features: Sequence[Features], masks: Sequence[Mask], grids: Sequence[Grid]) -> list[Tensor]:
+        """Predictions of batches of different grids, whose tokens go through the blocks as one sequence."""
+        if len(masks) == 1:
+            return [self(features[0], masks[0], grids[0])]
+        groups, padding = zip(*map(self._queries, features, masks, grids), strict=True)
+        sources = [
+            [repeat_rows(source, len(group)) for source in self._sources(one)] for one, group in zip(features, groups, strict=True)
+        ]  # for each group and block (kmB, M, D)
+        packing = Packing.of(groups), Packing.of([one[0] for one in sources])
+        valid = tuple(own.pack_valid(some) for some, own in zip(zip(*padding, strict=True), packing, strict=True))
+        rotary, turns = None, [one for one in map(self._rotary, features, masks, grids) if one is not None]
+        if turns:
+            rotary = tuple(Rotary.packed(some, own) for some, own in zip(zip(*turns, strict=True), packing, strict=True))
+        x = packing[0].pack(groups)
+        for number, block in enumerate(self.blocks):
+            x = block(x, packing[1].pack([one[number] for one in sources]), rotary, valid, packing)
+        parts = zip(packing[0].unpack(x), masks, strict=True)
+        return [self.head(self.norm(part[:, -mask.predict.shape[1] :])) for part, mask in parts]
+
+    def _sources(self, features: Features) -> list[Tensor]:
+        """The tokens that each block reads, (mB, M, D)."""
+        return [features.last] * len(self.blocks) if self.fusion is None else list(self.fusion(features))
+
+    def _queries(self, features: Features, mask: Mask, grid: Grid) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+        """Makes a mask token with its position for each predicted token, behind the encoded ones where these are queries too.
+
+        Returns:
+            (kmB, Q or R + M + Q, d), and which of them and of the encoded tokens are no padding, where there is any.
+        """
         if mask.echo:
             raise ValueError(
                 "decoder.name cross_attention predicts no visible tokens; use self_attention, or leave masker.echo out"
             )
         x = self.mask_token.expand(*mask.predict.shape, -1)  # (kmB, Q, d)
-        if (table := place(self.pos_embed, self.config, self.home, grid, self.prefix)) is not None:
-            x = x + take(table[:, self.prefix :], mask.predict)
-        rotary, rows, valid_predict = self._rotary(features, mask, grid), x.shape[0], mask.valid_predict
+        table = place(self.pos_embed, self.config, self.home, grid, self.prefix)
+        x = x if table is None else x + take(table[:, self.prefix :], mask.predict)
+        rows, valid_predict = x.shape[0], mask.valid_predict
         valid = None if features.valid is None else repeat_rows(features.valid, rows)
         if self.embed is not None:
             x = torch.cat([repeat_rows(self.embed(features.last), rows), x], dim=1)  # (kmB, R + M + Q, d)
             if valid is not None and valid_predict is not None:  # both or none
                 valid_predict = torch.cat([valid, valid_predict], dim=1)
-        sources = [features.last] * len(self.blocks) if self.fusion is None else self.fusion(features)
-        for block, source in zip(self.blocks, sources, strict=True):
-            x = block(x, repeat_rows(source, rows), rotary, (valid_predict, valid))  # (mB, M, D) -> (kmB, M, D)
-        return self.head(self.norm(x[:, -mask.predict.shape[1] :]))  # (kmB, Q, K)
+        return x, (valid_predict, valid)
 
     def _rotary(self, features: Features, mask: Mask, grid: Grid) -> tuple[Rotary, Rotary] | None:
         """The rotations of the queries and of the encoded tokens."""

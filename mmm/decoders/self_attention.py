@@ -9,6 +9,7 @@ encoder's width, d the decoder's, K values predicted a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from mmm.core.types import Features, Shape
 from mmm.decoders.attention import AttentionDecoderConfig, make_positions, place
 from mmm.decoders.base import Decoder, decoders
 from mmm.decoders.fusion import make_fusion
+from mmm.layers.packing import Packing
 from mmm.layers.rotary import Rotary, make_rotary
 from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks, make_norm
 
@@ -96,6 +98,40 @@ class SelfAttentionDecoder(Decoder):
         Raises:
             ValueError: the mask asks for visible tokens and the decoder has no head for them, or in training the other way round.
         """
+        tokens, rotary, valid = self._join(features, mask, grid)
+        hidden = mask.predict.shape[1] - mask.echo
+        # of the last block only the predicted tokens are read, unless visible ones are predicted at their places
+        return self._read(self._run(tokens, rotary, valid, last=None if mask.echo else hidden), mask)
+
+    def packed(self, features: Sequence[Features], masks: Sequence[Mask], grids: Sequence[Grid]) -> list[Tensor]:
+        """Predictions of batches of different grids, whose tokens go through the blocks as one sequence."""
+        if len(masks) == 1:
+            return [self(features[0], masks[0], grids[0])]
+        groups, rotations, padding = zip(*map(self._join, features, masks, grids), strict=True)
+        packing = Packing.of(groups)
+        rotary, valid = Rotary.packed(rotations, packing), packing.pack_valid(padding)
+        tokens = self._run(packing.pack(groups), rotary, valid, packing=packing)
+        return [self._read(group, mask) for group, mask in zip(packing.unpack(tokens), masks, strict=True)]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        rotary: Rotary | None,
+        valid: Tensor | None,
+        last: int | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """Runs the blocks, (B, M, d) -> (B, M, d), or only the `last` so many tokens of the last one."""
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens, rotary, last if number == len(self.blocks) else None, None, valid, packing)
+        return tokens
+
+    def _join(self, features: Features, mask: Mask, grid: Grid) -> tuple[Tensor, Rotary | None, Tensor | None]:
+        """Joins encoded tokens and a mask token for each hidden one to predict, (kmB, R + M + Q - E, d).
+
+        Returns:
+            The tokens, their rotations, and which are no padding, where there is any.
+        """
         if mask.echo and self.head_echo is None:
             raise ValueError(f"the mask asks for {mask.echo} visible tokens; set decoder.echo, or leave masker.echo out")
         if self.training and self.head_echo is not None and not mask.echo:
@@ -109,16 +145,15 @@ class SelfAttentionDecoder(Decoder):
             prefix, body = table[:, : self.prefix], table[:, self.prefix :]  # (1, R, d), (1, N, d)
             seen = seen + torch.cat([prefix.expand(features.where.shape[0], -1, -1), take(body, features.where)], dim=1)
             queries = queries + take(body, asked)
-        tokens = torch.cat([repeat_rows(seen, rows), queries.to(seen.dtype)], dim=1)  # (kmB, R + M + Q - E, d)
         rotary = self._rotary(features, asked, grid) if self.config.rotary != "none" else None
         valid = None
         if features.valid is not None and mask.valid_predict is not None:  # both or none
             valid = torch.cat([repeat_rows(features.valid, rows), mask.valid_predict[:, :hidden]], dim=1)  # (kmB, R + M + Q - E)
-        echo = self.head_echo if mask.echo else None
-        for number, block in enumerate(self.blocks, start=1):
-            # of the last block only the predicted tokens are read, unless visible ones are predicted at their places
-            last = hidden if number == len(self.blocks) and echo is None else None
-            tokens = block(tokens, rotary, last, None, valid)
+        return torch.cat([repeat_rows(seen, rows), queries.to(seen.dtype)], dim=1), rotary, valid
+
+    def _read(self, tokens: Tensor, mask: Mask) -> Tensor:
+        """Predictions (kmB, Q, K) from the output of the last block, whose last tokens are the hidden ones."""
+        hidden, echo = mask.predict.shape[1] - mask.echo, self.head_echo if mask.echo else None
         predicted = self.head(self.norm(tokens[:, tokens.shape[1] - hidden :]))  # (kmB, Q - E, K)
         if echo is None:
             return predicted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,11 +71,14 @@ class Encoder(nn.Module):
             mask: with (mB, V) visible tokens and, where tokens are blanked, (mB, H) blank ones.
             blocks: the blocks whose outputs are returned; None: those that the decoder requires.
         """
-        where = torch.arange(math.prod(grid), device=patches.device)[None] if mask is None else mask.where
-        visible = patches if mask is None else take(patches, mask.visible)
+        visible, where, valid = shown(patches, grid, mask, self.shape.prefix)
         encode: Any = self.encode
-        padding = {} if mask is None or mask.valid is None else {"valid": F.pad(mask.valid, (self.shape.prefix, 0), value=True)}
+        padding = {} if valid is None else {"valid": valid}
         return encode(visible, where, grid, self.required.blocks if blocks is None else blocks, **padding)
+
+    def packed(self, patches: Sequence[Tensor], grids: Sequence[Grid], masks: Sequence[Mask]) -> list[Features]:
+        """Features of batches of different grids, each as `forward` returns them. Here one batch after the other."""
+        return [self(*one) for one in zip(patches, grids, masks, strict=True)]
 
     @abstractmethod
     def encode(self, visible: Tensor, where: Tensor, grid: Grid, blocks: tuple[int, ...]) -> Features:
@@ -107,3 +111,14 @@ class Encoder(nn.Module):
         if self.mask_token is None:
             raise ValueError("the mask blanks tokens, but the encoder has no mask token; build it with masker.blank")
         return torch.cat([tokens, self.mask_token.expand(tokens.shape[0], blanks, -1)], dim=1)
+
+
+def shown(patches: Tensor, grid: Grid, mask: Mask | None, prefix: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns what an encoder is given: values (mB, V, P), places (mB, V + H) or (1, N) for all tokens, and which are no padding.
+
+    The last, bool (mB, R + V + H) or None for all, counts the R prefix tokens, which never are padding.
+    """
+    if mask is None:
+        return patches, torch.arange(math.prod(grid), device=patches.device)[None], None
+    valid = None if mask.valid is None else F.pad(mask.valid, (prefix, 0), value=True)
+    return take(patches, mask.visible), mask.where, valid

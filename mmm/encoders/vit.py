@@ -6,6 +6,7 @@ R prefix tokens (class tokens, then registers), D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, Count, NonNegative, Positive, Rate, check_width
+from mmm.core.mask import Mask
 from mmm.core.positions import Resize, position_table, positions
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
-from mmm.encoders.base import Encoder, EncoderConfig, encoders
+from mmm.encoders.base import Encoder, EncoderConfig, encoders, shown
+from mmm.layers.packing import Packing
 from mmm.layers.rotary import Rotary, RotaryKind, check_rotary, make_rotary
 from mmm.layers.transformer import Activation, Embedding, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
 
@@ -199,13 +202,43 @@ class VisionTransformer(Encoder):
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
         turned = self.config.rotary != "none"
         rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype) if turned else None
+        last, kept = self._run(tokens, rotary, valid, blocks)
+        return Features(last, self.shape.prefix, where, kept, self.shape.registers, valid)
+
+    def packed(self, patches: Sequence[Tensor], grids: Sequence[Grid], masks: Sequence[Mask]) -> list[Features]:
+        """Features of batches of different grids, whose tokens go through the blocks as one sequence."""
+        if len(patches) == 1:
+            return [self(patches[0], grids[0], masks[0])]
+        given = [shown(*one, self.shape.prefix) for one in zip(patches, grids, masks, strict=True)]
+        visible, places, padding = zip(*given, strict=True)
+        groups = [self.embed(*one) for one in zip(visible, places, grids, strict=True)]  # (mB, R + M, D) each
+        packing, dtype = Packing.of(groups), self.patch_embed.proj.weight.dtype
+        rotary = Rotary.packed([self.rotary(grid, where, dtype) for grid, where in zip(grids, places, strict=True)], packing)
+        last, kept = self._run(packing.pack(groups), rotary, packing.pack_valid(padding), self.required.blocks, packing)
+        blocks = {number: packing.unpack(tokens) for number, tokens in kept.items()}
+        return [
+            Features(
+                tokens, self.shape.prefix, where, {number: blocks[number][group] for number in blocks}, self.shape.registers, valid
+            )
+            for group, (tokens, where, valid) in enumerate(zip(packing.unpack(last), places, padding, strict=True))
+        ]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        rotary: Rotary | None,
+        valid: Tensor | None,
+        blocks: tuple[int, ...],
+        packing: Packing | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Runs the blocks and the last norm, (B, M, D) -> (B, M, D); returns the outputs of the requested blocks too."""
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
-            tokens = block(tokens, rotary, None, added, valid)
+            tokens = block(tokens, rotary, None, added, valid, packing)
             if number in blocks:
                 kept[number] = added[0] if added else tokens
-        return Features(self.norm(tokens), self.shape.prefix, where, kept, self.shape.registers, valid)
+        return self.norm(tokens), kept
 
     def rotary(self, grid: Grid, where: Tensor, dtype: torch.dtype) -> Rotary | None:
         """Returns the rotations of the queries and keys of these tokens, or None where positions are added to the tokens alone."""

@@ -10,6 +10,7 @@ channels of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.core.tokens import Grid, take
+from mmm.layers.packing import Packing
 
 RotaryKind = Literal["none", "axial", "vjepa2", "dinov3", "capi"]
 HALVES = ("dinov3", "capi")  # a pair is channels i and i + c / 2
@@ -35,6 +37,15 @@ class Rotary:
     cos: Tensor
     sin: Tensor
     interleaved: bool
+
+    @classmethod
+    def packed(cls, rotations: Sequence[Rotary | None], packing: Packing) -> Rotary | None:
+        """Joins the angles of groups of tokens; None where they are not turned."""
+        turned = [one for one in rotations if one is not None]
+        if not turned:
+            return None
+        cos, sin = (packing.pack([getattr(one, name) for one in turned]) for name in ("cos", "sin"))
+        return cls(cos, sin, turned[0].interleaved)
 
     def apply(self, x: Tensor) -> Tensor:
         """Turns queries or keys, (B, M, h, c) -> (B, M, h, c), in the precision of the angles; returns that of x."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.layers.packing import Packing
 from mmm.layers.rotary import Rotary
 
 QKVBias = Literal["all", "qv", "none"]
@@ -46,8 +47,25 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c); `valid`, bool (B, M): which keys are no padding, None: all."""
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None = None,
+        packing: tuple[Packing, Packing] | None = None,
+    ) -> Tensor:
+        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c).
+
+        Args:
+            q, k, v: queries, keys and values.
+            valid: bool (B, M), which keys are no padding; None: all.
+            packing: of queries and of keys, where these are packed; each sample then attends to itself.
+        """
+        if packing is not None:
+            queries, keys = packing
+            parts = zip(queries.unpack(q), keys.unpack(k), keys.unpack(v), keys.unpack_valid(valid), strict=True)
+            return queries.pack([self(*part) for part in parts])
         q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))  # (B, h, Q or M, c)
         return self.attend(q, k, v, valid).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
 
@@ -98,10 +116,18 @@ class SelfAttention(nn.Module):
         self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, last: int | None = None, valid: Tensor | None = None) -> Tensor:
-        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens. `valid`: see `Attention`."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        last: int | None = None,
+        valid: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens. `valid`, `packing`: see `Attention`."""
         q, k, v = self.queries_keys_values(x, rotary)
-        return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid))
+        own = None if packing is None else (packing, packing)
+        return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid, own))
 
     def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
@@ -129,10 +155,15 @@ class CrossAttention(nn.Module):
         self.attention = Attention(heads)
 
     def forward(
-        self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None, valid: Tensor | None = None
+        self,
+        x: Tensor,
+        source: Tensor,
+        rotary: tuple[Rotary, Rotary] | None = None,
+        valid: Tensor | None = None,
+        packing: tuple[Packing, Packing] | None = None,
     ) -> Tensor:
-        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys. `valid`, of keys: see `Attention`."""
-        return self.proj(self.attention(*self.queries_keys_values(x, source, rotary), valid))
+        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys. `valid`, `packing`: see `Attention`."""
+        return self.proj(self.attention(*self.queries_keys_values(x, source, rotary), valid, packing))
 
     def queries_keys_values(
         self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None
@@ -229,6 +260,7 @@ class Block(nn.Module):
         last: int | None = None,
         added: list[Tensor] | None = None,
         valid: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """(B, M, D) -> (B, M, D).
 
@@ -239,13 +271,21 @@ class Block(nn.Module):
                 for them.
             added: the output of the MLP, before its scale and dropped paths, is appended to it.
             valid: bool (B, M), which tokens are no padding; None: all.
+            packing: where samples of different lengths are in x, (1, T, D); None: B samples of one length.
         """
         kept = x if last is None else x[:, -last:]
-        x = kept + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, last, valid)))
+        x = kept + drop_samples(self.drop_path, self.ls1(self.attn(self.norm1(x), rotary, last, valid, packing)), packing)
         change = self.mlp(self.norm2(x))
         if added is not None:
             added.append(change)
-        return x + self.drop_path(self.ls2(change))
+        return x + drop_samples(self.drop_path, self.ls2(change), packing)
+
+
+def drop_samples(drop_path: nn.Module, x: Tensor, packing: Packing | None) -> Tensor:
+    """Applies timm's DropPath, which drops whole rows, to the samples of (B, M, D) or of a packed (1, T, D)."""
+    if packing is None or isinstance(drop_path, nn.Identity):
+        return drop_path(x)
+    return packing.each(drop_path, x)
 
 
 def make_blocks(

@@ -116,9 +116,12 @@ class MaskedObjective:
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """Returns the mean loss of a micro-batch times the weight of its source, ()."""
         stream, batch = self.streams[batch.source], batch.to(self.device)
-        x = prepare(batch, stream.data, train=model.training)  # (B, C, ..., h, w)
-        mask = self.model.draw_masks(x, batch.keys, masker=stream.masker, step=step, steps=self.steps)
-        return model(x, mask=mask).loss * stream.weight
+        inputs = [prepare(part, stream.data, train=model.training) for part in batch.parts]  # (B, C, ..., h, w) of each size
+        draw = partial(self.model.draw_masks, masker=stream.masker, step=step, steps=self.steps)
+        masks = [draw(x, part.keys) for x, part in zip(inputs, batch.parts, strict=True)]
+        if len(inputs) == 1:
+            return model(inputs[0], mask=masks[0]).loss * stream.weight
+        return model(inputs, mask=masks).loss * stream.weight
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:

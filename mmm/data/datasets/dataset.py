@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any, Generic, Self, TypeVar
@@ -74,6 +75,16 @@ class Dataset(Generic[C]):
         joined = torch.bucketize(self.rows, ends, right=True)  # (N,)
         groups = [(joined == number).nonzero().flatten() for number in range(len(ends))]
         return WeightedOrder(groups, self.config.weights, seed, source)
+
+    def at_size(self, size: tuple[int, int]) -> Self:
+        """The same inputs with training samples of one other size, (h, w) in pixels; `crop_ratio` counts from their aspect."""
+        config = self.config
+        height, width = config.frame_size
+        stretch = size[1] / size[0] * height / width
+        ratio = (config.crop_ratio[0] * stretch, config.crop_ratio[1] * stretch)
+        part = copy(self)
+        part.config = replace(config, image_size=size, crop_ratio=ratio, sides=(), aspects=(), keep_aspect=False, pack=False)
+        return part
 
     def prefetch(self, index: Tensor) -> None:
         """Tells a remote source which inputs are read next, so that it can request them together."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmm.data.config import ImagesConfig
 from mmm.data.datasets.cached import CachedColumn
 from mmm.data.datasets.dataset import Dataset, select_rows
-from mmm.data.decode.image import Pixels, decode_image
+from mmm.data.decode.image import Pixels, decode_image, image_size
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
@@ -48,11 +48,29 @@ class Images(Dataset[ImagesConfig]):
     def __init__(self, table: Table, config: ImagesConfig, rows: Tensor, where: str) -> None:
         """See `Dataset`."""
         super().__init__(table, config, rows, where)
-        images = table.column.images if isinstance(table.column, CachedColumn) and config.augment is None else None
+        self._fit()
+
+    def _fit(self) -> None:
+        """Sets what depends on the size of samples."""
+        column, config = self.table.column, self.config
+        images = column.images if isinstance(column, CachedColumn) and config.augment is None else None
         fits = images is not None and is_small(images.shape[1], images.shape[2], config.size)
         self.size = config.size
         self.in_memory = torch.from_numpy(images) if images is not None and fits else None
         self.defers_resize = config.resize == "device" and max(config.size) > SMALL_SIDE
+
+    def at_size(self, size: tuple[int, int]) -> Self:
+        part = super().at_size(size)
+        part._fit()
+        return part
+
+    def aspect(self, index: int) -> float:
+        """The width over the height of an image, read from its header; 1 where the image cannot be read."""
+        try:
+            height, width = image_size(self.raw(index), self.config.channels)
+        except Unreadable:
+            return 1.0  # reading it fails again, and names it
+        return width / height
 
     def read(self, index: int, size_hint: int | None = None) -> Pixels:
         """Decodes one image to uint8 (H, W, C).

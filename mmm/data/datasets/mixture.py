@@ -13,6 +13,7 @@ from mmm.data.datasets.clips import Clips
 from mmm.data.datasets.images import Images
 from mmm.data.loading.loader import Batch, train_batches
 from mmm.data.loading.sampler import spread
+from mmm.data.loading.sizes import train_sizes
 
 Part = Images | Clips | LabelledPixels[Any] | AnnotatedObjects
 
@@ -87,6 +88,8 @@ class Mixture:
     def sample_batch(self, source: int, samples: int) -> Batch:
         """Reads a micro-batch of a source in this process, to measure its memory and time."""
         part = self.parts[source]
+        if part.config.varies:
+            part = part.at_size(max(train_sizes(part.config), key=math.prod))  # the one that takes most
         config = replace(part.config, workers=0, repeats=1)
         return next(train_batches(part, config, seed=self.seed, batch_size=samples, steps=1, source=source))
 

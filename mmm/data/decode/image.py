@@ -70,6 +70,23 @@ def decode_image(
         raise Unreadable(_reason(error)) from error
 
 
+def image_size(source: bytes | str | Path | Image.Image | NDArray[Any] | Tensor, channels: int) -> tuple[int, int]:
+    """Returns height and width of an image upright, as `decode_image` takes it, from its header where it has one.
+
+    Raises:
+        Unreadable: with the reason.
+    """
+    if isinstance(source, (bytes, str, Path)):
+        try:
+            with Image.open(io.BytesIO(source if isinstance(source, bytes) else read_file(source)), formats=_formats()) as image:
+                width, height = image.size
+                return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+        except (OSError, SyntaxError, ValueError):  # no format of Pillow's
+            pass
+    height, width, _ = decode_image(source, channels).shape
+    return height, width
+
+
 def _reason(error: Exception) -> str:
     """Converts an error to one line that is the same in every run. Pillow's message may contain an address in memory."""
     text = " ".join(str(error).split())

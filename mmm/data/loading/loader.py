@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from mmm.core.rng import Stream, integers, permutation, sample_keys, stream
 from mmm.data.config import DataConfig
 from mmm.data.errors import Problem
+from mmm.data.loading.sizes import TrainSizes
 from mmm.data.loading.worker_pool import load
 from mmm.data.transforms.crop import flip, lighting, normalise
 from mmm.data.transforms.device_resize import DeferredCrops, PackedCrops
@@ -76,6 +77,9 @@ class Order:
 class Samples(Protocol):
     """A data set that can be loaded; `mmm.data.datasets.images.Images` documents the methods."""
 
+    @property
+    def config(self) -> DataConfig: ...
+
     def __len__(self) -> int: ...
 
     def name(self, index: int, /) -> str: ...
@@ -129,6 +133,7 @@ class Batch:
         deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
         source: number of the source of the samples.
         targets: the objects of each sample, for data sets with objects; stays on the CPU.
+        also: further samples of this batch, in batches of one other size each (`data.pack`).
     """
 
     pixels: Tensor
@@ -140,18 +145,25 @@ class Batch:
     deferred: PackedCrops | None = None
     source: int = 0
     targets: tuple[dict[str, Tensor], ...] = ()
+    also: tuple[Batch, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index) + sum(map(len, self.also))
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """The samples of each size."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
 
     def pin_memory(self) -> Batch:
         """Copies the batch into page-locked memory; torch's loader calls this where there is a GPU."""
-        batch = self._each(Tensor.pin_memory)
+        batch = replace(self._each(Tensor.pin_memory), also=tuple(part.pin_memory() for part in self.also))
         return batch if self.deferred is None else replace(batch, deferred=self.deferred.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
         """Copies the batch to a device without waiting, and resizes deferred crops there."""
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        batch = replace(batch, also=tuple(part.to(device) for part in self.also))
         return batch if self.deferred is None else replace(batch, pixels=self.deferred.resize(device), deferred=None)
 
     def _each(self, change: Any) -> Batch:
@@ -159,7 +171,8 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
-Request = tuple[list[int], list[int]]  # epochs and indices; lists, because tensors would take two file handles each in the queue
+# epochs, indices and the update; lists, because tensors would take two file handles each in the queue
+Request = tuple[list[int], list[int], int]
 
 
 class _Views(Dataset[Batch]):
@@ -168,6 +181,7 @@ class _Views(Dataset[Batch]):
     def __init__(self, samples: Samples, seed: int, train: bool, repeats: int, source: int = 0) -> None:
         self.samples, self.seed, self.train, self.repeats, self.source = samples, seed, train, repeats, source
         self.labels = samples.labels()
+        self.sizes = TrainSizes(samples, seed, source) if train and samples.config.varies else None
 
     def __getitems__(self, request: Request) -> Batch | ValueError:
         """Makes a batch in a worker. Returns an error that ends the run: if raised, it would reach the parent as a
@@ -179,25 +193,32 @@ class _Views(Dataset[Batch]):
 
     def batch(self, request: Request) -> Batch:
         """Makes the batch of a request."""
-        epoch, index = (torch.tensor(numbers, dtype=torch.int64) for numbers in request)
+        epoch, index = (torch.tensor(numbers, dtype=torch.int64) for numbers in request[:2])
         repeat = torch.arange(self.repeats)
         keys = sample_keys(self.seed, epoch[:, None], index[:, None], source=self.source, repeat=repeat)  # (b, R)
-        return self._train(keys, index, epoch) if self.train else self._eval(keys, index, epoch)
+        if not self.train:
+            return self._eval(keys, index, epoch)
+        if self.sizes is None:
+            return self._train(self.samples, keys, index, epoch)
+        groups = self.sizes.groups(request[2], index, keys)
+        first, *others = (self._train(samples, keys[rows], index[rows], epoch[rows]) for samples, rows in groups)
+        problems = sum((part.problems for part in others), first.problems)
+        return replace(first, problems=problems, also=tuple(others))
 
     def _problems(self, index: Tensor, failed: dict[int, str]) -> list[Problem]:
         places = {row: int(index[row]) for row in failed}
         return [Problem(place, self.samples.name(place), failed[row]) for row, place in places.items()]
 
-    def _train(self, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
+    def _train(self, samples: Samples, keys: Tensor, index: Tensor, epoch: Tensor) -> Batch:
         """Replaces each unreadable input by the first readable one of a sequence drawn from its key. The key stays the same."""
-        views, failed = self._read(index, keys)
+        views, failed = self._read(samples, index, keys)
         problems = self._problems(index, failed)
         for attempt in range(SUBSTITUTES):
             if not failed:
                 break
             rows = torch.tensor(sorted(failed))
             index[rows] = integers(stream(keys[rows, 0], Stream.SUBSTITUTE), len(self.samples), SUBSTITUTES)[:, attempt]
-            others, again = self._read(index[rows], keys[rows])
+            others, again = self._read(samples, index[rows], keys[rows])
             _put(views, rows, others)
             failed = {int(rows[row]): reason for row, reason in again.items()}
             problems += self._problems(index, failed)
@@ -213,11 +234,11 @@ class _Views(Dataset[Batch]):
         kept = torch.tensor([row for row in range(len(index)) if row not in failed], dtype=torch.int64)
         return self._batch(pixels[kept], keys[kept], index[kept], epoch[kept], self._problems(index, failed))
 
-    def _read(self, index: Tensor, keys: Tensor) -> tuple[Tensor | DeferredCrops, dict[int, str]]:
+    def _read(self, samples: Samples, index: Tensor, keys: Tensor) -> tuple[Tensor | DeferredCrops, dict[int, str]]:
         """Reads views (b, R, C, ..., h, w), or deferred crops; also returns the reasons for unreadable inputs, by row."""
-        if self.samples.defers_resize:
-            return self.samples.deferred_train_views(index, keys.flatten())
-        pixels, failed = self.samples.train_views(index, keys.flatten())
+        if samples.defers_resize:
+            return samples.deferred_train_views(index, keys.flatten())
+        pixels, failed = samples.train_views(index, keys.flatten())
         return pixels.unflatten(0, (-1, self.repeats)), failed
 
     def _batch(self, views: Tensor | DeferredCrops, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
@@ -258,7 +279,8 @@ def train_batches(
     """Yields the micro-batches of one process, from step `start_step` to the end of the run.
 
     Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. A process takes the
-    contiguous `rank`-th part of them, in `accumulation` micro-batches. A start in the middle of a run takes no extra time.
+    contiguous `rank`-th part of them, in `accumulation` micro-batches. All have one size, which follows from the step; with
+    `data.pack` each sample has its own size, which follows from its key. A start in the middle of a run takes no extra time.
     Sample n is view n mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
 
     Args:
@@ -285,7 +307,7 @@ def train_batches(
         for step in range(start_step, steps):
             for micro in range(accumulation):
                 epoch, index = order.at((step * world + rank) * part + micro * size, size)
-                yield epoch.tolist(), index.tolist()
+                yield epoch.tolist(), index.tolist(), step
 
     return _load(_Views(samples, seed, train=True, repeats=repeats, source=source), requests, config.workers)
 
@@ -310,7 +332,7 @@ def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, wor
     def requests() -> Iterator[Request]:
         for number in range(first, end):
             index = list(range(number * size, min((number + 1) * size, len(samples))))
-            yield [0] * len(index), index
+            yield [0] * len(index), index, 0
 
     return _load(_Views(samples, 0, train=False, repeats=config.views), requests, config.workers)
 
@@ -324,7 +346,13 @@ def _load(views: _Views, requests: Callable[[], Iterator[Request]], workers: int
 
 
 def prepare(batch: Batch, config: DataConfig, *, train: bool) -> Tensor:
-    """Normalises the pixels of a batch on its device, after flips and lighting in training. float32 (B, C, ..., h, w)."""
+    """Normalises the pixels of a batch on its device, after flips and lighting in training. float32 (B, C, ..., h, w).
+
+    Raises:
+        ValueError: samples of different sizes are packed; then each of `Batch.parts` is prepared.
+    """
+    if batch.also:
+        raise ValueError("data.pack is for pretraining; leave it out, so that the samples of an update have one size")
     x = batch.pixels
     if train:
         x = flip(x, batch.keys, config.flip)
