@@ -167,8 +167,8 @@ MUTANTS = [
     Mutant("mmm/layers/transformer.py", "k, v = self.kv(source)", "v, k = self.kv(source)", PARITY_CROSSMAE),
     Mutant(
         "mmm/decoders/cross_attention.py",
-        "self.cross_attn(self.norm1(x), source, rotary, valid[1])",
-        "self.cross_attn(x, source, rotary, valid[1])",
+        "self.cross_attn(self.norm1(x), source, rotary, valid[1], packing)",
+        "self.cross_attn(x, source, rotary, valid[1], packing)",
         PARITY_CROSSMAE,
     ),
     Mutant(
@@ -548,6 +548,13 @@ MUTANTS = [
         "masker=self.streams[0].masker",
         "train/test_pretrain_video.py -k second_source_matters",
     ),
+    Mutant(
+        "mmm/data/loading/sizes.py",
+        "sample_keys(self.seed, 0, step, source",
+        "sample_keys(self.seed, 0, 0, source",
+        "data/test_sizes.py -k follow_from_the_step",
+    ),
+    Mutant("mmm/model.py", "one.shape[0] / samples", "1 / len(losses)", "core/test_packing.py -k as_it_is_alone"),
     Mutant(
         "mmm/objectives/masked.py",
         "mask=mask).loss * stream.weight",

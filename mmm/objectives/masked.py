@@ -119,9 +119,8 @@ class MaskedObjective:
         inputs = [prepare(part, stream.data, train=model.training) for part in batch.parts]  # (B, C, ..., h, w) of each size
         draw = partial(self.model.draw_masks, masker=stream.masker, step=step, steps=self.steps)
         masks = [draw(x, part.keys) for x, part in zip(inputs, batch.parts, strict=True)]
-        if len(inputs) == 1:
-            return model(inputs[0], mask=masks[0]).loss * stream.weight
-        return model(inputs, mask=masks).loss * stream.weight
+        x, mask = (inputs[0], masks[0]) if len(inputs) == 1 else (inputs, masks)
+        return model(x, mask=mask).loss * stream.weight
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
