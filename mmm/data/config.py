@@ -107,7 +107,7 @@ class DataConfig:
 
     @property
     def varies(self) -> bool:
-        """Whether training samples differ in size."""
+        """Returns whether training samples differ in size."""
         return bool(self.sides or self.aspects or self.keep_aspect)
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of each sample are in a sequence: group after group, sample after sample.
+    """The places of the tokens of each sample in a sequence: group after group, sample after sample.
 
     Attributes:
         shapes: B and M of each group.

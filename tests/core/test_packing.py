@@ -19,7 +19,7 @@ from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDeco
 from mmm.encoders import VisionTransformer, encoders
 from mmm.layers.packing import Packing
 from mmm.layers.transformer import drop_samples
-from mmm.maskers import MultiBlockMasker, RandomMasker
+from mmm.maskers import BernoulliMasker, MultiBlockMasker, RandomMasker
 from mmm.targets import LatentTarget
 
 SMALL = VisionTransformer.Config(width=24, depth=2, heads=2)
@@ -34,6 +34,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "crossmae_rotary": {"decoder": replace(CROSS, rotary="axial", self_attention=True)},
     "simmim": {"masker": RandomMasker.Config(ratio=0.5, blank=True), "decoder": LinearDecoder.Config()},
     "ijepa": {"masker": MultiBlockMasker.Config(), "encoder": replace(SMALL, class_token=False), "target": LatentTarget.Config()},
+    "padded": {"masker": BernoulliMasker.Config(ratio=0.5), "encoder": replace(SMALL, rotary="axial")},
+    "padded_cross": {"masker": BernoulliMasker.Config(ratio=0.5), "decoder": replace(CROSS, self_attention=True)},
     "clips": {"size": (4, 12, 16), "encoder": replace(SMALL, rotary="axial")},
 }
 SIZES = ((8, 24), (12, 16), (16, 20))
@@ -76,7 +78,7 @@ def test_a_packed_sample_is_computed_as_it_is_alone(case: Any) -> None:
 
 def pick(mask: Mask, i: int, samples: int) -> Mask:
     """The mask of one sample."""
-    names = ("visible", "predict", "blank", "weight")
+    names = ("visible", "predict", "blank", "weight", "valid", "valid_predict")
     values = {name: getattr(mask, name).unflatten(0, (samples, -1))[i] for name in names if getattr(mask, name) is not None}
     return replace(mask, **values)
 
