@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import CheckedConfig
 from mmm.core.mask import Mask
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
@@ -50,7 +51,7 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(CheckedConfig):
     """The configs of the five parts of a method."""
 
     tokenizer: PartConfig

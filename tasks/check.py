@@ -13,13 +13,14 @@ from typing import Any
 
 from mmm.config.overrides import use_file
 from mmm.contract import KINDS, Finding, check_part
+from mmm.core.checks import CheckedConfig
 from mmm.core.registry import REGISTRIES
 
 POSITIONAL = "file"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Check the parts that a file registers."""
 
     file: str | None = None

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmm.core.checks import CheckedConfig
 from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.run_results import Record
 
@@ -29,7 +30,7 @@ POSITIONAL = "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Compare runs."""
 
     runs: tuple[str, ...] = ()

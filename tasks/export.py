@@ -15,6 +15,7 @@ from typing import Any
 
 from mmm.classifier import Classifier
 from mmm.config.serialize import read_yaml
+from mmm.core.checks import CheckedConfig
 from mmm.evaluate.run_results import Record
 from mmm.train.checkpoint.reader import newest
 from mmm.weights.export import export
@@ -27,7 +28,7 @@ POSITIONAL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Export a model."""
 
     model: str | None = None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmm.core.checks import Positive
 from mmm.core.rng import sample_keys
 from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
@@ -47,13 +48,13 @@ class Config(LoadedModelConfig):
     models: tuple[str, ...] = ()
     """One or two models: run folders, checkpoints or weights. The config.yaml of a run means its model with random weights."""
 
-    samples: int | None = 256
+    samples: Positive | None = 256
     """Samples, chosen by key. None: all."""
 
     batch_size: int = 32
     """Samples that the model processes at once; at least 4."""
 
-    shown: int = 6
+    shown: Positive = 6
     """Samples whose features and attention are drawn."""
 
     token: tuple[int, ...] = ()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import suggest
+from mmm.core.checks import CheckedConfig, Count, Positive, suggest
 
 POSITIONAL = "command"
 
@@ -27,7 +27,7 @@ RESUMABLE = ("pretrain", "finetune", "linear_probe", "attentive_probe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Run a task on a cluster."""
 
     command: str | None = None
@@ -36,22 +36,22 @@ class Config:
     slurm: bool = False
     """Submit the job with Slurm's sbatch."""
 
-    nodes: int = 1
+    nodes: Positive = 1
     """Number of machines."""
 
-    gpus: int = 8
+    gpus: Count = 8
     """Number of GPUs of each machine; one process runs on each. 0: a job on CPUs."""
 
-    processes: int | None = None
+    processes: Positive | None = None
     """Processes on each machine. None: one for each GPU, or one without GPUs."""
 
-    cpus: int | None = None
+    cpus: Positive | None = None
     """Processor cores of each process. None: the cluster's default."""
 
     time: str = "24:00:00"
     """Time limit of the job between two entries into the queue, in Slurm's format: minutes, HH:MM:SS or D-HH:MM:SS."""
 
-    notice: int = 180
+    notice: Positive = 180
     """Seconds before the time limit at which the run is told to save and stop."""
 
     partition: str | None = None
@@ -71,12 +71,6 @@ class Config:
 
     dry_run: bool = False
     """Print the script, and submit nothing."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("nodes", 1), ("gpus", 0), ("processes", 1), ("cpus", 1), ("notice", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} {value}: give at least {least}")
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from mmm.core.checks import CheckedConfig, Limit, Positive
 from mmm.evaluate.loaded_model import choose_device
 from mmm.play.export import export_space
 from mmm.play.models import Models
@@ -29,7 +30,7 @@ POSITIONAL = "models"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Open a page to play with models."""
 
     models: tuple[str, ...] = ()
@@ -39,13 +40,13 @@ class Config:
     folders: tuple[str, ...] = ()
     """Folders of images or videos in which the page searches for those most similar to a visitor's. Every visitor can see them."""
 
-    searched: int = SEARCHED
+    searched: Positive = SEARCHED
     """Largest number of samples of a folder that are searched, chosen by key."""
 
     host: str = "127.0.0.1"
     """Address on which the page is served. 127.0.0.1 is reached from this machine only, 0.0.0.0 from other machines too."""
 
-    port: int | None = None
+    port: Annotated[int, Limit("from 1 to 65535", lambda value: 1 <= value <= 65535)] | None = None
     """Port of the page. None: the first free one from 7860."""
 
     norm_pix: bool | None = None
@@ -56,12 +57,6 @@ class Config:
 
     export: str | None = None
     """Write a Hugging Face Space with the models into this folder instead of opening the page. None: open the page."""
-
-    def __post_init__(self) -> None:
-        if self.searched < 1:
-            raise ValueError(f"--searched {self.searched} leaves nothing to search; give at least 1")
-        if self.port is not None and not 0 < self.port < 65536:
-            raise ValueError(f"--port {self.port} is not a port; give a number from 1 to 65535")
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmm.core.checks import CheckedConfig, Positive
 from mmm.data.annotated.clips import MaskedClip, masked_clips
 from mmm.data.transforms.crop import normalise
 from mmm.data.transforms.resize import resize
@@ -36,7 +37,7 @@ DRAWN = 3  # clips that are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Propagate masks through videos."""
 
     model: str | None = None
@@ -46,9 +47,9 @@ class Config:
     """builtin:scenes (rendered); DAVIS's folder; or a video with `mask`, as a file or a folder of frames."""
     mask: str | None = None
     """PNG with the objects of a video's first frame, 0 for the background."""
-    side: int | None = None
+    side: Positive | None = None
     """Shorter side of the frames in pixels; both sides are then cut to whole patches. None: that of the model's data."""
-    clips: int | None = 20
+    clips: Positive | None = 20
     """Largest number of clips. None: all."""
     propagation: PropagationConfig = PropagationConfig()
     out: str | None = None

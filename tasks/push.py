@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mmm.core.checks import CheckedConfig
 from mmm.weights.hub import push_folder
 
 POSITIONAL = "folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Upload a model."""
 
     folder: str | None = None

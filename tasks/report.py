@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmm.evaluate.builtin  # noqa: F401 - registers the evaluations, whose figures have titles
+from mmm.core.checks import CheckedConfig
 from mmm.evaluate.report.page import write_report
 from mmm.evaluate.run_results import Record
 
@@ -18,7 +19,7 @@ POSITIONAL = "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Write a report."""
 
     runs: tuple[str, ...] = ()

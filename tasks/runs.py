@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import suggest
+from mmm.core.checks import CheckedConfig, suggest
 from mmm.evaluate.compare_runs import columns, figures
 from mmm.evaluate.run_results import Record
 
@@ -28,7 +28,7 @@ SIDE = ("steps", "samples", "seconds")  # figures that have a column of their ow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """List runs."""
 
     folder: str = "runs"

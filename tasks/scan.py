@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmm.core.checks import AboveZero, CheckedConfig, Count
 from mmm.data import open_data
 from mmm.data.datasets.detect import MediumName, describe_source
 from mmm.data.loading.scan import scan
@@ -27,7 +28,7 @@ PRINTED = 20  # unreadable inputs that are printed; the report holds all of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Check a data set."""
 
     source: str | None = None
@@ -45,10 +46,10 @@ class Config:
     column: str | None = None
     """Column of videos or images in a table. None: found by type."""
 
-    workers: int = 4
+    workers: Count = 4
     """Worker processes."""
 
-    deadline: float = 300.0
+    deadline: AboveZero = 300.0
     """Largest number of seconds for reading an input. Slower inputs count as unreadable."""
 
     out: str = "scan.json"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mmm.core.checks import Positive
 from mmm.data.annotated.maps import split_planes
 from mmm.data.annotated.pixels import LabelledPixels, open_pixels
 from mmm.data.datasets.mixture import Mixture
@@ -49,7 +50,7 @@ class Config(SegmentConfig):
 
     knn: bool = False
     """Label patches by their nearest neighbours among training patches (CAPI's protocol) instead of training a head."""
-    knn_patches: int | None = 50000
+    knn_patches: Positive | None = 50000
     """Number of training patches among which neighbours are searched, chosen by key. None: all."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import CheckedConfig, Positive
+from mmm.core.checks import CheckedConfig, Count, Positive
 from mmm.data import ClipsConfig, open_data
 from mmm.data.datasets.detect import MediumName, describe_source
 from mmm.data.loading.statistics import Statistics, measure
@@ -39,6 +39,9 @@ class Config(CheckedConfig):
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
 
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+
     medium: MediumName | None = None
     """Type of the inputs. None: found by the files; folders of images are read as images."""
 
@@ -48,13 +51,13 @@ class Config(CheckedConfig):
     split: str = "train"
     """Split to measure."""
 
-    channels: int = 3
+    channels: Positive = 3
     """Channels of a sample, as data.channels of a recipe."""
 
     samples: Positive = 2000
     """Largest number of inputs to read, chosen at random."""
 
-    workers: int | None = None
+    workers: Count | None = None
     """Worker processes. None: one for each core."""
 
     out: str | None = None
@@ -64,7 +67,7 @@ class Config(CheckedConfig):
 def run(config: Config) -> dict[str, Any]:
     """Measures one split, prints the result and returns it."""
     options: dict[str, Any] = {"split": config.split, "channels": config.channels, "holdout": 0.0, "image_size": SAMPLE}
-    options |= {"mean": (0.0,) * config.channels, "std": (1.0,) * config.channels}
+    options |= {"list_columns": config.list_columns, "mean": (0.0,) * config.channels, "std": (1.0,) * config.channels}
     data = describe_source(config.source, options, medium=config.medium, root=config.root, column=config.column)
     if isinstance(data, ClipsConfig):
         data = replace(data, frames=FRAMES, eval_clips=1, eval_crops=1)
@@ -88,6 +91,7 @@ def propose(found: Statistics, noun: str, config: Config) -> str:
     images, few = noun == "images", found.inputs < FEW
     side = min(found.facts["height"][1], found.facts["width"][1])
     flags: list[str] = [] if config.root is None else ["--data.root", config.root]
+    flags += ["--data.list_columns", *config.list_columns] if config.list_columns else []
     flags += [] if config.split == "train" else ["--data.split", config.split]
     if few:
         size, token = next((size, token) for limit, size, token in (SIZES if images else CLIP_SIZES) if side < limit)

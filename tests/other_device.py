@@ -19,6 +19,7 @@ from torch._dynamo.trace_rules import get_torch_obj_rule_map
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy", 0)  # a name that autograd knows without a driver
+INDEXED = ("aten::index", "aten::index_put_", "aten::index_put")  # any device takes indices that lie on the CPU
 MOVES = {"aten::_to_copy", "aten::copy_", "aten::_local_scalar_dense"}
 
 
@@ -61,6 +62,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = [value for value in (*args, *kwargs.values()) for value in (value if isinstance(value, (list, tuple)) else (value,))]
     there = any(isinstance(value, Elsewhere) for value in given)
     here = [value for value in given if isinstance(value, Tensor) and not isinstance(value, Elsewhere)]
+    if func._schema.name in INDEXED:
+        here = [value for value in here if value.dtype not in (torch.int64, torch.bool)]
     if there and func._schema.name not in MOVES and any(value.dim() for value in here):
         raise RuntimeError(f"{func}: tensors lie on two devices, {[tuple(value.shape) for value in here]} on the CPU")
     asked = kwargs.get("device")

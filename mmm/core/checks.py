@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -69,7 +69,7 @@ def check_fields(config: Any, kind: str) -> None:
         value, hint = getattr(config, field.name), hints[field.name]
         if not fits(hint, value):
             choices = [str(choice) for arm in arms(hint) if get_origin(arm) is Literal for choice in get_args(arm)]
-            given = f"{value:g}" if isinstance(value, float) else repr(value)
+            given = f"{value:g}" if isinstance(value, float) else type(value).__qualname__ if is_dataclass(value) else repr(value)
             name = f"{kind}.{field.name}" if kind else f"--{field.name}"
             raise ValueError(f"{name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
 
@@ -121,7 +121,7 @@ def in_words(hint: Any) -> str:
             if args[-1] is Ellipsis
             else f"{len(args)} values ({', '.join(map(in_words, args))})"
         )
-    return names.get(hint, str(hint))
+    return names.get(hint, hint.__qualname__ if isinstance(hint, type) else str(hint))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

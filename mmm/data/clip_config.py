@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from mmm.core.checks import AboveZero, Positive, Share, ZeroToOne
 from mmm.core.types import Input
 from mmm.data.config import DataConfig
 from mmm.data.decode.video.reader import find_backend
@@ -33,11 +34,11 @@ class ClipsConfig(DataConfig):
     equal steps and neighbouring images differ as much as distant ones."""
     video_column: str | None = None
     """Column of videos in a table. None: found by type."""
-    frames: int = 16
+    frames: Positive = 16
     """Number of frames of a clip."""
-    stride: int = 4
+    stride: Positive = 4
     """Distance between two frames of a dense clip, in frames of the video."""
-    fps: float | None = None
+    fps: AboveZero | None = None
     """Frames per second of a dense clip, whatever the rate of the video; replaces `stride`. None: `stride` is used."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames at a constant distance. segments: one random frame from each of equal segments of the video."""
@@ -46,14 +47,14 @@ class ClipsConfig(DataConfig):
     crop: Literal["multi_scale", "random_resized"] = "multi_scale"
     """multi_scale: height and width are shares of the short side (`crop_sides`), at one of 13 places. random_resized: area
     (`crop_scale`), ratio (`crop_ratio`) and place are random."""
-    crop_sides: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    crop_sides: tuple[Share, ...] = (1.0, 0.875, 0.75, 0.66)
     """Possible heights and widths of a multi_scale crop as shares of the short side, in falling order. Height and width of a
     crop are equal, or neighbours in this list."""
-    flip: float = 0.0
+    flip: ZeroToOne = 0.0
     """Probability that a training clip is flipped horizontally. Leave it at 0 if left and right have a meaning."""
-    eval_clips: int = 1
+    eval_clips: Positive = 1
     """Number of clips of each video in evaluation."""
-    eval_crops: int = 1
+    eval_crops: Positive = 1
     """Number of crops of each clip in evaluation."""
     backend: str = "av"
     """Decoder. av: PyAV, exact for all files. decord, torchcodec (needs FFmpeg): PyAV reads the files for which they are not
@@ -78,19 +79,7 @@ class ClipsConfig(DataConfig):
     def check(self) -> None:
         super().check()
         find_backend(self.backend)
-        shares = list(self.crop_sides)
-        rules = {
-            "frames": (self.frames >= 1, "give at least 1"),
-            "stride": (self.stride >= 1, "give at least 1"),
-            "fps": (self.fps is None or self.fps > 0, "give a number above 0, or None for data.stride"),
-            "channels": (self.channels == 3 or self.backend == "av", f"data.backend {self.backend} reads 3; take av"),
-            "crop_sides": (
-                bool(shares) and shares == sorted(shares, reverse=True) and shares[-1] > 0 and shares[0] <= 1,
-                "give shares above 0, of at most 1, in falling order",
-            ),
-            "eval_clips": (self.eval_clips >= 1, "give at least 1"),
-            "eval_crops": (self.eval_crops >= 1, "give at least 1"),
-        }
-        for name, (fine, advice) in rules.items():
-            if not fine:
-                raise ValueError(f"data.{name} cannot be {getattr(self, name)}: {advice}")
+        if self.channels != 3 and self.backend != "av":
+            raise ValueError(f"data.channels {self.channels}: data.backend {self.backend} reads 3; take av")
+        if not self.crop_sides or list(self.crop_sides) != sorted(self.crop_sides, reverse=True):
+            raise ValueError(f"data.crop_sides {' '.join(map(str, self.crop_sides))}: give shares in falling order")

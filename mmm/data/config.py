@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from mmm.core.checks import AboveZero, CheckedConfig, Count, Positive, Rate, Share, ZeroToOne
 from mmm.core.types import Input
 from mmm.data.media import IMAGES, Medium
 from mmm.data.transforms.augment import check_policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(CheckedConfig):
     """Options that images and videos share.
 
     Splits: a source has named splits (from folders, file names or the hub); a source without names has the single split
@@ -31,7 +32,7 @@ class DataConfig:
     """Names of the columns of a list file without a header, for instance path start end label. Possible names: path, label,
     start (number of the first frame), end (number of the last), total (number of frames), ignore. Empty: found by their
     content."""
-    weights: tuple[int, ...] = ()
+    weights: tuple[Positive, ...] = ()
     """Number of training samples in each cycle from each of several sources (source a+b), for instance 3 1. Empty: one order
     over all samples."""
     split: str = "train"
@@ -41,58 +42,62 @@ class DataConfig:
     eval_source: str | None = None
     """Source of the samples to evaluate on, for instance a separate list. Its labels must name classes of `source`. None:
     `source`."""
-    holdout: float = 0.02
+    holdout: Rate = 0.02
     """Share of the training split that is held out for evaluation if the source has no split for it."""
     label_column: str | None = None
     """Column of labels in a table. None: found by name or type."""
-    image_size: int | tuple[int, int] = 224
+    image_size: Positive | tuple[Positive, Positive] = 224
     """Size of a sample in pixels: one number for a square, or height and width."""
-    sides: tuple[int, ...] = ()
+    sides: tuple[Positive, ...] = ()
     """Several sizes in one training: sides in pixels, of which each update takes one (with `pack`, each sample) by a draw from the
     seed; evaluation keeps image_size. Empty: that of image_size."""
-    aspects: tuple[float, ...] = ()
+    aspects: tuple[AboveZero, ...] = ()
     """Several widths over heights, drawn beside `sides`: samples have about the area of a square of the side, and `crop_ratio`
     counts from the aspect. Empty: that of image_size."""
     keep_aspect: bool = False
     """Images: give each training sample the aspect of its image, with at most the area of image_size, or of one of `sides`; needs
     `pack`."""
-    size_step: int = 16
+    size_step: Positive = 16
     """The sides of samples of `aspects` and `keep_aspect` are multiples of this many pixels; give a token's side or a multiple."""
     pack: bool = False
     """Pretraining: samples of one update differ in size; blocks compute them as one sequence, in which each attends to itself."""
-    channels: int = 3
+    channels: Positive = 3
     """Number of channels: 1 for grey, 3 for RGB, 4 for RGB and alpha. Any other number must be that of the files (.npy,
     .tiff)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, from 0 to 1, which is subtracted from the pixels."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[AboveZero, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, from 0 to 1, by which the pixels are divided."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a training crop covers."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[AboveZero, AboveZero] = (3 / 4, 4 / 3)
     """Smallest and largest width over height of a training crop before it is resized."""
-    flip: float = 0.5
+    flip: ZeroToOne = 0.5
     """Probability that a training crop is flipped horizontally."""
-    lighting: float = 0.0
+    lighting: Rate = 0.0
     """Largest relative change of a training crop's contrast and brightness, uniformly distributed. 0: no change."""
     augment: str | None = None
     """RandAugment of training crops in timm's notation, for instance rand-m9-mstd0.5-inc1. It changes all frames of a clip in
     the same way. None: no RandAugment."""
-    repeats: int = 1
+    repeats: Positive = 1
     """Number of samples, with different crops, from each decoded input. An epoch decodes each input once."""
     resize: Literal["worker", "device"] = "worker"
     """Place where training crops are resized. worker: the process that decodes. device: the device of the model, which leaves
     worker processes more time to decode, above all with several crops per input. On a CPU the bits are the same. On other
     devices they differ by at most 1 of 255 on photographs and 2 at hard edges. Workers always resize samples of up to 48 pixels
     per side."""
-    workers: int = 2
+    workers: Count = 2
     """Number of processes per rank that decode and crop. 0: the training process decodes, which is best for cached small
     images."""
-    deadline: float = 60.0
+    deadline: AboveZero = 60.0
     """Seconds after which a worker that reads an input is killed and the input counts as unreadable; there is no deadline without
     workers."""
-    max_bad: float = 0.01
+    max_bad: ZeroToOne = 0.01
     """Largest share of unreadable samples; a run with more of them stops."""
+
+    @property
+    def flag(self) -> str:
+        return "data"
 
     @classmethod
     def variant(cls, names: set[str]) -> type[DataConfig]:
@@ -140,27 +145,12 @@ class DataConfig:
             values = getattr(self, name)
             if len(values) != self.channels:
                 raise ValueError(f"data.{name} has {len(values)} values for data.channels {self.channels}; give one per channel")
-        rules = {
-            "image_size": min(self.frame_size) >= 1,
-            "sides": min(self.sides, default=1) >= 1,
-            "aspects": min(self.aspects, default=1.0) > 0,
-            "size_step": self.size_step >= 1,
-            "std": min(self.std, default=1.0) > 0,
-            "crop_scale": 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            "crop_ratio": 0 < self.crop_ratio[0] <= self.crop_ratio[1],
-            "flip": 0 <= self.flip <= 1,
-            "lighting": 0 <= self.lighting < 1,
-            "holdout": 0 <= self.holdout < 1,
-            "max_bad": 0 <= self.max_bad <= 1,
-            "channels": self.channels >= 1,
-            "repeats": self.repeats >= 1,
-            "workers": self.workers >= 0,
-            "deadline": self.deadline > 0,
-            "weights": min(self.weights, default=1) >= 1 and sum(self.weights) <= 1000,
-        }
-        for name, fine in rules.items():
-            if not fine:
-                raise ValueError(f"data.{name} cannot be {getattr(self, name)}: {RANGES[name]}")
+        for name in ("crop_scale", "crop_ratio"):
+            least, largest = getattr(self, name)
+            if least > largest:
+                raise ValueError(f"data.{name} {least:g} {largest:g}: give the smaller number first")
+        if sum(self.weights) > 1000:
+            raise ValueError(f"data.weights {' '.join(map(str, self.weights))} are above 1000 together; give smaller numbers")
         if self.keep_aspect and (not self.pack or self.aspects or self.medium is not IMAGES):
             raise ValueError(
                 "data.keep_aspect needs data.pack, because the samples of an update then differ in size, and images; "
@@ -200,23 +190,3 @@ class ImagesConfig(DataConfig):
     @property
     def column(self) -> str | None:
         return self.image_column
-
-
-RANGES = {
-    "image_size": "give at least 1 pixel",
-    "sides": "give numbers of pixels, each at least 1",
-    "aspects": "give numbers above 0, each a width over a height",
-    "size_step": "give at least 1 pixel",
-    "std": "give numbers above 0",
-    "crop_scale": "give a smallest and a largest share above 0, of at most 1",
-    "crop_ratio": "give a smallest and a largest ratio above 0",
-    "flip": "give a probability from 0 to 1",
-    "lighting": "give a share of at least 0, below 1",
-    "holdout": "give a share of at least 0, below 1",
-    "max_bad": "give a share from 0 to 1",
-    "channels": "give at least 1",
-    "repeats": "give at least 1",
-    "workers": "give at least 0",
-    "deadline": "give a number of seconds above 0",
-    "weights": "give whole numbers of at least 1, of at most 1000 together",
-}

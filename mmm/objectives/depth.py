@@ -6,11 +6,13 @@ Shapes: B samples, K bins, (h, w) pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.checks import Limit
 from mmm.data import Batch
 from mmm.data.annotated.config import DepthConfig, PairsConfig
 from mmm.data.annotated.maps import metres_of
@@ -26,7 +28,7 @@ class DepthProbeConfig(DenseConfig):
     """Options of a depth probe, its images and depths, and its training."""
 
     data: DepthConfig = field(default_factory=DepthConfig)
-    bins: int = 256
+    bins: Annotated[int, Limit("of at least 2", lambda value: value >= 2)] = 256
     """Number of bins, evenly spread over `data.range`. The prediction is their weighted mean."""
     frozen: bool = True
     """Train only the head, on the features of the frozen encoder."""
@@ -35,11 +37,6 @@ class DepthProbeConfig(DenseConfig):
     def pixels(self) -> PairsConfig:
         """The data."""
         return self.data
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bins < 2:
-            raise ValueError(f"bins {self.bins}: give at least 2")
 
 
 def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import Share
 from mmm.core.registry import PartConfig
 from mmm.core.types import RequiredFeatures
 from mmm.data import Batch
@@ -33,7 +34,7 @@ class DetectConfig(RunConfig):
     tokenizer: PartConfig = Patches.Config()
     encoder: EncoderConfig = VisionTransformer.Config()
     detector: DetectorConfig = MaskRCNN.Config()
-    layer_decay: float = 1.0
+    layer_decay: Share = 1.0
     """Ratio of the learning rates of successive layers: new layers have the full rate, and the embedding the smallest."""
     train_positions: bool = False
     """Train fixed positions too; learned positions are always trained."""
@@ -41,10 +42,6 @@ class DetectConfig(RunConfig):
     """Options of the training."""
     test_split: str | None = None
     """Split of the source to score. None: the evaluation split, as in training."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
 
 
 def build_detector(config: DetectConfig, pretrained: MaskedModel | None, classes: int, labels: tuple[str, ...] | None) -> Detector:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.classifier import Classifier, HeadConfig
+from mmm.core.checks import Rate, Share
 from mmm.core.registry import PartConfig
 from mmm.core.types import RequiredFeatures
 from mmm.data import Batch, DataConfig, ImagesConfig
@@ -41,23 +42,17 @@ class FineTuneConfig(RunConfig):
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig(norm="layer")
     soft: SoftConfig = SoftConfig()
-    layer_decay: float = 1.0
+    layer_decay: Share = 1.0
     """Ratio of the learning rates of successive layers: the head has the full rate, and the embedding the smallest."""
     train_positions: bool = False
     """Train fixed positions too; learned positions are always trained."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=1e-3)
     """Options of the training."""
-    held_back: float = 0.0
+    held_back: Rate = 0.0
     """Share of the training samples that is held back. The weights with the best accuracy on them are scored at the end. 0: the
     last weights are scored."""
     test_split: str | None = None
     """Split of the source to score. None: the evaluation split, as in pretraining."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
-        if not 0 <= self.held_back < 1:
-            raise ValueError(f"held_back {self.held_back} is a share of the training samples: give 0 or more, and less than 1")
 
 
 def build_classifier(config: FineTuneConfig, pretrained: MaskedModel | None, classes: int) -> Classifier:

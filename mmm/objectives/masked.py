@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.core.rng import sample_keys
 from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
@@ -37,21 +38,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondSource:
+class SecondSource(CheckedConfig):
     """Samples of another source in separate updates. With a tokenizer of tubes, an image is a constant clip of one tube."""
 
     data: DataConfig = field(default_factory=ImagesConfig)
     masker: MaskerConfig = RandomMasker.Config()
-    weight: float = 1.0
+    weight: AboveZero = 1.0
     """Factor of the loss of these samples."""
-    updates: tuple[int, int] = (1, 1)
+    updates: tuple[Positive, Positive] = (1, 1)
     """Number of updates on the first source and on this source in each cycle."""
 
-    def __post_init__(self) -> None:
-        if min(self.updates) < 1:
-            raise ValueError(f"second.updates {self.updates}: give at least 1 update per cycle for each source")
-        if self.weight <= 0:
-            raise ValueError(f"second.weight {self.weight} must be above 0")
+    @property
+    def flag(self) -> str:
+        return "second"
 
 
 @dataclass(frozen=True)

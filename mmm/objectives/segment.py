@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.checks import Share
 from mmm.core.registry import PartConfig
 from mmm.data import Batch
 from mmm.data.annotated.config import MasksConfig, PairsConfig
@@ -43,7 +44,7 @@ class DenseConfig(RunConfig):
     """Train only the head, on the features of the frozen encoder."""
     relative_bias: bool = False
     """Learn a bias of attention for each relative position, which starts at zero (BEiT; MAE on ADE20K)."""
-    layer_decay: float = 1.0
+    layer_decay: Share = 1.0
     """Ratio of the learning rates of successive layers: the head has the full rate, and the embedding the smallest."""
     train_positions: bool = False
     """Train fixed positions too; learned positions are always trained."""
@@ -57,9 +58,7 @@ class DenseConfig(RunConfig):
         """The data."""
         raise NotImplementedError
 
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay {self.layer_decay} must be above 0 and at most 1 (the same rate for all layers)")
+    def validate(self) -> None:
         if self.relative_bias and self.frozen:
             raise ValueError("relative_bias is trained in the encoder, and frozen does not train the encoder; leave one out")
 
@@ -70,8 +69,8 @@ class SegmentConfig(DenseConfig):
 
     data: MasksConfig = field(default_factory=MasksConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def validate(self) -> None:
+        super().validate()
         if self.relative_bias and self.data.whole_maps:
             raise ValueError("relative_bias is trained for one image size, and data.whole_maps evaluates others; leave one out")
 

@@ -150,11 +150,11 @@ class Player:
         """Draws the mask by a registered masker, and returns the board."""
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
-            x, config = self._prepared(visit, name), config_of(masker, ratio, options)
+            x, config = self._prepared(visit, name).to(self.models.device), config_of(masker, ratio, options)
             grid, scores = model.tokenizer.grid(x), None
             if maskers[masker].needs_scores:
                 with inference(model):
-                    scores = model.target.scores(x, model.tokenizer.split(x), grid)
+                    scores = model.target.scores(x, model.tokenizer.split(x), grid).cpu()
             visit.drawing = draw(config, grid, seed, frame_by_frame=frame_by_frame, scores=scores)
             return self.board(session, name)
 
@@ -365,9 +365,10 @@ def _original(model: MaskedModel, x: Tensor) -> Tensor:
 
 def _own_drawing(model: MaskedModel, x: Tensor) -> Drawing:
     """Returns the first mask of the model's own masker for an input, (1, C, s...)."""
+    x = x.to(next(model.parameters()).device)
     with inference(model):
-        mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(1)))
-    return drawing_of(mask, model.masker.config, model.tokenizer.grid(x))
+        mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(1, device=x.device)))
+    return drawing_of(mask.to("cpu"), model.masker.config, model.tokenizer.grid(x))
 
 
 def _data(model: MaskedModel) -> Any:

@@ -8,63 +8,64 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmm.config.diff import flatten
+from mmm.core.checks import AboveZero, CheckedConfig, Count, Fraction, NonNegative, Positive, Rate, ZeroToOne
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(CheckedConfig):
     """Options of the training."""
 
-    steps: int | None = None
+    steps: Positive | None = None
     """Number of updates. None: the number that `epochs` needs."""
-    epochs: float | None = None
+    epochs: AboveZero | None = None
     """Number of passes over the data. Used only if `steps` is none."""
-    batch_size: int
+    batch_size: Positive
     """Samples for one update, over all processes together."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Positive | None = None
     """Samples that one process computes at once. Gradients are accumulated up to `batch_size`. None: the largest number that
     fits into memory, at most batch_size / processes; it is found when the run begins, and kept."""
     checkpoint_blocks: bool = False
     """Keep only the input of each block for the backward pass, and compute the rest again. Needs less memory and about a third
     more computation."""
-    learning_rate: float
+    learning_rate: AboveZero
     """Peak learning rate for `scale_learning_rate` samples per update."""
-    scale_learning_rate: int | None = 256
+    scale_learning_rate: Positive | None = 256
     """Batch size for which `learning_rate` is stated. The peak is learning_rate * batch_size / scale_learning_rate. None: the
     peak is learning_rate."""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """Epochs over which the learning rate rises to its peak. Used only if `warmup_steps` is none. None for both: no warm-up."""
-    warmup_steps: int | None = None
+    warmup_steps: Count | None = None
     """Updates over which the learning rate rises to its peak."""
-    warmup_start: float = 0.0
+    warmup_start: ZeroToOne = 0.0
     """Learning rate at the start of the warm-up, as a fraction of the peak, from 0 to 1 (I-JEPA: 0.2)."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: ZeroToOne = 0.0
     """Learning rate at the end of the half cosine after the peak, as a fraction of the peak, from 0 to 1."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """Weight decay of matrices. Biases, norms and other vectors are never decayed."""
     decay_tokens: bool = True
     """Decay class tokens, mask tokens and learned positions too, as MAE does; VideoMAE does not."""
-    weight_decay_end: float | None = None
+    weight_decay_end: NonNegative | None = None
     """Weight decay at the end of the run, which it approaches along half a cosine (I-JEPA). None: `weight_decay` throughout."""
     optimizer: str = "adamw"
     """Name of an optimizer of timm: adamw, lion, lamb, lars, muon, adamuon, nadamw, sgd and others."""
-    betas: tuple[float, float] | None = None
+    betas: tuple[Rate, Rate] | None = None
     """Decay rates of the averages of the gradients and of their squares. None: the optimizer's own (adamw: 0.9 0.999)."""
-    momentum: float | None = None
+    momentum: Rate | None = None
     """Momentum of optimizers that have a single one (lars, muon, sgd). None: the optimizer's own, or 0.9 if that is 0."""
-    encoder_rate: float = 1.0
+    encoder_rate: AboveZero = 1.0
     """Factor of the encoder's learning rate."""
-    embedding_rate: float = 1.0
+    embedding_rate: AboveZero = 1.0
     """Factor of the learning rate of the patch embedding, in addition to `encoder_rate` (CAPI: 0.2)."""
-    decoder_rate: float = 1.0
+    decoder_rate: AboveZero = 1.0
     """Factor of the decoder's learning rate."""
-    clip_norm: float | None = None
+    clip_norm: AboveZero | None = None
     """Largest norm of the gradient of all weights; larger gradients are scaled down to it. None: no clipping."""
-    max_skipped: int = 5
+    max_skipped: Count = 5
     """Largest number of successive updates that are skipped because a loss or a gradient is not finite. One more stops the
     run."""
-    ema: float | None = None
+    ema: Fraction | None = None
     """Decay per update of an exponential moving average of the weights, which is saved with them. None: no average."""
     precision: Precision = "auto"
     """Precision of the computation. auto: that of Accelerate's configuration unless it is `no`, else bf16 on GPUs that support
@@ -74,19 +75,19 @@ class TrainConfig:
     strict: bool = False
     """Get the same bits on 1, 2 and 4 processes: gradients are summed in one fixed order over the micro-batches. Needs
     `micro_batch_size` and `threads`, and is slower. False: runs on different numbers of processes differ by rounding."""
-    threads: int | None = None
+    threads: Positive | None = None
     """CPU threads of each process. None: on a CPU, the processes share the cores that they may use."""
-    log_every: int = 20
+    log_every: Positive = 20
     """Updates between two lines of metrics. Each line needs a synchronisation with the device."""
-    save_every: int = 1000
+    save_every: Positive = 1000
     """Updates between two checkpoints. The last update is always saved."""
-    keep_last: int | None = 2
+    keep_last: Positive | None = 2
     """Number of checkpoints to keep, the newest. None: all."""
-    keep_every: int | None = None
+    keep_every: Positive | None = None
     """Updates between two checkpoints that are never deleted; a multiple of `save_every`. None: only `keep_last` counts."""
-    evaluate_every: int | None = None
+    evaluate_every: Positive | None = None
     """Updates between two evaluations during training. None: only at the end."""
-    timeout: float = 600.0
+    timeout: AboveZero = 600.0
     """Seconds after which the run ends if a process is alive and does not answer."""
     tracker: str | None = None
     """Experiment tracker that Accelerate supports, for instance tensorboard, wandb, trackio, mlflow or swanlab. It also gets
@@ -94,43 +95,23 @@ class TrainConfig:
     tracker_options: tuple[str, ...] = ()
     """Arguments of the tracker as NAME=VALUE, for instance project=cells mode=offline."""
 
-    def __post_init__(self) -> None:
-        whole = ("steps", "batch_size", "micro_batch_size", "scale_learning_rate", "threads")
-        every = ("log_every", "save_every", "keep_last", "evaluate_every")
-        for name in (*whole, *every, "epochs", "learning_rate", "clip_norm", "timeout"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"train.{name} {value} must be above 0")
-        for name in ("warmup_epochs", "warmup_steps", "weight_decay", "weight_decay_end"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"train.{name} {value} must be 0 or more")
-        for name in ("warmup_start", "final_learning_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.{name} {getattr(self, name)} is a fraction of the peak: give 0 to 1")
-        if not all(0 <= beta < 1 for beta in self.betas or ()):
-            raise ValueError(f"train.betas {self.betas} are decays: give numbers of at least 0, below 1")
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(f"train.momentum {self.momentum} is a decay: give a number of at least 0, below 1")
-        for name in ("encoder_rate", "embedding_rate", "decoder_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} {getattr(self, name)} must be above 0: it multiplies the learning rate")
-        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
+    @property
+    def flag(self) -> str:
+        return "train"
+
+    def validate(self) -> None:
+        if self.keep_every is not None and self.keep_every % self.save_every:
             raise ValueError(
                 f"train.keep_every {self.keep_every} is not a multiple of train.save_every {self.save_every}; use "
                 f"{max(1, round(self.keep_every / self.save_every)) * self.save_every}, or none"
             )
-        if self.max_skipped < 0:
-            raise ValueError(f"train.max_skipped {self.max_skipped} must be 0 or more; 0 stops at the first such number")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"train.ema {self.ema} is a decay: give a number between 0 and 1, or none")
 
 
 Resume = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(CheckedConfig):
     """Options of every task that trains."""
 
     train: TrainConfig

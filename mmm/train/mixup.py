@@ -12,30 +12,27 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmm.core.checks import CheckedConfig, NonNegative, ZeroToOne
 from mmm.core.rng import Stream, seeded, stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftConfig:
+class SoftConfig(CheckedConfig):
     """Options that soften labels and mix samples."""
 
-    smoothing: float = 0.0
+    smoothing: ZeroToOne = 0.0
     """Share of a label that is spread over all classes."""
-    mixup: float = 0.0
+    mixup: NonNegative = 0.0
     """Alpha of mixup, which averages two samples with a weight from Beta(alpha, alpha). 0: no mixup."""
-    cutmix: float = 0.0
+    cutmix: NonNegative = 0.0
     """Alpha of CutMix, which puts a box of one sample into another. 0: no CutMix. With both, each micro-batch draws one of
     them."""
-    erase: float = 0.0
+    erase: ZeroToOne = 0.0
     """Probability that a box of a sample, before it is mixed, is filled with noise."""
 
-    def __post_init__(self) -> None:
-        for name in ("smoothing", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"soft.{name} {getattr(self, name)} is not a number from 0 to 1")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"soft.{name} {getattr(self, name)} must be 0 or more")
+    @property
+    def flag(self) -> str:
+        return "soft"
 
     @property
     def mixes(self) -> bool:

@@ -275,10 +275,11 @@ def test_a_split_that_does_not_exist(tmp_path: Path) -> None:
     [
         ({"channels": 1}, r"data\.mean has 3 values for data\.channels 1"),
         ({"std": (0.5, 0.5)}, r"data\.std has 2 values for data\.channels 3"),
-        ({"std": (0.5, 0.5, 0.0)}, r"data\.std cannot be \(0\.5, 0\.5, 0\.0\): give numbers above 0"),
-        ({"crop_scale": (0.0, 1.0)}, r"data\.crop_scale cannot be"),
-        ({"holdout": 1.0}, r"data\.holdout cannot be 1\.0"),
-        ({"image_size": (224, 0)}, r"data\.image_size cannot be"),
+        ({"std": (0.5, 0.5, 0.0)}, r"data\.std \(0\.5, 0\.5, 0\.0\) is not a list, each a number above 0"),
+        ({"crop_scale": (0.0, 1.0)}, r"data\.crop_scale \(0\.0, 1\.0\) is not 2 values \(a number above 0, at most 1"),
+        ({"crop_ratio": (2.0, 1.0)}, r"data\.crop_ratio 2 1: give the smaller number first"),
+        ({"holdout": 1.0}, r"data\.holdout 1 is not a number from 0 to below 1"),
+        ({"image_size": (224, 0)}, r"data\.image_size \(224, 0\) is not a whole number of at least 1 or 2 values"),
     ],
 )
 def test_values_that_make_no_sense_are_named(values: dict[str, object], message: str) -> None:

@@ -54,12 +54,11 @@ def rectangle(left: float, top: float, wide: float, high: float) -> list[list[fl
     return [[left, top, left + wide, top, left + wide, top + high, left, top + high]]
 
 
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
+def write_coco(folder: Path) -> Path:
     """COCO's layout: white rectangles on black, of two classes, on images of 40 x 30 pixels; one image has no object."""
     random = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
-        (tmp_path / split).mkdir()
+        (folder / split).mkdir()
         images, rows = [], []
         for number in range(count):
             pixels = np.zeros((30, 40, 3), np.uint8)
@@ -69,12 +68,17 @@ def coco(tmp_path: Path) -> Path:
                 box = [left, top, wide, high]
                 rows.append({"bbox": box, "segmentation": rectangle(*box), "category_id": int(random.choice([3, 7]))})
                 rows[-1] |= {"id": len(rows), "image_id": number + 10, "area": wide * high, "iscrowd": 0}
-            Image.fromarray(pixels).save(tmp_path / split / f"{number}.png")
+            Image.fromarray(pixels).save(folder / split / f"{number}.png")
             images.append({"id": number + 10, "file_name": f"{number}.png", "width": 40, "height": 30})
         tree = {"images": images, "annotations": rows, "categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "fork"}]}
-        (tmp_path / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
-    return tmp_path
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
+    return folder
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    return write_coco(tmp_path)
 
 
 def change(coco: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -159,7 +159,7 @@ def test_tables_have_a_column_of_images_and_one_of_maps(folder: Path, tmp_path: 
         ({"maps": "nowhere"}, "data.maps nowhere is not a folder"),
         ({"crop_scale": (0.1, 1.0)}, "have no such option"),
         ({"classes": 0}, "data.classes 0"),
-        ({"largest_class": 0.0}, "data.largest_class 0.0"),
+        ({"largest_class": 0.0}, "data.largest_class 0 is not"),
         ({"photometric": True, "channels": 1, "mean": (0.5,), "std": (0.5,)}, "use data.lighting"),
         ({"zero_is_ignored": True, "ignore": 1, "source": "flat"}, "have ignored labels only"),
     ],

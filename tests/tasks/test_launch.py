@@ -110,7 +110,7 @@ def test_a_job_on_a_machine_without_slurm_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="sbatch was not found"):
         launch.run(launch.Config(command=COMMAND, slurm=True))
-    with pytest.raises(ValueError, match="nodes 0: give at least 1"):
+    with pytest.raises(ValueError, match="--nodes 0 is not a whole number of at least 1"):
         launch.Config(nodes=0)
 
 

@@ -87,6 +87,15 @@ def test_a_part_of_many_inputs_is_chosen_once_and_for_all() -> None:
     assert choose(3, 50) == [0, 1, 2]
 
 
+def test_the_columns_of_a_list_are_named_and_proposed(tmp_path: Path) -> None:
+    colours = write_images(tmp_path, [(32, 32), (40, 40), (32, 32)]) / 255
+    rows = [f"{number} class{number % 2}/{number}.png" for number in range(3)]  # the label first, which cannot be known
+    (tmp_path / "list.txt").write_text("\n".join(rows) + "\n")
+    found = stats.run(stats.Config(source=str(tmp_path / "list.txt"), list_columns=("label", "path"), medium="images", workers=0))
+    np.testing.assert_allclose(found["mean"], colours.mean(0), rtol=0, atol=1e-9)
+    assert parse(image_mae.PRESETS, shlex.split(found["proposal"])[3:]).data.list_columns == ("label", "path")
+
+
 def test_a_wrong_number_of_samples_is_refused(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["stats", "builtin:photographs", "--samples", "0"])

@@ -410,7 +410,7 @@ def test_what_cannot_be_read_is_reported(images: Path, tmp_path: Path) -> None:
         ({"data": {"source": None}}, "data.source is not set"),
         ({"held_back": 0.001}, "of 36 samples is 0"),
         ({"layer_decay": 1.5}, "layer_decay 1.5"),
-        ({"held_back": 1.0}, "held_back 1.0"),
+        ({"held_back": 1.0}, "held_back 1 is not"),
         ({"data": {"image_size": 10}}, "not a multiple of the token's 4"),
     ],
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from mmm.core.checks import AboveZero, Limit, Positive, Share
 from mmm.data.config import DataConfig
 from mmm.data.media import IMAGES, Medium
 
@@ -19,7 +20,7 @@ class AnnotatedConfig(DataConfig):
 
     medium: ClassVar[Medium] = IMAGES
 
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[AboveZero, AboveZero] = (0.5, 2.0)
     """Smallest and largest scale of a training image before it is cropped to `image_size`, uniformly distributed. At scale 1
     its shorter side (for objects: its longer side) is that of the crop."""
     photometric: bool = False
@@ -37,8 +38,8 @@ class AnnotatedConfig(DataConfig):
         for name in UNUSED:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"data.{name} {getattr(self, name)}: images with annotations have no such option; leave it out")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"data.scale cannot be {self.scale}: give a smallest and a largest factor above 0")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"data.scale {self.scale[0]:g} {self.scale[1]:g}: give the smaller factor first")
         if self.photometric and self.channels != 3:
             raise ValueError(f"data.photometric changes colours, and data.channels is {self.channels}; use data.lighting")
 
@@ -68,41 +69,31 @@ class PairsConfig(AnnotatedConfig):
 class MasksConfig(PairsConfig):
     """Options of images with a class for each pixel."""
 
-    classes: int | None = None
+    classes: Annotated[int, Limit("from 1 to 65,534", lambda value: 1 <= value <= 65534)] | None = None
     """Number of classes. None: the source's, or one more than the largest label of all training masks, which are read for it."""
     ignore: int = 255
     """Label of pixels that are neither trained on nor evaluated."""
     zero_is_ignored: bool = False
     """Ignore label 0 too; label 1 is then the first class (ADE20K)."""
-    largest_class: float = 0.75
+    largest_class: Share = 0.75
     """Largest share of the labelled pixels of a crop that one class may cover; else another crop is drawn, at most ten
     times."""
-
-    def check(self) -> None:
-        """Raises ValueError for invalid values, naming the field."""
-        super().check()
-        if self.classes is not None and not 1 <= self.classes <= 65534:
-            raise ValueError(f"data.classes {self.classes}: give 1 to 65,534 classes")
-        if not 0 < self.largest_class <= 1:
-            raise ValueError(f"data.largest_class {self.largest_class} is a share of a crop: give more than 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthConfig(PairsConfig):
     """Options of images with a depth for each pixel."""
 
-    unit: float = 0.001
+    unit: AboveZero = 0.001
     """Metres for each unit of a map of whole numbers (a 16-bit PNG); maps of floating point numbers are in metres."""
-    range: tuple[float, float] = (0.001, 10.0)
+    range: tuple[AboveZero, AboveZero] = (0.001, 10.0)
     """Smallest and largest depth in metres; pixels of other depths are neither trained on nor evaluated."""
 
     def check(self) -> None:
         """Raises ValueError for invalid values, naming the field."""
         super().check()
-        if not 0 < self.range[0] < self.range[1]:
-            raise ValueError(f"data.range {self.range[0]} {self.range[1]}: give a smallest and a larger depth, above 0")
-        if not self.unit > 0:
-            raise ValueError(f"data.unit {self.unit}: give metres for each unit, above 0")
+        if not self.range[0] < self.range[1]:
+            raise ValueError(f"data.range {self.range[0]:g} {self.range[1]:g}: give a smallest and a larger depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +105,7 @@ class ObjectsConfig(AnnotatedConfig):
     annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of images, with `annotations`."""
     annotations: str | None = None
     """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
-    classes: int | None = None
+    classes: Positive | None = None
     """Number of classes; found when the data is opened, and kept in the run's config."""
     one_class: bool = False
     """Give all objects the same class, `object`, so that the detector finds objects without classifying them."""

@@ -16,6 +16,7 @@ from mmm.data.annotated.pixels import LabelledPixels
 from mmm.data.transforms.crop import normalise
 from mmm.dense.bins import depth_of
 from mmm.dense.segmenter import Segmenter
+from mmm.evaluate.features.table import all_gather
 from mmm.evaluate.progress import progress
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
         float64 (3,).
     """
     known = truth.isfinite()
-    guess, true = depth[known].double(), truth[known].double()
+    guess, true = depth[known].cpu().double(), truth[known].cpu().double()  # not every device has fp64
     ratio = torch.maximum(guess / true, true / guess)
     return torch.stack(
         [(ratio < 1.25).double().mean(), (guess - true).square().mean().sqrt(), ((guess - true).abs() / true).mean()]
@@ -56,7 +57,7 @@ def evaluate_depth(
     """
     data, device = part.config, accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
-    total = torch.zeros(len(NAMES) + 1, dtype=torch.float64, device=device)
+    total = torch.zeros(len(NAMES) + 1, dtype=torch.float64)
     batches = eval_batches(part, data, batch_size=1, world=world, rank=rank)
     for batch in progress(batches, -(-len(part) // world), f"depths of {part.title}"):
         problems += batch.problems
@@ -69,10 +70,9 @@ def evaluate_depth(
             problems.append(Problem(index, part.name(index), "has no pixel whose depth lies in data.range"))
             continue
         logits = model.segment(normalise(image, data.mean, data.std), whole=data.whole_maps)
-        total[:-1] += depth_errors(depth_of(logits, data.range)[0], truth).to(total)
+        total[:-1] += depth_errors(depth_of(logits, data.range)[0], truth)
         total[-1] += 1
-    if world > 1:
-        torch.distributed.all_reduce(total)
+    total = torch.stack(all_gather(total)).sum(0)
     if not int(total[-1]):
         raise ValueError(f"not one of {part.title} can be scored; the first: {problems[0].reason if problems else 'elsewhere'}")
     means = (total[:-1] / total[-1]).tolist()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmm.core.checks import AboveZero, Positive, check_fields
+from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.evaluate.features.table import inference
 from mmm.model import MaskedModel
 
@@ -28,7 +28,7 @@ Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PropagationConfig:
+class PropagationConfig(CheckedConfig):
     """Options of a propagation. The defaults are DINO's for DAVIS 2017 (eval_video_segmentation.py)."""
 
     neighbours: Positive = 5
@@ -40,8 +40,9 @@ class PropagationConfig:
     frames: Positive = 7
     """Number of frames before the current one that are searched, in addition to the first frame."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "propagation")
+    @property
+    def flag(self) -> str:
+        return "propagation"
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmm.classifier import HeadConfig
+from mmm.core.checks import AboveZero, Rate
 from mmm.core.registry import PartConfig
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.labelled import check_classes, hold_back, labelled
@@ -41,21 +42,19 @@ class ProbeConfig(RunConfig):
     """Training of the heads. micro_batch_size is the number of samples that the encoder processes at once."""
     optimizer: Optimizer = "lars"
     """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
-    momentum: float = 0.9
+    momentum: Rate = 0.9
     """Momentum of LARS."""
-    rates: tuple[float, ...] = (1.0,)
+    rates: tuple[AboveZero, ...] = (1.0,)
     """Learning rates that are tried at once, as multiples of train.learning_rate; held-back samples choose among them. The logged
     loss is the sum of their losses."""
-    held_back: float = 0.0
+    held_back: Rate = 0.0
     """Share of the training samples that is held back to choose the learning rate; needed if there are several rates."""
     test_split: str | None = None
     """Split of the source to score. None: the evaluation split, as in training."""
 
-    def __post_init__(self) -> None:
-        if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"rates {self.rates}: give one multiple above 0, or several")
-        if not 0 <= self.held_back < 1:
-            raise ValueError(f"held_back {self.held_back} is a share of the training samples: give 0 or more, and less than 1")
+    def validate(self) -> None:
+        if not self.rates:
+            raise ValueError("--rates is empty: give one multiple of train.learning_rate, or several")
         if len(self.rates) > 1 and self.held_back == 0:
             raise ValueError(f"{len(self.rates)} rates need held-back samples to choose one; give --held_back 0.05 (a share)")
         if len(self.rates) > 1 and self.train.clip_norm is not None:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from mmm.core.checks import AboveZero, CheckedConfig, Limit, Positive
 from mmm.data.decode.image import Pixels
 from mmm.data.decode.video.info import open_av
 from mmm.data.decode.video.reader import OpenVideo, Source
@@ -23,16 +24,16 @@ COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")  # attri
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(CheckedConfig):
     """Options of the encoding of videos for training."""
 
-    short_side: int | None = 256
+    short_side: Annotated[int, Limit("of at least 2", lambda value: value >= 2)] | None = 256
     """Short side of encoded videos in pixels, rounded to an even number. Smaller videos keep their size. None: all keep it."""
 
-    group: int = 12
+    group: Positive = 12
     """Largest number of frames from one keyframe to the next. Fewer frames make reading a clip faster and the file larger."""
 
-    crf: int = 23
+    crf: Annotated[int, Limit("from 0 to 51", lambda value: 0 <= value <= 51)] = 23
     """Constant rate factor of libx264, from 0 (lossless) to 51. 18 looks like the source."""
 
     preset: str = "medium"
@@ -42,20 +43,8 @@ class EncodeConfig:
     """Leave out CABAC, deblocking and weighted prediction, which are slow to decode: 1.7 times as many clips per second from 5
     % larger files."""
 
-    fps: float = 30.0
+    fps: AboveZero = 30.0
     """Frames per second of a folder of frames."""
-
-    def check(self) -> None:
-        """Raises ValueError for invalid values, naming the field."""
-        rules = {
-            "short_side": (self.short_side is None or self.short_side >= 2, "give at least 2 pixels, or None"),
-            "group": (self.group >= 1, "give at least 1"),
-            "crf": (0 <= self.crf <= 51, "give a number from 0 to 51"),
-            "fps": (self.fps > 0, "give a number above 0"),
-        }
-        for name, (fine, advice) in rules.items():
-            if not fine:
-                raise ValueError(f"{name} cannot be {getattr(self, name)}: {advice}")
 
 
 def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeConfig, unit: Fraction, rate: Fraction) -> int:
