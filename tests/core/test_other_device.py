@@ -149,7 +149,7 @@ def test_every_dense_task_runs_there(build: Build, tmp_path: Path, device: torch
     demo = load_recipe("depth").PRESETS["demo"]
     train = replace(demo.train, steps=1, batch_size=2, warmup_steps=None)
     depths = replace(
-        demo, train=train, model=str(tmp_path / "model"), data=replace(demo.data, channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+        demo, train=train, model=str(tmp_path / "model"), data=replace(demo.data, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     )
     depth.run(replace(depths, folder=str(tmp_path / "depth"), test_split="validation"))
     for name, source in (("segment", tmp_path / "pairs" / "images" / "validation"), ("detect", tmp_path / "val")):
