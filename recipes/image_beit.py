@@ -9,9 +9,8 @@ gives to hidden tokens are predicted.
 
 With `--target.source runs/pretrain-1` k-means clusters the features of your own model instead of patches.
 
-Differences from the authors' code: counts of hidden tokens are exact; positions are learned instead of a relative bias; there is
-no colour jitter; DALL-E's tokenizer reads the model's input, resized, instead of a second resizing of the crop. BEiT v2's second
-head, on the class token, is left out.
+Differences from the authors' code: counts of hidden tokens are exact; there is no colour jitter; DALL-E's tokenizer reads the
+model's input, resized, instead of a second resizing of the crop. BEiT v2's second head, on the class token, is left out.
 
 Results. An independent reproduction with DALL-E's codes reports a top-1 accuracy of 83.1 % (B) after 300 epochs and
 fine-tuning. This recipe has not been run on ImageNet yet. `cifar10`: docs/methods.md."""
@@ -34,7 +33,9 @@ IMAGENET = pretrain.Config(
     data=replace(MAE.data, crop_scale=(0.08, 1.0), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     tokenizer=Patches.Config(size=16),
     masker=BlockMasker.Config(ratio=75 / 196, smallest=16 / 196, blank=True),
-    encoder=VisionTransformer.Config(size="base", positions="learned", qkv_bias="qv", layer_scale=0.1, drop_path=0.1),
+    encoder=VisionTransformer.Config(
+        size="base", positions="none", relative_bias="shared", qkv_bias="qv", layer_scale=0.1, drop_path=0.1
+    ),
     decoder=LinearDecoder.Config(),
     target=CodeTarget.Config(vocabulary="kmeans", codes=8192, samples=50_000),
     train=TrainConfig(

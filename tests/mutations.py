@@ -554,6 +554,12 @@ MUTANTS = [
         "sample_keys(self.seed, 0, 0, source",
         "data/test_sizes.py -k follow_from_the_step",
     ),
+    Mutant(
+        "mmm/layers/relative_bias.py",
+        "index = F.pad(index, (1, 0), value=rows + 1)",
+        "index = F.pad(index, (1, 0), value=rows)",
+        "core/test_relative_bias.py -k equal_transformers",
+    ),
     Mutant("mmm/model.py", "one.shape[0] / samples", "1 / len(losses)", "core/test_packing.py -k as_it_is_alone"),
     Mutant(
         "mmm/objectives/masked.py",

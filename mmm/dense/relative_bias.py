@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.core.tokens import Grid
+from mmm.layers.relative_bias import make_table, relative_index
 from mmm.layers.transformer import Attention, SelfAttention
 
 
@@ -28,8 +29,8 @@ class RelativeBias(Attention):
         super().__init__(heads)
         height, width = grid
         self.grid = grid
-        self.table = nn.Parameter(torch.zeros((2 * height - 1) * (2 * width - 1) + 3, heads))
-        self.register_buffer("index", relative_index(grid, prefix), persistent=False)
+        self.table = make_table(grid, heads)
+        self.register_buffer("index", relative_index(grid, torch.arange(height * width)[None], prefix)[0], persistent=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, M, c) each -> (B, h, M, c).
@@ -47,20 +48,6 @@ class RelativeBias(Attention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def relative_index(grid: tuple[int, int], prefix: int) -> Tensor:
-    """Returns the row of the table for each pair of tokens (query, key), int64 (M, M)."""
-    height, width = grid
-    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).flatten(1)  # (2, N)
-    apart = places[:, :, None] - places[:, None]  # (2, N, N)
-    index = (apart[0] + height - 1) * (2 * width - 1) + apart[1] + width - 1
-    if not prefix:
-        return index
-    rows = (2 * height - 1) * (2 * width - 1)
-    whole = torch.empty(len(index) + 1, len(index) + 1, dtype=torch.int64)
-    whole[1:, 1:], whole[0], whole[:, 0], whole[0, 0] = index, rows, rows + 1, rows + 2
-    return whole
-
-
 def add_relative_bias(encoder: nn.Module, grid: Grid) -> None:
     """Gives the attention of each block a bias, in place.
 
@@ -71,6 +58,10 @@ def add_relative_bias(encoder: nn.Module, grid: Grid) -> None:
     blocks = getattr(encoder, "blocks", None)
     if plain.shape.prefix > 1 or not isinstance(blocks, nn.ModuleList) or len(grid) != 2:
         raise ValueError("relative_bias is for encoders of images with at most one prefix token; leave it out")
+    if getattr(plain.config, "relative_bias", "none") != "none":
+        raise ValueError(
+            f"relative_bias: this encoder has encoder.relative_bias {plain.config.relative_bias} already; leave it out"
+        )
     for block in blocks:
         attention = getattr(block, "attn", None)
         if not isinstance(attention, SelfAttention):

@@ -82,6 +82,10 @@ class WindowedEncoder(nn.Module):
             raise ValueError(
                 f"encoder.rotary {plain.config.rotary}: windows have no rotations; detection needs encoder.rotary none"
             )
+        if getattr(plain.config, "relative_bias", "none") != "none":
+            raise ValueError(
+                f"encoder.relative_bias {plain.config.relative_bias}: windows have positions of their own; detection needs none"
+            )
         if wrong := [number for number in global_blocks if not 1 <= number <= len(blocks)]:
             raise ValueError(f"detector.global_blocks {wrong[0]}: the encoder has the blocks 1 to {len(blocks)}")
         self.grid, self.window = (grid[0], grid[1]), window

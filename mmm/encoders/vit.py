@@ -20,6 +20,7 @@ from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders, shown
 from mmm.layers.packing import Packing
+from mmm.layers.relative_bias import RelativePlaces, RelativeTable, make_table, relative_index, resize_table
 from mmm.layers.rotary import Rotary, RotaryKind, check_rotary, make_rotary
 from mmm.layers.transformer import Activation, Embedding, EmbedInit, Norm, QKVBias, initialise, make_blocks, make_norm
 
@@ -96,6 +97,10 @@ class VisionTransformer(Encoder):
         """Turn queries and keys by their places, beside `positions`: counted in tokens (axial: V-JEPA 2, EVA; vjepa2: with the
         fault that V-JEPA 2's released weights need), from -1 to 1 (dinov3), or from 0 to 1 (capi: with the fault of CAPI's)."""
 
+        relative_bias: Literal["none", "blocks", "shared"] = "none"
+        """Learn a bias of attention for each relative position of two tokens of an image, zero at first: in each block (blocks), or
+        one for all blocks (shared: BEiT)."""
+
         norm: Norm = "layer"
         """Norms over a token's values: layer norms, or without mean and bias (rms)."""
 
@@ -121,6 +126,11 @@ class VisionTransformer(Encoder):
                 raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
             if self.class_tokens > 1 and not self.class_token:
                 raise ValueError(f"encoder.class_tokens {self.class_tokens} needs encoder.class_token; or leave it at 1")
+            if self.relative_bias != "none" and self.shape.prefix > 1:
+                raise ValueError(
+                    f"encoder.relative_bias {self.relative_bias} is for one class token or none; leave out encoder.registers "
+                    "and encoder.class_tokens"
+                )
             if self.register_places == "around" and (self.registers % 4 or not self.registers or self.rotary == "none"):
                 raise ValueError(
                     f"encoder.register_places around needs encoder.rotary, here {self.rotary}, and encoder.registers divisible "
@@ -166,6 +176,8 @@ class VisionTransformer(Encoder):
         super().__init__(config, grid=grid, required=required)
         if config.register_places == "around" and len(grid) != 2:
             raise ValueError("encoder.register_places around is for images, whose tokens span a rectangle; for clips use none")
+        if config.relative_bias != "none" and len(grid) != 2:
+            raise ValueError(f"encoder.relative_bias {config.relative_bias} is for images; for clips use encoder.rotary")
         width, self.class_tokens = self.shape.width, self.shape.class_tokens
         self.patch_embed = Embedding(token, channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, self.class_tokens, width)) if config.class_token else None
@@ -187,6 +199,10 @@ class VisionTransformer(Encoder):
             qk_norm=config.qk_norm,
             layer_scale=config.layer_scale,
         )
+        self.rel_pos_bias = RelativeTable(grid, config.head_count) if config.relative_bias == "shared" else None
+        if config.relative_bias == "blocks":
+            for block in self.blocks:
+                block.attn.relative_position_bias_table = make_table(grid, config.head_count)
         self.norm: nn.Module = nn.Identity()
         if required.last:
             self.norm = make_norm(config.norm, width, config.norm_epsilon, weight=config.last_norm_weight)
@@ -202,13 +218,15 @@ class VisionTransformer(Encoder):
         tokens = self.embed(visible, where, grid)  # (mB, R + M, D)
         turned = self.config.rotary != "none"
         rotary = self.rotary(grid, where, self.patch_embed.proj.weight.dtype) if turned else None
-        last, kept = self._run(tokens, rotary, valid, blocks)
+        last, kept = self._run(tokens, rotary, valid, blocks, relative=self.relative(grid, where))
         return Features(last, self.shape.prefix, where, kept, self.shape.registers, valid)
 
     def packed(self, patches: Sequence[Tensor], grids: Sequence[Grid], masks: Sequence[Mask]) -> list[Features]:
         """Features of batches of different grids, whose tokens go through the blocks as one sequence."""
         if len(patches) == 1:
             return [self(patches[0], grids[0], masks[0])]
+        if self.config.relative_bias != "none":  # the biases of samples of different grids are no one tensor
+            return super().packed(patches, grids, masks)
         given = [shown(*one, self.shape.prefix) for one in zip(patches, grids, masks, strict=True)]
         visible, places, padding = zip(*given, strict=True)
         groups = [self.embed(*one) for one in zip(visible, places, grids, strict=True)]  # (mB, R + M, D) each
@@ -230,12 +248,13 @@ class VisionTransformer(Encoder):
         valid: Tensor | None,
         blocks: tuple[int, ...],
         packing: Packing | None = None,
+        relative: RelativePlaces | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Runs the blocks and the last norm, (B, M, D) -> (B, M, D); returns the outputs of the requested blocks too."""
         kept = {0: tokens} if 0 in blocks else {}
         for number, block in enumerate(self.blocks, start=1):
             added: list[Tensor] | None = [] if self.block_output == "mlp" and number in blocks else None
-            tokens = block(tokens, rotary, None, added, valid, packing)
+            tokens = block(tokens, rotary, None, added, valid, packing, relative)
             if number in blocks:
                 kept[number] = added[0] if added else tokens
         return self.norm(tokens), kept
@@ -245,6 +264,13 @@ class VisionTransformer(Encoder):
         channels = self.shape.width // self.config.head_count
         around = self.config.registers if self.config.register_places == "around" else 0
         return make_rotary(self.config.rotary, grid, channels, where, prefix=self.shape.prefix, around=around, dtype=dtype)
+
+    def relative(self, grid: Grid, where: Tensor) -> RelativePlaces | None:
+        """Returns the relative positions of these tokens, or None where attention has no bias."""
+        if self.config.relative_bias == "none":
+            return None
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
+        return RelativePlaces(relative_index(grid, where, self.shape.prefix), self.home, grid, shared)
 
     def embed(self, visible: Tensor, where: Tensor, grid: Grid) -> Tensor:
         """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""
@@ -271,4 +297,6 @@ class VisionTransformer(Encoder):
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
         """The state of the same encoder for another home grid; see `Encoder.state_at`."""
         state = super().state_at(grid)
+        tables = {name: value for name, value in state.items() if name.endswith("relative_position_bias_table")}
+        state |= {name: resize_table(value, self.home, grid).detach() for name, value in tables.items()}
         return state if self.pos_embed is None else state | {"pos_embed": self.positions_of(grid).detach()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.layers.packing import Packing
+from mmm.layers.relative_bias import RelativePlaces
 from mmm.layers.rotary import Rotary
 
 QKVBias = Literal["all", "qv", "none"]
@@ -54,6 +55,7 @@ class Attention(nn.Module):
         v: Tensor,
         valid: Tensor | None = None,
         packing: tuple[Packing, Packing] | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c).
 
@@ -61,7 +63,11 @@ class Attention(nn.Module):
             q, k, v: queries, keys and values.
             valid: bool (B, M), which keys are no padding; None: all.
             packing: of queries and of keys, where these are packed; each sample then attends to itself.
+            bias: of the scores, (B or 1, h, Q, M); not of packed ones.
         """
+        if bias is not None:
+            bias = bias.to(q.dtype)
+            valid = bias if valid is None else bias.masked_fill(~valid[:, None, None], -torch.inf)
         if packing is not None:
             queries, keys = packing
             parts = zip(queries.unpack(q), keys.unpack(k), keys.unpack(v), keys.unpack_valid(valid), strict=True)
@@ -70,8 +76,10 @@ class Attention(nn.Module):
         return self.attend(q, k, v, valid).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if valid is None else valid[:, None, None])
+        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c); `valid`: bool (B, M), or a bias (B or 1, h, Q, M)."""
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=valid[:, None, None] if valid is not None and valid.dim() == 2 else valid
+        )
 
 
 class QueryValueLinear(nn.Linear):
@@ -115,6 +123,7 @@ class SelfAttention(nn.Module):
         self.q_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
+        self.register_parameter("relative_position_bias_table", None)  # made by an encoder whose blocks have one
 
     def forward(
         self,
@@ -123,11 +132,13 @@ class SelfAttention(nn.Module):
         last: int | None = None,
         valid: Tensor | None = None,
         packing: Packing | None = None,
+        relative: RelativePlaces | None = None,
     ) -> Tensor:
         """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens. `valid`, `packing`: see `Attention`."""
         q, k, v = self.queries_keys_values(x, rotary)
         own = None if packing is None else (packing, packing)
-        return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid, own))
+        bias = None if relative is None else relative.bias(self.relative_position_bias_table)
+        return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid, own, bias))
 
     def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
@@ -261,6 +272,7 @@ class Block(nn.Module):
         added: list[Tensor] | None = None,
         valid: Tensor | None = None,
         packing: Packing | None = None,
+        relative: RelativePlaces | None = None,
     ) -> Tensor:
         """(B, M, D) -> (B, M, D).
 
@@ -272,9 +284,10 @@ class Block(nn.Module):
             added: the output of the MLP, before its scale and dropped paths, is appended to it.
             valid: bool (B, M), which tokens are no padding; None: all.
             packing: where samples of different lengths are in x, (1, T, D); None: B samples of one length.
+            relative: their relative positions, which give scores a bias; not beside `last` or `packing`.
         """
         kept = x if last is None else x[:, -last:]
-        x = kept + drop_samples(self.drop_path, self.ls1(self.attn(self.norm1(x), rotary, last, valid, packing)), packing)
+        x = kept + drop_samples(self.drop_path, self.ls1(self.attn(self.norm1(x), rotary, last, valid, packing, relative)), packing)
         change = self.mlp(self.norm2(x))
         if added is not None:
             added.append(change)

@@ -23,6 +23,7 @@ BLOCK_CHOICES = {
     "bias": True,
     "qk_norm": False,
     "layer_scale": None,
+    "relative_bias": "none",
     "class_tokens": 1,
     "registers": 0,
     "last_norm_weight": True,

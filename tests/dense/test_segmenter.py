@@ -23,13 +23,14 @@ from mmm.core.types import Input, Shape, Stage
 from mmm.data.annotated.maps import IGNORE
 from mmm.dense.heads import ConvolutionalHead, LinearHead, UperNetHead, default_taps
 from mmm.dense.maps import stage_map
-from mmm.dense.relative_bias import add_relative_bias, relative_index
+from mmm.dense.relative_bias import add_relative_bias
 from mmm.dense.segmenter import Segmenter
 from mmm.dense.sliding import score_image, slide, window_starts
 from mmm.encoders import VisionTransformer
 from mmm.encoders.hiera import Hiera
 from mmm.evaluate.dense.patch_knn import Patches, patch_labels, vote
 from mmm.evaluate.dense.segmentation import SegmentationScore
+from mmm.layers.relative_bias import relative_index
 from mmm.objectives.segment import pixel_cross_entropy
 from mmm.tokenizers import Patches as PatchTokens
 from mmm.train.config import TrainConfig
@@ -181,7 +182,7 @@ def test_a_frozen_encoder_stays_as_it_is(build: Callable[..., MaskedModel]) -> N
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_pairs_at_the_same_relative_position_share_a_bias(prefix: int) -> None:
     height, width = 3, 4
-    index = relative_index((height, width), prefix)
+    index = relative_index((height, width), torch.arange(height * width)[None], prefix)[0]
     places = [(row, column) for row in range(height) for column in range(width)]
     rows: dict[Any, set[int]] = {}
     for i, one in enumerate(places):
