@@ -44,8 +44,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/layers/transformer.py",
-        "None if valid is None else valid[:, None, None]",
-        "None",
+        "valid[:, None, None] if valid is not None and valid.dim() == 2",
+        "None if valid is not None and valid.dim() == 2",
         "core/test_flow.py::test_rows_of_different_lengths_are_computed_as_if_each_were_alone",
     ),
     Mutant(
@@ -845,7 +845,7 @@ MUTANTS = [
     ),
     Mutant("mmm/dense/sliding.py", "return total / count", "return total", "dense/test_segmenter.py -k same_in_windows"),
     Mutant(
-        "mmm/dense/relative_bias.py",
+        "mmm/layers/relative_bias.py",
         "(2 * width - 1) + apart[1] + width - 1",
         "(2 * width - 2) + apart[1] + width - 1",
         "dense/test_segmenter.py -k share_a_bias",

@@ -201,8 +201,9 @@ class VisionTransformer(Encoder):
         )
         self.rel_pos_bias = RelativeTable(grid, config.head_count) if config.relative_bias == "shared" else None
         if config.relative_bias == "blocks":
-            for block in self.blocks:
-                block.attn.relative_position_bias_table = make_table(grid, config.head_count)
+            attention: Any
+            for attention in (block.attn for block in self.blocks):
+                attention.relative_position_bias_table = make_table(grid, config.head_count)
         self.norm: nn.Module = nn.Identity()
         if required.last:
             self.norm = make_norm(config.norm, width, config.norm_epsilon, weight=config.last_norm_weight)

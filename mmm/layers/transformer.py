@@ -103,6 +103,8 @@ class QueryValueLinear(nn.Linear):
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens to each other; queries and keys may be normed, head by head, and turned by their places."""
 
+    relative_position_bias_table: nn.Parameter | None
+
     def __init__(
         self,
         width: int,

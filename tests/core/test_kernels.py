@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +17,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmm import MaskedModel
+from mmm.contract import SIZES, small_config, small_model
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder
+from mmm.encoders import encoders
 from mmm.layers import cpu_bf16 as kernels
 from mmm.layers.transformer import QueryValueLinear
 from mmm.system import malloc as allocator
@@ -261,4 +266,32 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
     assert [type(one).__name__ for one in training.model.encoder.blocks] == ["OptimizedModule"] * 2
     assert training.model(x, mask=mask).loss.item() == pytest.approx(expected.item(), rel=0.01)
     assert list(training.unwrapped.state_dict()) == names
+    reset_accelerate()
+
+
+TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "norm": "rms", "qk_norm": True, "registers": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # compiling takes a minute on a free machine
+@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in encoders.parts] + [("vit", TODAY)])
+def test_every_encoder_computes_the_same_compiled(name: str, options: dict[str, Any]) -> None:
+    """`--train.compile` on a CPU, forward and backward."""
+    reset_accelerate()
+    config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="fp32", compile=True)
+    model = small_model(SIZES["images"], {"encoder": replace(small_config("encoder", name), **options)})
+    assert model.data is not None
+    x = torch.randn(2, 3, *model.data.size)
+    mask, plain = model.draw_masks(x), copy.deepcopy(model)
+    expected = plain(x, mask=mask).loss
+    expected.backward()
+    training = Training.prepare(start(config), model, make_optimizer(model, config), identity={})
+    found = training.model(x, mask=mask).loss
+    found.backward()
+    assert any(type(module).__name__ == "OptimizedModule" for module in training.model.modules())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = {name: weight.grad for name, weight in training.unwrapped.named_parameters()}
+    for weight, gradient in ((name, weight.grad) for name, weight in plain.named_parameters()):
+        if gradient is not None:
+            assert torch.allclose(gradients[weight], gradient, rtol=1e-3, atol=1e-5), weight
     reset_accelerate()
