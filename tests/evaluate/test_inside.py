@@ -25,7 +25,7 @@ from mmm.evaluate.inside.distance import (
 )
 from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
 from mmm.evaluate.inside.inspection import Inspection
-from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
+from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio, spectrum
 from mmm.evaluate.inside.maps import feature_colours
 from mmm.evaluate.inside.report import draw_inspection, write_page
 from mmm.evaluate.inside.similarity import MinibatchCKA, linear_cka
@@ -107,10 +107,15 @@ def test_asymmetry_equals_its_definition() -> None:
     assert asymmetry(draw(64, 512), draw(64, 512, seed=1)) == pytest.approx(math.sqrt(0.5), abs=0.02)
 
 
-def test_effective_rank_of_known_matrices() -> None:
-    assert effective_rank(torch.eye(7)).item() == pytest.approx(7)
-    assert effective_rank(torch.full((7, 7), 1 / 7)).item() == pytest.approx(1, abs=1e-5)
-    assert effective_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))).item() == pytest.approx(2)
+def test_spectrum_and_effective_rank_of_known_matrices() -> None:
+    assert spectrum(torch.eye(7)).tolist() == pytest.approx([1 / 7] * 7)
+    assert spectrum(torch.diag(torch.tensor([1.0, 3.0, 0.0]))).tolist() == pytest.approx([0.75, 0.25, 0])
+    x = draw(5, 5)
+    values = torch.linalg.eigvalsh(x @ x.T).flip(0).sqrt()
+    torch.testing.assert_close(spectrum(x), values / values.sum())
+    assert effective_rank(spectrum(torch.eye(7))).item() == pytest.approx(7)
+    assert effective_rank(spectrum(torch.full((7, 7), 1 / 7))).item() == pytest.approx(1, abs=1e-5)
+    assert effective_rank(spectrum(torch.diag(torch.tensor([1.0, 1.0, 0.0])))).item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("rows", [12, 400])
@@ -247,6 +252,7 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     assert [row[place] for place, row in enumerate(trained["cka"])] == pytest.approx([1] * 3)
     assert len(found["between"]) == 3
     assert len(trained["attention"]["distance"]) == 2
+    assert [sum(shares) for shares in trained["attention"]["spectrum"]] == pytest.approx([1, 1])
     assert all(0 < value < 16 * math.sqrt(2) for head in trained["attention"]["distance"] for value in head)
     assert sum(row["share"] for row in trained["decoder"]["rings"]) == pytest.approx(1, abs=1e-4)
     for layer in trained["decoder"]["layers"]:

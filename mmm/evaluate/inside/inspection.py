@@ -22,7 +22,7 @@ from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
 from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
-from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio
+from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio, spectrum
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, reconstruct
@@ -74,7 +74,8 @@ class Inspection:
         self.model, self.data, self.samples = model, data, 0
         self.cka = MinibatchCKA()
         self.change, self.cosine, self.gain, self.directions = Mean(), Mean(), Mean(), Mean()
-        self.attention: dict[str, list[Mean]] = {name: [] for name in ("distance", "tokens_read", "effective_rank", "prefix_share")}
+        measures = ("distance", "tokens_read", "effective_rank", "prefix_share", "spectrum")
+        self.attention: dict[str, list[Mean]] = {name: [] for name in measures}
         self.even: float | None = None
         self.decoder, self.even_rings = DecoderAttention(), Mean()
         self.rings: dict[str, Mean] = {}  # of the decoder's layers that read visible tokens
@@ -132,10 +133,12 @@ class Inspection:
         def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             weights = attention_weights(layer, inputs, inputs[0].shape[1])  # (B, h, R + N, R + N)
             own = weights[:, :, prefix:]
+            shares = spectrum(weights[:RANKED])  # (RANKED, h, R + N)
             found = {
                 "distance": attention_distance(own[..., prefix:], places, places),
                 "tokens_read": tokens_read(own),
-                "effective_rank": effective_rank(weights[:RANKED]).mean(0),
+                "effective_rank": effective_rank(shares).mean(0),
+                "spectrum": shares.mean((0, 1)),
                 "prefix_share": own[..., :prefix].sum(-1).mean((0, 2)),
             }
             for name, value in found.items():

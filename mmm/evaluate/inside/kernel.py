@@ -29,20 +29,31 @@ def asymmetry(query: Tensor, key: Tensor) -> float:
     return ((total - swapped) / (2 * total)).clamp(min=0).sqrt().item()
 
 
-def effective_rank(matrix: Tensor) -> Tensor:
-    """Returns exp(entropy) of the normalised singular values of each matrix (Roy and Vetterli, 2007).
-
-    It is N for an N x N identity and 1 for attention that is the same for every query.
+def spectrum(matrix: Tensor) -> Tensor:
+    """Returns the singular values of each matrix as shares of their sum, from large to small.
 
     Args:
         matrix: (..., N, M).
 
     Returns:
-        fp64 (...), between 1 and min(N, M).
+        fp64 (..., min(N, M)).
     """
-    values = torch.linalg.svdvals(matrix.detach().cpu().double())  # (..., min(N, M))
-    share = values / values.sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp()
+    values = torch.linalg.svdvals(matrix.detach().cpu().double())
+    return values / values.sum(-1, keepdim=True)
+
+
+def effective_rank(shares: Tensor) -> Tensor:
+    """Returns exp(entropy) of a spectrum (Roy and Vetterli, 2007).
+
+    It is N for an N x N identity and 1 for attention that is the same for every query.
+
+    Args:
+        shares: as `spectrum` returns them, (..., K).
+
+    Returns:
+        fp64 (...), between 1 and K.
+    """
+    return torch.special.entr(shares).sum(-1).exp()
 
 
 def participation_ratio(features: Tensor) -> float:

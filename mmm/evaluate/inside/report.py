@@ -63,7 +63,7 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
                 _attention(models, folder / "attention.png"),
                 "Attention of the encoder",
                 "One dot per head, without a mask. The broken line is even attention. Distances are between token centres, in "
-                "pixels.",
+                "pixels. Right: singular values of the attention matrices, from large to small, one line per block.",
             )
         )
     if any("errors" in found for found in models.values()):
@@ -150,10 +150,17 @@ def _by_block(models: Models, path: Path) -> Path:
 
 
 def _attention(models: Models, path: Path) -> Path:
-    """Draws distance, tokens read and rank of each head by block."""
-    figure = new_figure(10.5, 3.4)
+    """Draws distance, tokens read and rank of each head by block, and the spectrum of each block."""
+    figure = new_figure(13.0, 3.4)
+    *first, last = figure.subplots(1, 4)
     names = (("distance", "mean distance, pixels"), ("tokens_read", "tokens read"), ("effective_rank", "effective rank"))
-    for axes, (name, title) in zip(figure.subplots(1, 3), names, strict=True):
+    for found, colour in zip(models.values(), COLOURS, strict=False):
+        for shares in found["attention"]["spectrum"]:
+            last.plot(range(1, len(shares) + 1), shares, color=colour, linewidth=1)
+    last.set_yscale("log")
+    last.minorticks_off()
+    plain(last, "singular value", "share of their sum")
+    for axes, (name, title) in zip(first, names, strict=True):
         for place, ((label, found), colour) in enumerate(zip(models.items(), COLOURS, strict=False)):
             for block, heads in enumerate(found["attention"][name], start=1):
                 axes.plot([block + 0.2 * place] * len(heads), heads, ".", color=colour, label=label if block == 1 else None)
@@ -216,7 +223,9 @@ def _rings(models: Models, path: Path) -> Path:
             values = [head[SETS.index("visible")] for head in layer["heads"]]
             left.plot([block + 0.2 * place] * len(values), values, ".", color=colour)
     plain(left, "layer", "share of attention to visible tokens")
-    left.locator_params(axis="x", integer=True)
+    count = max(len(found.get("decoder", {}).get("layers", ())) for found in models.values())
+    left.set_xticks(range(1, count + 1, max(1, count // 8)))
+    left.set_xlim(0.5, count + 0.7)
     left.set_ylim(0, 1)
     shown = [(name, found["decoder"]["rings"]) for name, found in models.items() if found.get("decoder", {}).get("rings")]
     width = 0.8 / (len(shown) + 1)
