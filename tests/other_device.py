@@ -63,7 +63,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     there = any(isinstance(value, Elsewhere) for value in given)
     here = [value for value in given if isinstance(value, Tensor) and not isinstance(value, Elsewhere)]
     if func._schema.name in INDEXED:
-        here = [value for value in here if value.dtype not in (torch.int64, torch.bool)]
+        here = [value for value in (args[0], *args[2:]) if isinstance(value, Tensor) and not isinstance(value, Elsewhere)]
     if there and func._schema.name not in MOVES and any(value.dim() for value in here):
         raise RuntimeError(f"{func}: tensors lie on two devices, {[tuple(value.shape) for value in here]} on the CPU")
     asked = kwargs.get("device")

@@ -10,8 +10,10 @@ from mmm.data.config import DataConfig
 from mmm.data.media import IMAGES, Medium
 
 # options of whole images that annotated images do not have; a value other than the default is refused
-UNUSED = ("root", "weights", "eval_source", "label_column", "crop_scale", "crop_ratio", "augment", "repeats", "resize")
-UNUSED += ("sides", "aspects", "keep_aspect", "pack")
+UNUSED = (
+    *("root", "weights", "eval_source", "label_column", "crop_scale", "crop_ratio", "augment", "repeats", "resize"),
+    *("sides", "aspects", "keep_aspect", "pack"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
