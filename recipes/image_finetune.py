@@ -12,7 +12,7 @@ may be larger than in the pretraining: --data.image_size 448. With `--held_back 
 and the weights with the best accuracy on them are evaluated instead of the last ones.
 
 Results. `imagenet`: the authors report a top-1 accuracy of 83.6 (B), 85.9 (L) and 86.9 % (H) after 1,600 epochs of pretraining.
-This recipe has not been run on ImageNet yet. `cifar10` and `demo`: docs/results.md."""
+This recipe has not been run on ImageNet yet. CIFAR-10, with a small encoder: docs/results.md."""
 
 from dataclasses import replace
 

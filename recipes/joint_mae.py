@@ -16,8 +16,8 @@ the released weights; the configuration has biases. Two things differ from the a
 decoder's positions have the decoder's width; the authors' have the encoder's, and are projected together with the features.
 
 Results. After 1,600 epochs and fine-tuning, the authors report a top-1 accuracy of 69.5 (B), 74.2 (L) and 75.3 % (H) on
-Something-Something V2, and of 83.0, 85.1 and 86.5 % on ImageNet. This recipe has not been run on these data sets yet. `demo`:
-docs/results.md.
+Something-Something V2, and of 83.0, 85.1 and 86.5 % on ImageNet. This recipe has not been run on these data sets yet, and
+the demonstration has not been compared with training on one source.
 """
 
 from dataclasses import replace

@@ -9,7 +9,8 @@ as future work.
 A clip has 1,568 tokens, of which 1,408 are hidden. Self-attention over all of them costs more than the encoder. Here 392 tokens are
 predicted, and attend to the 160 visible ones only.
 
-Results. There is no published result on Kinetics, and we have none. `demo`: docs/results.md.
+Results. There is no published result on Kinetics, and we have none. The demonstration has not been
+compared with that of VideoMAE.
 """
 
 from dataclasses import replace

@@ -868,6 +868,138 @@ MUTANTS = [
         "weight = torch.ones_like(value) / value.shape[1]",
         "dense/test_depth_and_propagation.py -k weighed_over_all",
     ),
+    # what a review found
+    Mutant(
+        "mmm/maskers/base.py",
+        "self.members(grid).to(keys.device, non_blocking=True)",
+        "self.members(grid)",
+        "core/test_maskers.py -k never_moved",
+    ),
+    Mutant(
+        "mmm/core/positions.py",
+        '        body = resize_positions(body, home, grid, antialias=resize == "antialias")',
+        "        body = fixed_positions(grid, table.shape[2], kind)[None].to(table)",
+        "core/test_parity_mae.py -k another_size",
+    ),
+    Mutant(
+        "mmm/train/schedule.py",
+        "final=config.final_learning_rate * peak",
+        "final=config.final_learning_rate * config.learning_rate",
+        "train/test_schedule.py -k scaled_like",
+    ),
+    Mutant(
+        "mmm/train/schedule.py",
+        "(config.warmup_epochs or 0) * samples / config.batch_size",
+        "0.05 * steps",
+        "train/test_schedule.py -k forty_epochs",
+    ),
+    Mutant("mmm/core/checks.py", "        check_fields(self, self.flag)\n", "", "config/test_checks.py -k wrong_value"),
+    Mutant(
+        "mmm/contract.py",
+        '"hidden pixels change nothing": check_hidden,',
+        '"hidden pixels change nothing": lambda *given: None,',
+        "core/test_contract.py -k mmm_check_finds",
+    ),
+    Mutant(
+        "mmm/data/datasets/detect.py",
+        'return "images" if found.medium is FRAMES else "videos"',
+        'return "videos"',
+        "data/video/test_tasks.py -k finds_the_medium",
+    ),
+    Mutant(
+        "recipes/video_mae.py",
+        "train=replace(KINETICS.train, batch_size=512),",
+        "train=replace(KINETICS.train, batch_size=2048),",
+        "recipes/test_recipes_published.py -k videomaes",
+    ),
+    Mutant(
+        "mmm/train/optimizer.py", "tokens = [] if config.decay_tokens else", "tokens = [] if True else", "core/test_layer_decay.py"
+    ),
+    Mutant(
+        "mmm/objectives/finetune.py",
+        'last_norm = head.norm != "layer" or config.pool.name == "class"',
+        'last_norm = head.norm != "layer"',
+        "core/test_classifier.py -k class_token",
+    ),
+    Mutant("mmm/maskers/base.py", 'if self.config.rounding == "truncate":', "if False:", "core/test_maskers.py -k truncated"),
+    Mutant(
+        "mmm/maskers/block.py",
+        "seen + permutation(keys + 2, units - seen)",
+        "seen + torch.arange(units - seen, device=keys.device).expand(len(keys), -1)",
+        "core/test_maskers.py -k favour_no_row",
+    ),
+    Mutant(
+        "mmm/encoders/vit.py",
+        "first.expand(tokens.shape[0], -1, -1)",
+        "first.expand(len(tokens), -1, -1)",
+        "weights/test_export_graph.py",
+    ),
+    Mutant(
+        "mmm/weights/safe_load.py",
+        'PREFIXES = ("module.", "_orig_mod.")',
+        'PREFIXES = ("module.",)',
+        "weights/test_files.py -k wrappings",
+    ),
+    Mutant(
+        "mmm/weights/formats/timm.py",
+        'said.get("mean"), said.get("std"))',
+        "None, None)",
+        "weights/test_timm.py -k pixels_of_a_folder",
+    ),
+    Mutant(
+        "mmm/weights/formats/transformers.py",
+        '{"mask_ratio": masker.ratio} if images',
+        "{} if images",
+        "weights/test_transformers.py -k config_json_cannot",
+    ),
+    Mutant("mmm/weights/formats/build.py", "2**-8 if rounded else 1e-3", "1e-3", "weights/test_load_mae.py -k bf16"),
+    Mutant("mmm/weights/load.py", "    return model.eval()", "    return model", "weights/test_export.py -k in_a_line_each"),
+    Mutant("mmm/train/run/folder.py", " and not _started_only(path):", ":", "train/test_train_run.py -k before_its_first_update"),
+    Mutant("mmm/config/overrides.py", "if isinstance(error, SyntaxError):", "if False:", "config/test_config.py -k syntax_error"),
+    Mutant(
+        "mmm/train/progress.py",
+        "return os.get_terminal_size(sys.stderr.fileno()).columns > 0",
+        "return True",
+        "train/test_waiting.py -k without_columns",
+    ),
+    Mutant(
+        "mmm/layers/cpu_bf16.py",
+        "for_x, for_weight, for_bias = ctx.needs_input_grad",
+        "for_x, for_weight, for_bias = True, True, True",
+        "core/test_kernels.py -k frozen_weight",
+    ),
+    Mutant(
+        "mmm/core/mask.py",
+        "if self.weight is not None and not self.weight.is_floating_point():",
+        "if False:",
+        "core/test_flow.py -k floating_point",
+    ),
+    Mutant(
+        "mmm/data/datasets/clips.py",
+        "if videos >= min(total, ENOUGH) and not long_ones and not self.warned:",
+        "if False:",
+        "data/video/test_clips.py -k announced_once",
+    ),
+    Mutant(
+        "mmm/data/decode/video/packets.py",
+        "    packets = _memory.get(identity) or _read(identity)",
+        "    packets = None",
+        "data/video/test_reader.py -k listed_once",
+    ),
+    Mutant("tasks/stats.py", '"list_columns": config.list_columns, ', "", "tasks/test_stats.py -k columns_of"),
+    Mutant("mmm/core/mask.py", "@pytree\n", "", "core/test_flow.py -k pytrees"),
+    Mutant(
+        "mmm/weights/formats/timm.py",
+        'raise ValueError(f"{title} takes images, and',
+        'logger.warning(f"{title} takes images, and',
+        "weights/test_export.py -k not_for_timm",
+    ),
+    Mutant(
+        "mmm/data/sources/file_list.py",
+        "    columns = _header(file, rows[first], [rows[number] for number in others])",
+        "    columns = None",
+        "data/video/test_video_sources.py -k header_is_no",
+    ),
 ]
 
 
