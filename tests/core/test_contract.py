@@ -439,3 +439,15 @@ def test_mistakes_are_refused_in_words(mistake: str, build: Build) -> None:
     make, words = MISTAKES[mistake]
     with pytest.raises(ValueError, match=words):
         make(build)
+
+
+@pytest.mark.parametrize(("name", "medium"), [case.values[1:] for case in CASES if case.values[0] == "encoder"])
+def test_an_encoder_in_bf16_is_itself_within_rounding(name: str, medium: str) -> None:
+    model = model_of("encoder", name, medium).eval()
+    x, mask = draw(model)
+    with torch.no_grad():
+        expected = [model.double().encode(x.double(), mask=one).last for one in (None, mask)]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [model.float().encode(x, mask=one).last for one in (None, mask)]
+    for half, whole in zip(found, expected, strict=True):
+        assert (half.double() - whole).norm() < 0.03 * whole.norm()  # a unit in the last place is 0.4 %

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,7 +18,8 @@ from torch import nn
 
 from mmm import Input, MaskedModel
 from mmm.classifier import Classifier
-from mmm.encoders import VisionTransformer
+from mmm.core.types import RequiredFeatures
+from mmm.encoders import VisionTransformer, encoders
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
 from mmm.maskers import RandomMasker
 from mmm.tokenizers import Patches
@@ -146,3 +148,21 @@ def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> 
         to_timm(build(encoder=biased))
     with pytest.raises(ValueError, match=r"no place for encoder\.mask_token"):
         to_timm(build(masker=RandomMasker.Config(blank=True)))
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        pytest.param("huge", "vit_huge_patch14_224", marks=pytest.mark.slow),
+        ("giant", "vit_giant_patch14_224"),
+        pytest.param("gigantic", "vit_gigantic_patch14_224", marks=pytest.mark.slow),
+    ],
+)
+def test_large_sizes_have_timms_shapes(size: Any, name: str) -> None:
+    """Without memory for the weights: 0.6, 1.0 and 1.8 billion."""
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=0).state_dict()
+        config = VisionTransformer.Config(size=size, positions="learned")
+        ours = encoders.build(config, token=(14, 14), channels=3, grid=(16, 16), required=RequiredFeatures())
+    expected = {key: value.shape for key, value in theirs.items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
