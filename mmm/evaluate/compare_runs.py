@@ -126,8 +126,8 @@ def warnings(runs: Sequence[Record]) -> list[str]:
         if len(set(value)) > 1:
             said.append(f"not at equal {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}")
     shared = sorted(set.intersection(*({name for name in run.config if name.startswith("evaluate.")} for run in runs)))
-    if asked := [name for name in _unlike(runs, shared) if not name.endswith(".every")]:
-        said.append(f"they were evaluated differently: {', '.join(asked)}")
+    if different := [name for name in _unlike(runs, shared) if not name.endswith(".every")]:
+        said.append(f"they were evaluated differently: {', '.join(different)}")
     other = [name for name in names if name.startswith(OTHER_LOSS) and name not in SAME_LOSS]
     if other:
         said.append(f"they differ in {', '.join(other)}, so their losses cannot be compared; compare the accuracies")
@@ -160,11 +160,11 @@ def compare(groups: Sequence[Group], picture: Path | None) -> dict[str, Any]:
             if column.form.endswith("%}")
         ]
         draw_runs([(group.label, group.runs) for group in groups], accuracies, picture)
-    told = warnings([run for group in groups for run in group.runs])
+    notes = warnings([run for group in groups for run in group.runs])
     return {
         "columns": {name: asdict(column) for name, column in shown.items()},
         "rows": rows,
-        "warnings": told,
+        "warnings": notes,
         "picture": None if picture is None else str(picture),
     }
 

@@ -106,7 +106,7 @@ class Target(nn.Module):
         What the processes make of it is made equal to the first one's.
 
         Args:
-            model: the whole one, with the weights that it starts from.
+            model: the unwrapped model, with its initial weights.
             load: reads a model from a path, as `mmm.load` does.
             samples: reads so many training samples, the same each time, on the device of the training. None: what checkpoints hold
                 of the target was copied from other weights, and stays.
@@ -125,7 +125,7 @@ class Target(nn.Module):
         """Called after each update of a training, the first being step 1 of `steps`; a teacher follows the encoder here.
 
         Args:
-            model: the whole one.
+            model: the unwrapped model.
             made: whether the update was made, a bool () on the device; one that was left out must change nothing here either.
         """
 

@@ -143,9 +143,9 @@ def micro_losses(
     accelerator = training.accelerator
     for part in range(plan.accumulation):
         seed_noise(accelerator.device, seed, step, accelerator.process_index * plan.accumulation + part)
-        asked = perf_counter()
+        start = perf_counter()
         batch = next(batches)
-        metrics.waited += perf_counter() - asked
+        metrics.waited += perf_counter() - start
         yield nan_if_nonfinite(loss(training.model, batch, step))
 
 

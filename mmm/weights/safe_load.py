@@ -88,11 +88,11 @@ def _read_pickle(path: Path) -> object:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can raise any error
-        refusal = _refusal(path, error)
-    raise ValueError(refusal)  # without the error of torch, which suggests turning off the protection
+        message = _error_message(path, error)
+    raise ValueError(message)  # without the error of torch, which suggests turning off the protection
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _error_message(path: Path, error: Exception) -> str:
     foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
     if foreign:
         return (

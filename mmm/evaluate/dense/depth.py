@@ -36,10 +36,10 @@ def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
         float64 (3,).
     """
     known = truth.isfinite()
-    guess, true = depth[known].cpu().double(), truth[known].cpu().double()  # not every device has fp64
-    ratio = torch.maximum(guess / true, true / guess)
+    predicted, true = depth[known].cpu().double(), truth[known].cpu().double()  # not every device has fp64
+    ratio = torch.maximum(predicted / true, true / predicted)
     return torch.stack(
-        [(ratio < 1.25).double().mean(), (guess - true).square().mean().sqrt(), ((guess - true).abs() / true).mean()]
+        [(ratio < 1.25).double().mean(), (predicted - true).square().mean().sqrt(), ((predicted - true).abs() / true).mean()]
     )
 
 

@@ -142,32 +142,32 @@ def patch_knn(
         The values of `SegmentationScore.result` at the resized size, with `k`, `distance`, `samples` and `patches`; the test
         patches; and their predicted labels, int64 (m, p * p).
     """
-    known = labelled_patches(read_patches(model, train, problems), most)
-    asked = read_patches(model, test, problems)
-    mean, std = known.features.mean(0), known.features.std(0).clamp(min=1e-6)
-    known = Patches((known.features - mean) / std, known.labels, known.images)
-    k, distance = _choose(known, train.count)
+    train_patches = labelled_patches(read_patches(model, train, problems), most)
+    test_patches = read_patches(model, test, problems)
+    mean, std = train_patches.features.mean(0), train_patches.features.std(0).clamp(min=1e-6)
+    train_patches = Patches((train_patches.features - mean) / std, train_patches.labels, train_patches.images)
+    k, distance = _choose(train_patches, train.count)
     logger.info("nearest patches: k %d and %s distance did best on a tenth of the training images", k, distance)
-    predicted = vote(known, (asked.features - mean) / std, distance=distance, ks=(k,), classes=train.count)[k]
+    predicted = vote(train_patches, (test_patches.features - mean) / std, distance=distance, ks=(k,), classes=train.count)[k]
     score = SegmentationScore(train.count)
-    score.add(predicted, asked.labels)
-    extra = {"k": k, "distance": distance, "samples": len(asked.images.unique()), "patches": len(known.images)}
-    return score.result() | extra, asked, predicted
+    score.add(predicted, test_patches.labels)
+    extra = {"k": k, "distance": distance, "samples": len(test_patches.images.unique()), "patches": len(train_patches.images)}
+    return score.result() | extra, test_patches, predicted
 
 
-def _choose(known: Patches, classes: int) -> tuple[int, Distance]:
+def _choose(patches: Patches, classes: int) -> tuple[int, Distance]:
     """Chooses k and the distance by the mIoU on a tenth of the training images."""
-    images = known.images.unique()
+    images = patches.images.unique()
     held = images[scores(sample_keys(1, 0, images), 1)[:, 0].argsort()[: max(1, round(CHOICE * len(images)))]]
-    mine = torch.isin(known.images, held)
+    mine = torch.isin(patches.images, held)
     if mine.all():
         return 1, "cosine"
-    rest = Patches(known.features[~mine], known.labels[~mine], known.images[~mine])
+    rest = Patches(patches.features[~mine], patches.labels[~mine], patches.images[~mine])
     best: tuple[float, int, Distance] = (-1.0, 1, "cosine")
     distances: tuple[Distance, ...] = ("cosine", "euclidean")
     for distance in distances:
-        for k, predicted in vote(rest, known.features[mine], distance=distance, ks=KS, classes=classes).items():
+        for k, predicted in vote(rest, patches.features[mine], distance=distance, ks=KS, classes=classes).items():
             score = SegmentationScore(classes)
-            score.add(predicted, known.labels[mine])
+            score.add(predicted, patches.labels[mine])
             best = max(best, (score.result()["miou"], k, distance), key=lambda one: one[0])
     return best[1], best[2]

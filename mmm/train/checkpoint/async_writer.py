@@ -41,14 +41,14 @@ class Pending:
         step: step of the checkpoint.
         written: the task that writes the part of this process. None: there is no such part.
         whole: in the first process, the task that renames the checkpoint when it is complete.
-        refusal: the error of another process.
+        remote_error: the error of another process.
         until: time at which all parts must be written.
     """
 
     step: int
     written: Future[checkpoint.Files] | None = None
     whole: Future[None] | None = None
-    refusal: BaseException | None = None
+    remote_error: BaseException | None = None
     until: float | None = None
 
     def check(self) -> None:
@@ -57,8 +57,8 @@ class Pending:
         Raises:
             OSError: the time is over, or another process failed.
         """
-        if self.refusal is not None:
-            raise self.refusal
+        if self.remote_error is not None:
+            raise self.remote_error
         if self.until is None and not threading.main_thread().is_alive():
             self.until = time.monotonic() + SHORT
         if self.until is not None and time.monotonic() > self.until:
@@ -116,7 +116,7 @@ class AsyncWriter:
             from accelerate.utils import gather_object
 
             failed = next((error for error in gather_object([failed]) if error is not None), None)
-            pending.refusal, pending.until = failed, time.monotonic() + PATIENCE
+            pending.remote_error, pending.until = failed, time.monotonic() + PATIENCE
             if failed is not None and not isinstance(failed, OSError):
                 raise failed
         whole = pending.whole

@@ -45,9 +45,9 @@ def check_processes(environment: Mapping[str, str], running: int) -> None:
     Raises:
         ValueError: with the commands that work.
     """
-    asked = int(environment.get("WORLD_SIZE", "1"))
-    if asked > running:
-        raise ValueError(f"{asked} processes were started but {running} run together; {HINT}")
+    requested = int(environment.get("WORLD_SIZE", "1"))
+    if requested > running:
+        raise ValueError(f"{requested} processes were started but {running} run together; {HINT}")
     # `accelerate launch --cpu --num_processes 2`, a MULTI_CPU configuration, and more processes than there are GPUs all start one
     # process silently (accelerate 1.15). Such a launch sets MASTER_ADDR, but no other process uses it.
     launched, meeting = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment

@@ -89,15 +89,15 @@ def with_precision(config: R, accelerator: Accelerator) -> R:
     return replace(config, train=replace(config.train, precision=precision_of(accelerator)))
 
 
-def choose_precision(asked: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:
+def choose_precision(requested: str, environment: Mapping[str, str], device: torch.device) -> tuple[Precision, str]:
     """Chooses the precision, and returns it with the reason.
 
     Raises:
         ValueError: the device or mmm does not support the requested precision.
     """
     configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` where none was chosen
-    if asked != "auto":
-        named, reason = asked, "train.precision names it"
+    if requested != "auto":
+        named, reason = requested, "train.precision names it"
     elif configured != "no":
         named, reason = configured, "Accelerate's configuration names it"
     elif computes_bf16(device):
@@ -123,24 +123,24 @@ def computes_bf16(device: torch.device) -> bool:
     return False
 
 
-def set_threads(asked: int | None, environment: Mapping[str, str]) -> None:
+def set_threads(requested: int | None, environment: Mapping[str, str]) -> None:
     """Gives this process its share of the cores, and logs a change."""
     before = torch.get_num_threads()
-    threads = choose_threads(asked, environment, usable_cores())
+    threads = choose_threads(requested, environment, usable_cores())
     if threads is None or threads == before:
         return
     torch.set_num_threads(threads)
     logger.info("CPU threads of this process: %d instead of %d (train.threads sets another number)", threads, before)
 
 
-def choose_threads(asked: int | None, environment: Mapping[str, str], cores: int) -> int | None:
+def choose_threads(requested: int | None, environment: Mapping[str, str], cores: int) -> int | None:
     """Chooses the number of CPU threads of this process. None: torch's choice.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 by themselves (measured). A number above 1, or a 1 without a launcher, is
     the user's choice and is kept.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     launched = "ACCELERATE_MIXED_PRECISION" in environment or "TORCHELASTIC_RUN_ID" in environment
     own = environment.get("OMP_NUM_THREADS")
     if own is not None and not (launched and own == "1"):

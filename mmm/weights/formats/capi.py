@@ -59,12 +59,12 @@ class CAPI(OfficialViT):
             reason="this is read as an encoder",
             what="predictor",
         )
-        bare = {name.removeprefix(BACKBONE): value for name, value in found.items()}
-        for name in [name for name in bare if name.endswith(FREQUENCIES)]:
-            freqs = bare.pop(name)
+        tensors = {name.removeprefix(BACKBONE): value for name, value in found.items()}
+        for name in [name for name in tensors if name.endswith(FREQUENCIES)]:
+            freqs = tensors.pop(name)
             if freqs.dim() != 2 or not torch.allclose(freqs.float(), frequencies(freqs.shape[1]), rtol=1e-2):
                 raise ValueError(f"{stored} has other frequencies than CAPI's under {name}")
-        return bare
+        return tensors
 
     def describe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"registers": tensors["registers"].shape[1]} if "registers" in tensors else {}

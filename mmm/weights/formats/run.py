@@ -140,8 +140,8 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
         tree = read_yaml(path.read_text(encoding="utf-8"))
         dense = read_dense(tree) if is_dense(tree) else None
         headed = dense is None and isinstance(tree, Mapping) and "head" in tree and "decoder" not in tree
-        wanted = ("tokenizer", "encoder") if dense is not None else HEADED if headed else MASKED
-        parts = {name: value for name, value in _only(tree, wanted, "").items() if name != "decoder" or value}
+        required = ("tokenizer", "encoder") if dense is not None else HEADED if headed else MASKED
+        parts = {name: value for name, value in _only(tree, required, "").items() if name != "decoder" or value}
         _refuse_unknown(parts)
         given = tree.get("data")
         data = _only(given, SHAPE, "data.") | {name: given[name] for name in ("frames", *SAMPLING) if name in given}
