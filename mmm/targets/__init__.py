@@ -1,4 +1,4 @@
-"""Targets: what is predicted, and how far off a prediction is."""
+"""Targets: the values that are predicted, and their losses."""
 
 from mmm.targets.base import Samples, Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.targets.clusters import ClusterTarget

@@ -19,20 +19,20 @@ from mmm.targets.base import TargetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig(TargetConfig):
-    """Base of the `Config` of targets whose teacher is the encoder's moving average: how slowly it follows."""
+    """Base of the `Config` of targets whose teacher is the encoder's moving average, with its decay."""
 
     decay: ZeroToOne = 0.996
-    """Decay of the average an update, at the run's beginning (I-JEPA: 0.996)."""
+    """Decay of the average per update at the beginning of the run (I-JEPA: 0.996)."""
 
     decay_end: ZeroToOne = 1.0
-    """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
+    """Decay at the end of `decay_until`, which it approaches linearly. After that it is constant."""
 
     decay_until: ZeroToOne = 1.0
-    """Part of the run, 0 to 1, over which the decay moves."""
+    """Part of the run, from 0 to 1, over which the decay changes."""
 
     decay_middle: tuple[ZeroToOne, ZeroToOne] | None = None
-    """A decay between the two, and the part of the run, 0 to 1, at which it is reached (BootMAE: 0.9999 0.125). None: the decay
-    moves along one line."""
+    """A decay between the two, and the part of the run, from 0 to 1, at which it is reached (BootMAE: 0.9999 0.125). None: the
+    decay changes linearly."""
 
     def validate(self) -> None:
         if self.decay_middle is not None and not 0 < self.decay_middle[1] < self.decay_until:
@@ -42,7 +42,7 @@ class AverageConfig(TargetConfig):
             )
 
     def decay_at(self, step: int, steps: int) -> float:
-        """The average's decay in an update; the first is step 1."""
+        """Returns the decay of the average in an update; the first update is step 1."""
         progress = (step - 1) / steps
         middle = [] if self.decay_middle is None else [(self.decay_middle[1], self.decay_middle[0])]
         for (start, low), (end, high) in pairwise([(0.0, self.decay), *middle, (self.decay_until, self.decay_end)]):
@@ -52,7 +52,7 @@ class AverageConfig(TargetConfig):
 
 
 class Average(nn.Module):
-    """A copy of the encoder that follows it, gets no gradient, and drops nothing."""
+    """A copy of the encoder that follows it, without gradients and drop path."""
 
     def __init__(self, encoder: Any, block_output: BlockOutput = "block") -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Average(nn.Module):
         self.encoder.block_output = block_output
 
     def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever the mode of the model."""
+        """Stays in evaluation mode, whatever the mode of the model."""
         return super().train(False)
 
     def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:
@@ -78,5 +78,5 @@ class Average(nn.Module):
         self.encoder.load_state_dict(encoder.state_dict())
 
     def follow(self, encoder: nn.Module, decay: float, made: Tensor) -> None:
-        """Moves towards the encoder, where the update was made."""
+        """Moves towards the encoder if the update was made."""
         follow(list(self.encoder.parameters()), list(encoder.parameters()), decay, made)

@@ -35,8 +35,8 @@ class TokenTargets:
     """Targets of every token of a batch, from which those of a mask are picked.
 
     Attributes:
-        tokens: of every token, (B, N, ...) for the default `pick`.
-        loss: () of the target's own parameters, which is added to that of the predictions; None: the target learns nothing here.
+        tokens: the targets of every token, (B, N, ...) for the default `pick`.
+        loss: loss of the target's own parameters, (), which is added to that of the predictions. None: there is none.
     """
 
     tokens: Any
@@ -44,15 +44,15 @@ class TokenTargets:
 
 
 class Target(nn.Module):
-    """Computes what is predicted, and the loss.
+    """Computes the values to predict, and the loss.
 
     Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
 
     Attributes:
-        config: the user's choices.
-        width: K, values predicted a token.
-        collective: what the processes of a training tell each other. Used in training mode only: in an evaluation processes may
-            compute different numbers of batches.
+        config: options of the target.
+        width: number of predicted values per token, K.
+        collective: communication between the processes of a training. Used only in training mode, because in an evaluation
+            processes may compute different numbers of batches.
     """
 
     config: TargetConfig
@@ -71,7 +71,7 @@ class Target(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The values of each of the targets that this one is made of; here one."""
+        """The numbers of values of each of several joined targets; here of one."""
         return (self.width,)
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Target(nn.Module):
         """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
 
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Returns how much a teacher looks at each token, (B, N), at least 0; for a masker that `needs_scores`.
+        """Returns the attention of a teacher to each token, (B, N), at least 0; for a masker that `needs_scores`.
 
         Raises:
             ValueError: the target has no teacher.
@@ -101,19 +101,19 @@ class Target(nn.Module):
         raise ValueError(f"target.name {self.config.name} has no teacher whose attention masker.name attention could follow")
 
     def begin(self, model: nn.Module, load: Callable[[str], nn.Module], samples: Samples | None) -> None:
-        """Called when a training begins, before its weights are sharded or a checkpoint is restored; a teacher is made here.
+        """Prepares a training, before its weights are sharded or a checkpoint is restored; teachers are made here.
 
-        What the processes make of it is made equal to the first one's.
+        The result of the first process is then copied to all others.
 
         Args:
             model: the unwrapped model, with its initial weights.
             load: reads a model from a path, as `mmm.load` does.
-            samples: reads so many training samples, the same each time, on the device of the training. None: what checkpoints hold
-                of the target was copied from other weights, and stays.
+            samples: reads a number of training samples, the same each time, on the device of the training. None: the saved state of
+                the target was copied from other weights, and must not change.
         """
 
     def unsaved(self) -> dict[str, Tensor]:
-        """Weights that the loss depends on and no checkpoint holds; a resume compares a hash of them."""
+        """Returns weights that the loss depends on and that checkpoints do not contain; a resume compares their hash."""
         return {}
 
     @property
@@ -122,11 +122,11 @@ class Target(nn.Module):
         return type(self).update is not Target.update
 
     def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
-        """Called after each update of a training, the first being step 1 of `steps`; a teacher follows the encoder here.
+        """Updates the target after each update of a training, of which the first is step 1; teachers follow the encoder here.
 
         Args:
             model: the unwrapped model.
-            made: whether the update was made, a bool () on the device; one that was left out must change nothing here either.
+            made: whether the update was made, a bool () on the device. If it was skipped, the target must not change.
         """
 
     @property
@@ -135,5 +135,5 @@ class Target(nn.Module):
         return False
 
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
-        """Predictions as normalised pixels, (kmB, Q, P), where they can be looked at; else None."""
+        """Returns predictions as normalised pixels, (kmB, Q, P); None if they are not pixels."""
         return None

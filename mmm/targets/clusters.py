@@ -1,8 +1,8 @@
-"""Clusters that are learned while training as the target (Darcet et al., "CAPI", 2025).
+"""Clusters that are learned during the training as the target (Darcet et al., "CAPI", 2025).
 
 A teacher, the encoder's moving average, sees the whole sample. Its tokens are assigned to clusters by Sinkhorn and Knopp's
-algorithm, place by place of the grid over the samples of all processes, so that at each place all clusters are used alike. The
-clusters learn from their own assignments, and the model predicts those of hidden tokens.
+algorithm, separately for each place of the grid, over the samples of all processes, so that at each place all clusters are used
+equally often. The clusters learn from their own assignments, and the model predicts the assignments of hidden tokens.
 
 Shapes: B samples, N tokens, D the encoder's width, K clusters, kmB rows of Q predicted tokens.
 """
@@ -27,15 +27,15 @@ from mmm.targets.losses import mean_loss
 
 @targets.register("clusters")
 class ClusterTarget(Target):
-    """The clusters of a teacher's tokens, which learn in the same training; predictions are logits."""
+    """The clusters of a teacher's tokens, which are trained in the same run. Predictions are logits."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
         decay: ZeroToOne = 0.999
-        """Decay of the average an update, at the run's beginning."""
+        """Decay of the average per update at the beginning of the run."""
 
         decay_end: ZeroToOne = 0.9999
-        """Decay at the end of `decay_until`, to which it moves linearly; then it stays."""
+        """Decay at the end of `decay_until`, which it approaches linearly. After that it is constant."""
 
         clusters: Positive = 16384
         """Number of clusters."""
@@ -47,13 +47,13 @@ class ClusterTarget(Target):
         """Temperature of the predictions that are compared with the assignments."""
 
         iterations: Positive = 3
-        """Times that the assignments are balanced over the clusters, and each token's made to sum to 1."""
+        """Number of iterations that balance the assignments over the clusters and normalise those of each token."""
 
         learning_rate: AboveZero = 0.5
-        """The clusters' learning rate over that of the rest (CAPI: 5e-4 over 1e-3)."""
+        """Factor of the clusters' learning rate (CAPI: 5e-4 over 1e-3)."""
 
         weight_decay: NonNegative = 0.1
-        """The clusters' weight decay over that of the rest (CAPI: 0.01 over 0.1)."""
+        """Factor of the clusters' weight decay (CAPI: 0.01 over 0.1)."""
 
     config: Config
 
@@ -70,12 +70,12 @@ class ClusterTarget(Target):
 
     @property
     def across_batch(self) -> bool:
-        """Yes: clusters are balanced over the batch."""
+        """True, because clusters are balanced over the batch."""
         return True
 
     @property
     def may_collapse(self) -> bool:
-        """Yes: they are clusters of what the encoder learns."""
+        """True, because the clusters follow the encoder's features."""
         return True
 
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
@@ -84,7 +84,7 @@ class ClusterTarget(Target):
             self.teacher.restart(model.encoder)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The assignments of every token, (B, N, K), without a gradient, and the loss of the clusters that are to give them."""
+        """Returns the assignments of every token, (B, N, K), without a gradient, and the loss of the clusters."""
         with torch.no_grad():
             tokens = F.normalize(self.teacher(patches, grid, None).tokens, dim=-1, eps=1e-7)
         logits = self.clusters(tokens)  # (B, N, K)
@@ -94,7 +94,7 @@ class ClusterTarget(Target):
 
     @torch.no_grad()
     def assign(self, logits: Tensor) -> Tensor:
-        """The share of each token in each cluster, (B, N, K): tokens sum to 1, and at each place all clusters get about as much."""
+        """Returns the share of each token in each cluster, (B, N, K). Shares of a token sum to 1, and clusters are balanced."""
         collective = self.collective if self.training else Alone()
         logits = logits / self.config.temperature
         shares = (logits - collective.max(logits.amax(0))).exp_()  # a factor of a place's cluster is divided away at once
@@ -105,7 +105,7 @@ class ClusterTarget(Target):
         return shares
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean cross-entropy between predicted logits and assignments, ()."""
+        """Returns the mean cross-entropy between predicted logits and assignments, ()."""
         assert isinstance(target, Tensor)
         return self._cross_entropy(prediction, target, mask.weight)
 

@@ -24,20 +24,20 @@ from mmm.targets.vocabularies import PATCHES, DalleVocabulary, KMeansVocabulary,
 
 @targets.register("codes")
 class CodeTarget(Target):
-    """The code of each token, one of K, in a vocabulary that does not change; predictions are logits."""
+    """The code of each token, one of K, in a fixed vocabulary. Predictions are logits."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
         vocabulary: Literal["kmeans", "dalle", "vqkd"] = "kmeans"
-        """Directions that k-means finds in the training samples when the training begins, DALL-E's tokenizer (BEiT), or the
-        tokenizer of BEiT v2."""
+        """Vocabulary. kmeans: directions that k-means finds in the training samples when the training begins. dalle: DALL-E's
+        tokenizer (BEiT). vqkd: the tokenizer of BEiT v2."""
 
         codes: Positive = 8192
         """Number of codes."""
 
         source: str = PATCHES
-        """Values that kmeans clusters: patches, each less its mean; or features of the frozen encoder of this run folder, file or
-        name, as target.teacher of latent has it. For dalle and vqkd their folder or file."""
+        """Values that kmeans clusters. patches: patches, each less its mean. A run folder, a file or a name: features of its frozen
+        encoder, see target.teacher of latent. For dalle and vqkd: folder or file of the tokenizer."""
 
         source_width: Positive | None = None
         """Width of the features that are clustered. None: the encoder's."""
@@ -46,7 +46,7 @@ class CodeTarget(Target):
         """The block, counted from 1, whose outputs are clustered. None: the last output, after the final norm."""
 
         samples: Positive = 10000
-        """Training samples that are clustered, at most 64 tokens for each code."""
+        """Number of training samples for k-means, of which at most 64 tokens for each code are used."""
 
         iterations: Positive = 10
         """Steps of k-means."""
@@ -60,7 +60,7 @@ class CodeTarget(Target):
     config: Config
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds it; the encoder says only how wide the features of a teacher of its kind are."""
+        """Builds the target; the encoder only determines the default width of features."""
         super().__init__()
         self.config, self.width = config, config.codes
         self.vocabulary: Vocabulary
@@ -85,14 +85,14 @@ class CodeTarget(Target):
         self.vocabulary.begin(model, load, samples)
 
     def unsaved(self) -> dict[str, Tensor]:
-        """The weights of a network that the vocabulary has read."""
+        """Returns the weights of a network that the vocabulary has read."""
         return {} if self.vocabulary.frozen is None else self.vocabulary.frozen.state_dict()
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The codes of every token, int64 (B, N)."""
+        """Returns the codes of every token, int64 (B, N)."""
         return TokenTargets(self.vocabulary(x, patches, grid))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean cross-entropy of a predicted token, ()."""
+        """Returns the mean cross-entropy of a predicted token, ()."""
         return mean_loss("cross_entropy", prediction, target, mask.weight)

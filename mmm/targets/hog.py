@@ -1,8 +1,8 @@
 """Histograms of oriented gradients as the target (Wei et al., "MaskFeat", CVPR 2022; slowfast/models/operators.py).
 
-Of normalised pixels, channel by channel: gradients by Sobel's kernels, reflected at the border; hard votes of their magnitudes for
-one of the unsigned orientations, counted from the vertical; sums over square cells; each cell's histogram has norm 1. Of a tube
-the first frame counts.
+The histograms are computed from normalised pixels, channel by channel. Gradients come from Sobel's kernels, with reflection at the
+border. The magnitude of each gradient counts for one unsigned orientation, counted from the vertical. Magnitudes are summed over
+square cells, and the histogram of each cell has norm 1. Only the first frame of a tube is used.
 
 Shapes: B samples (T' frames a sample), C channels, H and W pixels, h and w tokens, o orientations, c cells along a token's side,
 N tokens, K = C o c^2 values a token.
@@ -33,10 +33,10 @@ class HogTarget(Target):
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
         cell: Positive = 8
-        """Side of the cells that a histogram is taken of, in pixels; a divisor of the token's side."""
+        """Side of a cell in pixels, which has one histogram; a divisor of the token's side."""
 
         orientations: Positive = 9
-        """Bins of a histogram, over half a turn."""
+        """Number of bins of a histogram, over half a turn."""
 
         loss: ValueLoss = "mse"
         """Loss of a token."""
@@ -44,7 +44,7 @@ class HogTarget(Target):
     config: Config
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
-        """Builds it for tokens of this size; histograms need no teacher, so the encoder is not kept."""
+        """Builds the target for tokens of this size. The encoder is not used."""
         super().__init__()
         if any(side % config.cell for side in token[-2:]):
             raise ValueError(f"target.cell {config.cell} does not divide the token's side {token[-1]}; choose a divisor")
@@ -54,7 +54,7 @@ class HogTarget(Target):
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The histograms of every token, (B, N, K), in fp32 or better."""
+        """Returns the histograms of every token, (B, N, K), in fp32 or better."""
         x = x if x.dtype.itemsize >= 4 else x.float()
         frames = x[:, :, :: self.token[0]].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x  # (B T', C, H, W)
         histograms = self._histograms(frames)  # (B T', C, o, H / cell, W / cell)
@@ -62,7 +62,7 @@ class HogTarget(Target):
         return TokenTargets(rearrange(histograms, "(b t) c o (h y) (w x) -> b (t h w) (c o y x)", **shape))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean loss of a predicted token, ()."""
+        """Returns the mean loss of a predicted token, ()."""
         return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     def _histograms(self, x: Tensor) -> Tensor:

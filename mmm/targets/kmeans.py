@@ -16,10 +16,10 @@ SCORES = 2**26  # similarities that are held at once
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int = 0) -> Tensor:
-    """Centres of norm 1 (K, D), of points (n, D), n at least K, whatever their norms.
+    """Returns centres of norm 1 (K, D) of points (n, D) with any norms; n is at least K.
 
-    It starts from points that are drawn from the seed. A cluster that gets no point is moved to the point that fits its own centre
-    worst, the next such cluster to the next worst.
+    It starts from random points. A cluster without points is moved to the point that fits its own centre worst, and the next such
+    cluster to the next worst point.
     """
     points = F.normalize(points, dim=1)
     chance = scores(sample_keys(seed, 0, 0), len(points))[0].to(points.device)
@@ -35,7 +35,7 @@ def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int =
 
 @torch.no_grad()
 def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The centre to which each point has the smallest angle, int64 (n,), and its scalar product with the point, (n,)."""
+    """Returns the centre to which each point has the smallest angle, int64 (n,), and their scalar product, (n,)."""
     with torch.autocast(points.device.type, enabled=False):  # in bf16 a token between two centres would go to either
         found = [(part @ centres.T).max(1) for part in points.split(max(1, SCORES // len(centres)))]
     return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])

@@ -1,10 +1,11 @@
-"""Features of a teacher as the target: of the encoder's moving average, which sees what the encoder does not, or of a frozen model.
+"""Features of a teacher as the target: of the encoder's moving average, which sees the hidden tokens, or of a frozen model.
 
-I-JEPA (Assran et al., CVPR 2023) and V-JEPA (Bardes et al., 2024) want the normed output of the average; data2vec 2.0 (Baevski et
-al., ICML 2023) the mean of what the MLPs of its last blocks add; V-JEPA 2.1 the outputs of four blocks; SdAE (Chen et al., ECCV
-2022) its features of the hidden tokens alone; SALT (Li et al., 2025), UMT (Li et al., ICCV 2023) and EVA those of a frozen model.
+I-JEPA (Assran et al., CVPR 2023) and V-JEPA (Bardes et al., 2024) predict the normed output of the average. data2vec 2.0
+(Baevski et al., ICML 2023) predicts the mean output of the MLPs in its last blocks, V-JEPA 2.1 the outputs of four blocks. In
+SdAE (Chen et al., ECCV 2022) the average sees only the hidden tokens. SALT (Li et al., 2025), UMT (Li et al., ICCV 2023) and
+EVA use a frozen model.
 
-Shapes: B samples, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, L blocks that are joined, D the teacher's width,
+Shapes: B samples, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, L concatenated blocks, D the teacher's width,
 K values of a token, D or L D.
 """
 
@@ -33,7 +34,7 @@ EMA = "ema"
 
 @targets.register("latent")
 class LatentTarget(Target):
-    """Features that a teacher has of the predicted tokens."""
+    """The teacher's features of the predicted tokens."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
@@ -49,24 +50,25 @@ class LatentTarget(Target):
         last output, after the final norm."""
 
         block_output: Literal["block", "mlp"] = "block"
-        """Take a block's output, or what its MLP adds to it (data2vec 2.0)."""
+        """Output of a block. block: its output. mlp: the output of its MLP (data2vec 2.0)."""
 
         join: bool = False
         """Concatenate the outputs of the blocks (V-JEPA 2.1, UMT) instead of averaging them (data2vec 2.0). The loss compares
         each output separately."""
 
         block_norm: Literal["none", "layer", "instance", "final"] = "none"
-        """Norm of each block's output. Without weights: over each token's values (layer: V-JEPA 2.1), or over the tokens, value by
-        value (instance: data2vec 2.0). Or the one that a frozen teacher has after its last block (final: UMT)."""
+        """Norm of each block's output. layer: over each token's values, without weights (V-JEPA 2.1). instance: over the
+        tokens, for each value, without weights (data2vec 2.0). final: the norm of a frozen teacher after its last block
+        (UMT)."""
 
         norm: Literal["none", "layer"] = "layer"
         """Norm of the target, over each token's values, without weights."""
 
         norm_prediction: bool = False
-        """Norm predictions before they are compared, as `norm` layer does (BootMAE)."""
+        """Norm the predictions too, over each token's values, without weights (BootMAE)."""
 
         view: Literal["all", "hidden"] = "all"
-        """Show the teacher the whole sample, or the predicted tokens alone (SdAE)."""
+        """Tokens that the teacher sees. all: the whole sample. hidden: only the predicted tokens (SdAE)."""
 
         loss: ValueLoss = "smooth_l1"
         """Loss of a token."""
@@ -77,13 +79,13 @@ class LatentTarget(Target):
         def validate(self) -> None:
             super().validate()
             if self.join and self.blocks is None:
-                raise ValueError("target.join needs target.blocks, the blocks whose outputs are joined")
+                raise ValueError("target.join needs target.blocks, the blocks whose outputs are concatenated")
             if self.block_output == "mlp" and (self.blocks is None or self.teacher != EMA):
                 raise ValueError("target.block_output mlp needs target.blocks and target.teacher ema")
             if self.block_norm == "final" and (self.blocks is None or self.teacher == EMA):
                 raise ValueError("target.block_norm final needs target.blocks and a frozen target.teacher")
             if self.blocks == ():
-                raise ValueError("target.blocks names no block; none: the last output")
+                raise ValueError("target.blocks names no block; give blocks, or none for the last output")
             if self.class_weight and self.view == "hidden":
                 raise ValueError(f"target.class_weight {self.class_weight} needs target.view all: the mean is of all tokens")
             if self.teacher == EMA and self.teacher_width is not None:
@@ -93,7 +95,7 @@ class LatentTarget(Target):
     teacher: Average | FrozenEncoder | None
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds it with a copy of the encoder or, where the teacher is frozen, without one: `begin` reads it."""
+        """Builds the target with a copy of the encoder. `begin` reads a frozen teacher."""
         super().__init__()
         self.config, self.data, self.token, shape = config, data, token, encoder.shape
         if config.class_weight and not shape.class_tokens:
@@ -115,7 +117,7 @@ class LatentTarget(Target):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The values of each block that is joined; else all."""
+        """The numbers of values of each concatenated block, or of all values."""
         return (self.width // self.levels,) * self.levels
 
     @property
@@ -124,10 +126,10 @@ class LatentTarget(Target):
         return self.config.teacher == EMA
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Makes the teacher equal to the encoder, or reads it.
+        """Makes the teacher equal to the encoder, or reads a frozen teacher.
 
         Raises:
-            ValueError: it cannot be read, or does not fit.
+            ValueError: the teacher cannot be read, or does not fit.
         """
         if isinstance(self.teacher, Average):
             if samples is not None:
@@ -140,12 +142,12 @@ class LatentTarget(Target):
         self.teacher = found.to(next(model.parameters()).device)
 
     def unsaved(self) -> dict[str, Tensor]:
-        """A frozen teacher's weights."""
+        """Returns a frozen teacher's weights."""
         return self.teacher.state_dict() if isinstance(self.teacher, Frozen) else {}
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """Returns the values of every token, (B, N, K). If the teacher sees the predicted tokens alone, its input."""
+        """Returns the values of every token, (B, N, K). If the teacher sees only the predicted tokens, returns its input."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         return TokenTargets((x, patches, grid) if self.config.view == "hidden" else self._encode(x, patches, grid, None))
@@ -171,7 +173,7 @@ class LatentTarget(Target):
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean loss of a predicted token, and the class token's."""
+        """Returns the mean loss of a predicted token plus that of the class token, ()."""
         tokens, pooled = target if isinstance(target, tuple) else (target, None)
         levels, weight = self.levels, mask.weight
         if levels > 1:  # each by itself, (kmB, Q, L D) -> (kmB, Q L, D)
@@ -201,7 +203,7 @@ class LatentTarget(Target):
         return F.layer_norm(target, target.shape[-1:]) if self.config.norm == "layer" else target
 
     def _normed(self, tokens: Tensor) -> Tensor:
-        """A block's output, (B, M, D), in fp32 or better, with the target's norm."""
+        """Returns a block's output, (B, M, D), in fp32 or better, with the target's norm."""
         tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.float()
         if self.config.block_norm == "final" and isinstance(self.teacher, FrozenEncoder):
             return self.teacher.norm(tokens)

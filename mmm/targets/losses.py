@@ -15,22 +15,22 @@ ValueLoss = Literal["mse", "scaled_mse", "l1", "smooth_l1", "cosine"]
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine similarity."""
+    """Computes 1 - cosine similarity."""
     return 1 - F.cosine_similarity(prediction, target, dim=-1)
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of K logits with an int64 class."""
+    """Computes the cross-entropy of K logits with an int64 class."""
     return F.cross_entropy(prediction.transpose(1, -1), target, reduction="none")
 
 
 def soft_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of K logits with the shares of K classes."""
+    """Computes the cross-entropy of K logits with the shares of K classes."""
     return -(target * prediction.log_softmax(-1)).sum(-1)
 
 
 def scaled_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """The sum of squared differences over the root of their number (data2vec 2.0): mse times that root."""
+    """Computes the sum of squared differences divided by the root of their number (data2vec 2.0)."""
     return (prediction - target).square().sum(-1) / prediction.shape[-1] ** 0.5
 
 
@@ -46,16 +46,16 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def mean_loss(loss: str, prediction: Tensor, target: Tensor | tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
-    """The mean over tokens of a token's loss, in fp32 (or better) whatever the forward's precision.
+    """Computes the mean over tokens of a token's loss, in fp32 (or better) for any precision of the forward.
 
     Args:
         loss: a name in `LOSSES`.
         prediction: (B, Q, K).
         target: (B, Q, K), or int64 (B, Q) for cross_entropy.
-        weight: (B, Q), a factor of each token's loss, or None.
+        weight: factor of each token's loss, (B, Q), or None.
 
     Returns:
-        (). The mean over all tokens, not over the sum of the weights, which would couple the samples of a batch.
+        (). The sum is divided by the number of tokens, not by the sum of the weights, which would couple the samples of a batch.
     """
     assert isinstance(target, Tensor), "one loss is of one target"
     exact = prediction if prediction.dtype.itemsize >= 4 else prediction.float()

@@ -23,9 +23,9 @@ from mmm.targets.pixels import PixelTarget
 
 @targets.register("pair")
 class PairTarget(Target):
-    """Two targets, of each of which the decoder predicts its own values; the loss is their weighted sum.
+    """Two targets whose values are both predicted; the loss is their weighted sum.
 
-    One decoder may predict both, or decoder.name pair each with a decoder of its own. A pair may hold a pair.
+    One decoder may predict both; decoder.name pair gives each its own decoder. A pair may contain a pair.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class PairTarget(Target):
         """The second target."""
 
         weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
-        """Factors of their losses."""
+        """Factors of the two losses."""
 
         second_rise: ZeroToOne = 0.0
         """Part of the run, from its beginning, over which the second factor rises from 0 to its value (BootMAE: 0.25)."""
@@ -58,12 +58,12 @@ class PairTarget(Target):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The values of each of the two."""
+        """The numbers of values of the two."""
         return sum(self.first.widths), sum(self.second.widths)
 
     @property
     def both(self) -> tuple[tuple[Target, float | Tensor], ...]:
-        """The two, each with its weight."""
+        """The two targets, each with its weight."""
         first, second = self.config.weights
         return (self.first, first), (self.second, second * self.risen if self.config.second_rise else second)
 
@@ -78,17 +78,17 @@ class PairTarget(Target):
         return self.first.may_collapse or self.second.may_collapse
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Lets both begin."""
+        """Prepares both."""
         for one, _ in self.both:
             one.begin(model, load, samples)
 
     def unsaved(self) -> dict[str, Tensor]:
-        """The weights that both have read."""
+        """Returns the weights that both have read."""
         parts = {"first": self.first, "second": self.second}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.unsaved().items()}
 
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Returns those of the first of the two that has a teacher."""
+        """Returns the scores of the first of the two that has a teacher."""
         try:
             return self.first.scores(x, patches, grid)
         except ValueError:
@@ -101,11 +101,11 @@ class PairTarget(Target):
         return TokenTargets(tuple(one for one, _ in found), torch.stack(own).sum() if own else None)
 
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
-        """Returns what both pick, one after the other."""
+        """Returns the targets of both for a mask."""
         return tuple(one.pick(own, mask) for (one, _), own in zip(self.both, token_targets.tokens, strict=True))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The weighted sum of both losses; the prediction holds K1 values of a token and then K2, (kmB, Q, K1 + K2)."""
+        """Returns the weighted sum of both losses. The prediction is K1 values of a token and then K2, (kmB, Q, K1 + K2)."""
         parts = zip(self.both, prediction.split(self.widths, dim=2), target, strict=True)
         return torch.stack([one.loss(own, values, mask, features) * weight for (one, weight), own, values in parts]).sum()
 
@@ -122,5 +122,5 @@ class PairTarget(Target):
         return self.first.uses_original
 
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
-        """The first one's prediction as pixels, if it has any."""
+        """Returns the prediction of the first target as pixels, or None."""
         return self.first.show(prediction[..., : self.widths[0]], patches, mask)

@@ -1,9 +1,9 @@
 """Pixels as the target, in the published conventions.
 
-MAE (He et al., CVPR 2022, section 3) standardises each patch over all its values, with epsilon inside the root; VideoMAE each
-tube and channel of un-normalised pixels, with epsilon outside; OmniMAE each channel with epsilon inside; SimMIM not at all.
-PixMIM (Liu et al., arXiv 2303.02416) leaves out high frequencies; MotionMAE (Yang et al., arXiv 2210.04154) predicts differences
-of frames, too.
+MAE (He et al., CVPR 2022, section 3) standardises each patch over all its values, with epsilon inside the root. VideoMAE
+standardises each tube and channel of un-normalised pixels, with epsilon outside, and OmniMAE each channel, with epsilon inside.
+SimMIM does not standardise. PixMIM (Liu et al., arXiv 2303.02416) leaves out high frequencies; MotionMAE (Yang et al., arXiv
+2210.04154) predicts differences of frames, too.
 
 Shapes: kmB rows, B samples, N tokens, Q predicted tokens, P values a token, C channels, n = P / C pixels a token.
 """
@@ -39,23 +39,23 @@ class PixelTarget(Target):
         VideoMAE)."""
 
         epsilon: NonNegative = 1e-6
-        """Added where a token's variance may be zero."""
+        """Small number that keeps the division by the deviation finite."""
 
         epsilon_inside: bool = True
-        """Add epsilon to the variance, inside the root (MAE), rather than to the deviation (VideoMAE)."""
+        """Add epsilon to the variance, inside the root (MAE). False: add it to the deviation (VideoMAE)."""
 
         unbiased: bool = True
-        """Divide the variance by n - 1 (MAE, VideoMAE) rather than n (BootMAE)."""
+        """Divide the variance by n - 1 (MAE, VideoMAE). False: by n (BootMAE)."""
 
         pixels: Literal["normalised", "unit"] = "normalised"
-        """Take pixels as the model gets them (MAE) or scaled back to [0, 1] (VideoMAE)."""
+        """Pixels. normalised: as in the model's input (MAE). unit: scaled back to [0, 1] (VideoMAE)."""
 
         low_pass: Cutoff | None = None
         """Highest frequency that is kept, in cycles per pixel, in all directions of a frame (PixMIM: 40 in 224 pixels, 0.18).
         None: all frequencies."""
 
         differences: bool = False
-        """Predict each frame's difference to the frame before (MotionMAE), which is 0 for the first."""
+        """Predict the difference of each frame to the frame before (MotionMAE), 0 for the first frame."""
 
         loss: ValueLoss = "mse"
         """Loss of a token."""
@@ -65,7 +65,7 @@ class PixelTarget(Target):
     std: Tensor
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: nn.Module) -> None:
-        """Builds it for tokens of this size, in pixels (and frames); pixels need no teacher, so the encoder is not kept."""
+        """Builds the target for tokens of this size, in pixels (and frames). The encoder is not used."""
         super().__init__()
         width = data.channels * math.prod(token)
         values = width if config.standardise == "patch" else width // data.channels
@@ -74,29 +74,29 @@ class PixelTarget(Target):
                 f"target.standardise {config.standardise} needs more than one value a token; use none, or larger tokens"
             )
         if config.differences and len(data.size) == 2:
-            raise ValueError("target.differences are of the frames of a clip, and these samples are images; leave it out")
+            raise ValueError("target.differences needs the frames of a clip, and these samples are images; leave it out")
         self.config, self.width, self.token = config, width, token
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The patches, filtered; only the predicted ones are standardised."""
+        """Returns the filtered patches; only predicted ones are standardised later."""
         return TokenTargets(self._filtered(patches, grid))
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> Tensor:
-        """Returns the pixels of the predicted tokens as they are to be predicted, fp32 (kmB, Q, P)."""
+        """Returns the target pixels of the predicted tokens, fp32 (kmB, Q, P)."""
         raw = self._source(take(token_targets.tokens, mask.predict))
         centre, spread = self._statistics(raw)
         return ((raw - centre) / spread).flatten(2)
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean loss of a predicted token, ()."""
+        """Returns the mean loss of a predicted token, ()."""
         return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     @property
     def uses_original(self) -> bool:
-        """True if `show` needs the original's own mean and deviation, which a real prediction would not have."""
+        """True if `show` uses the original's mean and deviation, which a prediction does not contain."""
         return self.config.standardise != "none"
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class PixelTarget(Target):
 
     @torch.no_grad()
     def _filtered(self, patches: Tensor, grid: Grid) -> Tensor:
-        """(B, N, P) -> (B, N, P): without high frequencies, or as differences of frames."""
+        """Removes high frequencies, or computes differences of frames, (B, N, P) -> (B, N, P)."""
         if self.config.low_pass is None and not self.config.differences:
             return patches
         clips, tokens = "b c (t p) (h q) (w r)", "b (t h w) (p q r c)"
@@ -129,7 +129,7 @@ class PixelTarget(Target):
         return rearrange(frames, f"{clips} -> {tokens}", **sizes)
 
     def _source(self, patches: Tensor) -> Tensor:
-        """The pixels that the statistics are taken of, (kmB, Q, P) -> (kmB, Q, n, C)."""
+        """Returns the pixels from which the statistics are computed, (kmB, Q, P) -> (kmB, Q, n, C)."""
         patches = patches if patches.dtype.itemsize >= 4 else patches.float()
         pixels = patches.unflatten(2, (-1, len(self.mean)))
         return pixels * self.std + self.mean if self.config.pixels == "unit" else pixels
@@ -145,7 +145,7 @@ class PixelTarget(Target):
 
 
 def low_pass(frames: Tensor, cutoff: float) -> Tensor:
-    """Leaves out frequencies of more than `cutoff` cycles a pixel, (..., H, W) -> (..., H, W)."""
+    """Removes frequencies of more than `cutoff` cycles per pixel, (..., H, W) -> (..., H, W)."""
     high, wide = frames.shape[-2:]
     vertical = torch.fft.fftfreq(high, device=frames.device)[:, None]  # (H, 1)
     kept = vertical.square() + torch.fft.rfftfreq(wide, device=frames.device).square() <= cutoff**2  # (H, W // 2 + 1)

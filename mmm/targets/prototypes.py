@@ -1,8 +1,8 @@
 """Prototypes of a teacher as the target: iBOT (Zhou et al., ICLR 2022), with DINO's head, centre and sharpening.
 
-A head turns features into similarities with K prototypes. The teacher is the moving average of the encoder and of the head; what it
-gives, less its own running mean (the centre) and divided by a low temperature, are shares of the prototypes. Patches are compared
-within a sample, and class tokens between the samples of one input: its R views, which `data.repeats` cuts of it.
+A head converts features to similarities with K prototypes. The teacher is the moving average of the encoder and of the head. The
+softmax of its similarities, minus their running mean (the centre) and divided by a low temperature, are shares of the prototypes.
+Patches are compared within a sample, and class tokens between the samples of one input: its R views (`data.repeats`).
 
 Shapes: B samples, N tokens, D the encoder's width, K prototypes, mB masks, kmB rows of Q predicted tokens, R views of an input.
 """
@@ -50,7 +50,7 @@ class PrototypeHead(nn.Module):
 
 @targets.register("prototypes")
 class PrototypeTarget(Target):
-    """The teacher's shares of prototypes, for the predicted tokens; the decoder predicts features, to which the head is applied."""
+    """The teacher's shares of prototypes for the predicted tokens. The decoder predicts features, which pass through the head."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
@@ -64,23 +64,24 @@ class PrototypeTarget(Target):
         """Width in which prototypes are compared."""
 
         temperature: AboveZero = 0.04
-        """Temperature of the teacher's shares at the run's beginning."""
+        """Temperature of the teacher's shares at the beginning of the run."""
 
         temperature_end: AboveZero = 0.07
-        """Temperature at the end of `temperature_until`, to which it moves linearly."""
+        """Temperature at the end of `temperature_until`, which it approaches linearly."""
 
         temperature_until: ZeroToOne = 0.0375
-        """Part of the run over which the temperature moves (iBOT: 30 of 800 epochs)."""
+        """Part of the run, from 0 to 1, over which the temperature changes (iBOT: 30 of 800 epochs)."""
 
         prediction_temperature: AboveZero = 0.1
         """Temperature of the predictions."""
 
         centre_decay: ZeroToOne = 0.9
-        """Decay of the centre an update."""
+        """Decay of the centre per update."""
 
         class_weight: NonNegative = 0.0
-        """Weight of the loss of class tokens: of the encoder's for what is visible, and the teacher's for the other samples of the
-        same input (data.repeats; iBOT: 2) or, where there are none, for the whole sample. iBOT: 1; 0: patches alone."""
+        """Weight of the loss between class tokens: the encoder's of the visible tokens, and the teacher's of the other samples
+        of the same input (data.repeats; iBOT: 2) or, without others, of the whole sample. iBOT: 1. 0: only patches are
+        compared."""
 
         class_temperature: AboveZero = 0.04
         """Temperature of the teacher's shares of class tokens."""
@@ -91,7 +92,7 @@ class PrototypeTarget(Target):
     temperature: Tensor
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds it with a copy of the encoder."""
+        """Builds the target with a copy of the encoder."""
         super().__init__()
         self.config, self.width, self.views = config, encoder.shape.width, data.repeats
         if config.class_weight and not encoder.shape.class_tokens:
@@ -107,12 +108,12 @@ class PrototypeTarget(Target):
 
     @property
     def across_batch(self) -> bool:
-        """Yes: the centre is the mean over the batches before."""
+        """True, because the centre is a mean over batches."""
         return True
 
     @property
     def may_collapse(self) -> bool:
-        """Yes: the teacher follows the encoder."""
+        """True, because the teacher follows the encoder."""
         return True
 
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
@@ -123,9 +124,9 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """The teacher's similarities of every token, (B, N, K), and those of class tokens, (B, K), where they count.
+        """Returns the teacher's similarities of every token, (B, N, K), and of class tokens, (B, K), if they are compared.
 
-        While training, their sums are kept for the centres.
+        In training mode their sums are accumulated for the centres.
         """
         features = self.teacher(patches, grid, None)
         found = [self.teacher_head(features.tokens)]
@@ -139,7 +140,7 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
-        """Returns the shares of the predicted tokens, (kmB, Q, K), and of the class tokens, (mB, K), where they count."""
+        """Returns the shares of the predicted tokens, (kmB, Q, K), and of the class tokens, (mB, K), if they are compared."""
         tokens, *classes = token_targets.tokens
         shares = ((take(tokens, mask.predict) - self.centre) / self.temperature).softmax(-1)
         if not classes:
@@ -151,7 +152,7 @@ class PrototypeTarget(Target):
         return shares, repeat_rows(own, len(mask.visible))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """The mean cross-entropy between the head's shares and the teacher's, and that of class tokens, ()."""
+        """Returns the mean cross-entropy between the head's shares and the teacher's, plus that of class tokens, ()."""
         shares, own = target if isinstance(target, tuple) else (target, None)
         loss = self._cross_entropy(prediction, shares, mask.weight)
         if own is None:

@@ -1,7 +1,7 @@
-"""Frozen teachers: encoders that were trained before, of whose features a target is made.
+"""Frozen teachers: trained encoders whose features are a target.
 
-A teacher is one of our runs or any weights that `mmm.load` reads; or, under `timm:NAME` and `transformers:NAME`, a vision
-transformer of images that our encoder has no place for (EVA, CLIP, DINOv2), which sees the frames of a clip one by one.
+A teacher is a run or any weights that `mmm.load` reads. With `timm:NAME` or `transformers:NAME` it is a vision transformer of
+images from a library (EVA, CLIP, DINOv2), which sees the frames of a clip one by one.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens of the grid, M of them that are seen, R prefix tokens, D width.
 """
@@ -30,7 +30,7 @@ LIBRARIES = ("timm", "transformers")
 class Frozen(nn.Module):
     """A trained network that gets no gradient and is never saved: each training reads it again.
 
-    It takes pixels normalised as the model's input is, whatever it was trained on.
+    Its inputs are normalised like the model's input, whatever its own normalisation.
     """
 
     scale: Tensor
@@ -45,11 +45,11 @@ class Frozen(nn.Module):
         self.register_buffer("shift", (own_mean - mean_) / std_, persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever the mode of the model."""
+        """Stays in evaluation mode, whatever the mode of the model."""
         return super().train(False)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Normalised inputs (B, C, s...) as it was trained on them."""
+        """Converts inputs (B, C, s...) to the network's own normalisation."""
         shape = (-1, *(1 for _ in x.shape[2:]))  # over (B, C, s...)
         return x * self.scale.view(shape) + self.shift.view(shape)
 
@@ -58,24 +58,24 @@ class FrozenEncoder(Frozen, ABC):
     """A trained encoder.
 
     Attributes:
-        width: D.
-        depth: number of its blocks.
+        width: width of the features, D.
+        depth: number of blocks.
     """
 
     width: int
     depth: int
 
     def features(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None = None) -> list[Tensor]:
-        """The outputs of these blocks, counted from 1, or the last, normed one, for the tokens that the mask shows, (B, M, D) each.
+        """Returns the outputs of these blocks, counted from 1, or the last, normed one, for the visible tokens, (B, M, D) each.
 
         Args:
-            x: normalised as the model's input is, (B, C, s...).
+            x: normalised like the model's input, (B, C, s...).
             mask: None: all tokens of the grid, in order.
         """
         return self.outputs(self.pixels(x), grid, blocks, mask)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """Norms a block's output (B, M, D) as the last one is normed.
+        """Applies the norm after the last block to a block's output (B, M, D).
 
         Raises:
             ValueError: the network has no norm there.
@@ -91,12 +91,12 @@ class FrozenEncoder(Frozen, ABC):
         """Returns the attention of the last block to each token, (B, N): see `mmm.layers.attention_map`.
 
         Args:
-            x: normalised as the model's input is, (B, C, s...).
+            x: normalised like the model's input, (B, C, s...).
         """
 
     @abstractmethod
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
-        """Returns the same, for pixels as it was trained on them."""
+        """Returns the same for pixels with the network's own normalisation."""
 
 
 class FrozenRun(FrozenEncoder):
@@ -118,10 +118,9 @@ class FrozenRun(FrozenEncoder):
 
 
 class FrozenImages(FrozenEncoder):
-    """A vision transformer of images from a library. It sees a picture of the size that gives the model's grid.
+    """A vision transformer of images from a library.
 
-    Where its patches are smaller or larger than the model's tokens, pictures are resized (UMT and EVA do the same). Of a tube the
-    first frame counts.
+    Pictures are resized so that its patches form the model's grid, as UMT and EVA do. Only the first frame of a tube is used.
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class FrozenImages(FrozenEncoder):
         return self.attention(self.pictures(self.pixels(x), grid), grid).reshape(len(x), -1)  # (B T', N') -> (B, N)
 
     def pictures(self, x: Tensor, grid: Grid) -> Tensor:
-        """The first frames of tubes in the size that gives this grid, (B, C, s...) -> (B T', C, H, W)."""
+        """Returns the first frames of tubes in the size of this grid, (B, C, s...) -> (B T', C, H, W)."""
         pictures, size = first_frames(x, self.frames), (grid[-2] * self.patch, grid[-1] * self.patch)
         return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
 
@@ -155,7 +154,7 @@ class FrozenImages(FrozenEncoder):
 
 
 class FrozenTimm(FrozenImages):
-    """A vision transformer of timm's."""
+    """A vision transformer of timm."""
 
     def __init__(self, network: Any, own: Input, frames: int, grid: Grid) -> None:
         patch = network.patch_embed.patch_size[0]
@@ -186,7 +185,7 @@ class FrozenTimm(FrozenImages):
 
 
 class FrozenTransformers(FrozenImages):
-    """A vision transformer of transformers'."""
+    """A vision transformer of the library transformers."""
 
     def __init__(self, network: Any, own: Input, mean: Any, std: Any, frames: int) -> None:
         super().__init__(network, own, mean, std, patch=network.config.patch_size, frames=frames)
@@ -211,7 +210,7 @@ class FrozenTransformers(FrozenImages):
         return asking.float().mean((1, 2))[:, -tokens:]
 
     def _size(self, pictures: Tensor) -> dict[str, bool]:
-        """The argument for pictures of another size than its own."""
+        """Returns the argument for pictures of another size than the network's own."""
         network: Any = self.network
         size = network.config.image_size
         own = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -219,7 +218,8 @@ class FrozenTransformers(FrozenImages):
 
 
 def attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
-    """The attention of the class token or, without a prefix, of all tokens, to the last `tokens`, (B, h, L, c) each -> (B, N')."""
+    """Computes the attention of the class token or, without a prefix, of all tokens to the last `tokens`, (B, h, L, c) -> (B,
+    N')."""
     query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
     asking = query if query.shape[2] == tokens else query[:, :, :1]
     weights = (asking @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
@@ -227,7 +227,7 @@ def attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
 
 
 def first_frames(x: Tensor, frames: int) -> Tensor:
-    """Images as they are, and of a clip every `frames`-th frame, (B, C, s...) -> (B T', C, H, W)."""
+    """Returns images unchanged, and every `frames`-th frame of clips, (B, C, s...) -> (B T', C, H, W)."""
     return x[:, :, ::frames].transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x
 
 
@@ -239,7 +239,7 @@ def read_teacher(name: str, load: Callable[[str], Any], own: Input, token: tuple
         load: reads a masked model from a path, as `mmm.load` does.
 
     Raises:
-        ValueError: it cannot be read, or makes other tokens of a sample.
+        ValueError: the teacher cannot be read, or its grid is another one.
     """
     grid = tuple(size // side for size, side in zip(own.size, token[-len(own.size) :], strict=True))
     library, _, rest = name.partition(":")
@@ -279,7 +279,7 @@ def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
 
 
 def leave_out_frozen(part: nn.Module) -> None:
-    """Keeps every frozen network that is an attribute of `part` out of its state dict, and lets one without it be loaded."""
+    """Leaves every frozen network that is an attribute of `part` out of its state dict; a state dict without it can be loaded."""
     part.register_state_dict_post_hook(_leave_out)
     part.register_load_state_dict_post_hook(_miss_none)
 

@@ -1,6 +1,6 @@
 """Vocabularies: frozen tokenizers that give each token of the grid one of K codes.
 
-`kmeans` is made here, of the training's own samples. `dalle` and `vqkd` are the published ones of BEiT and BEiT v2, from files.
+`kmeans` is computed from the training samples. `dalle` and `vqkd` are the published vocabularies of BEiT and BEiT v2, from files.
 
 Shapes: B samples, N tokens, P values a token, K codes, D values that are compared.
 """
@@ -31,7 +31,7 @@ class Vocabulary(nn.Module, ABC):
     """Gives each token a code from 0 to K - 1.
 
     Attributes:
-        frozen: the network that it needs, which each training reads, or None.
+        frozen: the network of the vocabulary, which each training reads, or None.
     """
 
     frozen: Frozen | None
@@ -43,17 +43,17 @@ class Vocabulary(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Reads or makes what it needs before a training; see `Target.begin`."""
+        """Prepares a training; see `Target.begin`."""
 
     @abstractmethod
     def forward(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Codes of every token, int64 (B, N), of a normalised input (B, C, s...) and its patches (B, N, P)."""
+        """Returns the codes of every token, int64 (B, N), of a normalised input (B, C, s...) and its patches (B, N, P)."""
 
 
 class KMeansVocabulary(Vocabulary):
-    """The nearest of K directions, to each patch less its mean or to the features of a frozen encoder.
+    """The nearest of K directions to each patch less its mean, or to the features of a frozen encoder.
 
-    Until a training begins, the directions are random, and so is the vocabulary (as that of Chiu et al., "BEST-RQ", ICML 2022).
+    Before a training, the directions are random (as in Chiu et al., "BEST-RQ", ICML 2022).
     """
 
     centres: Tensor
@@ -109,7 +109,7 @@ class KMeansVocabulary(Vocabulary):
 
     @torch.no_grad()
     def values(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """The values whose directions are compared, in fp32 or better, (B, N, D)."""
+        """Returns the values whose directions are compared, in fp32 or better, (B, N, D)."""
         if self.source == PATCHES:
             patches = patches if patches.dtype.itemsize >= 4 else patches.float()
             return patches - patches.mean(2, keepdim=True)
@@ -124,7 +124,7 @@ class KMeansVocabulary(Vocabulary):
 
 
 class PublishedVocabulary(Vocabulary):
-    """Base of those that are read from files; their networks see RGB pictures."""
+    """Base of vocabularies that are read from files; their networks need RGB pictures."""
 
     def __init__(self, source: str, own: Input, token: tuple[int, ...]) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ class PublishedVocabulary(Vocabulary):
         """The network that a training has read, with its weights.
 
         Raises:
-            ValueError: it was not read.
+            ValueError: it has not been read.
         """
         if self.frozen is None:
             raise ValueError(f"target.source {self.source} was not read, so there are no codes; a training reads it")
         return self.frozen.network
 
     def pictures(self, x: Tensor, grid: Grid, patch: int) -> Tensor:
-        """The first frames of tubes as the network wants them, resized until its patches are the tokens, (B T', 3, H, W)."""
+        """Returns the first frames of tubes for the network, resized so that its patches form the grid, (B T', 3, H, W)."""
         assert self.frozen is not None
         pictures, size = self.frozen.pixels(first_frames(x, self.token[0])), (grid[-2] * patch, grid[-1] * patch)
         return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
@@ -153,14 +153,14 @@ class PublishedVocabulary(Vocabulary):
 class DalleVocabulary(PublishedVocabulary):
     """The 8192 codes of DALL-E's tokenizer (Ramesh et al., ICML 2021), which BEiT predicts, as transformers reads it.
 
-    A code stands for 8 x 8 pixels, so pictures are resized until the grid of codes is the model's (BEiT: 112 pixels).
+    A code describes 8 x 8 pixels. Pictures are resized so that the grid of codes is the model's (BEiT: 112 pixels).
     """
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Reads it.
+        """Reads the tokenizer.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: there is none at the path.
         """
         try:
             from transformers import FlavaImageCodebook
@@ -186,7 +186,7 @@ class VqkdVocabulary(PublishedVocabulary):
         """Reads a file of its weights (`vqkd_encoder_base_decoder_*.pth`).
 
         Raises:
-            ValueError: it is not there, or holds something else.
+            ValueError: the file does not exist, or contains something else.
         """
         path = Path(self.source).expanduser()
         try:
@@ -206,7 +206,7 @@ class VqkdVocabulary(PublishedVocabulary):
 
 
 class Ignored:
-    """Replaces the options of a training that a file holds beside its weights, and keeps nothing of them."""
+    """Replaces and ignores the options of a training in a file of weights."""
 
     def __init__(self, *arguments: object) -> None:
         """Forgets its arguments."""
@@ -216,7 +216,7 @@ class Ignored:
 
 
 class VqkdEncoder(nn.Module):
-    """The encoder, the projection and the directions of BEiT v2's tokenizer; its decoder is left out."""
+    """The encoder, the projection and the directions of BEiT v2's tokenizer, without its decoder."""
 
     codes: Tensor
 
@@ -248,7 +248,7 @@ class VqkdEncoder(nn.Module):
         self.load_state_dict(kept | {"codes": self.codes})
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Codes of the patches of pictures (B, 3, H, W) in [-1, 1], int64 (B N,)."""
+        """Returns the codes of the patches of pictures (B, 3, H, W) in [-1, 1], int64 (B N,)."""
         tokens = self.encoder.fc_norm(self.encoder.forward_features(pictures)[:, 1:])  # (B, N, D)
         directions = F.normalize(self.encode_task_layer(tokens).flatten(0, 1).float(), dim=1)
         return nearest(directions, self.codes.float())[0]
