@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from mmm.core.checks import one_line
 from mmm.core.mask import Mask
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, sample_keys, stream
 from mmm.core.tokens import repeat_rows
-from mmm.core.types import Input
+from mmm.core.types import Features, Input
 from mmm.maskers import Masker, RandomMasker, maskers
 from mmm.model import MaskedModel, ModelConfig, Output
 from mmm.targets import PixelTarget
+from mmm.targets.base import TokenTargets
 from mmm.tokenizers import Patches, Tubes
 
+SETS = ("visible", "predict", "blank", "weight")  # of a mask
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
 SIDE = 4  # of tokens
 SIZES: dict[str, tuple[int, ...]] = {"images": (16, 24), "clips": (4, 16, 24)}
@@ -119,12 +122,13 @@ def check_keys(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     require(_same(mask, again), "the same keys give another mask; draw from the keys alone (mmm.core.rng)")
     alone = [model.draw_masks(x[row : row + 1], keys[row : row + 1]) for row in range(len(x))]
     for number, whole in enumerate(mask.families):
-        for name in ("visible", "predict", "blank", "weight", "valid", "valid_predict"):
-            if getattr(whole, name) is None:
-                continue
+        for name in SETS:
             rows = [getattr(one.families[number], name) for one in alone]
-            same = all(row.shape[1:] == rows[0].shape[1:] for row in rows) and torch.equal(torch.cat(rows), getattr(whole, name))
+            there = [row for row in rows if row is not None and row.shape[1:] == rows[0].shape[1:]]
+            value = getattr(whole, name)
+            same = not there if value is None else len(there) == len(rows) and torch.equal(torch.cat(there), value)
             require(same, f"mask.{name} of a sample depends on the other samples of its batch")
+        require(whole.weight is None or bool(whole.weight.isfinite().all()), "mask.weight, the factors of the loss, is not finite")
 
 
 def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
@@ -182,7 +186,8 @@ def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 def _same(one: Mask, other: Mask) -> bool:
     pairs = zip(one.families, other.families, strict=True)
-    return all(torch.equal(a.visible, b.visible) and torch.equal(a.predict, b.predict) for a, b in pairs)
+    values = [(getattr(a, name), getattr(b, name)) for a, b in pairs for name in SETS]
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in values)
 
 
 def _counts(index: Tensor, valid: Tensor, tokens: int) -> Tensor:
@@ -215,6 +220,23 @@ def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
         if torch.equal(*predictions) is changes:
             raise ContractError(f"{what} pixels {'do not change' if changes else 'change'} the predictions")
     model.train()
+
+
+@torch.no_grad()
+def check_types(model: MaskedModel, x: Tensor, mask: Mask) -> None:
+    """Checks the types of what tokenizer, encoder, decoder and target return."""
+    patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
+    features = model.encoder(patches, grid, mask.families[0])
+    returned: list[tuple[str, object, type]] = [
+        ("tokenizer.split", patches, Tensor),
+        ("tokenizer.grid", grid, tuple),
+        ("the encoder", features, Features),
+        ("target.teach", model.target.teach(x, patches, grid), TokenTargets),
+    ]
+    if isinstance(features, Features) and model.decoder is not None:
+        returned.append(("the decoder", model.decoder(features, mask.families[0], grid), Tensor))
+    for what, value, kind in returned:
+        require(isinstance(value, kind), f"{what} returns {type(value).__name__}, and not {kind.__name__}")
 
 
 def check_shapes(model: MaskedModel, x: Tensor, mask: Mask) -> None:
@@ -299,7 +321,8 @@ QUICK: dict[str, Check] = {
     "the order of units is a permutation": check_order,
     "hidden pixels change nothing": check_hidden,
 }
-CHECKS: dict[str, Check] = QUICK | {
+TYPES = "types of what the parts return"
+CHECKS: dict[str, Check] = {TYPES: check_types, **QUICK} | {
     "masks lie on the keys' device": check_device,
     "shapes and types": check_shapes,
     "every weight has a gradient": check_gradients,
@@ -335,28 +358,30 @@ def check_part(kind: str, name: str) -> list[Finding]:
     """
     found: list[Finding] = []
     refused: list[Finding] = []
-    parts: dict[str, Any] = {kind: small_config(kind, name)}
     for medium, size in SIZES.items():
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             try:
-                model = small_model(size, parts)
+                model = small_model(size, {kind: small_config(kind, name)})
                 x, mask = draw(model)
-            except ValueError as error:
-                refused.append(Finding(f"{kind} {name}", medium, "a small model is built", str(error)))
+            except Exception as error:  # a user's part may raise anything
+                fault = str(error) if isinstance(error, ValueError) else one_line(error)
+                refused.append(Finding(f"{kind} {name}", medium, "a small model is built, and its mask drawn", fault))
                 continue
-            found += [Finding(f"{kind} {name}", medium, check, _fault(run, model, x, mask)) for check, run in CHECKS.items()]
+            faults = {check: fault_of(run, model, x, mask) for check, run in CHECKS.items()}
+            faults = {TYPES: faults[TYPES]} if faults[TYPES] else faults  # the others would fail for the same reason
+            found += [Finding(f"{kind} {name}", medium, check, fault) for check, fault in faults.items()]
     return found or refused
 
 
-def _fault(run: Check, model: MaskedModel, x: Tensor, mask: Mask) -> str | None:
+def fault_of(run: Callable[..., object], *arguments: Any) -> str | None:
     """Returns the fault that a check finds, or None. Any error of a part is a fault."""
     try:
-        run(model, x, mask)
+        run(*arguments)
     except ContractError as broken:
         return str(broken)
     except Exception as error:  # a user's part may raise anything
-        return f"{type(error).__name__}: {error}"
+        return one_line(error)
     return None
 
 
@@ -375,5 +400,5 @@ def check_own_parts(model: MaskedModel) -> None:
     with torch.random.fork_rng(devices=[]):
         x, mask = draw(model, samples=2)
         for name, run in QUICK.items():
-            if fault := _fault(run, model, x, mask):
+            if fault := fault_of(run, model, x, mask):
                 raise ContractError(f"{', '.join(own)}: {name}: {fault}; `mmm check FILE` runs all checks")

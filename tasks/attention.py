@@ -9,7 +9,6 @@ Writes attention_STEP.png and attention_STEP.json, and fusion_STEP.png if the de
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from mmm.evaluate.attention.plot import AttentionConfig, draw_attention, draw_fusion, format_attention, measure_attention
 from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, describe_data, load_model, open_test
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
     loaded = load_model(config)
     test = open_test(loaded.data, config.test_split)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, test.where)
-    model = loaded.trained or loaded.untrained
+    model = loaded.model
     found = measure_attention(model, test, config, dtype=config.dtype, batch_size=config.batch_size)
     _draw(found, config, loaded, f"{loaded.name} on {describe_data(test)}")
     print("\n".join([format_attention(found), *(f"picture: {picture}" for picture in found["pictures"])]))
@@ -59,4 +59,4 @@ def _draw(found: dict[str, Any], config: Config, loaded: LoadedModel, title: str
     if found["fusion"] is not None:
         pictures.append(draw_fusion(found["fusion"], path("fusion"), f"{title}: encoder maps that each decoder block reads"))
     found["pictures"] = [str(picture) for picture in pictures]
-    path("attention", ".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path("attention", ".json"), found)

@@ -10,20 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mmm.config.serialize import to_dict
 from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
-from mmm.evaluate.probes.report import format_probe, protocol_of, schedule_of, write_result
-from mmm.evaluate.probes.setup import ProbeConfig, open_probe_setup
-from mmm.evaluate.probes.train import ProbeTraining
-from mmm.evaluate.protocol import weights_fingerprint
+from mmm.evaluate.probes.run import run_probe
+from mmm.evaluate.probes.setup import ProbeConfig
 from mmm.pools import AttentivePool
 from mmm.train.config import TrainConfig
-from mmm.train.distributed.setup import start, with_precision
-from mmm.train.run.folder import RunFolder
 
 POSITIONAL = "model"
-TASK = "attentive_probe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +33,7 @@ class Config(ProbeConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Trains the probe, writes result.json into the run folder, and prints the scores."""
-    accelerator = start(config.train)
-    config = with_precision(config, accelerator)
-    setup = open_probe_setup(config, accelerator)
-    weights = weights_fingerprint(setup.model.encoder)
-    training = ProbeTraining.prepare(config, setup, weights=weights)
-    if config.dry_run:
-        print(training.preview())
-        return {}
-    with RunFolder.open(config.folder, TASK, config, accelerator=accelerator, resume=config.resume) as folder:
-        conditions = {"task": TASK, "head": to_dict(config.head), "schedule": schedule_of(config)}
-        protocol = protocol_of(config, setup, weights=weights, conditions=conditions)
-        scores = training.run(folder) | {"protocol": protocol}
-        result = write_result(folder, TASK, setup, {"trained": scores})
-    if accelerator.is_main_process:
-        print(format_probe(result))
-        print(f"scores and protocol: {folder.path / 'result.json'}")
+    result, text = run_probe(config, "attentive_probe")
+    if text:
+        print(text)
     return result

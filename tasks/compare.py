@@ -9,7 +9,6 @@ A swap is one change or several, separated by commas. Each change is a flag of t
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shlex
@@ -23,6 +22,8 @@ from typing import Any
 from mmm.core.checks import CheckedConfig
 from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.run_results import Record
+from mmm.system.files import write_json
+from mmm.train.run.folder import next_free
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def run(config: Config) -> dict[str, Any]:
     runs += [Record.read(path) for path in make_runs(config, folder)]
     found = compare(group_runs(runs), folder / "comparison.png")
     text = format_comparison(found)
-    (folder / "comparison.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "comparison.json", found)
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\ntable: {folder / 'comparison.txt'}, {folder / 'comparison.json'}\nplot: {found['picture']}")
     return found
@@ -140,12 +141,4 @@ def _folder(out: str | None) -> Path:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         return Path(out)
-    number = 1
-    while True:
-        path = Path("runs") / f"compare-{number}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+    return next_free("compare")

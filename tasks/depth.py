@@ -6,14 +6,11 @@ python recipes/depth.py --preset nyu --model mae_pretrain_vit_base.pth --data.so
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmm.data.annotated.maps import metres_of, split_planes
@@ -23,12 +20,12 @@ from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.dense.bins import depth_of
 from mmm.dense.segmenter import Segmenter
+from mmm.evaluate.batches import spread
 from mmm.evaluate.dense.depth import evaluate_depth
 from mmm.evaluate.dense.pictures import SHOWN, as_picture, same_size
 from mmm.evaluate.plots.image_grid import draw_grid
-from mmm.objectives.adapt_encoder import load_pretrained
+from mmm.objectives.adapt_encoder import start_from
 from mmm.objectives.depth import DepthObjective, DepthProbeConfig
-from mmm.objectives.finetune import with_pretrained
 from mmm.objectives.segment import build_dense
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
@@ -39,7 +36,6 @@ from mmm.train.state import Training
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-RESULT = "result.json"
 RUNTIME = ("model", "test_split", "data.whole_maps")
 
 
@@ -52,26 +48,18 @@ def run(config: Config) -> dict[str, Any]:
     """Trains the head, writes result.json and a picture into the run folder, and prints the errors on the test split."""
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
-    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
-    config = config if pretrained is None else with_pretrained(config, pretrained)
+    config, pretrained = start_from(config, config.data.input())
     train, test = (open_pixels(config.data, split) for split in ("train", config.test_split or "eval"))
     data = Mixture([train], (1,), config.seed)
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     model = build_dense(config, pretrained, config.bins, None)
+    fingerprints = {"data.fingerprint": train.fingerprint}
     training = Training.begin(
-        accelerator,
-        model,
-        config,
-        runtime=RUNTIME,
-        fingerprints={"data.fingerprint": train.fingerprint},
-        layer_decay=config.layer_decay,
+        accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = DepthObjective(config.data, accelerator.device)
     if config.dry_run:
-        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
-        text = preview(config, training, objective, data, plan, tokens=tokens, unit=None)
-        if accelerator.is_main_process:
-            print(text)
+        accelerator.print(text := preview(config, training, objective, data, plan, unit=None))
         return {"dry_run": text}
     opened = RunFolder.open(config.folder, "depth", config, accelerator=accelerator, resume=config.resume)
     with (
@@ -88,18 +76,14 @@ def run(config: Config) -> dict[str, Any]:
 def score(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
     """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
-        return evaluate_depth(model, test, session.training.accelerator, session.bad_inputs.pending)
+        return evaluate_depth(model, test, session.training.accelerator.device, session.bad_inputs.pending)
 
 
 def finish(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
     """Scores the last weights, and draws some test images with their depths."""
     found = score(session, model, test)
-    session.bad_inputs.share()
-    session.bad_inputs.check()
-    logger.info("%s", session.bad_inputs.report())
-    result = {"run": str(session.folder.path), "step": session.training.step, **found}
+    result = session.write_result(found)
     if session.main:
-        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         with session.training.averaged():
             picture = draw(session, model, test)
         errors = f"RMSE {found['rmse']:.3f} m, relative error {found['absrel']:.2%}"
@@ -111,9 +95,8 @@ def finish(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dic
 def draw(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> Path:
     """Draws images that are evenly spread over the test split, with true and predicted depths. Near is dark."""
     device, data = session.training.accelerator.device, test.config
-    index = torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test))
     columns: list[list[Tensor]] = [[], [], []]
-    for batch in eval_batches(test.subset(index), data, batch_size=1):
+    for batch in eval_batches(spread(test, SHOWN), data, batch_size=1):
         if len(batch):
             image, numbers = split_planes(batch.pixels, data.channels)
             logits = model.segment(normalise(image.to(device), data.mean, data.std), whole=data.whole_maps)

@@ -7,10 +7,9 @@ python recipes/detect.py --preset base --model mae.pth --data.source my_images -
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from mmm.data.datasets.mixture import Mixture
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.dense.detector import Detector
+from mmm.evaluate.batches import spread
 from mmm.evaluate.dense.detection import detect, evaluate_detector, format_detection, in_image
-from mmm.evaluate.dense.pictures import SHOWN, draw_objects
-from mmm.objectives.adapt_encoder import load_pretrained
+from mmm.evaluate.dense.pictures import SHOWN, draw_beside, paint_objects
+from mmm.objectives.adapt_encoder import start_from
 from mmm.objectives.detect import DetectConfig, DetectObjective, build_detector
-from mmm.objectives.finetune import with_pretrained
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
 from mmm.train.schedule import make_plan
@@ -36,7 +35,6 @@ from mmm.train.state import Training
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-RESULT = "result.json"
 RUNTIME = ("model", "test_split")
 
 
@@ -50,8 +48,7 @@ def run(config: Config) -> dict[str, Any]:
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
-    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
-    config = config if pretrained is None else with_pretrained(config, pretrained)
+    config, pretrained = start_from(config, config.data.input())
     masks = config.detector.predicts_masks
     train, test = (open_objects(config.data, split, masks=masks) for split in ("train", config.test_split or "eval"))
     config = replace(config, data=with_classes(config.data, train))
@@ -63,20 +60,13 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
     model = build_detector(config, pretrained, len(names), names)
     # ---------------------------------------------------------------------------------------------------------------- training
+    fingerprints = {"data.fingerprint": train.fingerprint}
     training = Training.begin(
-        accelerator,
-        model,
-        config,
-        runtime=RUNTIME,
-        fingerprints={"data.fingerprint": train.fingerprint},
-        layer_decay=config.layer_decay,
+        accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = DetectObjective(config.data, accelerator.device)
     if config.dry_run:
-        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
-        text = preview(config, training, objective, data, plan, tokens=tokens)
-        if accelerator.is_main_process:
-            print(text)
+        accelerator.print(text := preview(config, training, objective, data, plan))
         return {"dry_run": text}
     logger.info("from %s, %d classes; %s images to score", config.model or "scratch", len(names), f"{len(test):,}")
     opened = RunFolder.open(config.folder, "detect", config, accelerator=accelerator, resume=config.resume)
@@ -95,19 +85,15 @@ def score(session: Session, model: Detector, test: AnnotatedObjects) -> dict[str
     """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
         size, bad = session.plan.micro_batch_size, session.bad_inputs.pending
-        return evaluate_detector(model, test, session.training.accelerator, bad, batch_size=size)
+        return evaluate_detector(model, test, session.training.accelerator.device, bad, batch_size=size)
 
 
 def finish(session: Session, model: Detector, test: AnnotatedObjects) -> dict[str, Any]:
     """Scores the last weights, and draws some test images with their objects."""
     found = score(session, model, test)
-    session.bad_inputs.share()
-    session.bad_inputs.check()
-    logger.info("%s", session.bad_inputs.report())
     names = list(test.classes or ())
-    result = {"run": str(session.folder.path), "step": session.training.step, "classes": names, **found}
+    result = session.write_result({"classes": names, **found})
     if session.main:
-        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         with session.training.averaged():
             picture = draw(session, model, test)
         print(format_detection(found, names))
@@ -118,8 +104,7 @@ def finish(session: Session, model: Detector, test: AnnotatedObjects) -> dict[st
 def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
     """Draws images that are evenly spread over the test split, with true and detected objects."""
     device, step = session.training.accelerator.device, session.training.step
-    part = test.subset(torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test)))
-    config = replace(test.config, workers=0)
+    part, config = spread(test, SHOWN), replace(test.config, workers=0)
     images, truth, found = [], [], []
     for batch in eval_batches(part, config, batch_size=1):
         for index in batch.index.tolist():
@@ -133,4 +118,5 @@ def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
             found.append(in_image({name: value[likely] for name, value in one.items()}, part, index))
     path = session.folder.path / "pictures" / f"detection_{step:08d}.png"
     title = f"{session.folder.path.name}, step {step:,}: the likeliest objects, as many as are annotated"
-    return draw_objects(images, {"truth": truth, "found": found}, path, classes=model.classes, title=title)
+    paint = partial(paint_objects, classes=model.classes)
+    return draw_beside(images, {"truth": truth, "found": found}, path, paint, title=title)

@@ -10,15 +10,14 @@ Results on the data of a run are appended to its evaluations.jsonl, from which m
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmm.evaluate.builtin import FrozenFeatures
 from mmm.evaluate.evaluator import Evaluations, EvaluatorSet
 from mmm.evaluate.loaded_model import LoadedModelConfig, describe_data, load_model
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Config(LoadedModelConfig):
 def run(config: Config) -> dict[str, Any]:
     """Runs the evaluations, prints and writes the results, and returns them by name."""
     loaded = load_model(config)
-    model, context = loaded.trained or loaded.untrained, loaded.context(config)
+    model, context = loaded.model, loaded.context(config)
     logger.info("%s on %s", loaded.name, describe_data(context.test))
     results: dict[str, Any] = {}
     for result in Evaluations(config.evaluate, model, [context]).finish(model, loaded.step, again=True):
@@ -48,8 +47,7 @@ def run(config: Config) -> dict[str, Any]:
         if config.out is None and (file := loaded.record(result.name, results[result.name], config.changes)) is not None:
             print(f"result: {file}")
     if config.out is not None:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, results)
         print(f"results: {config.out}")
     if len(results) < len(config.evaluate.names):
         raise ValueError("some evaluations failed; their errors are above")

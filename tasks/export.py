@@ -17,7 +17,7 @@ from mmm.classifier import Classifier
 from mmm.config.serialize import read_yaml
 from mmm.core.checks import CheckedConfig
 from mmm.evaluate.run_results import Record
-from mmm.train.checkpoint.reader import newest
+from mmm.train.checkpoint.reader import step_at
 from mmm.weights.export import export
 from mmm.weights.formats import find_format
 from mmm.weights.formats.run import CONFIG, run_of
@@ -73,13 +73,7 @@ def origin_of(path: Path, license: str) -> Origin:
     if run is None:
         return Origin(path.name, license=license)
     config = read_yaml((run / CONFIG).read_text(encoding="utf-8"))
-    return Origin(run.resolve().name, config, _step(path, run), Record.read(run, trained=False).evaluations, license=license)
-
-
-def _step(path: Path, run: Path) -> int | None:
-    """Returns the step of the checkpoint that a path stands for."""
-    folder = next((one for one in (path, path.parent) if one.name.startswith("step_")), None) or newest(run / "checkpoints")
-    return None if folder is None else int(folder.name.removeprefix("step_"))
+    return Origin(run.resolve().name, config, step_at(path, run), Record.read(run, trained=False).evaluations, license=license)
 
 
 def _out(config: Config, path: Path) -> Path:

@@ -53,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
         if not isinstance(part, Clips):
             raise ValueError(f"--every {config.every} is for videos, and this is a model of images; leave it out")
         part = open_windows(part, config.every)
-    model = loaded.trained or loaded.untrained
+    model = loaded.model
     features: dict[str, Any] = {
         "layers": list(config.layers),
         "pooling": config.pooling,

@@ -8,9 +8,7 @@ mmm finetune runs/pretrain-1                                                    
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +20,8 @@ from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.datasets.mixture import Mixture
 from mmm.evaluate.classification import classify, format_classification
 from mmm.evaluate.protocol import evaluation_protocol, sampling_of, weights_fingerprint
-from mmm.objectives.adapt_encoder import load_pretrained, run_data
-from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier, with_pretrained
+from mmm.objectives.adapt_encoder import run_data, start_from
+from mmm.objectives.finetune import FineTuneConfig, FineTuneObjective, build_classifier
 from mmm.train.best_weights import BestWeights
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.mixup import SoftConfig, check_mixing
@@ -35,7 +33,6 @@ from mmm.train.state import Training
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-RESULT = "result.json"
 PAIRS = 2  # samples are mixed within a micro-batch, in pairs
 # options that may differ when a run is resumed, in addition to those of every run
 RUNTIME = ("model", "test_split", "data.eval_clips", "data.eval_crops")
@@ -67,8 +64,7 @@ def run(config: Config) -> dict[str, Any]:
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
-    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
-    config = config if pretrained is None else with_pretrained(config, pretrained)
+    config, pretrained = start_from(config, config.data.input())
     splits = open_labelled_splits(config.data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
     data = Mixture([splits.train], (1,), config.seed)
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
@@ -83,10 +79,7 @@ def run(config: Config) -> dict[str, Any]:
     objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
     if config.dry_run:  # the few samples of a dry run are not mixed
         unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
-        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
-        text = preview(config, training, unmixed, data, plan, tokens=tokens, unit=PAIRS)
-        if accelerator.is_main_process:
-            print(text)
+        accelerator.print(text := preview(config, training, unmixed, data, plan, unit=PAIRS))
         return {"dry_run": text}
     announce(config, splits, training, plan.peak)
     evaluated = splits.inputs - len(splits.train)
@@ -114,8 +107,8 @@ def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: 
 
 def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str, Any]:
     """Scores the model on samples with its present weights."""
-    size, accelerator = session.plan.micro_batch_size, session.training.accelerator
-    return classify(model, part, batch_size=size, accelerator=accelerator, problems=session.bad_inputs.pending)
+    size, device = session.plan.micro_batch_size, session.training.accelerator.device
+    return classify(model, part, batch_size=size, device=device, problems=session.bad_inputs.pending)
 
 
 def finish(
@@ -129,13 +122,9 @@ def finish(
             best.load(model)
             step = best.step
         found = score(session, model, splits.test)
-    session.bad_inputs.share()
-    session.bad_inputs.check()
-    logger.info("%s", session.bad_inputs.report())
-    result = {"run": str(session.folder.path), "step": step, "classes": splits.names, **found}
-    result["protocol"] = protocol(config, session.training, splits, weights)
+    protocol = describe_protocol(config, session.training, splits, weights)
+    result = session.write_result({"step": step, "classes": splits.names, **found, "protocol": protocol})
     if session.main:
-        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(format_classification(result))
     return result
 
@@ -148,7 +137,7 @@ def announce(config: Config, splits: LabelledSplits, training: Training, peak: f
     logger.info("peak learning rate of the embedding %.3g", embedding)
 
 
-def protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> dict[str, Any]:
+def describe_protocol(config: Config, training: Training, splits: LabelledSplits, weights: str) -> dict[str, Any]:
     """Returns the conditions under which the scores are measured.
 
     Args:
@@ -157,10 +146,7 @@ def protocol(config: Config, training: Training, splits: LabelledSplits, weights
     return evaluation_protocol(
         training.accelerator,
         config.data,
-        train=splits.train,
-        validation=splits.validation,
-        test=splits.test,
-        classes=splits.classes,
+        splits,
         conditions={
             "task": "finetune",
             "sampling": sampling_of(config.data) | {"augment": config.data.augment},

@@ -11,7 +11,6 @@ decoder or with a hierarchical encoder, are left out and named.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from mmm.core.rng import sample_keys
 from mmm.data import Clips, Images
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
-from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.batches import choose, spread
+from mmm.evaluate.features.table import inference
 from mmm.evaluate.inside.claims import claims
 from mmm.evaluate.inside.inspection import Inspection, attends
 from mmm.evaluate.inside.maps import feature_colours, token_attention
@@ -34,6 +34,7 @@ from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, describe_data, load_model, open_shown
 from mmm.evaluate.plots.image_grid import draw_grid
 from mmm.model import MaskedModel
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def run(config: Config) -> dict[str, Any]:
     loaded_models = [load_model(replace(config, model=name)) for name in names]
     part = choose(open_shown(config, loaded_models[0].data), config.samples, config.mask_seed)
     logger.info("%s on %s", " and ".join(loaded.name for loaded in loaded_models), describe_data(part))
-    models = [loaded.trained or loaded.untrained for loaded in loaded_models]
+    models = [loaded.model for loaded in loaded_models]
     for model in models:
         _place(config.token, model.tokenizer.grid_of(part.config.size))  # refuses a place that does not exist
     inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, loaded_models, strict=True)]
@@ -115,9 +116,8 @@ def run(config: Config) -> dict[str, Any]:
 def _spread(part: Images | Clips, count: int) -> Tensor:
     """Returns one normalised view of samples that are evenly spread over a part, because adjacent samples often have the same
     class."""
-    index = torch.arange(min(count, len(part))) * len(part) // min(count, len(part))
     config = replace(part.config, workers=0)
-    batches = [batch.pixels[:: config.views] for batch in eval_batches(part.subset(index), config, batch_size=config.views)]
+    batches = [batch.pixels[:: config.views] for batch in eval_batches(spread(part, count), config, batch_size=config.views)]
     return normalise(torch.cat([pixels for pixels in batches if len(pixels)]), config.mean, config.std)
 
 
@@ -142,7 +142,7 @@ def _write(
     title = f"Inside {' and '.join(found)}"
     page = write_page(title, found, pictures, folder / "inspection.html")
     result = {"models": found, "between": between, "problems": problems, "page": str(page)}
-    (folder / "inspection.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "inspection.json", result)
     for label, one in found.items():
         print(f"{label}, {one['samples']:,} samples of {one['data']}:")
         for row in claims(one):

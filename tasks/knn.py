@@ -9,10 +9,8 @@ mmm knn --features train.parquet --test_features test.parquet                 ea
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmm.evaluate.features.frozen_eval import (
@@ -24,6 +22,7 @@ from mmm.evaluate.features.frozen_eval import (
 )
 from mmm.evaluate.features.store import read_features
 from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_test, open_train
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.untrained or not models:
         models["untrained"] = loaded.untrained
     logger.info("%s on %s: neighbours from %s, queries from %s", loaded.name, loaded.data.source, train.where, test.where)
-    device = next(loaded.untrained.parameters()).device
-    found = evaluate_features(models, train, test, config, device=device, dtype=config.dtype, batch_size=config.batch_size)
+    found = evaluate_features(models, train, test, config, device=loaded.device, dtype=config.dtype, batch_size=config.batch_size)
     found |= {"model": config.model, "source": loaded.data.source, "split": test.where}
     if loaded.trained is not None:
         found["figures"] = FrozenFeatures(FrozenFeatures.Config()).figures(found)
@@ -87,8 +85,7 @@ def evaluate_files(config: Config) -> dict[str, Any]:
 def _write(config: Config, loaded: LoadedModel | None, found: dict[str, Any]) -> None:
     """Writes the scores to the given file, or appends them to the evaluations of the run."""
     if config.out is not None:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, found)
         print(f"scores: {config.out}")
     elif loaded is not None and (file := loaded.record("features", found, config.changes)) is not None:
         print(f"scores: {file}")

@@ -13,7 +13,6 @@ clips and crops. A segmenter prints the share of each class in an image, and a d
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import choose_device
 from mmm.evaluate.metrics import mean_of_views
 from mmm.model import MaskedModel
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     """Writes all rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(path, rows)
         return
     if any("objects" in row for row in rows):
         _write_objects(rows, path)

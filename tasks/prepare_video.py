@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmm.core.checks import AboveZero, Positive
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.decode.video import require
 from mmm.data.decode.video.encode import EncodeConfig, reencode
@@ -29,6 +30,7 @@ from mmm.data.sources.base import Source
 from mmm.data.sources.file_list import ListFile, RangeColumn
 from mmm.data.sources.folder import FileColumn
 from mmm.data.sources.resolve import find_source
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +60,10 @@ class Config(EncodeConfig):
     label_column: str | None = None
     """Column of labels in a table. None: found by name or type."""
 
-    workers: int = 4
+    workers: Positive = 4
     """Worker processes, with one thread each."""
 
-    deadline: float = 3600.0
+    deadline: AboveZero = 3600.0
     """Largest number of seconds for encoding a video. Slower videos are left out."""
 
 
@@ -88,7 +90,7 @@ def run(config: Config) -> dict[str, Any]:
         report["splits"][split] = found = summarise(findings)
         if isinstance(source, ListFile):
             _write_list(out / f"{split}.csv", clips, targets, findings)
-        _write(out / REPORT, report)
+        write_json(out / REPORT, report)
         print(format_summary(split, found))
     print(f"report: {out / REPORT}")
     return report
@@ -157,11 +159,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"out {out} was encoded with {name} {other.get(name)}, not {settings[name]}; give another folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / REPORT, {"settings": settings})
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(out / REPORT, {"settings": settings})
 
 
 def _write_list(path: Path, clips: Clips, targets: list[Path], findings: list[Finding]) -> None:

@@ -75,9 +75,8 @@ def run(config: Config) -> dict[str, Any]:
     objective = MaskedObjective(streams, model, accelerator.device, plan.steps)
     unit = None if model.target.across_batch else 1  # the micro-batch is not searched where the target looks across it
     if config.dry_run:
-        text = preview(config, training, objective, data, plan, tokens=objective.count_tokens(config.seed), unit=unit)
-        if accelerator.is_main_process:
-            print(text)
+        tokens = objective.count_tokens(config.seed)
+        accelerator.print(text := preview(config, training, objective, data, plan, tokens=tokens, unit=unit))
         return {"dry_run": text}
     # -------------------------------------------------------------------------------------------------------------- evaluations
     contexts = [make_context(config, stream, training, plan.steps) for stream in streams]

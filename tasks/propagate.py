@@ -8,9 +8,9 @@ mmm propagate runs/pretrain-1/config.yaml --source builtin:scenes               
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from mmm.core.checks import CheckedConfig, Positive
 from mmm.data.annotated.clips import MaskedClip, masked_clips
 from mmm.data.transforms.crop import normalise
 from mmm.data.transforms.resize import resize
-from mmm.evaluate.dense.pictures import draw_maps
+from mmm.evaluate.dense.pictures import draw_beside, paint_classes
 from mmm.evaluate.dense.propagation import PropagationConfig, mean_scores, propagate_mask, score_clip
 from mmm.evaluate.loaded_model import LoadedModelConfig, choose_device, load_model
 from mmm.evaluate.progress import progress
 from mmm.model import MaskedModel
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Config(CheckedConfig):
 def run(config: Config) -> dict[str, Any]:
     """Propagates the masks of all clips, writes them, and prints the scores if the masks of all frames are known."""
     loaded = load_model(LoadedModelConfig(model=config.model, source=config.source, device=config.device))
-    model = (loaded.trained or loaded.untrained).to(choose_device(config.device))
+    model = loaded.model.to(choose_device(config.device))
     data = model.data
     assert data is not None
     out = Path(config.out) if config.out is not None else (loaded.run or Path()) / "propagation"
@@ -83,7 +84,7 @@ def run(config: Config) -> dict[str, Any]:
     if scores:
         result |= mean_scores(list(scores.values())) | {"of_clips": scores}
         print(f"J & F {result['j_and_f']:.1%} (J {result['j']:.1%}, F {result['f']:.1%}) of {number} clips, {loaded.name}")
-    (out / "propagation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "propagation.json", result)
     print(f"masks: {out}")
     return result
 
@@ -117,4 +118,5 @@ def draw(out: Path, clip: MaskedClip, found: Any, name: str) -> Path:
         columns = {"truth": [torch.from_numpy(clip.masks[frame].astype(np.int64)) for frame in frames]} | columns
     title = f"{clip.name}, from its first frame: {name}"
     path = out / f"{clip.name.replace(' ', '_')}.png"
-    return draw_maps([clip.frames[frame] for frame in frames], columns, path, classes=int(clip.first.max()) + 1, title=title)
+    paint = partial(paint_classes, classes=int(clip.first.max()) + 1)
+    return draw_beside([clip.frames[frame] for frame in frames], columns, path, paint, title=title)

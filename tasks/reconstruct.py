@@ -53,7 +53,7 @@ class Config(GalleryConfig, LoadedModelConfig):
 def run(config: Config) -> dict[str, Any]:
     """Draws the grid, prints the results and records them."""
     loaded = load_model(config, norm_pix=config.norm_pix)
-    model = loaded.trained or loaded.untrained
+    model = loaded.model
     model.masker = remasked(model.masker, config.ratio, None if config.hide is None else read_painted(config.hide))
     asked = {"ratio": config.ratio, "hide": None if config.hide is None else Path(config.hide).stem}
     changes = config.changes | {name: value for name, value in asked.items() if value is not None}

@@ -9,23 +9,20 @@ Without --queries, some of the samples themselves are the queries. Clips are sho
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from mmm.core.checks import Positive
-from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
+from mmm.evaluate.batches import choose, choose_rows
 from mmm.evaluate.features.extract import ExtractConfig, identity_of, layer_name, layered
 from mmm.evaluate.features.retrieval import FeatureIndex, draw_neighbours, format_neighbours, retrieve
 from mmm.evaluate.features.store import read_features, refuse_others
-from mmm.evaluate.features.table import FeatureTable, choose, extract_features
+from mmm.evaluate.features.table import FeatureTable, extract_features
 from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_shown
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +66,14 @@ def run(config: Config) -> dict[str, Any]:
     part = open_shown(config, loaded.data)
     logger.info("%s on %s (%s)", loaded.name, loaded.data.source, part.where)
     bank, pooling = search_in(config, loaded, part)
-    own = None if config.queries is not None else chosen(len(bank.table.index), config)
+    own = None if config.queries is not None else choose_rows(len(bank.table.index), config.samples, config.query_seed)
     queries = query_index(config, loaded, pooling) if own is None else bank.take(own)
     found = retrieve(queries, bank, config.k, own=own)
     changes = config.changes | ({} if config.queries is None else {"queries": config.queries})
     path = Path(config.out) if config.out is not None else loaded.output("retrieval", changes)
     draw_neighbours(found, queries, bank, path, f"{loaded.name}: nearest by {layer_name(config.layer)}")
     found |= {"model": config.model, "source": loaded.data.source, "layer": config.layer, "pooling": pooling, "picture": str(path)}
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), found)
     print(f"{format_neighbours(found)}\npicture: {path}, with {path.with_suffix('.json')}")
     return found
 
@@ -91,7 +88,7 @@ def search_in(config: Config, loaded: LoadedModel, part: Images | Clips) -> tupl
         pooling = config.pooling or "mean"
         return FeatureIndex(part, features_of(config, loaded, part, pooling)), pooling
     file = read_features(config.features)
-    own = identity_of(loaded.trained or loaded.untrained, part)
+    own = identity_of(loaded.model, part)
     refuse_others(file.identity, own, ("model", "data", "pixels"), f"{config.features} and this model and source")
     name, pooling = layer_name(config.layer), file.identity["features"]["pooling"]
     if name not in file.tables:
@@ -111,15 +108,9 @@ def query_index(config: Config, loaded: LoadedModel, pooling: Pooling) -> Featur
     return FeatureIndex(part, features_of(config, loaded, part, pooling))
 
 
-def chosen(count: int, config: Config) -> Tensor:
-    """Chooses rows as queries, int64 (q,)."""
-    chance = scores(sample_keys(config.query_seed, 0, torch.arange(count)), 1)[:, 0]  # (n,)
-    return chance.argsort()[: config.samples].sort().values
-
-
 def features_of(config: Config, loaded: LoadedModel, part: Images | Clips, pooling: Pooling) -> FeatureTable:
     """Computes the features of one layer."""
-    model = loaded.trained or loaded.untrained
+    model = loaded.model
     make, name = layered(model, ExtractConfig(layers=(config.layer,), pooling=pooling), config.dtype), layer_name(config.layer)
     device = next(model.parameters()).device
     return extract_features(part, {name: lambda x: make(x)[name]}, device=device, batch_size=config.batch_size)[name]

@@ -7,7 +7,6 @@ mmm runs --out runs.json
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from mmm.core.checks import CheckedConfig, suggest
 from mmm.evaluate.compare_runs import columns, figures
 from mmm.evaluate.run_results import Record
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def run(config: Config) -> dict[str, Any]:
         rows.sort(key=lambda row: row["figures"].get(config.sort, float("-inf")), reverse=True)
     print(format_rows(rows, records))
     if config.out is not None:
-        Path(config.out).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, rows)
         print(f"table: {config.out}")
     return {"runs": rows}
 

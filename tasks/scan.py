@@ -9,10 +9,8 @@ The exit code is 1 if an input cannot be read.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmm.core.checks import AboveZero, CheckedConfig, Count
@@ -20,6 +18,7 @@ from mmm.data import open_data
 from mmm.data.datasets.detect import MediumName, describe_source
 from mmm.data.loading.scan import scan
 from mmm.data.sources.resolve import find_source
+from mmm.system.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +77,7 @@ def check(config: Config) -> dict[str, Any]:
         logger.info("%s: %d %s", split, len(samples), data.medium.noun)
         report["splits"][split] = found = scan(samples, workers=config.workers)
         print(format_summary(split, found))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(config.out, report)
     print(f"report: {config.out}")
     return report
 

@@ -8,10 +8,9 @@ mmm segment segment --knn --model runs/pretrain-1
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +22,12 @@ from mmm.data.datasets.mixture import Mixture
 from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
 from mmm.dense.segmenter import Segmenter
+from mmm.evaluate.batches import spread
 from mmm.evaluate.dense.patch_knn import patch_knn
-from mmm.evaluate.dense.pictures import SHOWN, draw_maps
+from mmm.evaluate.dense.pictures import SHOWN, draw_beside, paint_classes
 from mmm.evaluate.dense.segmentation import evaluate_segmenter, format_segmentation
-from mmm.evaluate.loaded_model import choose_device
-from mmm.objectives.adapt_encoder import load_pretrained
-from mmm.objectives.finetune import with_pretrained
+from mmm.evaluate.loaded_model import LoadedModelConfig, choose_device, load_model
+from mmm.objectives.adapt_encoder import start_from
 from mmm.objectives.segment import DenseConfig, SegmentConfig, SegmentObjective, build_dense
 from mmm.train.distributed.setup import start, with_precision
 from mmm.train.run.folder import RunFolder
@@ -39,7 +38,6 @@ from mmm.train.state import Training
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-RESULT = "result.json"
 # options that may differ when a run is resumed, in addition to those of every run
 RUNTIME = ("model", "test_split", "data.whole_maps")
 
@@ -61,8 +59,7 @@ def run(config: Config) -> dict[str, Any]:
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ---------------------------------------------------------------------------------------------------------- data and model
-    pretrained = None if config.model is None else load_pretrained(config.model, config.data.input())
-    config = config if pretrained is None else with_pretrained(config, pretrained)
+    config, pretrained = start_from(config, config.data.input())
     config, train, test = open_parts(config)
     data = Mixture([train], (1,), config.seed)
     plan = make_plan(config.train, samples=data.epoch, processes=accelerator.num_processes)
@@ -71,20 +68,13 @@ def run(config: Config) -> dict[str, Any]:
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # ---------------------------------------------------------------------------------------------------------------- training
+    fingerprints = {"data.fingerprint": train.fingerprint}
     training = Training.begin(
-        accelerator,
-        model,
-        config,
-        runtime=RUNTIME,
-        fingerprints={"data.fingerprint": train.fingerprint},
-        layer_decay=config.layer_decay,
+        accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = SegmentObjective(config.data, model.head.weights, accelerator.device)
     if config.dry_run:
-        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(config.data.size))}
-        text = preview(config, training, objective, data, plan, tokens=tokens, unit=None)
-        if accelerator.is_main_process:
-            print(text)
+        accelerator.print(text := preview(config, training, objective, data, plan, unit=None))
         return {"dry_run": text}
     logger.info("from %s, %d classes; %s images to score", config.model or "scratch", train.count, f"{len(test):,}")
     opened = RunFolder.open(config.folder, "segment", config, accelerator=accelerator, resume=config.resume)
@@ -126,19 +116,15 @@ def check_batch(config: DenseConfig, model: Segmenter, plan: Plan) -> None:
 def score(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
     """Scores the weights, or their moving average if the run has one."""
     with session.training.averaged():
-        return evaluate_segmenter(model, test, session.training.accelerator, session.bad_inputs.pending)
+        return evaluate_segmenter(model, test, session.training.accelerator.device, session.bad_inputs.pending)
 
 
 def finish(config: Config, session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dict[str, Any]:
     """Scores the last weights, and draws some test images with their masks."""
     found = score(session, model, test)
-    session.bad_inputs.share()
-    session.bad_inputs.check()
-    logger.info("%s", session.bad_inputs.report())
     names = None if test.classes is None else list(test.classes)
-    result = {"run": str(session.folder.path), "step": session.training.step, "classes": names, **found}
+    result = session.write_result({"classes": names, **found})
     if session.main:
-        (session.folder.path / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         with session.training.averaged():
             picture = draw(config, model, test, session)
         print(format_segmentation(found, names))
@@ -149,9 +135,8 @@ def finish(config: Config, session: Session, model: Segmenter, test: LabelledPix
 def draw(config: Config, model: Segmenter, test: LabelledPixels[Any], session: Session) -> Any:
     """Draws images that are evenly spread over the test split, with true and predicted masks."""
     device, data = session.training.accelerator.device, config.data
-    index = torch.arange(min(SHOWN, len(test))) * len(test) // min(SHOWN, len(test))
     images, truth, predicted = [], [], []
-    for batch in eval_batches(test.subset(index), replace(data, workers=0), batch_size=1):
+    for batch in eval_batches(spread(test, SHOWN), replace(data, workers=0), batch_size=1):
         if len(batch):
             image, labels = split_planes(batch.pixels, data.channels)
             x = normalise(image.to(device), data.mean, data.std)
@@ -160,7 +145,8 @@ def draw(config: Config, model: Segmenter, test: LabelledPixels[Any], session: S
             predicted.append(model.segment(x, whole=data.whole_maps).argmax(1)[0].cpu())
     path = session.folder.path / "pictures" / f"segmentation_{session.training.step:08d}.png"
     title = f"{session.folder.path.name}, step {session.training.step:,}: predicted classes"
-    return draw_maps(images, {"truth": truth, "predicted": predicted}, path, classes=model.classes, title=title)
+    columns = {"truth": truth, "predicted": predicted}
+    return draw_beside(images, columns, path, partial(paint_classes, classes=model.classes), title=title)
 
 
 def run_knn(config: Config) -> dict[str, Any]:
@@ -171,7 +157,8 @@ def run_knn(config: Config) -> dict[str, Any]:
     """
     if config.model is None:
         raise ValueError("--knn needs features: give --model, or the config.yaml of a run for its model with random weights")
-    model = load_frozen(config).to(choose_device(None))
+    frozen = LoadedModelConfig(model=config.model, source=config.data.source, device="cpu")
+    model = load_model(frozen).model.to(choose_device(None))
     config, train, test = open_parts(config)
     problems: list[Any] = []
     found, _, _ = patch_knn(model, train, test, most=config.knn_patches, problems=problems)
@@ -181,11 +168,3 @@ def run_knn(config: Config) -> dict[str, Any]:
     print(f"nearest patches, k {found['k']}, {found['distance']} distance, {found['patches']:,} training patches")
     print(format_segmentation(found, names))
     return {"classes": names, "unreadable": len(problems), **found}
-
-
-def load_frozen(config: Config) -> Any:
-    """Loads the model whose features are used; the config.yaml of a run means its model with random weights."""
-    from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
-
-    loaded = load_model(LoadedModelConfig(model=config.model, source=config.data.source, device="cpu"))
-    return loaded.trained or loaded.untrained

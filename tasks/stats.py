@@ -7,10 +7,8 @@ mmm stats my_images --out stats.json
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mmm.core.checks import CheckedConfig, Count, Positive
@@ -18,6 +16,7 @@ from mmm.data import ClipsConfig, open_data
 from mmm.data.datasets.detect import MediumName, describe_source
 from mmm.data.loading.statistics import Statistics, measure
 from mmm.data.loading.worker_pool import cores
+from mmm.system.files import write_json
 
 POSITIONAL = "source"
 
@@ -80,8 +79,7 @@ def run(config: Config) -> dict[str, Any]:
     print(f"a recipe for them:\n  {command}")
     result = {"source": config.source, "medium": noun, "classes": classes, **asdict(found), "proposal": command}
     if config.out is not None:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, result)
         print(f"result: {config.out}")
     return result
 

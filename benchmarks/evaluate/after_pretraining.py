@@ -29,7 +29,7 @@ from benchmarks.measure import machine, table
 from mmm.config.serialize import load
 from mmm.data import ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
-from mmm.evaluate.features.table import choose
+from mmm.evaluate.batches import choose
 from mmm.evaluate.run_results import Record
 from mmm.train.config import TrainConfig
 from mmm.train.mixup import SoftConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from mmm.config.serialize import from_dict, load, to_dict
-from mmm.core.checks import arms, in_words, nearest
+from mmm.core.checks import arms, in_words, nearest, one_line
 from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
@@ -39,7 +39,9 @@ def pull(flags: Flags, name: str) -> list[str]:
     flags[:] = [(flag, values) for flag, values in flags if flag != name]
     for values in found:
         if len(values) != 1:
-            raise ValueError(f"--{name} takes one value, not {' '.join(values) or 'none'}")
+            repeated = " ".join(f"--{name} {value}" for value in values)
+            cure = f"; repeat it for several files: {repeated}" if name == "use" and values else ""
+            raise ValueError(f"--{name} takes one value, not {' '.join(values) or 'none'}{cure}")
     return [values[0] for values in found]
 
 
@@ -48,17 +50,20 @@ def use_file(path: Path) -> None:
     name = str(path.resolve())  # name of the module, distinct for files of the same name in two folders
     if name in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, name)
     if spec is None or spec.loader is None:
         raise ValueError(f"--use {path}: not a Python file; its name must end in .py")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: its annotations are looked up there
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
+        line = one_line(error)
         del sys.modules[name]
         if isinstance(error, SyntaxError):  # its traceback would show files of mmm and not those of the user
             raise ValueError(f"--use {path}: {error.msg} ({error.filename}, line {error.lineno})") from None
-        raise
+        if isinstance(error, (ValueError, OSError)) or not isinstance(error, Exception):
+            raise
+        raise ValueError(f"--use {path}: {line}") from error
 
 
 def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:

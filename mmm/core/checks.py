@@ -6,6 +6,8 @@ A range is part of the annotation, `depth: Positive = 8`, so that no part has to
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -135,6 +137,13 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     near = nearest(word, choices)
     return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the type and the text of an error in one line, with the line of the user's file (`--use`) in which it arose."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sys.modules]  # its name as a module
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def check_width(kind: str, width: int, heads: int) -> None:

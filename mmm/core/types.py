@@ -69,6 +69,19 @@ class Input:
         if min(self.std) <= 0:
             raise ValueError(f"data.std {self.std} must be above 0 in every channel, because pixels are divided by it")
 
+    def check_trained_with(self, own: Input, where: str) -> None:
+        """Refuses channels and a normalisation that are not those with which a model was trained.
+
+        Args:
+            own: the data that the model was trained with.
+            where: the model, for the message.
+        """
+        for name in ("channels", "mean", "std"):
+            given, expected = getattr(self, name), getattr(own, name)
+            if given != expected:
+                value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
+                raise ValueError(f"data.{name} {given} is not what {where} was trained with; give --data.{name} {value}")
+
 
 @pytree
 @dataclass(frozen=True)

@@ -82,6 +82,12 @@ class BadInputs:
         if self._exceeds(self.found.keys()):
             raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
 
+    def finish(self) -> None:
+        """Shares and checks the problems at the end of a run, and logs their summary; all processes call it together."""
+        self.share()
+        self.check()
+        logger.info("%s", self.report())
+
     def report(self) -> str:
         """Summarizes the problems in one line, for the end of a run."""
         if not self.found:

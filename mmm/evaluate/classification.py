@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.classifier import Classifier
-from mmm.data import Clips, Images, Problem, eval_batches
+from mmm.data import Clips, Images, Problem
 from mmm.data.loading.loader import prepare
+from mmm.evaluate.batches import all_gather, check_read, read_batches
 from mmm.evaluate.metrics import Tally, mean_of_views
-from mmm.evaluate.progress import progress
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @torch.no_grad()
 def classify(
-    model: Classifier, part: Images | Clips, *, batch_size: int, accelerator: Accelerator, problems: list[Problem]
+    model: Classifier, part: Images | Clips, *, batch_size: int, device: torch.device, problems: list[Problem]
 ) -> dict[str, Any]:
     """Scores a classifier. Unreadable inputs are left out and reported, never replaced.
 
@@ -42,31 +39,19 @@ def classify(
     Raises:
         ValueError: no input could be read.
     """
-    from accelerate.utils import gather_object as gather
-
-    data, views, device = part.config, part.config.views, accelerator.device
-    world, rank, training = accelerator.num_processes, accelerator.process_index, model.training
+    data, views, training = part.config, part.config.views, model.training
     tally, losses = Tally(1, model.head.classes, device), [torch.zeros((), device=device)]  # a sum for each batch
-    unread: list[Problem] = []
     model.eval()
-    batches = eval_batches(part, data, batch_size=batch_size, world=world, rank=rank)
-    total = -(-len(part) // world)
-    for batch in progress(batches, total, f"scores of {part.title}", lambda batch: len(batch.index) // views + len(batch.problems)):
-        unread += batch.problems
-        if len(batch):
-            batch = batch.to(device)
-            assert batch.labels is not None
-            labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
-            tally.add(mean_of_views(logits, views)[None], labels)
-            losses.append(F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum"))
+    for batch in read_batches(part, "scores", problems, batch_size=batch_size):
+        batch = batch.to(device)
+        assert batch.labels is not None
+        labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
+        tally.add(mean_of_views(logits, views)[None], labels)
+        losses.append(F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum"))
     model.train(training)
-    problems += unread
-    whole = tally.gathered(lambda counts: cast(Tensor, accelerator.reduce(counts, reduction="sum")))
-    mine = torch.stack(losses).tolist()
-    loss = math.fsum(gather(mine) if accelerator.num_processes > 1 else mine)
-    if not whole.seen.sum():
-        raise ValueError(f"none of {part.title} can be read; see bad_inputs.jsonl in the run folder")
-    result = whole.result(0)
+    check_read(len(losses) > 1, part, problems)
+    loss = math.fsum(value for own in all_gather(torch.stack(losses).tolist()) for value in own)
+    result = tally.gather().result(0)
     return result | {"loss": loss / result["samples"], "unreadable": len(part) - result["samples"]}
 
 

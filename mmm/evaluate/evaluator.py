@@ -122,6 +122,11 @@ class Context:
         return open_data(self.data, self.test_split or "eval")
 
     @property
+    def compute(self) -> dict[str, Any]:
+        """Returns how models compute: `device`, `dtype` and `batch_size`."""
+        return {"device": self.device, "dtype": self.dtype, "batch_size": self.batch_size}
+
+    @property
     def heading(self) -> str:
         """Title of the model, with its step."""
         return self.title if self.step is None else f"{self.title}, step {self.step:,}"

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.core.checks import Positive
-from mmm.data.loading.loader import eval_batches, prepare
+from mmm.data.loading.loader import prepare
+from mmm.evaluate.batches import all_gather, check_read, choose, rank_and_world, read_batches
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, EvaluatorSet, evaluators
-from mmm.evaluate.features.table import all_gather, choose, inference, rank_and_world
+from mmm.evaluate.features.table import inference
 from mmm.model import MaskedModel
 from mmm.targets import Target
 
@@ -65,14 +66,11 @@ class Health(Evaluator):
         Raises:
             ValueError: no sample can be read.
         """
-        (rank, world), part = rank_and_world(), choose(context.test, self.config.samples)
+        part = choose(context.test, self.config.samples)
         features: list[Tensor] = []
         spreads: list[dict[str, tuple[Tensor, Tensor, int]]] = []
         norms: dict[str, float] = {}
-        for batch in eval_batches(part, part.config, batch_size=context.batch_size, world=world, rank=rank):
-            context.problems += batch.problems
-            if not len(batch):
-                continue
+        for batch in read_batches(part, "health", context.problems, batch_size=context.batch_size):
             x = prepare(batch.to(context.device), part.config, train=False)  # (b, C, ..., h, w)
             with inference(model, context.dtype):
                 mask = model.draw_masks(x, batch.keys.to(context.device), masker=context.masker, steps=context.steps)
@@ -82,11 +80,9 @@ class Health(Evaluator):
                 norms = norms or gradient_norms(model, output.loss)
             found = {"prediction": output.prediction.detach()} | dict(tokens_of(output.target))
             spreads.append({name: moments(one, output.prediction.shape[2]) for name, one in found.items()})
-        shares = all_gather((torch.cat(features) if features else None, spreads, norms))
-        every = [one for one, _, _ in shares if one is not None]
-        if not every:
-            raise ValueError(f"not one of {part.title} could be read; see bad_inputs.jsonl in the run folder")
-        table, figures = torch.cat(every), {}
+        check_read(bool(features), part, context.problems)
+        shares = all_gather((features, spreads, norms))
+        table, figures = torch.cat([one for own, _, _ in shares for one in own]), {}
         figures["rankme"], figures["feature_std"] = rankme(table), feature_std(table)
         stds, used = deviations([one for _, own, _ in shares for one in own])
         prediction = stds.pop("prediction")
@@ -94,7 +90,7 @@ class Health(Evaluator):
         figures |= {"target_perplexity": min(used.values())} if used else {}
         known = [one for _, _, one in shares if one]
         figures |= {name: sum(one[name] for one in known) / len(known) for name in known[0]}
-        if rank == 0 and (signs := collapse(figures, model.target.may_collapse)):
+        if rank_and_world()[0] == 0 and (signs := collapse(figures, model.target.may_collapse)):
             logger.warning("%s: the representation collapses: %s", context.heading, "; ".join(signs))
         return figures
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmm.config.serialize import from_dict, read_yaml
+from mmm.config.serialize import read_yaml
 from mmm.core.checks import CheckedConfig, Count, Positive, Rate
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
@@ -20,7 +20,8 @@ from mmm.evaluate.evaluator import Context
 from mmm.evaluate.run_results import output_name, record
 from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
-from mmm.weights.formats.run import CONFIG, read_config, run_of
+from mmm.train.checkpoint.reader import step_at
+from mmm.weights.formats.run import CONFIG, read_config, read_data, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
@@ -110,6 +111,16 @@ class LoadedModel:
     step: int | None
 
     @property
+    def model(self) -> MaskedModel:
+        """The trained model; the untrained one where a config.yaml was given."""
+        return self.trained or self.untrained
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the models."""
+        return next(self.untrained.parameters()).device
+
+    @property
     def title(self) -> str:
         """Name of the run, or of the file of weights."""
         return self.run.name if self.run else self.path.name
@@ -125,8 +136,8 @@ class LoadedModel:
         untrained = self.untrained
         return Context(
             data=_uncached(self.data),
-            masker=(self.trained or untrained).masker,
-            device=next(untrained.parameters()).device,
+            masker=self.model.masker,
+            device=self.device,
             title=self.title,
             untrained=lambda: untrained,
             pictures=self.run / "pictures" if self.run else Path(),
@@ -170,9 +181,10 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> Lo
         parts, step, run = read_config(path)[0], 0, path.parent
     else:
         trained = load_masked(path, norm_pix=norm_pix).to(device)
-        parts, step = model_config(trained), None if run is None else _step(path, run)
+        parts, step = model_config(trained), None if run is None else step_at(path, run)
     data = _data(config, None if run is None else run / CONFIG, trained)
-    untrained = MaskedModel.build(parts, data.input(), seed=_seed(run)).to(device)
+    seed = 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
+    untrained = MaskedModel.build(parts, data.input(), seed=seed).to(device)
     return LoadedModel(trained, untrained, data, path, run, step)
 
 
@@ -212,7 +224,7 @@ def _uncached(data: DataConfig) -> DataConfig:
 
 def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
     """Returns the data of the run or of the weights, with the options of the user."""
-    data = data_of_weights(model) if saved is None else _saved_data(saved)
+    data = data_of_weights(model) if saved is None else read_data(saved)
     names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
     names += ["eval_clips", "eval_crops"] if isinstance(data, ClipsConfig) else []
     values = {name: value for name in names if (value := getattr(config, name)) is not None}
@@ -233,12 +245,6 @@ def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | No
     return data
 
 
-def _saved_data(saved: Path) -> DataConfig:
-    """Reads the data of a run's config.yaml."""
-    tree = read_yaml(saved.read_text(encoding="utf-8"))["data"]
-    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
-
-
 def data_of_weights(model: MaskedModel | None) -> DataConfig:
     """Returns the size and normalisation of the samples that published weights were trained on, and how their clips were chosen."""
     assert model is not None
@@ -250,19 +256,6 @@ def data_of_weights(model: MaskedModel | None) -> DataConfig:
         return ImagesConfig(**pixels)
     sampling = {name: value for name in ("stride", "fps", "sampling") if (value := getattr(data, name)) is not None}
     return ClipsConfig(**pixels, frames=frames[0], **sampling)
-
-
-def _seed(run: Path | None) -> int:
-    """Returns the random seed of a run."""
-    return 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
-
-
-def _step(path: Path, run: Path) -> int | None:
-    """Returns the step of the checkpoint at a path."""
-    from mmm.train.checkpoint.writer import newest
-
-    folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
-    return int(folder.name.removeprefix("step_")) if folder is not None and folder.name.startswith("step_") else None
 
 
 def choose_device(name: str | None) -> torch.device:

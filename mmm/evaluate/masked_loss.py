@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from mmm.core.checks import Positive
-from mmm.data.loading.loader import eval_batches, prepare
+from mmm.data.loading.loader import prepare
+from mmm.evaluate.batches import all_gather, check_read, read_batches, spread
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
-from mmm.evaluate.features.table import all_gather, rank_and_world
 from mmm.model import MaskedModel
-
-if TYPE_CHECKING:
-    pass
 
 
 @evaluators.register("masked_loss")
@@ -49,25 +46,16 @@ class MaskedLoss(Evaluator):
         Raises:
             ValueError: no sample could be read.
         """
-        part = context.test
-        count = min(self.config.samples, len(part))
-        part = part.subset(torch.arange(count) * len(part) // count)
-        rank, world = rank_and_world()
+        part = spread(context.test, self.config.samples)
         losses: list[torch.Tensor] = []  # one loss per batch, on its device
         samples: list[int] = []
-        training = model.training
-        model.eval()
-        for batch in eval_batches(part, part.config, batch_size=context.batch_size, world=world, rank=rank):
-            context.problems += batch.problems
-            if len(batch):
-                batch = batch.to(context.device)
-                x = prepare(batch, part.config, train=False)  # (B, C, ..., h, w)
-                mask = model.draw_masks(x, batch.keys, masker=context.masker, steps=context.steps)
-                losses.append(model(x, mask=mask).loss)
-                samples.append(len(batch))
-        model.train(training)
+        for batch in read_batches(part, "masked loss", context.problems, batch_size=context.batch_size):
+            batch = batch.to(context.device)
+            x = prepare(batch, part.config, train=False)  # (B, C, ..., h, w)
+            mask = model.draw_masks(x, batch.keys, masker=context.masker, steps=context.steps)
+            losses.append(model(x, mask=mask).loss)
+            samples.append(len(batch))
+        check_read(bool(losses), part, context.problems)
         own = list(zip(torch.stack(losses).tolist(), samples, strict=True)) if losses else []
         every = [pair for pairs in all_gather(own) for pair in pairs]
-        if not every:
-            raise ValueError(f"none of {part.title} could be read; see bad_inputs.jsonl in the run folder")
         return {"held_out_loss": math.fsum(loss * count for loss, count in every) / sum(count for _, count in every)}

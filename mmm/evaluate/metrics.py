@@ -5,11 +5,12 @@ Shapes: S classifiers, b samples, V views of each, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+from mmm.evaluate.batches import rank_and_world
 
 TOP = 5
 
@@ -54,8 +55,8 @@ class Tally:
 
     def __init__(self, classifiers: int, classes: int, device: torch.device | str = "cpu") -> None:
         """Starts with counts of zero."""
-        self.seen = torch.zeros(classes, dtype=torch.int64, device=device)
-        self.first, self.among = (torch.zeros(classifiers, classes, dtype=torch.int64, device=device) for _ in range(2))
+        self.counts = torch.zeros(1 + 2 * classifiers, classes, dtype=torch.int64, device=device)
+        (self.seen,), self.first, self.among = self.counts.split([1, classifiers, classifiers])  # views
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
         """Adds samples: scores (S, b, K) and labels int64 (b,)."""
@@ -64,13 +65,11 @@ class Tally:
         for count, limit in ((self.first, 1), (self.among, TOP)):
             count.index_add_(1, labels, (ahead < limit).long())
 
-    def gathered(self, over_all: Callable[[Tensor], Tensor]) -> Tally:
-        """Returns the sum over the processes; `over_all` is an all-reduce of int64 tensors."""
-        whole = Tally(len(self.first), len(self.seen), self.seen.device)
-        counts = over_all(torch.cat([self.seen[None], self.first, self.among]))  # (1 + 2 S, K)
-        whole.seen, whole.first, whole.among = counts.split([1, len(self.first), len(self.first)])
-        whole.seen = whole.seen[0]
-        return whole
+    def gather(self) -> Tally:
+        """Sums the counts over all processes, and returns the tally."""
+        if rank_and_world()[1] > 1:
+            distributed.all_reduce(self.counts)
+        return self
 
     def top1(self) -> list[float]:
         """Returns the top-1 accuracy of each classifier, in [0, 1]."""

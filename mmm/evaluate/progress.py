@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from mmm.train.progress import shows_bar
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int
     """
     main = os.environ.get("RANK", "0") == "0"
     done, shown = 0, perf_counter()
-    terminal = _is_terminal()
+    terminal = shows_bar()
     with tqdm(total=total, desc=what, leave=False, delay=1.0, disable=not (main and terminal), dynamic_ncols=True) as bar:
         for item in items:
             yield item
@@ -36,11 +37,3 @@ def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int
             if not terminal and main and done < total and perf_counter() - shown >= SECONDS:
                 shown = perf_counter()
                 logger.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
-
-
-def _is_terminal() -> bool:
-    """Returns whether a bar is visible; some terminals have a width of 0."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):
-        return False

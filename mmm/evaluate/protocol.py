@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mmm.data import Clips, ClipsConfig, DataConfig, Images
+from mmm.data.datasets.labelled import LabelledSplits
 from mmm.train.run.environment import describe_environment
 
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ SAMPLES = ("crop_scale", "crop_ratio", "flip", "lighting", "repeats", "frames", 
 def evaluation_protocol(
     accelerator: Accelerator,
     data: DataConfig,
+    splits: LabelledSplits,
     *,
-    train: Images | Clips,
-    validation: Images | Clips | None,
-    test: Images | Clips,
-    classes: int,
     conditions: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns all that is needed to repeat a measurement, as plain values of JSON.
@@ -36,10 +34,7 @@ def evaluation_protocol(
     Args:
         accelerator: accelerator of the processes that measure.
         data: how samples are read.
-        train: samples that were trained on.
-        validation: samples that chose among settings. None: there was nothing to choose.
-        test: samples that were scored.
-        classes: number of classes.
+        splits: samples that were trained on, that chose among settings, and that were scored.
         conditions: further values, by name: `task`; `pool`, `head` and `schedule`, how the classifier was made and trained;
             `precision` of the encoder; `model`, the path of the pretrained model; `step`, the updates of its weights;
             `weights`, the fingerprint of the encoder. They replace values of the same name.
@@ -52,9 +47,7 @@ def evaluation_protocol(
     code = describe_environment(accelerator)
     found = {
         "source": str(data.source),
-        "train": _split(train, classes),
-        "validation": None if validation is None else _split(validation, classes),
-        "test": _split(test, classes),
+        **{name: _split(getattr(splits, name), splits.classes) for name in ("train", "validation", "test")},
         "size": data.size,
         "mean": data.mean,
         "std": data.std,
@@ -68,8 +61,10 @@ def evaluation_protocol(
     return json.loads(json.dumps(found | dict(conditions)))
 
 
-def _split(part: Images | Clips, classes: int) -> dict[str, Any]:
-    """Describes a part whose samples all have labels."""
+def _split(part: Images | Clips | None, classes: int) -> dict[str, Any] | None:
+    """Describes a part whose samples all have labels. None: there is none."""
+    if part is None:
+        return None
     labels = part.labels()
     assert labels is not None
     counts = labels.bincount(minlength=classes).tolist()

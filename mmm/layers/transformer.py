@@ -353,3 +353,9 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+
+
+def blocks_in(model: nn.Module) -> list[nn.Module]:
+    """Returns the transformer blocks of all parts of a model: the modules in lists called `blocks`."""
+    named = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    return [block for blocks in named if isinstance(blocks, nn.ModuleList) for block in blocks]

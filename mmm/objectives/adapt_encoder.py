@@ -3,24 +3,90 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
-from mmm.config.serialize import from_dict, read_yaml
+from mmm.core.checks import Share
+from mmm.core.registry import PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.data import DataConfig
-from mmm.encoders import Encoder, encoders
+from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
 from mmm.model import MaskedModel
-from mmm.weights.formats.run import CONFIG, read_parts, run_of
+from mmm.tokenizers import GridTokenizer, Patches, tokenizers
+from mmm.train.config import RunConfig
+from mmm.weights.formats.run import CONFIG, read_data, read_parts, run_of
 from mmm.weights.load import load_masked
 
 logger = logging.getLogger(__name__)
 
+C = TypeVar("C", bound="AdaptConfig")
+D = TypeVar("D", bound=DataConfig)
+
 # weights that the encoder of a classifier does not have
 UNUSED = {"mask_token", "norm.weight", "norm.bias", "expand.weight", "expand.bias"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig(RunConfig):
+    """An encoder to start from, and how its layers are trained."""
+
+    model: str | None = None
+    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
+    then come from the model, and only drop_path of `encoder` is used. None: from scratch."""
+    tokenizer: PartConfig = Patches.Config()
+    encoder: EncoderConfig = VisionTransformer.Config()
+    layer_decay: Share = 1.0
+    """Ratio of the learning rates of successive layers: new layers have the full rate, and the embedding the smallest."""
+    train_positions: bool = False
+    """Train fixed positions too; learned positions are always trained."""
+    test_split: str | None = None
+    """Split of the source to score. None: the evaluation split, as in pretraining."""
+
+
+def start_from(config: C, data: Input) -> tuple[C, MaskedModel | None]:
+    """Loads the model to start from, if the config names one, and returns the config with its tokenizer and encoder, so that it
+    describes the model that is trained."""
+    if config.model is None:
+        return config, None
+    pretrained = load_pretrained(config.model, data)
+    own: Any = pretrained.encoder.config
+    if (own.shape.width, own.shape.depth) != (config.encoder.shape.width, config.encoder.shape.depth):
+        logger.warning(
+            "the weights are %d wide and %d deep, this preset's encoder %d and %d: its drop path, layer decay and learning rate "
+            "may be meant for the other size",
+            *(own.shape.width, own.shape.depth, config.encoder.shape.width, config.encoder.shape.depth),
+        )
+    encoder = replace(own, drop_path=_drop_path(config.encoder))
+    tokenizer: Any = pretrained.tokenizer
+    return replace(config, tokenizer=tokenizer.config, encoder=encoder), pretrained
+
+
+def start_encoder(
+    config: AdaptConfig, pretrained: MaskedModel | None, data: Input, required: RequiredFeatures
+) -> tuple[GridTokenizer, Encoder]:
+    """Returns the tokenizer and the encoder of a config: with new weights, or with those of a pretrained model.
+
+    Args:
+        required: what the model reads of the encoder.
+    """
+    if pretrained is None:
+        tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
+        context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": tokenizer.grid_of(data.size)}
+        encoder = encoders.build(config.encoder, **context, required=required)
+    else:
+        tokenizer = pretrained.tokenizer
+        encoder = adapt_encoder(pretrained, data, drop_path=_drop_path(config.encoder), last_norm=required.last)
+    if config.train_positions:
+        train_positions(encoder)
+    return tokenizer, encoder
+
+
+def _drop_path(config: EncoderConfig) -> float:
+    return float(getattr(config, "drop_path", 0.0))
 
 
 def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
@@ -35,12 +101,7 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     """
     run = run_of(Path(path).expanduser())
     if run is not None:
-        own = read_parts(run / CONFIG)[1]
-        for name in ("channels", "mean", "std"):
-            given, expected = getattr(data, name), getattr(own, name)
-            if given != expected:
-                value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
-                raise ValueError(f"data.{name} {given} is not what {run} was trained with; give --data.{name} {value}")
+        data.check_trained_with(read_parts(run / CONFIG)[1], str(run))
     model = load_masked(path)
     own = model.data or data
     if (own.mean, own.std) != (data.mean, data.std):
@@ -60,8 +121,7 @@ def run_data(path: str | Path) -> DataConfig | None:
     if run is None:
         return None
     read_parts(run / CONFIG)  # refuses anything else
-    tree = read_yaml((run / CONFIG).read_text(encoding="utf-8"))["data"]
-    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
+    return read_data(run / CONFIG)
 
 
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:
@@ -101,3 +161,15 @@ def train_positions(encoder: Encoder) -> None:
     for name, table in encoder.named_parameters():
         if name == "pos_embed":
             table.requires_grad_(True)
+
+
+class DenseObjective(Generic[D]):
+    """Base of the losses of models with an output for each pixel or object.
+
+    Args:
+        data: options of reading.
+        device: device of the model.
+    """
+
+    def __init__(self, data: D, device: torch.device) -> None:
+        self.data, self.device = data, device

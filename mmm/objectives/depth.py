@@ -17,6 +17,7 @@ from mmm.data import Batch
 from mmm.data.annotated.config import DepthConfig, PairsConfig
 from mmm.data.annotated.maps import metres_of
 from mmm.dense.bins import depth_of
+from mmm.objectives.adapt_encoder import DenseObjective
 from mmm.objectives.segment import DenseConfig, prepare_pixels
 
 OFFSET = 0.001  # metres that are added before a logarithm
@@ -56,16 +57,8 @@ def depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
     return (variance + SCALE * mean.square() + 1e-12).sqrt()
 
 
-class DepthObjective:
-    """The loss of a depth probe.
-
-    Args:
-        data: options of the samples.
-        device: device of the computation.
-    """
-
-    def __init__(self, data: DepthConfig, device: torch.device) -> None:
-        self.data, self.device = data, device
+class DepthObjective(DenseObjective[DepthConfig]):
+    """The loss of a depth probe."""
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """Returns the mean loss of the samples of a micro-batch, ()."""

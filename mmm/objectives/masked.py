@@ -22,7 +22,7 @@ from mmm.core.types import Alone
 from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.datasets.mixture import Mixture
 from mmm.data.loading.loader import eval_batches, prepare
-from mmm.evaluate.features.table import choose
+from mmm.evaluate.batches import choose
 from mmm.maskers import Masker, MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import Target

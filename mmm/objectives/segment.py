@@ -6,14 +6,11 @@ Shapes: B samples, C channels, (h, w) of a sample, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.checks import Share
-from mmm.core.registry import PartConfig
 from mmm.data import Batch
 from mmm.data.annotated.config import MasksConfig, PairsConfig
 from mmm.data.annotated.maps import IGNORE, split_planes
@@ -21,37 +18,22 @@ from mmm.data.transforms.crop import flip, lighting, normalise
 from mmm.data.transforms.photometric import distort
 from mmm.dense.heads import DenseHeadConfig, LinearHead
 from mmm.dense.segmenter import Segmenter
-from mmm.encoders import EncoderConfig, VisionTransformer, encoders
 from mmm.model import MaskedModel
-from mmm.objectives.adapt_encoder import adapt_encoder, train_positions
-from mmm.tokenizers import Patches, tokenizers
-from mmm.train.config import RunConfig, TrainConfig
-
-C = TypeVar("C", bound="DenseConfig")
+from mmm.objectives.adapt_encoder import AdaptConfig, DenseObjective, start_encoder
+from mmm.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(RunConfig):
+class DenseConfig(AdaptConfig):
     """Options of a model with an output for each pixel, and of its training."""
 
-    model: str | None = None
-    """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and
-    encoder then come from the model, and only drop_path of `encoder` is used. None: from scratch."""
-    tokenizer: PartConfig = Patches.Config()
-    encoder: EncoderConfig = VisionTransformer.Config()
     head: DenseHeadConfig = LinearHead.Config()
     frozen: bool = False
     """Train only the head, on the features of the frozen encoder."""
     relative_bias: bool = False
     """Learn a bias of attention for each relative position, which starts at zero (BEiT; MAE on ADE20K)."""
-    layer_decay: Share = 1.0
-    """Ratio of the learning rates of successive layers: the head has the full rate, and the embedding the smallest."""
-    train_positions: bool = False
-    """Train fixed positions too; learned positions are always trained."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-3, scale_learning_rate=None)
     """Options of the training."""
-    test_split: str | None = None
-    """Split of the source to score. None: the evaluation split, as in training."""
 
     @property
     def pixels(self) -> PairsConfig:
@@ -91,20 +73,11 @@ def build_dense(config: DenseConfig, pretrained: MaskedModel | None, outputs: in
         ValueError: the parts do not fit together.
     """
     data = config.pixels.input()
+    shape = (config.encoder if pretrained is None else pretrained.encoder).shape
+    required = replace(config.head.required_features(shape), blocks=())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        if pretrained is None:
-            tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
-            required = config.head.required_features(config.encoder.shape)
-            context: Any = {"token": tokenizer.size, "channels": data.channels, "grid": tokenizer.grid_of(data.size)}
-            encoder = encoders.build(config.encoder, **context, required=replace(required, blocks=()))
-        else:
-            tokenizer = pretrained.tokenizer
-            required = config.head.required_features(pretrained.encoder.shape)
-            rate = float(getattr(config.encoder, "drop_path", 0.0))
-            encoder = adapt_encoder(pretrained, data, drop_path=rate, last_norm=required.last)
-        if config.train_positions and not config.frozen:
-            train_positions(encoder)
+        tokenizer, encoder = start_encoder(config, pretrained, data, required)
         return Segmenter.build(
             tokenizer,
             encoder,
@@ -145,17 +118,17 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
 
 
-class SegmentObjective:
+class SegmentObjective(DenseObjective[MasksConfig]):
     """The cross-entropy of a segmenter. All random numbers come from the keys of the samples.
 
     Args:
-        data: options of the samples.
+        data, device: see `DenseObjective`.
         weights: weights of the losses of the head's maps.
-        device: device of the computation.
     """
 
     def __init__(self, data: MasksConfig, weights: tuple[float, ...], device: torch.device) -> None:
-        self.data, self.weights, self.device = data, weights, device
+        super().__init__(data, device)
+        self.weights = weights
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """Returns the mean loss of a micro-batch, ()."""

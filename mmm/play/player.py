@@ -22,8 +22,9 @@ from torch import Tensor
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
 from mmm.data import open_data
+from mmm.evaluate.batches import choose
 from mmm.evaluate.features.retrieval import FeatureIndex, nearest, samples
-from mmm.evaluate.features.table import choose, encoded, extract_features, inference
+from mmm.evaluate.features.table import encoded, extract_features, inference
 from mmm.evaluate.loaded_model import data_of_weights
 from mmm.evaluate.reconstruction.baselines import BASELINES, to_unit
 from mmm.evaluate.reconstruction.gallery import GIVEN, OWN, why_not

@@ -81,6 +81,12 @@ def replace_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value as JSON atomically, and makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_text(Path(path), json.dumps(value, indent=2) + "\n")
+
+
 def user_cache() -> Path:
     """Returns the folder for data that can be made again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmm"

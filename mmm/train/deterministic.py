@@ -52,7 +52,7 @@ class FixedOrderGradients:
             The losses, detached.
         """
         found: list[Tensor] = []
-        before = self._buffers() if self.first else {}
+        before = {name: value.clone() for name, value in self.training.unwrapped.named_buffers()} if self.first else {}
         gradients = self._subtree(self.accumulation, losses, found)
         self._refuse_counting(before)
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
@@ -76,9 +76,6 @@ class FixedOrderGradients:
         for weight in self.weights:
             weight.grad = None
         return gradients
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.training.unwrapped.named_buffers()}
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
         """Raises ValueError if the model updates a buffer in its forward, which would depend on one process only."""

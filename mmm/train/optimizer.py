@@ -67,15 +67,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float 
     groups = scale_groups(model, groups, rates)
     if config.optimizer == "adamw":
         # rate and decay are set before every step; fused is one kernel on every device, the CPU's too
-        betas = config.betas or ADAMW_BETAS
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True, **_without_momentum(config))
+        if config.momentum is not None:
+            raise ValueError(f"train.momentum {config.momentum}: adamw has none; set train.betas")
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas or ADAMW_BETAS, fused=True)
     return _named_optimizer(model, config, groups)
-
-
-def _without_momentum(config: TrainConfig) -> dict[str, Any]:
-    if config.momentum is not None:
-        raise ValueError(f"train.momentum {config.momentum}: adamw has none; set train.betas")
-    return {}
 
 
 def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

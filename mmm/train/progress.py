@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, plan: Plan, start: int, main: bool) -> None:
         """Starts at update `start`. Only the process with `main` shows progress."""
-        self.plan, self.start, self.main, self.terminal = plan, start, main, _shows_bar()
+        self.plan, self.start, self.main, self.terminal = plan, start, main, shows_bar()
         self.bar = tqdm(
             total=plan.steps * plan.batch_size,
             initial=start * plan.batch_size,
@@ -59,7 +59,7 @@ class Progress:
             logger.info("%s", self.wait)
 
 
-def _shows_bar() -> bool:
+def shows_bar() -> bool:
     """True if the output is a terminal that shows a bar; tqdm shows nothing on one with 0 columns."""
     if not sys.stderr.isatty():
         return False

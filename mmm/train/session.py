@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from mmm.data import BadInputs, Batch
 from mmm.data.datasets.mixture import Mixture
 from mmm.data.transforms.resize import kernel_in_use
+from mmm.system.files import write_json
 from mmm.train.config import RunConfig
 from mmm.train.loop import Update, fit
 from mmm.train.memory.batch_size_finder import Trial, find_micro_batch_size
 from mmm.train.memory.dry_run import dry_run
 from mmm.train.memory.usage import advise_on_memory
 from mmm.train.progress import SILENCE, Progress
-from mmm.train.run.folder import RunFolder
+from mmm.train.run.folder import RESULT, RunFolder
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
 from mmm.train.trackers import Tracker
@@ -127,6 +128,21 @@ class Session:
             self.tracker.log(metrics, step)
             self.metrics |= metrics
 
+    def write_result(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Ends the run with its scores: checks the unreadable inputs, and writes result.json from the main process.
+
+        Args:
+            found: the scores; its `step`, if there is one, is that of the scored weights.
+
+        Returns:
+            The content of the file: the `run`, the `step`, and the scores.
+        """
+        self.bad_inputs.finish()
+        result = {"run": str(self.folder.path), "step": self.training.step, **found}
+        if self.main:
+            write_json(self.folder.path / RESULT, result)
+        return result
+
     def _record(self, update: Update) -> None:
         """Logs metrics, saves a checkpoint if one is due, and stops the run if too many inputs are unreadable."""
         folder, config = self.folder, self.config.train
@@ -196,10 +212,17 @@ def preview(
     data: Mixture,
     plan: Plan,
     *,
-    tokens: Mapping[str, int],
+    tokens: Mapping[str, int] | None = None,
     unit: int | None = 1,
 ) -> str:
-    """Returns the table of a dry run, measured on real samples of the first source; see `open_session` and `dry_run`."""
+    """Returns the table of a dry run, measured on real samples of the first source; see `open_session` and `dry_run`.
+
+    Args:
+        tokens: numbers of tokens of a sample. None: those of the model's tokenizer.
+    """
+    if tokens is None:
+        model: Any = training.unwrapped
+        tokens = {"of a sample": math.prod(model.tokenizer.grid_of(data.parts[0].config.size))}
     if config.train.micro_batch_size is None and unit is not None:
         plan = fitting_plan(training, objective, data, plan, unit=unit)
     notes = {"resizing": kernel_in_use()} | about_repeats(data, plan) | about_sources(data)

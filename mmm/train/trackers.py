@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from mmm.config.serialize import read_yaml
-from mmm.system.files import replace_text
+from mmm.system.files import write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +99,7 @@ class Tracker:
         # MLflow refuses other values of the choices that a run was started with
         accelerator.init_trackers(place, config=None if known else plain, init_kwargs=own)
         if accelerator.is_main_process:
-            replace_text(record, json.dumps(ids | {name: run_id(name, accelerator, own[name])}) + "\n")
+            write_json(record, ids | {name: run_id(name, accelerator, own[name])})
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs numbers, and the pictures of the run folder that are new since the last call."""

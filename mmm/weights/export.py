@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,9 +12,10 @@ from mmm.classifier import Classifier
 from mmm.core.types import Input
 from mmm.data.transforms.crop import margin_of
 from mmm.model import MaskedModel
+from mmm.system.files import write_json
 from mmm.weights.formats import Model, find_format
 from mmm.weights.formats.base import PROCESSOR
-from mmm.weights.model_card import CARD, Origin, model_card
+from mmm.weights.model_card import CARD, LOAD, Origin, model_card
 
 
 def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
@@ -38,7 +38,7 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
     try:
         lines = write_files(model, to, aside)
         public = [line.replace(str(aside), out.name) for line in lines]  # a card contains no path of this machine
-        model_card(model, origin, public).save(aside / CARD)
+        model_card(model, origin, [*public, *find_format(to).usage(model)]).save(aside / CARD)
         if out.exists():
             out.rmdir()  # empty
         aside.rename(out)
@@ -52,7 +52,8 @@ def save(model: Model, folder: Path, *, license: str, results: Mapping[str, floa
     folder.mkdir(parents=True, exist_ok=True)
     write_files(model, "folder", folder)
     if not (folder / CARD).exists():
-        model_card(model, Origin(license=license, results=results)).save(folder / CARD)
+        lines = [*LOAD, *find_format("folder").usage(model)]
+        model_card(model, Origin(license=license, results=results), lines).save(folder / CARD)
 
 
 def write_files(model: Model, to: str, folder: Path) -> list[str]:
@@ -65,8 +66,7 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
         raise ValueError(f"--to {to} does not support a {type(model).__name__.lower()}; use --to folder")
     lines = find_format(to).write(model, folder)
     if model.data is not None:
-        text = json.dumps(processor_config(model.data), indent=2) + "\n"
-        (folder / PROCESSOR).write_text(text, encoding="utf-8")
+        write_json(folder / PROCESSOR, processor_config(model.data))
     return lines
 
 

@@ -13,8 +13,6 @@ import yaml
 from mmm.classifier import Classifier
 from mmm.config.diff import flatten
 from mmm.config.serialize import to_dict
-from mmm.dense.detector import Detector
-from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
 from mmm.weights.formats.base import Model
 
@@ -54,22 +52,21 @@ class Origin:
     license: str = "unknown"
 
 
-def model_card(model: Model, origin: Origin, load: Sequence[str] = LOAD) -> ModelCard:
+def model_card(model: Model, origin: Origin, load: Sequence[str]) -> ModelCard:
     """Returns the card of a model.
 
     Args:
         origin: source of the model.
-        load: lines of Python that load it.
+        load: lines of Python that load and call it.
     """
     from huggingface_hub import ModelCard
 
     results = _results(origin)
-    lines = [*load, *_usage(model)]
     sections = [
         _title(model, origin),
         _parts(model),
         _training(origin),
-        "## How to load it\n\n```python\n" + "\n".join(lines) + "\n```",
+        "## How to load it\n\n```python\n" + "\n".join(load) + "\n```",
         _table(results),
         LICENCE if origin.license == "unknown" else "",
     ]
@@ -108,7 +105,10 @@ def _title(model: Model, origin: Origin) -> str:
     decoder = model.decoder if isinstance(model, MaskedModel) else None
     encoder = f"An encoder{'' if decoder is None else ' and its decoder'}, of a masked model of {medium}"
     what = encoder if isinstance(model, MaskedModel) else f"A {type(model).__name__.lower()} of {medium}"
-    return f"# {_plain(origin.name or f'Masked model of {medium}')}\n\n{what}, written by mmm {__version__}."
+    lacks = " It computes features; without a decoder there is no loss, and no reconstruction." * (
+        what == encoder and decoder is None
+    )
+    return f"# {_plain(origin.name or f'Masked model of {medium}')}\n\n{what}, written by mmm {__version__}.{lacks}"
 
 
 def _parts(model: Model) -> str:
@@ -123,19 +123,6 @@ def _parts(model: Model) -> str:
     labels = None if isinstance(model, MaskedModel) else model.labels
     classes = [f"Classes: {_plain(', '.join(labels))}."] if labels else []
     return "\n\n".join(["## What it is", f"Weights: {sizes}.", f"Input, normalised: {enters}.", *classes, f"```yaml\n{choices}```"])
-
-
-def _usage(model: Model) -> list[str]:
-    """Returns lines of Python that call the model."""
-    shape = "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
-    if isinstance(model, Classifier):
-        return [f"logits = model(x)  # x: normalised pixels, {shape}"]
-    if isinstance(model, Detector):
-        return ["objects = model(x)  # boxes, labels from 1, scores and masks of each image; x: normalised pixels, (B, C, H, W)"]
-    if isinstance(model, Segmenter):
-        return [f"labels = model.segment(x).argmax(1)  # x: normalised pixels, {shape}"]
-    loss = [f"loss = model(x).loss  # of hidden tokens, x: {shape}"] if model.decoder is not None else []
-    return [f"features = model.encode(x).tokens  # x: normalised pixels, {shape}", *loss]
 
 
 def _training(origin: Origin) -> str:

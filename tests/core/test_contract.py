@@ -32,6 +32,7 @@ from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.maskers.base import Masker
 from mmm.targets import LatentTarget, PixelTarget, Target, TargetConfig, TokenTargets, targets
 from mmm.tokenizers import Patches, Tubes
+from mmm.weights.formats import FORMATS
 from tasks.__main__ import main
 
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
@@ -199,6 +200,60 @@ class Idle(VisionTransformer):
         super().__init__(config, **context)
         self.unused = nn.Linear(2, 2)
 '''
+WRONG_TYPES = """
+from mmm import Mask
+from mmm.core.types import RequiredFeatures
+from mmm.decoders import Decoder, DecoderConfig, decoders
+from mmm.evaluate.evaluator import Evaluator, EvaluatorConfig, evaluators
+from mmm.weights.formats import Format, register
+
+
+@decoders.register("signature")
+class Signature(Decoder):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DecoderConfig):
+        width: int = 8
+
+        def required_features(self, shape):
+            return RequiredFeatures()
+
+    def __init__(self, config, *, encoder, grid, outputs):
+        super().__init__()
+        self.config, self.linear = config, nn.Linear(encoder.width, sum(outputs))
+
+    def forward(self, features):
+        return self.linear(features.last)
+
+
+@maskers.register("weights")
+class Weights(Masker):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskerConfig):
+        pass
+
+    def __call__(self, keys, grid, *, step=0, steps=1, scores=None):
+        index = torch.arange(math.prod(grid)).expand(len(keys), -1)
+        visible, predict = index.split([4, math.prod(grid) - 4], dim=1)
+        return Mask(visible, predict, weight=torch.full(predict.shape, 1 / len(keys)))
+
+
+@evaluators.register("number")
+class Number(Evaluator):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EvaluatorConfig):
+        pass
+
+    def run(self, model, context):
+        return 3.0
+
+
+@register("greedy")
+class Greedy(Format):
+    title = "everything"
+
+    def detect(self, stored):
+        return True
+"""
 FAULTS = {  # of each part, the check that fails and a part of what it says
     "masker generator": ("masks depend on each sample's key alone", "torch's generator"),
     "masker twice": ("the order of units is a permutation", "a permutation of the units"),
@@ -206,17 +261,21 @@ FAULTS = {  # of each part, the check that fails and a part of what it says
     "masker cpu": ("masks lie on the keys' device", "mixes tensors of the CPU"),
     "encoder leaky": ("hidden pixels change nothing", "hidden pixels change the encoder's features"),
     "encoder idle": ("every weight has a gradient", "unused.weight gets no gradient"),
+    "decoder signature": ("types of what the parts return", "Signature.forward() takes 2 positional arguments but 4 were given"),
+    "masker weights": ("masks depend on each sample's key alone", "mask.weight of a sample depends on the other samples"),
+    "evaluator number": ("it runs", "run returns float, and not a dict"),
+    "format greedy": ("it does not detect a folder of mmm's", "detect returns True for weights of another format"),
 }
 
 
 @pytest.fixture
 def wrong(tmp_path: Path) -> Iterator[Path]:
     """A user's file; its parts are gone again after the test."""
-    (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "wrong.py").write_text(WRONG + WRONG_TYPES)
     yield tmp_path / "wrong.py"
     for part in FAULTS:
         kind, name = part.split()
-        REGISTRIES[kind].parts.pop(name, None)
+        (FORMATS if kind == "format" else REGISTRIES[kind].parts).pop(name, None)
 
 
 def test_mmm_check_finds_what_is_wrong_with_a_user_s_parts(wrong: Path, capsys: pytest.CaptureFixture[str]) -> None:

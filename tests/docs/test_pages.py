@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -69,6 +71,19 @@ def test_its_links_and_tasks_exist(page: Path) -> None:
                     flags = [word for word in words[2:] if word != "..."]
                     if not {"--use", "--resume"} & set(flags):
                         parse(load_recipe(words[1]).PRESETS, flags)
+
+
+def test_the_reference_lists_what_the_examples_import() -> None:
+    """Each name exists, and is named on the page of the reference."""
+    pages = [*PAGES, REPOSITORY / "README.md"]
+    texts = [text for page in pages for kind, text in blocks(page) if kind.startswith("python")]
+    found = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{name.name}" for node in found for name in node.names if (node.module or "").split(".")[0] == "mmm"}
+    listed = re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert names
+    assert not sorted(names - set(listed))
+    for module, _, name in (name.rpartition(".") for name in listed):
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -101,12 +101,12 @@ def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
 def plain_loop(config: attentive_probe.Config, setup: Any, training: ProbeTraining) -> tuple[list[int], list[int]]:
     """Counts the readable and the correctly classified test videos of each class, one view after the other."""
     test, classifier = open_data(config.data, "eval"), training.probes.eval()
-    right, counted = [0] * setup.classes, [0] * setup.classes
+    right, counted = [0] * setup.splits.classes, [0] * setup.splits.classes
     for number in range(len(test)):
         views, failed = test.eval_views(torch.tensor([number]))  # (V, C, T, h, w)
         if failed:
             continue
-        label, shares = int(test.labels()[number]), torch.zeros(setup.classes)
+        label, shares = int(test.labels()[number]), torch.zeros(setup.splits.classes)
         for view in views:
             x = normalise(view[None], config.data.mean, config.data.std)
             shares += classifier(classifier.prepare(setup.model.encode(x).last))[0, 0].detach().softmax(0) / len(views)
@@ -121,7 +121,7 @@ def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, rea
     config = replace(config, data=replace(config.data, source=str(films), eval_split="test"))
     setup = open_probe_setup(config, start(config.train))
     training = ProbeTraining.prepare(config, setup, weights="")
-    tally = training.score(setup.test, [])
+    tally = training.score(setup.splits.test, [])
     counted, right = plain_loop(config, setup, training)
     assert tally.seen.tolist() == counted == [3] * 8
     assert tally.first[0].tolist() == right
@@ -137,7 +137,7 @@ def test_views_of_real_videos_agree_with_a_plain_loop(pool: Any, tmp_path: Path,
     setup = open_probe_setup(config, start(config.train))
     training = ProbeTraining.prepare(config, setup, weights="")
     problems: list[Any] = []
-    tally = training.score(setup.test, problems)
+    tally = training.score(setup.splits.test, problems)
 
     counted, right = plain_loop(config, setup, training)
     assert counted == [1, 1]

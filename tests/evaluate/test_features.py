@@ -16,8 +16,9 @@ from conftest import REPOSITORY
 from mmm import MaskedModel
 from mmm.data import Images, ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.batches import choose
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features, format_features
-from mmm.evaluate.features.table import RAW_SIDE, choose, encoded, extract_features, raw_pixels
+from mmm.evaluate.features.table import RAW_SIDE, encoded, extract_features, raw_pixels
 from mmm.evaluate.progress import progress
 
 Build = Callable[..., MaskedModel]
@@ -118,7 +119,8 @@ TOGETHER = """
 import sys, torch
 from torch import distributed, multiprocessing
 from mmm.data import ImagesConfig, open_images
-from mmm.evaluate.features.table import choose, extract_features, raw_pixels
+from mmm.evaluate.batches import choose
+from mmm.evaluate.features.table import extract_features, raw_pixels
 
 def part(rank, store, out):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -23,12 +23,12 @@ from mmm.evaluate.inside.distance import (
     token_places,
     tokens_read,
 )
-from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
+from mmm.evaluate.inside.errors import DISTANCES, MOTIONS, ErrorByBin, ErrorByFrequency, nearest_visible, token_motion
 from mmm.evaluate.inside.inspection import Inspection
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio, spectrum
 from mmm.evaluate.inside.maps import feature_colours
 from mmm.evaluate.inside.report import draw_inspection, write_page
-from mmm.evaluate.inside.similarity import MinibatchCKA, linear_cka
+from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
 from mmm.maskers import RandomMasker
 from mmm.tokenizers import Patches, Tubes
@@ -61,6 +61,12 @@ def test_cka_is_the_ratio_of_mean_unbiased_hsic() -> None:
         cross = sum(hsic(a, b) for a, b in grams)
         norm = sum(hsic(a, a) for a, _ in grams) * sum(hsic(b, b) for _, b in grams)
         assert cka.result()[layer, 0].item() == pytest.approx((cross / norm.sqrt()).item(), rel=1e-10)
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The plain linear CKA of two tables of features, (n, p) and (n, q)."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
 
 def test_cka_of_known_cases() -> None:
@@ -187,7 +193,7 @@ def test_error_by_distance_sorts_tokens_by_their_nearest_visible_one() -> None:
     """3 x 3 tokens, the middle one visible: four tokens at distance 1, four at the square root of 2."""
     mask = Mask(torch.tensor([[4]]), torch.tensor([[0, 1, 2, 3, 5, 6, 7, 8]]))
     distance = nearest_visible(mask, token_places((3, 3), (1, 1)))
-    found = ErrorByDistance()
+    found = ErrorByBin(DISTANCES)
     found.add(torch.tensor([[2.0, 1, 2, 1, 1, 2, 1, 2]]), distance)
     rows = found.result()
     assert [(row["tokens"], row["error"]) for row in rows] == [(4, 1.0), (4, 2.0), (0, None), (0, None), (0, None)]
@@ -217,7 +223,7 @@ def test_error_by_motion_sorts_tokens_by_their_change() -> None:
     tokenizer = Tubes(Tubes.Config(size=2, frames=2), channels=1)
     motion = token_motion(clip, tokenizer.split)
     torch.testing.assert_close(motion, torch.tensor([[0.0, 0.05]]))
-    found = ErrorByMotion()
+    found = ErrorByBin(MOTIONS)
     found.add(torch.tensor([[1.0, 3.0]]), motion)
     found.add(torch.tensor([[2.0, 5.0]]), motion)
     assert [(row["tokens"], row["error"]) for row in found.result()] == [(2, 1.5), (0, None), (0, None), (2, 4.0), (0, None)]

@@ -33,7 +33,7 @@ from mmm.core.types import Shape
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
-from mmm.evaluate.probes.report import format_probe
+from mmm.evaluate.probes.run import format_probe
 from mmm.evaluate.probes.setup import ProbeSetup
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import ClassPool, MeanPool
@@ -74,10 +74,12 @@ def test_metrics_agree_with_scikit_learn() -> None:
     assert tally.top1() == [tally.result(number)["top1"] for number in range(3)]
 
 
-def test_counts_of_all_processes_are_added() -> None:
+def test_counts_of_all_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Tally(2, 3)
     tally.add(torch.tensor([[[2.0, 1, 0], [2, 1, 0]], [[0, 1, 2], [0, 1, 2]]]), torch.tensor([0, 1]))
-    whole = tally.gathered(lambda counts: 2 * counts)
+    monkeypatch.setattr("mmm.evaluate.metrics.rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda counts: counts.mul_(2))
+    whole = tally.gather()
     assert whole.seen.tolist() == [2, 2, 0]
     assert whole.first.tolist() == [[2, 0, 0], [0, 0, 0]]
     assert whole.among.tolist() == [[2, 2, 0], [2, 2, 0]]

@@ -131,6 +131,21 @@ def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: 
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("to", ["folder", "timm", "transformers"])
+def test_the_card_of_an_encoder_calls_what_it_has(run: Path, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines run in the library that they name, and give the features of all tokens; no card of an encoder names a loss."""
+    ask(["export", str(run), "--encoder_only", "--to", to, "--out", str(tmp_path / "given")])
+    card = (tmp_path / "given" / "README.md").read_text()
+    assert "loss = " not in card
+    assert "without a decoder there is no loss" in card
+    names: dict[str, Any] = {"x": photographs(run)}
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)
+        expected = mmm.load(run).encode(names["x"]).tokens
+    torch.testing.assert_close(names["features"][:, -expected.shape[1] :], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(run, "features", 2, {"neighbours": {"trained": {"top1": 0.4375, "top5": 1.0}}, "k": 20})
     record(run, "reconstruct", 1, {"psnr": {"model": 11.25}})  # of weights that are not these

@@ -10,6 +10,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,12 @@ class SceneObjects:
     splits = tuple(COUNTS)
 
     def __init__(self, name: str, config: ObjectsConfig) -> None:
-        check_scenes(name)
-        if config.channels not in (1, 3):
-            raise ValueError(f"data.channels {config.channels}: builtin:scenes has 1 (grey), or 3 equal ones")
+        check_scenes(name, config.channels)
 
     def table(self, split: str) -> ObjectTable:
         """Returns the scenes of one split, a pure function of its name."""
         found = [objects_of(object_masks(scene), [label - 1 for label in scene.labels]) for scene in scenes(split)]
-        return ObjectTable(SceneColumn(split, lambda scene: scene.pixels), found, CLASSES[1:], scenes_fingerprint(split))
+        return ObjectTable(SceneColumn(split, attrgetter("pixels")), found, CLASSES[1:], scenes_fingerprint(split))
 
 
 class NucleiObjects:

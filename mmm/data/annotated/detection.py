@@ -25,7 +25,6 @@ from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
-from mmm.data.transforms.device_resize import DeferredCrops
 from mmm.data.transforms.resize import resize
 
 
@@ -89,15 +88,6 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         pairs = zip(index.tolist(), keys, strict=True)
         return tuple(place_objects(self.objects(row), self.placement(row, key), masks=self.masks) for row, key in pairs)
 
-    @property
-    def defers_resize(self) -> bool:
-        """See `Samples.defers_resize`."""
-        return False
-
-    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """Raises an error: workers always resize these crops."""
-        raise NotImplementedError
-
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Canvases before they are flipped, uint8 (b, C, h, w), and the reasons why images could not be read, by row."""
         return self._views(index, list(keys))
@@ -108,13 +98,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
 
     def _views(self, index: Tensor, keys: list[Any]) -> tuple[Tensor, dict[int, str]]:
         views = empty_canvas(self.config.mean, self.config.frame_size)[None].repeat(len(index), 1, 1, 1)
-        failed: dict[int, str] = {}
-        for row, number in enumerate(index.tolist()):
-            try:
-                paint(views[row], self.read(number), self.placement(number, keys[row]))
-            except Unreadable as error:
-                failed[row] = str(error)
-        return views, failed
+        return views, self.each(index, lambda row, number: paint(views[row], self.read(number), self.placement(number, keys[row])))
 
 
 def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
@@ -158,12 +142,11 @@ def open_objects(config: ObjectsConfig, split: str, *, masks: bool = True) -> An
     """Opens one split of images with objects.
 
     Args:
-        config: options of the source and of reading.
-        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
+        config, split: see `select_rows`.
         masks: whether objects must have masks.
 
     Raises:
-        ValueError: for a source that is missing or empty, a split that does not exist, objects without masks, ...
+        ValueError: see `select_rows`; also for objects without masks.
     """
     tables: dict[str, ObjectTable] = {}
     table, rows, where = select_rows(config, split, _AsSource(tables, find_objects(config)))

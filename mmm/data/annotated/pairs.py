@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,14 @@ class Scenes:
     splits = tuple(COUNTS)
 
     def __init__(self, name: str, config: PairsConfig) -> None:
-        check_scenes(name)
-        if config.channels not in (1, 3):
-            raise ValueError(f"data.channels {config.channels}: builtin:scenes has 1 (grey), or 3 equal ones")
+        check_scenes(name, config.channels)
         self.depth = isinstance(config, DepthConfig)
 
     def table(self, split: str) -> Table:
         """Returns the scenes of one split, a pure function of its name."""
-        maps = SceneColumn(split, _depth if self.depth else _classes)
+        maps = SceneColumn(split, attrgetter("depth" if self.depth else "classes"))
         classes = None if self.depth else CLASSES
-        return Table(PairColumn(SceneColumn(split, _pixels), maps), None, classes, scenes_fingerprint(split))
+        return Table(PairColumn(SceneColumn(split, attrgetter("pixels")), maps), None, classes, scenes_fingerprint(split))
 
 
 class Motorcycle:
@@ -137,18 +136,6 @@ class Nuclei:
         pixels, masks = tiles.pixels, (tiles.instances > 0).astype(np.uint8)
         pairs = PairColumn(ArrayColumn(pixels, tiles.names), ArrayColumn(masks, tiles.names))
         return Table(pairs, None, nuclei.CLASSES, nuclei.nuclei_fingerprint(split))
-
-
-def _pixels(scene: Scene) -> Any:
-    return scene.pixels
-
-
-def _classes(scene: Scene) -> Any:
-    return scene.classes
-
-
-def _depth(scene: Scene) -> Any:
-    return scene.depth
 
 
 class PairedFolders:

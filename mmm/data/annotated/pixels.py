@@ -25,7 +25,6 @@ from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
-from mmm.data.transforms.device_resize import DeferredCrops
 from mmm.data.transforms.resize import resize
 
 logger = logging.getLogger(__name__)
@@ -71,15 +70,6 @@ class LabelledPixels(Dataset[C], Generic[C]):
             return pixels, depth_numbers(values, config)
         return pixels, class_numbers(values, config, self.count)
 
-    @property
-    def defers_resize(self) -> bool:
-        """See `Samples.defers_resize`."""
-        return False
-
-    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """Raises an error: workers always resize these crops."""
-        raise NotImplementedError
-
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Cuts scaled crops, a pure function of the images and the keys.
 
@@ -92,13 +82,11 @@ class LabelledPixels(Dataset[C], Generic[C]):
         """
         size = self.config.frame_size
         views = torch.zeros(len(index), self.config.channels + 2, *size, dtype=torch.uint8)
-        failed: dict[int, str] = {}
-        for row, number in enumerate(index.tolist()):
-            try:
-                views[row] = self._crop(*self.read(number), keys[row])
-            except Unreadable as error:
-                failed[row] = str(error)
-        return views, failed
+
+        def crop(row: int, number: int) -> None:
+            views[row] = self._crop(*self.read(number), keys[row])
+
+        return views, self.each(index, crop)
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Returns one whole image and its map at their own size, uint8 (1, C + 2, H, W), as `train_views` returns them.
@@ -152,12 +140,11 @@ def open_pixels(config: PairsConfig, split: str, classes: int | None = None) -> 
     """Opens one split of images with maps.
 
     Args:
-        config: options of the source and of reading.
-        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
+        config, split: see `select_rows`.
         classes: number of classes. None: counted; see `MasksConfig.classes`.
 
     Raises:
-        ValueError: for a source that is missing or empty, a split that does not exist, ...
+        ValueError: see `select_rows`.
     """
     source = find_pairs(config)
     table, rows, where = select_rows(config, split, source)

@@ -121,14 +121,8 @@ class Clips(Dataset[ClipsConfig]):
         """Returns `count` views of each video, which `fill` writes row by row, (V, T, h, w, C)."""
         frames, height, width = self.config.size
         views = torch.empty(len(index), count, frames, height, width, self.config.channels, dtype=torch.uint8)
-        failed: dict[int, str] = {}
-        self.prefetch(index)
-        for row in range(len(index)):
-            try:
-                fill(row, views[row])
-            except Unreadable as error:
-                failed[row] = str(error)
-                views[row] = 0
+        failed = self.each(index, lambda row, _: fill(row, views[row]))
+        views[list(failed)] = 0
         return views.flatten(0, 1).permute(0, 4, 1, 2, 3), failed  # (b V, C, T, h, w)
 
     def _train(self, index: int, keys: Tensor, views: Tensor) -> None:
@@ -245,15 +239,7 @@ def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def open_clips(config: ClipsConfig, split: str) -> Clips:
-    """Opens the videos of a split.
-
-    Args:
-        config: options of the videos and clips.
-        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
-
-    Raises:
-        ValueError: the source is missing or empty, a split or column does not exist, or a library is not installed.
-    """
+    """Opens the videos of a split; see `select_rows` for the arguments and errors. The library of `data.backend` must be there."""
     table, rows, where = select_rows(config, split)
     require(config.backend)
     clips = Clips(table, config, rows, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import cache
@@ -14,11 +15,13 @@ from torch import Tensor
 from mmm.core.checks import suggest
 from mmm.core.rng import Stream, sample_keys, scores, stream
 from mmm.data.config import DataConfig
+from mmm.data.errors import Unreadable
 from mmm.data.loading.loader import Order, SampleOrder
 from mmm.data.loading.sampler import WeightedOrder
 from mmm.data.sources.base import EVALUATION, Source, Table
 from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.augment import rand_augment
+from mmm.data.transforms.device_resize import DeferredCrops
 from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
@@ -109,6 +112,26 @@ class Dataset(Generic[C]):
             rand_augment(frames, key, self.config.augment, self.config.mean)
         except ValueError as error:
             raise ValueError(f"{self.name(index)}: {error}") from error
+
+    @property
+    def defers_resize(self) -> bool:
+        """See `Samples.defers_resize`."""
+        return False
+
+    def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
+        """The samples of `train_views` before the device resizes them, where `defers_resize`."""
+        raise NotImplementedError
+
+    def each(self, index: Tensor, work: Callable[[int, int], None]) -> dict[int, str]:
+        """Calls `work` with the row and the index of each input, and returns the reasons of unreadable ones, by row."""
+        failed: dict[int, str] = {}
+        self.prefetch(index)
+        for row, number in enumerate(index.tolist()):
+            try:
+                work(row, number)
+            except Unreadable as error:
+                failed[row] = str(error)
+        return failed
 
     def subset(self, index: Tensor) -> Self:
         """Returns the inputs at these indices, int64 (K,), in this order."""

@@ -41,7 +41,6 @@ class Images(Dataset[ImagesConfig]):
 
     Attributes:
         size: of a sample, (h, w).
-        defers_resize: see `Samples.defers_resize`.
         in_memory: small cached images of one size, uint8 (N, H, W, C), which are cropped many at once; else None.
     """
 
@@ -57,7 +56,6 @@ class Images(Dataset[ImagesConfig]):
         fits = images is not None and is_small(images.shape[1], images.shape[2], config.size)
         self.size = config.size
         self.in_memory = torch.from_numpy(images) if images is not None and fits else None
-        self.defers_resize = config.resize == "device" and max(config.size) > SMALL_SIDE
 
     def at_size(self, size: tuple[int, int]) -> Self:
         part = super().at_size(size)
@@ -92,17 +90,11 @@ class Images(Dataset[ImagesConfig]):
         Raises:
             Unreadable: with the reason.
         """
-        height, width, channels = self.read(index).shape
-        return {"height": height, "width": width, "channels": channels}
+        return dict(zip(("height", "width", "channels"), self.read(index).shape, strict=True))
 
     def shape_of(self, index: int) -> dict[str, float]:
-        """Returns height and width of an image in pixels.
-
-        Raises:
-            Unreadable: with the reason.
-        """
-        height, width, _ = self.read(index).shape
-        return {"height": height, "width": width}
+        """Returns the height and width of an image in pixels; see `inspect`."""
+        return {name: value for name, value in self.inspect(index).items() if name != "channels"}
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Cuts random resized crops, a pure function of the images and the keys.
@@ -140,6 +132,10 @@ class Images(Dataset[ImagesConfig]):
         parts = zip(images.split(GROUP), boxes.split(GROUP), strict=True)
         return torch.cat([crop_small(some, own, self.size) for some, own in parts])
 
+    @property
+    def defers_resize(self) -> bool:
+        return self.config.resize == "device" and max(self.size) > SMALL_SIDE
+
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
         """Cuts the regions from which a device makes the samples of `train_views`; the arguments are the same."""
         config, groups = self.config, keys.view(len(index), -1)  # (b, R)
@@ -164,11 +160,11 @@ class Images(Dataset[ImagesConfig]):
         config = self.config
         hint = max(covering_size(1, 1, config.size))
         views = _zeros(len(index), config)
-        failed: dict[int, str] = {}
-        for images in self._decoded(index, hint, failed):
-            for row, image in images.items():
-                views[row] = center_crop(image, config.size)
-        return views, failed
+
+        def crop(row: int, number: int) -> None:
+            views[row] = center_crop(self.read(number, hint), config.size)
+
+        return views, self.each(index, crop)
 
     def _decoded(self, index: Tensor, hint: int, failed: dict[int, str]) -> Iterator[dict[int, Pixels]]:
         """Yields the readable images by row, at most MAX_DECODED bytes at a time; adds the reasons of the others to
@@ -215,15 +211,7 @@ def _crop(images: dict[int, Pixels], boxes: Tensor, size: tuple[int, int], views
 
 
 def open_images(config: ImagesConfig, split: str) -> Images:
-    """Opens one split of a source of images.
-
-    Args:
-        config: options of the images.
-        split: `train` and `eval` are defined by DataConfig; any other name is a split of the source.
-
-    Raises:
-        ValueError: the source is missing or empty, or a split or column does not exist.
-    """
+    """Opens one split of a source of images; see `select_rows` for the arguments and errors."""
     table, rows, where = select_rows(config, split)
     if config.cache:
         table = replace(table, column=CachedColumn(table.column, config.channels))

@@ -80,10 +80,13 @@ class _Object:
     deviation: float
 
 
-def check_scenes(name: str) -> None:
-    """Raises ValueError if the text after `builtin:` is not `scenes`; the other names are taken before."""
+def check_scenes(name: str, channels: int) -> None:
+    """Raises ValueError if the text after `builtin:` is not `scenes`, or if scenes do not have these channels; the other names
+    are taken before."""
     if name != "scenes":
         raise ValueError(f"data.source builtin:{name}: no such built-in data with masks{suggest(name, ['scenes', 'nuclei'])}")
+    if channels not in (1, 3):
+        raise ValueError(f"data.channels {channels}: builtin:scenes has 1 (grey), or 3 equal ones")
 
 
 @cache

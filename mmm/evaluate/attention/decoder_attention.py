@@ -48,16 +48,12 @@ def watching(decoder: nn.Module, see: See) -> Iterator[None]:
     layers = {name: part for name, part in decoder.named_modules() if isinstance(part, (SelfAttention, CrossAttention))}
     if not layers:
         raise ValueError(f"a decoder of type {type(decoder).__name__} has no attention layer; give a model whose decoder has one")
-    handles = [part.register_forward_pre_hook(partial(_pass_on, see, name)) for name, part in layers.items()]
+    handles = [part.register_forward_pre_hook(partial(see, name)) for name, part in layers.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _pass_on(see: See, name: str, part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    see(name, part, inputs)
 
 
 def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:

@@ -11,14 +11,13 @@ import torch
 
 from mmm.core.checks import CheckedConfig, Positive
 from mmm.core.rng import sample_keys
-from mmm.data import Clips, Images
-from mmm.data.loading.loader import eval_batches
+from mmm.data import Clips, Images, Problem
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.attention.decoder_attention import READS, SETS, DecoderAttention
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
-from mmm.evaluate.features.table import choose, inference
+from mmm.evaluate.batches import check_read, choose, read_batches
+from mmm.evaluate.features.table import inference
 from mmm.evaluate.plots.curves import COLOURS, FAINT, INK, new_figure, plain, save_figure
-from mmm.evaluate.progress import progress
 from mmm.model import MaskedModel
 
 if TYPE_CHECKING:
@@ -60,27 +59,22 @@ def measure_attention(
     if model.decoder is None:
         raise ValueError("the model is an encoder without a decoder, so there is no attention to measure; give one with a decoder")
     part, device = choose(images, config.samples, config.mask_seed), next(model.parameters()).device
-    data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), []
-    batches = eval_batches(part, part.config, batch_size=batch_size)
-    views = part.config.views
-    for batch in progress(batches, len(part), f"attention on {part.title}", lambda batch: len(batch.index) // views):
-        problems += [problem._asdict() for problem in batch.problems]
-        if len(batch):
-            x = normalise(batch.pixels.to(device), data.mean, data.std)
-            grid = model.tokenizer.grid(x)
-            with inference(model, dtype):
-                mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device)).trimmed()
-                features = model.encoder(model.tokenizer.split(x), grid, mask)
-                looks.add(model.decoder, features, mask, grid)
-                sizes.add(features)
-    if not looks.samples:
-        raise ValueError(f"none of {images.title} can be read; first: {problems[0]['reason']}")
+    data, looks, sizes, problems = part.config.input(), DecoderAttention(), MapSizes(), list[Problem]()
+    for batch in read_batches(part, "attention", problems, batch_size=batch_size, alone=True):
+        x = normalise(batch.pixels.to(device), data.mean, data.std)
+        grid = model.tokenizer.grid(x)
+        with inference(model, dtype):
+            mask = model.draw_masks(x, sample_keys(config.mask_seed, 0, batch.index).to(device)).trimmed()
+            features = model.encoder(model.tokenizer.split(x), grid, mask)
+            looks.add(model.decoder, features, mask, grid)
+            sizes.add(features)
+    check_read(looks.samples > 0, images, problems)
     fusion = fusion_of(model.decoder)
     return {
         "samples": looks.samples,
         "attention": looks.result(),
         "fusion": None if fusion is None else fusion_weights(fusion, sizes),
-        "problems": problems,
+        "problems": [problem._asdict() for problem in problems],
     }
 
 

@@ -6,20 +6,17 @@ Shapes: n objects, (H, W) pixels of an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmm.data import Problem, eval_batches
+from mmm.data import Problem
 from mmm.data.annotated.detection import AnnotatedObjects
 from mmm.data.annotated.objects import Objects, as_pixels, mask_api, paste_masks
 from mmm.data.transforms.crop import normalise
 from mmm.dense.detector import Detector
-from mmm.evaluate.progress import progress
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from mmm.evaluate.batches import all_gather, check_read, read_batches
 
 Found = dict[str, Tensor]
 SUMMARY = {
@@ -110,7 +107,7 @@ def in_image(found: Found, part: AnnotatedObjects, index: int) -> Found:
 
 
 def evaluate_detector(
-    model: Detector, part: AnnotatedObjects, accelerator: Accelerator, problems: list[Problem], *, batch_size: int
+    model: Detector, part: AnnotatedObjects, device: torch.device, problems: list[Problem], *, batch_size: int
 ) -> dict[str, Any]:
     """Scores a detector. Unreadable images are left out and named.
 
@@ -120,25 +117,14 @@ def evaluate_detector(
     Raises:
         ValueError: no image could be read.
     """
-    score, data, device = DetectionScore(model.classes, masks=model.config.predicts_masks), part.config, accelerator.device
-    world, rank = accelerator.num_processes, accelerator.process_index
-    read = torch.zeros((), dtype=torch.int64, device=device)
-    batches = eval_batches(part, data, batch_size=batch_size, world=world, rank=rank)
-    for batch in progress(
-        batches, -(-len(part) // world), f"objects of {part.title}", lambda one: len(one.index) + len(one.problems)
-    ):
-        problems += batch.problems
-        if len(batch):
-            x = normalise(batch.pixels.to(device), data.mean, data.std)
-            for index, found in zip(batch.index.tolist(), detect(model, x), strict=True):
-                score.add(in_image(found, part, index), part.objects(index))
-            read += len(batch)
-    if world > 1:
-        torch.distributed.all_reduce(read)
-    if not int(read):
-        reason = problems[0].reason if problems else "see the other processes"
-        raise ValueError(f"not one of {part.title} can be read; the first: {reason}")
-    return score.result() | {"samples": int(read)}
+    score, data, read = DetectionScore(model.classes, masks=model.config.predicts_masks), part.config, 0
+    for batch in read_batches(part, "objects", problems, batch_size=batch_size):
+        x = normalise(batch.pixels.to(device), data.mean, data.std)
+        for index, found in zip(batch.index.tolist(), detect(model, x), strict=True):
+            score.add(in_image(found, part, index), part.objects(index))
+        read += len(batch)
+    check_read(read > 0, part, problems)
+    return score.result() | {"samples": sum(all_gather(read))}
 
 
 def format_detection(found: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from mmm.core.rng import sample_keys, scores
 from mmm.data.annotated.maps import IGNORE, Numbers
 from mmm.data.annotated.pixels import LabelledPixels
-from mmm.data.decode.image import Pixels
 from mmm.data.errors import Problem, Unreadable
 from mmm.data.transforms.crop import normalise
 from mmm.data.transforms.resize import resize
@@ -77,7 +76,8 @@ def read_patches(model: MaskedModel, part: LabelledPixels[Any], problems: list[P
         except Unreadable as error:
             problems.append(Problem(index, part.name(index), str(error)))
             continue
-        x = normalise(_squashed(image, config.frame_size).to(device), config.mean, config.std)
+        squashed = resize(torch.from_numpy(image).permute(2, 0, 1)[None], config.frame_size, "bicubic")
+        x = normalise(squashed.to(device), config.mean, config.std)
         with inference(model):
             encoded = model.encode(x)
         grid = model.tokenizer.grid(x)
@@ -88,10 +88,6 @@ def read_patches(model: MaskedModel, part: LabelledPixels[Any], problems: list[P
     if not features:
         raise ValueError(f"not one of {part.title} can be read; the first: {problems[0].reason}")
     return Patches(torch.cat(features), torch.cat(labels), torch.cat(images))
-
-
-def _squashed(image: Pixels, size: tuple[int, int]) -> Tensor:
-    return resize(torch.from_numpy(image).permute(2, 0, 1)[None], size, "bicubic")
 
 
 def labelled_patches(patches: Patches, most: int | None, seed: int = 0) -> Patches:

@@ -5,6 +5,7 @@ Shapes: B samples, C channels, (H, W) pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def paint_classes(image: Pixels, labels: Tensor, classes: int) -> Tensor:
 
     Args:
         image: uint8 (H, W, C).
-        labels: int64 (H, W).
+        labels: int64 (H, W), on the CPU.
 
     Returns:
         float (3, H, W) in [0, 1].
@@ -70,19 +71,6 @@ def same_size(pictures: list[Tensor]) -> Tensor:
     return result
 
 
-def draw_maps(
-    images: list[Pixels], columns: dict[str, list[Tensor]], path: Path, *, classes: int, title: str, notes: tuple[str, ...] = ()
-) -> Path:
-    """Draws images and, beside each, maps of classes, int64 (H, W) each, by the title of their column."""
-    from mmm.evaluate.plots.image_grid import draw_grid
-
-    shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]
-    for name, maps in columns.items():
-        painted: list[Any] = [paint_classes(image, labels.cpu(), classes) for image, labels in zip(images, maps, strict=True)]
-        shown.append((name, same_size(painted)))
-    return draw_grid(shown, path, title=title, notes=notes)
-
-
 def paint_objects(image: Pixels, objects: dict[str, Tensor], classes: int) -> Tensor:
     """Draws boxes and masks over an image.
 
@@ -110,20 +98,18 @@ def paint_objects(image: Pixels, objects: dict[str, Tensor], classes: int) -> Te
     return torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float() / 255
 
 
-def draw_objects(
-    images: list[Pixels],
-    columns: dict[str, list[dict[str, Tensor]]],
-    path: Path,
-    *,
-    classes: int,
-    title: str,
-    notes: tuple[str, ...] = (),
+def draw_beside(
+    images: list[Pixels], columns: dict[str, list[Any]], path: Path, paint: Callable[[Pixels, Any], Tensor], *, title: str
 ) -> Path:
-    """Draws images and, beside each, its objects, by the title of their column."""
+    """Draws images, and beside each what belongs to it, by the title of its column.
+
+    Args:
+        columns: a value for each image.
+        paint: lays a value over its image, see `paint_classes` and `paint_objects`.
+    """
     from mmm.evaluate.plots.image_grid import draw_grid
 
-    shown: list[tuple[str, Tensor]] = [("image", same_size([as_picture(image) for image in images]))]
-    for name, objects in columns.items():
-        painted = [paint_objects(image, one, classes) for image, one in zip(images, objects, strict=True)]
-        shown.append((name, same_size(painted)))
-    return draw_grid(shown, path, title=title, notes=notes)
+    shown = [("image", same_size([as_picture(image) for image in images]))]
+    for name, values in columns.items():
+        shown.append((name, same_size([paint(image, value) for image, value in zip(images, values, strict=True)])))
+    return draw_grid(shown, path, title=title)

@@ -150,13 +150,15 @@ def contour_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], tol
         predicted, truth: (H, W).
         tolerance: largest distance of two boundaries, as a share of the image's diagonal; rounded up to pixels.
     """
-    reach = math.ceil(tolerance * math.hypot(*truth.shape))
+    from skimage.morphology import dilation, disk
+
+    near = disk(math.ceil(tolerance * math.hypot(*truth.shape)))
     edges = [boundary(mask) for mask in (predicted, truth)]
     counts = [int(edge.sum()) for edge in edges]
     if not all(counts):
         return float(counts[0] == counts[1])
-    precision = int((edges[0] & dilate(edges[1], reach)).sum()) / counts[0]
-    recall = int((edges[1] & dilate(edges[0], reach)).sum()) / counts[1]
+    precision = int((edges[0] & dilation(edges[1], near)).sum()) / counts[0]
+    recall = int((edges[1] & dilation(edges[0], near)).sum()) / counts[1]
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -165,18 +167,6 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     found: NDArray[np.bool_] = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
     found[-1, -1] = False
-    return found
-
-
-def dilate(edge: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Marks the pixels at most `radius` pixels from an edge, (H, W)."""
-    height, width = edge.shape
-    padded = np.pad(edge, radius)
-    found = np.zeros_like(edge)
-    for down in range(-radius, radius + 1):
-        for right in range(-radius, radius + 1):
-            if down**2 + right**2 <= radius**2:
-                found |= padded[radius + down : radius + down + height, radius + right : radius + right + width]
     return found
 
 

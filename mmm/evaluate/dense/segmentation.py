@@ -5,23 +5,18 @@ Shapes: (H, W) of an image, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmm.data import Problem, eval_batches
+from mmm.data import Problem
 from mmm.data.annotated.maps import IGNORE, split_planes
 from mmm.data.annotated.pixels import LabelledPixels
 from mmm.data.transforms.crop import normalise
 from mmm.dense.segmenter import Segmenter
-from mmm.evaluate.progress import progress
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-Predict = Callable[[Tensor], Tensor]  # normalised (1, C, H, W) -> classes int64 (1, H, W)
+from mmm.evaluate.batches import all_gather, check_read, read_batches
 
 
 class SegmentationScore:
@@ -66,22 +61,14 @@ class SegmentationScore:
         return {"miou": found["miou"].item(), "pixel_accuracy": found["pixel_accuracy"].item(), "iou": iou}
 
 
-def evaluate_segmentation(
-    predict: Predict,
-    part: LabelledPixels[Any],
-    *,
-    device: torch.device | str,
-    problems: list[Problem],
-    rank: int = 0,
-    world: int = 1,
+def evaluate_segmenter(
+    model: Segmenter, part: LabelledPixels[Any], device: torch.device, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Scores predictions for each image of a split. Unreadable images are left out and named.
+    """Scores a segmenter on each image, by windows or on whole images as `data.whole_maps` says.
 
     Args:
-        predict: predicts the classes of a whole image.
         part: images with masks.
-        problems: unreadable images of this process are added here.
-        rank, world: number of this process, and of all processes.
+        problems: what this process could not read is added here; it is left out.
 
     Returns:
         The values of `SegmentationScore.result`, and `samples`, the number of images.
@@ -89,33 +76,14 @@ def evaluate_segmentation(
     Raises:
         ValueError: no image could be read.
     """
-    score, read, data = SegmentationScore(part.count, device), torch.zeros((), dtype=torch.int64, device=device), part.config
-    batches = eval_batches(part, data, batch_size=1, world=world, rank=rank)
-    for batch in progress(batches, -(-len(part) // world), f"masks of {part.title}"):
-        problems += batch.problems
-        if len(batch):
-            image, labels = split_planes(batch.pixels.to(device), data.channels)
-            score.add(predict(normalise(image, data.mean, data.std)), labels)
-            read += 1
-    if world > 1:
-        torch.distributed.all_reduce(read)
-    if not int(read):
-        reason = problems[0].reason if problems else "see the other processes"
-        raise ValueError(f"not one of {part.title} can be read; the first: {reason}")
-    return score.result() | {"samples": int(read)}
-
-
-def evaluate_segmenter(
-    model: Segmenter, part: LabelledPixels[Any], accelerator: Accelerator, problems: list[Problem]
-) -> dict[str, Any]:
-    """Scores a segmenter, in windows or on whole images (`data.whole_maps`); see `evaluate_segmentation`."""
-
-    def predict(x: Tensor) -> Tensor:
-        return model.segment(x, whole=part.config.whole_maps).argmax(1)
-
-    return evaluate_segmentation(
-        predict, part, device=accelerator.device, problems=problems, rank=accelerator.process_index, world=accelerator.num_processes
-    )
+    score, read, data = SegmentationScore(part.count, device), 0, part.config
+    for batch in read_batches(part, "masks", problems, batch_size=1):
+        image, labels = split_planes(batch.pixels.to(device), data.channels)
+        logits = model.segment(normalise(image, data.mean, data.std), whole=data.whole_maps)
+        score.add(logits.argmax(1), labels)
+        read += 1
+    check_read(read > 0, part, problems)
+    return score.result() | {"samples": sum(all_gather(read))}
 
 
 def format_segmentation(found: Mapping[str, Any], names: Sequence[str] | None) -> str:

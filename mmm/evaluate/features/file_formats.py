@@ -128,11 +128,6 @@ def write_parquet(path: Path, rows: Rows, names: Sequence[str]) -> None:
             file.write_table(pa.table({name: table[name] for name in schema.names}, schema=schema))
 
 
-def read_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Reads all columns."""
-    return load_file(path)
-
-
 def read_parquet(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Reads all columns except the names, the layers in their shapes."""
     from pyarrow import parquet
@@ -148,4 +143,7 @@ def read_parquet(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Te
 
 
 WRITERS: dict[str, Callable[[Path, Rows, Sequence[str]], None]] = {".safetensors": write_safetensors, ".parquet": write_parquet}
-READERS = {".safetensors": read_safetensors, ".parquet": read_parquet}
+READERS: dict[str, Callable[[Path, dict[str, tuple[int, ...]]], dict[str, Tensor]]] = {
+    ".safetensors": lambda path, shapes: load_file(path),
+    ".parquet": read_parquet,
+}

@@ -15,11 +15,12 @@ from torch import Tensor
 from mmm.core.checks import CheckedConfig, Positive
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
+from mmm.evaluate.batches import choose
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
 from mmm.evaluate.features.logistic_regression import few_label_accuracy
 from mmm.evaluate.features.store import StoredFeatures, refuse_others
-from mmm.evaluate.features.table import Extract, FeatureTable, Pooling, choose, encoded, extract_features, raw_pixels
+from mmm.evaluate.features.table import Extract, FeatureTable, Pooling, encoded, extract_features, raw_pixels
 from mmm.model import MaskedModel
 
 TITLES = {"trained": "trained", "untrained": "untrained", "raw_pixels": "raw pixels"}
@@ -69,15 +70,7 @@ class FrozenFeatures(Evaluator):
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
         """Returns what `evaluate_features` returns."""
         models = {"trained": model, "untrained": context.untrained()}
-        return evaluate_features(
-            models,
-            context.train,
-            context.test,
-            self.config,
-            device=context.device,
-            dtype=context.dtype,
-            batch_size=context.batch_size,
-        )
+        return evaluate_features(models, context.train, context.test, self.config, **context.compute)
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Returns the accuracies of the trained model."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmm.evaluate.metrics import ranks
 from mmm.evaluate.progress import progress
 
 TEMPERATURE = 0.07  # of the votes; Wu et al., section 3.4
@@ -55,10 +56,8 @@ def accuracy(votes: Tensor, labels: Tensor, top: int = 1) -> float:
         labels: int64 (m,).
         top: number of classes that count as predicted.
     """
-    own = votes.gather(1, labels[:, None])  # (m, 1)
-    earlier = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]  # (m, C)
-    ahead = ((votes > own) | ((votes == own) & earlier)).sum(1)  # (m,)
-    return ((ahead < top) & (own[:, 0] > 0)).cpu().double().mean().item()
+    own = votes.gather(1, labels[:, None])[:, 0]  # (m,)
+    return ((ranks(votes, labels) < top) & (own > 0)).cpu().double().mean().item()
 
 
 def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> dict[str, float]:

@@ -88,10 +88,10 @@ class Logistic:
         """Returns the logits, (m, D) -> (m, C)."""
         return x @ self.weight + self.bias
 
-    @torch.no_grad()
-    def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Returns the share of x (m, D) whose highest logit is that of their label."""
-        return (self(x).argmax(1) == labels).cpu().double().mean().item()
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Returns the share of samples (m, C) whose highest logit is that of their label."""
+    return (logits.argmax(1) == labels).cpu().double().mean().item()
 
 
 def few_label_accuracy(
@@ -118,9 +118,18 @@ def few_label_accuracy(
     if len(choose):
         found = try_penalties(train, train_labels, fit, choose, PENALTIES, classes, iterations=30, tolerance=1e-4)
         penalty = PENALTIES[found.index(max(found))]  # the strongest of equally good penalties
-    fitted, scored = standardise(train[used], test)
-    model = Logistic(train.shape[1], classes, train.device).fit(fitted, train_labels[used], penalty)
-    return {"top1": model.accuracy(scored, test_labels), "labels": len(used), "penalty": penalty}
+    logits = predict(train[used], train_labels[used], test, penalty, classes)
+    return {"top1": accuracy(logits, test_labels), "labels": len(used), "penalty": penalty}
+
+
+def predict(
+    x: Tensor, labels: Tensor, test: Tensor, penalty: float, classes: int, *, iterations: int = 100, tolerance: float = 1e-5
+) -> Tensor:
+    """Fits samples (n, D) with one penalty, and returns the logits of test samples, (m, D) -> (m, C); both are standardised."""
+    fitted, scored = standardise(x, test)
+    model = Logistic(x.shape[1], classes, x.device).fit(fitted, labels, penalty, iterations=iterations, tolerance=tolerance)
+    with torch.no_grad():
+        return model(scored)
 
 
 def try_penalties(
@@ -145,7 +154,7 @@ def try_penalties(
     inner, outer = standardise(x[fit], x[choose])
     model = Logistic(x.shape[1], classes, x.device)
     return [
-        model.fit(inner, labels[fit], penalty, iterations=iterations, tolerance=tolerance).accuracy(outer, labels[choose])
+        accuracy(model.fit(inner, labels[fit], penalty, iterations=iterations, tolerance=tolerance)(outer), labels[choose])
         for penalty in progress(penalties, len(penalties), "penalties of the linear classifier")
     ]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from mmm.core.checks import Positive
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes
+from mmm.evaluate.batches import choose, rank_and_world
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
 from mmm.evaluate.features.knn import nearest_neighbours
-from mmm.evaluate.features.table import Pooling, choose, encoded, extract_features, rank_and_world
+from mmm.evaluate.features.table import Pooling, encoded, extract_features
 from mmm.model import MaskedModel
 
 

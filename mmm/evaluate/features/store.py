@@ -24,7 +24,7 @@ from mmm.config.diff import differences, flatten
 from mmm.data import Clips, Images, Problem
 from mmm.evaluate.features.file_formats import READERS, ROWS, WRITERS, Rows
 from mmm.evaluate.features.table import FeatureTable
-from mmm.system.files import replace_text, replacing
+from mmm.system.files import replacing, write_json
 
 IDENTITY = "identity.json"
 
@@ -69,7 +69,7 @@ class Store:
         if known.exists():
             self._refuse_others(json.loads(known.read_text(encoding="utf-8")), self.parts)
         else:
-            _replace_json(known, self.identity)
+            write_json(known, self.identity)
         return [number for number in range(self.shards) if not self._path(number).exists()]
 
     def write(self, number: int, tensors: Mapping[str, Tensor], problems: Sequence[Problem]) -> None:
@@ -106,7 +106,7 @@ class Store:
             "problems": problems,
             "names": names,
         }
-        _replace_json(manifest_of(self.out), manifest)
+        write_json(manifest_of(self.out), manifest)
         with replacing(self.out) as temporary:  # last: a file that is there is complete
             WRITERS[self.out.suffix](temporary, rows, names)
         shutil.rmtree(self.parts)
@@ -200,7 +200,3 @@ def read_manifest(out: Path) -> dict[str, Any]:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return dict(file.metadata())
-
-
-def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    replace_text(path, json.dumps(value, indent=1) + "\n")

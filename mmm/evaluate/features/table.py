@@ -13,25 +13,21 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.rng import sample_keys, scores
 from mmm.data import Clips, Images
 from mmm.data.errors import Problem
-from mmm.data.loading.loader import eval_batches
 from mmm.data.transforms.crop import normalise
-from mmm.evaluate.progress import progress
+from mmm.evaluate.batches import all_gather, rank_and_world, read_batches
 from mmm.layers.cpu_bf16 import use_cpu_bf16_kernels
 from mmm.model import MaskedModel
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Samples = TypeVar("Samples", Images, Clips, Images | Clips)
 Pooling = Literal["mean", "class", "both"]
 Extract = Callable[[Tensor], Tensor]  # normalised (B, C, s...) -> (B, D)
 # raw pixels of larger samples are averaged down to this size: an image of 224 x 224 has 150,528 values
@@ -110,48 +106,20 @@ def extract_features(
     Raises:
         ValueError: no sample can be read.
     """
-    rank, world = rank_and_world()
     values: dict[str, list[Tensor]] = {name: [] for name in extracts}
-    index, problems, views = [torch.empty(0, dtype=torch.int64)], [], images.config.views
-    batches = eval_batches(images, images.config, batch_size=batch_size, world=world, rank=rank)
-    what = f"features of {images.title}"
-    for batch in progress(batches, -(-len(images) // world), what, lambda batch: len(batch.index) // views + len(batch.problems)):
-        problems += batch.problems
+    index, problems, views = [torch.empty(0, dtype=torch.int64)], list[Problem](), images.config.views
+    for batch in read_batches(images, "features", problems, batch_size=batch_size):
         index.append(batch.index[::views])
-        if len(batch):
-            x = normalise(batch.pixels.to(device, non_blocking=True), images.config.mean, images.config.std)
-            for name, extract in extracts.items():
-                values[name].append(extract(x).unflatten(0, (-1, views)).mean(1).cpu())  # (b V, D) -> (b, D)
+        x = normalise(batch.pixels.to(device, non_blocking=True), images.config.mean, images.config.std)
+        for name, extract in extracts.items():
+            values[name].append(extract(x).unflatten(0, (-1, views)).mean(1).cpu())  # (b V, D) -> (b, D)
     own = ({name: torch.cat(parts) for name, parts in values.items() if parts}, torch.cat(index), problems)
     tables, where, unread = zip(*all_gather(own), strict=True)
     found, bad = torch.cat(where), [problem for part in unread for problem in part]
-    for problem in bad if rank == 0 else []:
+    for problem in bad if rank_and_world()[0] == 0 else []:
         logger.warning("cannot read %s: %s; it is left out of this evaluation", problem.name, problem.reason)
     if not len(found):
         raise ValueError(f"none of {images.title} can be read; the first: {bad[0].reason}")
     labels = images.labels()
     labels = None if labels is None else labels[found]
     return {name: FeatureTable(torch.cat([part[name] for part in tables if part]), labels, found, bad) for name in extracts}
-
-
-def choose(images: Samples, count: int | None, seed: int = 0) -> Samples:
-    """Returns at most `count` samples, chosen by key, in the order of the data. None: all."""
-    if count is None or count >= len(images):
-        return images
-    chance = scores(sample_keys(seed, 0, torch.arange(len(images))), 1)[:, 0]  # (N,)
-    return images.subset(chance.argsort()[:count].sort().values)
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Returns the rank of this process and the number of processes."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-
-
-def all_gather(own: T) -> list[T]:
-    """Returns the values of all processes, in the order of their ranks."""
-    if rank_and_world()[1] == 1:
-        return [own]
-    parts: list[T] = [own] * distributed.get_world_size()
-    distributed.all_gather_object(parts, own)
-    return parts

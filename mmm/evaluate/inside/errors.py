@@ -6,7 +6,7 @@ Shapes: B samples, C channels, H and W pixels, N tokens, Q predicted and V visib
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,30 +29,29 @@ def nearest_visible(mask: Mask, places: Tensor) -> Tensor:
     return torch.cdist(take(places, mask.predict), take(places, mask.visible)).amin(2)
 
 
-class ErrorByDistance:
-    """Accumulates the squared error of predicted tokens by their distance to the nearest visible token."""
+class ErrorByBin:
+    """Accumulates the squared error of predicted tokens by a measure of each token, such as its distance.
 
-    def __init__(self) -> None:
+    Args:
+        ends: upper ends of the bins; the last is infinite.
+    """
+
+    def __init__(self, ends: Sequence[float]) -> None:
         """Starts with no token."""
-        self.sums, self.counts = torch.zeros(len(DISTANCES), dtype=torch.float64), torch.zeros(len(DISTANCES), dtype=torch.int64)
+        self.ends = ends
+        self.sums, self.counts = torch.zeros(len(ends), dtype=torch.float64), torch.zeros(len(ends), dtype=torch.int64)
 
-    def add(self, error: Tensor, distance: Tensor) -> None:
-        """Adds tokens.
-
-        Args:
-            error: mean squared error of each predicted token, (B, Q).
-            distance: distance of each, as `nearest_visible` returns it, in tokens.
-        """
-        edges = torch.tensor(DISTANCES[:-1]) + 1e-4
-        bins = torch.bucketize(distance.detach().cpu(), edges).flatten()
+    def add(self, error: Tensor, measure: Tensor) -> None:
+        """Adds predicted tokens: their mean squared error, and the measure, of one shape."""
+        bins = torch.bucketize(measure.detach().cpu(), torch.tensor(self.ends[:-1]) * (1 + 1e-4)).flatten()  # rounding
         self.sums.index_add_(0, bins, error.detach().cpu().double().flatten())
-        self.counts += torch.bincount(bins, minlength=len(DISTANCES))
+        self.counts += torch.bincount(bins, minlength=len(self.ends))
 
     def result(self) -> list[dict[str, float | int | None]]:
-        """Returns one row per bin: the upper end of the distance, the number of tokens, and their mean squared error."""
+        """Returns one row per bin: its upper end, the number of tokens, and their mean squared error."""
         return [
             {"up_to": None if math.isinf(end) else end, "tokens": int(count), "error": (total / count).item() if count else None}
-            for end, count, total in zip(DISTANCES, self.counts, self.sums, strict=True)
+            for end, count, total in zip(self.ends, self.counts, self.sums, strict=True)
         ]
 
 
@@ -105,24 +104,3 @@ def token_motion(clip: Tensor, split: Callable[[Tensor], Tensor]) -> Tensor:
     """
     change = (clip[:, :, 1:] - clip[:, :, :-1]).abs()
     return split(torch.cat([change, change[:, :, -1:]], dim=2)).mean(2)
-
-
-class ErrorByMotion:
-    """Accumulates the squared error of predicted tokens of clips by how much their pixels change from frame to frame."""
-
-    def __init__(self) -> None:
-        """Starts with no token."""
-        self.sums, self.counts = torch.zeros(len(MOTIONS), dtype=torch.float64), torch.zeros(len(MOTIONS), dtype=torch.int64)
-
-    def add(self, error: Tensor, motion: Tensor) -> None:
-        """Adds predicted tokens: their mean squared error and their motion, of one shape."""
-        bins = torch.bucketize(motion.detach().cpu(), torch.tensor(MOTIONS[:-1])).flatten()
-        self.sums.index_add_(0, bins, error.detach().cpu().double().flatten())
-        self.counts += torch.bincount(bins, minlength=len(MOTIONS))
-
-    def result(self) -> list[dict[str, float | int | None]]:
-        """Returns one row per bin: the upper end of the motion, the number of tokens, and their mean squared error."""
-        return [
-            {"up_to": None if math.isinf(end) else end, "tokens": int(count), "error": (total / count).item() if count else None}
-            for end, count, total in zip(MOTIONS, self.counts, self.sums, strict=True)
-        ]

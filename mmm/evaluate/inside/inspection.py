@@ -21,7 +21,7 @@ from mmm.core.types import Input
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
-from mmm.evaluate.inside.errors import ErrorByDistance, ErrorByFrequency, ErrorByMotion, nearest_visible, token_motion
+from mmm.evaluate.inside.errors import DISTANCES, MOTIONS, ErrorByBin, ErrorByFrequency, nearest_visible, token_motion
 from mmm.evaluate.inside.kernel import asymmetry, effective_rank, participation_ratio, spectrum
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
@@ -79,7 +79,7 @@ class Inspection:
         self.even: float | None = None
         self.decoder, self.even_rings = DecoderAttention(), Mean()
         self.rings: dict[str, Mean] = {}  # of the decoder's layers that read visible tokens
-        self.by_distance, self.by_frequency, self.by_motion = ErrorByDistance(), ErrorByFrequency(), ErrorByMotion()
+        self.by_distance, self.by_frequency, self.by_motion = ErrorByBin(DISTANCES), ErrorByFrequency(), ErrorByBin(MOTIONS)
         self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
         self.left_out = _left_out(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,17 +182,12 @@ def _errors(models: Models, path: Path) -> Path:
     shown = [
         (name, found["errors"], colour) for (name, found), colour in zip(models.items(), COLOURS, strict=False) if "errors" in found
     ]
-    for place, (name, errors, colour) in enumerate(shown):
-        rows = [(number, row["error"]) for number, row in enumerate(errors["by_distance"]) if row["error"] is not None]
-        left.bar([number + 0.4 * place for number, _ in rows], [error for _, error in rows], width=0.36, color=colour, label=name)
-        frequency = errors["by_frequency"]
-        middle.plot(
-            [row["up_to"] for row in frequency], [row["share"] for row in frequency], marker="o", markersize=3, color=colour
-        )
+    _bars(left, [(name, errors["by_distance"], "error", colour) for name, errors, colour in shown], "{:.1f}")
+    for _, errors, colour in shown:
+        ends, shares = zip(*((row["up_to"], row["share"]) for row in errors["by_frequency"]), strict=True)
+        middle.plot(ends, shares, marker="o", markersize=3, color=colour)
         ratios = errors["psnr_by_ratio"]
         right.plot([float(ratio) for ratio in ratios], [psnr["model"] for psnr in ratios.values()], marker="o", color=colour)
-    ends = [row["up_to"] for row in shown[0][1]["by_distance"]]
-    left.set_xticks(range(len(ends)), ["beyond" if end is None else f"{end:.1f}" for end in ends])
     plain(left, "distance to the nearest visible token, tokens", "mean squared error")
     plain(middle, "spatial frequency, cycles per pixel", "energy of the error / of the original")
     plain(right, "fraction hidden", "PSNR of hidden tokens, dB")
@@ -204,11 +200,7 @@ def _motion(models: Models, path: Path) -> Path:
     figure = new_figure(7.0, 3.4)
     axes: Axes = figure.add_subplot()
     shown = [(name, found["errors"]["by_motion"]) for name, found in models.items() if found.get("errors", {}).get("by_motion")]
-    for place, ((name, rows), colour) in enumerate(zip(shown, COLOURS, strict=False)):
-        known = [(number, row["error"]) for number, row in enumerate(rows) if row["error"] is not None]
-        axes.bar([number + 0.4 * place for number, _ in known], [error for _, error in known], width=0.36, color=colour, label=name)
-    ends = [row["up_to"] for row in shown[0][1]]
-    axes.set_xticks(range(len(ends)), ["beyond" if end is None else f"up to {end:g}" for end in ends])
+    _bars(axes, [(name, rows, "error", colour) for (name, rows), colour in zip(shown, COLOURS, strict=False)], "up to {:g}")
     plain(axes, "change of a pixel from frame to frame", "mean squared error")
     _legend(figure, axes)
     return save_figure(figure, path)
@@ -228,18 +220,25 @@ def _rings(models: Models, path: Path) -> Path:
     left.set_xlim(0.5, count + 0.7)
     left.set_ylim(0, 1)
     shown = [(name, found["decoder"]["rings"]) for name, found in models.items() if found.get("decoder", {}).get("rings")]
-    width = 0.8 / (len(shown) + 1)
-    for place, ((name, rings), colour) in enumerate(zip(shown, COLOURS, strict=False)):
-        axes.bar(
-            [number + width * place for number in range(len(rings))], [r["share"] for r in rings], width, color=colour, label=name
-        )
-    rings = shown[0][1]
-    even = [number + width * len(shown) for number in range(len(rings))]
-    axes.bar(even, [row["even"] for row in rings], width, color="#b9c0cc", label="even attention")
-    axes.set_xticks(range(len(rings)), ["beyond" if row["up_to"] is None else f"up to {row['up_to']:g}" for row in rings])
+    groups = [(name, rings, "share", colour) for (name, rings), colour in zip(shown, COLOURS, strict=False)]
+    _bars(axes, [*groups, ("even attention", shown[0][1], "even", "#b9c0cc")], "up to {:g}")
     plain(axes, "distance, tokens", "share of attention to visible tokens")
     _legend(figure, axes)
     return save_figure(figure, path)
+
+
+def _bars(axes: Axes, groups: Sequence[tuple[str, list[dict[str, Any]], str, str]], end: str) -> None:
+    """Draws the bars of several groups side by side, bin by bin.
+
+    Args:
+        groups: for each its name, a row for each bin, the name of the value that is drawn, and its colour.
+        end: format of the upper end of a bin.
+    """
+    width = 0.8 / len(groups)
+    for place, (name, rows, value, colour) in enumerate(groups):
+        known = [(number + width * place, row[value]) for number, row in enumerate(rows) if row[value] is not None]
+        axes.bar([x for x, _ in known], [height for _, height in known], 0.9 * width, color=colour, label=name)
+    axes.set_xticks(range(len(rows)), ["beyond" if row["up_to"] is None else end.format(row["up_to"]) for row in rows])
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -17,18 +17,6 @@ import torch
 from torch import Tensor
 
 
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Returns the plain linear CKA of two tables of features.
-
-    Args:
-        x: (n, p).
-        y: (n, q), of the same samples in the same order.
-    """
-    x, y = (_as_rows(values) for values in (x, y))
-    x, y = x - x.mean(0), y - y.mean(0)
-    return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
-
-
 class MinibatchCKA:
     """Accumulates unbiased linear CKA between all pairs of layers, batch by batch.
 

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from mmm.core.types import Shape
 from mmm.data import Clips, Images
 from mmm.data.datasets.labelled import check_classes, labelled
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
@@ -47,15 +46,7 @@ class FewShotProbe(Evaluator):
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
         """Returns what `evaluate_few_shot` returns."""
         models = {"trained": model, "untrained": context.untrained()}
-        return evaluate_few_shot(
-            models,
-            context.train,
-            context.test,
-            self.config,
-            device=context.device,
-            dtype=context.dtype,
-            batch_size=context.batch_size,
-        )
+        return evaluate_few_shot(models, context.train, context.test, self.config, **context.compute)
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Returns the accuracy of both encoders."""
@@ -115,21 +106,17 @@ def evaluate_few_shot(
     scores: dict[str, dict[str, Any]] = {"probe": {}, "one_frame": {}, "controls": {}}
     for name in extracts:
         kind, _, model = name.partition(" ")
-        tables = (*train_tables[name].labelled(device), *test_tables[name].labelled(device))
+        (train_values, train_labels), (test_values, test_labels) = (
+            tables[name].labelled(device) for tables in (train_tables, test_tables)
+        )
         if model:
-            scores[kind][model] = _probe(models[model].encoder.shape, tables, chooses, classes, config)
+            shape = models[model].encoder.shape
+            known, asked = (values.unflatten(1, (-1, shape.width)) for values in (train_values, test_values))  # (n, R + N, D)
+            scores[kind][model] = probe_few_shot((known, train_labels), chooses, (asked, test_labels), shape, classes, config)
         else:
+            tables = (train_values, train_labels, test_values, test_labels)
             scores["controls"][name] = few_label_accuracy(*tables, config.labels_per_class, config.label_seed)["top1"]
     return found | scores
-
-
-def _probe(
-    shape: Shape, tables: tuple[Tensor, Tensor, Tensor, Tensor], chooses: Tensor, classes: int, config: FewShotConfig
-) -> dict[str, Any]:
-    """Probes flattened tokens; `tables` holds training tokens, their labels, test tokens, and their labels."""
-    train, train_labels, test, test_labels = tables
-    train, test = (values.unflatten(1, (-1, shape.width)) for values in (train, test))  # (n, R + N, D), (m, R + N, D)
-    return probe_few_shot((train, train_labels), chooses, (test, test_labels), shape, classes, config)
 
 
 def _extracts(models: Mapping[str, MaskedModel], *, clips: bool, dtype: torch.dtype | None) -> dict[str, Extract]:

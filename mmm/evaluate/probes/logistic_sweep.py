@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmm.core.checks import AboveZero, CheckedConfig, Positive
 from mmm.core.registry import PartConfig
-from mmm.evaluate.features.logistic_regression import Logistic, few_labels, standardise, try_penalties
+from mmm.evaluate.features.logistic_regression import few_labels, predict, try_penalties
 from mmm.evaluate.features.table import FeatureTable, extract_features
 from mmm.evaluate.metrics import Tally
 from mmm.evaluate.probes.setup import ProbeSetup
@@ -67,10 +67,11 @@ def sweep(setup: ProbeSetup, pool: PartConfig, config: SweepConfig, *, batch_siz
     def extract(x: Tensor) -> Tensor:
         return pooling(setup.tokens(x).float())
 
-    parts = [part for part in (setup.train, setup.validation, setup.test) if part is not None]
+    splits = setup.splits
+    parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
     tables = [extract_features(part, {"": extract}, device=device, batch_size=batch_size)[""] for part in parts]
     fitted, test = _joined(tables[:-1], device), _joined(tables[-1:], device)
-    found = fit_penalties(*fitted, *test, setup.classes, config, seed)
+    found = fit_penalties(*fitted, *test, splits.classes, config, seed)
     return found | {"unreadable": sum(len(table.problems) for table in tables)}
 
 
@@ -112,10 +113,7 @@ def fit_penalties(
             "the best penalty, %g, is the first or the last of those that were tried; extend exact.penalties beyond it",
             penalties[best],
         )
-    every, scored = standardise(train, test)
-    model = Logistic(train.shape[1], classes, train.device)
-    model.fit(every, train_labels, penalties[best], iterations=config.iterations, tolerance=config.tolerance)
+    stop: Any = {"iterations": config.iterations, "tolerance": config.tolerance}
     tally = Tally(1, classes, test.device)
-    with torch.no_grad():
-        tally.add(model(scored)[None], test_labels)
+    tally.add(predict(train, train_labels, test, penalties[best], classes, **stop)[None], test_labels)
     return {"tried": tried, "chosen": best, "penalty": penalties[best]} | tally.result(0)

@@ -11,11 +11,11 @@ from torch import Tensor
 from mmm.classifier import HeadConfig
 from mmm.core.checks import AboveZero, Rate
 from mmm.core.registry import PartConfig
-from mmm.data import Batch, Clips, DataConfig, Images, ImagesConfig, open_data
-from mmm.data.datasets.labelled import check_classes, hold_back, labelled
+from mmm.data import Batch, DataConfig, ImagesConfig
+from mmm.data.datasets.labelled import LabelledSplits, open_labelled_splits
 from mmm.data.loading.loader import prepare
 from mmm.evaluate.features.table import inference
-from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model, open_test
+from mmm.evaluate.loaded_model import LoadedModel, LoadedModelConfig, load_model
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.model import MaskedModel
 from mmm.pools import MeanPool
@@ -68,10 +68,8 @@ class ProbeSetup:
     Attributes:
         model: the model, on the accelerator's device.
         loaded: the source of the model.
-        data: options of the samples.
-        train: samples to train on. validation: samples that choose the learning rate, or None. test: samples to score.
-        classes: K.
-        names: names of the classes. None: they have none.
+        data: how samples are read.
+        splits: samples to train on, to choose the learning rate, and to score.
         dtype: type for the encoder's autocast. None: fp32.
     """
 
@@ -79,16 +77,8 @@ class ProbeSetup:
     model: MaskedModel
     loaded: LoadedModel
     data: DataConfig
-    train: Images | Clips
-    validation: Images | Clips | None
-    test: Images | Clips
-    classes: int
+    splits: LabelledSplits
     dtype: torch.dtype | None
-
-    @property
-    def names(self) -> list[str] | None:
-        """Names of the classes, in the order of the labels."""
-        return None if self.train.classes is None else list(self.train.classes)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Encodes normalised pixels: (B, C, ..., h, w) -> (B, R + N, D), without a gradient."""
@@ -113,20 +103,7 @@ def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetu
     loaded = load_model(LoadedModelConfig(model=config.model, source=config.data.source, device=str(device)))
     data = loaded.data if config.data.source is None else config.data
     if loaded.run is not None:
-        _refuse_other_pixels(data, loaded.data)
-    train, test = labelled(open_data(data, "train")), labelled(open_test(data, config.test_split))
-    check_classes(train.labels(), test.labels(), test.title, train.classes)
-    top = max(int(part.labels().max()) for part in (train, test))
-    classes = max(top + 1, 0 if train.classes is None else len(train.classes))
-    rest, validation = hold_back(train, config.held_back, config.seed)
-    model = (loaded.trained or loaded.untrained).requires_grad_(False)
-    return ProbeSetup(accelerator, model, loaded, data, rest, validation, test, classes, DTYPES[precision_of(accelerator)])
-
-
-def _refuse_other_pixels(data: DataConfig, own: DataConfig) -> None:
-    """Refuses another normalisation than that of the training of the encoder."""
-    for name in ("channels", "mean", "std"):
-        given, expected = getattr(data, name), getattr(own, name)
-        if given != expected:
-            value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
-            raise ValueError(f"data.{name} {given} is not what the model was trained with; give --data.{name} {value}")
+        data.input().check_trained_with(loaded.data.input(), "the model")
+    splits = open_labelled_splits(data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
+    model = loaded.model.requires_grad_(False)
+    return ProbeSetup(accelerator, model, loaded, data, splits, DTYPES[precision_of(accelerator)])

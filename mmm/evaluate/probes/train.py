@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mmm.config.serialize import to_dict
 from mmm.data import BadInputs, Batch, Clips, Images, Problem
 from mmm.data.datasets.mixture import Mixture
-from mmm.evaluate.metrics import Tally
+from mmm.evaluate.batches import read_batches
+from mmm.evaluate.metrics import Tally, mean_of_views
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
-from mmm.evaluate.probes.probe_score import score_probes
 from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup
 from mmm.train.config import identity
 from mmm.train.run.folder import RunFolder
@@ -113,10 +113,10 @@ class ProbeTraining:
             ValueError: a batch does not divide evenly, or the pool does not fit the encoder.
         """
         accelerator, shape = setup.accelerator, setup.model.encoder.shape
-        samples = len(setup.train) * setup.data.repeats
+        samples = len(setup.splits.train) * setup.data.repeats
         plan = make_plan(config.train, samples=samples, processes=accelerator.num_processes)
-        probes = Probes(len(config.rates), config.pool, config.head, encoder=shape, classes=setup.classes, seed=config.seed)
-        same = identity(to_dict(config), runtime=RUNTIME) | {"fingerprint": setup.train.fingerprint, "weights": weights}
+        probes = Probes(len(config.rates), config.pool, config.head, encoder=shape, classes=setup.splits.classes, seed=config.seed)
+        same = identity(to_dict(config), runtime=RUNTIME) | {"fingerprint": setup.splits.train.fingerprint, "weights": weights}
         optimizer = make_probe_optimizer(probes, config.rates, config.train, config.optimizer, config.momentum)
         training = Training.prepare(accelerator, probes, optimizer, identity=same, ema=config.train.ema is not None)
         return cls(config, setup, plan, training)
@@ -128,7 +128,6 @@ class ProbeTraining:
 
     def open_session(self, folder: RunFolder) -> AbstractContextManager[Session]:
         """Opens the session that trains the heads; see `mmm.train.session.open_session`."""
-        parts = (self.setup.validation, self.setup.test)
         return open_session(
             folder,
             self.config,
@@ -136,7 +135,7 @@ class ProbeTraining:
             ProbeObjective(self.setup, self.probes),
             self.data,
             self.heads_plan,
-            evaluated=sum(len(part) for part in parts if part is not None),
+            evaluated=self.setup.splits.inputs - len(self.setup.splits.train),
             unit=None,
         )
 
@@ -158,14 +157,14 @@ class ProbeTraining:
     @property
     def data(self) -> GroupedBatches:
         """The training samples."""
-        return GroupedBatches(self.setup.train, self.config.seed, self.plan.micro_batch_size)
+        return GroupedBatches(self.setup.splits.train, self.config.seed, self.plan.micro_batch_size)
 
     def run(self, folder: RunFolder) -> dict[str, Any]:
         """Trains to the end of the run, and returns the result of `choose`."""
         with self.open_session(folder) as session:
             for update in session:
-                if self.setup.validation is not None and update.due(self.config.train.evaluate_every):
-                    tally = self.score(self.setup.validation, session.bad_inputs.pending)
+                if self.setup.splits.validation is not None and update.due(self.config.train.evaluate_every):
+                    tally = self.score(self.setup.splits.validation, session.bad_inputs.pending)
                     update.metrics["held_back_top1"] = max(tally.top1())
             return self.choose(session.bad_inputs)
 
@@ -177,8 +176,8 @@ class ProbeTraining:
             `test`; `chosen`, the position of the chosen head; and the values of `Tally.result` for that head on the test samples.
         """
         with self.training.averaged():
-            held = None if self.setup.validation is None else self.score(self.setup.validation, bad.pending)
-            test = self.score(self.setup.test, bad.pending)
+            held = None if self.setup.splits.validation is None else self.score(self.setup.splits.validation, bad.pending)
+            test = self.score(self.setup.splits.test, bad.pending)
         bad.share()
         bad.check()
         chosen = 0 if held is None else max(range(len(self.config.rates)), key=held.top1().__getitem__)
@@ -189,6 +188,16 @@ class ProbeTraining:
             tried.append({"rate": rate, "learning_rate": self.plan.peak * rate} | found)
         return {"tried": tried, "chosen": chosen, "unreadable": len(bad.found)} | test.result(chosen)
 
+    @torch.no_grad()
     def score(self, part: Images | Clips, problems: list[Problem]) -> Tally:
-        """Counts the correct predictions of the heads; see `score_probes`."""
-        return score_probes(self.probes, self.setup, part, batch_size=self.plan.micro_batch_size, problems=problems)
+        """Counts the correct predictions of each head over all processes; a prediction is the mean over the views of an input.
+
+        Args:
+            problems: unreadable inputs of this process are added here. They are left out.
+        """
+        probes, views = self.probes.eval(), part.config.views
+        tally = Tally(len(probes.heads), self.setup.splits.classes, self.setup.accelerator.device)
+        for batch in read_batches(part, "scores", problems, batch_size=self.plan.micro_batch_size):
+            tokens, labels = self.setup.encode(batch, train=False)
+            tally.add(mean_of_views(probes(probes.prepare(tokens)), views), labels[::views])  # (S, b V, K) -> (S, b, K)
+        return tally.gather()

@@ -21,8 +21,6 @@ def draw(shown: Reconstruction, title: str = "Reconstruction") -> Image:
     Returns:
         A Pillow image, which a notebook shows.
     """
-    hidden = shown.predicted[0, :1].isfinite().cpu().double().mean().item()
-    names = ("original", f"visible, {1 - hidden:.0%}", "predicted", "visible + predicted")
     error = shown.errors["model"].mean().item()
     figures = [(f"{psnr(error):.1f} dB", "PSNR of the hidden tokens, pixels in [0, 1]")]
-    return paint_grid(list(zip(names, shown.pictures, strict=True)), title=title, figures=figures)
+    return paint_grid(shown.columns, title=title, figures=figures)

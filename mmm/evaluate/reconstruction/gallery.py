@@ -12,14 +12,13 @@ from torch import Tensor
 
 from mmm.core.checks import CheckedConfig, Positive
 from mmm.core.rng import sample_keys
-from mmm.data import Clips, Images
-from mmm.data.loading.loader import eval_batches
+from mmm.data import Clips, Images, Problem
 from mmm.data.transforms.crop import normalise
+from mmm.evaluate.batches import choose, rank_and_world, read_batches
 from mmm.evaluate.evaluator import Column, Context, Evaluator, EvaluatorConfig, evaluators
-from mmm.evaluate.features.table import choose, inference, rank_and_world
+from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import describe_data
 from mmm.evaluate.plots.image_grid import draw_grid
-from mmm.evaluate.progress import progress
 from mmm.evaluate.reconstruction.baselines import BASELINES
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
@@ -127,36 +126,35 @@ def make_gallery(
     part = choose(images, config.measured, config.mask_seed)
     count = min(config.samples, len(part))
     chosen = (torch.arange(count) * len(part) // count).tolist()
-    error, hidden = HiddenError(), 0.0
+    error = HiddenError()
     kept: list[Reconstruction] = []
-    problems: list[dict[str, Any]] = []
+    problems: list[Problem] = []
     for index, batch in _reconstructions(model, part, config.mask_seed, dtype, batch_size, problems):
         error.add([batch])
-        hidden = batch.predicted[0, :1].isfinite().cpu().double().mean().item()
         kept += [batch.take(row) for row, place in enumerate(index.tolist()) if place in chosen]
     if not kept:
-        raise ValueError(f"none of {images.title} that should be shown can be read; first: {problems[0]['reason']}")
+        raise ValueError(f"none of {images.title} that should be shown can be read; first: {problems[0].reason}")
     found = {
         "data": describe_data(images),
         "samples": error.samples,
-        "hidden": hidden,
+        "hidden": kept[0].hidden,
         "uses_original": model.target.uses_original,
         "psnr": error.psnr(),
-        "problems": problems,
+        "problems": [problem._asdict() for problem in problems],
         "picture": None if path is None else str(path),
     }
     if path is not None:
         shown = Reconstruction.cat(kept)
         draw_gallery(shown, found, path, title)
         if shown.original.dim() == 5:
-            moving, video = animate(_columns(shown, found), path, title=title, groups=_groups(shown))
+            moving, video = animate(shown.columns, path, title=title, groups=_groups(shown))
             found |= {"animation": str(moving), "video": str(video)}
     return found
 
 
 def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title: str) -> Path:
     """Draws the picture, with the results of `make_gallery` below it."""
-    columns: Columns = _columns(shown, found)
+    columns: Columns = shown.columns
     captions: Sequence[Sequence[str]] = ()
     groups = _groups(shown)
     if shown.original.dim() == 5:
@@ -175,12 +173,6 @@ def draw_gallery(shown: Reconstruction, found: dict[str, Any], path: Path, title
         groups=groups,
         captions=captions,
     )
-
-
-def _columns(shown: Reconstruction, found: dict[str, Any]) -> Columns:
-    """Returns the columns of the picture, with their titles."""
-    titles = ("original", f"visible, {1 - found['hidden']:.0%}", "predicted", "visible + predicted")
-    return list(zip(titles, shown.pictures, strict=True))
 
 
 def _groups(shown: Reconstruction) -> int:
@@ -205,15 +197,12 @@ def _words(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _reconstructions(
-    model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[dict[str, Any]]
+    model: MaskedModel, part: Images | Clips, seed: int, dtype: torch.dtype | None, batch_size: int, problems: list[Problem]
 ) -> Iterator[tuple[Tensor, Reconstruction]]:
     """Yields indices in the part and reconstructions, batch by batch. Appends unreadable inputs to `problems`."""
     device, data, views = next(model.parameters()).device, part.config.input(), part.config.views
-    batches = eval_batches(part, part.config, batch_size=batch_size)
-    for batch in progress(batches, len(part), f"reconstructions of {part.title}", lambda batch: len(batch.index) // views):
-        problems += [problem._asdict() for problem in batch.problems]
-        if len(batch):
-            x = normalise(batch.pixels[::views].to(device), data.mean, data.std)
-            index = batch.index[::views]
-            with inference(model, dtype):
-                yield index, reconstruct(model, x, data, sample_keys(seed, 0, index).to(device))
+    for batch in read_batches(part, "reconstructions", problems, batch_size=batch_size, alone=True):
+        x = normalise(batch.pixels[::views].to(device), data.mean, data.std)
+        index = batch.index[::views]
+        with inference(model, dtype):
+            yield index, reconstruct(model, x, data, sample_keys(seed, 0, index).to(device))

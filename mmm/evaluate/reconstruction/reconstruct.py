@@ -65,6 +65,17 @@ class Reconstruction:
         """The four pictures, in the order of the fields."""
         return self.original, self.visible, self.predicted, self.pasted
 
+    @property
+    def hidden(self) -> float:
+        """Fraction of the first sample that is hidden."""
+        return self.predicted[0, :1].isfinite().cpu().double().mean().item()
+
+    @property
+    def columns(self) -> list[tuple[str, Tensor]]:
+        """The four pictures with their titles."""
+        titles = ("original", f"visible, {1 - self.hidden:.0%}", "predicted", "visible + predicted")
+        return list(zip(titles, self.pictures, strict=True))
+
 
 @torch.no_grad()
 def reconstruct(model: MaskedModel, x: Tensor, data: Input, keys: Tensor) -> Reconstruction:

@@ -28,6 +28,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
+def step_at(path: Path, run: Path) -> int | None:
+    """The step of the checkpoint that a path into a run stands for; None: the path is of no checkpoint."""
+    folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
+    return step_of(folder) if folder is not None and folder.name.startswith("step_") else None
+
+
 def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
     """Reads the tensors, by file and name, on the CPU, and the state. Only files in the manifest are read.
 

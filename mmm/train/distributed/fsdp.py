@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from mmm.layers.transformer import blocks_in
 from mmm.train.checkpoint.shards import rows_of
 from mmm.train.distributed.processes import is_set
 
@@ -97,17 +98,15 @@ def no_sync(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)  # type: ignore[operator]
 
 
-def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Returns the transformer blocks of encoder, decoder and teachers: the modules in lists called `blocks`.
 
     Raises:
         ValueError: there is no block.
     """
-    named = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
-    lists = [module for module in named if isinstance(module, nn.ModuleList)]
-    if not lists:
+    if not (blocks := blocks_in(model)):
         raise ValueError(f"FSDP shards transformer blocks, lists called `blocks`, and this model has none; {DDP}")
-    return (block for blocks in lists for block in blocks)
+    return blocks
 
 
 def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmm.system.files import replace_text
+from mmm.system.files import write_json
 from mmm.train.distributed.fsdp import is_sharded
 from mmm.train.distributed.processes import on_main
 from mmm.train.loop import LossOf
@@ -67,6 +67,8 @@ def find_micro_batch_size(
     Raises:
         ValueError: even the smallest does not fit.
     """
+    from accelerate.utils import gather_object
+
     accelerator, share = training.accelerator, plan.micro_batch_size * plan.accumulation
     if share % unit or any(is_sharded(weight) for weight in training.unwrapped.parameters()):
         return plan
@@ -78,8 +80,9 @@ def find_micro_batch_size(
         with _untouched(training):
             rule = fits_when_tried if accelerator.device.type == "cuda" else fits_when_counted
             fits = rule(training, trials)
-            found = first_that_fits(known, lambda size: _on_all(accelerator, fits(size)))
-        on_main(accelerator, lambda: None if folder is None else _write(folder, machine, found))
+            found = first_that_fits(known, lambda size: all(gather_object([fits(size)])))
+        if folder is not None:
+            on_main(accelerator, lambda: write_json(folder / FILE, {"micro_batch_size": found, "for": machine}))
     if accelerator.is_main_process:
         logger.info("micro-batch: %d samples of a process's %d, the most that fits (train.micro_batch_size sets it)", found, share)
     return replace(plan, micro_batch_size=found, accumulation=share // found)
@@ -182,12 +185,6 @@ def _untouched(training: Training) -> Iterator[None]:
         value.copy_(before[name])
 
 
-def _on_all(accelerator: Accelerator, fits: bool) -> bool:
-    from accelerate.utils import gather_object
-
-    return all(gather_object([fits]))
-
-
 # ------------------------------------------------------------------------------------------------------------- what was found
 
 
@@ -205,7 +202,3 @@ def _read(folder: Path | None, machine: dict[str, Any]) -> int | None:
         return int(found["micro_batch_size"]) if found["for"] == machine else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(folder: Path, machine: dict[str, Any], size: int) -> None:
-    replace_text(folder / FILE, json.dumps({"micro_batch_size": size, "for": machine}, indent=2) + "\n")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from mmm.layers.transformer import blocks_in
 from mmm.train.schedule import Plan, sizes
 
 # what torch, its libraries and the system say, where no type tells
@@ -37,13 +38,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
     Raises:
         ValueError: there is no block.
     """
-    blocks = [
-        block
-        for name, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] == "blocks"
-        for block in stack
-    ]
-    if not blocks:
+    if not (blocks := blocks_in(model)):
         raise ValueError("train.checkpoint_blocks: this model has no transformer blocks; leave it out")
     for block in blocks:
         block.forward = _Again(block.forward)

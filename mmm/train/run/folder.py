@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmm.config.diff import flatten
 from mmm.config.serialize import save, to_dict
-from mmm.system.files import Journal, replace_text, replacing
+from mmm.system.files import Journal, replace_text, replacing, write_json
 from mmm.system.redact import refuse_secrets
 from mmm.train.config import Resume
 from mmm.train.distributed.processes import on_main
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 CLOCK = ("samples_per_second", "data_wait", "seconds")
 
 
+RESULT = "result.json"  # scores of a run, where its task measures some
 # what a start makes before its first update; a folder with nothing else holds no run yet
 EARLY = frozenset({"lock", ".lock", "environment.json", "config.yaml", "micro_batch.json", "bad_inputs.jsonl"})
 
@@ -132,7 +133,7 @@ class RunFolder:
             return
         record, chosen = self.path / "environment.json", self.path / "config.yaml"
         starts = json.loads(record.read_text())
-        replace_text(record, json.dumps([*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}], indent=2) + "\n")
+        write_json(record, [*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}])
         replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
         with replacing(chosen) as temporary:
             save(config, temporary)
@@ -156,7 +157,7 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
         (folder / name).mkdir(exist_ok=True)
     record = folder / "environment.json"
     starts = json.loads(record.read_text()) if record.exists() else []
-    replace_text(record, json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
+    write_json(record, [*starts, describe_environment(accelerator)])
     if not has_trained(folder):
         with replacing(folder / "config.yaml") as temporary:
             save(config, temporary)  # last: a folder that has it is a run
@@ -167,7 +168,7 @@ def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
     if path is None:
         if resume:
             raise ValueError("--resume continues the run of a folder; name it with --folder")
-        return _next_free(name)
+        return next_free(name)
     holds_run = (path / "config.yaml").exists()
     if resume is True and not holds_run:
         raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there, or give --resume auto")
@@ -206,7 +207,8 @@ def _started_only(path: Path) -> bool:
     return names <= {"checkpoints", "pictures"} and not any(any((path / name).glob("*")) for name in names)
 
 
-def _next_free(name: str) -> Path:
+def next_free(name: str) -> Path:
+    """Makes the folder runs/NAME-N with the next free number, and returns it."""
     number = 1
     while True:
         path = Path("runs") / f"{name}-{number}"

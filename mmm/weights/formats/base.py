@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier
@@ -22,6 +23,7 @@ from mmm.core.types import Input
 from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
+from mmm.system.files import write_json
 from mmm.weights.matching import shorten_list
 from mmm.weights.safe_load import read_weights
 
@@ -33,6 +35,15 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights in a folder, as the hub has them
 FILE = "checkpoint.pth"  # name of weights in the official layouts; I-JEPA's ends with .tar
 NAMES = (WEIGHTS, PICKLED, FILE, f"{FILE}.tar")
+
+
+def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
+    """Returns the size and normalisation of samples. Without mean and std, ImageNet's are assumed for 3 channels, else none."""
+    if mean is not None and std is not None:
+        return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    if channels == 3:
+        return Input(size=size)
+    return Input(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,10 @@ class Stored:
     def processor(self) -> dict[str, Any]:
         """The content of the preprocessor_config.json beside the weights, under the same conditions."""
         return self._json(PROCESSOR)
+
+    def input(self, size: tuple[int, ...], channels: int) -> Input:
+        """Returns samples of this size; mean and std are those of the preprocessor_config.json, or assumed (`find_input`)."""
+        return find_input(size, channels, self.processor.get("image_mean"), self.processor.get("image_std"))
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -137,18 +152,22 @@ class Format:
         """
         raise NotImplementedError
 
-    def leave_out(self, stored: Stored, *beginnings: str, reason: str, what: str = "head") -> dict[str, Tensor]:
-        """Returns the tensors without those of a part, and logs a warning that names the part.
+    def leave_out(
+        self, stored: Stored, *beginnings: str, reason: str, what: str = "head", tensors: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the tensors without those of a part, which a warning names.
 
         Args:
             beginnings: prefixes of the part's names.
             reason: why the part cannot be used.
             what: the part.
+            tensors: the tensors, where they are not named as in the file.
         """
-        left = [name for name in stored.tensors if name.startswith(beginnings)]
+        tensors = stored.tensors if tensors is None else tensors
+        left = [name for name in tensors if name.startswith(beginnings)]
         if left:
             logger.warning("%s: the %s is left out (%s), for %s", stored, what, shorten_list(left), reason)
-        return {name: value for name, value in stored.tensors.items() if name not in left}
+        return {name: value for name, value in tensors.items() if name not in left}
 
     def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:
         """Logs which tensors were read, and the assumed properties that the file does not contain."""
@@ -161,6 +180,15 @@ class Format:
             ValueError: the format does not support a property of the model, which the message names. Raised before writing.
         """
         raise ValueError(f"{self.title} is read here, not written")
+
+    def usage(self, model: Model) -> list[str]:
+        """Returns lines of Python that call a model which the lines of `write` load. Default: none, because these load tensors."""
+        return []
+
+
+def shape_of(model: Model) -> str:
+    """Returns the shape of a model's samples: "(B, C, H, W)" or "(B, C, T, H, W)"."""
+    return "(B, C, H, W)" if len(model.tokenizer.size) == 2 else "(B, C, T, H, W)"
 
 
 FORMATS: dict[str, Format] = {}
@@ -182,6 +210,12 @@ def register(name: str) -> Callable[[type[Format]], type[Format]]:
         return kind
 
     return add
+
+
+def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes weights and config.json as timm and transformers have them."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    write_json(folder / CONFIG, config)
 
 
 def data_of(model: Model) -> Input:

@@ -8,6 +8,7 @@ Legend: p side of a patch, C channels, N tokens of the grid, D width.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, tokenizers
-from mmm.weights.formats.base import Options
+from mmm.weights.formats.base import Options, find_input
 
 HEADS = {width: heads for width, _, heads in SIZES.values()}
 MAE_DECODER_HEADS = {256: 8, 512: 16}  # MAE's and CrossMAE's
@@ -97,15 +98,6 @@ def with_head(
     """Returns a classifier with the encoder of a model from `build`; pool and head are on the meta device."""
     with torch.device("meta"):
         return Classifier.of(model, classes=classes, pool=pool, head=head, labels=labels)
-
-
-def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
-    """Returns the size and normalisation of samples. Without mean and std, those of ImageNet are assumed for 3 channels."""
-    if mean is not None and std is not None:
-        return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-    if channels == 3:
-        return Input(size=size)
-    return Input(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def describe_pixels(data: Input) -> str:
@@ -182,6 +174,19 @@ def read_image_encoder(
     return ImageEncoder(config, Patches.Config(size=patch), data, about)
 
 
+def count_blocks(weights: Mapping[str, Tensor], prefix: str, source: str) -> int:
+    """Returns the number of blocks under a prefix, which ends in a dot.
+
+    Raises:
+        ValueError: a whole block is missing, or there is none.
+    """
+    numbers = {int(found[1]) for name in weights if (found := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    if not numbers or absent < len(numbers):
+        raise ValueError(f"{source} does not fit: it lacks {prefix}{absent}")
+    return len(numbers)
+
+
 def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
     """Returns the size of the blocks under a prefix. The majority of the tensors counts, so that a later error names the odd one.
 
@@ -189,10 +194,7 @@ def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack
         ValueError: a whole block is missing.
     """
     parts = {name: name.removeprefix(f"{prefix}.").split(".", 1) for name in weights if name.startswith(f"{prefix}.")}
-    numbers = {int(part[0]) for part in parts.values() if len(part) == 2 and part[0].isdecimal()}
-    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
-    if not numbers or absent < max(numbers):
-        raise ValueError(f"{source} does not fit: it lacks {prefix}.{absent}")
+    depth = count_blocks(weights, f"{prefix}.", source)
 
     def usual(places: Mapping[str, int]) -> int:
         known = [(weights[name].shape, places[part[1]]) for name, part in parts.items() if len(part) == 2 and part[1] in places]
@@ -202,7 +204,7 @@ def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack
         return counts.most_common(1)[0][0]
 
     width = usual({"norm1.weight": 0, "norm1.bias": 0, "norm2.weight": 0, "norm2.bias": 0})
-    return Stack(width, len(numbers), usual({"mlp.fc1.weight": 0, "mlp.fc1.bias": 0, "mlp.fc2.weight": 1}))
+    return Stack(width, depth, usual({"mlp.fc1.weight": 0, "mlp.fc1.bias": 0, "mlp.fc2.weight": 1}))
 
 
 def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None, source: str) -> Grid:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmm.encoders import VisionTransformer
 from mmm.weights.formats.base import Stored, register
 from mmm.weights.formats.build import HEADS
-from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT
+from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
 CHOICES: dict[str, Any] = {"positions": "learned", "layer_scale": 1.0}
 FREE = ("layer_scale", "activation", "registers")
@@ -35,7 +35,6 @@ DEFAULTS: dict[str, Any] = {
     "use_swiglu_ffn": False,
     "hidden_act": "gelu",
 }
-THREE = ("query", "key", "value")
 
 
 @register("dinov2")
@@ -52,7 +51,7 @@ class DINOv2(OfficialViT):
         ("encoder.patch_embed.", "patch_embed."),
         ("encoder.norm.", "norm."),
     )
-    inside = tuple((n, (n,)) for n in ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "ls1.", "ls2.", "mlp.fc1.", "mlp.fc2."))
+    inside = same(*PLAIN, "ls1.", "ls2.")
     gated = (("mlp.fc1.", ("mlp.w12.",)), ("mlp.fc2.", ("mlp.w3.",)))
 
     def detect(self, stored: Stored) -> bool:
@@ -89,9 +88,8 @@ class DINOv2Transformers(TransformersViT):
         ("encoder.norm.", "layernorm."),
     )
     inside = (
-        *((name, (name,)) for name in ("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2.")),
-        ("attn.qkv.weight", tuple(f"attention.attention.{one}.weight" for one in THREE)),
-        ("attn.qkv.bias", tuple(f"attention.attention.{one}.bias" for one in THREE)),
+        *same("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2."),
+        *separate("attention.attention.", "query", "key", "value"),
         ("attn.proj.", ("attention.output.dense.",)),
         ("ls1.gamma", ("layer_scale1.lambda1",)),
         ("ls2.gamma", ("layer_scale2.lambda1",)),

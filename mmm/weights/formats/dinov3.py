@@ -14,7 +14,7 @@ from torch import Tensor
 from mmm.encoders import VisionTransformer
 from mmm.weights.formats.base import Stored, register
 from mmm.weights.formats.build import HEADS
-from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT
+from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
 CHOICES: dict[str, Any] = {
     "positions": "none",
@@ -61,7 +61,7 @@ class DINOv3(OfficialViT):
         ("encoder.patch_embed.", "patch_embed."),
         ("encoder.norm.", "norm."),
     )
-    inside = tuple((n, (n,)) for n in ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "ls1.", "ls2.", "mlp.fc1.", "mlp.fc2."))
+    inside = same(*PLAIN, "ls1.", "ls2.")
     gated = (("mlp.fc1.", ("mlp.w1.", "mlp.w2.")), ("mlp.fc2.", ("mlp.w3.",)))
 
     def detect(self, stored: Stored) -> bool:
@@ -116,9 +116,8 @@ class DINOv3Transformers(TransformersViT):
         ("encoder.norm.", "norm."),
     )
     inside = (
-        ("norm1.", ("norm1.",)),
-        ("norm2.", ("norm2.",)),
-        ("attn.qkv.weight", tuple(f"attention.{one}_proj.weight" for one in "qkv")),
+        *same("norm1.", "norm2."),
+        *separate("attention.", "q_proj", "k_proj", "v_proj", biases=False),
         ("attn.qkv.q_bias", ("attention.q_proj.bias",)),
         ("attn.qkv.v_bias", ("attention.v_proj.bias",)),
         ("attn.proj.", ("attention.o_proj.",)),

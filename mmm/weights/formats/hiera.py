@@ -32,10 +32,10 @@ from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, regis
 from mmm.weights.formats.build import (
     MAE_DECODER_HEADS,
     build,
+    count_blocks,
     describe_pixels,
     find_grid,
     find_heads,
-    find_input,
     needed,
     read_stack,
     with_head,
@@ -89,9 +89,8 @@ class HieraFormat(Format):
         width, channels, *kernel = embedding.shape
         clips, patch = len(kernel) == 3, (kernel[-1] + 1) // 2
         if clips:
-            other = _with(stored, tensors)
             why = "it predicts one frame of each tube, which no target does"
-            tensors = self.leave_out(other, "decoder_", "mask_token", FUSION, reason=why, what="decoder")
+            tensors = self.leave_out(stored, "decoder_", "mask_token", FUSION, reason=why, what="decoder", tensors=tensors)
         decoded, headed = "decoder_pred.weight" in tensors, "head.projection.weight" in tensors
         pools = 2 if decoded else 3
         stages = _stages(tensors, source)
@@ -111,7 +110,7 @@ class HieraFormat(Format):
             size = (needed(tensors, "pos_embed_temporal", 3, source).shape[1] * frames, *size)
             token = Tubes.Config(size=config.token, frames=frames)
         decoder = _decoder(tensors, options, source) if decoded else None
-        data = find_input(size, channels)
+        data = stored.input(size, channels)
         alone = not decoded and not headed
         masked = build(
             config,
@@ -158,20 +157,11 @@ def _spelled(name: str) -> str:
     return name
 
 
-def _with(stored: Stored, tensors: dict[str, Tensor]) -> Stored:
-    other = Stored(stored.path)
-    vars(other)["tensors"] = tensors
-    return other
-
-
 def _stages(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """Returns the number of blocks of each stage. The first block of a later stage widens its tokens."""
-    numbers = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
+    """Returns the number of blocks of each stage: the first of a later one widens its tokens."""
+    depth = count_blocks(tensors, "blocks.", source)
     starts = sorted(int(found[1]) for name in tensors if (found := re.fullmatch(r"blocks\.(\d+)\.proj\.weight", name)))
-    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
-    if absent < len(numbers):
-        raise ValueError(f"{source} does not fit: it lacks blocks.{absent}")
-    bounds = [0, *starts, len(numbers)]
+    bounds = [0, *starts, depth]
     return tuple(end - start for start, end in pairwise(bounds))
 
 

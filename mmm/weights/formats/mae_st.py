@@ -20,7 +20,7 @@ from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.base import Format, Model, Options, Stored, register
+from mmm.weights.formats.base import Format, Model, Options, Stored, find_input, register
 from mmm.weights.formats.build import (
     ENCODER,
     HEADS,
@@ -28,7 +28,6 @@ from mmm.weights.formats.build import (
     describe_pixels,
     find_grid,
     find_heads,
-    find_input,
     needed,
     read_stack,
     with_head,

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmm.encoders import VisionTransformer
 from mmm.weights.formats.base import Stored, register
 from mmm.weights.formats.build import HEADS
-from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT
+from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
 CHOICES: dict[str, Any] = {"positions": "learned"}
 FREE = ("class_tokens",)
@@ -30,7 +30,6 @@ DEFAULTS: dict[str, Any] = {
     "n_cls_tokens": 8,
     "hidden_act": "gelu",
 }
-THREE = ("query", "key", "value")
 
 
 @register("pixio")
@@ -46,7 +45,7 @@ class Pixio(OfficialViT):
         ("encoder.patch_embed.", "patch_embed."),
         ("encoder.norm.", "norm."),
     )
-    inside = tuple((name, (name,)) for name in ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2."))
+    inside = same(*PLAIN)
 
     def detect(self, stored: Stored) -> bool:
         """Returns whether there are several class tokens under MAE's names."""
@@ -74,9 +73,8 @@ class PixioTransformers(TransformersViT):
         ("encoder.norm.", "layernorm."),
     )
     inside = (
-        *((name, (name,)) for name in ("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2.")),
-        ("attn.qkv.weight", tuple(f"attention.attention.{one}.weight" for one in THREE)),
-        ("attn.qkv.bias", tuple(f"attention.attention.{one}.bias" for one in THREE)),
+        *same("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2."),
+        *separate("attention.attention.", "query", "key", "value"),
         ("attn.proj.", ("attention.output.dense.",)),
     )
 

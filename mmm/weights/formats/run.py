@@ -33,14 +33,15 @@ from mmm.targets import PixelTarget, TargetConfig, targets
 from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
-from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register
+from mmm.train.run.folder import RESULT
+from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register, shape_of
 from mmm.weights.formats.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
 from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 
 logger = logging.getLogger(__name__)
 
-CONFIG, AVERAGE, RESULT = "config.yaml", "ema.safetensors", "result.json"
+CONFIG, AVERAGE = "config.yaml", "ema.safetensors"
 MASKED, HEADED = ("tokenizer", "masker", "encoder", "decoder", "target"), ("tokenizer", "encoder", "pool", "head")
 SHAPE = ("image_size", "channels", "mean", "std")
 SAMPLING = ("stride", "fps", "sampling")  # besides, how the frames of clips were chosen, where it is known
@@ -107,6 +108,17 @@ class RunFolder(Format):
         _check(model, folder)
         return ["import mmm", f"model = mmm.load({str(folder)!r})"]
 
+    def usage(self, model: Model) -> list[str]:
+        pixels = f"x: normalised pixels, {shape_of(model)}"
+        if isinstance(model, Classifier):
+            return [f"logits = model(x)  # {pixels}"]
+        if isinstance(model, Detector):
+            return [f"objects = model(x)  # boxes, labels from 1, scores and masks of each image; {pixels}"]
+        if isinstance(model, Segmenter):
+            return [f"labels = model.segment(x).argmax(1)  # {pixels}"]
+        loss = ["loss = model(x).loss  # of hidden tokens"] if model.decoder is not None else []
+        return [f"features = model.encode(x).tokens  # {pixels}", *loss]
+
 
 def run_of(path: Path) -> Path | None:
     """Returns the run folder of a path: itself, or that of its checkpoint or file of weights. None: the path is not in a run."""
@@ -128,6 +140,12 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
     if not parts.decoded:
         raise ValueError(f"{path} says no decoder: it is of a classifier or of an encoder alone")
     return parts.model, data
+
+
+def read_data(path: Path) -> DataConfig:
+    """Returns the data of the run of a config.yaml."""
+    tree = read_yaml(path.read_text(encoding="utf-8"))["data"]
+    return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
 
 def read_parts(path: Path) -> tuple[Parts, Input]:

@@ -7,14 +7,12 @@ contains none of these: the assumed values are logged.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmm.classifier import Classifier, HeadConfig
@@ -23,12 +21,11 @@ from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
 from mmm.pools import ClassPool, MeanPool
-from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of, register
+from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, data_of, find_input, register, shape_of, write_folder
 from mmm.weights.formats.build import (
     ENCODER,
     build,
     describe_pixels,
-    find_input,
     pretrained_config,
     read_image_encoder,
     with_head,
@@ -120,9 +117,12 @@ class Timm(Format):
         }
         if isinstance(model, Classifier) and model.labels is not None:
             config["label_names"] = list(model.labels)
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_folder(folder, weights, config)
         return ["import timm", f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"]
+
+    def usage(self, model: Model) -> list[str]:
+        call = "logits = model(x)" if isinstance(model, Classifier) else "features = model.forward_features(x)"
+        return [f"{call}  # x: normalised pixels, {shape_of(model)}"]
 
 
 def to_timm(model: Model) -> dict[str, Tensor]:

@@ -6,12 +6,10 @@ classifier is left out.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier
@@ -22,8 +20,8 @@ from mmm.maskers import RandomMasker
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
-from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, data_of, register
-from mmm.weights.formats.build import describe_pixels, find_input, pretrained_config
+from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, data_of, find_input, register, shape_of, write_folder
+from mmm.weights.formats.build import describe_pixels, pretrained_config
 from mmm.weights.matching import fill, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)
@@ -87,13 +85,15 @@ class TimmBackbone(Format):
         if not isinstance(encoder, TimmEncoder) or isinstance(model, Classifier) or model.decoder is not None:
             raise ValueError(f"{self.title} holds an encoder.name timm alone; export --to folder, or --to timm a vit")
         weights: dict[str, Tensor] = tensors_under(model, names, self.title)
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
         config = {"architecture": encoder.config.model, "num_classes": 0, "num_features": encoder.shape.width}
         data, backbone = data_of(model), encoder.backbone
         arguments = {"global_pool": ""} if getattr(backbone, "global_pool", None) == "" else {}
         config |= {"model_args": arguments, "pretrained_cfg": pretrained_config(data, 0)}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_folder(folder, weights, config)
         return ["import timm", f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"]
+
+    def usage(self, model: Model) -> list[str]:
+        return [f"features = model.forward_features(x)  # x: normalised pixels, {shape_of(model)}"]
 
 
 def is_plain(name: str) -> bool:

@@ -8,7 +8,6 @@ Version 5 of transformers has other names for some modules, and saves a mixture 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier, HeadConfig
@@ -30,8 +28,8 @@ from mmm.model import MaskedModel
 from mmm.pools import ClassPool, MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
-from mmm.weights.formats.base import CONFIG, WEIGHTS, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import VIDEOMAE_TARGET, build, find_input, is_fixed, with_head
+from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, register, shape_of, write_folder
+from mmm.weights.formats.build import VIDEOMAE_TARGET, build, is_fixed, with_head
 from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)
@@ -208,7 +206,7 @@ class Transformers(Format):
         table = tensors.get("embeddings.position_embeddings" if alone else f"{BASE[kind]}embeddings.position_embeddings")
         if table is not None and not is_fixed(table, grid):
             encoder = replace(encoder, positions="learned")
-        data = find_input(size, said["num_channels"], stored.processor.get("image_mean"), stored.processor.get("image_std"))
+        data = stored.input(size, said["num_channels"])
         tokenizer, masker, target = _method(said, kind)
         masked = build(
             encoder,
@@ -255,10 +253,26 @@ class Transformers(Format):
             kind = "ijepa"
         config = _write_config(model, kind)
         weights = tensors_under(model, names_of(kind, alone=alone), f"transformers' {kind}")
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_folder(folder, weights, config)
         name = config["architectures"][0]
         return [f"from transformers import {name}", f"model = {name}.from_pretrained({str(folder)!r})"]
+
+    def usage(self, model: Model) -> list[str]:
+        clips = len(model.tokenizer.size) == 3
+        pixels = f"x: normalised pixels, {'(B, T, C, H, W)' if clips else shape_of(model)}"
+        if isinstance(model, Classifier):
+            return [f"logits = model(x).logits  # {pixels}"]
+        if model.decoder is not None:
+            given = ", bool_masked_pos=hidden" if clips else ""
+            return [f"loss = model(x{given}).loss  # {pixels}" + "; hidden: which tubes are, bool (B, N)" * clips]
+        if clips or not model.encoder.shape.prefix:
+            return [f"features = model(x).last_hidden_state  # {pixels}"]
+        return [
+            "model.config.mask_ratio = 0.0  # ViTMAEModel hides tokens otherwise; it returns them in a random order",
+            f"found = model(x)  # {pixels}",
+            "order = found.ids_restore[..., None].expand(-1, -1, found.last_hidden_state.shape[2])",
+            "features = found.last_hidden_state[:, 1:].gather(1, order)  # of all tokens; the class token comes first",
+        ]
 
 
 # --- reading config.json -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 from mmm.weights.formats.base import CONFIG, PICKLED, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import describe_pixels, find_input
+from mmm.weights.formats.build import describe_pixels
 from mmm.weights.matching import shorten_list
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class TransformersModel(Format):
         size = _side(getattr(settings, "image_size", None)) or _side(stored.processor.get("crop_size")) or 224
         channels = getattr(settings, "num_channels", 3)
         config = describe(backbone, settings, size=size, channels=channels)
-        data = find_input((size, size), channels, stored.processor.get("image_mean"), stored.processor.get("image_std"))
+        data = stored.input((size, size), channels)
         tokenizer = Patches(Patches.Config(size=config.side), channels=channels)
         encoder = TransformersEncoder(config, backbone, grid=tokenizer.grid_of(data.size))
         target = PixelTarget(PixelTarget.Config(standardise="none"), token=tokenizer.size, data=data, encoder=encoder)

@@ -6,15 +6,12 @@ other options in config.json; for official files they follow from shapes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmm.classifier import Classifier
@@ -22,12 +19,26 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.tokenizers import Patches, Tubes
-from mmm.weights.formats.base import CONFIG, FILE, WEIGHTS, Format, Model, Options, Stored, data_of
-from mmm.weights.formats.build import build, describe_pixels, find_grid, find_heads, find_input, needed
+from mmm.weights.formats.base import CONFIG, FILE, Format, Model, Options, Stored, data_of, shape_of, write_folder
+from mmm.weights.formats.build import build, count_blocks, describe_pixels, find_grid, find_heads, needed
 from mmm.weights.matching import BLOCK_CHOICES, Names, fill, renamed, tensors_under
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # our name, theirs, which are concatenated; a name that ends in a dot is a beginning
 Said = Mapping[str, Any]
+
+
+PLAIN = ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2.")  # names inside a block that many layouts share
+
+
+def same(*names: str) -> Rows:
+    """Returns rows of names inside a block that are theirs as well as ours."""
+    return tuple((name, (name,)) for name in names)
+
+
+def separate(prefix: str, *three: str, biases: bool = True) -> Rows:
+    """Returns rows for queries, keys and values that are stored apart, under `prefix` and these three names."""
+    kinds = ("weight", "bias") if biases else ("weight",)
+    return tuple((f"attn.qkv.{kind}", tuple(f"{prefix}{one}.{kind}" for one in three)) for kind in kinds)
 
 
 class ViTFormat(Format):
@@ -132,22 +143,19 @@ class OfficialViT(ViTFormat):
         embedding = renamed("encoder.patch_embed.proj.weight", self.outside)
         assert embedding is not None
         width, channels, *token = needed(tensors, embedding, 4 + self.clips, source).shape
-        numbers = {int(found[1]) for name in tensors if (found := re.match(re.escape(self.blocks) + r"(\d+)\.", name))}
-        absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
-        if not numbers or absent < len(numbers):
-            raise ValueError(f"{source} does not fit: it lacks {self.blocks}{absent}")
+        depth = count_blocks(tensors, self.blocks, source)
         outputs = [f"{self.blocks}0.{name}" for name in self.output]
         output = needed(tensors, next((name for name in outputs if name in tensors), outputs[0]), 2, source)
         config = VisionTransformer.Config(
             width=width,
-            depth=len(numbers),
+            depth=depth,
             heads=find_heads("heads", options.heads, width, self.heads, source),
             mlp_ratio=output.shape[1] / width,
             **{**self.choices, **self.describe(tensors)},
         )
         tokenizer: PartConfig = Tubes.Config(size=token[-1], frames=token[0]) if self.clips else Patches.Config(size=token[-1])
         return self.fill(
-            stored, tensors, config, tokenizer, find_input(self.size(tensors, config, token, options, source), channels)
+            stored, tensors, config, tokenizer, stored.input(self.size(tensors, config, token, options, source), channels)
         )
 
     def size(
@@ -213,9 +221,8 @@ class TransformersViT(ViTFormat):
         for name, default in self.defaults.items():
             if type(said[name]) is not type(default) and not (isinstance(default, float) and type(said[name]) is int):
                 raise ValueError(f"{at}: {name} is {said[name]!r}; expected something like {default!r}")
-        other = replace(stored)
-        vars(other)["tensors"] = {self._spelled(name.removeprefix(f"{kind}.")): value for name, value in stored.tensors.items()}
-        tensors = self.leave_out(other, *self.unread, reason="this is read as an encoder", what="rest")
+        spelled = {self._spelled(name.removeprefix(f"{kind}.")): value for name, value in stored.tensors.items()}
+        tensors = self.leave_out(stored, *self.unread, reason="this is read as an encoder", what="rest", tensors=spelled)
         tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers, for instance
         if said["num_hidden_layers"] > len(tensors):
             raise ValueError(f"{at}: num_hidden_layers {said['num_hidden_layers']} is more than {stored.file} can hold")
@@ -232,7 +239,7 @@ class TransformersViT(ViTFormat):
         side = said[self.side] // patch * patch
         size = (said["frames_per_clip"], side, side) if self.clips else (side, side)
         tokenizer: PartConfig = Tubes.Config(size=patch, frames=said["tubelet_size"]) if self.clips else Patches.Config(size=patch)
-        data = find_input(size, said[self.channels], stored.processor.get("image_mean"), stored.processor.get("image_std"))
+        data = stored.input(size, said[self.channels])
         return self.fill(stored, tensors, config, tokenizer, data)
 
     def _spelled(self, name: str) -> str:
@@ -261,8 +268,10 @@ class TransformersViT(ViTFormat):
         content |= self.said(config, kind)
         if self.clips:
             content |= {"frames_per_clip": data.size[0], "tubelet_size": model.tokenizer.size[0]}
-        weights = {name: value.contiguous() for name, value in self.complete(weights, config.shape.width).items()}
-        save_file(weights, folder / WEIGHTS, {"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_folder(folder, self.complete(weights, config.shape.width), content)
         name = self.kinds[kind]
         return [f"from transformers import {name}", f"model = {name}.from_pretrained({str(folder)!r})"]
+
+    def usage(self, model: Model) -> list[str]:
+        shape = "(B, T, C, H, W)" if self.clips else shape_of(model)
+        return [f"features = model(x).last_hidden_state  # x: normalised pixels, {shape}"]

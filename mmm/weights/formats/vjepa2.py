@@ -14,7 +14,7 @@ from torch import Tensor
 from mmm.encoders import VisionTransformer
 from mmm.weights.formats.base import Options, Stored, register
 from mmm.weights.formats.build import HEADS
-from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT
+from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
 CHOICES: dict[str, Any] = {"class_token": False, "positions": "none", "rotary": "vjepa2"}
 AVERAGE, MASKS = "target_encoder.", "predictor.module.backbone.mask_tokens."
@@ -34,7 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "qkv_bias": True,
     "hidden_act": "gelu",
 }
-THREE = ("query", "key", "value")
 
 
 @register("vjepa2")
@@ -46,7 +45,7 @@ class VJEPA2(OfficialViT):
     blocks, key, clips = "blocks.", "target_encoder", True
     choices, heads = CHOICES, OFFICIAL_HEADS
     outside = (("encoder.patch_embed.", "patch_embed."), ("encoder.norm.", "norm."))
-    inside = tuple((name, (name,)) for name in ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2."))
+    inside = same(*PLAIN)
 
     def detect(self, stored: Stored) -> bool:
         """Returns whether there is a moving average of an encoder of clips."""
@@ -85,9 +84,8 @@ class VJEPA2Transformers(TransformersViT):
     blocks = "encoder.layer."
     outside = (("encoder.patch_embed.", "encoder.embeddings.patch_embeddings."), ("encoder.norm.", "encoder.layernorm."))
     inside = (
-        *((name, (name,)) for name in ("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2.")),
-        ("attn.qkv.weight", tuple(f"attention.{one}.weight" for one in THREE)),
-        ("attn.qkv.bias", tuple(f"attention.{one}.bias" for one in THREE)),
+        *same("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2."),
+        *separate("attention.", "query", "key", "value"),
         ("attn.proj.", ("attention.proj.",)),
     )
 

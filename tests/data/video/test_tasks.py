@@ -193,4 +193,4 @@ def test_a_decoder_is_not_needed_to_know_the_backends() -> None:
     with pytest.raises(ValueError, match="out is not set"):
         prepare_video.run(prepare_video.Config(source="x"))
     with pytest.raises(ValueError, match="--crf 99 is not a whole number from 0 to 51"):
-        prepare_video.run(prepare_video.Config(source="x", out="y", crf=99))
+        prepare_video.Config(source="x", out="y", crf=99)
