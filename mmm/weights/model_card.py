@@ -105,9 +105,8 @@ def _title(model: Model, origin: Origin) -> str:
     decoder = model.decoder if isinstance(model, MaskedModel) else None
     encoder = f"An encoder{'' if decoder is None else ' and its decoder'}, of a masked model of {medium}"
     what = encoder if isinstance(model, MaskedModel) else f"A {type(model).__name__.lower()} of {medium}"
-    lacks = " It computes features; without a decoder there is no loss, and no reconstruction." * (
-        what == encoder and decoder is None
-    )
+    alone = isinstance(model, MaskedModel) and decoder is None
+    lacks = " It computes features, and has no loss and no reconstruction." if alone else ""
     return f"# {_plain(origin.name or f'Masked model of {medium}')}\n\n{what}, written by mmm {__version__}.{lacks}"
 
 
