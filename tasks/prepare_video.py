@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import AboveZero, Positive
+from mmm.core.checks import AboveZero, Count
 from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.decode.video import require
 from mmm.data.decode.video.encode import EncodeConfig, reencode
@@ -60,7 +60,7 @@ class Config(EncodeConfig):
     label_column: str | None = None
     """Column of labels in a table. None: found by name or type."""
 
-    workers: Positive = 4
+    workers: Count = 4
     """Worker processes, with one thread each."""
 
     deadline: AboveZero = 3600.0
