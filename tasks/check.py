@@ -51,7 +51,7 @@ def check(config: Config) -> list[Finding]:
     """
     if config.file is None:
         raise ValueError("mmm check needs a Python file that registers parts: mmm check my_masker.py")
-    use_file(Path(config.file))
+    use_file(Path(config.file), short=True)
     module = str(Path(config.file).resolve())
     found = [one for kind, name in own(KINDS, module) for one in check_part(kind, name)]
     found += [one for _, name in own(("evaluator",), module) for one in check_evaluator(name)]

@@ -45,8 +45,8 @@ def pull(flags: Flags, name: str) -> list[str]:
     return [values[0] for values in found]
 
 
-def use_file(path: Path) -> None:
-    """Imports a user's file, which registers parts."""
+def use_file(path: Path, *, short: bool = False) -> None:
+    """Imports a user's file, which registers parts. `short`: an error in it is one line, and not its traceback."""
     name = str(path.resolve())  # name of the module, distinct for files of the same name in two folders
     if name in sys.modules:
         return
@@ -61,9 +61,9 @@ def use_file(path: Path) -> None:
         del sys.modules[name]
         if isinstance(error, SyntaxError):  # its traceback would show files of mmm and not those of the user
             raise ValueError(f"--use {path}: {error.msg} ({error.filename}, line {error.lineno})") from None
-        if isinstance(error, (ValueError, OSError)) or not isinstance(error, Exception):
-            raise
-        raise ValueError(f"--use {path}: {line}") from error
+        if short and isinstance(error, Exception) and not isinstance(error, (ValueError, OSError)):
+            raise ValueError(f"{path}: {line}") from error
+        raise
 
 
 def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:
