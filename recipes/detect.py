@@ -11,8 +11,7 @@ pretrain ViT-H with patches of 16 pixels instead of MAE's 14. `detr` finds boxes
 
 Results. The authors report a box / mask AP of 51.6 / 45.9 (B), 55.5 / 49.2 (L) and 56.7 / 50.2 (H). CrossMAE's authors report
 52.1 / 46.3 (B) and 54.9 / 48.8 (L) with their own code. These presets have not been run on COCO yet. Differences from ViTDet's
-code: torchvision's RoIAlign samples twice per axis and is not aligned by half a pixel, and the learning rate falls along half a
-cosine instead of being divided by 10 twice. `demo`: docs/results.md."""
+code: torchvision's RoIAlign samples twice per axis and is not aligned by half a pixel. `demo`: docs/results.md."""
 
 from dataclasses import replace
 
@@ -37,6 +36,7 @@ BASE = detect.Config(
         learning_rate=1e-4,
         scale_learning_rate=None,
         warmup_steps=250,
+        schedule="steps",
         weight_decay=0.1,
         betas=(0.9, 0.999),
         evaluate_every=18_485,  # ten epochs
@@ -85,7 +85,7 @@ DETR = replace(
     BASE,
     data=replace(BASE.data, scale=(0.6, 1.6)),
     detector=Detr.Config(),
-    train=replace(BASE.train, epochs=300, weight_decay=1e-4, clip_norm=0.1),
+    train=replace(BASE.train, epochs=300, milestones=(2 / 3,), weight_decay=1e-4, clip_norm=0.1),
 )
 
 PRESETS = {"base": BASE, "large": LARGE, "huge": HUGE, "detr": DETR, "demo": DEMO}

@@ -6,8 +6,7 @@ are replaced by a mask token, and one linear layer predicts their raw pixels.
     python recipes/image_simmim.py --preset imagenet_swin --data.source /data/imagenet     Swin-B at 192 pixels
     python recipes/image_simmim.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Differences from the authors' code: positions are sines and cosines instead of a shared relative bias (ViT); the learning rate
-falls along half a cosine instead of to a tenth at the 700th epoch.
+Difference from the authors' code: positions are sines and cosines instead of a shared relative bias (ViT).
 
 Results. The authors report a top-1 accuracy of 83.8 (ViT-B) and 84.0 % (Swin-B) after fine-tuning. This recipe has not been run
 on ImageNet yet. `cifar10`: docs/methods.md."""
@@ -41,6 +40,8 @@ IMAGENET = pretrain.Config(
         learning_rate=1e-4,
         scale_learning_rate=512,
         warmup_epochs=10,
+        schedule="steps",
+        milestones=(700 / 800,),
         weight_decay=0.05,
         betas=(0.9, 0.999),
         clip_norm=5.0,

@@ -13,7 +13,7 @@ images). `uper_net` is MAE's fine-tuning on ADE20K with BEiT's code (He et al., 
 160,000 updates of 16 images); `uper_net_large` has the values published for MAE's ViT-L.
 
 Results. `uper_net`: the authors report a mIoU of 48.1 (B) and 53.6 (L). This recipe has not been run on ADE20K yet. `demo`:
-docs/results.md. The learning rate falls along half a cosine; the published one falls linearly."""
+docs/results.md."""
 
 from dataclasses import replace
 
@@ -41,6 +41,7 @@ UPER_NET = segment.Config(
         learning_rate=1e-4,
         scale_learning_rate=None,
         warmup_steps=1500,
+        schedule="linear",
         weight_decay=0.05,
         betas=(0.9, 0.999),
         evaluate_every=16_000,

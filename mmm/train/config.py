@@ -11,6 +11,7 @@ from mmm.config.diff import flatten
 from mmm.core.checks import AboveZero, CheckedConfig, Count, Fraction, NonNegative, Positive, Rate, ZeroToOne
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,13 @@ class TrainConfig(CheckedConfig):
     """Updates over which the learning rate rises to its peak."""
     warmup_start: ZeroToOne = 0.0
     """Learning rate at the start of the warm-up, as a fraction of the peak, from 0 to 1 (I-JEPA: 0.2)."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up. cosine: half a cosine; linear: a straight line; both end at
+    `final_learning_rate`. steps: the peak, divided by ten at each of `milestones`."""
+    milestones: tuple[ZeroToOne, ...] = (0.889, 0.963)
+    """Fractions of the run at which the schedule steps divides the learning rate by ten (default: ViTDet's)."""
     final_learning_rate: ZeroToOne = 0.0
-    """Learning rate at the end of the half cosine after the peak, as a fraction of the peak, from 0 to 1."""
+    """Learning rate at the end of a schedule cosine or linear, as a fraction of the peak, from 0 to 1."""
     weight_decay: NonNegative = 0.05
     """Weight decay of matrices. Biases, norms and other vectors are never decayed."""
     decay_tokens: bool = True

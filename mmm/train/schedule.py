@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmm.train.config import TrainConfig
+from mmm.train.config import Schedule, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,10 @@ class Plan:
         accumulation: micro-batches that one process computes for one update.
         peak: the learning rate's peak, after scaling.
         warmup: updates over which the learning rate rises to the peak; may be a fraction of one, or more than `steps`.
-        final: the learning rate at which the half-cosine ends.
+        final: the learning rate at which a cosine or a line ends.
         start: the learning rate at which the rise begins.
+        schedule: the course of the learning rate after the warm-up.
+        milestones: fractions of the run at which the schedule steps divides it by ten.
     """
 
     steps: int
@@ -44,6 +46,8 @@ class Plan:
     warmup: float
     final: float
     start: float = 0.0
+    schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = ()
 
     def epoch(self, step: int) -> float:
         """Returns the number of passes over the data after `step` updates."""
@@ -51,7 +55,10 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of an update, counted from 0; see `learning_rate`."""
-        return learning_rate(step, self.steps, self.peak, self.warmup, self.final, self.start)
+        if self.schedule == "steps" and step >= self.warmup:
+            return self.peak * 0.1 ** sum(step >= share * self.steps for share in self.milestones)
+        linear = self.schedule == "linear"
+        return learning_rate(step, self.steps, self.peak, self.warmup, self.final, self.start, linear=linear)
 
 
 def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
@@ -74,6 +81,8 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
         warmup=count_warmup(config, samples, steps),
         final=config.final_learning_rate * peak,
         start=config.warmup_start * peak,
+        schedule=config.schedule,
+        milestones=config.milestones,
     )
 
 
@@ -144,8 +153,10 @@ def _near(value: int, unit: int) -> str:
     return f"{below} or {below + unit}" if below else str(unit)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float, start: float = 0.0) -> float:
-    """Computes the learning rate: linear from the start to the peak, then half a cosine down to the final value.
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: float, final: float, start: float = 0.0, *, linear: bool = False
+) -> float:
+    """Computes the learning rate: linear from the start to the peak, then half a cosine down to the final value, or a line.
 
     Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). The learning rate depends on the
     step alone, so there is no state of a scheduler to save.
@@ -157,11 +168,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, final: floa
         warmup: number of updates of the rise.
         final: value at the end.
         start: value at the beginning of the rise.
+        linear: fall along a straight line.
     """
     progress, rise = step / steps, warmup / steps
     if step < warmup:
         return start + (peak - start) * progress / rise
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+    fallen = (progress - rise) / (1 - rise)
+    return final + (peak - final) * (1 - fallen if linear else 0.5 * (1 + math.cos(math.pi * fallen)))
 
 
 def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:

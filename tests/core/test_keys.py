@@ -81,6 +81,7 @@ def test_runs_of_yesterday_are_repeated() -> None:
         "MIX": 13,
         "MASKS": 14,
         "PHOTOMETRIC": 15,
+        "SIZE": 16,
     }
     keys = sample_keys(0, 0, torch.arange(2))
     assert keys.tolist() == [6137703061587064917, -6446376115228621013]

@@ -43,6 +43,7 @@ UPER_NET = ADE20K | {
     "train.steps": 160_000,
     "train.batch_size": 8 * 2,
     "train.warmup_steps": 1500,
+    "train.schedule": "linear",
     "train.weight_decay": 0.05,
     "train.betas": (0.9, 0.999),
     "train.decay_tokens": True,  # the names on the authors' list lack a prefix, so that positions are decayed
@@ -81,6 +82,8 @@ VITDET = {
     "train_positions": True,
     "train.batch_size": 64,
     "train.learning_rate": 1e-4,
+    "train.schedule": "steps",
+    "train.milestones": (0.889, 0.963),
     "train.weight_decay": 0.1,
     "train.betas": (0.9, 0.999),
     "train.warmup_steps": 250,

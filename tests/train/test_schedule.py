@@ -40,6 +40,15 @@ def test_learning_rate_ends_at_its_final_value_and_may_start_at_the_peak():
     assert learning_rate(10, 10, 1.0, 2.0, 0.1) == pytest.approx(0.1)
 
 
+def test_a_line_and_steps_follow_the_rise():
+    """BEiT's segmentation falls along a line to 0; ViTDet divides by ten twice."""
+    line = make_plan(config(schedule="linear", warmup_steps=2, scale_learning_rate=None), samples=80, processes=1)
+    assert [line.learning_rate(step) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 1.25e-4])
+    steps = make_plan(config(schedule="steps", steps=1000, warmup_steps=250, scale_learning_rate=None), samples=80, processes=1)
+    found = [steps.learning_rate(step) for step in (125, 250, 888, 889, 962, 963, 999)]
+    assert found == pytest.approx([5e-4, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+
+
 def test_the_rise_may_begin_above_0():
     """I-JEPA: from 2e-4 to 1e-3."""
     plan = make_plan(config(warmup_steps=4, warmup_start=0.2, scale_learning_rate=None), samples=80, processes=1)
