@@ -1,8 +1,11 @@
-"""The console script `mmm TASK [RECIPE] [flags]`. It imports only the chosen task."""
+"""The console script `mmm TASK [RECIPE] [flags]`. It imports only the chosen task.
+
+Help and mistakes in flags are answered without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from tasks._placeholders import placeholders
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 HELP = {"-h", "--help", "--help_all", "--help-all"}
@@ -27,17 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in HELP:
         print(usage(known))
         return 0 if argv else 2
-    if argv[0] == "--version":
-        print(import_module("mmm").__version__)
-        return 0
     name, rest = argv[0], argv[1:]
     if name not in known:
-        from mmm.core.checks import suggest
-
-        print(f"error: there is no task {name!r}{suggest(name, known)}", file=sys.stderr)
-        return 2
-    run_task(import_module(f"tasks.{name}"), name, rest)
+        with placeholders():
+            if name == "--version":
+                print(import_module("mmm").__version__)
+                return 0
+            suggest = import_module("mmm.core.checks").suggest
+            print(f"error: there is no task {name!r}{suggest(name, known)}", file=sys.stderr)
+            return 2
+    if "torch" not in sys.modules and "RANK" not in os.environ:
+        answer_early(name, rest)
+    run_task(name, rest)
     return 0
+
+
+def answer_early(name: str, argv: list[str]) -> None:
+    """Answers a request for help or a mistake in a flag without torch, and ends the process. Returns if there is neither."""
+    if any(word == "--use" or word.startswith("--use=") for word in argv):
+        return  # the user's own file may need the libraries
+    with contextlib.suppress(Exception), placeholders():  # the command itself meets whatever else is wrong
+        from mmm.config import cli
+        from mmm.core.checks import FlagError
+
+        try:
+            _, options = read_command(name, argv)
+            cli.parse(options["presets"], options["argv"], doc=options["doc"], prog=options["prog"])
+        except FlagError as error:
+            with cli.plain_errors(0, running=False):
+                raise error
 
 
 def summaries(folder: Path) -> dict[str, str]:
@@ -55,34 +78,49 @@ def usage(tasks: dict[str, str]) -> str:
     return "\n".join([*lines, f"  {', '.join(summaries(RECIPES))}"])
 
 
-def run_task(task: ModuleType, name: str, argv: list[str]) -> dict[str, Any]:
+def run_task(name: str, argv: list[str]) -> dict[str, Any]:
     """Reads the flags of a task and runs it."""
     from mmm.config import cli
-    from mmm.core.checks import nearest
 
+    with cli.plain_errors(int(os.environ.get("RANK", "0")), running=False):
+        task, options = read_command(name, argv)
+    return cli.main(task.run, **options)
+
+
+def read_command(name: str, argv: list[str]) -> tuple[ModuleType, dict[str, Any]]:
+    """Imports a task and the recipe that the command line names, and returns the task and the options of `cli.main`.
+
+    Raises:
+        FlagError: there is no such recipe, or it is for another task, or the task needs one.
+    """
+    from mmm.core.checks import FlagError, nearest
+
+    task = import_module(f"tasks.{name}")
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     recipe = argv[0] if first and argv[0] in summaries(RECIPES) else None
     if recipe is not None:
         first, argv = first - 1, argv[1:]
     if first and hasattr(task, "POSITIONAL"):  # `mmm knn runs/a` is `mmm knn --model runs/a`
         argv = [f"--{task.POSITIONAL}", *argv]
-    with cli.plain_errors(int(os.environ.get("RANK", "0")), running=False):
-        if recipe is None and first and not hasattr(task, "POSITIONAL"):
-            raise ValueError(f"there is no recipe {argv[0]!r}{nearest(argv[0], summaries(RECIPES))} (mmm --help lists them)")
-        presets, doc = read_recipe(task, recipe) if recipe else (default_of(task, name, argv), task.__doc__ or "")
-    return cli.main(task.run, presets=presets, doc=doc, argv=argv, prog=" ".join(["mmm", name, *([recipe] if recipe else [])]))
+    elif recipe is None and first:
+        raise FlagError(f"there is no recipe {argv[0]!r}{nearest(argv[0], summaries(RECIPES))} (mmm --help lists them)")
+    presets, doc = read_recipe(task, recipe) if recipe else (default_of(task, name, argv), task.__doc__ or "")
+    prog = " ".join(["mmm", name, *([recipe] if recipe else [])])
+    return task, {"presets": presets, "doc": doc, "argv": argv, "prog": prog}
 
 
 def read_recipe(task: ModuleType, name: str) -> tuple[Any, str]:
     """Returns the presets and the docstring of a recipe.
 
     Raises:
-        ValueError: the recipe is for another task.
+        FlagError: the recipe is for another task.
     """
+    from mmm.core.checks import FlagError
+
     recipe = import_module(f"recipes.{name}")
     kind = type(next(iter(recipe.PRESETS.values())))
     if kind is not task.Config:
-        raise ValueError(f"{name} is a recipe for another task: mmm {kind.__module__.removeprefix('tasks.')} {name}")
+        raise FlagError(f"{name} is a recipe for another task: mmm {kind.__module__.removeprefix('tasks.')} {name}")
     return recipe.PRESETS, recipe.__doc__ or ""
 
 
@@ -91,6 +129,7 @@ def default_of(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
     name."""
     from mmm.config.overrides import group_flags, resumed_config
     from mmm.config.serialize import load
+    from mmm.core.checks import FlagError
 
     if hasattr(task, "defaults"):  # they depend on other flags
         return task.defaults(dict(group_flags(argv)))
@@ -106,7 +145,7 @@ def default_of(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
     if HELP & set(argv):
         print(f"{task.__doc__}\n{missing}; {hint}. With either, --help shows all flags.")
         raise SystemExit(0)
-    raise ValueError(f"{missing}; {hint}")
+    raise FlagError(f"{missing}; {hint}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from mmm.config.serialize import from_dict, load, to_dict
-from mmm.core.checks import arms, in_words, nearest, one_line
+from mmm.core.checks import FlagError, arms, in_words, nearest, one_line
 from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def group_flags(tokens: Iterable[str]) -> Flags:
         elif flags:
             flags[-1][1].append(token)
         else:
-            raise ValueError(f"{token!r} belongs to no flag; flags begin with --, and --help_all lists them")
+            raise FlagError(f"{token!r} belongs to no flag; flags begin with --, and --help_all lists them")
     return flags
 
 
@@ -40,8 +40,8 @@ def pull(flags: Flags, name: str) -> list[str]:
     for values in found:
         if len(values) != 1:
             repeated = " ".join(f"--{name} {value}" for value in values)
-            cure = f"; repeat it for several files: {repeated}" if name == "use" and values else ""
-            raise ValueError(f"--{name} takes one value, not {' '.join(values) or 'none'}{cure}")
+            advice = f"; repeat it for several files: {repeated}" if name == "use" and values else ""
+            raise FlagError(f"--{name} takes one value, not {' '.join(values) or 'none'}{advice}")
     return [values[0] for values in found]
 
 
@@ -96,7 +96,7 @@ def starting_point(presets: Any, flags: Flags) -> Any:
     names = pull(flags, "preset") if isinstance(presets, Mapping) else []
     files = pull(flags, "config")
     if names and files:
-        raise ValueError("--preset and --config both say what to start from; give one of them")
+        raise FlagError("--preset and --config both say what to start from; give one of them")
     default = next(iter(presets.values())) if isinstance(presets, Mapping) else presets
     kind = default if isinstance(default, type) else type(default)
     if files or resumed is not None:
@@ -109,7 +109,7 @@ def starting_point(presets: Any, flags: Flags) -> Any:
     if not names:
         return presets["demo"] if demonstration else default
     if names[-1] not in presets:
-        raise ValueError(f"--preset: none is called {names[-1]!r}; choose from {', '.join(presets)}{nearest(names[-1], presets)}")
+        raise FlagError(f"--preset: none is called {names[-1]!r}; choose from {', '.join(presets)}{nearest(names[-1], presets)}")
     return presets[names[-1]]
 
 
@@ -176,12 +176,12 @@ def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -
     if flag not in hints and hints.get(negated) is bool and not values:
         return negated, False
     if flag not in hints:
-        raise ValueError(f"there is no flag --{flag}{_elsewhere(flag, config) or _nearest_flag(flag, hints, config)}")
+        raise FlagError(f"there is no flag --{flag}{_elsewhere(flag, config) or _nearest_flag(flag, hints, config)}")
     allowed = arms(hints[flag])
     if not values and bool in allowed:
         return flag, True
     if not values and not any(get_origin(arm) is tuple for arm in allowed):
-        raise ValueError(f"--{flag} needs a value: {in_words(hints[flag])}")
+        raise FlagError(f"--{flag} needs a value: {in_words(hints[flag])}")
     return flag, values[0] if len(values) == 1 else values
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mmm.core.checks import arms, in_words, nearest
+from mmm.core.checks import FlagError, arms, in_words, nearest
 from mmm.core.registry import REGISTRIES, PartConfig, PartSet
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         try:
             config = REGISTRIES[hint.kind or name][str(value["name"])].Config
         except ValueError as error:
-            raise ValueError(f"{where}{name}.name: {error}") from None
+            raise FlagError(f"{where}{name}.name: {error}") from None
         if not issubclass(config, hint):
             raise ValueError(f"{where}{name}.name: the Config of {value['name']!r} must extend {hint.__qualname__}")
         return from_dict(config, {key: value[key] for key in value if key != "name"}, f"{where}{name}.")
@@ -124,7 +124,7 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
     except (ValueError, TypeError):
         given = " ".join(map(str, value)) if isinstance(value, list) else value
         choices = [choice for arm in arms(hint) if get_origin(arm) is Literal for choice in map(str, get_args(arm))]
-        raise ValueError(f"{where}{name}: {given!r} is not {in_words(hint)}{nearest(str(given), choices)}") from None
+        raise FlagError(f"{where}{name}: {given!r} is not {in_words(hint)}{nearest(str(given), choices)}") from None
 
 
 def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
@@ -135,7 +135,7 @@ def _part_set(kind: type[PartSet], value: Any, where: str) -> PartSet:
         try:
             config = REGISTRIES[kind.kind][str(name)].Config
         except ValueError as error:
-            raise ValueError(f"{where.removesuffix('.')}: {error}") from None
+            raise FlagError(f"{where.removesuffix('.')}: {error}") from None
         configs.append(from_dict(config, {} if tree is None else tree, f"{where}{name}."))
     return kind.of(*configs)
 

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+class FlagError(ValueError):
+    """A flag, name or value that does not exist or is not allowed. No library is needed to find it."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """The numbers that an annotation allows.
@@ -73,7 +77,7 @@ def check_fields(config: Any, kind: str) -> None:
             choices = [str(choice) for arm in arms(hint) if get_origin(arm) is Literal for choice in get_args(arm)]
             given = f"{value:g}" if isinstance(value, float) else type(value).__qualname__ if is_dataclass(value) else repr(value)
             name = f"{kind}.{field.name}" if kind else f"--{field.name}"
-            raise ValueError(f"{name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
+            raise FlagError(f"{name} {given} is not {in_words(hint)}{nearest(str(value), choices)}")
 
 
 @cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,20 +39,44 @@ def test_a_wrong_task_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> No
     assert said.count("\n") == 1
 
 
-def test_listing_imports_no_task_and_choosing_imports_one() -> None:
-    script = """
-import sys
-from tasks.__main__ import main
-main(["--help"])
-assert "torch" not in sys.modules and "yaml" not in sys.modules
-try:
-    main(["compare", "--help"])
-except SystemExit:
-    pass
-print([name for name in sys.modules if name.startswith("tasks.")])
+EARLY = """
+import contextlib, io, json, sys
+from tasks.__main__ import answer_early, read_command
+from tasks._placeholders import placeholders
+
+shown = {}
+with placeholders():
+    from mmm.config import cli
+    for words in json.loads(sys.argv[1]):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            task, options = read_command(words[0], [*words[1:], "--help"])
+            cli.parse(options["presets"], options["argv"], doc=options["doc"], prog=options["prog"])
+        shown[" ".join(words)] = out.getvalue()
+assert not {name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "mmm", "recipes"}
+said = {}
+for flags in (["--train.stepz", "1"], ["--masker.name", "blok"], ["--train.precision", "bf17"], ["--masker.ratio", "2"]):
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.suppress(SystemExit):
+        answer_early("pretrain", ["image_mae", *flags])
+    said[" ".join(flags)] = err.getvalue()
+assert answer_early("pretrain", ["image_mae", "--train.steps", "1"]) is None
+print(json.dumps([shown, said]))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout.splitlines()[-1] == "['tasks.__main__', 'tasks.compare']"
+
+
+def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [["pretrain", "image_mae"], ["pretrain", "video_vjepa"], ["detect", "detect"], ["finetune"], ["knn"], ["play"]]
+    words = [sys.executable, "-c", EARLY, json.dumps(commands)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    shown, said = json.loads(done.stdout)
+    for command in commands:
+        with contextlib.suppress(SystemExit):
+            main([*command, "--help"])
+        assert shown[" ".join(command)] == capsys.readouterr().out, command
+    for flags, early in said.items():
+        with pytest.raises(SystemExit):
+            main(["pretrain", "image_mae", *flags.split()])
+        assert early == capsys.readouterr().err != "", flags
 
 
 @pytest.mark.parametrize(
