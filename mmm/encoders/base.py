@@ -49,12 +49,14 @@ class Encoder(nn.Module):
         block_outputs: what can be kept of a block whose output is asked for.
         block_output: what is kept; a teacher may change it.
         takes_padding: whether `encode` takes a last argument `valid`, bool (mB, R + V + H), and leaves padding out.
+        no_compile: the reason why torch.compile cannot train it, or None.
         mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
     """
 
     block_outputs: ClassVar[tuple[BlockOutput, ...]] = ("block",)
     block_output: BlockOutput = "block"
     takes_padding: ClassVar[bool] = False
+    no_compile: ClassVar[str | None] = None
     mask_token: nn.Parameter | None
 
     def __init__(self, config: EncoderConfig, *, grid: Grid, required: RequiredFeatures) -> None:

@@ -109,6 +109,9 @@ class Hiera(Encoder):
             return Shape(found[-1].width, depth, 0, stages=tuple(found), unit=self.mask_unit // 2**self.pools)
 
     config: Config
+    no_compile = (
+        "torch's compiler recomputes the operands of its poolings for their gradients, which are lost where these round differently"
+    )
 
     def __init__(
         self, config: Config, *, token: tuple[int, ...], channels: int, grid: Grid, required: RequiredFeatures, blanks: bool = False

@@ -115,8 +115,12 @@ class Training:
             sharded: whether to shard the model; for tasks whose evaluations use `gathered`.
 
         Raises:
-            ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard.
+            ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard; or for torch.compile, which cannot
+                train a part of the model.
         """
+        reasons = [module.no_compile for module in model.modules() if getattr(module, "no_compile", None)]
+        if reasons and accelerator.state.dynamo_plugin.backend.value != "NO":
+            raise ValueError(f"train.compile cannot train this model: {reasons[0]}; set train.compile false")
         if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
             use_cpu_bf16_kernels(model)
         without_values = copy_to_meta(model) if sharded else None

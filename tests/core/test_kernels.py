@@ -269,12 +269,22 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
     reset_accelerate()
 
 
+def test_an_encoder_that_cannot_be_compiled_is_refused() -> None:
+    """The compiled gradient of Hiera's positions differed by 7 % (torch 2.14), because its maxima are computed twice."""
+    reset_accelerate()
+    config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="fp32", compile=True)
+    model = small_model(SIZES["images"], {"encoder": small_config("encoder", "hiera")})
+    with pytest.raises(ValueError, match=r"train\.compile cannot train this model: torch's compiler"):
+        Training.prepare(start(config), model, make_optimizer(model, config), identity={})
+    reset_accelerate()
+
+
 TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "norm": "rms", "qk_norm": True, "registers": 4}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # compiling takes a minute on a free machine
-@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in encoders.parts] + [("vit", TODAY)])
+@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in encoders.parts if name != "hiera"] + [("vit", TODAY)])
 def test_every_encoder_computes_the_same_compiled(name: str, options: dict[str, Any]) -> None:
     """`--train.compile` on a CPU, forward and backward."""
     reset_accelerate()

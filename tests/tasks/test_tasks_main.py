@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,11 +62,11 @@ print(json.dumps([shown, said]))
 """
 
 
-def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # in both processes
     commands = [["pretrain", "image_mae"], ["pretrain", "video_vjepa"], ["detect", "detect"], ["finetune"], ["knn"], ["play"]]
     words = [sys.executable, "-c", EARLY, json.dumps(commands)]
-    environment = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
     shown, said = json.loads(done.stdout)
     for command in commands:
         with contextlib.suppress(SystemExit):
