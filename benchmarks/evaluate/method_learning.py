@@ -5,6 +5,8 @@ best?
     python -m benchmarks.evaluate.method_learning --videos --minutes 6 --seeds 0 1                      all video methods
     python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 0.2 --methods image_mae --out /tmp
 
+A method with another encoder has its name behind a plus: image_mae+hiera, image_simmim+swin.
+
 Time is processor time of this process, so that other work on the machine does not count. The time of one update is measured
 first, by the difference of two short runs; then each method trains as many updates as fit, with a warm-up of a twentieth and
 one learning rate for all, which was tuned for none. Frozen features are compared by 20 nearest neighbours and a linear
@@ -29,14 +31,22 @@ import torch
 import mmm
 from benchmarks.measure import machine, table
 from mmm.data import open_data
+from mmm.encoders import EncoderConfig, Hiera, Swin
 from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.targets import LatentTarget, PixelTarget
 from tasks import pretrain
 
-IMAGES = ("mae", "crossmae", "simmim", "maskfeat", "beit", "umae", "selfdistill", "data2vec", "ijepa", "capi", "pixio", "salt")
+IMAGES = (
+    *("mae", "crossmae", "simmim", "maskfeat", "beit", "umae", "selfdistill", "data2vec", "ijepa", "capi", "pixio", "salt"),
+    *("mae+hiera", "simmim+swin"),
+)
 VIDEOS = ("mae", "crossmae", "mae_v2", "maskfeat", "umt", "vjepa", "salt")
+ENCODERS: dict[str, EncoderConfig] = {  # of methods that are named with a plus; 192 wide at the output, as the vision transformer
+    "hiera": Hiera.Config(width=48, heads=1, stages=(1, 1, 3), patch=2, mask_unit=2, pools=1),
+    "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=2, window=4),
+}
 DEPTH = 4  # blocks of the image encoders
 BATCH, RATE = 128, 1e-3  # images of an update, and its peak learning rate
 PACE = (8, 24)  # updates of the two runs whose difference gives the time of an update
@@ -44,11 +54,12 @@ PACE = (8, 24)  # updates of the two runs whose difference gives the time of an 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
     """Returns a recipe's preset for small data, with an encoder of one size and a length in updates."""
-    preset: pretrain.Config = importlib.import_module(f"recipes.{name}").PRESETS["demo" if options.videos else "cifar10"]
+    recipe, _, encoder = name.partition("+")
+    preset: pretrain.Config = importlib.import_module(f"recipes.{recipe}").PRESETS["demo" if options.videos else "cifar10"]
     changes: dict[str, Any] = {}
     if not options.videos:
         changes["data"] = replace(preset.data, source=options.source, workers=0)
-        changes["encoder"] = replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
+        changes["encoder"] = ENCODERS[encoder] if encoder else replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
         if getattr(preset.target, "blocks", None):
             changes["target"] = replace(preset.target, blocks=tuple(range(2, DEPTH + 1)))  # type: ignore[call-arg]
     if isinstance(preset.target, LatentTarget.Config) and preset.target.teacher.startswith("runs/"):
