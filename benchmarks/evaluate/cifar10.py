@@ -109,7 +109,11 @@ class Measurement:
 
     def batch_size(self) -> int:
         """Returns the batch size of the flag or of the preset."""
-        return int(self.flags[self.flags.index("--train.batch_size") + 1]) if "--train.batch_size" in self.flags else 512
+        return (
+            int(self.flags[self.flags.index("--train.batch_size") + 1])
+            if "--train.batch_size" in self.flags
+            else CIFAR10.train.batch_size
+        )
 
 
 def curve(lines: list[dict[str, Any]], images: int) -> list[dict[str, float]]:

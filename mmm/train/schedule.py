@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,9 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of an update, counted from 0; see `learning_rate`."""
-        if self.schedule == "steps" and step >= self.warmup:
-            return self.peak * 0.1 ** sum(step >= share * self.steps for share in self.milestones)
-        linear = self.schedule == "linear"
-        return learning_rate(step, self.steps, self.peak, self.warmup, self.final, self.start, linear=linear)
+        return learning_rate(
+            step, self.steps, self.peak, self.warmup, self.final, self.start, schedule=self.schedule, milestones=self.milestones
+        )
 
 
 def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
@@ -154,9 +154,17 @@ def _near(value: int, unit: int) -> str:
 
 
 def learning_rate(
-    step: int, steps: int, peak: float, warmup: float, final: float, start: float = 0.0, *, linear: bool = False
+    step: int,
+    steps: int,
+    peak: float,
+    warmup: float,
+    final: float,
+    start: float = 0.0,
+    *,
+    schedule: Schedule = "cosine",
+    milestones: Sequence[float] = (),
 ) -> float:
-    """Computes the learning rate: linear from the start to the peak, then half a cosine down to the final value, or a line.
+    """Computes the learning rate: linear from the start to the peak, then half a cosine or a line to the final value, or steps.
 
     Loshchilov and Hutter, ICLR 2017 (the cosine); Goyal et al., arXiv 1706.02677 (the warm-up). The learning rate depends on the
     step alone, so there is no state of a scheduler to save.
@@ -168,13 +176,16 @@ def learning_rate(
         warmup: number of updates of the rise.
         final: value at the end.
         start: value at the beginning of the rise.
-        linear: fall along a straight line.
+        schedule: course after the peak.
+        milestones: fractions of the run at which the schedule steps divides the peak by ten.
     """
     progress, rise = step / steps, warmup / steps
     if step < warmup:
         return start + (peak - start) * progress / rise
+    if schedule == "steps":
+        return peak * 0.1 ** sum(step >= share * steps for share in milestones)
     fallen = (progress - rise) / (1 - rise)
-    return final + (peak - final) * (1 - fallen if linear else 0.5 * (1 + math.cos(math.pi * fallen)))
+    return final + (peak - final) * (1 - fallen if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen)))
 
 
 def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:
