@@ -7,11 +7,11 @@ best?
 
 A method with another encoder has its name behind a plus: image_mae+hiera, image_simmim+swin.
 
-Time is processor time of this process, so that other work on the machine does not count. The time of one update is measured
-first, by the difference of two short runs; then each method trains as many updates as fit, with a warm-up of a twentieth and
-one learning rate for all, which was tuned for none. Frozen features are compared by 20 nearest neighbours and a linear
-classifier, beside those of random weights and raw pixels. Results are kept in one JSON file, method by method: a run that is
-stopped continues where it was."""
+Time is processor time of this process. The time of one update is measured first, by the difference of two short runs; then each
+method trains as many updates as fit, the same number with every seed, with a warm-up of a twentieth and one learning rate for
+all, which was tuned for none. Frozen features are compared by 20 nearest neighbours and a linear classifier on 100 labels per
+class, beside those of the same encoder with random weights and those of raw pixels. Results are kept in one JSON file, method by
+method: a run that is stopped continues where it was."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ ENCODERS: dict[str, EncoderConfig] = {  # of methods that are named with a plus;
     "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=2, window=4),
 }
 DEPTH = 4  # blocks of the image encoders
-BATCH, RATE = 128, 1e-3  # images of an update, and its peak learning rate
+BATCH, RATE = 64, 1e-3  # images of an update, and its peak learning rate
+MEASURED = ("neighbours", "linear")
 PACE = (8, 24)  # updates of the two runs whose difference gives the time of an update
 
 
@@ -56,7 +57,7 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
     """Returns a recipe's preset for small data, with an encoder of one size and a length in updates."""
     recipe, _, encoder = name.partition("+")
     preset: pretrain.Config = importlib.import_module(f"recipes.{recipe}").PRESETS["demo" if options.videos else "cifar10"]
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that reading counts
     if not options.videos:
         changes["data"] = replace(preset.data, source=options.source, workers=0)
         changes["encoder"] = ENCODERS[encoder] if encoder else replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
@@ -100,23 +101,37 @@ def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder:
     return time.process_time() - began, steps
 
 
-def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, Any]:
-    """Returns the result of one method and seed."""
-    few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
-    pace = (more - few) / (PACE[1] - PACE[0])
+def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the result of one method and seed.
+
+    Args:
+        found: all earlier results. Updates that an earlier seed of the method had are not measured again, nor the features of
+            random weights of the same encoder; those of a new encoder are added to it.
+    """
+    earlier = list(found["methods"][name].values())
+    if earlier:
+        pace = earlier[0]["pace"]
+    else:
+        few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
+        pace = (more - few) / (PACE[1] - PACE[0])
     steps = max(PACE[1], round(60 * options.minutes / pace))
     folder = scratch / f"{name}-{seed}"
     seconds, updates = train(name, options, steps, seed, folder)
     config = config_of(name, options, steps, seed, folder)
-    untrained = pretrain.build_model(replace(config, seed=seed))
     data = replace(config.data, cache=False) if not options.videos else config.data  # type: ignore[call-arg]
-    judged = FeatureEvalConfig(labels_per_class=100, train_samples=options.train_samples)
-    models = {"trained": mmm.load(folder), "untrained": untrained}
-    scores = evaluate_features(models, open_data(data, "train"), open_data(data, "eval"), judged, device="cpu")
-    found: dict[str, Any] = {"pace": pace, "updates": updates, "seconds": seconds}
-    for measured in ("neighbours", "linear"):
-        found[measured] = {model: 100 * scores[measured][model]["top1"] for model in ("trained", "untrained", "raw_pixels")}
-    return found
+    parts = open_data(data, "train"), open_data(data, "eval")
+    judged = FeatureEvalConfig(labels_per_class=100, train_samples=options.train_samples, test_samples=options.test_samples)
+    baseline = found["baselines"].get(key := f"{seed}: {config.tokenizer}, {config.encoder}")
+    models = {"trained": mmm.load(folder)}
+    if baseline is None:
+        models["untrained"] = pretrain.build_model(replace(config, seed=seed))
+    scores = evaluate_features(models, *parts, replace(judged, raw_pixels=baseline is None), device="cpu")
+    top = {measured: {model: 100 * one["top1"] for model, one in scores[measured].items()} for measured in MEASURED}
+    if baseline is None:
+        baseline = {measured: {model: top[measured][model] for model in ("untrained", "raw_pixels")} for measured in MEASURED}
+        found["baselines"][key] = baseline
+    figures = {measured: {"trained": top[measured]["trained"], **baseline[measured]} for measured in MEASURED}
+    return {"pace": pace, "updates": updates, "seconds": seconds, **figures}
 
 
 def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
@@ -126,7 +141,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
     for name, seeds in found["methods"].items():
         runs = list(seeds.values())
         row = [name, f"{mean(run['updates'] for run in runs):,.0f}", f"{mean(run['seconds'] for run in runs):.0f}"]
-        for measured in ("neighbours", "linear"):
+        for measured in MEASURED:
             for model in ("trained", "untrained", "raw_pixels"):
                 values = [run[measured][model] for run in runs]
                 row.append(f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""))
@@ -145,7 +160,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="recipes; all by default")
     parser.add_argument("--minutes", type=float, default=6.0, help="processor time of a training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--train_samples", type=int, default=10000, help="that neighbours and labels are chosen from")
+    parser.add_argument("--train_samples", type=int, default=5000, help="images that neighbours and labels are chosen from")
+    parser.add_argument("--test_samples", type=int, default=5000, help="images whose class is to be found")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the results")
     options = parser.parse_args()
     if not options.videos and not options.source:
@@ -155,14 +171,15 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"methods_{'videos' if options.videos else 'images'}_{options.minutes:g}min"
     file = options.out / f"{name}.json"
-    found = json.loads(file.read_text()) if file.exists() else {"machine": machine(torch.device("cpu")), "methods": {}}
+    begun = {"machine": machine(torch.device("cpu")), "baselines": {}, "methods": {}}
+    found = json.loads(file.read_text()) if file.exists() else begun
     prefix, known = ("video_", VIDEOS) if options.videos else ("image_", IMAGES)
     for method in options.methods or [f"{prefix}{one}" for one in known]:
         for seed in options.seeds:
             if str(seed) in found["methods"].setdefault(method, {}):
                 continue
             with tempfile.TemporaryDirectory() as scratch:
-                found["methods"][method][str(seed)] = result = measure(method, options, seed, Path(scratch))
+                found["methods"][method][str(seed)] = result = measure(method, options, seed, Path(scratch), found)
             file.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
             print(f"{method}, seed {seed}: {result}", flush=True)
     text = describe(found, options)
