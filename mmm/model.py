@@ -19,11 +19,12 @@ from mmm.core.mask import Mask
 from mmm.core.pretrained import Pretrained
 from mmm.core.registry import PartConfig
 from mmm.core.rng import sample_keys
+from mmm.core.tokens import Grid
 from mmm.core.types import Features, Input, pytree
 from mmm.decoders import Decoder, DecoderConfig, decoders
 from mmm.encoders import Encoder, EncoderConfig, encoders
 from mmm.maskers import Masker, MaskerConfig, maskers
-from mmm.targets import Target, TargetConfig, TargetValues, targets
+from mmm.targets import Target, TargetConfig, TargetValues, TokenTargets, targets
 from mmm.tokenizers import GridTokenizer, tokenizers
 
 if TYPE_CHECKING:
@@ -142,26 +143,30 @@ class MaskedModel(Pretrained, nn.Module):
         if self.decoder is None:
             raise ValueError("this model has no decoder and therefore no loss; use `encode` for features")
         inputs = [x] if isinstance(x, Tensor) else list(x)  # of one size each
+        patches = [self.tokenizer.split(one) for one in inputs]  # (B, N, P) each
+        grids = [self.tokenizer.grid(one) for one in inputs]
+        families = zip(*(one.families for one in self._masks(inputs, patches, mask)), strict=True)
+        token_targets = list(map(self.target.teach, inputs, patches, grids))  # once for all masks
+        outputs = [self._predict(patches, grids, masks, token_targets) for masks in families]
+        loss, first = torch.stack([one.loss for one in outputs]).mean(), outputs[0]
+        own = [one.loss for one in token_targets if one.loss is not None]
+        return Output(loss + mean_over_samples(own, inputs) if own else loss, first.prediction, first.target, first.mask)
+
+    def _predict(
+        self, patches: list[Tensor], grids: list[Grid], masks: Sequence[Mask], token_targets: list[TokenTargets]
+    ) -> Output:
+        """The loss of one mask of each sample."""
+        features = self.encoder.packed(patches, grids, masks)  # only of the visible (and blank) tokens
+        predictions = self.decoder.packed(features, masks, grids)  # (kmB, Q, K) each
+        targets = list(map(self.target.pick, token_targets, masks))  # (kmB, Q, K) or (kmB, Q) each
+        loss = mean_over_samples(map(self.target.loss, predictions, targets, masks, features), patches)
+        return Output(loss, predictions[0], targets[0], masks[0])
+
+    def _masks(self, inputs: list[Tensor], patches: list[Tensor], mask: Mask | Sequence[Mask] | None) -> list[Mask]:
+        """The masks of inputs of one size each; drawn, where none are given."""
         for one in inputs:
             if not one.shape[0]:
                 raise ValueError(f"the input has no samples: {tuple(one.shape)}")
-        patches = [self.tokenizer.split(one) for one in inputs]  # (B, N, P) each
-        grids = [self.tokenizer.grid(one) for one in inputs]
-        masks = self._checked(inputs, patches, mask)
-        token_targets = list(map(self.target.teach, inputs, patches, grids))  # once for all masks
-        losses, answers = [], []
-        for family in zip(*(one.families for one in masks), strict=True):
-            features = self.encoder.packed(patches, grids, family)  # only of the visible (and blank) tokens
-            predictions = self.decoder.packed(features, family, grids)  # (kmB, Q, K) each
-            targets = list(map(self.target.pick, token_targets, family))  # (kmB, Q, K) or (kmB, Q) each
-            losses.append(mean_over_samples(map(self.target.loss, predictions, targets, family, features), inputs))
-            answers.append((predictions[0], targets[0]))
-        loss = torch.stack(losses).mean()
-        own = [one.loss for one in token_targets if one.loss is not None]
-        return Output(loss + mean_over_samples(own, inputs) if own else loss, *answers[0], masks[0])
-
-    def _checked(self, inputs: list[Tensor], patches: list[Tensor], mask: Mask | Sequence[Mask] | None) -> list[Mask]:
-        """The masks of inputs of one size each; drawn, where none are given."""
         if mask is None:
             return [self.draw_masks(one) for one in inputs]
         masks = [mask] if isinstance(mask, Mask) else mask
