@@ -6,8 +6,6 @@ are replaced by a mask token, and one linear layer predicts their raw pixels.
     python recipes/image_simmim.py --preset imagenet_swin --data.source /data/imagenet     Swin-B at 192 pixels
     python recipes/image_simmim.py --preset cifar10 --data.source uoft-cs/cifar10
 
-Difference from the authors' code: positions are sines and cosines instead of a shared relative bias (ViT).
-
 Results. The authors report a top-1 accuracy of 83.8 (ViT-B) and 84.0 % (Swin-B) after fine-tuning. This recipe has not been run
 on ImageNet yet. `cifar10`: docs/methods.md."""
 
@@ -31,7 +29,9 @@ IMAGENET = pretrain.Config(
     data=ImagesConfig(image_size=224, crop_scale=(0.67, 1.0), workers=10),
     tokenizer=Patches.Config(size=16),
     masker=RandomMasker.Config(ratio=30 / 49, unit=2, blank=True),  # their code rounds 0.6 of 49 squares up
-    encoder=VisionTransformer.Config(size="base", layer_scale=0.1, drop_path=0.1),
+    encoder=VisionTransformer.Config(
+        size="base", positions="none", relative_bias="shared", qkv_bias="qv", layer_scale=0.1, drop_path=0.1
+    ),
     decoder=LinearDecoder.Config(),
     target=PIXELS,
     train=TrainConfig(
