@@ -3,6 +3,7 @@ and out bit for bit. The official layouts are made from the same weights by rule
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from test_load_mae import assert_same
 from test_parity_mae import noisy
+from timm.models.beit import Beit
 from torch import Tensor, nn
+from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
 from mmm import Mask, MaskedModel
 from mmm.encoders import VisionTransformer
@@ -25,6 +28,7 @@ from mmm.weights.load import load
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4}
 DINO = TINY | {"image_size": 12}
 GATED = DINO | {"intermediate_size": 96, "use_gated_mlp": True, "hidden_act": "silu"}
+BEIT = DINO | {"intermediate_size": 96, "use_mask_token": True}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by a name of the case: transformers' class, the format, its config
     "dinov2": ("Dinov2", "dinov2_transformers", DINO),
     "dinov2, gated": ("Dinov2", "dinov2_transformers", DINO | {"use_swiglu_ffn": True, "qkv_bias": False}),
@@ -36,6 +40,13 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by a name of the case: 
         DINO | {"intermediate_size": 96, "use_gated_mlp": True, "hidden_act": "silu"},
     ),
     "pixio": ("Pixio", "pixio_transformers", DINO),
+    "beit": ("Beit", "beit_transformers", BEIT | {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
+    "beit, fine-tuned": ("Beit", "beit_transformers", BEIT | {"use_relative_position_bias": True}),
+    "data2vec": (
+        "Data2VecVision",
+        "beit_transformers",
+        BEIT | {"use_absolute_position_embeddings": True, "use_relative_position_bias": True, "layer_scale_init_value": 0.0},
+    ),
     "vjepa2": (
         "VJEPA2",
         "vjepa2_transformers",
@@ -63,22 +74,54 @@ def features(model: Any, x: Tensor) -> Tensor:
     return model(x).last_hidden_state
 
 
+def at_size(case: str, theirs: Any, size: tuple[int, ...]) -> Any:
+    """Returns transformers' model for samples of a size; that of V-JEPA 2 takes its places from its config."""
+    if case != "vjepa2":
+        return theirs
+    settings = copy.deepcopy(theirs.config)
+    settings.frames_per_clip, settings.crop_size, _ = size
+    moved = type(theirs)(settings)
+    moved.load_state_dict(theirs.state_dict())
+    return moved.double().eval()
+
+
 @pytest.mark.parametrize("case", KINDS)
-def test_features_equal_transformers_at_home_and_elsewhere(case: str, tmp_path: Path) -> None:
+def test_features_equal_transformers_at_home_and_elsewhere(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = original(case)
     theirs.save_pretrained(tmp_path)
     model = load(tmp_path)
     assert isinstance(model, MaskedModel)
-    home = (4, 12, 12) if case == "vjepa2" else (12, 12)
-    sizes = [home] if case == "vjepa2" else [home, (16, 8)]  # theirs takes its places from the config
+    home, sizes = ((4, 12, 12), [(4, 16, 16), (8, 12, 12)]) if case == "vjepa2" else ((12, 12), [(16, 8)])
     theirs, model = theirs.double(), model.double()
-    for size in sizes:
+    if case.startswith("dinov3"):  # its angles are computed in fp32, whatever the model's precision is
+        places = dinov3.get_patches_center_coordinates
+        monkeypatch.setattr(
+            dinov3, "get_patches_center_coordinates", lambda *size, dtype, device: places(*size, torch.float64, device)
+        )
+        theirs.rope_embeddings.inv_freq = 1 / theirs.config.rope_theta ** torch.arange(0, 1, 4 / 12, dtype=torch.float64)
+    for size in (home, *sizes):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
-        # their angles and interpolated positions are computed in fp32
-        limit = 1e-9 if size == home and not case.startswith("dinov3") else 2e-5
-        assert (model.encode(x).last - features(theirs, x)).abs().max() < limit, size
+        # their learned positions are interpolated in fp32
+        limit = 2e-5 if size != home and case.startswith(("dinov2", "pixio")) else 1e-9
+        assert (model.encode(x).last - features(at_size(case, theirs, size), x)).abs().max() < limit, size
     assert model.data is not None
     assert model.data.size == home
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_bf16_is_as_exact_as_transformers(case: str, tmp_path: Path) -> None:
+    """The error of bf16, from the features in fp64, is no larger than that of transformers' own model, up to chance."""
+    theirs = original(case)
+    theirs.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert isinstance(model, MaskedModel)
+    x = torch.randn(4, 3, *((4, 12, 12) if case == "vjepa2" else (12, 12)))
+    exact = features(copy.deepcopy(theirs).double(), x.double()).detach()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, other = model.encode(x).last, features(theirs, x)
+    errors = [float((found.double() - exact).norm() / exact.norm()) for found in (ours, other)]
+    assert 0 < errors[0] < 1.5 * errors[1], errors
+    assert errors[0] < 0.05
 
 
 @pytest.mark.parametrize("case", KINDS)
@@ -88,13 +131,14 @@ def test_what_is_written_is_theirs_bit_for_bit(case: str, tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, "mmm"):
         model = load(tmp_path / "theirs")
     before = load_file(tmp_path / "theirs" / "model.safetensors")
-    left = [name for name in before if "mask_token" in name or name.startswith("predictor.")]
+    left = [name for name in before if "mask_token" in name or name.startswith(("predictor.", "pooler."))]
     assert all(name in caplog.text or "more" in caplog.text for name in left)
     (tmp_path / "ours").mkdir()
     FORMATS[KINDS[case][1]].write(model, tmp_path / "ours")
     after = load_file(tmp_path / "ours" / "model.safetensors")
-    spelled = {name.replace(".intermediate.dense.", ".mlp.fc1."): value for name, value in before.items() if name not in left}
+    spelled = {name: value for name, value in before.items() if name not in left}
     if case == "pixio":
+        spelled = {name.replace(".intermediate.dense.", ".mlp.fc1."): value for name, value in spelled.items()}
         spelled = {
             name if "attention" in name else name.replace(".output.dense.", ".mlp.fc2."): one for name, one in spelled.items()
         }
@@ -237,6 +281,45 @@ def test_official_files_of_vjepa2(tmp_path: Path) -> None:
         load(tmp_path / "v1.pt", heads=4, image_size=12, frames=4)
 
 
+@pytest.mark.parametrize("kind", ["shared", "blocks"])
+def test_official_files_of_beit(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The names of the official files are timm's, whose model computes the features to compare with."""
+    options: dict[str, Any] = {"use_shared_rel_pos_bias": True} if kind == "shared" else {"use_rel_pos_bias": True}
+    theirs = Beit(12, 4, embed_dim=48, depth=2, num_heads=4, mlp_ratio=2, init_values=0.1, num_classes=5, **options)
+    noisy(theirs)  # its classifier has fc_norm, and no norm behind the last block
+    if kind == "shared":  # as a pretraining leaves it
+        theirs.norm, theirs.fc_norm, theirs.head = nn.LayerNorm(48, eps=1e-6), nn.Identity(), nn.Identity()
+    theirs = theirs.eval()
+    weights = {name: value.clone() for name, value in theirs.state_dict().items()}
+    besides = {"mask_token": torch.zeros(1, 1, 48), "lm_head.weight": torch.zeros(7, 48)} if kind == "shared" else {}
+    index = {"rel_pos_bias.relative_position_index": torch.zeros(10, 10, dtype=torch.long)}
+    torch.save({"model": weights | besides | index}, tmp_path / "beit.pth")
+    with caplog.at_level(logging.WARNING, "mmm"):
+        model = load(tmp_path / "beit.pth")
+    left = [*besides, *(name for name in weights if name.startswith(("fc_norm.", "head.")))]
+    assert left
+    assert all(name in caplog.text for name in left)
+    x = torch.randn(2, 3, 12, 12).double()
+    assert (model.double().encode(x).last - theirs.double().forward_features(x)).abs().max() < 1e-9
+    FORMATS["beit"].write(model.float(), tmp_path)
+    again = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
+    assert_same(again, {name: value for name, value in weights.items() if name not in left})
+    with pytest.raises(ValueError, match=r"has 25 relative positions, not those of \(16, 12\) pixels"):
+        load(tmp_path / "beit.pth", image_size=(16, 12))
+
+
+def test_the_head_s_norm_of_beit_is_not_its_encoder_s(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.BeitConfig(**BEIT, use_mean_pooling=False, use_relative_position_bias=True)
+    theirs = transformers.BeitForMaskedImageModeling(config)
+    noisy(theirs)
+    theirs.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "mmm"):
+        model = load(tmp_path)
+    assert "norm of the head is left out (layernorm.bias, layernorm.weight)" in caplog.text
+    x = torch.randn(2, 3, 12, 12)
+    assert (model.encode(x).last - theirs.eval().beit(x).last_hidden_state).abs().max() < 1e-5
+
+
 class Residual(nn.Module):
     """CAPI's branch, restated: x + f(norm x)."""
 
@@ -349,6 +432,8 @@ def test_a_layout_refuses_what_it_cannot_hold(build: Callable[..., MaskedModel],
         "dinov2": "positions sine",
         "dinov3": "rotary none",
         "pixio": "positions sine",
+        "beit": "qkv_bias all",
+        "beit_transformers": "qkv_bias all",
         "capi": "rotary none",
     }.items():
         with pytest.raises(ValueError, match=rf"encoder\.{flag}"):

@@ -105,7 +105,8 @@ class DINOv2Transformers(TransformersViT):
             return more
         return more | {"registers": said.get("num_register_tokens", 4), "resize_positions": "antialias"}
 
-    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        config = encoder.config
         gated, width = config.activation == "swiglu", config.shape.width
         ratios = (ratio for ratio in range(1, 17) if (gated_width(ratio * width) if gated else ratio * width) == config.hidden)
         ratio = next(ratios, None)

@@ -135,7 +135,8 @@ class DINOv3Transformers(TransformersViT):
         more: dict[str, Any] = {"mlp_ratio": said["intermediate_size"] / said["hidden_size"], "bias": said["mlp_bias"]}
         return more | {"registers": said["num_register_tokens"], "activation": "swiglu" if said["use_gated_mlp"] else "gelu"}
 
-    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        config = encoder.config
         gated = config.activation == "swiglu"
         said: dict[str, Any] = {
             "intermediate_size": config.hidden,

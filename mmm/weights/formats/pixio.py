@@ -82,7 +82,8 @@ class PixioTransformers(TransformersViT):
         biases = "all" if said["qkv_bias"] else "none"
         return {"mlp_ratio": float(said["mlp_ratio"]), "class_tokens": said["n_cls_tokens"], "qkv_bias": biases}
 
-    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        config = encoder.config
         if config.hidden % config.shape.width:
             raise ValueError(f"{self.title} has whole mlp_ratios, and encoder.mlp_ratio {config.mlp_ratio} is none")
         ratio = config.hidden // config.shape.width

@@ -78,11 +78,15 @@ class ViTFormat(Format):
 
         return names
 
+    def required(self, tensors: Mapping[str, Tensor]) -> RequiredFeatures:
+        """Returns the features that need weights of their own: those behind the last norm, which every file has here."""
+        return RequiredFeatures()
+
     def fill(
         self, stored: Stored, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: Any, data: Input
     ) -> Model:
         """Returns the model of this encoder, with all tensors in their places."""
-        model = build(config, tokenizer=token, data=data, required=RequiredFeatures())
+        model = build(config, tokenizer=token, data=data, required=self.required(tensors))
         about = f"encoder of width {config.shape.width} and {config.shape.depth} blocks, samples of {data.size}"
         fill(model, tensors, self.names(config), f"{stored} (read as {self.title}: {about})")
         self.report(stored, tensors, about, f"{config.head_count} heads, {describe_pixels(data)}")
@@ -203,8 +207,8 @@ class TransformersViT(ViTFormat):
         """Returns fields of the encoder's config, from config.json."""
         raise NotImplementedError
 
-    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
-        """Returns fields of config.json, from the encoder's config: the inverse of `describe`."""
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        """Returns fields of config.json, from the encoder: the inverse of `describe`."""
         raise NotImplementedError
 
     def kind_of(self, config: VisionTransformer.Config) -> str:
@@ -221,7 +225,7 @@ class TransformersViT(ViTFormat):
         for name, default in self.defaults.items():
             if type(said[name]) is not type(default) and not (isinstance(default, float) and type(said[name]) is int):
                 raise ValueError(f"{at}: {name} is {said[name]!r}; expected something like {default!r}")
-        spelled = {self._spelled(name.removeprefix(f"{kind}.")): value for name, value in stored.tensors.items()}
+        spelled = self.spelled(stored.tensors, kind)
         tensors = self.leave_out(stored, *self.unread, reason="this is read as an encoder", what="rest", tensors=spelled)
         tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers, for instance
         if said["num_hidden_layers"] > len(tensors):
@@ -242,10 +246,15 @@ class TransformersViT(ViTFormat):
         data = stored.input(size, said[self.channels])
         return self.fill(stored, tensors, config, tokenizer, data)
 
-    def _spelled(self, name: str) -> str:
-        for other, usual in self.spellings:
-            name = re.sub(other, usual, name)
-        return name
+    def spelled(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+        """Returns the tensors under the names that the tables of this class use."""
+        found = {}
+        for name, value in tensors.items():
+            usual = name.removeprefix(f"{kind}.")
+            for other, ours in self.spellings:
+                usual = re.sub(other, ours, usual)
+            found[usual] = value
+        return found
 
     def write(self, model: Model, folder: Path) -> list[str]:
         encoder, weights = self.encoder_tensors(model)
@@ -265,7 +274,7 @@ class TransformersViT(ViTFormat):
             self.side: sides.pop(),
             self.channels: data.channels,
         }
-        content |= self.said(config, kind)
+        content |= self.said(encoder, kind)
         if self.clips:
             content |= {"frames_per_clip": data.size[0], "tubelet_size": model.tokenizer.size[0]}
         write_folder(folder, self.complete(weights, config.shape.width), content)

@@ -93,7 +93,8 @@ class VJEPA2Transformers(TransformersViT):
         hidden = int(said["hidden_size"] * said["mlp_ratio"])
         return {"mlp_ratio": hidden / said["hidden_size"], "qkv_bias": "all" if said["qkv_bias"] else "none"}
 
-    def said(self, config: VisionTransformer.Config, kind: str) -> dict[str, Any]:
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        config = encoder.config
         width, hidden = config.shape.width, config.hidden
         ratio = hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width  # transformers truncates
         return {"mlp_ratio": ratio, "qkv_bias": config.qkv_bias == "all"}

@@ -1,0 +1,189 @@
+"""BEiT (Bao et al., ICLR 2022), BEiT v2, and data2vec for images: the official files, whose names timm shares, and folders of
+transformers.
+
+The number of heads and the grid follow from the tables of relative positions. The indices into the tables are computed; those of a
+file are not read. A model that was fine-tuned on the mean of its tokens has no norm after the last block, and the encoder that is
+read from it has none either.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mmm.core.types import RequiredFeatures
+from mmm.encoders import VisionTransformer
+from mmm.weights.formats.base import Model, Options, Stored, register
+from mmm.weights.formats.build import HEADS
+from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT, ViTFormat, same, separate
+from mmm.weights.matching import renamed, shorten_list
+
+logger = logging.getLogger(__name__)
+
+TABLE = "relative_position_bias_table"
+TABLES = (f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}")  # one for all blocks, or that of the first
+CHOICES: dict[str, Any] = {"qkv_bias": "qv"}
+FREE = ("layer_scale", "relative_bias", "positions")
+REASON = "this is read as an encoder"
+KINDS = {"beit": "BeitModel", "data2vec-vision": "Data2VecVisionModel"}
+DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "hidden_act": "gelu",
+    "use_absolute_position_embeddings": False,
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False,
+    "layer_scale_init_value": 0.1,
+}
+
+
+class BEiTLayout(ViTFormat):
+    """The common part of both layouts."""
+
+    choices, free = CHOICES, FREE
+
+    def required(self, tensors: Mapping[str, Tensor]) -> RequiredFeatures:
+        return RequiredFeatures(last=renamed("encoder.norm.weight", self.outside) in tensors)
+
+    def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
+        encoder, weights = super().encoder_tensors(model)
+        if encoder.config.positions not in ("none", "learned"):
+            raise ValueError(f"{self.title} has no place for encoder.positions {encoder.config.positions}; export --to folder")
+        return encoder, weights
+
+
+@register("beit")
+class BEiT(BEiTLayout, OfficialViT):
+    """Files like beit_base_patch16_224_pt22k.pth, and weights of timm's `beit_*` and `beitv2_*`."""
+
+    title = "BEiT's layout"
+    options = frozenset({"image_size"})
+    blocks, heads, key = "blocks.", HEADS, "model"
+    outside = (
+        ("encoder.cls_token", "cls_token"),
+        ("encoder.pos_embed", "pos_embed"),
+        ("encoder.patch_embed.", "patch_embed."),
+        ("encoder.rel_pos_bias.", "rel_pos_bias."),
+        ("encoder.norm.", "norm."),
+    )
+    inside = (
+        *same("norm1.", "norm2.", "attn.qkv.weight", "attn.proj.", "mlp.fc1.", "mlp.fc2.", f"attn.{TABLE}"),
+        ("attn.qkv.q_bias", ("attn.q_bias",)),
+        ("attn.qkv.v_bias", ("attn.v_bias",)),
+        ("ls1.gamma", ("gamma_1",)),
+        ("ls2.gamma", ("gamma_2",)),
+    )
+
+    def detect(self, stored: Stored) -> bool:
+        """Returns whether there is a table of relative positions under BEiT's names."""
+        return any(name in stored.tensors for name in TABLES)
+
+    def read(self, stored: Stored, options: Options) -> Model:
+        table = next(stored.tensors[name] for name in TABLES if name in stored.tensors)
+        return super().read(stored, replace(options, heads=table.shape[-1]))
+
+    def tensors(self, stored: Stored) -> dict[str, Tensor]:
+        found = {name: value for name, value in stored.tensors.items() if not name.endswith("relative_position_index")}
+        parts = ("mask_token", "lm_head.", "fc_norm.", "head.", "cls_pt_layers.")
+        return self.leave_out(stored, *parts, reason=REASON, what="rest", tensors=found)
+
+    def describe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {
+            "relative_bias": "shared" if TABLES[0] in tensors else "blocks",
+            "positions": "learned" if "pos_embed" in tensors else "none",
+            "layer_scale": 0.1 if "blocks.0.gamma_1" in tensors else None,
+            "qkv_bias": "qv" if "blocks.0.attn.q_bias" in tensors else "none",
+        }
+
+    def size(
+        self, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: list[int], options: Options, source: str
+    ) -> tuple[int, ...]:
+        """Returns the size of images whose relative positions fill the table: the given one, or a square."""
+        rows = next(tensors[name] for name in TABLES if name in tensors).shape[0] - 3
+        given = options.image_size
+        sides = (given, given) if isinstance(given, int) else given
+        if sides is None:
+            side = (math.isqrt(max(rows, 0)) + 1) // 2 * token[-1]
+            sides = (side, side)
+        if math.prod(2 * (side // token[-1]) - 1 for side in sides) != rows:
+            raise ValueError(f"{source} has {rows} relative positions, not those of {sides} pixels; give image_size=")
+        return sides
+
+    def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
+        encoder, weights = super().encoder_tensors(model)
+        if encoder.config.relative_bias == "none":
+            raise ValueError(f"{self.title} has no place for encoder.relative_bias none; export --to folder")
+        return encoder, weights
+
+
+@register("beit_transformers")
+class BEiTTransformers(BEiTLayout, TransformersViT):
+    """Folders of transformers' BeitModel, and of its Data2VecVisionModel, which is the same model."""
+
+    title = "transformers' BEiT"
+    kinds, defaults = KINDS, DEFAULTS
+    unread = ("embeddings.mask_token", "classifier.", "lm_head.", "pooler.", "decode_head.", "auxiliary_head.", "fpn")
+    spellings = ((r"^data2vec_vision\.", ""),)
+    blocks = "encoder.layer."
+    outside = (
+        ("encoder.cls_token", "embeddings.cls_token"),
+        ("encoder.pos_embed", "embeddings.position_embeddings"),
+        ("encoder.patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+        ("encoder.rel_pos_bias.", "encoder.relative_position_bias."),
+        ("encoder.norm.", "layernorm."),
+    )
+    inside = (
+        ("norm1.", ("layernorm_before.",)),
+        ("norm2.", ("layernorm_after.",)),
+        *separate("attention.attention.", "query", "key", "value", biases=False),
+        ("attn.qkv.q_bias", ("attention.attention.query.bias",)),
+        ("attn.qkv.v_bias", ("attention.attention.value.bias",)),
+        (f"attn.{TABLE}", (f"attention.attention.relative_position_bias.{TABLE}",)),
+        ("attn.proj.", ("attention.output.dense.",)),
+        ("mlp.fc1.", ("intermediate.dense.",)),
+        ("mlp.fc2.", ("output.dense.",)),
+        ("ls1.gamma", ("lambda_1",)),
+        ("ls2.gamma", ("lambda_2",)),
+    )
+
+    def spelled(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+        found = {name: value for name, value in tensors.items() if not name.endswith("relative_position_index")}
+        if "beit.layernorm.weight" in found:  # the norm of BeitForMaskedImageModeling's head is another one
+            head = [name for name in found if name.startswith("layernorm.")]
+            if head:
+                logger.warning("the norm of the head is left out (%s), for %s", shorten_list(head), REASON)
+            found = {name: value for name, value in found.items() if name not in head}
+        return super().spelled(found, kind)
+
+    def describe(self, said: Said, kind: str) -> dict[str, Any]:
+        shared, each = said["use_shared_relative_position_bias"], said["use_relative_position_bias"]
+        if shared and each:
+            raise ValueError("use_shared_relative_position_bias and use_relative_position_bias are both true")
+        return {
+            "mlp_ratio": said["intermediate_size"] / said["hidden_size"],
+            "relative_bias": "shared" if shared else "blocks" if each else "none",
+            "positions": "learned" if said["use_absolute_position_embeddings"] else "none",
+            "layer_scale": said["layer_scale_init_value"] or None,
+        }
+
+    def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
+        config = encoder.config
+        return {
+            "intermediate_size": config.hidden,
+            "use_shared_relative_position_bias": config.relative_bias == "shared",
+            "use_relative_position_bias": config.relative_bias == "blocks",
+            "use_absolute_position_embeddings": config.positions == "learned",
+            "layer_scale_init_value": config.layer_scale or 0.0,
+            "use_mean_pooling": not encoder.required.last,  # there is no norm behind the last block then
+        }
