@@ -124,7 +124,11 @@ def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.P
     """Makes a table (1, R + N, D): fixed sines and cosines with zeros for prefix tokens, or learned positions with small initial
     values."""
     if kind == "learned":
-        table = torch.empty(1, prefix + math.prod(grid), width)
-        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        return learned_table(prefix + math.prod(grid), width)
     body = fixed_positions(grid, width, kind)
     return nn.Parameter(torch.cat([torch.zeros(prefix, width), body])[None], requires_grad=False)
+
+
+def learned_table(tokens: int, width: int) -> nn.Parameter:
+    """Makes a table of learned positions with small initial values, (1, N, D)."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))

@@ -6,6 +6,7 @@ R prefix tokens (class tokens, then registers), D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, Count, NonNegative, Positive, Rate, check_width
 from mmm.core.mask import Mask
-from mmm.core.positions import Resize, position_table, positions
+from mmm.core.positions import Resize, learned_table, position_table, positions, resize_positions
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders, shown
@@ -37,7 +38,7 @@ SIZES = {
     "gigantic": (1664, 48, 16),
 }
 MLP_RATIOS = {"giant": 48 / 11, "gigantic": 64 / 13}  # 4 in the others
-ViTPositions = Literal["sine_cosine", "flat_sine_cosine", "learned", "none"]
+ViTPositions = Literal["sine_cosine", "flat_sine_cosine", "learned", "separate", "none"]
 
 
 @encoders.register("vit")
@@ -75,7 +76,8 @@ class VisionTransformer(Encoder):
         """Turn registers by no place, or by places around the rectangle of the tokens that are seen (CAPI), as `rotary` says."""
 
         positions: ViTPositions = "sine_cosine"
-        """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones, or none."""
+        """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones, the sum of learned ones
+        of place and of time (separate: MAE-ST), or none."""
 
         resize_positions: Resize = "interpolate"
         """Positions on another grid than the model was built for: the stored table, interpolated as MAE and transformers do
@@ -122,8 +124,12 @@ class VisionTransformer(Encoder):
         def validate(self) -> None:
             check_width("encoder", self.shape.width, self.head_count)
             check_rotary("encoder", self.rotary, self.shape.width, self.head_count)
-            if self.positions == "learned" and self.resize_positions == "recompute":
+            if self.positions in ("learned", "separate") and self.resize_positions == "recompute":
                 raise ValueError("encoder.resize_positions recompute needs fixed positions; with learned ones use interpolate")
+            if self.positions == "separate" and self.resize_positions == "antialias":
+                raise ValueError(
+                    "encoder.resize_positions antialias is for images; with encoder.positions separate use interpolate"
+                )
             if self.class_tokens > 1 and not self.class_token:
                 raise ValueError(f"encoder.class_tokens {self.class_tokens} needs encoder.class_token; or leave it at 1")
             if self.relative_bias != "none" and self.shape.prefix > 1:
@@ -184,7 +190,15 @@ class VisionTransformer(Encoder):
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
         if blanks:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = None if config.positions == "none" else position_table(grid, width, self.class_tokens, config.positions)
+        self.pos_embed = None
+        if config.positions == "separate":
+            if len(grid) != 3:
+                raise ValueError("encoder.positions separate is for clips; for images use learned")
+            self.pos_embed_spatial = learned_table(math.prod(grid[1:]), width)
+            self.pos_embed_temporal = learned_table(grid[0], width)
+            self.pos_embed_class = learned_table(self.class_tokens, width) if config.class_token else None
+        elif config.positions != "none":
+            self.pos_embed = position_table(grid, width, self.class_tokens, config.positions)
         self.blocks = make_blocks(
             width,
             self.shape.depth,
@@ -277,7 +291,7 @@ class VisionTransformer(Encoder):
         """The input of the first block: embedded patches and mask tokens with their positions, (mB, V, P) -> (mB, R + M, D)."""
         tokens = self.append_mask_tokens(self.patch_embed(visible), where)  # (mB, V, P) -> (mB, V + H, D)
         prefix: list[Tensor] = [] if self.cls_token is None else [self.cls_token]
-        if self.pos_embed is not None:
+        if self.config.positions != "none":
             table = self.positions_of(grid)
             tokens = tokens + take(table[:, self.class_tokens :], where)
             prefix = [token + table[:, : self.class_tokens] for token in prefix]
@@ -289,15 +303,28 @@ class VisionTransformer(Encoder):
 
     def positions_of(self, grid: Grid) -> Tensor:
         """The positions of the class tokens and of the tokens of a grid, (1, R - r + N, D)."""
+        if self.config.positions == "separate":
+            tables = self.separate_at(grid)
+            spatial, temporal = tables["pos_embed_spatial"], tables["pos_embed_temporal"]  # (1, H' W', D), (1, T', D)
+            body = (temporal[:, :, None] + spatial[:, None]).flatten(1, 2)  # (1, N, D)
+            return body if self.pos_embed_class is None else torch.cat([self.pos_embed_class, body], dim=1)
         assert self.pos_embed is not None
         if grid == self.home:
             return self.pos_embed
         config: Any = self.config
         return positions(self.pos_embed, self.home, grid, self.class_tokens, config.positions, config.resize_positions)
 
+    def separate_at(self, grid: Grid) -> dict[str, Tensor]:
+        """The tables of places and of times for a grid, by name; resized where it is not the home grid."""
+        home, names = self.home, ("pos_embed_spatial", "pos_embed_temporal")
+        axes = (home[1:], grid[1:]), (home[:1], grid[:1])
+        return {name: resize_positions(getattr(self, name), *grids) for name, grids in zip(names, axes, strict=True)}
+
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
         """The state of the same encoder for another home grid; see `Encoder.state_at`."""
         state = super().state_at(grid)
+        if self.config.positions == "separate":
+            state |= {name: table.detach() for name, table in self.separate_at(grid).items()}
         tables = {name: value for name, value in state.items() if name.endswith("relative_position_bias_table")}
         state |= {name: resize_table(value, self.home, grid).detach() for name, value in tables.items()}
         return state if self.pos_embed is None else state | {"pos_embed": self.positions_of(grid).detach()}

@@ -30,7 +30,7 @@ LAYERS: dict[str, Any] = {
         (r"encoder\.(?:backbone\.)?blocks\.(\d+)", None),
     ],
 }
-TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal")
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
 UNDECAYED = tuple(f"encoder.{name}" for name in TOKENS if name != "mask_token")  # MAE's main_finetune.py; nor are vectors
 
 

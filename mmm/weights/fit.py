@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Inflation = Literal["average", "centre"]
 EMBEDDING = "patch_embed.proj.weight"
-TABLE, SPATIAL, TEMPORAL = "pos_embed", "pos_embed_spatial", "pos_embed_temporal"
+TABLE, SPATIAL, TEMPORAL, CLASS = "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
 
 
 def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = None) -> dict[str, Tensor]:
@@ -77,6 +77,9 @@ def _inflated(own: nn.Module, state: dict[str, Tensor], how: Inflation) -> dict[
     if table is None:
         return state
     if SPATIAL in mine:  # one table of places and one of times
+        places = mine[SPATIAL].shape[1]
+        prefix, table = table.split([table.shape[1] - places, places], dim=1)
+        state |= {CLASS: prefix} if prefix.shape[1] else {}
         return state | {SPATIAL: table, TEMPORAL: torch.zeros_like(mine[TEMPORAL])}
     if not getattr(own, TABLE).requires_grad:
         return state | {TABLE: mine[TABLE]}

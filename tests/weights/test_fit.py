@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_an_inflated_image_model_sees_a_still_clip_as_its_image(how: Inflation, 
     table = longer.encoder.pos_embed  # (1, 1 + 3 x 12, D)
     assert torch.equal(table[:, 1:13], table[:, 25:])
     assert torch.equal(table[:, :13], source.encoder.pos_embed)
+
+
+def test_positions_of_place_and_time_start_from_those_of_an_image(build: Build, tmp_path: Path) -> None:
+    source, model = build((12, 16), encoder=LEARNED), build((4, 12, 16), encoder=replace(LEARNED, positions="separate"))
+    initialise_from(model, saved(source, tmp_path), inflate="average")
+    x = torch.randn(2, 3, 12, 16)
+    still = build((2, 12, 16), encoder=replace(LEARNED, positions="separate"))
+    initialise_from(still, tmp_path, inflate="average")
+    assert (still.encode(x[:, :, None].expand(-1, -1, 2, -1, -1)).last - source.encode(x).last).abs().max() < 1e-5
+    assert not model.encoder.pos_embed_temporal.any()
+    assert torch.equal(model.encoder.pos_embed_class, source.encoder.pos_embed[:, :1])
 
 
 def test_fixed_positions_stay_the_clip_model_s_own(build: Build, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from test_load_mae import linear, norm
+from test_load_mae import assert_same, linear, norm
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmm import MaskedModel
 from mmm.classifier import Classifier
+from mmm.encoders import VisionTransformer
+from mmm.weights.formats import FORMATS
 from mmm.weights.load import load
 
 WIDTH, HEADS = 16, 2
@@ -72,6 +76,29 @@ def test_a_classifier_has_the_same_scores(tmp_path: Path) -> None:
     pooled = forward(clips, weights)[:, 1:].mean(1)
     normed = F.layer_norm(pooled, (WIDTH,), weights["norm.weight"], weights["norm.bias"], 1e-6)
     torch.testing.assert_close(model(clips), normed @ weights["head.weight"].T + weights["head.bias"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_what_is_written_is_theirs_bit_for_bit(headed: bool, tmp_path: Path) -> None:
+    weights = file(headed)
+    torch.save({"model_state": weights}, tmp_path / "mae_st.pth")
+    model = load(tmp_path / "mae_st.pth", heads=HEADS)
+    FORMATS["mae_st"].write(model, tmp_path)
+    assert_same(torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model_state"], weights)
+    assert model.encoder.positions_of((4, 2, 5)).shape == (1, 1 + 40, WIDTH)
+    moved = model.encoder.state_at((4, 2, 5))
+    assert [moved[f"pos_embed_{name}"].shape[1] for name in ("spatial", "temporal", "class")] == [10, 4, 1]
+
+
+def test_separate_positions_are_of_clips(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    separate = VisionTransformer.Config(width=16, depth=2, heads=2, positions="separate")
+    with pytest.raises(ValueError, match=r"encoder\.positions separate is for clips; for images use learned"):
+        build(encoder=separate)
+    model = build((4, 12, 12), encoder=separate)
+    with pytest.raises(ValueError, match="without its decoder"):
+        FORMATS["mae_st"].write(model, tmp_path)
+    model(torch.randn(2, 3, 4, 12, 12)).loss.backward()
+    assert all(weight.grad is not None for name, weight in model.encoder.named_parameters() if "pos_embed" in name)
 
 
 def test_every_name_is_accounted_for(tmp_path: Path) -> None:

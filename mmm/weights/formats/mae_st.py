@@ -1,7 +1,6 @@
 """MAE-ST's official layout (Feichtenhofer et al., NeurIPS 2022; models_mae.py, models_vit.py), encoders and classifiers of clips.
 
-Positions are learned, and stored separately for places, times and the class token; here they are one table. The decoder
-predicts one frame of each tube, which no target here does, and is left out.
+The decoder predicts one frame of each tube, which no target here does, and is left out.
 
 Legend: D width, N places, T times, t frames and p pixels of a tube's sides, C channels.
 """
@@ -9,18 +8,17 @@ Legend: D width, N places, T times, t frames and p pixels of a tube's sides, C c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from mmm.classifier import HeadConfig
+from mmm.classifier import Classifier, HeadConfig
 from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.base import Format, Model, Options, Stored, find_input, register
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, find_input, register
 from mmm.weights.formats.build import (
     ENCODER,
     HEADS,
@@ -29,19 +27,22 @@ from mmm.weights.formats.build import (
     find_grid,
     find_heads,
     needed,
+    official_lines,
     read_stack,
     with_head,
 )
-from mmm.weights.matching import fill, renamed
+from mmm.weights.matching import fill, renamed, tensors_under
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3  # of the released models
 SPATIAL, TEMPORAL, CLASS = "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
-POOLED = (*(row for row in ENCODER if row[0] != "encoder.norm."), ("head.fc_norm.", "norm."), ("head.linear.", "head."))
+POSITIONS = tuple((f"encoder.{name}", name) for name in (SPATIAL, TEMPORAL, CLASS))
+PLAIN = (*POSITIONS, *(row for row in ENCODER if row[0] != "encoder.pos_embed"))
+POOLED = (*(row for row in PLAIN if row[0] != "encoder.norm."), ("head.fc_norm.", "norm."), ("head.linear.", "head."))
 
 
 def names(ours: str, *, headed: bool) -> tuple[str, ...] | None:
     """Returns MAE-ST's names of one of our weights; a classifier's `norm` follows the mean of its tokens."""
-    theirs = renamed(ours, POOLED if headed else ENCODER)
+    theirs = renamed(ours, POOLED if headed else PLAIN)
     if theirs is None:
         return None
     attention = re.fullmatch(r"(blocks\.\d+\.attn\.)qkv(\..*)", theirs)
@@ -77,7 +78,7 @@ class MAEST(Format):
             (times * frames, grid[0] * side, grid[1] * side), channels, MEAN if usual else None, STD if usual else None
         )
         config = VisionTransformer.Config(
-            width=stack.width, depth=stack.depth, heads=heads, mlp_ratio=stack.mlp_ratio, positions="learned"
+            width=stack.width, depth=stack.depth, heads=heads, mlp_ratio=stack.mlp_ratio, positions="separate"
         )
         headed = "head.weight" in tensors
         masked = build(
@@ -86,22 +87,23 @@ class MAEST(Format):
         model: Model = masked
         if headed:
             model = with_head(masked, classes=len(tensors["head.weight"]), pool=MeanPool.Config(), head=HeadConfig(norm="layer"))
-        joined = _join_positions(tensors, source)
         about = f"encoder of {stack}, tubes of {frames} frames and {side} x {side} pixels, {channels} channels"
-        fill(model, joined, lambda ours: names(ours, headed=headed), f"{source} (read as {self.title}: {about})")
+        fill(model, tensors, lambda ours: names(ours, headed=headed), f"{source} (read as {self.title}: {about})")
         self.report(stored, tensors, about, f"{heads} heads, {describe_pixels(data)}")
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
-        raise ValueError(f"{self.title} stores positions of places and times apart, into which a table cannot be taken; use folder")
-
-
-def _join_positions(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Returns the tensors with one table of positions (1, 1 + T N, D), the sum of those of its place and of its time."""
-    spatial, temporal, first = (needed(tensors, name, 3, source) for name in (SPATIAL, TEMPORAL, CLASS))
-    if not spatial.shape[2] == temporal.shape[2] == first.shape[2] or first.shape[1] != 1:
-        shapes = {name: tuple(tensors[name].shape) for name in (SPATIAL, TEMPORAL, CLASS)}
-        raise ValueError(f"{source} has positions that do not fit each other: {shapes}")
-    body = (temporal[:, :, None] + spatial[:, None]).flatten(1, 2)  # (1, T, 1, D) + (1, 1, N, D) -> (1, T N, D)
-    others = {name: value for name, value in tensors.items() if name not in (SPATIAL, TEMPORAL, CLASS)}
-    return others | {"pos_embed": torch.cat([first, body], dim=1)}
+        encoder = model.encoder
+        if not isinstance(encoder, VisionTransformer) or len(encoder.home) != 3:
+            raise ValueError(f"{self.title} takes encoder.name vit of clips; export --to folder")
+        if encoder.config.positions != "separate":
+            raise ValueError(f"{self.title} has no place for encoder.positions {encoder.config.positions}; export --to folder")
+        headed = isinstance(model, Classifier)
+        if not headed and model.decoder is not None:
+            raise ValueError(f"{self.title} is written of an encoder or a classifier; load the model without its decoder")
+        if headed and not isinstance(model.pool, MeanPool):
+            raise ValueError(f"{self.title} cannot hold pool.name {model.pool.config.name}; export --to folder")
+        parts = {"encoder": encoder} | ({"head": model.head} if headed else {})
+        weights = tensors_under(nn.ModuleDict(parts), lambda ours: names(ours, headed=headed), self.title)
+        torch.save({"model_state": {name: value.clone() for name, value in weights.items()}}, folder / FILE)
+        return official_lines(folder / FILE, "models_vit.VisionTransformer", "model_state")
