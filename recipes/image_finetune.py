@@ -86,7 +86,7 @@ CIFAR10 = replace(
 
 # for a run of the preset `small` of image_mae.py, on some hundreds to some ten thousand labelled images of your own
 SMALL = finetune.Config(
-    data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), workers=2),
+    data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),
     encoder=VisionTransformer.Config(width=192, depth=6, heads=3, drop_path=0.1),
     soft=SoftConfig(smoothing=0.1, mixup=0.8, cutmix=1.0),

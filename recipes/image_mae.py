@@ -72,7 +72,7 @@ CIFAR10 = pretrain.Config(
 
 # For some tens to some ten thousand images of your own: a small model, and a length in updates, so that few images are seen often.
 SMALL = pretrain.Config(
-    data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), workers=2),
+    data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),
     masker=RandomMasker.Config(ratio=0.75),
     encoder=VisionTransformer.Config(width=192, depth=6, heads=3),

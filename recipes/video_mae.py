@@ -99,7 +99,7 @@ UCF101 = replace(
 )
 
 # For some tens to some thousand videos of your own: a small model, and a length in updates, so that few videos are seen often.
-SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, workers=2)
+SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, holdout=0.1, workers=2)
 SMALL = pretrain.Config(
     data=SMALL_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),

@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, object]] = {
     "crossmae_blocks": {"masker": BlockMasker.Config(), "decoder": CROSS},
     "crossmae_tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75, predict=0.25), "decoder": CROSS},
     "tubes": {"size": (4, 12, 16), "masker": TubeMasker.Config(ratio=0.75)},
-    "tubes_random_learned": {"size": (4, 12, 16), "encoder": replace(SMALL, positions="learned")},
+    "tubes_random_separate": {"size": (4, 12, 16), "encoder": replace(SMALL, positions="separate")},
 }
 Build = Callable[..., MaskedModel]
 

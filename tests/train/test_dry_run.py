@@ -52,7 +52,7 @@ def test_table(training):
     assert rows["epochs"] == "2 of 80 samples"
     assert rows["batch"].startswith("32 samples = 1 x 16 x 2")
     assert rows["peak learning rate"] == "0.0125"
-    assert "8 samples: " in rows["micro-step on this cpu"]
+    assert rows["micro-step on this cpu"].startswith("16 samples: ")  # the whole micro-batch, which takes little time
     assert "GiB" in rows["micro-step on this cpu"]
     assert all(torch.equal(value, before[name]) for name, value in training.unwrapped.state_dict().items())
     assert all(parameter.grad is None for parameter in training.unwrapped.parameters())
@@ -63,6 +63,11 @@ def test_memory_of_a_micro_step(training):
         return (model(batch) * torch.ones(2**26).sum()).mean()  # 256 MiB for a moment
 
     assert measure_micro_step(training, Trial(lambda n: torch.randn(n, 100), hungry), 2).memory > 2**27
+
+
+def test_of_a_slow_step_few_samples_are_measured(training, monkeypatch):
+    monkeypatch.setattr(module, "CPU_SECONDS", 0.0)
+    assert measure_micro_step(training, Trial(lambda n: torch.randn(n, 100), loss_of), 64).samples == 8
 
 
 def test_where_memory_does_not_suffice_half_is_tried(training, monkeypatch):

@@ -192,10 +192,11 @@ def _open_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str
 @cache  # once, however often a run opens its data
 def _announce_held_out(source: str, held: int, total: int, holdout: float) -> None:
     logger.info(
-        "data.source %s has no split for evaluation: %d of its %d samples are held out for it (data.holdout %g)",
+        "data.source %s has no split for evaluation: %d of its %d samples %s held out for it (data.holdout %g)",
         source,
         held,
         total,
+        "is" if held == 1 else "are",
         holdout,
     )
 

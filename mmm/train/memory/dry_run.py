@@ -21,8 +21,9 @@ from mmm.train.memory.batch_size_finder import Trial
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
 
-# on a CPU a whole micro-batch of a large setting takes minutes and all the memory: a few samples tell what one costs
-CPU_SAMPLES = 8
+# on a CPU a whole micro-batch of a large setting takes minutes and all the memory: a few samples are measured, and more of them if
+# they take less than this
+CPU_SAMPLES, CPU_SECONDS = 8, 1.0
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,20 @@ def measure_micro_step(training: Training, trial: Trial, samples: int) -> MicroS
     Raises:
         torch.OutOfMemoryError: not even one sample fits.
     """
-    samples = min(samples, CPU_SAMPLES) if training.accelerator.device.type == "cpu" else samples
+    cpu = training.accelerator.device.type == "cpu"
+    few = min(samples, CPU_SAMPLES) if cpu else samples
+    tried = few
     while True:
         try:
-            return _measure(training, trial.make_batch(samples), trial.loss, samples)
+            step = _measure(training, trial.make_batch(tried), trial.loss, tried)
+            break
         except torch.OutOfMemoryError:
-            if samples == 1:
+            if tried == 1:
                 raise
             training.optimizer.zero_grad(set_to_none=True)
-            samples //= 2
+            tried //= 2
+    more = min(samples, int(few * CPU_SECONDS / step.seconds)) if cpu and tried == few else 0
+    return _measure(training, trial.make_batch(more), trial.loss, more) if more > few else step
 
 
 def _measure(training: Training, batch: Any, loss_of: LossOf, samples: int) -> MicroStep:
