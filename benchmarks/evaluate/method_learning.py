@@ -5,7 +5,9 @@ best?
     python -m benchmarks.evaluate.method_learning --videos --minutes 6 --seeds 0 1                      all video methods
     python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 0.2 --methods image_mae --out /tmp
 
-A method with another encoder has its name behind a plus: image_mae+hiera, image_simmim+swin.
+A method with another encoder has its name behind a plus: image_mae+hiera, image_simmim+swin. Another library's loop with the
+settings of a recipe has its name behind an at sign, and must be asked for: --methods image_mae image_mae@lightly (lightly is not
+installed by this project), --videos --methods video_mae video_mae@transformers.
 
 Time is processor time of this process. The time of one update is measured first, by the difference of two short runs; then each
 method trains as many updates as fit, the same number with every seed, with a warm-up of a twentieth and one learning rate for
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 
 import mmm
+from benchmarks.evaluate.other_loops import LOOPS
 from benchmarks.measure import machine, table
 from mmm.data import open_data
 from mmm.encoders import EncoderConfig, Hiera, Swin
@@ -55,7 +58,7 @@ PACE = (8, 24)  # updates of the two runs whose difference gives the time of an 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
     """Returns a recipe's preset for small data, with an encoder of one size and a length in updates."""
-    recipe, _, encoder = name.partition("+")
+    recipe, _, encoder = name.partition("@")[0].partition("+")
     preset: pretrain.Config = importlib.import_module(f"recipes.{recipe}").PRESETS["demo" if options.videos else "cifar10"]
     changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that reading counts
     if not options.videos:
@@ -88,6 +91,10 @@ def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder:
     model."""
     config = config_of(name, options, steps, seed, folder)
     began = time.process_time()
+    if library := name.partition("@")[2]:
+        torch.manual_seed(seed)
+        LOOPS[library](config, folder)
+        return time.process_time() - began, steps
     if isinstance(config.target, LatentTarget.Config) and config.target.teacher.endswith("-teacher"):
         first = max(1, steps // 6)
         pixels = PixelTarget.Config(standardise="none")
