@@ -119,6 +119,7 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     if earlier:
         pace = earlier[0]["pace"]
     else:
+        train(name, options, 1, seed, scratch / f"{name}-{seed}-1")  # imports
         few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
         pace = (more - few) / (PACE[1] - PACE[0])
     steps = max(PACE[1], round(60 * options.minutes / pace))
