@@ -142,22 +142,22 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     return {"pace": pace, "updates": updates, "seconds": seconds, **figures}
 
 
-def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """Formats the table."""
-    kind = "builtin:motion" if options.videos else "CIFAR-10"
+def describe(found: dict[str, Any]) -> str:
+    """Formats the table of all methods. With several seeds, ± is half of the range."""
     rows = []
     for name, seeds in found["methods"].items():
         runs = list(seeds.values())
-        row = [name, f"{mean(run['updates'] for run in runs):,.0f}", f"{mean(run['seconds'] for run in runs):.0f}"]
+        row = [f"`{name}`", f"{mean(run['updates'] for run in runs):,.0f}"]
         for measured in MEASURED:
-            for model in ("trained", "untrained", "raw_pixels"):
-                values = [run[measured][model] for run in runs]
-                row.append(f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""))
+            row += [spread([run[measured][model] for run in runs]) for model in ("trained", "untrained")]
         rows.append(row)
-    head = ["recipe", "updates", "seconds", "kNN, %", "random weights", "raw pixels", "linear, %", "random weights", "raw pixels"]
-    lines = [f"# Methods at {options.minutes:g} minutes of one thread, {kind}", ""]
-    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
-    return "\n".join([*lines, "", table(head, rows), ""])
+    head = ["recipe", "updates", "neighbours, %", "random weights", "linear, %", "random weights"]
+    return table(head, rows)
+
+
+def spread(values: list[float]) -> str:
+    """Formats a mean and half of the range."""
+    return f"{mean(values):.1f}" + (f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -190,7 +190,12 @@ def main() -> None:
                 found["methods"][method][str(seed)] = result = measure(method, options, seed, Path(scratch), found)
             file.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
             print(f"{method}, seed {seed}: {result}", flush=True)
-    text = describe(found, options)
+    kind = "builtin:motion" if options.videos else "CIFAR-10"
+    raw = [spread([one[measured]["raw_pixels"] for one in found["baselines"].values()]) for measured in MEASURED]
+    lines = [f"# Methods at {options.minutes:g} minutes of one thread, {kind}", ""]
+    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
+    lines += ["", f"Raw pixels: {raw[0]} % by neighbours, {raw[1]} % linear.", ""]
+    text = "\n".join([*lines, describe(found), ""])
     (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -27,4 +27,4 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("video_mae", "video_mae@transformers"):
         assert found["methods"][name]["0"] == first["methods"][name]["0"]
         assert found["methods"][name]["1"]["updates"] == first["methods"][name]["0"]["updates"]
-        assert f"| {name} |" in file.with_suffix(".md").read_text()
+        assert f"| `{name}` |" in file.with_suffix(".md").read_text()
