@@ -39,18 +39,18 @@ class Encoder(nn.Module):
     """Turns patches into features. Built with the `token` size, `channels`, the home `grid`, the features that the decoder requires
     (`required`), and whether masks leave `blanks`.
 
-    A subclass implements `encode`, which is given the values of visible tokens alone: hidden pixels cannot reach it.
+    A subclass implements `encode`, which gets only the values of visible tokens. Hidden pixels therefore cannot reach it.
 
     Attributes:
         config: the user's choices.
         shape: the config's.
         home: the grid that the encoder was built for; any other grid can be encoded too.
         required: the features that are returned where `forward` does not name others.
-        block_outputs: what can be kept of a block whose output is asked for.
-        block_output: what is kept; a teacher may change it.
+        block_outputs: the kinds of block outputs that can be returned.
+        block_output: the kind that is returned; a teacher may change it.
         takes_padding: whether `encode` takes a last argument `valid`, bool (mB, R + V + H), and leaves padding out.
         no_compile: the reason why torch.compile cannot train it, or None.
-        mask_token: (1, 1, D), what stands for a blank token, or None. A subclass makes it where `blanks` is true.
+        mask_token: (1, 1, D), the token in place of each blank token, or None. A subclass makes it if `blanks` is true.
     """
 
     block_outputs: ClassVar[tuple[BlockOutput, ...]] = ("block",)
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         return encode(visible, where, grid, self.required.blocks if blocks is None else blocks, **padding)
 
     def packed(self, patches: Sequence[Tensor], grids: Sequence[Grid], masks: Sequence[Mask]) -> list[Features]:
-        """Features of batches of different grids, each as `forward` returns them. Here one batch after the other."""
+        """Features of batches of different grids, each as `forward` returns them. By default the batches are encoded in turn."""
         return [self(*one) for one in zip(patches, grids, masks, strict=True)]
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         """
 
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
-        """The state of the same encoder for another home grid. Here nothing in it depends on the grid.
+        """The state of the same encoder for another home grid. By default nothing in it depends on the grid.
 
         Args:
             grid: with as many axes as the home grid.
@@ -102,10 +102,10 @@ class Encoder(nn.Module):
         return self.state_dict()
 
     def append_mask_tokens(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Puts a mask token behind the visible tokens for each blank one, (mB, V, D) -> (mB, V + H, D).
+        """Appends a mask token for each blank token to the visible tokens, (mB, V, D) -> (mB, V + H, D).
 
         Raises:
-            ValueError: where there are blank tokens and the encoder has no mask token.
+            ValueError: there are blank tokens, and the encoder has no mask token.
         """
         blanks = where.shape[1] - tokens.shape[1]
         if not blanks:
@@ -116,9 +116,10 @@ class Encoder(nn.Module):
 
 
 def shown(patches: Tensor, grid: Grid, mask: Mask | None, prefix: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns what an encoder is given: values (mB, V, P), places (mB, V + H) or (1, N) for all tokens, and which are no padding.
+    """Returns the inputs of `encode`: values (mB, V, P), places (mB, V + H) or (1, N) for all tokens, and the tokens that count.
 
-    The last, bool (mB, R + V + H) or None for all, counts the R prefix tokens, which never are padding.
+    The last is bool (mB, R + V + H), with True for all tokens except padding; None if there is no padding. The R prefix tokens are
+    never padding.
     """
     if mask is None:
         return patches, torch.arange(math.prod(grid), device=patches.device)[None], None

@@ -1,8 +1,10 @@
-"""Hiera (Ryali et al., "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML 2023), of timm's blocks.
+"""Hiera (Ryali et al., "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML 2023), built from timm's
+blocks.
 
-A token of the model is one of the output. The encoder embeds finer patches, of which a token covers 2^q x 2^q, and pools them q
-times by the maximum of 2 x 2. Attention of the first stages stays within mask units, squares of patches. Units are seen or hidden
-as a whole, so that those that are left need no places of the others; pixels of hidden ones are 0 for the overlapping convolution.
+Each token of the model is a token of the encoder's output. The encoder embeds finer patches, 2^q x 2^q to a token, and pools them
+q times by the maximum of 2 x 2. In the first stages, attention stays within mask units, which are squares of patches. A mask unit
+is visible or hidden as a whole, so that hidden units can be dropped. The first convolution overlaps units; the pixels of hidden
+units are set to 0 for it.
 
 Shapes: B samples (mB rows where a mask has several a sample), C channels, s... the sample's axes, N tokens of the grid, V visible
 ones, U mask units of S patches and n tokens each, u visible units, D' and D widths of the first stage and of the output.
@@ -42,10 +44,10 @@ UNIT_STAGES = 2  # stages whose attention stays within mask units
 
 @encoders.register("hiera")
 class Hiera(Encoder):
-    """A hierarchical vision transformer whose mask units are dropped.
+    """A hierarchical vision transformer that drops hidden mask units.
 
-    Tokens of 16 pixels are MAE's, for which patches of 4 are pooled twice; tokens of 32 pixels are the published classifiers',
-    pooled three times. The weights are the same.
+    For masked autoencoding, tokens have 16 pixels, and patches of 4 pixels are pooled twice. The published classifiers pool three
+    times, to tokens of 32 pixels. The weights are the same.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class Hiera(Encoder):
         """Side of the patches that the first stage has, in pixels. A token's side is this times 1, 2, 4 ..."""
 
         mask_unit: Positive = 8
-        """Side of the squares that are seen or hidden together, in patches; of clips, one token deep. Set masker.unit to it over
-        the patches that a token's side covers: 2 for tokens of 16 pixels, 1 for tokens of 32."""
+        """Side of a mask unit in patches; a unit is visible or hidden as a whole, and in clips it is one token deep. masker.unit
+        must be this, divided by the patches along a token's side: 2 for tokens of 16 pixels, 1 for tokens of 32."""
 
         pools: Count = 2
         """Number of times that tokens are pooled by 2 x 2 before the output. The side of an output token is `patch` times 2 to
@@ -208,10 +210,10 @@ class Hiera(Encoder):
         return Features(take(self.norm(x), slots), 0, where, kept)
 
     def visible_units(self, where: Tensor, members: Tensor) -> Tensor:
-        """The mask units that tokens at these places make up, (mB, V) -> (mB, u), in order.
+        """Returns the mask units that consist of the tokens at these places, (mB, V) -> (mB, u), in order.
 
         Raises:
-            ValueError: they leave a part of a unit out (on a CPU; elsewhere it would wait for the device).
+            ValueError: a unit is only partly visible. This is checked on a CPU only; on a GPU the host would wait for it.
         """
         units, each = members.shape
         unit_of = (
@@ -229,7 +231,8 @@ class Hiera(Encoder):
         return found[:, ::each]
 
     def gather_inner(self, x: Tensor, pools: int) -> Tensor:
-        """Brings the tokens of a block, after so many poolings, together that one token of the output covers.
+        """Concatenates those tokens of a block's output, after so many poolings, that belong to the same token of the encoder's
+        output.
 
         Args:
             x: (mB, 4^(q - pools) n u, D'), in the blocks' order: the halves of rows and columns, the finest first, then the units.
@@ -276,8 +279,8 @@ class Hiera(Encoder):
 def unit_members(grid: Grid, side: int, config: Hiera.Config) -> Tensor:
     """The members of each square of `side` x `side`, int64 (U, side^2), in the order in which they are pooled.
 
-    The members that are pooled first into one lie the furthest apart: the halves of rows and columns follow each other, the finest
-    first.
+    Members that are pooled into one first are the furthest apart in this order, which follows the halves of rows and columns, the
+    finest first.
 
     Raises:
         ValueError: the squares do not fill the grid.

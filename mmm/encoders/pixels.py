@@ -11,7 +11,7 @@ from mmm.core.tokens import Grid
 
 
 def join_visible(visible: Tensor, where: Tensor, grid: Grid, token: tuple[int, ...]) -> Tensor:
-    """Returns the input with 0 in place of the tokens that are not visible.
+    """Returns the input with zeros in the places of all tokens that are not visible.
 
     Args:
         visible: raw values of the visible tokens, (mB, V, P), the channel fastest.

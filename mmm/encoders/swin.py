@@ -1,8 +1,9 @@
-"""Swin (Liu et al., "Swin Transformer", ICCV 2021), of timm's blocks, with mask tokens (Xie et al., "SimMIM", CVPR 2022) or on the
-grid that uniform masks leave (Li et al., "UM-MAE", 2022).
+"""Swin (Liu et al., "Swin Transformer", ICCV 2021), built from timm's blocks, with mask tokens (Xie et al., "SimMIM", CVPR 2022) or
+on the smaller grid of the visible tokens of uniform masks (Li et al., "UM-MAE", 2022).
 
-A token of the model is one of the output. The encoder embeds finer patches, of which a token covers s x s, and merges them stage by
-stage. Windows need a whole grid: hidden tokens are blanks; or one of each 2 x 2 tokens is shown, and these make a grid again.
+Each token of the model is a token of the encoder's output. The encoder embeds finer patches, s x s to a token, and merges them
+stage by stage. Windows need a complete grid: either hidden tokens are replaced by mask tokens (blanks), or exactly one of each 2 x
+2 tokens is visible, and the visible tokens form a grid again.
 
 Shapes: mB rows of V visible and H blank tokens, M = V + H, N tokens of the grid, P values a token, s^2 patches a token, D' and D
 widths of the first stage and of the output, (h, w) the grid that is encoded.
@@ -51,7 +52,7 @@ class NormedEmbedding(Embedding):
 
 @encoders.register("swin")
 class Swin(Encoder):
-    """A hierarchical transformer of images with attention in shifted windows; hidden tokens are blanks."""
+    """A hierarchical transformer for images with attention in shifted windows."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):
@@ -166,7 +167,7 @@ class Swin(Encoder):
         """Features of the tokens at `where`, (mB, M, D); see `Encoder.encode`.
 
         Raises:
-            ValueError: they make no grid.
+            ValueError: the tokens do not form a grid.
         """
         order, (high, wide) = self.raster(where, grid)  # (mB or 1, M), the tokens row by row
         patch, side = self.config.patch, self.side
@@ -191,10 +192,10 @@ class Swin(Encoder):
         return Features(take(self.gather_inner(last, high, wide), slots), 0, where, kept)
 
     def raster(self, where: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-        """The order in which tokens at these places make a grid, (mB or 1, M), and the size of that.
+        """Returns the order in which the tokens at these places form a grid, (mB or 1, M), and the size of this grid.
 
         Raises:
-            ValueError: they are neither all tokens nor one of each 2 x 2, or the last stage has no whole number of tokens there.
+            ValueError: they are neither all tokens nor one of each 2 x 2, or the last stage would have a fraction of a token.
         """
         tokens, seen = math.prod(grid), where.shape[1]
         if seen not in (tokens, tokens // 4):
@@ -212,16 +213,17 @@ class Swin(Encoder):
         return order, size
 
     def gather_inner(self, x: Tensor, high: int, wide: int) -> Tensor:
-        """Brings the tokens of a stage together that one token of the output covers, (mB, h a, w b, D') -> (mB, h w, a b D').
+        """Concatenates the tokens of a stage that belong to the same token of the output, (mB, h a, w b, D') -> (mB, h w, a b D').
 
-        A token of the last stage that covers several, where they are to be expanded, is repeated.
+        With `expand`, a token of the last stage belongs to several tokens of the output, and is repeated.
         """
         for axis, size in ((1, high), (2, wide)):
             x = x.repeat_interleave(size // x.shape[axis], dim=axis) if x.shape[axis] < size else x
         return rearrange(x, "b (h a) (w c) d -> b (h w) (a c d)", h=high, w=wide)
 
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
-        """The state of the same encoder for another home grid; biases of windows that have another size there are interpolated."""
+        """The state of the same encoder for another home grid. Where its windows have another size, their biases are
+        interpolated."""
         from timm.layers import resize_rel_pos_bias_table
 
         token, channels = (self.config.token,) * 2, self.patch_embed.proj.in_channels
@@ -239,7 +241,7 @@ class Swin(Encoder):
 
 
 def _shift(block: Any, size: tuple[int, int]) -> None:
-    """Shifts a block's windows where several fit on a grid of this size; timm's blocks decide it for their home grid alone."""
+    """Shifts a block's windows if the grid is larger than a window. timm's blocks decide this only for their home grid."""
     shift = tuple(
         0 if axis <= side else step for axis, side, step in zip(size, block.window_size, block.target_shift_size, strict=True)
     )

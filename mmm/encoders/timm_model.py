@@ -1,6 +1,7 @@
-"""Any backbone of timm's as an encoder: hidden tokens are replaced by a mask token behind its first layer.
+"""Any backbone of timm as an encoder: after its first layer, hidden tokens are replaced by a mask token.
 
-Pixels of hidden tokens are 0 before the first layer, so that nothing of them reaches the others where its patches overlap.
+Before the first layer, the pixels of hidden tokens are set to 0, so that they do not reach other tokens through overlapping
+patches.
 
 Shapes: mB rows of V visible and H blank tokens, N tokens of the grid, P values a token, R prefix tokens, D' channels behind the
 first layer, which has s x s places a token, D width.
@@ -28,13 +29,13 @@ Layout = Literal["NLC", "NHWC", "NCHW"]
 
 @encoders.register("timm")
 class TimmEncoder(Encoder):
-    """A backbone of timm's, by its name there; hidden tokens are blanks."""
+    """A backbone of timm, chosen by its name there; hidden tokens are replaced by a mask token."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):
         model: str = "vit_base_patch16_224"
         """Name of the architecture: vit_base_patch16_224, beit_base_patch16_224, convnext_tiny ... It starts from random weights;
-        published ones are those of a model that mmm.load reads."""
+        for published weights, use --init."""
 
         drop_path: Rate = 0.0
         """Rate of stochastic depth in the last block, as timm's model distributes it."""

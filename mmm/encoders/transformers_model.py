@@ -22,7 +22,7 @@ MOST_PREFIX = 32  # class tokens and registers that a model may have
 
 
 class TransformersEncoder(Encoder):
-    """A vision model of transformers that is loaded with its weights; it is not trained here, and no choice of a config."""
+    """A vision model of transformers that is loaded with its weights. It is not trained here and cannot be chosen by a config."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):

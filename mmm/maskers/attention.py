@@ -1,4 +1,4 @@
-"""Masking by a teacher's attention (Li et al., "Unmasked Teacher", ICCV 2023, section 3.1): what the teacher looks at is seen.
+"""Masking by a teacher's attention (Li et al., "Unmasked Teacher", ICCV 2023, section 3.1): tokens with high attention are visible.
 
 Shapes: B samples, mB masks, T' frames of P places, N = T' P tokens.
 """
@@ -20,10 +20,10 @@ from mmm.maskers.base import Masker, MaskerConfig, maskers
 
 @maskers.register("attention")
 class AttentionMasker(Masker):
-    """Shows tokens drawn without replacement, each with a probability in proportion to its score; as many in each frame.
+    """Draws the visible tokens of each frame without replacement, with probabilities in proportion to their scores.
 
-    Each token gets a time with an exponential distribution, whose rate is its score, and the first ones are seen. The scores, and
-    so the masks, are as exact as the device that computes the teacher.
+    Each token gets a time from an exponential distribution whose rate is its score; the earliest tokens are visible. The scores
+    come from the teacher, so that the masks can differ between devices by its rounding.
     """
 
     needs_scores = True
@@ -41,7 +41,7 @@ class AttentionMasker(Masker):
         """Returns the masks of a batch; see `Masker.forward`.
 
         Raises:
-            ValueError: without scores, or with those of another grid.
+            ValueError: there are no scores, or their grid is another one.
         """
         if scores is None:
             raise ValueError("masker.name attention needs scores of the tokens, which a target with a teacher's attention gives")

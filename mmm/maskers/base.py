@@ -1,7 +1,7 @@
-"""The base of maskers: they order the units of a grid, and the order is cut into visible, dropped and predicted tokens.
+"""The base of maskers: a masker orders the units of a grid, and the order is cut into visible, dropped and predicted tokens.
 
-Shapes: B samples, m masks a sample, N tokens, U units of S tokens each (a unit is a square of tokens, one token to begin with, of
-one frame or held through all the time).
+Shapes: B samples, m masks a sample, N tokens, U units of S tokens each. A unit is a square of tokens, by default one token, in one
+frame or in all frames.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class MaskerConfig(PartConfig):
     """Fraction of all tokens that are hidden."""
 
     ratio_end: Fraction | None = None
-    """Fraction that is hidden at the end of the run, which the ratio approaches linearly. None: it stays as it is."""
+    """Fraction of all tokens that are hidden at the end of the run; the ratio changes linearly. None: the ratio is constant."""
 
     predict: Fraction | None = None
     """Fraction of ALL tokens that are predicted, at most `ratio` (CrossMAE's 0.25). None: all hidden ones."""
 
     running_cell: bool = False
-    """Predict those hidden tokens that a pattern in cells of 2 x 2 tokens, which moves on with each frame, chooses (VideoMAE V2),
-    cut or filled up at random to the count that `predict` says. False: any of them."""
+    """Predict the hidden tokens of a pattern in cells of 2 x 2 tokens that moves with each frame (VideoMAE V2); tokens are removed
+    or added at random to reach the count of `predict`. False: any hidden tokens."""
 
     rounding: Literal["nearest", "truncate"] = "nearest"
     """Rounding of counts: to the nearest whole number, or truncated as in the code of MAE (visible tokens) and CrossMAE (tokens
@@ -49,13 +49,13 @@ class MaskerConfig(PartConfig):
     """Side of the squares of tokens that are hidden together (SimMIM: 2, for squares of 32 pixels; Pixio: 4; Hiera: 2)."""
 
     blank: bool = False
-    """Show the encoder a mask token in each hidden place (SimMIM, BEiT) instead of dropping it."""
+    """Give the encoder a mask token in place of each hidden token (SimMIM, BEiT) instead of dropping it."""
 
     predict_visible: bool = False
-    """Predict the visible tokens, and no hidden ones (UMT)."""
+    """Predict the visible tokens instead of the hidden ones (UMT)."""
 
     masks: Positive = 1
-    """Masks of each sample, which is read and taught once (data2vec 2.0: 16)."""
+    """Number of masks of each sample (data2vec 2.0: 16). The sample is read, and its target computed, only once."""
 
     def validate(self) -> None:
         for name in ("ratio", "ratio_end"):
@@ -85,7 +85,7 @@ class MaskerConfig(PartConfig):
         return self.predict_visible
 
     def refuse(self, *names: str) -> None:
-        """Raises ValueError where a choice that this masker does not have is not the default."""
+        """Raises ValueError if an option that this masker does not support differs from its default."""
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default:
@@ -93,11 +93,11 @@ class MaskerConfig(PartConfig):
 
 
 class Masker(nn.Module):
-    """Draws masks with exact counts, as a pure function of the samples' keys. A subclass orders units; that is all.
+    """Draws masks with exact counts, as a pure function of the samples' keys. A subclass only implements the order of units.
 
     Attributes:
         config: the user's choices.
-        through_time: whether a unit holds its place in all frames of a clip.
+        through_time: whether a unit covers the same place in all frames of a clip.
         needs_scores: whether `forward` needs a score of each token.
     """
 
@@ -112,13 +112,14 @@ class Masker(nn.Module):
         """Returns the masks of a batch.
 
         Args:
-            keys: int64 (B,), of the samples; the mask lies on their device.
+            keys: int64 (B,), of the samples; the mask is on their device.
             grid: (H', W') or (T', H', W').
-            step, steps: where the run stands, for a ratio with an end and for sizes that the samples of an update share.
-            scores: (B, N), a number of at least 0 for each token, where the masker `needs_scores`.
+            step, steps: the current update and the number of updates, for a ratio that changes and for sizes that all samples of an
+                update share.
+            scores: (B, N), a number of at least 0 for each token, if the masker `needs_scores`.
 
         Raises:
-            ValueError: where the ratio leaves no token to see, or none to predict.
+            ValueError: no token would be visible, or none predicted.
         """
         members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         units, each = members.shape
@@ -128,7 +129,7 @@ class Masker(nn.Module):
         return self.cut(order, seen * each, predicted * each, keys, grid)
 
     def cut(self, order: Tensor, seen: int, predicted: int, keys: Tensor, grid: Grid) -> Mask:
-        """Cuts tokens, int64 (mB, N) with those to see first and those to predict last, into a mask."""
+        """Cuts an order of tokens, int64 (mB, N), into a mask: visible tokens are first, predicted ones last."""
         visible, hidden = order[:, :seen], order[:, seen:]
         if self.config.predict_visible:
             return Mask(visible, visible, hidden if self.config.blank else None, echo=seen)
@@ -178,12 +179,12 @@ class Masker(nn.Module):
         return columns(grid, self.config.unit) if self.through_time else squares(grid, self.config.unit)
 
     def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
-        """A permutation of the units for each mask, int64 (mB, U): those to see first, those to predict last.
+        """Returns a permutation of the units for each mask, int64 (mB, U): visible units first, predicted units last.
 
         Args:
             keys: int64 (mB,), one for each mask.
             grid: of units.
-            seen: the number of units that the encoder sees.
+            seen: the number of visible units.
         """
         raise NotImplementedError
 
@@ -203,10 +204,10 @@ class Masker(nn.Module):
 
 
 def squares(grid: Grid, side: int = 1) -> Tensor:
-    """The tokens of each square of `side` x `side` tokens of one frame, int64 (T' h w, side^2).
+    """Returns the tokens of each square of `side` x `side` tokens in a frame, int64 (T' h w, side^2).
 
     Raises:
-        ValueError: where squares of this side do not fill the grid.
+        ValueError: squares of this side do not fill the grid.
     """
     if any(size % side for size in grid[-2:]):
         raise ValueError(f"masker.unit {side} does not divide the grid {grid}; choose a common divisor of its sides")
@@ -215,23 +216,23 @@ def squares(grid: Grid, side: int = 1) -> Tensor:
 
 
 def columns(grid: Grid, side: int = 1) -> Tensor:
-    """The tokens of each square of the image plane through all the time, int64 (h w, T' side^2); of one token as of squares."""
+    """Returns the tokens of each square of the image plane in all frames, int64 (h w, T' side^2)."""
     plane = math.prod(grid[-2:]) // side**2
     return squares(grid, side).unflatten(0, (-1, plane)).transpose(0, 1).flatten(1)  # (T' hw, S) -> (hw, T' S)
 
 
 def step_key(step: int, number: int = 0) -> Tensor:
-    """A key that all samples of an update share, whatever micro-batch and process they are on; int64 (1,), on the CPU.
+    """Returns a key that all samples of an update share, in every micro-batch and process; int64 (1,), on the CPU.
 
     Args:
-        step: of the run.
-        number: which of several, where a masker draws more than one.
+        step: the update.
+        number: index of the key, if a masker needs several.
     """
     return stream(sample_keys(number, step, 0), Stream.MASK)
 
 
 def inside(start: Tensor, length: Tensor | int, size: int) -> Tensor:
-    """Marks the places 0 .. size - 1 of an axis that lie in start .. start + length - 1, (...) -> bool (..., size)."""
+    """Marks the places of an axis, 0 to size - 1, from start to start + length - 1, (...) -> bool (..., size)."""
     place = torch.arange(size, device=start.device)
     end = start + length
     return (place >= start[..., None]) & (place < end[..., None])

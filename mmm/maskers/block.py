@@ -1,5 +1,5 @@
-"""Block-wise masking (Bao et al., "BEiT", ICLR 2022, algorithm 1), vectorised and with exact counts; of clips also in boxes of
-space and time (Wei et al., "MaskFeat", CVPR 2022, section 4.2).
+"""Block-wise masking (Bao et al., "BEiT", ICLR 2022, algorithm 1), vectorised and with exact counts; in clips also boxes of space
+and time (Wei et al., "MaskFeat", CVPR 2022, section 4.2).
 
 Shapes: mB masks, R rectangles drawn for each, U = H' W' places or, of boxes, T' H' W'.
 """
@@ -27,11 +27,11 @@ ASPECTS = 1024  # steps from `aspect` to its inverse: a table, because exp diffe
 
 @maskers.register("block")
 class BlockMasker(Masker):
-    """Hides rectangles until the count is reached; of clips, the same ones in every frame, or boxes of some frames.
+    """Hides rectangles until the count is reached. In clips, a rectangle is hidden in all frames, or is a box of some frames.
 
-    BEiT's own loop stops at or before the count, with a number of tokens that varies. Here rectangles are drawn for all samples
-    at once and tokens are hidden in the order of the first rectangle that covers them, so the last one is cut to the exact
-    count, at random places. In the rare case that all together cover too little, single tokens fill up.
+    BEiT's own loop hides at most the count, and the number varies. Here all rectangles of a batch are drawn at once, and tokens are
+    hidden in the order of the first rectangle that covers them. From the last rectangle, only as many tokens are taken, at random,
+    as the exact count needs. In the rare case that all rectangles cover too few tokens, single tokens are added.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class BlockMasker(Masker):
         """Area of the largest rectangle, as a fraction of the image."""
 
         aspect: Share = 0.3
-        """Rectangles are between `aspect` and 1 / `aspect` times as high as wide."""
+        """Smallest ratio of a rectangle's height to its width; the largest is 1 / `aspect`."""
 
         duration: Literal["all", "random"] = "all"
         """Extent of a rectangle in time: all frames of a clip, or drawn for each from one to all (MaskFeat)."""
 
         inner_weight: NonNegative = 0.0
-        """Weight of a predicted token's loss, beyond 1: this, times the hidden share of the 3 x 3 tokens around it (BootMAE: 1)."""
+        """Additional weight of a predicted token's loss: this times the hidden share of the 3 x 3 tokens around it (BootMAE: 1)."""
 
         def validate(self) -> None:
             super().validate()

@@ -16,10 +16,10 @@ from mmm.core.tokens import Grid, take
 
 
 def echo_visible(mask: Mask, grid: Grid, weight: float, *, by_distance: bool) -> Mask:
-    """Appends all visible tokens to the predicted ones of a mask with one row of them.
+    """Appends all visible tokens to the predicted tokens of a mask.
 
-    The loss, a plain mean over all predicted tokens, then is mean(hidden) + weight * mean(visible * share), with a share of 1 or,
-    by distance, 1 / sqrt(d), d the Euclidean distance in tokens to the nearest predicted hidden token.
+    The loss, a plain mean over all predicted tokens, is then mean(hidden) + weight * mean(visible * share). The share is 1 or, by
+    distance, 1 / sqrt(d), where d is the Euclidean distance in tokens to the nearest predicted hidden token.
 
     Args:
         mask: without weights.

@@ -1,4 +1,4 @@
-"""Masking of whole frames of clips: any of them (MAE-ST's time-only masks, Feichtenhofer et al., NeurIPS 2022), or the last ones.
+"""Masking of whole frames of clips: random frames (MAE-ST's time-only masks, Feichtenhofer et al., NeurIPS 2022), or the last ones.
 
 Shapes: mB masks, T' frames of tokens.
 """
@@ -35,7 +35,7 @@ class FramesMasker(Masker):
         """The tokens of each frame, int64 (T', H' W').
 
         Raises:
-            ValueError: for an image.
+            ValueError: the grid is that of an image.
         """
         if len(grid) < 3:
             raise ValueError(f"masker.name {self.config.name} hides frames of clips, and the grid {grid} is an image's")
@@ -56,13 +56,13 @@ class FrameMasker(FramesMasker):
 
 @maskers.register("causal")
 class CausalMasker(FramesMasker):
-    """Shows the first frames of a clip and hides the rest; where a part is predicted, the frames that follow at once."""
+    """Hides the last frames of a clip. If only a part is predicted, it is the frames that directly follow the visible ones."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FramesConfig):
         pass
 
     def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
-        """The shown frames in time, and then the hidden ones from the last to the nearest."""
+        """Returns the visible frames in order, and then the hidden ones from the last to the nearest."""
         time = torch.arange(grid[0], device=keys.device)
         return torch.cat([time[:seen], time[seen:].flip(0)]).expand(len(keys), -1)

@@ -1,5 +1,5 @@
-"""Inverse block masking: what is shown are blocks, and the rest is hidden (Baevski et al., "data2vec 2.0", ICML 2023, section 3.3;
-Darcet et al., "CAPI", 2025, section 3.1).
+"""Inverse block masking: blocks are visible, and all other tokens are hidden (Baevski et al., "data2vec 2.0", ICML 2023, section
+3.3; Darcet et al., "CAPI", 2025, section 3.1).
 
 Shapes: mB masks, U = H' W' places of the image plane, V visible ones.
 """
@@ -23,10 +23,10 @@ ASPECTS = 1024  # steps from the smallest to the largest: whole sides from a tab
 
 @maskers.register("inverse_block")
 class InverseBlockMasker(Masker):
-    """Shows squares round random places (data2vec 2.0), or one rectangle (CAPI), and hides the rest; of clips, in all frames.
+    """Hides all tokens except squares around random places (data2vec 2.0), or except one rectangle (CAPI); in clips, in all frames.
 
-    Squares may overlap and are cut off at the borders; random places are taken away or added to reach the exact count. A rectangle
-    has at least the count of places, and the last ones of its last rows are hidden.
+    Squares may overlap and are cut off at the borders; random tokens are removed or added to reach the exact count. A rectangle has
+    at least as many tokens as the count, and the last tokens of its last rows are hidden.
     """
 
     through_time = True
