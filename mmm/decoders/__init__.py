@@ -1,4 +1,4 @@
-"""Decoders: what turns features into predictions."""
+"""Decoders, which turn features into predictions."""
 
 from mmm.decoders.base import Decoder, DecoderConfig, decoders
 from mmm.decoders.convolution import ConvolutionDecoder

@@ -39,13 +39,13 @@ class AttentionDecoderConfig(FusedDecoderConfig):
 
     positions: Positions | Literal["none"] = "sine_cosine"
     """Sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones (Hiera, Pixio), or none (V-JEPA 2,
-    whose blocks turn queries and keys)."""
+    which has rotary positions)."""
 
     resize_positions: Resize = "interpolate"
     """Positions on another grid than the model was built for; see the encoder's."""
 
     rotary: RotaryKind = "none"
-    """Turn queries and keys by their places, beside `positions`; see the encoder's (V-JEPA 2: axial, released weights: vjepa2)."""
+    """Rotary positions, in addition to `positions`; see the encoder's (V-JEPA 2: axial, released weights: vjepa2)."""
 
     drop_path: Rate = 0.0
     """Rate of stochastic depth in the last block, rising linearly from the first."""
@@ -57,7 +57,7 @@ class AttentionDecoderConfig(FusedDecoderConfig):
     """Between the layers of a block's MLP: GELU, or a gate (swiglu), for which `mlp_ratio` is usually 8/3."""
 
     bias: bool = True
-    """Give the linear layers of blocks a bias; `qkv_bias`, where there is one, says it of queries, keys and values."""
+    """Give the linear layers of blocks a bias. Where a decoder has `qkv_bias`, that decides for queries, keys and values."""
 
     def validate(self) -> None:
         check_width("decoder", self.width, self.heads)

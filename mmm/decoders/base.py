@@ -24,7 +24,7 @@ class DecoderConfig(PartConfig):
     kind: ClassVar[str] = "decoder"
 
     def required_features(self, encoder: Shape) -> RequiredFeatures:
-        """Returns the features that it requires of an encoder of this shape. Here: the output of the final norm."""
+        """Returns the features that it requires of an encoder of this shape. By default the output of the final norm."""
         return RequiredFeatures(last=True)
 
 
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
 
     Attributes:
         config: the user's choices.
-        takes_padding: whether padding (`Features.valid`, `Mask.valid_predict`) changes no prediction.
+        takes_padding: whether predictions do not depend on padding (`Features.valid`, `Mask.valid_predict`).
     """
 
     config: DecoderConfig
@@ -45,5 +45,5 @@ class Decoder(nn.Module):
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
 
     def packed(self, features: Sequence[Features], masks: Sequence[Mask], grids: Sequence[Grid]) -> list[Tensor]:
-        """Predictions of batches of different grids, each as `forward` returns them. Here one batch after the other."""
+        """Predictions of batches of different grids, each as `forward` returns them. By default the batches are decoded in turn."""
         return [self(*one) for one in zip(features, masks, grids, strict=True)]

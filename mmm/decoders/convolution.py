@@ -25,24 +25,24 @@ from mmm.layers.transformer import initialise
 
 @decoders.register("convolution")
 class ConvolutionDecoder(Decoder):
-    """Puts the encoded tokens back on the grid, noise in the other places, and convolves; there are no positions.
+    """Puts the encoded tokens back on the grid, with noise in all other places, and convolves. There are no position embeddings.
 
-    The noise differs in each step, and is left out in evaluation mode. Prefix tokens are not read.
+    The noise is drawn anew in each step; in evaluation mode there is none. Prefix tokens are not used.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
         width: Positive = 768
-        """Width of the decoder (data2vec 2.0: 768, of its larger models 1024)."""
+        """Width of the decoder (data2vec 2.0: 768; its larger models: 1024)."""
 
         depth: Positive = 6
         """Number of convolutions (6; larger models: 3)."""
 
         kernel: Positive = 3
-        """Side of a kernel in tokens, odd; of clips also its length (3; larger models: 5)."""
+        """Side of a kernel in tokens, an odd number; for clips also its length (3; larger models: 5)."""
 
         groups: Positive = 16
-        """Groups of channels that are convolved by themselves."""
+        """Number of groups of the convolutions."""
 
         noise: NonNegative = 0.01
         """Standard deviation of the noise in places that were not encoded."""
@@ -60,7 +60,7 @@ class ConvolutionDecoder(Decoder):
         """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all; any grid of its axes will do.
 
         Raises:
-            ValueError: where the groups do not divide the encoder's width.
+            ValueError: the groups do not divide the encoder's width.
         """
         super().__init__()
         if encoder.width % config.groups:

@@ -1,7 +1,7 @@
 """CrossMAE's decoder (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025, section 3): each predicted token
-reads the visible ones, and none of the others, so any part of the hidden tokens can be predicted by itself. CAPI's predictor
-(Darcet et al., 2025, section 3.1) is this decoder too, with rotary positions. In BootMAE's (Dong et al., ECCV 2022, section 3.3)
-encoded tokens are queries, too.
+attends to the visible tokens and not to other predicted ones, so that any part of the hidden tokens can be predicted on its own.
+CAPI's predictor (Darcet et al., 2025, section 3.1) is this decoder with rotary positions. In BootMAE's decoder (Dong et al., ECCV
+2022, section 3.3), encoded tokens are queries too.
 
 Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (prefix among them), Q predicted tokens, D the encoder's width,
 d the decoder's, h heads, K values predicted a token.
@@ -30,7 +30,7 @@ from mmm.layers.transformer import MLP, CrossAttention, SelfAttention, drop_samp
 
 
 class CrossBlock(nn.Module):
-    """x + [self-attention(norm x)], + cross-attention(norm x, source), + mlp(norm x); the source comes normed."""
+    """x + [self-attention(norm x)], + cross-attention(norm x, source), + mlp(norm x); the source is already normed."""
 
     def __init__(self, config: CrossAttentionDecoder.Config, source: int, drop_path: float) -> None:
         super().__init__()
@@ -72,7 +72,8 @@ class CrossBlock(nn.Module):
 
 @decoders.register("cross_attention")
 class CrossAttentionDecoder(Decoder):
-    """Cross-attention from each predicted token to the encoded ones; a predicted token costs the same whoever else is predicted."""
+    """Cross-attention from each predicted token to the encoded tokens. The cost is in proportion to the number of predicted
+    tokens."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AttentionDecoderConfig):
@@ -80,11 +81,11 @@ class CrossAttentionDecoder(Decoder):
         """Number of blocks."""
 
         self_attention: bool = False
-        """Let the predicted tokens also attend to each other; then a prediction depends on which others are asked for."""
+        """Let the predicted tokens attend to each other too. A prediction then depends on which other tokens are predicted."""
 
         encoded_queries: bool = False
-        """Let the encoder's last, normed output stand before the predicted tokens as queries, too (BootMAE); needs
-        `self_attention`, through which the predicted tokens read it."""
+        """Put the encoder's last output, after its norm, before the predicted tokens as further queries (BootMAE). The predicted
+        tokens attend to it by `self_attention`, which must be on."""
 
         register_places: Literal["none", "around"] = "none"
         """Places of the encoder's registers as keys, where rotary: none, or around the visible tokens (CAPI), as in the encoder."""

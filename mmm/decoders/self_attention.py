@@ -29,10 +29,10 @@ from mmm.layers.transformer import EmbedInit, QKVBias, initialise, make_blocks, 
 
 @decoders.register("self_attention")
 class SelfAttentionDecoder(Decoder):
-    """Self-attention over the encoded tokens and a mask token for each predicted one.
+    """Self-attention over the encoded tokens and a mask token for each predicted token.
 
-    Attention has no order, so nothing is unshuffled: each token carries its position. Hidden tokens that are not predicted are
-    not decoded.
+    Attention does not depend on the order of tokens, so they are not brought into the grid's order; each has its position
+    embedding. Hidden tokens that are not predicted are not decoded.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -41,22 +41,22 @@ class SelfAttentionDecoder(Decoder):
         """Biases of queries, keys and values (MAE), of queries and values only (VideoMAE), or none."""
 
         qk_norm: bool = False
-        """Norm queries and keys, head by head."""
+        """Normalise queries and keys in each head."""
 
         layer_scale: AboveZero | None = None
-        """First value of a factor for each value of a block's branches. None: no factors."""
+        """Initial value of the learned factors of a block's branches (LayerScale). None: no factors."""
 
         embed_bias: bool = True
-        """Give the layer that takes the encoder's width to the decoder's a bias (MAE), or none (VideoMAE)."""
+        """Give the linear layer from the encoder's width to the decoder's a bias (MAE) or not (VideoMAE)."""
 
         embed_init: EmbedInit = "xavier"
-        """Start that layer Xavier-uniform (MAE) or as torch does a linear layer (VideoMAE)."""
+        """Initialisation of this layer: Xavier-uniform (MAE), or that of torch (VideoMAE)."""
 
         head_epsilon: NonNegative | None = None
-        """Epsilon of the norm before the head, where it differs (transformers' VideoMAE: 1e-5)."""
+        """Epsilon of the norm before the head, if it differs from `norm_epsilon` (transformers' VideoMAE: 1e-5)."""
 
         echo: bool = False
-        """Predict visible tokens too, with a head of their own (V-JEPA 2.1); needs a masker that asks for them (masker.echo)."""
+        """Predict visible tokens too, with a separate head (V-JEPA 2.1). The masker must request them (masker.echo)."""
 
     config: Config
     takes_padding = True
@@ -96,7 +96,7 @@ class SelfAttentionDecoder(Decoder):
         """Predictions of the tokens in `mask.predict`, (kmB, Q, K).
 
         Raises:
-            ValueError: the mask asks for visible tokens and the decoder has no head for them, or in training the other way round.
+            ValueError: the mask requests visible tokens and the decoder has no head for them, or, in training, the reverse.
         """
         tokens, rotary, valid = self._join(features, mask, grid)
         hidden = mask.predict.shape[1] - mask.echo
@@ -130,7 +130,7 @@ class SelfAttentionDecoder(Decoder):
         """Joins encoded tokens and a mask token for each hidden one to predict, (kmB, R + M + Q - E, d).
 
         Returns:
-            The tokens, their rotations, and which are no padding, where there is any.
+            The tokens, their rotations or None, and which tokens are not padding, or None if there is no padding.
         """
         if mask.echo and self.head_echo is None:
             raise ValueError(f"the mask asks for {mask.echo} visible tokens; set decoder.echo, or leave masker.echo out")

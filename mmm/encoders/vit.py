@@ -43,7 +43,7 @@ ViTPositions = Literal["sine_cosine", "flat_sine_cosine", "learned", "separate",
 
 @encoders.register("vit")
 class VisionTransformer(Encoder):
-    """A plain vision transformer over the tokens that it is shown."""
+    """A plain vision transformer over the visible tokens."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(EncoderConfig):
@@ -67,27 +67,27 @@ class VisionTransformer(Encoder):
         """Put a class token before the others."""
 
         class_tokens: Positive = 1
-        """Number of class tokens, where there is one (Pixio: 8); features are their mean."""
+        """Number of class tokens, if `class_token` is true (Pixio: 8). The class feature is their mean."""
 
         registers: Count = 0
-        """Number of registers behind the class token: further learned tokens that stand nowhere (Darcet et al., ICLR 2024)."""
+        """Number of registers: further learned tokens after the class token, without a place (Darcet et al., ICLR 2024)."""
 
         register_places: Literal["none", "around"] = "none"
-        """Turn registers by no place, or by places around the rectangle of the tokens that are seen (CAPI), as `rotary` says."""
+        """Rotary places of registers: none, or around the rectangle of the visible tokens (CAPI)."""
 
         positions: ViTPositions = "sine_cosine"
         """Fixed sines and cosines of each axis (MAE), of the token's flat index (VideoMAE), learned ones, the sum of learned ones
         of place and of time (separate: MAE-ST), or none."""
 
         resize_positions: Resize = "interpolate"
-        """Positions on another grid than the model was built for: the stored table, interpolated as MAE and transformers do
-        (interpolate) or as timm does (antialias); or sines and cosines that are computed for the new grid (recompute)."""
+        """Positions on another grid than the model was built for: the stored table, interpolated as in MAE and transformers
+        (interpolate) or as in timm (antialias), or sines and cosines computed for the new grid (recompute)."""
 
         qkv_bias: QKVBias = "all"
         """Biases of queries, keys and values (MAE, timm), of queries and values only (VideoMAE), or none."""
 
         embed_init: EmbedInit = "xavier"
-        """Start the patch embedding Xavier-uniform (MAE) or as torch does a convolution (VideoMAE)."""
+        """Initialisation of the patch embedding: Xavier-uniform (MAE), or that of torch's convolution (VideoMAE)."""
 
         drop_path: Rate = 0.0
         """Rate of stochastic depth in the last block, rising linearly from the first."""
@@ -96,12 +96,13 @@ class VisionTransformer(Encoder):
         """Epsilon of the layer norms (MAE, timm: 1e-6; transformers: 1e-12)."""
 
         rotary: RotaryKind = "none"
-        """Turn queries and keys by their places, beside `positions`: counted in tokens (axial: V-JEPA 2, EVA; vjepa2: with the
-        fault that V-JEPA 2's released weights need), from -1 to 1 (dinov3), or from 0 to 1 (capi: with the fault of CAPI's)."""
+        """Rotary positions of queries and keys, in addition to `positions`. Places are counted in tokens (axial: V-JEPA 2, EVA;
+        vjepa2: with the fault that V-JEPA 2's released weights need), from -1 to 1 (dinov3), or from 0 to 1 (capi: with the fault
+        of CAPI's released weights)."""
 
         relative_bias: Literal["none", "blocks", "shared"] = "none"
-        """Learn a bias of attention for each relative position of two tokens of an image, zero at first: in each block (blocks), or
-        one for all blocks (shared: BEiT)."""
+        """Learned bias of attention for each relative position of two tokens of an image, initially zero: none, one in each block
+        (blocks), or one for all blocks (shared: BEiT)."""
 
         norm: Norm = "layer"
         """Norms over a token's values: layer norms, or without mean and bias (rms)."""
@@ -113,13 +114,13 @@ class VisionTransformer(Encoder):
         """Between the layers of a block's MLP: GELU, or a gate (swiglu), for which `mlp_ratio` is usually 8/3."""
 
         bias: bool = True
-        """Give the linear layers behind attention and in MLPs a bias; `qkv_bias` says it of queries, keys and values."""
+        """Give the linear layers after attention and in MLPs a bias; for queries, keys and values see `qkv_bias`."""
 
         qk_norm: bool = False
-        """Norm queries and keys, head by head."""
+        """Normalise queries and keys in each head."""
 
         layer_scale: AboveZero | None = None
-        """First value of a factor for each value of a block's branches (BEiT: 0.1). None: no factors."""
+        """Initial value of the learned factors of a block's branches (LayerScale; BEiT: 0.1). None: no factors."""
 
         def validate(self) -> None:
             check_width("encoder", self.shape.width, self.head_count)

@@ -1,12 +1,13 @@
-"""Masking in which each token is hidden with one probability, whatever becomes of the others: M ~ Bernoulli(ratio), token by token.
+"""Masking in which each token is hidden independently with the same probability: M ~ Bernoulli(ratio) for each token.
 
-How many are hidden then varies. By default it does so from sample to sample, and rows are padded, to a length that depends on the
-grid and on the ratio alone: no shape depends on what was drawn, and the host never waits for a device. Attention leaves padding
-out. The loss is the mean over samples of the mean over the tokens that a sample predicts, E_M [1 / |M| sum_(i in M) loss_i].
+The number of hidden tokens therefore varies. By default it varies from sample to sample, and rows are padded to a length that
+depends only on the grid and the ratio: no shape depends on the drawn numbers, and the host never waits for a device. Attention
+ignores padding. The loss is the mean over samples of the mean over the predicted tokens of a sample,
+E_M [1 / |M| sum_(i in M) loss_i].
 
-Instead, the samples of one update may share the number (`lengths update`), so that nothing is padded. The number has the binomial
-distribution, and given the number all sets are equally likely: the mask of each sample is one of independent draws, but the samples
-of one update are not independent of each other.
+With `lengths update`, all samples of an update have the same number of hidden tokens, so that there is no padding. The number has
+the binomial distribution, and all sets of this number are equally likely. The mask of one sample then has the same distribution as
+with independent draws, but the samples of one update are not independent of each other.
 
 Shapes: mB masks, U units of S tokens, V the padded number of visible units, Q that of predicted ones.
 """
@@ -26,17 +27,18 @@ from mmm.core.rng import permutation, uniform
 from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, maskers, step_key
 
-TAIL = 1e-4  # part of the rows that may be longer than the padded length; what they have more is neither seen nor predicted
+TAIL = 1e-4  # share of rows that may exceed the padded length; their surplus tokens are neither visible nor predicted
 
 
 @maskers.register("bernoulli")
 class BernoulliMasker(Masker):
-    """Hides each token with the probability `ratio`; at least one is seen, and at least one hidden."""
+    """Hides each token with the probability `ratio`; at least one token is visible and at least one is hidden."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         lengths: Literal["sample", "update"] = "sample"
-        """Let the number of hidden tokens differ from sample to sample, with padding, or only from update to update, without."""
+        """Let the number of hidden tokens differ from sample to sample, with padding, or only from update to update, without
+        padding."""
 
         def validate(self) -> None:
             super().validate()
@@ -66,7 +68,7 @@ class BernoulliMasker(Masker):
         return permutation(keys, math.prod(grid))
 
     def _padded(self, keys: Tensor, members: Tensor, ratio: float, share: float) -> Mask:
-        """Masks with numbers of their own: visible units first, then padding; the same of the predicted and of the blank ones."""
+        """Returns masks with different numbers of tokens: visible units and then padding; predicted and blank units likewise."""
         units, each = members.shape
         hidden = uniform(keys + 1, units) < ratio  # (mB, U)
         order = (hidden * units + permutation(keys, units)).argsort(dim=1)  # those to see first, in random order

@@ -1,9 +1,9 @@
 """Multi-block masking (Assran et al., "I-JEPA", CVPR 2023, section 3; Bardes et al., "V-JEPA", 2024, section 3.2): blocks are
-predicted. Of clips, they are held through all the time.
+predicted. In clips, a block is the same in all frames.
 
-The released samplers draw a block's size once for each worker's batch, never use the last row and column (I-JEPA), and cut what is
-seen, in raster order, to the smallest count of a batch. Here the sizes are drawn for each update, all counts are exact, and what is
-left over is left out at random.
+The released samplers draw the size of a block once for each worker's batch, never use the last row and column (I-JEPA), and cut the
+visible tokens, in raster order, to the smallest count of a batch. Here the sizes are drawn for each update, all counts are exact,
+and surplus tokens are dropped at random.
 
 Shapes: mB masks, k target blocks of one mask, C candidates, U = h w units of the image plane.
 """
@@ -25,7 +25,7 @@ from mmm.maskers.base import Masker, MaskerConfig, inside, maskers, step_key
 from mmm.maskers.echo import echo_visible
 from mmm.maskers.random import RandomMasker
 
-CANDIDATES = 8  # sets of blocks drawn for a mask, of which the first that leaves enough to see is taken
+CANDIDATES = 8  # sets of blocks drawn for a mask; the first that leaves enough visible tokens is taken
 ASPECTS = 64  # steps of the mean over aspects
 
 
@@ -35,36 +35,36 @@ class PlacedBlocksMasker(Masker):
     through_time = True
 
     def with_ratio(self, ratio: float) -> Masker:
-        """A random masker: here blocks and not a ratio say what is hidden."""
+        """Returns a random masker, because the blocks of this one do not follow from a ratio."""
         return RandomMasker(RandomMasker.Config(ratio=ratio, unit=self.config.unit, blank=self.config.blank))
 
 
 @maskers.register("multi_block")
 class MultiBlockMasker(PlacedBlocksMasker):
-    """I-JEPA: several target blocks, each predicted by itself from the same visible tokens of a large context block.
+    """I-JEPA: several target blocks, each predicted separately from the same visible tokens of a large context block.
 
-    The blocks of an update have one size, drawn from the step, and lie anywhere for each sample. Of each sample the first of 8 sets
-    of places is taken that leaves enough of the context; if none does, all targets lie at one place, and where the context is too
-    small, tokens outside it are seen too.
+    All blocks of an update have the same size, drawn from the step; their places are drawn for each sample. Of 8 sets of places,
+    the first that leaves enough of the context is taken. If none does, all targets are put at the same place; if the context is
+    still too small, tokens outside it are visible too.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         ratio: Fraction = 0.74
-        """Fraction of all tokens that are not seen. In the released trainings it was 0.74, for what is seen was cut to the smallest
-        count of a batch; before that cut it was 0.6."""
+        """Fraction of all tokens that are not visible. In the released trainings it was 0.74, because visible tokens were cut to
+        the smallest count of a batch; before this cut it was 0.6."""
 
         targets: Positive = 4
-        """Blocks that are predicted; each is a row of `mask.predict`."""
+        """Number of predicted blocks; each is a row of `mask.predict`."""
 
         scale: tuple[Share, Share] = (0.15, 0.2)
-        """Area of a target block, as a fraction of the image, from and to."""
+        """Smallest and largest area of a target block, as a fraction of the image."""
 
         aspect: tuple[AboveZero, AboveZero] = (0.75, 1.5)
-        """Height of a target block over its width, from and to."""
+        """Smallest and largest ratio of a target block's height to its width."""
 
         context: tuple[Share, Share] = (0.85, 1.0)
-        """Area of the context block, as a fraction of the image, from and to."""
+        """Smallest and largest area of the context block, as a fraction of the image."""
 
         def validate(self) -> None:
             super().validate()
@@ -80,7 +80,7 @@ class MultiBlockMasker(PlacedBlocksMasker):
         """Returns the masks of a batch, with k rows of predicted tokens for each; see `Masker.forward`.
 
         Raises:
-            ValueError: where the target blocks can leave too few tokens to see.
+            ValueError: the target blocks can leave too few visible tokens.
         """
         members = self.members(grid).to(keys.device, non_blocking=True)  # (U, S)
         height, width = self.unit_grid(grid)[-2:]
@@ -122,32 +122,32 @@ class MultiBlockMasker(PlacedBlocksMasker):
 
 @maskers.register("block_union")
 class BlockUnionMasker(PlacedBlocksMasker):
-    """V-JEPA: several masks of each sample, each of which hides and predicts the union of its blocks and shows all the rest.
+    """V-JEPA: several masks of each sample; each hides and predicts the union of its blocks.
 
-    The first has many small blocks, the second a few large ones, and the encoder and the decoder run once for each. The number of
-    predicted tokens is the mean of what the union covers; random tokens are added or taken away to reach it. An update's blocks
-    have one size, drawn from the step.
+    The first mask has many small blocks, the second a few large ones. Encoder and decoder run once for each mask. The number of
+    predicted tokens is the mean number that the union covers; random tokens are added or removed to reach it. All blocks of an
+    update have the same size, drawn from the step.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         blocks: tuple[Positive, ...] = (8, 2)
-        """Blocks of each mask."""
+        """Number of blocks of each mask."""
 
         scale: tuple[Share, ...] = (0.15, 0.7)
         """Area of a block of each mask, as a fraction of the image."""
 
         aspect: tuple[AboveZero, AboveZero] = (0.75, 1.5)
-        """Height of a block over its width, from and to."""
+        """Smallest and largest ratio of a block's height to its width."""
 
         echo: NonNegative | None = None
-        """Weight of the mean loss of the visible tokens, which are then predicted too, at their own places (V-JEPA 2.1: 0.5)."""
+        """Weight of the mean loss of the visible tokens, which are then predicted too (V-JEPA 2.1: 0.5). None: not predicted."""
 
         echo_by_distance: bool = True
-        """Weight visible tokens by 1 / sqrt of their distance to the nearest predicted one, in tokens (V-JEPA 2.1)."""
+        """Weight visible tokens by 1 / sqrt(d), d the distance to the nearest predicted token, in tokens (V-JEPA 2.1)."""
 
         echo_rise: tuple[ZeroToOne, ZeroToOne] = (0.0, 0.0)
-        """Parts of the run at which the weight `echo` begins to rise from 0, and reaches its value."""
+        """Fractions of the run at which the weight `echo` begins to rise from 0, and at which it reaches its value."""
 
         def validate(self) -> None:
             super().validate()
@@ -195,21 +195,21 @@ def _covered(top: Tensor, left: Tensor, tall: int, wide: int, height: int, width
 
 
 def rise(progress: float, start: float, end: float) -> float:
-    """0 before the start, 1 from the end on, and linear between."""
+    """Returns 0 before the start, 1 after the end, and linear values between."""
     return 1.0 if progress >= end else max(0.0, (progress - start) / (end - start))
 
 
 def block_size(area: int, aspect: float, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a block, in units: at least one, and no more than the grid has."""
+    """Returns height and width of a block in units: at least 1, at most those of the grid."""
     tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     return min(max(tall, 1), height), min(max(wide, 1), width)
 
 
 @cache
 def mean_union(height: int, width: int, count: int, scale: float, low: float, high: float) -> int:
-    """The number of units that `count` blocks at random places cover, in the mean over places and aspects, rounded.
+    """Returns the mean number of units that `count` blocks at random places cover, over places and aspects, rounded.
 
-    At least one, and at least one less than all.
+    It is at least 1, and less than the number of all units.
     """
     total = 0.0
     for step in range(ASPECTS):

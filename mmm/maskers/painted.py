@@ -1,4 +1,4 @@
-"""A mask of one's own: the pixels that are to be hidden, painted by hand or taken from an image.
+"""Masks given by the user as pixels to hide, painted by hand or taken from an image.
 
 Shapes: B samples, N tokens of the grid, V visible, Q hidden.
 """
@@ -19,18 +19,18 @@ from mmm.maskers.base import Masker, MaskerConfig, squares
 
 
 def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float = 0.5, blank: bool = False) -> Mask:
-    """Returns the mask that hides, and has predicted, the tokens of which at least a share of the pixels are painted.
+    """Returns a mask that hides and predicts all tokens of whose pixels at least a share is painted.
 
     Args:
-        hidden: a tensor or array, 0 for pixels that stay and 1 (or True) for hidden ones, of any size: (H, W) or, of a clip,
-            (T, H, W); or one for each sample, (B, H, W), (B, T, H, W). Of a clip, (H, W) hides the same in all frames.
+        hidden: a tensor or array of any size, 0 for visible pixels and 1 (or True) for hidden ones: (H, W) or, for a clip,
+            (T, H, W); or one for each sample, (B, H, W), (B, T, H, W). For a clip, (H, W) hides the same pixels in all frames.
         grid: the arrangement of the tokens.
-        samples: B, where one mask is for all of them.
-        share: of a token's pixels.
-        blank: show the encoder a mask token in each hidden place.
+        samples: B, if all samples have the same mask.
+        share: share of a token's pixels.
+        blank: give the encoder a mask token in place of each hidden token.
 
     Raises:
-        ValueError: of the shape, where nothing or everything is hidden, or where samples hide different numbers of tokens.
+        ValueError: the shape does not fit, no token or every token is hidden, or samples hide different numbers of tokens.
     """
     values = torch.as_tensor(hidden).float()
     values = values.expand(samples, *values.shape) if values.dim() in (2, len(grid)) else values
@@ -57,10 +57,10 @@ def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float 
 
 
 class PaintedMasker(Masker):
-    """Hides the same painted pixels of every sample; takes the place of a model's masker."""
+    """Hides the same painted pixels in every sample; used in place of a model's masker."""
 
     def __init__(self, hidden: Any, config: MaskerConfig) -> None:
-        """Keeps the pixels. The config of the masker whose place it takes says the units, and whether hidden tokens are blank."""
+        """Keeps the pixels. Units and blank tokens are those of `config`, which is the config of the replaced masker."""
         super().__init__(config)
         self.hidden = torch.as_tensor(hidden)
 

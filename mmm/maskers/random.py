@@ -14,7 +14,7 @@ from mmm.maskers.base import Masker, MaskerConfig, maskers
 
 @maskers.register("random")
 class RandomMasker(Masker):
-    """Hides tokens one by one, uniformly over the grid; of clips, over space and time (MAE-ST, OmniMAE)."""
+    """Hides single tokens, uniformly over the grid; in clips, over space and time (MAE-ST, OmniMAE)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):

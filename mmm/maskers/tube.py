@@ -1,4 +1,4 @@
-"""Tube masking (Tong et al., "VideoMAE", NeurIPS 2022, section 3.3): one spatial mask, held through all the time."""
+"""Tube masking (Tong et al., "VideoMAE", NeurIPS 2022, section 3.3): the same spatial mask in all frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TubeMasker(Masker):
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         ratio: Fraction = 0.9
-        """Fraction of all tokens that are hidden; counted in places: of 14 x 14 at 0.9, 176 are hidden and 20 seen."""
+        """Fraction of the places of a frame that are hidden: of 14 x 14 places at 0.9, 176 are hidden and 20 visible."""
 
     def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
         return permutation(keys, grid[-2] * grid[-1])

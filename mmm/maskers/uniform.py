@@ -1,5 +1,5 @@
-"""Uniform masking (Li et al., "UM-MAE", 2022, section 3): one of each 2 x 2 tokens is seen, so that they make a grid again; some of
-them are replaced by a mask token.
+"""Uniform masking (Li et al., "UM-MAE", 2022, section 3): one of each 2 x 2 tokens is visible, so that the visible tokens form a
+grid again; some of them are replaced by a mask token.
 
 Shapes: mB masks, C cells of 2 x 2 units, U = 4 C units.
 """
@@ -21,15 +21,14 @@ from mmm.maskers.random import RandomMasker
 
 @maskers.register("uniform")
 class UniformMasker(Masker):
-    """Shows one token of each 2 x 2, each of the four places equally often, of clips frame by frame; a part of them as blanks.
-
-    Blanks stand where the encoder would see a token, and are not predicted: they make the task harder for what is seen.
+    """Hides three of each 2 x 2 tokens of a frame; each of the four places is visible equally often. A part of the visible tokens
+    is replaced by mask tokens, which makes the task harder. The replaced tokens are not predicted.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskerConfig):
         secondary: Rate = 0.25
-        """Fraction of the tokens that are shown of which the encoder sees a mask token instead of the values."""
+        """Fraction of the visible tokens that are replaced by a mask token."""
 
         def validate(self) -> None:
             super().validate()
@@ -54,14 +53,14 @@ class UniformMasker(Masker):
         return replace(mask, visible=shown[:, :stay], blank=blank)
 
     def with_ratio(self, ratio: float) -> Masker:
-        """A random masker: this one has one ratio."""
+        """Returns a random masker, because this one has a fixed ratio."""
         return RandomMasker(RandomMasker.Config(ratio=ratio, unit=self.config.unit, blank=self.config.blank))
 
     def order(self, keys: Tensor, grid: Grid, seen: int) -> Tensor:
-        """The units that are shown, cells in random order, and then the others.
+        """Returns the visible units, in a random order of cells, and then the others.
 
         Raises:
-            ValueError: where cells do not fill the grid.
+            ValueError: cells of 2 x 2 units do not fill the grid.
         """
         high, wide = grid[-2:]
         if high % 2 or wide % 2:
