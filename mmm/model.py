@@ -214,7 +214,7 @@ class MaskedModel(Pretrained, nn.Module):
             x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
             keys: int64 (B,), of the samples. None: outside a training run samples have none, and torch's own generator seeds them.
             masker: instead of the model's own.
-            step, steps: where the run stands.
+            step, steps: the current update, and the number of updates.
         """
         masker, grid = masker or self.masker, self.tokenizer.grid(x)
         if keys is None:

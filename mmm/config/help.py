@@ -22,7 +22,7 @@ COMMON = (
     *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
     *("evaluate", "folder", "resume", "dry_run"),
 )
-FEW = 25  # a config with at most so many flags is shown whole
+FEW = 25  # a config with at most this number of flags is shown completely
 
 
 def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: bool) -> str:

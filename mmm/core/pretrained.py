@@ -79,7 +79,7 @@ class Pretrained:
         """Loads a model of this class, on the CPU and in evaluation mode; `mmm.load` takes more arguments.
 
         Args:
-            path: a folder that `save_pretrained` wrote, whatever else `mmm.load` takes, or a name on the hub.
+            path: a folder that `save_pretrained` wrote, anything else that `mmm.load` takes, or a name on the hub.
             revision: on the hub: a branch, a tag or a commit.
             token: for the hub. None: that of `hf auth login` or HF_TOKEN.
 

@@ -39,7 +39,7 @@ class ClipsConfig(DataConfig):
     stride: Positive = 4
     """Distance between two frames of a dense clip, in frames of the video."""
     fps: AboveZero | None = None
-    """Frames per second of a dense clip, whatever the rate of the video; replaces `stride`. None: `stride` is used."""
+    """Frames per second of a dense clip, independent of the rate of the video; replaces `stride`. None: `stride` is used."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames at a constant distance. segments: one random frame from each of equal segments of the video."""
     repeat: Literal["crop", "clip"] = "crop"

@@ -121,7 +121,7 @@ class SelfAttentionDecoder(Decoder):
         last: int | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
-        """Runs the blocks, (B, M, d) -> (B, M, d), or only the `last` so many tokens of the last one."""
+        """Runs the blocks, (B, M, d) -> (B, M, d), or only the last `last` tokens after the last block."""
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, rotary, last if number == len(self.blocks) else None, None, valid, packing)
         return tokens

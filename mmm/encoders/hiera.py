@@ -231,8 +231,8 @@ class Hiera(Encoder):
         return found[:, ::each]
 
     def gather_inner(self, x: Tensor, pools: int) -> Tensor:
-        """Concatenates those tokens of a block's output, after so many poolings, that belong to the same token of the encoder's
-        output.
+        """Concatenates those tokens of a block's output, after the given number of poolings, that belong to the same token of the
+        encoder's output.
 
         Args:
             x: (mB, 4^(q - pools) n u, D'), in the blocks' order: the halves of rows and columns, the finest first, then the units.

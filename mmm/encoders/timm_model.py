@@ -164,7 +164,7 @@ class Description:
     """Properties of a backbone, found by running it on the meta device at its usual size.
 
     Attributes:
-        token: the side of the pixels that one feature stands for.
+        token: side, in pixels, of the square that one feature represents.
         layout: of its output.
         first: the name of its first layer, where that makes a map of the image.
         first_width: D'.
@@ -181,7 +181,7 @@ class Description:
 
 @cache
 def describe(name: str) -> Description:
-    """Returns the properties of a backbone of timm's.
+    """Returns the properties of a backbone of timm.
 
     Raises:
         ValueError: there is none of this name, or its output is no map of features.
@@ -221,7 +221,7 @@ def describe(name: str) -> Description:
 
 
 def create(name: str, *, size: tuple[int, int] | None = None, channels: int = 3, drop_path: float = 0.0) -> Any:
-    """Returns a backbone of timm's without a head, built for this size where it depends on one."""
+    """Returns a backbone of timm without a head, built for this size if it depends on the size."""
     import timm
 
     given: dict[str, Any] = {"num_classes": 0, "in_chans": channels}

@@ -42,7 +42,7 @@ class TransformersEncoder(Encoder):
         """Number of the last of these that are registers."""
 
         side: int = 16
-        """Side of the pixels that one feature stands for."""
+        """Side, in pixels, of the square that one feature represents."""
 
         @property
         def shape(self) -> Shape:

@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
         packing: Packing | None = None,
         relative: RelativePlaces | None = None,
     ) -> Tensor:
-        """(B, M, D) -> (B, M, D); with `last`, only the output of the last so many tokens. `valid`, `packing`: see `Attention`."""
+        """(B, M, D) -> (B, M, D); with `last`, only the outputs of the last `last` tokens. `valid`, `packing`: see `Attention`."""
         q, k, v = self.queries_keys_values(x, rotary)
         own = None if packing is None else (packing, packing)
         bias = None if relative is None else relative.bias(self.relative_position_bias_table)
@@ -281,7 +281,7 @@ class Block(nn.Module):
         Args:
             x: the tokens.
             rotary: their rotations.
-            last: return only the last so many tokens, (B, last, D). The others are keys and values, and nothing else is computed
+            last: return only the last `last` tokens, (B, last, D). The others are keys and values, and nothing else is computed
                 for them.
             added: the output of the MLP, before its scale and dropped paths, is appended to it.
             valid: bool (B, M), which tokens are no padding; None: all.

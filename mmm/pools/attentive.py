@@ -29,7 +29,7 @@ class AttentivePool(Pool):
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
         queries: Positive = 1
-        """Learned queries; their outputs are concatenated, so that the width is so many times the encoder's."""
+        """Learned queries; their outputs are concatenated, so that the width is this number times the encoder's."""
 
         heads: Positive | None = None
         """Attention heads. None: one for every 64 of the width."""

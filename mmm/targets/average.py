@@ -60,7 +60,7 @@ class Average(nn.Module):
         self.encoder.block_output = block_output
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever the mode of the model."""
+        """Stays in evaluation mode, also when the model is set to training mode."""
         return super().train(False)
 
     def forward(self, patches: Tensor, grid: Grid, mask: Mask | None, blocks: tuple[int, ...] = ()) -> Features:

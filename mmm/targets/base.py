@@ -20,7 +20,7 @@ from mmm.core.types import Alone, Collective, Features
 targets: Registry[Target] = Registry("target")
 
 TargetValues = Tensor | tuple[Any, ...]  # several: of several targets, or of the class token too
-Samples = Callable[[int], Iterator[Tensor]]  # so many samples of a training, normalised, in batches (B, C, s...)
+Samples = Callable[[int], Iterator[Tensor]]  # returns that many training samples, normalised, in batches (B, C, s...)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ LIBRARIES = ("timm", "transformers")
 class Frozen(nn.Module):
     """A trained network that gets no gradient and is never saved: each training reads it again.
 
-    Its inputs are normalised like the model's input, whatever its own normalisation.
+    Its inputs are normalised like the model's input, even if its own normalisation differs.
     """
 
     scale: Tensor
@@ -45,7 +45,7 @@ class Frozen(nn.Module):
         self.register_buffer("shift", (own_mean - mean_) / std_, persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever the mode of the model."""
+        """Stays in evaluation mode, also when the model is set to training mode."""
         return super().train(False)
 
     def pixels(self, x: Tensor) -> Tensor:

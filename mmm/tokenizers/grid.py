@@ -79,7 +79,7 @@ class GridTokenizer(nn.Module):
         return self.size[: max(0, len(self.size) - len(size))] + size if len(size) > 1 else size
 
     def _lift(self, x: Tensor) -> Tensor:
-        """Repeats an image (B, C, H, W) along the leading axes of a token: among tubes, it is one tube that stands still."""
+        """Repeats an image (B, C, H, W) along the leading axes of a token: for tubes, the result is one tube without motion."""
         missing = len(self.size) + 2 - x.dim()
         for length in reversed(self.size[:missing]) if missing > 0 else ():
             x = x.unsqueeze(2).expand(-1, -1, length, *x.shape[2:])
@@ -102,7 +102,7 @@ class Patches(GridTokenizer):
 
 @tokenizers.register("tubes")
 class Tubes(GridTokenizer):
-    """Boxes of a clip, some frames deep; an image is one tube that stands still."""
+    """Boxes of a clip, some frames deep; an image becomes one tube without motion."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):

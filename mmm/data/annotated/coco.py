@@ -87,7 +87,7 @@ def objects_of(masks: torch.Tensor, labels: list[int], crowd: torch.Tensor | Non
     Args:
         masks: bool (n, H, W), none of them empty.
         labels: from 0, (n,).
-        crowd: bool (n,). None: no object stands for several.
+        crowd: bool (n,), True for an object that is a group of several. None: there are no groups.
     """
     rows, columns = (masks.any(axis) for axis in (2, 1))  # (n, H), (n, W)
     boxes = [[_first(wide), _first(high), _last(wide), _last(high)] for high, wide in zip(rows, columns, strict=True)]

@@ -44,7 +44,7 @@ class Mean:
         self.count = 0
 
     def add(self, value: Tensor, samples: int) -> None:
-        """Adds the mean over so many samples."""
+        """Adds the mean over a number of samples."""
         value = value.detach().cpu().double() * samples
         self.total = value if self.total is None else self.total + value
         self.count += samples

@@ -29,7 +29,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def step_at(path: Path, run: Path) -> int | None:
-    """The step of the checkpoint that a path into a run stands for; None: the path is of no checkpoint."""
+    """The step of the checkpoint at a path into a run. None: there is no checkpoint at this path."""
     folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
     return step_of(folder) if folder is not None and folder.name.startswith("step_") else None
 

@@ -268,7 +268,7 @@ def _place(path: Path) -> Path:
 
 
 def _weights(path: Path, run: Path) -> Path:
-    """Returns the file of weights that a path into a run stands for, after verifying its checkpoint."""
+    """Returns the file of weights for a path into a run, after verifying its checkpoint."""
     place = _place(path)
     if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
         return run / WEIGHTS

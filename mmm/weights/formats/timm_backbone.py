@@ -1,4 +1,4 @@
-"""timm's folders of any other backbone than its plain vision transformers, as encoders: `encoder.name timm`.
+"""Folders of timm with a backbone other than its plain vision transformers, as encoders: `encoder.name timm`.
 
 A folder on the hub (`timm/beit_base_patch16_224...`, `timm/convnext_tiny...`) names its architecture in config.json. The head of a
 classifier is left out.
@@ -42,7 +42,7 @@ class TimmBackbone(Format):
     title = "timm's layout of another backbone"
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether config.json names an architecture of timm's that is not a plain vision transformer."""
+        """Returns whether config.json names an architecture of timm that is not a plain vision transformer."""
         name = stored.config.get("architecture")
         if not isinstance(name, str):
             return False
@@ -97,7 +97,7 @@ class TimmBackbone(Format):
 
 
 def is_plain(name: str) -> bool:
-    """Returns whether an architecture of timm's is a vision transformer that `encoder.name vit` computes in timm's layout."""
+    """Returns whether an architecture of timm is a vision transformer that `encoder.name vit` computes in timm's layout."""
     import torch
     from timm.models.vision_transformer import Block, VisionTransformer
     from torch import nn
