@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, load_recipe
 
+from benchmarks.evaluate.method_learning import describe
 from mmm.maskers import maskers
 from mmm.model import MaskedModel, ModelConfig
 from mmm.tokenizers import tokenizers
@@ -36,6 +38,11 @@ def test_every_preset_fits_together(name: str) -> None:
             with torch.device("meta"):
                 parts = ModelConfig(**{kind: getattr(config, kind) for kind in KINDS})
                 assert MaskedModel.build(parts, config.data.input()).decoder is not None, preset
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "benchmarks" / "results").glob("methods_*.json")), ids=lambda file: file.stem)
+def test_the_page_has_what_was_measured(file: Path) -> None:
+    assert describe(json.loads(file.read_text(encoding="utf-8"))) in PAGE
 
 
 @pytest.mark.slow
