@@ -53,7 +53,7 @@ ENCODERS: dict[str, EncoderConfig] = {  # of methods that are named with a plus;
 DEPTH = 4  # blocks of the image encoders
 BATCH, RATE = 64, 1e-3  # images of an update, and its peak learning rate
 MEASURED = ("neighbours", "linear")
-PACE = (8, 24)  # updates of the two runs whose difference gives the time of an update
+PACE = (8, 72)  # updates of the two runs whose difference gives the time of an update
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
@@ -112,17 +112,15 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     """Returns the result of one method and seed.
 
     Args:
-        found: all earlier results. Updates that an earlier seed of the method had are not measured again, nor the features of
-            random weights of the same encoder; those of a new encoder are added to it.
+        found: all earlier results. The seconds of an update of this method, and the features of random weights of the same
+            encoder, are not measured again if they are there; otherwise they are added.
     """
-    earlier = list(found["methods"][name].values())
-    if earlier:
-        pace = earlier[0]["pace"]
-    else:
+    pace = found["paces"].get(name)
+    if pace is None:
         train(name, options, 1, seed, scratch / f"{name}-{seed}-1")  # imports
         few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
-        pace = (more - few) / (PACE[1] - PACE[0])
-    steps = max(PACE[1], round(60 * options.minutes / pace))
+        pace = found["paces"][name] = (more - few) / (PACE[1] - PACE[0])
+    steps = max(1, round(60 * options.minutes / pace))
     folder = scratch / f"{name}-{seed}"
     seconds, updates = train(name, options, steps, seed, folder)
     config = config_of(name, options, steps, seed, folder)
@@ -139,7 +137,7 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
         baseline = {measured: {model: top[measured][model] for model in ("untrained", "raw_pixels")} for measured in MEASURED}
         found["baselines"][key] = baseline
     figures = {measured: {"trained": top[measured]["trained"], **baseline[measured]} for measured in MEASURED}
-    return {"pace": pace, "updates": updates, "seconds": seconds, **figures}
+    return {"updates": updates, "seconds": seconds, **figures}
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -179,7 +177,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"methods_{'videos' if options.videos else 'images'}_{options.minutes:g}min"
     file = options.out / f"{name}.json"
-    begun = {"machine": machine(torch.device("cpu")), "baselines": {}, "methods": {}}
+    begun = {"machine": machine(torch.device("cpu")), "paces": {}, "baselines": {}, "methods": {}}
     found = json.loads(file.read_text()) if file.exists() else begun
     prefix, known = ("video_", VIDEOS) if options.videos else ("image_", IMAGES)
     for method in options.methods or [f"{prefix}{one}" for one in known]:
