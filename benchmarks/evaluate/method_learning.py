@@ -145,11 +145,11 @@ def describe(found: dict[str, Any]) -> str:
     rows = []
     for name, seeds in found["methods"].items():
         runs = list(seeds.values())
-        row = [f"`{name}`", f"{mean(run['updates'] for run in runs):,.0f}"]
+        row = [f"`{name}`", f"{mean(run['updates'] for run in runs):,.0f}", f"{mean(run['seconds'] for run in runs):.0f}"]
         for measured in MEASURED:
             row += [spread([run[measured][model] for run in runs]) for model in ("trained", "untrained")]
         rows.append(row)
-    head = ["recipe", "updates", "neighbours, %", "random weights", "linear, %", "random weights"]
+    head = ["recipe", "updates", "seconds", "neighbours, %", "random weights", "linear, %", "random weights"]
     return table(head, rows)
 
 
