@@ -247,7 +247,8 @@ print(take())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_kept() -> None:
-    """128 MiB are allocated again, 32,768 pages, in a separate process, where nothing else lies at the end of the heap."""
+    """The second allocation of 128 MiB has 32,768 pages; it is made in a separate process, where nothing else lies at the end of
+    the heap."""
     script = [sys.executable, "-c", FAULTS, allocator.__file__]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     if done.returncode == 77:
@@ -284,7 +285,7 @@ TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "norm":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # compiling takes a minute on a free machine
+@pytest.mark.timeout(1200)  # compiling takes a minute on an idle machine
 @pytest.mark.parametrize(("name", "options"), [(name, {}) for name in encoders.parts if name != "hiera"] + [("vit", TODAY)])
 def test_every_encoder_computes_the_same_compiled(name: str, options: dict[str, Any]) -> None:
     """Compares forward and backward with `--train.compile` on a CPU."""

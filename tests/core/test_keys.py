@@ -64,7 +64,7 @@ def test_keys_equal_pythons_integers(parts: tuple[int, ...]) -> None:
 
 
 def test_runs_of_yesterday_are_repeated() -> None:
-    """If this test fails, every recorded run and every resumed run changes. Do not edit the numbers; find the cause."""
+    """If this fails, every recorded or resumed run changes: do not edit the numbers, but find the cause."""
     assert {purpose.name: int(purpose) for purpose in Stream} == {
         "ORDER": 1,
         "CROP": 2,

@@ -103,8 +103,7 @@ def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
 
 
 def test_data2vec_wants_what_mlps_add(build: Build) -> None:
-    """The target is the output of each block's MLP, before its factor and the sum; the loss is the mean square divided by
-    sqrt(D)."""
+    """The target is the output of each block's MLP, before its factor and the sum; the loss is sqrt(D) times the mean square."""
     encoder = VisionTransformer.Config(width=24, depth=2, heads=2, layer_scale=0.5)
     target = LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse")
     model = build(encoder=encoder, target=target).double()
@@ -161,7 +160,7 @@ def test_the_average_s_decay_may_turn_on_its_way() -> None:
 
 
 def test_predictions_may_be_normed_too(build: Build) -> None:
-    """BootMAE norms predictions, too."""
+    """BootMAE normalises predictions, too."""
     model, x, mask = model_of(build, norm_prediction=True, loss="mse")
     output = model(x, mask=mask)
     plain = (standard(output.prediction, -1) - output.target).square().mean()
@@ -254,7 +253,7 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
     attention.fused_attn, weights = False, []
     attention.attn_drop.register_forward_hook(lambda _, inputs, output: weights.append(output))
     teacher(seen)
-    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # of the class token
+    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # the class token's attention
     clips = build((4, 12, 16), target=target)
     clips.target.begin(clips, unread, no_samples)
     clip = torch.stack([x, x.flip(0), x.flip(3), x], dim=2)

@@ -98,7 +98,7 @@ def test_other_keys_give_other_masks_and_the_global_generator_none(name: str) ->
 
 @every_masker
 def test_several_masks_of_a_sample_stand_beside_each_other(name: str) -> None:
-    """Each sample has m rows that depend on its key alone; their shapes are the same as without the option."""
+    """Each sample has m rows that depend on its key alone; each row has the same length as without the option."""
     many = draw(name, (4, 6, 8), masks=3)
     alone = draw(name, (4, 6, 8), KEYS[5:6], masks=3)
     assert all(len(rows) % 48 == 0 for rows in sets(many))
@@ -145,7 +145,7 @@ def test_blanks_stand_in_all_hidden_places(name: str) -> None:
 
 @every_ratio
 def test_places_are_hidden_as_often_as_the_ratio_says(name: str) -> None:
-    """Random and tube masks hide all places equally often; rectangles must hide the middle more often."""
+    """Random and tube masks hide all places equally often; rectangles lie more often in the middle."""
     keys = sample_keys(0, 0, torch.arange(8000))
     hidden = 1 - shown(draw(name, (6, 8), keys, ratio=0.5), 48).double().mean(0)
     assert hidden.mean().item() == pytest.approx(0.5)
