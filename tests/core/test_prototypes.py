@@ -49,7 +49,7 @@ def test_the_loss_is_ibots_patch_term(build: Build) -> None:
 
 
 def test_class_tokens_are_compared_between_the_views_of_an_input(build: Build) -> None:
-    """iBOT compares the student's class token of one view with the teacher's of the other; they have their own centre and
+    """iBOT compares the student's class token of one view with the teacher's of the other; class tokens have their own centre and
     temperature."""
     model, x = model_of(build, class_weight=0.5, class_temperature=0.05, centre_decay=0.8, decay=1.0)
     target = model.target
