@@ -1,4 +1,4 @@
-"""The benchmark compares with the right steps: the published steps have the same losses, and memory is counted correctly."""
+"""The CrossMAE benchmark compares equal steps: the published steps have the same losses, and peak memory is counted correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmm.decoders import CrossAttentionDecoder
 
 @pytest.fixture
 def bench() -> Callable[[str], ModuleType]:
-    """Imports a file of the benchmarks, by its short name."""
+    """Returns a function that imports a file of the benchmarks by its short name."""
     return lambda name: importlib.import_module(f"benchmarks.train.{name}")
 
 

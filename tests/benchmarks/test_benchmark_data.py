@@ -1,4 +1,4 @@
-"""The benchmark of the data path runs, writes what it says, and compares equal pixels."""
+"""The benchmark of the data path runs, writes its results, and compares equal pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurements of a GPU, rehearsed on a CPU."""
+"""Runs the GPU measurements on a CPU."""
 
 from __future__ import annotations
 

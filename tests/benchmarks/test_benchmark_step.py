@@ -1,4 +1,4 @@
-"""The benchmark of steps counts what a method needs, and compares with what it says."""
+"""The benchmark of steps counts a method's operations, and its published step uses torch's own kernels."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_model_flops_are_those_of_torch_s_counter(decoder: object, build: Callab
     model, x = build(size=(16, 16), decoder=decoder), torch.randn(2, 3, 16, 16)
     use_cpu_bf16_kernels(model)
     mask = model.draw_masks(x)
-    with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):  # attention by products
+    with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):  # attention as matrix products
         model(x, mask=mask).loss.backward()
     ours = 2 * step_flops(model, mask.visible.shape[1], mask.predict.shape[1])
     assert counted.get_total_flops() == pytest.approx(ours, rel=1e-9)

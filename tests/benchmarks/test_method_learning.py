@@ -1,4 +1,4 @@
-"""The table of methods at equal time, with a training of a few updates."""
+"""Runs the table of methods at equal time, with a training of a few updates per method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "0", "1"])
     method_learning.main()
     found = json.loads(file.read_text())
-    assert len(found["baselines"]) == 2  # one encoder, two seeds
+    assert len(found["baselines"]) == 2  # one encoder and two seeds
     for name in ("video_mae", "video_mae@transformers"):
         assert found["methods"][name]["0"] == first["methods"][name]["0"]
         assert found["methods"][name]["1"]["updates"] == first["methods"][name]["0"]["updates"]

@@ -26,12 +26,12 @@ RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.py") if 
 
 
 def config_classes() -> set[type]:
-    """The dataclasses of `mmm` and `tasks` whose names end in Config."""
+    """Returns the dataclasses of `mmm` and `tasks` whose names end in Config."""
     files = [path for folder in ("mmm", "tasks") for path in (REPOSITORY / folder).rglob("*.py")]
     files = [path for path in files if re.search(r"^ *class \w*Config\b", path.read_text(encoding="utf-8"), re.MULTILINE)]
     modules = [importlib.import_module(".".join(path.relative_to(REPOSITORY).with_suffix("").parts)) for path in files]
     values = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    values += [value for kind in values for value in vars(kind).values() if isinstance(value, type)]  # the Config in a part
+    values += [value for kind in values for value in vars(kind).values() if isinstance(value, type)]  # the Config inside a part
     return {kind for kind in values if is_dataclass(kind) and kind.__name__.endswith("Config")}
 
 
@@ -43,7 +43,7 @@ def test_every_config_checks_its_fields() -> None:
 
 
 def configs_in(config: Any) -> Iterator[Any]:
-    """A config and all configs in it."""
+    """Yields a config and all configs in it."""
     yield config
     for value in (getattr(config, field.name) for field in fields(config)):
         if is_dataclass(value):

@@ -1,4 +1,4 @@
-"""Command line, save and load, with small parts of our own."""
+"""The command line, and saving and loading of configs, with small parts that are defined here."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LitStand:
         lamp: LampConfig = FloorLamp.Config()
 
 
-del REGISTRIES["lamp"], REGISTRIES["stand"]  # other tests walk over all that are registered
+del REGISTRIES["lamp"], REGISTRIES["stand"]  # other tests iterate over all registries
 
 
 @pytest.fixture(autouse=True)
@@ -142,17 +142,17 @@ FULL = Config(
 
 
 def echo(config: Config) -> dict[str, Any]:
-    """A task that gives back its config."""
+    """A task that returns its config."""
     return {"config": config}
 
 
 def call(*argv: str, run: Callable[[Any], dict[str, Any]] = echo, presets: Any = PRESETS) -> Any:
-    """Runs the last line of a recipe."""
+    """Makes the call in the last line of a recipe."""
     return main(run, presets=presets, doc="A recipe.\n\nWhat to expect.", argv=argv, prog="recipes/lamp.py")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str, run: Callable[[Any], Any] = echo, presets: Any = PRESETS) -> str:
-    """The one line in which these flags are refused."""
+    """Returns the one line in which these flags are refused."""
     with pytest.raises(SystemExit) as ended:
         call(*argv, run=run, presets=presets)
     assert ended.value.code == 2
@@ -198,7 +198,7 @@ def test_without_flags_the_config_is_the_given_one() -> None:
         ("--evaluate", lambda c: c.evaluate, ()),
         ("--evaluate pictures features", lambda c: c.evaluate, ("pictures", "features")),
         ("--lamp.dimmer 1", lambda c: c.lamp.dimmer, 1.0),
-        ("--lamp.colour none", lambda c: c.lamp.colour, "none"),  # a choice of that name, not None
+        ("--lamp.colour none", lambda c: c.lamp.colour, "none"),  # the choice "none", not None
         ("--run 5", lambda c: c.run, "5"),
         ("--run=--x", lambda c: c.run, "--x"),
         ("--data.source a=b", lambda c: c.data.source, "a=b"),
@@ -253,7 +253,7 @@ class Room:
     house: House = House()
 
 
-# what is wrong is said in one line
+# errors are one line
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_examples_in_the_help_keep_their_lines(capsys: pytest.CaptureFixture[str
 
 
 def test_help_whose_reader_stops_reading_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader closes the pipe, as in `--help | head`."""
+    """The reader closes the pipe, as `head` does in `--help | head`."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:
@@ -381,7 +381,7 @@ def test_help_whose_reader_stops_reading_ends_quietly(monkeypatch: pytest.Monkey
         with pytest.raises(SystemExit) as ended:
             call("--help")
         assert ended.value.code == 1
-        output.flush()  # the interpreter's own, at its end
+        output.flush()  # as the interpreter does at its end
 
 
 def test_only_one_process_shows_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -457,7 +457,7 @@ def test_what_a_saved_config_looks_like(tmp_path: Path) -> None:
 
 
 def test_equal_configs_have_equal_files(tmp_path: Path) -> None:
-    """An int where a float is meant is equal to it, so it must be saved as one."""
+    """An int where a float is expected is equal to the float, so both must be saved as the same text."""
     save(replace(DEFAULT, train=TrainConfig(batch_size=8, learning_rate=1)), tmp_path / "a.yaml")
     save(replace(DEFAULT, train=TrainConfig(batch_size=8, learning_rate=1.0)), tmp_path / "b.yaml")
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
@@ -502,7 +502,7 @@ def test_a_bad_file_is_refused_by_name(text: str, said: str, tmp_path: Path, cap
 
 
 def test_a_file_by_hand_may_be_short(tmp_path: Path) -> None:
-    """The type's defaults fill it up; YAML reads 1e-6 as text, and None too."""
+    """Missing values get the type's defaults; YAML reads 1e-6 as text, and None too."""
     (tmp_path / "a.yaml").write_text("train: {batch_size: 4, learning_rate: 1e-6, steps: None}\nevaluate: features")
     config = load(Config, tmp_path / "a.yaml")
     assert config == Config(train=TrainConfig(batch_size=4, learning_rate=1e-6), evaluate=("features",))
@@ -514,7 +514,7 @@ def test_flags_win_over_a_file_wherever_they_stand(first: bool, tmp_path: Path, 
     file, flags = ["--config", str(tmp_path / "a.yaml")], ["--train.steps", "3", "--data.source", "none"]
     config = call(*(file + flags if first else flags + file))["config"]
     assert config == replace(FULL, train=replace(FULL.train, steps=3), data=replace(FULL.data, source=None))
-    assert capsys.readouterr() == ("", "")  # no preset applies, so nothing is said of one
+    assert capsys.readouterr() == ("", "")  # no preset applies, so no message names one
 
 
 def test_parts_are_swapped_after_a_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/adding_a_part.md does what it says: its code is taken from the page and trained with."""
+"""The code in docs/adding_a_part.md is taken from the page, checked and trained with."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding_a_part.md"
 
 
 def blocks() -> list[str]:
-    """The page's files."""
+    """Returns the Python files that the page shows."""
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
-    """The page's file; its part is gone again after the test."""
+    """Writes the page's first file, and unregisters its part after the test."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None
     (tmp_path / "checkerboard.py").write_text(code[1])
@@ -58,7 +58,7 @@ def test_the_pages_masker_holds_its_squares_through_a_clip(part: Path) -> None:
 
 
 def test_the_pages_method_is_whole_and_short(tmp_path: Path, run_recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    """A masker and a target in one file of less than 60 lines: it passes all checks on images and clips, and trains."""
+    """A masker and a target in one file of less than 60 lines pass all checks on images and clips, and train."""
     code = next(block for block in blocks() if "Stripes" in block)
     assert len(code.splitlines()) < 60
     (tmp_path / "spectra.py").write_text(code)

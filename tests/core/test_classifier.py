@@ -1,4 +1,4 @@
-"""Pools and classifiers on encoders of images and clips: what every registered pool keeps, and what a frozen encoder keeps."""
+"""Pools and classifiers on encoders of images and clips: the rules of every registered pool, and a frozen encoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_pool_makes_a_classifier_of_images_and_clips(name: str, size: tupl
     assert torch.allclose(classifier.classify(kept), logits, atol=1e-6)
     assert classifier.pool(kept).shape == (3, classifier.pool.width)
     alone = classifier(x[1:2])
-    assert torch.allclose(alone, logits[1:2], atol=1e-5)  # a sample's scores are its own
+    assert torch.allclose(alone, logits[1:2], atol=1e-5)  # a sample's scores do not depend on the other samples
     logits.square().sum().backward()
     own = {name: weight for name, weight in classifier.named_parameters() if weight.requires_grad}
     assert not [name for name, weight in own.items() if weight.grad is None]
@@ -110,7 +110,7 @@ def test_a_frozen_encoder_does_not_train(build: Build) -> None:
 
 
 def test_an_encoder_without_a_final_norm(build: Build) -> None:
-    """CrossMAE's: the head's own norm is the only one."""
+    """CrossMAE's encoder has no final norm: the head's norm is the only one."""
     model = build(decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"))
     assert isinstance(model.encoder.norm, nn.Identity)
     classifier = Classifier.of(model, classes=3, head=HeadConfig(norm="layer"))
@@ -121,7 +121,7 @@ def test_an_encoder_without_a_final_norm(build: Build) -> None:
 
 
 def test_a_class_token_is_fine_tuned_with_the_pretrained_norm(build: Build) -> None:
-    """MAE (models_vit.py): fc_norm replaces the encoder's norm where tokens are averaged, and the class token keeps it."""
+    """In MAE (models_vit.py) fc_norm replaces the encoder's norm if tokens are averaged; a class token keeps the encoder's norm."""
     model, x = build((16, 16)).eval(), torch.randn(2, 3, 16, 16)
     for pool in (ClassPool.Config(), MeanPool.Config()):
         data = ImagesConfig(source="", image_size=16)
@@ -154,7 +154,7 @@ def test_first_weights_come_from_the_seed_alone(build: Build) -> None:
 
 
 def test_batch_norm_is_torch_s_without_weights() -> None:
-    """After a start in which batches count alike."""
+    """The first ten batches count equally in the running statistics; later ones have a momentum of 0.1."""
     ours, theirs = BatchNorm(5), nn.BatchNorm1d(5, affine=False, eps=1e-6, momentum=None)
     for number in range(14):
         theirs.momentum = None if number < 10 else 0.1

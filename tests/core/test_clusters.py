@@ -1,4 +1,4 @@
-"""CAPI's clusters: Sinkhorn and Knopp's algorithm, the clusters' own loss, and processes that look across one batch together.
+"""CAPI's clusters: Sinkhorn and Knopp's algorithm, the clusters' own loss, and assignments over the batch of all processes.
 
 Shapes: B samples, N tokens, K clusters.
 """
@@ -35,7 +35,7 @@ def teach(model: MaskedModel, x: Tensor) -> Any:
 
 
 def plain_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
-    """Divides columns, then rows, by their sums, for one place, (B, K)."""
+    """Divides the columns, then the rows, of one place's shares (B, K) by their sums, `iterations` times."""
     shares = (logits / temperature).exp()
     for _ in range(iterations):
         shares = shares / shares.sum(0, keepdim=True)
@@ -90,7 +90,7 @@ def test_the_clusters_have_a_learning_rate_of_their_own(build: Build) -> None:
 
 
 class Threads:
-    """A collective of threads, each of which stands for a process."""
+    """Collective operations between threads, each in the role of a process."""
 
     def __init__(self, count: int) -> None:
         self.barrier, self.said = threading.Barrier(count, timeout=20), dict[int, Tensor]()
@@ -125,7 +125,7 @@ def test_two_processes_assign_as_one_does_and_an_evaluation_asks_nobody(build: B
     for thread in threads:
         thread.join()
     assert torch.allclose(torch.cat([found[0], found[1]]), whole, atol=1e-12)
-    alone = teach(model.eval(), x[:3]).tokens  # no other process answers
+    alone = teach(model.eval(), x[:3]).tokens  # no other process takes part
     assert not torch.allclose(alone, whole[:3], atol=1e-3)
 
 

@@ -40,8 +40,8 @@ def unread(path: str) -> Any:
 
 
 def test_beit_equals_transformers(build: Build) -> None:
-    """Blanks, no bias of keys, factors of branches, a linear layer on hidden tokens and cross-entropy: BeitForMaskedImageModeling,
-    with positions that are added and without relative ones. Loss and gradients."""
+    """Compares loss and gradients with BeitForMaskedImageModeling: mask tokens, no bias of keys, layer scale, a linear layer on
+    hidden tokens and cross-entropy, with added positions and without relative ones."""
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
     model = build(
@@ -85,7 +85,7 @@ def test_beit_equals_transformers(build: Build) -> None:
 
 
 def as_transformers(model: MaskedModel) -> dict[str, Tensor]:
-    """Our weights under BeitForMaskedImageModeling's names."""
+    """Returns our weights under BeitForMaskedImageModeling's names."""
     encoder, head = model.encoder.state_dict(), model.decoder.head
     names = {
         "cls_token": "cls_token",
@@ -118,7 +118,8 @@ def as_transformers(model: MaskedModel) -> dict[str, Tensor]:
 
 
 def test_kmeans_equals_a_plain_loop() -> None:
-    """Points of norm 1; each goes to the centre of the largest product; centres are sums of norm 1; the first are drawn."""
+    """Each point of norm 1 goes to the centre with the largest product; centres are sums scaled to norm 1; the first centres are
+    drawn."""
     points = F.normalize(torch.randn(60, 5, dtype=torch.float64), dim=1)
     rows = scores(sample_keys(0, 0, 0), 60)[0].argsort()[:4].tolist()
     centres = [points[row] for row in rows]
@@ -141,7 +142,7 @@ def test_kmeans_leaves_no_cluster_empty() -> None:
 
 
 def test_a_training_makes_the_codes_of_its_patches(build: Build) -> None:
-    """Each patch less its mean goes to the nearest direction of k-means; brightness and contrast change no code."""
+    """Each patch minus its mean gets the code of the nearest direction of k-means; brightness and contrast change no code."""
     model = build(target=CodeTarget.Config(codes=6, samples=20, iterations=4))
     x = torch.randn(20, 3, 12, 16)
     before = model.target.vocabulary.centres.clone()
@@ -180,7 +181,7 @@ def test_codes_of_the_features_of_a_frozen_model(build: Build) -> None:
     assert len(model.target.unsaved()) == len(teacher.encoder.state_dict())
     assert [name for name in model.state_dict() if name.startswith("target.")] == ["target.vocabulary.centres"]
     centres = model.target.vocabulary.centres.clone()
-    model.target.begin(model, lambda path: teacher, None)  # copied from another run: it stays
+    model.target.begin(model, lambda path: teacher, None)  # the vocabulary was copied from another run and is kept
     assert torch.equal(model.target.vocabulary.centres, centres)
     for options, words in (({"source_width": 8}, "target.source_width"), ({"block": 4}, "target.block 4"), ({"codes": 500}, "500")):
         wrong = build(target=CodeTarget.Config(**{"codes": 5, "source": "runs/teacher", "source_width": 32} | options))
@@ -192,7 +193,7 @@ def test_codes_of_the_features_of_a_frozen_model(build: Build) -> None:
 
 
 def test_dalles_codes_are_those_of_transformers(build: Build, tmp_path: Path) -> None:
-    """8 pixels a code, of pixels in [0.1, 0.9]; a clip's are those of the first frames of its tubes."""
+    """A code covers 8 x 8 pixels in [0.1, 0.9]; a clip's codes are those of the first frame of each tube."""
     from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
     config = FlavaImageCodebookConfig(hidden_size=4, num_blocks_per_group=1)
@@ -206,7 +207,7 @@ def test_dalles_codes_are_those_of_transformers(build: Build, tmp_path: Path) ->
     resized = F.interpolate(0.8 * unit + 0.1, size=(24, 32), mode="bicubic", antialias=True)
     expected = FlavaImageCodebook.from_pretrained(tmp_path).get_codebook_indices(resized).flatten(1)
     codes = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
-    assert (codes == expected).float().mean() > 0.9  # of random weights: where two codes are alike rounding decides
+    assert (codes == expected).float().mean() > 0.9  # with random weights some codes are almost equal, and rounding decides
     assert codes.unique().numel() > 1
     clips = build((4, 12, 16), target=target)
     clips.target.begin(clips, unread, None)
@@ -216,7 +217,8 @@ def test_dalles_codes_are_those_of_transformers(build: Build, tmp_path: Path) ->
 
 
 def test_beit_v2s_codes_are_the_nearest_to_projected_features(build: Build, tmp_path: Path) -> None:
-    """Pixels in [-1, 1]; a vision transformer with a norm behind the last block; Linear, tanh, Linear; norm 1."""
+    """Pixels in [-1, 1] go through a vision transformer with a norm after the last block, Linear, tanh, Linear and a scaling to
+    norm 1."""
     encoder = build(
         (16, 16), encoder=VisionTransformer.Config(width=64, depth=2, heads=1, positions="learned", qkv_bias="qv")
     ).encoder
@@ -226,7 +228,7 @@ def test_beit_v2s_codes_are_the_nearest_to_projected_features(build: Build, tmp_
         stored = {name.replace(here, there): value for name, value in stored.items()}
     stored |= {f"encode_task_layer.0.{name}": value for name, value in first.state_dict().items()}
     stored |= {f"encode_task_layer.2.{name}": value for name, value in second.state_dict().items()}
-    options = argparse.Namespace(lr=1.0)  # as training scripts leave them
+    options = argparse.Namespace(lr=1.0)  # published files hold the training script's options, too
     stored |= {"quantize.embedding.weight": codes, "decoder.cls_token": torch.zeros(1)}
     torch.save({"args": options, "model": stored}, tmp_path / "vqkd.pth")
     model = build((16, 16), target=CodeTarget.Config(vocabulary="vqkd", source=str(tmp_path / "vqkd.pth")))

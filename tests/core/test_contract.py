@@ -1,7 +1,7 @@
-"""Rules of all registered parts, for images and clips: one test body for all parts.
+"""Rules that every registered part keeps, for images and clips: one test body for all parts.
 
-A part that is added is tested here without a line being written, if it can be built from its defaults, and small with fields
-called width, depth and heads. Two methods are sketched at the end: the forward takes them as it stands.
+A new part is tested here without a new test, if it can be built from its defaults, and made small by fields called width, depth and
+heads. Two methods, SimMIM and I-JEPA, are built at the end without any change of the model's forward.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Build = Callable[..., MaskedModel]
 
 def model_of(kind: str, name: str, medium: str) -> MaskedModel:
     config = small_config(kind, name)
-    config = replace(config, noise=0.0) if isinstance(config, ConvolutionDecoder.Config) else config  # drawn anew in each forward
+    config = replace(config, noise=0.0) if isinstance(config, ConvolutionDecoder.Config) else config  # noise differs per forward
     return small_model(SIZES[medium], {kind: config})
 
 
@@ -67,7 +67,7 @@ def test_defaults_build_at_full_size(kind: str, name: str) -> None:
     defaults = {"encoder": VisionTransformer.Config(), "decoder": SelfAttentionDecoder.Config(), kind: config}
     patches = Patches.Config(size=getattr(config, "token", None) or 16)
     defaults["tokenizer"] = config if kind == "tokenizer" else Tubes.Config() if len(size) == 3 else patches
-    if name == "hiera":  # its mask units are of 2 x 2 tokens
+    if name == "hiera":  # Hiera's mask units have 2 x 2 tokens
         defaults["masker"] = RandomMasker.Config(unit=2)
     with torch.device("meta"):
         model = small_model(size, defaults)
@@ -145,7 +145,7 @@ def test_every_option_keeps_the_contract(variant: str, medium: str) -> None:
         check(model, *draw(model))
 
 
-# --- parts that are wrong are found ---------------------------------------------------------------------------------------------
+# --- faulty parts are found -----------------------------------------------------------------------------------------------------
 
 WRONG = '''
 """Parts with one fault each."""
@@ -254,7 +254,7 @@ class Greedy(Format):
     def detect(self, stored):
         return True
 """
-FAULTS = {  # of each part, the check that fails and a part of what it says
+FAULTS = {  # for each part, the check that fails and a piece of its message
     "masker generator": ("masks depend on each sample's key alone", "torch's generator"),
     "masker twice": ("the order of units is a permutation", "a permutation of the units"),
     "masker batch": ("masks depend on each sample's key alone", "depends on the other samples"),
@@ -270,7 +270,7 @@ FAULTS = {  # of each part, the check that fails and a part of what it says
 
 @pytest.fixture
 def wrong(tmp_path: Path) -> Iterator[Path]:
-    """A user's file; its parts are gone again after the test."""
+    """Writes a user's file, and unregisters its parts after the test."""
     (tmp_path / "wrong.py").write_text(WRONG + WRONG_TYPES)
     yield tmp_path / "wrong.py"
     for part in FAULTS:
@@ -311,7 +311,7 @@ def test_a_run_with_a_wrong_part_ends_before_it_starts(flags: str, wrong: Path, 
     assert not (tmp_path / "run").exists()
 
 
-# the parts of the plain model are compiled together, once a modality; the others one by one
+# The parts of the plain model are compiled together, once per modality, and the others one by one.
 PLAIN = {"vit", "self_attention", "pixels"}
 COMPILED = [pytest.param("encoder", "vit", medium, id=f"plain-{medium}") for medium in SIZES] + [
     pytest.param(kind, name, "images", id=name)
@@ -322,7 +322,7 @@ COMPILED = [pytest.param("encoder", "vit", medium, id=f"plain-{medium}") for med
 
 @pytest.mark.parametrize(("kind", "name", "medium"), COMPILED)
 def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
-    """The forward with a given mask needs no Python: no hashing, no sort, no synchronisation."""
+    """The forward with a given mask compiles without graph breaks: it needs no hashing, no sort and no synchronisation."""
     model = model_of(kind, name, medium)
     x, mask = draw(model, samples=2)
     torch._dynamo.reset()
@@ -334,7 +334,7 @@ def test_the_forward_is_one_graph(kind: str, name: str, medium: str) -> None:
 
 
 def test_simmim_is_a_choice_of_parts(build: Build) -> None:
-    """SimMIM (Xie et al., CVPR 2022) stated plainly: mask tokens in all hidden places, every token encoded, one linear layer,
+    """SimMIM (Xie et al., CVPR 2022) restated: mask tokens in all hidden places, every token encoded, one linear layer,
     |difference| summed over the hidden pixels and divided by their number."""
     model = build(
         (16, 24),
@@ -363,23 +363,23 @@ def test_simmim_is_a_choice_of_parts(build: Build) -> None:
     assert model(x, mask=mask).loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-# --- I-JEPA as a sketch: several groups a mask, and a teacher -----------------------------------------------------------------
+# --- a short I-JEPA: several predicted groups per mask, and a teacher ---------------------------------------------------------
 
 
 @pytest.fixture
 def _ijepa() -> Iterator[None]:
-    """I-JEPA (Assran et al., CVPR 2023), as much of it as the forward must be able to carry; registered for one test."""
+    """Registers a masker and a target for one test: a short form of I-JEPA (Assran et al., CVPR 2023)."""
 
     @maskers.register("sketch_blocks")
     class Blocks(Masker):
-        """Four target blocks of one size; of the rest, as many context tokens as the poorest sample has."""
+        """Draws four target blocks of one size, and as many context tokens as the sample with the fewest free tokens has."""
 
         @dataclass(frozen=True, kw_only=True)
         class Config(MaskerConfig):
             pass
 
         def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1) -> Mask:
-            tall, wide = 2 + step % 2, 3  # the size belongs to the step: a batch shares it
+            tall, wide = 2 + step % 2, 3  # the size depends on the step, so that all samples of a batch share it
             draws = stream(keys, Stream.MASK)
             top = integers(draws, grid[0] - tall + 1, 4)  # (B, 4)
             left = integers(draws + 1, grid[1] - wide + 1, 4)
@@ -392,7 +392,7 @@ def _ijepa() -> Iterator[None]:
 
     @targets.register("sketch_teacher")
     class Teacher(Target):
-        """Features of a slowly following copy of the encoder, which sees everything."""
+        """The target: features of all tokens, from an exponential moving average of the encoder."""
 
         @dataclass(frozen=True, kw_only=True)
         class Config(TargetConfig):
@@ -428,14 +428,14 @@ def test_ijepa_needs_no_change_of_the_forward(build: Build) -> None:
         target=targets["sketch_teacher"].Config(),
         encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False),
     )
-    model.target.teacher.load_state_dict(model.encoder.state_dict())  # the fixture's noise came after the copy
+    model.target.teacher.load_state_dict(model.encoder.state_dict())  # the fixture adds noise after the copy
     x = torch.randn(3, 3, 24, 32)
     for step in (0, 1):
         mask = model.masker(sample_keys(0, 0, torch.arange(3)), (6, 8), step=step)
         assert mask.predict.shape == (12, (2 + step) * 3)
         output = model(x, mask=mask)
         assert output.prediction.shape == output.target.shape == (12, (2 + step) * 3, 24)
-        for row in range(12):  # each group is predicted alone, from its own sample's context
+        for row in range(12):  # each group is predicted alone, from the context of its sample
             sample = slice(row // 4, row // 4 + 1)
             alone = model(x[sample], mask=Mask(mask.visible[sample], mask.predict[row : row + 1]))
             assert (alone.prediction[0] - output.prediction[row]).abs().max() < 1e-5
@@ -451,10 +451,10 @@ def test_ijepa_needs_no_change_of_the_forward(build: Build) -> None:
     moved = zip(before, model.target.teacher.parameters(), model.encoder.parameters(), strict=True)
     for old, slow, fast in moved:
         assert torch.allclose(slow, 0.9 * old + 0.1 * fast, atol=1e-6)
-    assert any(name.startswith("target.teacher.") for name in model.state_dict())  # a run that resumes needs it
+    assert any(name.startswith("target.teacher.") for name in model.state_dict())  # a resumed run needs the teacher
 
 
-# --- what does not fit is refused, by the flag's name, before anything is trained ---------------------------------------------
+# --- options that do not fit are refused by the flag's name, before anything is trained ---------------------------------------
 
 IMAGE = torch.randn(2, 3, 12, 16)
 SEEN, WANTED = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1)
@@ -509,4 +509,4 @@ def test_an_encoder_in_bf16_is_itself_within_rounding(name: str, medium: str) ->
         with torch.autocast("cpu", torch.bfloat16):
             found = [model.float().encode(x, mask=one).last for one in (None, mask)]
     for half, whole in zip(found, expected, strict=True):
-        assert (half.double() - whole).norm() < 0.03 * whole.norm()  # a unit in the last place is 0.4 %
+        assert (half.double() - whole).norm() < 0.03 * whole.norm()  # one unit in the last place of bf16 is 0.4 %

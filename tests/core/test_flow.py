@@ -1,4 +1,4 @@
-"""Flow of information: nothing hidden is seen, nothing depends on an order, and shortcuts equal the full computation.
+"""Flow of information: hidden values and the order of tokens have no effect, and shortcuts equal the full computation.
 
 Shapes: B samples, N tokens, V visible, Q predicted.
 """
@@ -41,7 +41,7 @@ Build = Callable[..., MaskedModel]
 
 @pytest.fixture(params=METHODS)
 def case(request: pytest.FixtureRequest, build: Build) -> tuple[MaskedModel, Tensor, Mask]:
-    """A small model in fp64, an input of its home size, and a mask."""
+    """Returns a small model in fp64, an input of the size that it was built for, and a mask."""
     options = METHODS[request.param]
     model = build(**options).double()
     x = torch.randn(3, 3, *options.get("size", (12, 16)), dtype=torch.float64)
@@ -49,7 +49,7 @@ def case(request: pytest.FixtureRequest, build: Build) -> tuple[MaskedModel, Ten
 
 
 def with_tokens(model: MaskedModel, x: Tensor, index: Tensor, value: float | None = None) -> Tensor:
-    """x with other values in the tokens `index` (B, K): noise, or `value`."""
+    """Returns x with other values in the tokens `index` (B, K): noise, or `value`."""
     patches = model.tokenizer.split(x).clone()
     rows = torch.arange(len(x))[:, None]
     new = torch.randn_like(patches[rows, index]) if value is None else torch.full_like(patches[rows, index], value)
@@ -58,12 +58,12 @@ def with_tokens(model: MaskedModel, x: Tensor, index: Tensor, value: float | Non
 
 
 def hidden(mask: Mask, tokens: int) -> Tensor:
-    """All tokens that are not visible, (B, N - V)."""
+    """Returns the indices of all tokens that are not visible, (B, N - V)."""
     unseen = torch.ones(len(mask.visible), tokens, dtype=torch.bool).scatter(1, mask.visible, value=False)
     return unseen.nonzero()[:, 1].view(len(mask.visible), -1)
 
 
-# --- nothing hidden is seen -------------------------------------------------------------------------------------------------
+# --- hidden values have no effect -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [None, 1e6, float("nan")], ids=["noise", "huge", "nan"])
@@ -72,7 +72,7 @@ def test_hidden_values_never_reach_a_prediction(case, value: float | None) -> No
     unseen = hidden(mask, model.tokenizer.split(x).shape[1])
     before, after = model(x, mask=mask), model(with_tokens(model, x, unseen, value), mask=mask)
     assert torch.equal(before.prediction, after.prediction)  # exactly 0 change
-    assert not torch.equal(before.target, after.target)  # the change was real
+    assert not torch.equal(before.target, after.target)  # the values did change
 
 
 def test_hidden_values_get_no_gradient_of_a_prediction_and_visible_ones_do(case) -> None:
@@ -103,7 +103,7 @@ def test_samples_do_not_see_each_other(case) -> None:
     assert torch.equal(model(x, mask=mask).prediction[1:], model(other, mask=mask).prediction[1:])
 
 
-# --- no order ---------------------------------------------------------------------------------------------------------------
+# --- the order of tokens has no effect --------------------------------------------------------------------------------------
 
 
 def test_the_order_of_visible_tokens_changes_nothing(case) -> None:
@@ -135,7 +135,7 @@ def test_encode_gives_ordered_features_equal_to_seeing_all(case) -> None:
     assert features.last.shape == (len(x), features.prefix + tokens.shape[1], 24)
 
 
-# --- shortcuts equal the long way -------------------------------------------------------------------------------------------
+# --- shortcuts equal the full computation -----------------------------------------------------------------------------------
 
 
 def test_embedding_the_gathered_equals_gathering_the_embedded_and_the_strided_convolution(case) -> None:
@@ -153,7 +153,7 @@ def test_take_equals_indexing_row_by_row() -> None:
     values, index = torch.randn(3, 7, 2, 5), torch.randint(7, (6, 4))
     taken = take(values, index)
     for row in range(6):
-        assert torch.equal(taken[row], values[row // 2][index[row]])  # sample-major: two rows a sample
+        assert torch.equal(taken[row], values[row // 2][index[row]])  # sample-major: two rows per sample
     assert torch.equal(repeat_rows(values, 6)[2:4], values[1:2].expand(2, -1, -1, -1))
 
 
@@ -183,7 +183,7 @@ def test_several_masks_and_groups_equal_running_them_one_by_one(name: str, build
 
 
 def test_predicting_a_part_equals_those_rows_of_predicting_all(build: Build) -> None:
-    """True of a decoder whose predictions do not see each other."""
+    """This holds for a decoder whose predictions do not attend to each other."""
     model = build(**METHODS["simmim"]).double()
     x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
     whole = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
@@ -194,7 +194,7 @@ def test_predicting_a_part_equals_those_rows_of_predicting_all(build: Build) -> 
 
 
 def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
-    """Rows of unequal length are padded with any token at weight 0; where the others weigh the more, each sample counts alike."""
+    """Rows of unequal length are padded with any token at weight 0; larger weights of the others keep the samples' shares equal."""
     model = build(**METHODS["simmim"]).double()
     x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (3, 4))
@@ -214,7 +214,7 @@ def test_weight_zero_takes_a_prediction_out_of_the_loss(build: Build) -> None:
 
 
 def families(model: MaskedModel, samples: int) -> Mask:
-    """A mask with a second one of the same samples, of which less is seen and more predicted."""
+    """Returns a mask with a second mask of the same samples, which has fewer visible and more predicted tokens."""
     first = RandomMasker(RandomMasker.Config(ratio=0.5))(sample_keys(0, 0, torch.arange(samples)), (3, 4))
     second = RandomMasker(RandomMasker.Config(ratio=0.75))(sample_keys(1, 0, torch.arange(samples)), (3, 4))
     return replace(first, also=(second,))
@@ -235,7 +235,7 @@ PADDED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PADDED)
 def test_rows_of_different_lengths_are_computed_as_if_each_were_alone(name: str, build: Build) -> None:
-    """Whatever stands in the padding; and the loss is the mean of the samples' own."""
+    """The content of the padding has no effect, and the loss is the mean of the samples' losses."""
     model = build(masker=BernoulliMasker.Config(ratio=0.5, blank=name == "linear"), **PADDED[name]).double()
     x = torch.randn(4, 3, 12, 16, dtype=torch.float64)
     mask = model.draw_masks(x, sample_keys(0, 0, torch.arange(4)))
@@ -278,7 +278,7 @@ def test_padding_needs_parts_that_leave_it_out(build: Build) -> None:
 
 
 def test_several_masks_of_a_sample_are_taught_once_and_count_alike(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V-JEPA's families: the loss, and its gradient, is the mean of what each mask gives alone."""
+    """With several masks per sample, as in V-JEPA, loss and gradient are the mean of those of each mask alone."""
     model, x = build().double(), torch.randn(2, 3, 12, 16, dtype=torch.float64)
     mask = families(model, 2)
     assert [one.predict.shape for one in mask.families] == [(2, 6), (2, 9)]
@@ -374,7 +374,7 @@ def test_any_channels_sides_and_ratio(channels: int, size: tuple[int, ...], rati
     assert output.loss.isfinite()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------------
+# --- masks that are refused -------------------------------------------------------------------------------------------------
 
 VISIBLE, PREDICT = torch.arange(3).repeat(2, 1), torch.arange(3, 12).repeat(2, 1)
 
@@ -400,7 +400,7 @@ def test_factors_of_the_loss_are_floating_point() -> None:
 
 
 def test_results_are_pytrees(build: Build) -> None:
-    """Their tensors are found by torch's tools, and they are put together again as they were."""
+    """torch's pytree tools find the tensors of results and put the results together again."""
     model, x = build(decoder=CROSS), torch.randn(2, 3, 12, 16)
     output = model(x)
     leaves, spec = tree_flatten(output)
@@ -445,7 +445,7 @@ def test_drawn_masks_come_from_torchs_generator(build: Build) -> None:
 
 @pytest.mark.parametrize("decoder", [SelfAttentionDecoder, CrossAttentionDecoder])
 def test_a_predicted_token_stands_where_its_index_says(decoder: type, build: Build) -> None:
-    """Its position is all that tells a predicted token from another: change one position, and that prediction moves."""
+    """Predicted tokens differ only in their positions: a change of one position changes its prediction."""
     model = build(decoder=decoder.Config(width=16, depth=1, heads=2)).double()
     x = torch.randn(1, 3, 12, 16, dtype=torch.float64)
     mask = Mask(torch.tensor([[0, 5]]), torch.tensor([[3, 7, 11]]))
@@ -455,8 +455,8 @@ def test_a_predicted_token_stands_where_its_index_says(decoder: type, build: Bui
     after = model(x, mask=mask).prediction
     moved = (before - after).abs().amax(-1)[0]
     assert moved[0] > 1e-3
-    if decoder is CrossAttentionDecoder:  # where predictions do not see each other, nothing else moves
+    if decoder is CrossAttentionDecoder:  # its predictions do not attend to each other, so no other one changes
         assert not moved[1:].any()
     table[:, 1 + 3] -= change
-    table[:, 1 + 8] += change  # neither seen nor predicted
+    table[:, 1 + 8] += change  # a position that is neither visible nor predicted
     assert (model(x, mask=mask).prediction - before).abs().max() < 1e-12

@@ -1,4 +1,4 @@
-"""Hiera against timm's own, masked and whole, of images and clips, and its masked autoencoder against a restatement, in fp64."""
+"""Compares Hiera with timm's, masked and whole, on images and clips, and its masked autoencoder with a restatement, in fp64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = {"images": (32, 64), "clips": (4, 32, 64)}
 
 
 def models(size: tuple[int, ...], pools: int) -> tuple[Hiera, TimmHiera, Any]:
-    """Ours, timm's with the same weights, and the tokenizer."""
+    """Returns our Hiera, timm's with the same weights, and the tokenizer."""
     clips, side = len(size) == 3, 4 * 2**pools
     own = {"patch_kernel": (3, 7, 7), "patch_stride": (2, 4, 4), "patch_padding": (1, 3, 3), "q_stride": (1, 2, 2)}
     own |= {"mask_unit_size": (1, 8, 8), "sep_pos_embed": True}
@@ -49,7 +49,7 @@ def models(size: tuple[int, ...], pools: int) -> tuple[Hiera, TimmHiera, Any]:
 
 
 def flat(found: Tensor, inner: tuple[int, int]) -> Tensor:
-    """Tokens (B, [T,] H, W, C) of a stage as ours are: those under one token of the output together, (B, N, a b C)."""
+    """Orders a stage's tokens (B, [T,] H, W, C) as ours: the tokens under one token of the output lie together, (B, N, a b C)."""
     high, wide = inner
     found = found[:, None] if found.dim() == 4 else found
     found = found.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # (B, T, H, a, W, b, C)
@@ -74,13 +74,13 @@ def test_features_of_every_stage_equal_timms(medium: str, pools: int) -> None:
 
 @pytest.mark.parametrize("medium", CASES)
 def test_masked_features_equal_timms(medium: str) -> None:
-    """timm's takes a map of units that are kept, and returns them in raster order."""
+    """timm's Hiera takes a map of the kept units, and returns them in raster order."""
     size = CASES[medium]
     ours, theirs, tokenizer = models(size, 2)
     x = torch.randn(3, 3, *size, dtype=torch.float64)
     grid = tokenizer.grid(x)
     mask = RandomMasker(RandomMasker.Config(ratio=0.5, unit=2))(sample_keys(0, 0, torch.arange(3)), grid)
-    hidden = tokenizer.split(x).scatter(1, mask.predict[..., None].expand(-1, -1, tokenizer.width), 1e3)  # they change nothing
+    hidden = tokenizer.split(x).scatter(1, mask.predict[..., None].expand(-1, -1, tokenizer.width), 1e3)  # no effect
     found = ours(hidden, grid, mask)
     units = (grid[-2] // 2, grid[-1] // 2)
     index = torch.arange(math.prod(grid)).view(-1, units[0], 2, units[1], 2).transpose(2, 3).reshape(-1, 4)  # (U, 4)
@@ -119,14 +119,15 @@ def masked_autoencoder(build: Build) -> MaskedModel:
 
 
 def test_the_masked_autoencoder_equals_its_restatement(build: Build) -> None:
-    """Hiera's hiera_mae.py restated: finer stages brought to the last one's size by convolutions whose stride is their kernel,
-    summed and normed; every token decoded at its place, positions added to visible and mask tokens alike; pixels of hidden ones."""
+    """Restates Hiera's hiera_mae.py: convolutions whose stride is their kernel bring finer stages to the last one's size; the
+    stages are summed and normed; positions are added to visible and mask tokens, all are decoded, and the loss takes the hidden
+    tokens' pixels."""
     model = masked_autoencoder(build)
     encoder, decoder = model.encoder, model.decoder
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     mask = model.masker(sample_keys(0, 0, torch.arange(3)), (4, 4))
     theirs = TimmHiera(img_size=(64, 64), embed_dim=8, num_heads=1, stages=STAGES, q_pool=2, num_classes=0).double()
-    theirs.load_state_dict({**theirs.state_dict(), **encoder.state_dict()})  # its norm is not used
+    theirs.load_state_dict({**theirs.state_dict(), **encoder.state_dict()})  # timm's head.norm is not used
     index = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
     keep = torch.stack([torch.isin(index[:, 0], row) for row in mask.visible])
     _, stages = theirs.forward_features(x, mask=keep, return_intermediates=True)
@@ -146,7 +147,7 @@ def test_the_masked_autoencoder_equals_its_restatement(build: Build) -> None:
     wanted = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
     hidden = torch.zeros(3, 16, dtype=torch.bool).scatter(1, mask.predict, True)
     loss = (values - wanted)[hidden].square().mean()
-    assert hidden.sum() == 3 * 8  # of 4 units 2 are hidden
+    assert hidden.sum() == 3 * 8  # 2 of 4 units are hidden, each of 4 tokens
     assert model(x, mask=mask).loss.item() == pytest.approx(loss.item(), rel=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients: against scikit-image, and against MaskFeat's convention stated pixel by pixel."""
+"""Compares histograms of oriented gradients with scikit-image, and with MaskFeat's convention stated pixel by pixel."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def histograms(part: HogTarget, x: Tensor) -> Tensor:
 
 
 def test_it_equals_scikit_image_where_both_take_the_same_gradients() -> None:
-    """Sobel's kernels return 4 times the central differences for f(x) + g(y). Bins are counted the other way round, from the
-    vertical;
-    at the border gradients are 0, the limit of two bins."""
+    """For f(x) + g(y) Sobel's kernels return 4 times the central differences. scikit-image counts bins in the other direction, from
+    the vertical; at its border gradients are 0, the limit of two bins."""
     x = torch.randn(1, 1, 1, 40, dtype=torch.float64) + torch.randn(1, 1, 32, 1, dtype=torch.float64)
     ours = histograms(target((32, 40), (8, 8), 1, orientations=8), x).view(4, 5, 8)
     theirs = hog(x[0, 0].numpy(), orientations=8, pixels_per_cell=(8, 8), cells_per_block=(1, 1), block_norm="L2")
@@ -37,7 +36,7 @@ def test_it_equals_scikit_image_where_both_take_the_same_gradients() -> None:
 
 
 def test_it_equals_maskfeats_convention_pixel_by_pixel() -> None:
-    """108 values of a 16-pixel token: channel, orientation, row and column of the cell."""
+    """A token of 16 pixels has 108 values: channel, orientation, row and column of the cell."""
     x = torch.randn(2, 3, 32, 16, dtype=torch.float64)
     ours = histograms(target((32, 16), (16, 16)), x)
     assert ours.shape == (2, 2, 108)
@@ -45,7 +44,7 @@ def test_it_equals_maskfeats_convention_pixel_by_pixel() -> None:
     plain = np.zeros((2, 3, 9, 4, 2))
     for b, c, row, column in np.ndindex(2, 3, 32, 16):
         (tl, t, tr), (le, _, r), (bl, bo, br) = padded[b, c, row : row + 3, column : column + 3]
-        across, down = (tl + 2 * le + bl) - (tr + 2 * r + br), (tl + 2 * t + tr) - (bl + 2 * bo + br)  # 0 at the border, exactly
+        across, down = (tl + 2 * le + bl) - (tr + 2 * r + br), (tl + 2 * t + tr) - (bl + 2 * bo + br)  # exactly 0 at the border
         plain[b, c, math.floor(9 * math.atan2(across, down) / math.pi) % 9, row // 8, column // 8] += math.hypot(across, down)
     plain /= np.sqrt((plain**2).sum(2, keepdims=True))
     for token in range(2):
@@ -61,7 +60,7 @@ def test_of_a_tube_the_first_frame_counts() -> None:
     images = target((16, 24), (8, 8))
     for slot, frame in enumerate((0, 2)):
         assert torch.equal(ours[:, 6 * slot : 6 * slot + 6], histograms(images, clip[:, :, frame]))
-    assert torch.equal(histograms(part, clip[:, :, 0]), histograms(images, clip[:, :, 0]))  # an image among tubes
+    assert torch.equal(histograms(part, clip[:, :, 0]), histograms(images, clip[:, :, 0]))  # an image as input of tubes
 
 
 def test_flat_pixels_are_zero_and_not_a_division_by_zero() -> None:

@@ -1,4 +1,4 @@
-"""The kernels that a CPU in bf16 gets compute what torch's own do, and keep less; elsewhere torch's own are used, to the bit."""
+"""The kernels for bf16 on a CPU equal torch's own within rounding and keep less memory; elsewhere torch's own run, bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def autocast(enabled: bool = True) -> torch.autocast:
 
 
 def near(found: Tensor, expected: Tensor, share: float = 0.01) -> None:
-    """Within the rounding of bf16, of the whole tensor."""
+    """Asserts that two tensors are equal within the rounding of bf16, by the norm of the whole difference."""
     assert (found.float() - expected.float()).norm() <= share * expected.float().norm()
 
 
@@ -120,7 +120,8 @@ def test_no_copy_of_the_weights_is_kept() -> None:
 @pytest.mark.parametrize("queries", [5, 33])
 @pytest.mark.parametrize(("longest", "block"), [(16, 1), (2048, 1), (2048, 3 * 33 * 33 * 2), (2048, 2**21)])
 def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, block: int) -> None:
-    """Attention is computed by flash, head by head, by a few heads at a time with a remainder, and for all heads at once."""
+    """Attention is computed by flash attention, head by head, for a few heads at a time with a remainder, and for all heads at
+    once."""
     monkeypatch.setattr(kernels, "LONGEST", longest)
     monkeypatch.setattr(kernels, "BLOCK", block)
     parts = [torch.randn(2, count, 32, requires_grad=True) for count in (queries, 33, 33)]
@@ -138,7 +139,7 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, longest: int, 
 
 
 def test_attention_keeps_little() -> None:
-    """Probabilities in bf16, a block at a time, and what they are computed from."""
+    """Only bf16 probabilities, one block at a time, and the inputs that they are computed from are kept."""
     kept: list[Tensor] = []
 
     def keep(value: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def test_a_model_learns_the_same_in_bf16(build: Callable[..., MaskedModel]) -> N
 
 
 class Shapes(TorchDispatchMode):
-    """Notes every operation and the shapes that go into it."""
+    """Records every operation and the shapes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ class Shapes(TorchDispatchMode):
 
 
 def one_step(model: MaskedModel, x: Tensor, step: int) -> Tensor:
-    """Mask, forward, backward, norm: what a step does on the device."""
+    """Runs a step's work on the device: mask, forward, backward and gradient norm."""
     keys = sample_keys(0, step, torch.arange(len(x), device=x.device))
     loss = model(x, mask=model.masker(keys, model.tokenizer.grid(x))).loss
     nan_if_nonfinite(loss).backward()
@@ -246,7 +247,8 @@ print(take())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_kept() -> None:
-    """128 MiB a second time, 32,768 pages; in a process of its own, where nothing else lies on the heap's end."""
+    """The second allocation of 128 MiB has 32,768 pages; it is made in a separate process, where nothing else lies at the end of
+    the heap."""
     script = [sys.executable, "-c", FAULTS, allocator.__file__]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     if done.returncode == 77:
@@ -270,7 +272,7 @@ def test_compile_is_regional_and_computes_the_same(build: Callable[..., MaskedMo
 
 
 def test_an_encoder_that_cannot_be_compiled_is_refused() -> None:
-    """The compiled gradient of Hiera's positions differed by 7 % (torch 2.14), because its maxima are computed twice."""
+    """Hiera's maxima are computed twice, so the compiled gradient of its positions differed by 7 % (torch 2.14)."""
     reset_accelerate()
     config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="fp32", compile=True)
     model = small_model(SIZES["images"], {"encoder": small_config("encoder", "hiera")})
@@ -283,10 +285,10 @@ TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "norm":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # compiling takes a minute on a free machine
+@pytest.mark.timeout(1200)  # compiling takes a minute on an idle machine
 @pytest.mark.parametrize(("name", "options"), [(name, {}) for name in encoders.parts if name != "hiera"] + [("vit", TODAY)])
 def test_every_encoder_computes_the_same_compiled(name: str, options: dict[str, Any]) -> None:
-    """`--train.compile` on a CPU, forward and backward."""
+    """Compares forward and backward with `--train.compile` on a CPU."""
     reset_accelerate()
     config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3, precision="fp32", compile=True)
     model = small_model(SIZES["images"], {"encoder": replace(small_config("encoder", name), **options)})

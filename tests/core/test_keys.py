@@ -1,4 +1,4 @@
-"""Keyed randomness: the published hash, the same bits however samples are batched, and draws that are uniform and independent."""
+"""Keyed randomness: the published hash, bits that do not depend on how samples are batched, and uniform, independent draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORD = (1 << 64) - 1
 
 
 def mix(x: int) -> int:
-    """splitmix64's finaliser on Python's integers."""
+    """Computes splitmix64's finaliser on Python's integers."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
     return x ^ (x >> 31)
@@ -35,7 +35,7 @@ def key_of(seed: int, source: int, epoch: int, index: int, repeat: int) -> int:
 
 
 def chi2(counts: Tensor, expected: float) -> float:
-    """Chi-squared in standard deviations from what it should be."""
+    """Returns the difference of chi-squared from its expected value, in standard deviations."""
     freedom = counts.numel() - 1
     return (float(((counts.double() - expected) ** 2 / expected).sum()) - freedom) / (2 * freedom) ** 0.5
 
@@ -44,7 +44,7 @@ def chi2(counts: Tensor, expected: float) -> float:
 
 
 def test_scores_are_splitmix64s_published_sequence() -> None:
-    """The first outputs of splitmix64 from state 0, as its authors' C code gives them."""
+    """The expected values are the first outputs of splitmix64 from state 0, computed by its authors' C code."""
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC, 0x1B39896A51A8749B]
     assert scores(torch.zeros(1, dtype=torch.int64), 5)[0].tolist() == [signed(x) for x in published]
 
@@ -64,7 +64,7 @@ def test_keys_equal_pythons_integers(parts: tuple[int, ...]) -> None:
 
 
 def test_runs_of_yesterday_are_repeated() -> None:
-    """Frozen answers: if this fails, every recorded run and every resume changes. Do not edit the numbers; find what moved."""
+    """If this fails, every recorded or resumed run changes: do not edit the numbers, but find the cause."""
     assert {purpose.name: int(purpose) for purpose in Stream} == {
         "ORDER": 1,
         "CROP": 2,
@@ -88,7 +88,7 @@ def test_runs_of_yesterday_are_repeated() -> None:
     assert permutation(keys, 8).tolist() == [[4, 2, 6, 1, 3, 7, 0, 5], [7, 3, 6, 5, 0, 4, 2, 1]]
 
 
-# --- the same bits, however they are asked for ------------------------------------------------------------------------------
+# --- the same bits for any batching -----------------------------------------------------------------------------------------
 
 
 def test_any_split_of_a_batch_gives_the_same_bits() -> None:
@@ -144,7 +144,7 @@ def test_draws_are_uniform_in_all_their_bits(keys: Tensor) -> None:
     assert (bits.double().mean(0) - 0.5).abs().max() < 5 * 0.5 / total**0.5
     pairs = (uniform(keys, 2) * 16).long()  # two draws of one key are independent
     assert abs(chi2((pairs[:, 0] * 16 + pairs[:, 1]).bincount(minlength=256), len(keys) / 256)) < 5
-    follow = (uniform(keys, 1)[:, 0] * 16).long()  # and those of neighbours
+    follow = (uniform(keys, 1)[:, 0] * 16).long()  # draws of neighbouring keys are independent
     assert abs(chi2((follow[:-1] * 16 + follow[1:]).bincount(minlength=256), (len(keys) - 1) / 256)) < 5
 
 

@@ -1,4 +1,4 @@
-"""Features of a teacher as the target, against plain statements; the teacher's average, and frozen teachers.
+"""Features of a teacher as the target against plain restatements; the teacher's moving average, and frozen teachers.
 
 Shapes: B samples, N tokens, Q predicted tokens, D width.
 """
@@ -39,7 +39,7 @@ def no_samples(count: int) -> Iterator[Tensor]:
 
 
 def blocks_of(encoder: Any, x: Tensor) -> list[Tensor]:
-    """Returns the output of each block, without the class token, computed by the blocks. (B, N, D) each."""
+    """Returns the output of each block, without the class token, computed block by block. (B, N, D) each."""
     tokens = F.conv2d(x, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=4).flatten(2).transpose(1, 2)
     tokens = torch.cat([encoder.cls_token.expand(len(x), -1, -1), tokens], dim=1) + encoder.pos_embed
     found = []
@@ -64,7 +64,8 @@ def test_ijepa_wants_the_normed_output_of_the_average(build: Build) -> None:
 
 
 def test_data2vec_wants_the_mean_of_blocks_and_pulls_at_the_class_token(build: Build) -> None:
-    """Instance norm over the tokens, mean over the blocks, layer norm (fairseq data2vec2.py); the class token: the tokens' mean."""
+    """Instance norm over the tokens, mean over the blocks, layer norm (fairseq data2vec2.py); the class token predicts the tokens'
+    mean."""
     model, x, mask = model_of(build, blocks=(1, 2), block_norm="instance", loss="mse", class_weight=0.5)
     first, second = blocks_of(model.target.teacher.encoder, x)
     every = standard((standard(first, 1) + standard(second, 1)) / 2, -1)
@@ -86,7 +87,7 @@ def test_several_blocks_are_wanted_side_by_side(build: Build) -> None:
 
 
 def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
-    """UMT: 1 - cosine at each level, mean over levels and tokens; the weight of a token counts at all of them."""
+    """UMT's loss is 1 - cosine at each level, averaged over levels and tokens; a token's weight applies to all levels."""
     model, x, mask = model_of(build, blocks=(1, 2), join=True, block_norm="layer", norm="none", loss="cosine")
     mask = replace(mask, weight=torch.rand(mask.predict.shape, dtype=torch.float64))
     output = model(x, mask=mask)
@@ -102,7 +103,7 @@ def test_the_loss_compares_each_block_by_itself(build: Build) -> None:
 
 
 def test_data2vec_wants_what_mlps_add(build: Build) -> None:
-    """Returns the output of the MLP of each block, before its factor and the sum; sqrt(D) times the mean square."""
+    """The target is the output of each block's MLP, before its factor and the sum; the loss is sqrt(D) times the mean square."""
     encoder = VisionTransformer.Config(width=24, depth=2, heads=2, layer_scale=0.5)
     target = LatentTarget.Config(blocks=(1, 2), block_output="mlp", block_norm="instance", loss="scaled_mse")
     model = build(encoder=encoder, target=target).double()
@@ -122,11 +123,11 @@ def test_data2vec_wants_what_mlps_add(build: Build) -> None:
     plain = (output.prediction - output.target).square().sum(-1).mean() / 24**0.5
     assert output.loss.item() == pytest.approx(plain.item(), rel=1e-12)
     seen = model.encoder(model.tokenizer.split(x), GRID, None, (1, 2)).blocks[1]
-    assert torch.allclose(seen[:, 1:], blocks_of(model.encoder, x)[0])  # the student's own blocks are kept as ever
+    assert torch.allclose(seen[:, 1:], blocks_of(model.encoder, x)[0])  # the student's blocks are returned as before
 
 
 def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
-    """SdAE: it is shown the predicted tokens alone, whatever the others are."""
+    """SdAE shows the teacher only the predicted tokens; the other tokens have no effect."""
     model, x, mask = model_of(build, view="hidden", loss="cosine")
     output = model(x, mask=mask)
     patches = model.tokenizer.split(x)
@@ -137,7 +138,8 @@ def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
 
 
 def test_the_average_follows_its_schedule(build: Build) -> None:
-    """average <- m average + (1 - m) encoder, m from 0.9 to 1 over the first half of the run; not where no update was made."""
+    """average <- m average + (1 - m) encoder, m from 0.9 to 1 over the first half of the run; skipped updates leave it
+    unchanged."""
     model, _, _ = model_of(build, decay=0.9, decay_end=1.0, decay_until=0.5)
     teacher: Any = model.target.teacher.encoder
     slow, fast = teacher.blocks[0].mlp.fc1.weight, model.encoder.blocks[0].mlp.fc1.weight
@@ -151,14 +153,14 @@ def test_the_average_follows_its_schedule(build: Build) -> None:
 
 
 def test_the_average_s_decay_may_turn_on_its_way() -> None:
-    """BootMAE: 0.999 to 0.9999 over an eighth of the run, to 0.99999 at its half."""
+    """BootMAE's decay goes from 0.999 to 0.9999 over an eighth of the run, and to 0.99999 at half of it."""
     config = LatentTarget.Config(decay=0.999, decay_middle=(0.9999, 0.125), decay_end=0.99999, decay_until=0.5)
     found = [config.decay_at(step, 800) for step in (1, 51, 101, 251, 401, 800)]
     assert found == pytest.approx([0.999, 0.99945, 0.9999, 0.999945, 0.99999, 0.99999], abs=1e-12)
 
 
 def test_predictions_may_be_normed_too(build: Build) -> None:
-    """BootMAE."""
+    """BootMAE normalises predictions, too."""
     model, x, mask = model_of(build, norm_prediction=True, loss="mse")
     output = model(x, mask=mask)
     plain = (standard(output.prediction, -1) - output.target).square().mean()
@@ -167,7 +169,7 @@ def test_predictions_may_be_normed_too(build: Build) -> None:
 
 def test_a_training_begins_with_a_teacher_equal_to_the_encoder(build: Build) -> None:
     model, _, _ = model_of(build)
-    assert not torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)  # the fixture's noise
+    assert not torch.equal(model.target.teacher.encoder.norm.weight, model.encoder.norm.weight)  # the fixture adds noise
     model.target.begin(model, lambda path: model, no_samples)
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(model.target.teacher.encoder.state_dict()[name], value)
@@ -199,7 +201,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     assert output.prediction.shape == (2, 9, 32)
     pixels = x * torch.tensor(teacher.data.std).view(-1, 1, 1) + torch.tensor(teacher.data.mean).view(-1, 1, 1)
     teacher.data = replace(teacher.data, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
-    model.target.begin(model, lambda path: teacher, no_samples)  # the pixels reach it as it was trained on them
+    model.target.begin(model, lambda path: teacher, no_samples)  # the teacher gets pixels with its own normalisation
     own = (pixels - torch.tensor(teacher.data.mean).view(-1, 1, 1)) / torch.tensor(teacher.data.std).view(-1, 1, 1)
     expected = take(standard(teacher.encode(own).tokens, -1), mask.predict)
     assert torch.allclose(model(x, mask=mask).target, expected, atol=1e-4)
@@ -217,8 +219,8 @@ def unread(path: str) -> Any:
 
 @pytest.mark.parametrize("blocks", [None, (2, 1)])
 def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[int, ...] | None) -> None:
-    """The teacher gets pixels with its own normalisation, in a size that makes the same tokens; of a clip the first frame of
-    each tube."""
+    """The teacher gets pixels with its own normalisation, in a size that makes the same tokens; for a clip, it gets the first frame
+    of each tube."""
     import timm
 
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": (24, 32), "num_classes": 0}
@@ -243,7 +245,7 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
         else:
             tokens = teacher.pos_drop(teacher._pos_embed(teacher.patch_embed(seen)))
             first = teacher.blocks[0](tokens)
-            expected = torch.cat([teacher.norm(one)[:, 1:] for one in (teacher.blocks[1](first), first)], dim=2)  # UMT's
+            expected = torch.cat([teacher.norm(one)[:, 1:] for one in (teacher.blocks[1](first), first)], dim=2)  # as UMT does
     found = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
     assert torch.allclose(found, expected, atol=1e-4)
     looked = model.target.scores(x, model.tokenizer.split(x), GRID)
@@ -251,7 +253,7 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
     attention.fused_attn, weights = False, []
     attention.attn_drop.register_forward_hook(lambda _, inputs, output: weights.append(output))
     teacher(seen)
-    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # of the class token
+    assert torch.allclose(looked, weights[0].mean(1)[:, 0, 1:], atol=1e-5)  # the class token's attention
     clips = build((4, 12, 16), target=target)
     clips.target.begin(clips, unread, no_samples)
     clip = torch.stack([x, x.flip(0), x.flip(3), x], dim=2)
@@ -261,7 +263,7 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
 
 
 def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
-    """CLIP's vision model, whose positions are interpolated where its own size is another."""
+    """CLIP's vision model interpolates its positions for images of another size than its own."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

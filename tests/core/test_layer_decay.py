@@ -1,4 +1,4 @@
-"""Layer-wise decay of the learning rate: every parameter of a classifier against a table that is written out here."""
+"""Compares the layer-wise learning rate of every parameter of a classifier with a table that is written out here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmm.train.optimizer import layer_groups, make_optimizer
 from mmm.train.schedule import set_learning_rate
 
 DEPTH = 3
-# of three blocks and a decay of 0.5: the embedding learns at 1/16 of the rate, the blocks at 1/8, 1/4 and 1/2, all else at the rate
+# For three blocks and a decay of 0.5, the embedding has 1/16 of the rate, the blocks 1/8, 1/4 and 1/2, and all else the full rate.
 SCALES = {
     "encoder.cls_token": 1 / 16,
     "encoder.pos_embed": 1 / 16,
@@ -66,7 +66,7 @@ def settings(model: Classifier, groups: list[dict[str, object]], key: str) -> di
     ids=["hiera", "swin", "timm"],
 )
 def test_layers_of_other_encoders(config: EncoderConfig, grid: tuple[int, int], layers: int) -> None:
-    """The embedding comes first, then one layer a block (a stage's merging belongs to its first), then the head."""
+    """The embedding comes first, then one layer per block (a stage's merging belongs to its first block), then the head."""
     side = config.token or 4
     encoder = encoders.build(config, token=(side, side), channels=3, grid=grid, required=RequiredFeatures(last=False))
     tokenizer = tokenizers.build(Patches.Config(size=side), channels=3)
@@ -87,7 +87,7 @@ def test_every_parameter_has_the_scale_of_its_layer() -> None:
 
 
 def test_what_is_decayed() -> None:
-    """Matrices; not vectors, not the positions, not the class token."""
+    """Matrices are decayed; vectors, positions and the class token are not."""
     model = classifier()
     decays = settings(model, layer_groups(model, 0.05, 0.5), "weight_decay")
     assert {name for name, decay in decays.items() if decay == 0.05} == DECAYED
@@ -95,7 +95,7 @@ def test_what_is_decayed() -> None:
 
 
 def test_a_pool_learns_as_the_head_does() -> None:
-    """The pool's parameters may have names of an encoder's."""
+    """The pool's parameters may have the same names as an encoder's."""
     model = classifier(attentive=True)
     scales = settings(model, layer_groups(model, 0.05, 0.5), "lr_scale")
     assert {scale for name, scale in scales.items() if name.startswith("pool.")} == {1.0}
@@ -111,7 +111,7 @@ def test_frozen_parameters_are_in_no_group_and_move_no_layer() -> None:
 
 
 def test_the_schedule_sets_each_group_its_share_and_the_step_takes_it() -> None:
-    """A first step of Adam moves every weight by its rate, whatever the gradient."""
+    """The first step of Adam changes every weight by its learning rate, for any gradient."""
     model = classifier()
     config = TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.0)
     optimizer = make_optimizer(model, config, layer_decay=0.5)
@@ -126,7 +126,7 @@ def test_the_schedule_sets_each_group_its_share_and_the_step_takes_it() -> None:
 
 
 def test_without_layer_decay_pretraining_keeps_its_groups() -> None:
-    """There the class token is decayed, as MAE does, and all layers learn alike."""
+    """In pretraining the class token is decayed, as in MAE, and all layers have the same learning rate."""
     model = classifier()
     optimizer = make_optimizer(model, TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05))
     assert settings(model, optimizer.param_groups, "weight_decay")["encoder.cls_token"] == 0.05
@@ -134,7 +134,7 @@ def test_without_layer_decay_pretraining_keeps_its_groups() -> None:
 
 
 def test_tokens_and_learned_positions_are_decayed_on_request_alone(build: Callable[..., MaskedModel]) -> None:
-    """VideoMAE's no_weight_decay names them (modeling_pretrain.py); MAE's rule looks at dimensions only."""
+    """VideoMAE's no_weight_decay lists them by name (modeling_pretrain.py); MAE's rule depends on the number of dimensions only."""
     encoder = VisionTransformer.Config(width=24, depth=1, heads=2, positions="learned")
     model = build(encoder=encoder, masker=RandomMasker.Config(blank=True))
     config = TrainConfig(batch_size=1, steps=1, learning_rate=1.0, weight_decay=0.05)

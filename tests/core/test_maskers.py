@@ -1,4 +1,4 @@
-"""Masks: exact counts, a pure function of each sample's key, and the shapes that their papers ask for.
+"""Masks: exact counts, dependence on each sample's key alone, and the shapes that the papers describe.
 
 Shapes: B samples, N tokens, V visible, Q predicted.
 """
@@ -21,7 +21,7 @@ from mmm.maskers.block import RECTANGLES
 GRIDS = [(14, 14), (7, 9), (1, 20), (4, 6, 8), (8, 14, 14), (1, 5, 5)]
 KEYS = sample_keys(3, 0, torch.arange(16))
 every_masker = pytest.mark.parametrize("name", maskers.parts)
-every_ratio = pytest.mark.parametrize("name", ["random", "tube", "block", "inverse_block"])  # hide what a ratio says, of any grid
+every_ratio = pytest.mark.parametrize("name", ["random", "tube", "block", "inverse_block"])  # hide exactly `ratio` of any grid
 
 
 def draw(name: str, grid: tuple[int, ...], keys: Tensor = KEYS, **options: object) -> Mask:
@@ -36,13 +36,13 @@ def scores_for(name: str, grid: tuple[int, ...], samples: int) -> dict[str, Tens
 
 
 def sets(mask: Mask) -> list[Tensor]:
-    """All index sets of a mask and those in `also`."""
+    """Returns all index sets of a mask and of the masks in `also`."""
     found = [one for family in mask.families for one in (family.visible, family.predict, family.blank)]
     return [one for one in found if one is not None]
 
 
 def shown(mask: Mask, tokens: int) -> Tensor:
-    """Marks the visible tokens, bool (B, N)."""
+    """Returns a table that marks the visible tokens, bool (B, N)."""
     return torch.zeros(len(mask.visible), tokens, dtype=torch.bool).scatter(1, mask.visible, value=True)
 
 
@@ -57,7 +57,7 @@ def test_visible_and_predicted_share_out_the_grid_exactly(name: str, grid: tuple
     tokens, plane = math.prod(grid), math.prod(grid[-2:])
     assert mask.visible.dtype == mask.predict.dtype == torch.int64
     everything = torch.cat([mask.visible, mask.predict], dim=1).sort(dim=1).values
-    assert torch.equal(everything, torch.arange(tokens).expand(16, -1))  # disjoint, and nothing is left out
+    assert torch.equal(everything, torch.arange(tokens).expand(16, -1))  # disjoint and complete
     hidden = round(ratio * tokens) if name == "random" else round(ratio * plane) * (tokens // plane)
     assert mask.predict.shape == (16, hidden)
     assert mask.blank is None
@@ -77,7 +77,7 @@ def test_each_sample_is_masked_alone_as_in_a_batch(name: str) -> None:
 def test_a_masker_that_was_never_moved_draws_the_same_masks_on_another_device(name: str) -> None:
     part = maskers[name]
     masker, scores = part(part.Config()), scores_for(name, (4, 6, 8), 16)
-    assert not list(masker.buffers())  # a stream's masker is not part of the model, so nothing would move them
+    assert not list(masker.buffers())  # the data stream's masker is not part of the model, so it is never moved with it
     with other_device() as device:
         there = sets(masker(KEYS.to(device), (4, 6, 8), **{key: value.to(device) for key, value in scores.items()}))
     here = sets(masker(KEYS, (4, 6, 8), **scores))
@@ -98,7 +98,7 @@ def test_other_keys_give_other_masks_and_the_global_generator_none(name: str) ->
 
 @every_masker
 def test_several_masks_of_a_sample_stand_beside_each_other(name: str) -> None:
-    """Each sample has m rows that its key alone gives; one mask is what it was without the option."""
+    """Each sample has m rows that depend on its key alone; each row has the same length as without the option."""
     many = draw(name, (4, 6, 8), masks=3)
     alone = draw(name, (4, 6, 8), KEYS[5:6], masks=3)
     assert all(len(rows) % 48 == 0 for rows in sets(many))
@@ -110,18 +110,18 @@ def test_several_masks_of_a_sample_stand_beside_each_other(name: str) -> None:
 
 @every_ratio
 def test_a_part_is_predicted_of_the_hidden(name: str) -> None:
-    """CrossMAE's counts of 196: visible, neither, predicted."""
+    """CrossMAE's counts for 196 tokens: visible, neither, predicted."""
     for predict, counts in ((0.75, (49, 0, 147)), (0.25, (49, 98, 49)), (0.15, (49, 118, 29))):
         mask = draw(name, (14, 14), ratio=0.75, predict=predict)
         seen, predicted = mask.visible.shape[1], mask.predict.shape[1]
         assert (seen, 196 - seen - predicted, predicted) == counts
         assert not shown(mask, 196).gather(1, mask.predict).any()
-        assert torch.equal(mask.visible, draw(name, (14, 14), ratio=0.75).visible)  # what is seen does not depend on it
+        assert torch.equal(mask.visible, draw(name, (14, 14), ratio=0.75).visible)  # the visible tokens are the same
 
 
 @every_ratio
 def test_counts_are_truncated_as_the_published_code_does(name: str) -> None:
-    """MAE keeps int(N (1 - ratio)); CrossMAE then drops int(N (ratio - predict)) and predicts the rest."""
+    """MAE keeps int(N (1 - ratio)) tokens; CrossMAE then drops int(N (ratio - predict)) and predicts the rest."""
     for ratio, predict, counts in (
         (0.75, None, (49, 0, 147)),
         (0.75, 0.25, (49, 98, 49)),
@@ -145,7 +145,7 @@ def test_blanks_stand_in_all_hidden_places(name: str) -> None:
 
 @every_ratio
 def test_places_are_hidden_as_often_as_the_ratio_says(name: str) -> None:
-    """Uniform for the random ones; blocks favour the middle, as rectangles must."""
+    """Random and tube masks hide all places equally often; rectangles lie more often in the middle."""
     keys = sample_keys(0, 0, torch.arange(8000))
     hidden = 1 - shown(draw(name, (6, 8), keys, ratio=0.5), 48).double().mean(0)
     assert hidden.mean().item() == pytest.approx(0.5)
@@ -194,7 +194,7 @@ def test_the_ratio_moves_linearly_to_its_end(name: str) -> None:
 @every_ratio
 @pytest.mark.parametrize("grid", [(6, 8), (3, 6, 8)], ids=str)
 def test_units_hide_whole_squares(name: str, grid: tuple[int, ...]) -> None:
-    """SimMIM hides squares of 32 pixels: 2 x 2 tokens of 16; the predicted ones are squares, too."""
+    """SimMIM hides squares of 32 pixels: 2 x 2 tokens of 16; predicted tokens form squares, too."""
     mask = draw(name, grid, ratio=0.6, predict=0.3, unit=2)
     for tokens in (mask.visible, mask.predict):
         chosen = torch.zeros(16, math.prod(grid), dtype=torch.bool).scatter(1, tokens, value=True).view(16, -1, 3, 2, 4, 2)
@@ -207,7 +207,7 @@ def test_units_hide_whole_squares(name: str, grid: tuple[int, ...]) -> None:
 
 @every_ratio
 def test_visible_tokens_are_predicted_and_no_hidden_ones(name: str) -> None:
-    """UMT."""
+    """UMT predicts the visible tokens."""
     mask = draw(name, (6, 6), predict_visible=True)
     assert torch.equal(mask.predict, mask.visible)
     assert mask.echo == mask.visible.shape[1]
@@ -219,7 +219,7 @@ def test_visible_tokens_are_predicted_and_no_hidden_ones(name: str) -> None:
 
 
 def test_the_count_is_rounded_where_mae_truncates() -> None:
-    """MAE keeps int(N (1 - ratio)). At 0.75 of whole squares both agree; elsewhere they differ by one token at most."""
+    """MAE keeps int(N (1 - ratio)) tokens. At 0.75 of square grids both agree; elsewhere they differ by at most one token."""
     for tokens in (196, 256, 576, 784, 1024, 1568, 3136):
         assert keep_count(0.75, tokens) == int(tokens * (1 - 0.75))
         for percent in range(40, 96, 5):
@@ -230,7 +230,7 @@ def test_the_count_is_rounded_where_mae_truncates() -> None:
 
 
 def test_frozen_masks() -> None:
-    """Runs of yesterday are repeated; see test_keys."""
+    """These masks must never change, so that recorded runs can be repeated; see test_keys."""
     keys = sample_keys(0, 0, torch.arange(2))
     assert draw("random", (2, 4, 5), keys).visible[1].tolist() == [17, 14, 15, 8, 7, 35, 20, 27, 24, 1]
     assert draw("tube", (2, 4, 5), keys).visible.tolist() == [[9, 29, 2, 22], [17, 37, 14, 34]]
@@ -242,8 +242,8 @@ def test_frozen_masks() -> None:
 def test_random_is_the_permutation_of_the_mask_stream() -> None:
     order = permutation(stream(KEYS, Stream.MASK), 196)
     mask = draw("random", (14, 14), predict=0.25)
-    assert torch.equal(mask.visible, order[:, :49])  # MAE: the first are seen
-    assert torch.equal(mask.predict, order[:, 147:])  # CrossMAE: the last are predicted
+    assert torch.equal(mask.visible, order[:, :49])  # MAE: the first ones are visible
+    assert torch.equal(mask.predict, order[:, 147:])  # CrossMAE: the last ones are predicted
 
 
 def test_random_units_differ_from_frame_to_frame() -> None:
@@ -275,13 +275,13 @@ def test_random_masks_differ_from_frame_to_frame() -> None:
 
 
 def rectangles(config: BlockMasker.Config, keys: Tensor, height: int, width: int) -> Tensor:
-    """(B, R, 4): top, bottom, left, right."""
+    """Returns (B, R, 4): top, bottom, left, right."""
     return torch.stack(BlockMasker(config)._rectangles(stream(keys, Stream.MASK), height, width), dim=-1)
 
 
 @pytest.mark.parametrize(("grid", "ratio"), [((14, 14), 0.6), ((14, 14), 0.4), ((6, 20), 0.75), ((5, 5), 0.9)], ids=str)
 def test_blocks_are_rectangles_hidden_one_after_another_until_the_count(grid: tuple[int, int], ratio: float) -> None:
-    """The vectorised masks equal the loop of the paper's algorithm: whole rectangles, the last one cut to the count."""
+    """The vectorised masks equal a loop over the paper's algorithm: whole rectangles, with the last one cut to the count."""
     keys, config = sample_keys(11, 0, torch.arange(64)), BlockMasker.Config(ratio=ratio)
     mask, expected = BlockMasker(config)(keys, grid), round(ratio * grid[0] * grid[1])
     for row, boxes in enumerate(rectangles(config, keys, *grid).tolist()):
@@ -308,7 +308,7 @@ def test_rectangles_have_the_areas_and_aspects_asked_for(grid: tuple[int, int]) 
     assert (left >= 0).all()
     assert (bottom <= grid[0]).all()
     assert (right <= grid[1]).all()
-    free = (high < grid[0]) & (wide < grid[1])  # not cut to the grid's side
+    free = (high < grid[0]) & (wide < grid[1])  # not cut at the grid's border
     for side, other in ((high, wide), (wide, high)):  # each side is rounded by at most half a token
         assert ((side + 0.5) / (other - 0.5) >= 0.3).all()
         assert ((side - 0.5) / (other + 0.5) <= 1 / 0.3)[free].all()
@@ -321,18 +321,18 @@ def test_rectangles_have_the_areas_and_aspects_asked_for(grid: tuple[int, int]) 
 
 
 def test_block_masks_favour_no_row() -> None:
-    """Rows are hidden as often as their mirror images, and a hidden token is predicted as often wherever it stands."""
+    """Rows are hidden as often as their mirror images, and hidden tokens of all rows are predicted equally often."""
     mask = draw("block", (14, 14), sample_keys(0, 0, torch.arange(20_000)), ratio=0.4, predict=0.1)
     hidden = 1 - shown(mask, 196).double().mean(0).view(14, 14)
     predicted = torch.zeros(len(mask.predict), 196).scatter(1, mask.predict, 1.0).double().mean(0).view(14, 14)
     assert (hidden - hidden.flip(0)).abs().max() < 5 * (2 * 0.24 / 20_000) ** 0.5  # five standard deviations
     assert (hidden - hidden.flip(1)).abs().max() < 5 * (2 * 0.24 / 20_000) ** 0.5
-    share = (predicted / hidden).mean(1)  # of the hidden tokens of a row
+    share = (predicted / hidden).mean(1)  # the share of a row's hidden tokens
     assert (share - round(0.1 * 196) / round(0.4 * 196)).abs().max() < 0.01
 
 
 def test_blocks_hold_together_and_random_masks_do_not() -> None:
-    """The share of hidden tokens with a hidden neighbour on all four sides."""
+    """Compares the share of hidden tokens that have a hidden neighbour on all four sides."""
 
     def surrounded(name: str) -> float:
         hidden = ~shown(draw(name, (14, 14), sample_keys(0, 0, torch.arange(500)), ratio=0.6), 196).view(-1, 14, 14)
@@ -346,10 +346,10 @@ def test_blocks_hold_together_and_random_masks_do_not() -> None:
 
 @pytest.mark.parametrize(("ratio", "half", "full"), [(0.4, 1, 1), (0.6, 0.9995, 1), (0.75, 0.995, 0.9999), (0.9, 0.6, 0.99)])
 def test_how_many_masks_the_rectangles_fill(ratio: float, half: float, full: float) -> None:
-    """The claim at RECTANGLES, at 14 x 14: the share of masks full after half of them, and after all.
+    """Tests the claim at RECTANGLES, at 14 x 14: the share of masks that are full after half of the rectangles, and after all.
 
-    Of 100,000 masks were full after 16 and after 32: 100 and 100 % at a ratio of 0.4, 99.999 and 100 % at 0.6,
-    99.69 and 100 % at 0.75, 61.6 and 99.3 % at 0.9.
+    Of 100,000 masks, the shares that were full after 16 and after 32 rectangles were 100 and 100 % at a ratio of 0.4, 99.999 and
+    100 % at 0.6, 99.69 and 100 % at 0.75, 61.6 and 99.3 % at 0.9.
     """
     boxes = rectangles(BlockMasker.Config(ratio=ratio), sample_keys(0, 0, torch.arange(4000)), 14, 14)
     assert boxes.shape[1] == RECTANGLES == 32

@@ -1,7 +1,7 @@
 """Samplers of published methods (I-JEPA, V-JEPA, data2vec 2.0, CAPI, UM-MAE, VideoMAE V2, MaskFeat, UMT) against restatements.
 
-Where a published sampler is at fault (sizes for each worker, borders that are never used, counts cut in raster order), the
-restatement draws what it is meant to draw.
+Where a published sampler has a fault (sizes that differ between workers, borders that are never used, counts cut in raster order),
+the restatement draws what the method intends.
 
 Shapes: B samples, N tokens, V visible, Q predicted.
 """
@@ -33,7 +33,7 @@ def share(index: Tensor, tokens: int) -> Tensor:
 
 
 def deviation(found: Tensor, wanted: Tensor, samples: int, simulated: int) -> float:
-    """The largest difference of two tables of frequencies, in standard deviations."""
+    """Returns the largest difference between two tables of frequencies, in standard deviations."""
     spread = (wanted * (1 - wanted)).clamp(min=1e-3) * (1 / samples + 1 / simulated)
     return ((found - wanted).abs() / spread.sqrt()).max().item()
 
@@ -55,14 +55,14 @@ def test_target_blocks_are_rectangles_of_one_size_anywhere_on_the_grid() -> None
         rows, columns = mask.predict // 14, mask.predict % 14
         assert torch.equal(rows.amax(1) - rows.amin(1), torch.full((8000,), tall - 1))
         assert torch.equal(columns.amax(1) - columns.amin(1), torch.full((8000,), wide - 1))
-        corner = rows.amin(1) * (15 - wide) + columns.amin(1)  # the last row and column are reached, as often as any other
+        corner = rows.amin(1) * (15 - wide) + columns.amin(1)  # the last row and column are reached as often as any other
         places = (15 - tall) * (15 - wide)
         assert abs(chi2(corner.bincount(minlength=places), 8000 / places)) < 5
         assert not shown(mask, 196).repeat_interleave(4, 0).gather(1, mask.predict).any()
 
 
 def test_the_sizes_of_an_update_are_those_of_the_paper_and_follow_from_the_step_alone() -> None:
-    """Area and aspect are drawn apart; the published code makes both of one draw, which reaches 5 of these 11 sizes."""
+    """Area and aspect are drawn separately; the published code derives both from one draw, which reaches 5 of these 11 sizes."""
     masker, generator = multi_block(), random.Random(1)
     found = Counter(masker._sizes(step, 14, 14)[:2] for step in range(1500))
     wanted = Counter()
@@ -87,7 +87,7 @@ def test_the_visible_tokens_are_a_random_part_of_what_the_context_leaves() -> No
 
 
 def test_targets_that_leave_too_little_lie_at_one_place_and_counts_stay() -> None:
-    masker = multi_block(ratio=0.35, targets=8, context=(0.2, 0.2))  # hardly ever does the context leave 127 of 196
+    masker = multi_block(ratio=0.35, targets=8, context=(0.2, 0.2))  # the context almost never leaves 127 of 196
     mask = masker(KEYS, (14, 14))
     groups = mask.predict.view(16, 8, -1)
     assert torch.equal(groups, groups[:, :1].expand_as(groups))
@@ -109,7 +109,8 @@ def test_blocks_of_clips_are_held_through_time() -> None:
 
 @pytest.mark.parametrize(("count", "scale"), [(8, 0.15), (2, 0.7), (10, 0.15)])
 def test_the_predicted_tokens_are_the_union_of_blocks(count: int, scale: float) -> None:
-    """Frequencies of every place, and the mean size of the union, as of V-JEPA's sampler with its union brought to one size."""
+    """Compares the frequency of every place, and the mean size of the union, with V-JEPA's sampler, its unions cut or filled to one
+    size."""
     masker = BlockUnionMasker(BlockUnionMasker.Config(blocks=(count,), scale=(scale,)))
     found = torch.stack(
         [share(masker(sample_keys(5, step, torch.arange(100)), (14, 14), step=step).predict, 196) for step in range(60)]
@@ -129,7 +130,7 @@ def test_the_predicted_tokens_are_the_union_of_blocks(count: int, scale: float) 
         kept = generator.sample(sorted(union), quota) if len(union) > quota else [*union, *more]
         wanted[kept] += 1
     assert quota == pytest.approx(sizes / draws, abs=0.5 + 5 * 15 / draws**0.5)
-    assert (found - wanted / draws).abs().max() < 0.06  # 60 sizes against all of them
+    assert (found - wanted / draws).abs().max() < 0.06  # 60 sizes are compared with all sizes
 
 
 def test_the_masks_of_v_jepa_share_out_the_grid_and_differ_in_their_counts() -> None:
@@ -143,7 +144,7 @@ def test_the_masks_of_v_jepa_share_out_the_grid_and_differ_in_their_counts() -> 
 
 
 def test_visible_tokens_are_echoed_with_the_weights_of_v_jepa_2_1() -> None:
-    """mean(hidden) + 0.5 mean(visible / sqrt(d)), d to the nearest predicted token; the weight rises with the run."""
+    """The loss is mean(hidden) + 0.5 mean(visible / sqrt(d)), d to the nearest predicted token; the weight rises during the run."""
     options = {"echo": 0.5, "echo_rise": (0.25, 0.5)}
     masker = BlockUnionMasker(BlockUnionMasker.Config(**options))
     plain = BlockUnionMasker(BlockUnionMasker.Config())(KEYS, (2, 6, 8), step=6)
@@ -174,7 +175,8 @@ def test_distances_are_euclidean_in_tokens() -> None:
 
 
 def test_squares_are_shown_as_in_data2vec() -> None:
-    """5 centres with replacement, 3 x 3 cut off at the borders, then random tokens to reach 39 of 196 (data_utils.py)."""
+    """data2vec draws 5 centres with replacement, 3 x 3 squares cut off at the borders, and random tokens up to 39 of 196
+    (data_utils.py)."""
     found = share(draw("inverse_block", (14, 14), MANY).visible, 196)
     generator, wanted, draws = random.Random(3), torch.zeros(196, dtype=torch.float64), 3000
     neighbours = 0.0
@@ -193,7 +195,7 @@ def test_squares_are_shown_as_in_data2vec() -> None:
 
 
 def capi(generator: random.Random, height: int, width: int, count: int) -> set[int]:
-    """CAPI's block before its roll (data.py)."""
+    """Returns CAPI's block before its roll (data.py)."""
     low = max(math.log(0.5), math.log(count / width**2))
     high = min(math.log(2), math.log(height**2 / (count + 1e-5)))
     aspect = math.exp(generator.uniform(low, high))
@@ -218,7 +220,7 @@ def test_one_rectangle_is_shown_as_in_capi(grid: tuple[int, int]) -> None:
     found = Counter((rows.amax(1) - rows.amin(1)).tolist())
     for height, number in heights.items():
         assert abs(found[height] - number) < 5 * math.sqrt(2 * number + 2), height
-    assert mask.predict.shape[1] == round(0.03 * tokens)  # a random part of what is hidden
+    assert mask.predict.shape[1] == round(0.03 * tokens)  # a random part of the hidden tokens
     hidden = 1 - share(mask.visible, tokens)
     assert (share(mask.predict, tokens) / hidden - mask.predict.shape[1] / (tokens - count)).abs().max() < 0.04
 
@@ -226,8 +228,8 @@ def test_one_rectangle_is_shown_as_in_capi(grid: tuple[int, int]) -> None:
 def test_a_roll_moves_the_rectangle_around_the_borders() -> None:
     plain, rolled = (draw("inverse_block", (16, 16), MANY, side=None, ratio=0.65, roll=roll) for roll in (False, True))
     seen = share(rolled.visible, 256)
-    assert (seen - 90 / 256).abs().max() < 5 * math.sqrt(0.25 / 3000)  # every place as often as any other
-    for row in range(50):  # the same shape, elsewhere
+    assert (seen - 90 / 256).abs().max() < 5 * math.sqrt(0.25 / 3000)  # every place is visible equally often
+    for row in range(50):  # the same shape at another place
         one = {(n // 16, n % 16) for n in plain.visible[row].tolist()}
         other = {(n // 16, n % 16) for n in rolled.visible[row].tolist()}
         moves = {((y + a) % 16, (x + b) % 16) == (0, 0) for y, x in one for a in range(16) for b in range(16)}
@@ -268,7 +270,7 @@ def test_odd_grids_and_other_ratios_are_refused() -> None:
 
 
 def test_the_running_cell_is_video_mae_v2_s() -> None:
-    """Tubes: exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, for one phase p per clip: 704 of 1,568."""
+    """Predicts exactly the hidden tokens whose (k + p + t + 1) mod 4 is at least 2, with one phase p per clip: 704 of 1,568."""
     mask = draw("tube", (8, 14, 14), sample_keys(1, 0, torch.arange(400)), predict=0.449, running_cell=True)
     assert mask.predict.shape[1] == 704
     phases = []
@@ -316,7 +318,7 @@ def test_the_first_frames_are_seen_and_the_next_ones_predicted() -> None:
 
 
 def test_boxes_of_clips_are_hidden_one_after_another_until_the_count() -> None:
-    """Boxes are whole, except for the last one, which is cut; 157 of 8 x 7 x 7 units of 2 x 2 tokens."""
+    """All boxes are whole except the last one, which is cut; 157 of 8 x 7 x 7 units of 2 x 2 tokens are hidden."""
     options = {"duration": "random", "ratio": 0.4, "smallest": 9 / 49, "largest": 1.0, "unit": 2}
     keys = sample_keys(6, 0, torch.arange(64))
     mask = draw("block", (8, 14, 14), keys, **options)
@@ -344,14 +346,14 @@ def test_boxes_last_from_one_frame_to_all() -> None:
     assert abs(chi2(lengths.bincount(minlength=9)[1:], 6400 / 8)) < 5
     assert abs(chi2(starts[lengths == 3].bincount(minlength=6), (lengths == 3).sum().item() / 6)) < 5
     edges = covers.long().diff(dim=-1).abs().sum(-1) + covers[..., 0].long() + covers[..., -1].long()
-    assert (edges == 2).all()  # one stretch each
+    assert (edges == 2).all()  # each box is one contiguous range
 
 
 # --- UMT --------------------------------------------------------------------------------------------------------------------
 
 
 def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
-    """The frequencies are those of torch.multinomial without replacement, frame by frame."""
+    """The frequencies are those of torch.multinomial without replacement in each frame."""
     scores = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
     part = draw("attention", (2, 3, 4), KEYS)
     assert part.visible.shape[1] == 2 * (12 - round(0.8 * 12))
@@ -372,14 +374,15 @@ def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
 
 
 def assert_binomial(hidden: Tensor, ratio: float) -> None:
-    """Chi-square of numbers of hidden tokens, of 20."""
+    """Asserts by chi-square that the numbers of hidden tokens, of 20, are binomial."""
     wanted = torch.tensor([math.comb(20, n) * ratio**n * (1 - ratio) ** (20 - n) * len(hidden) for n in range(21)])
     usual, found = wanted > 5, hidden.bincount(minlength=21)
     assert abs((((found - wanted) ** 2 / wanted)[usual].sum() - usual.sum()) / (2 * usual.sum()) ** 0.5) < 5
 
 
 def test_each_token_is_hidden_with_one_probability() -> None:
-    """The number of a sample is binomial, tokens are independent, and rows are padded with copies that do not count."""
+    """The number of hidden tokens in a sample is binomial, tokens are independent, and rows are padded with copies that do not
+    count."""
     mask = draw("bernoulli", (4, 5), MANY, ratio=0.6)
     assert_binomial(mask.valid_predict.sum(1), 0.6)
     assert most(20, 0.6) == mask.predict.shape[1] < 20
@@ -389,7 +392,7 @@ def test_each_token_is_hidden_with_one_probability() -> None:
     assert (hidden ^ seen).sum() == 3000 * 20 - (hidden | seen).logical_not().sum()
     assert torch.equal(hidden.sum(1), mask.valid_predict.sum(1))
     assert torch.equal(seen.sum(1), mask.valid.sum(1))
-    assert ((hidden | seen).sum(1) < 20).sum() < 5  # rows that are too long for the padded length
+    assert ((hidden | seen).sum(1) < 20).sum() < 5  # rows that are longer than the padded length
     assert (hidden.double().mean(0) - 0.6).abs().max() < 5 * (0.24 / 3000) ** 0.5
     centred = hidden.double() - 0.6
     assert ((centred.T @ centred / 3000).fill_diagonal_(0)).abs().max() < 5 * 0.24 / 3000**0.5
@@ -413,13 +416,13 @@ def test_the_samples_of_an_update_share_a_number() -> None:
 
 def test_painted_pixels_hide_the_tokens_that_they_cover() -> None:
     painted = torch.zeros(32, 48)
-    painted[8:24, 16:28] = 255  # of tokens of 8 pixels: rows 1 and 2, columns 2 and half of 3
+    painted[8:24, 16:28] = 255  # for tokens of 8 pixels: rows 1 and 2, column 2 and half of column 3
     mask = mask_from_pixels(painted > 0, (4, 6))
     assert mask.predict.tolist() == [[8, 9, 14, 15]]
     assert mask.visible.shape == (1, 20)
     assert mask_from_pixels(painted > 0, (4, 6), share=0.6, samples=3, blank=True).blank.tolist() == [[8, 14]] * 3
     other = torch.zeros(320, 480).numpy()
-    other[80:240, 160:320] = 1  # the same part at another size, from an array
+    other[80:240, 160:320] = 1  # the same part at another size, as an array
     assert mask_from_pixels(other, (4, 6)).predict.tolist() == [[8, 9, 14, 15]]
     assert mask_from_pixels(painted > 0, (2, 4, 6)).predict.tolist() == [[8, 9, 14, 15, 32, 33, 38, 39]]  # in all frames
     clip = torch.stack([painted > 0, painted < 0])

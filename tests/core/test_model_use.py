@@ -1,4 +1,4 @@
-"""A model in the user's own code: images in, features, pixels and classes out."""
+"""A model in the user's own code: it takes images, and returns features, pixels and classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every part and every task on a device that is not the CPU and has no float64: see `other_device`."""
+"""Runs every part and every task on a device that is not the CPU and has no float64: see `other_device`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def device() -> Iterator[torch.device]:
 
 
 def step(model: MaskedModel, x: torch.Tensor, mask: Mask) -> list[float]:
-    """Losses before and after an update, and the norm of its gradient."""
+    """Returns the losses before and after an update, and the norm of its gradient."""
     before = model(x, mask=mask).loss
     before.backward()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -63,7 +63,7 @@ def step(model: MaskedModel, x: torch.Tensor, mask: Mask) -> list[float]:
 
 
 def check(make: Callable[[], MaskedModel], device: torch.device) -> None:
-    """An update, an encoding and a picture come out on the device as they do on the CPU; the masker is never moved."""
+    """Asserts that an update, features and an image are equal on the device and on the CPU; the masker is never moved."""
     torch.manual_seed(0)
     model = make()
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_every_option_trains_there_as_on_the_cpu(variant: str, build: Build, dev
 @pytest.mark.parametrize("name", list(pools.parts))
 def test_every_pool_trains_there(name: str, build: Build, device: torch.device) -> None:
     classifier = Classifier.of(build(), classes=3, pool=pools[name].Config(), head=HeadConfig(norm="batch"), frozen=True).to(device)
-    classifier(torch.randn(4, 3, 24, 16).to(device)).square().sum().backward()  # not the home grid
+    classifier(torch.randn(4, 3, 24, 16).to(device)).square().sum().backward()  # another grid than the model was built for
     assert all(weight.grad.device == device for weight in classifier.head.parameters())
 
 
@@ -192,7 +192,7 @@ def test_the_answers_of_the_page_are_computed_there(tmp_path: Path, device: torc
 
 
 def test_no_task_is_left_out() -> None:
-    """A new task runs above, or computes nothing on the device of a model."""
+    """A new task must be tested above, or must not compute on a model's device."""
     trained = {"pretrain", "finetune", "linear_probe", "attentive_probe", "segment", "detect", "depth"}
     read = {"knn", "reconstruct", "attention", "retrieve", "extract", "evaluate", "inspect", "predict", "propagate", "play"}
     idle = {"check", "compare", "export", "launch", "prepare_video", "push", "report", "runs", "scan", "stats"}

@@ -1,6 +1,6 @@
 """Samples of different sizes in one sequence: each is computed as it is alone.
 
-Shapes: B samples, N tokens, P values a token.
+Shapes: B samples, N tokens, P values per token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Build = Callable[..., MaskedModel]
 
 @pytest.fixture(params=METHODS)
 def case(request: pytest.FixtureRequest, build: Build) -> tuple[MaskedModel, list[Tensor], list[Mask]]:
-    """A small model in fp64, and 2, 1 and 3 samples of three sizes with their masks."""
+    """Returns a small model in fp64, and 2, 1 and 3 samples of three sizes with their masks."""
     options = METHODS[request.param]
     model = build(**options).double()
     lead = options.get("size", ())[:-2]
@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest, build: Build) -> tuple[MaskedModel, lis
 
 
 def predictions(model: MaskedModel, inputs: list[Tensor], masks: list[Mask]) -> list[Tensor]:
-    """The predictions of all samples from one pass."""
+    """Returns the predictions of all samples from one pass."""
     patches, grids = [model.tokenizer.split(x) for x in inputs], [model.tokenizer.grid(x) for x in inputs]
     assert model.decoder is not None
     return model.decoder.packed(model.encoder.packed(patches, grids, masks), masks, grids)
@@ -77,7 +77,7 @@ def test_a_packed_sample_is_computed_as_it_is_alone(case: Any) -> None:
 
 
 def pick(mask: Mask, i: int, samples: int) -> Mask:
-    """The mask of one sample."""
+    """Returns the mask of one sample."""
     names = ("visible", "predict", "blank", "weight", "valid", "valid_predict")
     values = {name: getattr(mask, name).unflatten(0, (samples, -1))[i] for name in names if getattr(mask, name) is not None}
     return replace(mask, **values)
@@ -92,7 +92,7 @@ def test_neither_hidden_pixels_nor_other_samples_change_a_prediction(case: Any) 
     patches[:, ~seen] = torch.nan
     hidden = model.tokenizer.join(patches, model.tokenizer.grid(inputs[1]))
     changed = predictions(model, [torch.randn_like(inputs[0]), hidden, inputs[2]], masks)
-    assert not torch.equal(before[0], changed[0])  # the change was real
+    assert not torch.equal(before[0], changed[0])  # the input did change
     assert all(torch.equal(a, b) for a, b in zip(before[1:], changed[1:], strict=True))
 
 
@@ -104,12 +104,12 @@ def test_paths_are_dropped_sample_by_sample() -> None:
     groups = packing.unpack(drop_samples(drop, torch.ones(1, 160, 3), packing))
     for group in groups:
         first = group[:, 0, 0]
-        assert torch.equal(group, first[:, None, None].expand_as(group))  # all of a sample
-        assert {0.0, 2.0} == set(first.tolist())  # some samples, not all
+        assert torch.equal(group, first[:, None, None].expand_as(group))  # a whole sample is dropped or kept
+        assert {0.0, 2.0} == set(first.tolist())  # some samples are dropped, not all
 
 
 def test_a_packed_pass_equals_timms_naflex_vit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm pads the samples to one length and masks the padding; positions are learned ones, interpolated for each grid."""
+    """timm pads the samples to one length and masks the padding; the positions are learned and interpolated for each grid."""
     from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
     options = NaFlexVitCfg(
@@ -133,7 +133,7 @@ def test_a_packed_pass_equals_timms_naflex_vit(monkeypatch: pytest.MonkeyPatch) 
     state["patch_embed.proj.bias"] = state.pop("proj.bias")
     state["patch_embed.proj.weight"] = state.pop("proj.weight").unflatten(1, (4, 4, 3)).permute(0, 3, 1, 2)
     body = state["pos_embed"].flatten(1, 2)
-    state["pos_embed"] = torch.cat([torch.zeros_like(body[:, :1]), body], dim=1)  # the class token has no position there
+    state["pos_embed"] = torch.cat([torch.zeros_like(body[:, :1]), body], dim=1)  # timm's class token has no position
     ours.load_state_dict(state)
 
     grids, patches = [(2, 6), (3, 4), (4, 5)], [torch.randn(2, n, 48).double() for n in (12, 12, 20)]

@@ -1,4 +1,4 @@
-"""Two targets at once: the loss is the weighted sum of what each has by itself, with one decoder or with two."""
+"""Two targets at once: the loss is the weighted sum of the two targets' losses, with one decoder or with two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ CROSS = CrossAttentionDecoder.Config(width=12, depth=2, heads=2, fusion="linear"
 
 
 def test_bootmae_is_the_weighted_sum_of_two_models(build: Build) -> None:
-    """A decoder for pixels, and one that reads other features for those of the average: each alone gives the same loss."""
+    """One decoder predicts pixels; the other reads other features and predicts the average's features; each alone has the same
+    loss."""
     target = PairTarget.Config(first=PixelTarget.Config(), second=LatentTarget.Config(loss="mse"), weights=(2.0, 0.5))
     model = build(target=target, decoder=PairDecoder.Config(first=SELF, second=CROSS)).double()
     x = torch.randn(3, 3, 12, 16, dtype=torch.float64)
@@ -43,8 +44,8 @@ def test_bootmae_is_the_weighted_sum_of_two_models(build: Build) -> None:
 
 
 def test_bootmaes_decoders_and_its_weights_of_tokens(build: Build) -> None:
-    """Queries are the last features and mask tokens; self-attention, attention to one block's output, an MLP. A token weighs 1 plus
-    the hidden share of the 3 x 3 tokens around it, those outside the image counted as visible."""
+    """Queries are the last features and mask tokens; blocks are self-attention, attention to one block's output and an MLP. A
+    token's weight is 1 plus the hidden share of the 3 x 3 tokens around it, where tokens outside the image count as visible."""
     decoder = replace(CROSS, self_attention=True, encoded_queries=True)
     masker = BlockMasker.Config(ratio=0.5, smallest=0.2, inner_weight=1.0)
     model = build((20, 24), masker=masker, decoder=decoder, target=PixelTarget.Config(standardise="none")).double()
@@ -90,7 +91,7 @@ def test_the_second_factor_rises(build: Build) -> None:
 
 
 def test_what_one_of_the_two_does_the_pair_does(build: Build) -> None:
-    """The pair begins, learns, follows and depends on the batch as its parts do; one decoder may predict both."""
+    """The pair begins, learns, updates and depends on the batch as its two targets do; one decoder may predict both."""
     second = LatentTarget.Config(teacher="runs/teacher")
     pair = PairTarget.Config(first=ClusterTarget.Config(clusters=5, decay=0.5), second=second, weights=(3.0, 1.0))
     model = build(target=PairTarget.Config(first=pair, second=PixelTarget.Config()), decoder=SELF)

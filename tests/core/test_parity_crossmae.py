@@ -1,4 +1,4 @@
-"""CrossMAE here equals CrossMAE as published: predictions, loss and the gradient of every weight, against a second statement."""
+"""Compares CrossMAE with the published one: predictions, loss and the gradient of every weight, against a restatement."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Sizes:
     batch: int
 
 
-TINY = Sizes((32, 40), 8, (48, 3, 4), (32, 4, 2), batch=3)  # 20 tokens: 5 seen; 15, 5 or 3 predicted
-FULL_GRID = Sizes((56, 56), 4, (24, 2, 2), (16, 2, 2), batch=1)  # 196 tokens: 49 seen; 147, 49 or 30 predicted
+TINY = Sizes((32, 40), 8, (48, 3, 4), (32, 4, 2), batch=3)  # 20 tokens: 5 visible; 15, 5 or 3 predicted
+FULL_GRID = Sizes((56, 56), 4, (24, 2, 2), (16, 2, 2), batch=1)  # 196 tokens: 49 visible; 147, 49 or 30 predicted
 SMALL = Sizes((224, 224), 16, (384, 12, 6), (256, 12, 8), batch=1)
 BASE = Sizes((224, 224), 16, (768, 12, 12), (512, 12, 16), batch=1)
 CROSS = CrossAttentionDecoder.Config(fusion="linear")
@@ -63,14 +63,14 @@ def crossmae(sizes: Sizes, decoder: DecoderConfig = CROSS, predict: float | None
 
 
 def noisy_but_tables(model: MaskedModel) -> None:
-    """Weights of a trained model's size, and the tables of positions as they were: both sides get the same."""
+    """Draws weights as large as a trained model's, and keeps the position tables, so that both sides have the same ones."""
     tables = {name: table.clone() for name, table in model.named_parameters() if not table.requires_grad}
     noisy(model)
     model.load_state_dict(tables, strict=False)
 
 
 def published_name(ours: str) -> str:
-    """The name in the released files."""
+    """Returns the weight's name in the released files."""
     side, rest = ours.split(".", 1)
     if side == "encoder":
         return rest
@@ -84,7 +84,7 @@ def draw(model: MaskedModel, sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def compare(model: MaskedModel, sizes: Sizes, dtype: torch.dtype, mask: Mask | None = None) -> None:
-    """Predictions, loss and gradients within the limits."""
+    """Asserts that predictions, loss and gradients are within the limits."""
     model = model.to(dtype)
     images, drawn = draw(model, sizes, dtype)
     mask = mask or drawn
@@ -117,7 +117,7 @@ def test_a_second_statement_gives_the_same(predict: float, self_attention: bool,
 
 @pytest.mark.parametrize("asked", [147, 49, 30])
 def test_so_it_does_on_the_full_grid(asked: int) -> None:
-    """The published counts: 49 seen, and 98 or 117 neither seen nor predicted."""
+    """The published counts are 49 visible tokens, and 98 or 117 neither visible nor predicted."""
     model = crossmae(FULL_GRID)
     mask = draw(model, FULL_GRID, torch.float32)[1]
     compare(model, FULL_GRID, torch.float32, replace(mask, predict=mask.predict[:, -asked:]))
@@ -125,7 +125,7 @@ def test_so_it_does_on_the_full_grid(asked: int) -> None:
 
 @pytest.mark.parametrize(("predict", "counts"), [(0.75, (49, 147)), (0.25, (49, 49)), (0.15, (49, 29))])
 def test_the_masker_counts_as_published(predict: float, counts: tuple[int, int]) -> None:
-    """But for 15 %: of 196, 29.4 tokens are 29 here, where the published code cuts the number of dropped ones and keeps 30."""
+    """At 15 % of 196, 29.4 tokens become 29 here; the published code truncates the number of dropped tokens and keeps 30."""
     mask = draw(crossmae(FULL_GRID, predict=predict), FULL_GRID, torch.float32)[1]
     assert (mask.visible.shape[1], mask.predict.shape[1]) == counts
 
@@ -155,7 +155,7 @@ def test_so_it_does_at_the_published_sizes(predict: float, dtype: torch.dtype, s
 def test_the_comparison_itself_sees_a_small_error() -> None:
     model = crossmae(TINY, predict=0.25)
     with torch.no_grad():
-        model.decoder.fusion.mix.weight[0, 1] += 1e-6  # as if one map counted a millionth more
+        model.decoder.fusion.mix.weight[0, 1] += 1e-6  # an error of a millionth in one map's weight
     images, mask = draw(model.double(), TINY, torch.float64)
     weights = {published_name(name): w.detach().clone() for name, w in model.named_parameters()}
     weights["wfm.linear.weight"][0, 1] -= 1e-6
@@ -165,7 +165,7 @@ def test_the_comparison_itself_sees_a_small_error() -> None:
 
 
 def test_position_tables_are_the_published_ones_to_their_fp32() -> None:
-    """The released tables are computed in fp32 and 1.6e-6 off the exact ones (14 x 14); at 448 pixels they are not rescaled."""
+    """The released tables are computed in fp32, 1.6e-6 off the exact values (14 x 14); at 448 pixels they are not rescaled."""
     for side, limit in ((14, 3e-6), (28, 6e-6)):
         model = crossmae(replace(TINY, image=(8 * side, 8 * side), encoder=(64, 1, 2), decoder=(32, 1, 2)))
         for part, width in ((model.encoder, 64), (model.decoder, 32)):
@@ -201,7 +201,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("part", [49, 30])
 def test_the_published_parts_are_the_same_to_the_last_bit(part: int, one_thread: None) -> None:
-    """In fp32, 49 or 30 of 147, with one thread: several share out a product's rows by their number. Nothing else enters."""
+    """In fp32, for 49 or 30 of 147 tokens, with one thread: several threads split a product's rows according to their number."""
     sizes = replace(SMALL, encoder=(384, 1, 6), decoder=(256, 2, 8), batch=2)
     model = crossmae(sizes)
     images, mask = draw(model, sizes, torch.float32)
@@ -217,7 +217,7 @@ def test_with_self_attention_it_is_not() -> None:
 
 
 def test_a_self_attention_decoder_may_predict_a_part_too() -> None:
-    """Hidden tokens that are not asked for are not decoded; those that are see each other and the visible ones."""
+    """Hidden tokens that are not predicted are not decoded; predicted ones attend to each other and to the visible ones."""
     model = crossmae(TINY, SelfAttentionDecoder.Config(), predict=0.25).double()
     images, mask = draw(model, TINY, torch.float64)
     assert mask.predict.shape[1] == 5
@@ -236,7 +236,7 @@ def test_some_blocks_are_all_blocks_with_the_others_at_zero() -> None:
     whole = crossmae(TINY, predict=0.25).double()
     some = crossmae(TINY, replace(CROSS, fusion_blocks=(1, 3)), predict=0.25).double()
     state = whole.state_dict()
-    state["decoder.fusion.mix.weight"] = state["decoder.fusion.mix.weight"][:, [0, 1, 3]]  # 0 is the input
+    state["decoder.fusion.mix.weight"] = state["decoder.fusion.mix.weight"][:, [0, 1, 3]]  # 0 is the encoder's input
     some.load_state_dict(state)
     with torch.no_grad():
         whole.decoder.fusion.mix.weight[:, 2] = 0
@@ -246,7 +246,7 @@ def test_some_blocks_are_all_blocks_with_the_others_at_zero() -> None:
 
 @pytest.mark.parametrize(("size", "bound"), [("base", 0.4899), ("large", 0.4028)])
 def test_fusion_starts_as_the_released_models_did(size: str, bound: float) -> None:
-    """Xavier-uniform, U(+-sqrt(6 / (k + d))): the published N(0, 1 / k) is overwritten by the published code itself."""
+    """Weights are Xavier-uniform, U(+-sqrt(6 / (k + d))): the published code itself overwrites the published N(0, 1 / k)."""
     width, depth, heads = {"base": (96, 12, 2), "large": (96, 24, 2)}[size]
     config = ModelConfig(
         tokenizer=Patches.Config(size=8),
@@ -319,7 +319,7 @@ def test_any_masker_and_clips_work_unchanged(
     output = model(x, mask=mask)
     output.loss.backward()
     tokens = model.tokenizer.split(x).shape[1]
-    plane = size[-1] * size[-2] // 16  # places, each a column through the time
+    plane = size[-1] * size[-2] // 16  # places, each a column of tokens over time
     share = masker.predict or masker.ratio
     asked = round(share * tokens) if isinstance(masker, RandomMasker.Config) else round(share * plane) * (tokens // plane)
     assert output.prediction.shape == (2, asked, model.target.width)

@@ -1,4 +1,4 @@
-"""MAE here equals MAE elsewhere: the loss and the gradient of every weight, against transformers and against a second statement."""
+"""Compares MAE with transformers and with a restatement: the loss and the gradient of every weight."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mae(sizes: Sizes, norm_pix: bool = True, epsilon: float = 1e-6) -> MaskedMod
 
 
 def draw(sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor, Tensor, Mask]:
-    """Images, transformers' noise, and the mask that it makes of that noise."""
+    """Returns images, transformers' noise, and the mask that transformers derives from that noise."""
     tokens = sizes.image[0] * sizes.image[1] // sizes.patch**2
     noise = torch.rand(sizes.batch, tokens)
     order = noise.argsort(dim=1)
@@ -80,7 +80,7 @@ OUTSIDE = {
 
 
 def their_names(ours: str) -> list[str]:
-    """The names in transformers 5's ViTMAE whose tensors, one after the other, make one of ours."""
+    """Returns the names in transformers 5's ViTMAE whose tensors, concatenated, make one of ours."""
     side, *rest = ours.split(".")
     if rest[0] == "blocks":
         stack = {"encoder": "vit.layers", "decoder": "decoder.decoder_layers"}[side]
@@ -93,7 +93,7 @@ def their_names(ours: str) -> list[str]:
 
 
 def as_ours(theirs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Their tensors under our names; each must be used."""
+    """Returns transformers' tensors under our names, and asserts that each is used."""
     found = {name: torch.cat([theirs[part] for part in their_names(name)]) for name in names}
     used = {part for name in names for part in their_names(name)}
     assert used == set(theirs), f"left over: {sorted(set(theirs) - used)}"
@@ -101,7 +101,8 @@ def as_ours(theirs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
 
 
 def transformers_mae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
-    """Their model with noise for weights, and for position tables, which 5.23 leaves at zero when a model is not loaded."""
+    """Returns transformers' model with random weights and position tables, which 5.23 leaves at zero in a model that is not
+    loaded."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = ViTMAEConfig(
@@ -116,7 +117,7 @@ def transformers_mae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
         decoder_num_attention_heads=sizes.decoder[2],
         decoder_intermediate_size=4 * sizes.decoder[0],
         layer_norm_eps=1e-12,
-        attn_implementation="sdpa",  # its eager softmax is not fp64
+        attn_implementation="sdpa",  # transformers' eager softmax is not in fp64
     )
     with torch.device("meta"):
         model = ViTMAEForPreTraining(config)
@@ -125,7 +126,7 @@ def transformers_mae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
 
 
 def noisy(model: nn.Module) -> None:
-    """Weights of a trained model's size; nothing is 0 or 1, so that no bias, norm or position is compared in vain."""
+    """Draws weights as large as a trained model's; none is 0 or 1, so that every bias, norm and position affects the comparison."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(std=1 / math.sqrt(weight.shape[-1]) if weight.dim() == 2 else 0.1)
@@ -140,7 +141,8 @@ def pair(sizes: Sizes, dtype: torch.dtype) -> tuple[nn.Module, MaskedModel]:
 
 
 def gradient_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The worst ||a - b|| / max(||b||, 1e-6 of the whole gradient's norm), and where. A key bias has none: hence the floor."""
+    """Returns the largest ||a - b|| / max(||b||, 1e-6 of the whole gradient's norm), and its name. Key biases have no gradient,
+    hence the minimum."""
     assert set(ours) == set(expected)
     whole = math.sqrt(sum(float(b.norm()) ** 2 for b in expected.values()))
     assert whole > 0
@@ -148,7 +150,7 @@ def gradient_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> tupl
 
 
 def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dtype, norm_pix: bool) -> tuple[float, float, str]:
-    """Relative error of the loss; worst error of a gradient, and where."""
+    """Returns the relative error of the loss, the largest error of a gradient, and its name."""
     theirs.config.norm_pix_loss = norm_pix
     ours.target.config = replace(ours.target.config, standardise="patch" if norm_pix else "none")
     images, noise, mask = draw(sizes, dtype)
@@ -187,7 +189,7 @@ def test_transformers_gives_the_same_loss_and_gradients(sizes: Sizes, dtype: tor
 
 @pytest.mark.parametrize("image", [(48, 64), (16, 40)], ids=["larger", "smaller"])
 def test_at_another_size_features_equal_transformers_own_interpolation(image: tuple[int, int]) -> None:
-    """Compares the encoder. Their decoder interpolates its flattened table along one axis, so its positions differ."""
+    """Compares the encoder only. transformers' decoder interpolates its flattened table along one axis, so its positions differ."""
     theirs, ours = pair(TINY, torch.float64)
     images, noise, _ = draw(replace(TINY, image=image), torch.float64)
     theirs.config.mask_ratio = 0.0
@@ -206,7 +208,7 @@ def test_at_another_size_features_equal_timms_own_interpolation(image: tuple[int
     images = torch.randn(2, 3, *image, dtype=torch.float64)
     patches = Patches(Patches.Config(size=8), channels=3)
     found = ours(patches.split(images), patches.grid(images), None).last
-    # timm interpolates in fp32 whatever the model's precision
+    # timm interpolates in fp32 for any precision of the model
     assert (found - theirs.eval().forward_features(images)).abs().max() <= 1e-5
 
 
@@ -221,11 +223,11 @@ def test_the_comparison_itself_sees_a_wrong_epsilon() -> None:
     assert worst > 1e-9
 
 
-# --- a second statement -----------------------------------------------------------------------------------------------------
+# --- a restatement ----------------------------------------------------------------------------------------------------------
 
 
 def official_name(ours: str) -> str:
-    """The name in MAE's released files."""
+    """Returns the weight's name in MAE's released files."""
     side, rest = ours.split(".", 1)
     if side == "encoder":
         return rest
@@ -265,7 +267,7 @@ def test_position_tables_equal_the_second_statement() -> None:
 # --- sizes, initialisation, timm --------------------------------------------------------------------------------------------
 
 MAE, CROSSMAE = SelfAttentionDecoder.Config(), CrossAttentionDecoder.Config(fusion="linear")
-PUBLISHED = [  # total, trainable, keys of the state dict: the released models
+PUBLISHED = [  # the released models: total, trainable, keys of the state dict
     pytest.param("base", 16, MAE, (111_907_840, 111_655_680, 254), id="mae-b"),
     pytest.param("large", 16, MAE, (329_541_888, 329_239_296, 398), id="mae-l"),
     pytest.param("huge", 14, MAE, (657_074_508, 656_613_964, 494), id="mae-h"),
@@ -294,7 +296,7 @@ def test_parameter_totals_equal_the_published_models(size, patch, decoder, publi
 def test_initialisation_is_maes() -> None:
     model = mae(replace(TINY, encoder=(192, 1, 3), decoder=(128, 1, 4)))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):  # qkv as one matrix
+        if isinstance(module, nn.Linear):  # qkv is one matrix
             bound = math.sqrt(6 / (module.in_features + module.out_features))
             assert 0.99 * bound < module.weight.abs().max() <= bound, name
             assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
@@ -304,13 +306,13 @@ def test_initialisation_is_maes() -> None:
             assert not module.bias.any(), name
     proj = model.encoder.patch_embed.proj
     assert 0.99 * math.sqrt(6 / (192 + 192)) < proj.weight.abs().max() <= math.sqrt(6 / (192 + 192))  # P = 8 * 8 * 3 = 192
-    assert 0.9 / math.sqrt(192) < proj.bias.abs().max() <= 1 / math.sqrt(192)  # the convolution's own, not zero
+    assert 0.9 / math.sqrt(192) < proj.bias.abs().max() <= 1 / math.sqrt(192)  # the convolution's default, not zero
     assert model.encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
     assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def photographs(folder: Path, many: int) -> Tensor:
-    """Real photographs, 224 x 224, normalised, (B, 3, 224, 224)."""
+    """Returns real photographs, 224 x 224, normalised, (B, 3, 224, 224)."""
     import numpy
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""SimMIM on a plain vision transformer, and data2vec's encoder, against transformers: outputs, loss and gradients.
+"""Compares SimMIM on a plain vision transformer, and data2vec's encoder, with transformers: outputs, loss and gradients.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -47,7 +47,7 @@ DATA2VEC = {
 
 
 def as_ours(theirs: dict[str, Tensor], blocks: str, inside: dict[str, str], parts: tuple[str, str, str]) -> dict[str, Tensor]:
-    """Weights, or their gradients, of transformers' encoder under our names; queries, keys and values become one."""
+    """Returns weights, or gradients, of transformers' encoder under our names, with queries, keys and values in one tensor."""
     found, split = {}, dict[str, Tensor]()
     for name, value in theirs.items():
         start, _, rest = name.removeprefix(blocks).partition(".")
@@ -62,7 +62,7 @@ def as_ours(theirs: dict[str, Tensor], blocks: str, inside: dict[str, str], part
         found[f"blocks.{number}.attn.qkv.weight"] = torch.cat([split[f"{number}.{part}.weight"] for part in range(3)])
         if f"{number}.1.bias" in split:
             found[f"blocks.{number}.attn.qkv.bias"] = torch.cat([split[f"{number}.{part}.bias"] for part in range(3)])
-        else:  # keys have none
+        else:  # keys have no bias
             found |= {f"blocks.{number}.attn.qkv.{part}_bias": split[f"{number}.{at}.bias"] for part, at in (("q", 0), ("v", 2))}
     return found
 
@@ -86,7 +86,7 @@ def drawn(model: MaskedModel) -> tuple[Tensor, Any, Tensor]:
 
 
 def test_simmim_is_transformers(build: Build, disturb: Callable[[nn.Module], nn.Module]) -> None:
-    """ViTForMaskedImageModeling: the loss, and the gradient of every weight."""
+    """Compares loss and the gradient of every weight with ViTForMaskedImageModeling."""
     from transformers import ViTConfig, ViTForMaskedImageModeling
 
     config = ViTConfig(**SIZES, image_size=16, patch_size=4, encoder_stride=4, attn_implementation="sdpa")
@@ -94,7 +94,7 @@ def test_simmim_is_transformers(build: Build, disturb: Callable[[nn.Module], nn.
     parts = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
     ours = as_ours(theirs.vit.state_dict(), "layers.", VIT, parts)
     model.encoder.load_state_dict(ours, strict=True)
-    head, order = theirs.decoder[0], torch.arange(48).view(3, 4, 4).permute(1, 2, 0).flatten()  # shuffled to (c, i, j) there
+    head, order = theirs.decoder[0], torch.arange(48).view(3, 4, 4).permute(1, 2, 0).flatten()  # their order is (c, i, j)
     model.decoder.head.load_state_dict({"weight": head.weight.flatten(1)[order], "bias": head.bias[order]})
     x, mask, hidden = drawn(model)
     wanted, loss = theirs(x, bool_masked_pos=hidden).loss, model(x, mask=mask).loss
@@ -110,7 +110,7 @@ def test_simmim_is_transformers(build: Build, disturb: Callable[[nn.Module], nn.
 
 
 def test_data2vecs_encoder_is_transformers(build: Build, disturb: Callable[[nn.Module], nn.Module]) -> None:
-    """Data2VecVisionModel, with positions that are added and without relative ones: the output of every block, with mask tokens."""
+    """Compares every block's output with Data2VecVisionModel, with mask tokens, added positions and no relative positions."""
     from transformers import Data2VecVisionConfig, Data2VecVisionModel
 
     config = Data2VecVisionConfig(

@@ -1,4 +1,4 @@
-"""VideoMAE here equals VideoMAE elsewhere: loss and gradient of every weight, against transformers and a second statement."""
+"""Compares VideoMAE with transformers and with a restatement: the loss and the gradient of every weight."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BASE = Sizes((16, 224, 224), 16, (768, 12, 12), (384, 4, 6), batch=1, ratio=0.9)
 
 
 def videomae(sizes: Sizes, standardised: bool = True, epsilon: float = 1e-6, head_epsilon: float | None = None) -> MaskedModel:
-    """VideoMAE as choices of parts."""
+    """Builds VideoMAE from its parts."""
     (width, depth, heads), (inner, layers, decoder_heads) = sizes.encoder, sizes.decoder
     config = ModelConfig(
         tokenizer=Tubes.Config(size=sizes.patch, frames=2),
@@ -75,7 +75,7 @@ def videomae(sizes: Sizes, standardised: bool = True, epsilon: float = 1e-6, hea
 
 
 def draw(sizes: Sizes, model: MaskedModel, dtype: torch.dtype) -> tuple[Tensor, Mask]:
-    """Clips, and the mask that the model's own masker draws."""
+    """Returns clips, and the mask that the model's own masker draws."""
     clips = torch.randn(sizes.batch, 3, *sizes.clip, dtype=dtype)
     return clips, model.masker(sample_keys(3, 0, torch.arange(sizes.batch)), sizes.grid)
 
@@ -86,7 +86,7 @@ def hidden_map(mask: Mask, tokens: int) -> Tensor:
 
 
 def in_order(mask: Mask) -> Mask:
-    """The same tokens in raster order, as a 0/1 map gives them."""
+    """Returns the same tokens in raster order, as a 0/1 map lists them."""
     return Mask(mask.visible.sort(dim=1).values, mask.predict.sort(dim=1).values)
 
 
@@ -110,7 +110,7 @@ OUTSIDE = {
 
 
 def their_names(ours: str) -> list[str]:
-    """The names in transformers 5's VideoMAE whose tensors, one after the other, make one of ours."""
+    """Returns the names in transformers 5's VideoMAE whose tensors, concatenated, make one of ours."""
     if ours == "decoder.mask_token":
         return ["mask_token"]
     stem, kind = ours.rsplit(".", 1)
@@ -126,7 +126,7 @@ def their_names(ours: str) -> list[str]:
 
 
 def as_ours(theirs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Their tensors under our names; each must be used."""
+    """Returns transformers' tensors under our names, and asserts that each is used."""
     found = {name: torch.cat([theirs[part] for part in their_names(name)]) for name in names}
     used = {part for name in names for part in their_names(name)}
     assert used == set(theirs), f"left over: {sorted(set(theirs) - used)}"
@@ -134,7 +134,7 @@ def as_ours(theirs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
 
 
 def transformers_videomae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
-    """Their model with noise for weights; its tables are not parameters and stay as they made them."""
+    """Returns transformers' model with random weights; its position tables are not parameters and stay unchanged."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     config = VideoMAEConfig(
@@ -150,8 +150,8 @@ def transformers_videomae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
         decoder_num_hidden_layers=sizes.decoder[1],
         decoder_num_attention_heads=sizes.decoder[2],
         decoder_intermediate_size=4 * sizes.decoder[0],
-        use_mean_pooling=False,  # with it, they build no final norm in the encoder
-        attn_implementation="sdpa",  # its eager softmax is not fp64
+        use_mean_pooling=False,  # if true, transformers builds no final norm in the encoder
+        attn_implementation="sdpa",  # transformers' eager softmax is not in fp64
     )
     model = VideoMAEForPreTraining(config).to(dtype)
     noisy(model)
@@ -159,7 +159,8 @@ def transformers_videomae(sizes: Sizes, dtype: torch.dtype) -> nn.Module:
 
 
 def pair(sizes: Sizes, dtype: torch.dtype) -> tuple[nn.Module, MaskedModel]:
-    """Theirs and ours with the same weights; their norms have 1e-12, but for the decoder's last, which has 1e-5."""
+    """Returns transformers' model and ours with the same weights; the norms have 1e-12, except the decoder's last, which has
+    1e-5."""
     theirs, ours = transformers_videomae(sizes, dtype), videomae(sizes, epsilon=1e-12, head_epsilon=1e-5).to(dtype)
     own = [name for name in ours.state_dict() if not name.endswith("pos_embed")]
     left = ours.load_state_dict(as_ours(theirs.state_dict(), own), strict=False)
@@ -168,7 +169,7 @@ def pair(sizes: Sizes, dtype: torch.dtype) -> tuple[nn.Module, MaskedModel]:
 
 
 def compare(theirs: nn.Module, ours: MaskedModel, sizes: Sizes, dtype: torch.dtype, standardised: bool) -> tuple[float, float, str]:
-    """Relative error of the loss; worst error of a gradient, and where."""
+    """Returns the relative error of the loss, the largest error of a gradient, and its name."""
     theirs.config.norm_pix_loss = standardised
     ours.target.config = replace(ours.target.config, standardise="channel" if standardised else "none")
     clips, mask = draw(sizes, ours, dtype)
@@ -197,13 +198,13 @@ def test_transformers_gives_the_same_loss_and_gradients(sizes: Sizes, dtype: tor
     theirs, ours = pair(sizes, dtype)
     for standardised in (True, False):
         off, worst, where = compare(theirs, ours, sizes, dtype, standardised)
-        print(f"standardised {standardised}: loss off by {off:.1e}, gradient by {worst:.1e} ({where})")  # for -s
+        print(f"standardised {standardised}: loss off by {off:.1e}, gradient by {worst:.1e} ({where})")  # shown by pytest -s
         assert off <= LIMITS[dtype][0], f"standardised {standardised}: the loss is off by {off:.1e}"
         assert worst <= LIMITS[dtype][1], f"standardised {standardised}: the gradient of {where} is off by {worst:.1e}"
 
 
 def test_the_comparison_itself_sees_a_wrong_epsilon() -> None:
-    """The limits are tight enough to tell the epsilon of the last norm alone, 1e-5 or 1e-12, in fp64."""
+    """The limits are tight enough to tell an epsilon of 1e-5 from one of 1e-12 in the last norm alone, in fp64."""
     theirs, ours = pair(TINY, torch.float64)
     ours.decoder.norm.eps = 1e-12
     off, worst, _ = compare(theirs, ours, TINY, torch.float64, True)
@@ -220,11 +221,11 @@ def test_position_tables_are_the_published_ones(tokens: int, width: int) -> None
     assert (ours[:30] - restated_videomae.table(30, width)).abs().max() <= 1e-12
 
 
-# --- a second statement -----------------------------------------------------------------------------------------------------
+# --- a restatement ----------------------------------------------------------------------------------------------------------
 
 
 def official_name(ours: str) -> str:
-    """The name in VideoMAE's released files."""
+    """Returns the weight's name in VideoMAE's released files."""
     special = {"decoder.embed.weight": "encoder_to_decoder.weight", "decoder.mask_token": "mask_token"}
     return special.get(ours, ours.replace(".qkv.q_bias", ".q_bias").replace(".qkv.v_bias", ".v_bias"))
 
@@ -290,14 +291,14 @@ def test_parameter_totals_equal_the_published_models(encoder, decoder, published
     trained = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
     assert set(model.state_dict()) - set(trained) == {"encoder.pos_embed", "decoder.pos_embed"}  # in no released file
     own = sum(count for name, count in trained.items() if name.startswith("encoder."))
-    between = ("decoder.embed.weight", "decoder.mask_token")  # counted with neither side
+    between = ("decoder.embed.weight", "decoder.mask_token")  # part of neither count
     other = sum(count for name, count in trained.items() if name.startswith("decoder.") and name not in between)
     assert (sum(trained.values()), own, other, len(trained)) == published
 
 
 def test_initialisation_is_videomaes() -> None:
     model = videomae(replace(TINY, encoder=(192, 1, 3), decoder=(128, 1, 4)))
-    inputs = {"encoder.patch_embed.proj": 2 * 8 * 8 * 3, "decoder.embed": 192}  # torch's own: uniform within 1 / sqrt(inputs)
+    inputs = {"encoder.patch_embed.proj": 2 * 8 * 8 * 3, "decoder.embed": 192}  # torch's default: uniform within 1 / sqrt(inputs)
     for name, module in model.named_modules():
         if name in inputs:
             bound = 1 / math.sqrt(inputs[name])
@@ -317,7 +318,8 @@ def test_initialisation_is_videomaes() -> None:
 
 @pytest.mark.parametrize("decoder", [SelfAttentionDecoder, CrossAttentionDecoder])
 def test_flat_positions_are_resized_and_at_home_are_themselves(decoder, build) -> None:
-    """A clip of another length or size: each place of the plane keeps its position, as a place between places has one between."""
+    """For a clip of another length or size, places of the plane keep their positions, and places in between get interpolated
+    ones."""
     model = build(
         size=(4, 12, 16),  # 2 x 3 x 4 tubes
         encoder=VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False, positions="flat_sine_cosine"),
@@ -339,7 +341,7 @@ def test_flat_positions_are_resized_and_at_home_are_themselves(decoder, build) -
     away = torch.randn(2, 3, 8, 12, 16)
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (4, 3, 4))
     moved = model(away, mask=mask).prediction
-    model.decoder.home = (4, 3, 2)  # were the decoder's not resized by its home grid, this would change nothing
+    model.decoder.home = (4, 3, 2)  # this changes something only because the decoder's positions are resized from its home grid
     assert not torch.equal(model(away, mask=mask).prediction, moved)
 
 
@@ -356,7 +358,7 @@ def test_biases_of_attention(kind: str) -> None:
     state = ours.state_dict()
     for index, block in enumerate(ours.blocks):
         qkv = block.attn.qkv
-        key = torch.randn(24, dtype=torch.float64)  # of no effect, whatever it is
+        key = torch.randn(24, dtype=torch.float64)  # has no effect
         sides = (qkv.q_bias, qkv.v_bias) if isinstance(qkv, QueryValueLinear) else (torch.zeros(24), torch.zeros(24))
         state[f"blocks.{index}.attn.qkv.bias"] = torch.cat([sides[0], key, sides[1]])
         state.pop(f"blocks.{index}.attn.qkv.q_bias", None), state.pop(f"blocks.{index}.attn.qkv.v_bias", None)
@@ -382,5 +384,5 @@ def test_one_graph_holds_all_of_it(disturb) -> None:
     model = disturb(videomae(sizes))
     clips, mask = draw(sizes, model, torch.float32)
     expected = model(clips, mask=mask)
-    graphs = torch.compile(model, backend="aot_eager", fullgraph=True)  # eager kernels: the graph is what is tested
+    graphs = torch.compile(model, backend="aot_eager", fullgraph=True)  # eager kernels: only the graph is tested
     assert graphs(clips, mask=mask).loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)

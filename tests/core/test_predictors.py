@@ -1,4 +1,4 @@
-"""Decoders of methods that predict features: V-JEPA 2's predictor as in transformers, V-JEPA 2.1's heads, data2vec's, UMT's."""
+"""Decoders of methods that predict features: V-JEPA 2 (compared with transformers), V-JEPA 2.1, data2vec and UMT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Build = Callable[..., MaskedModel]
 
 @pytest.fixture(scope="module")
 def theirs() -> Any:
-    """transformers' V-JEPA 2, small, in fp64; the default attention of a head has channels that are not turned."""
+    """Returns transformers' V-JEPA 2, small, in fp64; some channels of its attention heads are not rotated."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.VJEPA2Config(
@@ -62,7 +62,7 @@ def copy_block(ours: Any, their: Any) -> None:
 
 
 def copied(build: Build, theirs: Any, rotary: str) -> MaskedModel:
-    """Our V-JEPA 2 with their weights."""
+    """Returns our V-JEPA 2 with transformers' weights."""
     model = build(
         (4, 16, 16),
         encoder=VisionTransformer.Config(width=48, depth=2, heads=3, class_token=False, positions="none", rotary=rotary),
@@ -93,7 +93,7 @@ def copied(build: Build, theirs: Any, rotary: str) -> MaskedModel:
 
 
 def run_theirs(theirs: Any, x: Tensor, mask: Mask) -> Tensor:
-    """Their encoder on the visible tokens alone, as in V-JEPA's training, and their predictor."""
+    """Runs transformers' encoder on the visible tokens alone, as V-JEPA's training does, and then its predictor."""
     rows = len(mask.visible)
     tokens = theirs.encoder.embeddings(x.transpose(1, 2))
     hidden = tokens.gather(1, mask.visible[..., None].expand(-1, -1, tokens.shape[2]))
@@ -105,7 +105,7 @@ def run_theirs(theirs: Any, x: Tensor, mask: Mask) -> Tensor:
 
 
 def test_v_jepa_2_s_encoder_and_predictor_are_transformers(theirs: Any, build: Build) -> None:
-    """The same weights and masks, both of them of each sample: the same predictions, with the rotations of the released weights."""
+    """The same weights and both masks of each sample give the same predictions, with the rotations of the released weights."""
     model, x = copied(build, theirs, "vjepa2"), torch.randn(3, 3, 4, 16, 16, dtype=torch.float64)
     masks = model.masker(sample_keys(0, 0, torch.arange(3)), (2, 4, 4))
     assert len(masks.families) == 2
@@ -125,13 +125,13 @@ def test_rotations_without_the_fault_of_the_released_weights_are_others(theirs: 
     assert (found - run_theirs(theirs, x, mask)).abs().max() > 1e-2
 
 
-# --- what holds for rotations in decoders -----------------------------------------------------------------------------------
+# --- rotations in decoders --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["axial", "dinov3"])
 @pytest.mark.parametrize("part", [SelfAttentionDecoder, CrossAttentionDecoder])
 def test_predictions_stand_where_the_mask_says(kind: str, part: Any, build: Build) -> None:
-    """Tokens in another order are the same tokens; tokens elsewhere are others."""
+    """The order of tokens changes nothing; their positions change the predictions."""
     decoder = part.Config(width=16, depth=2, heads=2, positions="none", rotary=kind)
     model, x = build(decoder=decoder).double().eval(), torch.randn(2, 3, 12, 16, dtype=torch.float64)
     order = torch.arange(12).expand(2, -1)
@@ -139,7 +139,7 @@ def test_predictions_stand_where_the_mask_says(kind: str, part: Any, build: Buil
     with torch.no_grad():
         one, other = model(x, mask=mask).prediction, model(x, mask=turned).prediction
         assert (one - other.flip(1)).abs().max() < 1e-12
-        assert (one[:, 1:] - one[:, :-1]).abs().min(-1).values.max() > 1e-6  # only places tell mask tokens apart
+        assert (one[:, 1:] - one[:, :-1]).abs().min(-1).values.max() > 1e-6  # mask tokens differ only in their positions
 
 
 def test_registers_stand_around_the_keys(build: Build) -> None:
@@ -199,14 +199,15 @@ def test_an_echo_needs_its_head_and_a_head_its_echo(build: Build) -> None:
     model = build(decoder=SelfAttentionDecoder.Config(**small, echo=True))
     with pytest.raises(ValueError, match=r"set masker\.echo"):
         model(x, mask=plain)
-    assert model.eval()(x, mask=plain).prediction.shape[1] == 8  # to look at what is hidden
+    assert model.eval()(x, mask=plain).prediction.shape[1] == 8  # allowed in evaluation, where only hidden tokens are shown
 
 
 # --- data2vec 2.0 -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_convolutions_are_data2vec_s() -> None:
-    """Noise and visible tokens on the grid; grouped convolutions, norms without weights, GELU, residuals where widths agree."""
+    """Noise and visible tokens are put on the grid; grouped convolutions, norms without weights, GELU, residuals where widths
+    agree."""
     config = ConvolutionDecoder.Config(width=16, depth=3, groups=4, noise=0.0)
     decoder = ConvolutionDecoder(config, encoder=Shape(24, 2, 1), grid=(4, 5), outputs=(7,)).double()
     where = torch.stack([torch.randperm(20)[:6] for _ in range(3)])
@@ -242,7 +243,7 @@ def test_noise_is_drawn_in_training_alone_and_does_not_touch_visible_tokens() ->
 
 
 def test_visible_tokens_are_predicted_from_several_blocks(build: Build) -> None:
-    """A norm that the blocks share, positions, and of each block a layer and a norm of its own."""
+    """The blocks share a norm and positions; each block has a linear layer and a norm of its own."""
     from mmm.core.positions import flat_sine_cosine
 
     config = LinearDecoder.Config(levels=(2, 3), positions="flat_sine_cosine", norm=True)
@@ -286,7 +287,8 @@ def test_mistakes_in_decoders_are_refused() -> None:
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_scores_are_the_attention_of_the_teacher_s_last_block(class_token: bool, build: Build) -> None:
-    """The class token's, or the mean over all tokens without one; the mean over heads. Tokens that are looked at most are seen."""
+    """Scores are the class token's attention, or without one the mean over all tokens; both are means over heads. Tokens with the
+    highest scores are visible."""
     encoder = VisionTransformer.Config(width=24, depth=2, heads=3, class_token=class_token)
     model = build(encoder=encoder, masker=AttentionMasker.Config(ratio=0.5), target=LatentTarget.Config()).double()
     model.target.teacher.encoder.load_state_dict(model.encoder.state_dict())

@@ -1,4 +1,4 @@
-"""iBOT: shares, centre, temperatures and averages against plain statements."""
+"""Compares iBOT's shares, centre, temperatures and averages with plain restatements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def similarities(head: Any, tokens: Tensor) -> Tensor:
 
 
 def test_the_loss_is_ibots_patch_term(build: Build) -> None:
-    """The teacher's softmax((t - c) / 0.04) against the student's softmax(s / 0.1), mean over the predicted tokens."""
+    """The loss is the cross-entropy of the student's softmax(s / 0.1) with the teacher's softmax((t - c) / 0.04), averaged over the
+    predicted tokens."""
     model, x = model_of(build)
     with torch.no_grad():
         model.target.centre.normal_()
@@ -48,7 +49,8 @@ def test_the_loss_is_ibots_patch_term(build: Build) -> None:
 
 
 def test_class_tokens_are_compared_between_the_views_of_an_input(build: Build) -> None:
-    """iBOT: the student's class token of one view against the teacher's of the other, with their own centre and temperature."""
+    """iBOT compares the student's class token of one view with the teacher's of the other; class tokens have their own centre and
+    temperature."""
     model, x = model_of(build, class_weight=0.5, class_temperature=0.05, centre_decay=0.8, decay=1.0)
     target = model.target
     assert ImagesConfig(repeats=2).input().repeats == 2
@@ -80,8 +82,8 @@ def test_class_tokens_are_compared_between_the_views_of_an_input(build: Build) -
 
 
 def test_centre_temperature_and_averages_move(build: Build) -> None:
-    """c <- 0.8 c + 0.2 of the mean over all tokens of an update, whatever its micro-batches; not where none was made, nor in an
-    evaluation. The temperature rises over half of the run."""
+    """c <- 0.8 c + 0.2 of the mean over all tokens of an update, for any micro-batches; skipped updates and evaluations leave it
+    unchanged. The temperature rises over half of the run."""
     model, x = model_of(build, centre_decay=0.8, decay=0.9, decay_end=0.9, temperature_until=0.5)
     target, patches = model.target, model.tokenizer.split(x)
     assert target.temperature.item() == pytest.approx(0.04)
@@ -108,7 +110,7 @@ def test_centre_temperature_and_averages_move(build: Build) -> None:
 
 def test_a_training_begins_with_a_teacher_equal_to_encoder_and_head(build: Build) -> None:
     model, _ = model_of(build)
-    model.target.begin(model, None, None)  # copied from other weights: it stays
+    model.target.begin(model, None, None)  # weights that were copied from another run are kept
     assert not torch.equal(model.target.teacher_head.prototypes, model.target.head.prototypes)
     model.target.begin(model, None, lambda count: iter(()))
     assert torch.equal(model.target.teacher_head.prototypes, model.target.head.prototypes)

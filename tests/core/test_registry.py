@@ -1,4 +1,4 @@
-"""Parts by name."""
+"""Parts that are found by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmm.tokenizers import Patches
 
 @pytest.fixture
 def bells() -> Iterator[Registry[Any]]:
-    """A registry with one part, gone after the test: others walk over all that are registered."""
+    """Returns a registry with one part and deletes it after the test, because other tests iterate over all registries."""
     registry: Registry[Any] = Registry("bell")
 
     @registry.register("door")
@@ -74,7 +74,7 @@ def test_a_kind_is_opened_once(bells: Registry[Any]) -> None:
 
 
 def test_a_part_needs_a_config_of_its_own(bells: Registry[Any]) -> None:
-    """An inherited one would take the second name and be lost under the first."""
+    """An inherited config would get the second name, and the first part would lose its name."""
     heir = type("Heir", (bells["door"],), {})
     plain = type("Plain", (), {"Config": type("Config", (PartConfig,), {})})  # not a dataclass
     for part in (heir, plain, type("Bare", (), {})):

@@ -1,4 +1,4 @@
-"""BEiT's relative positions against transformers' BeitModel on random weights, whole and with mask tokens, in fp64.
+"""Compares BEiT's relative positions with transformers' BeitModel on random weights, whole and with mask tokens, in fp64.
 
 Shapes: B samples, N tokens.
 """
@@ -41,7 +41,7 @@ NAMES = {
 
 
 def pair(kind: str, grid: tuple[int, int] = (3, 3)) -> tuple[Any, VisionTransformer]:
-    """transformers' model with noise for weights, and ours with the same weights."""
+    """Returns transformers' model with random weights, and ours with the same weights."""
     settings = transformers.BeitConfig(
         hidden_size=48,
         num_hidden_layers=2,
@@ -90,7 +90,7 @@ def test_features_equal_transformers(kind: str, size: tuple[int, int]) -> None:
     if size == (12, 12):
         return
     moved = encoders.build(encoder.config, token=(4, 4), channels=3, grid=grid, required=RequiredFeatures(), blanks=True).double()
-    moved.load_state_dict(encoder.state_at(grid))  # a training at another size starts from the interpolated table
+    moved.load_state_dict(encoder.state_at(grid))  # training at another size starts from the interpolated table
     assert torch.allclose(moved(patches, grid, None).last, found, rtol=1e-9, atol=1e-9)
 
 
@@ -109,7 +109,7 @@ def test_mask_tokens_in_any_order_are_those_of_transformers(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropped_tokens_padding_packing_and_bf16(kind: str) -> None:
-    """A row that is padded, or computed beside samples of another grid, is what it is alone; the kernels of a CPU take the bias."""
+    """A padded row, or one that is packed with samples of another grid, equals the row alone; the CPU kernels add the bias."""
     _, encoder = pair(kind)
     (large, grid), (small, other) = split(torch.randn(1, 3, 16, 12).double()), split(torch.randn(1, 3, 12, 12).double())
     visible, ask = torch.tensor([[7, 2, 5]]), torch.tensor([[1]])

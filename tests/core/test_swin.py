@@ -1,4 +1,4 @@
-"""Swin against timm's and transformers' own, with mask tokens and on the grid that uniform masks leave, in fp64."""
+"""Compares Swin with timm and transformers, with mask tokens and on the grid that uniform masks leave, in fp64."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def split(x: Tensor) -> Tensor:
     return Patches(Patches.Config(size=8), channels=3).split(x)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (64, 32), (40, 72)])  # the last stage has one window, two, or is padded
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (40, 72)])  # the last stage has one window, two windows, or padding
 def test_features_of_every_stage_equal_timms(size: tuple[int, int]) -> None:
-    """Another size than the home size may have more windows to shift."""
+    """Images of another size than the home size may have more windows to shift."""
     theirs = disturbed(timms(size))
     grid = (size[0] // 8, size[1] // 8)
     encoder = ours(grid, theirs.state_dict())
@@ -71,7 +71,7 @@ def test_features_of_every_stage_equal_timms(size: tuple[int, int]) -> None:
         wanted = one.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         assert (found.blocks[stage.block] - wanted).abs().max() < 1e-9
     assert (found.last - last.flatten(1, 2)).abs().max() < 1e-9
-    home = ours((4, 4), theirs.state_dict())  # windows as large, but never shifted in the last stage
+    home = ours((4, 4), theirs.state_dict())  # windows have the same size, but are never shifted in the last stage
     assert (home(split(x), grid, None).last - found.last).abs().max() < 1e-9
 
 
@@ -84,10 +84,10 @@ def test_a_smaller_home_has_smaller_windows_and_interpolates_their_biases() -> N
     table = "layers.2.blocks.0.attn.relative_position_bias_table"
     assert state[table].shape == (9, 4)
     assert encoder.state_dict()[table].shape == (49, 4)
-    assert torch.allclose(state[table][4], encoder.state_dict()[table][24], atol=1e-6)  # of a token to itself
+    assert torch.allclose(state[table][4], encoder.state_dict()[table][24], atol=1e-6)  # the bias of a token to itself
 
 
-RULES = (  # transformers' names, timm's
+RULES = (  # transformers' names and timm's
     (r"swin\.embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"swin\.embeddings\.norm", "patch_embed.norm"),
     (r"swin\.embeddings\.mask_token", "mask_token"),
@@ -101,7 +101,7 @@ RULES = (  # transformers' names, timm's
 
 
 def encoder_state(theirs: nn.Module) -> dict[str, Tensor]:
-    """transformers' weights under our names: queries, keys and values as one, and a stage's merging in the next stage."""
+    """Returns transformers' weights under our names: queries, keys and values as one, and a stage's merging in the next stage."""
     found: dict[str, Tensor] = {}
     for name, value in theirs.state_dict().items():
         for old, new in RULES:
@@ -116,7 +116,7 @@ def encoder_state(theirs: nn.Module) -> dict[str, Tensor]:
 
 
 def test_simmim_equals_transformers(build: Build) -> None:
-    """Swin with mask tokens and one linear layer: predictions of all tokens, and the loss."""
+    """Compares Swin with mask tokens and one linear layer: the predictions of all tokens, and the loss."""
     config = SwinConfig(
         image_size=64,
         patch_size=2,
@@ -137,13 +137,13 @@ def test_simmim_equals_transformers(build: Build) -> None:
         target=PixelTarget.Config(standardise="none", loss="l1"),
     ).double()
     model.encoder.load_state_dict(encoder_state(theirs), strict=True)
-    head = theirs.decoder[0]  # a convolution, whose outputs are shuffled to (c, i, j)
+    head = theirs.decoder[0]  # a convolution whose outputs are shuffled to (c, i, j)
     order = torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten()
     model.decoder.head.load_state_dict({"weight": head.weight.flatten(1)[order], "bias": head.bias[order]})
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     mask = model.masker(sample_keys(0, 0, torch.arange(2)), (8, 8))
     hidden = torch.zeros(2, 64, dtype=torch.bool).scatter(1, mask.predict, True)
-    fine = hidden.view(2, 8, 8).repeat_interleave(4, 1).repeat_interleave(4, 2).flatten(1)  # every 2 pixels
+    fine = hidden.view(2, 8, 8).repeat_interleave(4, 1).repeat_interleave(4, 2).flatten(1)  # units of 2 pixels
     wanted = theirs(x, bool_masked_pos=fine)
     output = model(x, mask=mask)
     expected = split(wanted.reconstruction).gather(1, mask.predict[..., None].expand(-1, -1, 192))
@@ -152,7 +152,7 @@ def test_simmim_equals_transformers(build: Build) -> None:
 
 
 def uniform(samples: int, *, stay: int) -> tuple[Mask, Tensor]:
-    """Returns a mask that shows one token of each 2 x 2 of 8 x 8, all but `stay` as blanks, and the tokens cell by cell."""
+    """Returns a mask that shows one token of each 2 x 2 of 8 x 8, all but `stay` as blanks, and the shown tokens cell by cell."""
     place = torch.randint(4, (samples, 16))
     cell = torch.arange(16)
     shown = (2 * (cell // 4) + place // 2) * 8 + 2 * (cell % 4) + place % 2  # (B, 16)
@@ -163,7 +163,7 @@ def uniform(samples: int, *, stay: int) -> tuple[Mask, Tensor]:
 
 
 def test_uniform_masks_leave_a_grid_for_it() -> None:
-    """The shown tokens, side by side, are a smaller image; timm's makes features of it, which a linear layer expands to 2 x 2."""
+    """The shown tokens, side by side, form a smaller image; timm computes its features, which a linear layer expands to 2 x 2."""
     encoder = Swin(
         Swin.Config(**{**SMALL, "stages": (1, 2, 2, 1)}, expand=True),
         token=(8, 8),
@@ -203,7 +203,7 @@ def test_uniform_masks_leave_a_grid_for_it() -> None:
 
 
 def test_umae_learns_from_a_part_of_them_as_blanks(build: Build) -> None:
-    """Blanks keep their places: swapping which token is blank changes the features, and hidden pixels change nothing."""
+    """The pixels of hidden tokens and of blanks have no effect."""
     model = build(
         (64, 64),
         tokenizer=Patches.Config(size=8),

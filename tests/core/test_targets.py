@@ -1,6 +1,6 @@
-"""Targets: every published convention against a plain formula, and pictures that give back the original.
+"""Targets: every published convention against a plain formula, and predictions shown as pixels.
 
-Shapes: B samples, N tokens, Q predicted, P values a token, C channels, n = P / C pixels a token.
+Shapes: B samples, N tokens, Q predicted, P values per token, C channels, n = P / C pixels per token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmm.targets.losses import mean_loss
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 MASK = Mask(torch.tensor([[0, 1], [4, 2]]), torch.tensor([[5, 3, 2], [0, 1, 5]]))
 GRID = (2, 3)
-PIXELS = 32  # n: of a 4 x 4 patch, two frames deep
+PIXELS = 32  # n of a 4 x 4 patch, two frames deep
 NO_FEATURES = Features(torch.empty(2, 0, 1), 0, torch.empty(2, 0, dtype=torch.int64))
 
 
@@ -41,12 +41,12 @@ def target_of(part: PixelTarget, raw: Tensor) -> Tensor:
 
 
 def statistics(values: list[float], less: int) -> tuple[float, float]:
-    """The mean, and the variance over len - less."""
+    """Returns the mean, and the variance divided by len - less."""
     mean = math.fsum(values) / len(values)
     return mean, math.fsum((v - mean) ** 2 for v in values) / (len(values) - less)
 
 
-CONVENTIONS = {  # options; over one channel; divide by n - this; epsilon; inside the root; of pixels in [0, 1]
+CONVENTIONS = {  # options; per channel; divide by n - this; epsilon; inside the root; pixels in [0, 1]
     "mae": ({}, False, 1, 1e-6, True, False),
     "videomae": ({"standardise": "channel", "epsilon_inside": False, "pixels": "unit"}, True, 1, 1e-6, False, True),
     "omnimae": ({"standardise": "channel"}, True, 1, 1e-6, True, False),
@@ -61,7 +61,7 @@ def test_published_conventions_equal_plain_formulas(name: str) -> None:
     options, by_channel, less, epsilon, inside, unit = CONVENTIONS[name]
     raw = patches()
     expected = target_of(target(**options), raw)
-    mean, std = torch.tensor(MEAN).tolist(), torch.tensor(STD).tolist()  # as fp32 holds them
+    mean, std = torch.tensor(MEAN).tolist(), torch.tensor(STD).tolist()  # rounded to fp32
     for sample in range(2):
         for slot, token in enumerate(MASK.predict[sample].tolist()):
             values = raw[sample, token].tolist()
@@ -72,7 +72,7 @@ def test_published_conventions_equal_plain_formulas(name: str) -> None:
                 spread = math.sqrt(variance + epsilon) if inside else math.sqrt(variance) + epsilon
                 assert expected[sample, slot, i].item() == pytest.approx((value - centre) / spread, rel=1e-6, abs=1e-6)
                 if i > 7:
-                    break  # all residues of the channel; the rest is the same arithmetic
+                    break  # all channels are covered; the rest is the same arithmetic
 
 
 def test_simmim_takes_the_pixels_as_they_are() -> None:
@@ -81,7 +81,8 @@ def test_simmim_takes_the_pixels_as_they_are() -> None:
 
 
 def test_pixmim_leaves_out_high_frequencies() -> None:
-    """An ideal filter: the whole spectrum, 1 within the circle and 0 outside; of each frame and channel by itself."""
+    """PixMIM uses an ideal filter, 1 within the circle and 0 outside, on the whole spectrum of each frame and channel
+    separately."""
     frames = np.random.default_rng(0).normal(size=(2, 3, 8, 12))
     distance = np.hypot(np.fft.fftfreq(8)[:, None], np.fft.fftfreq(12)[None])
     expected = np.fft.ifft2(np.fft.fft2(frames) * (distance <= 0.3)).real
@@ -97,8 +98,8 @@ def test_pixmim_leaves_out_high_frequencies() -> None:
 
 
 def test_differences_are_to_the_frame_before() -> None:
-    """The frame before may belong to another tube; the differences of the first frame are 0. Two tubes of two frames on a plane
-    of 1 x 3."""
+    """The previous frame may belong to another tube; the differences of the first frame are 0. There are two tubes of two frames on
+    a plane of 1 x 3."""
     clip = torch.randn(2, 3, 4, 4, 12, dtype=torch.float64)
     cut = {"p": 2, "q": 4, "r": 4}
     pattern = "b c (t p) (h q) (w r) -> b (t h w) (p q r c)"
@@ -126,7 +127,7 @@ def test_a_flat_patch_is_zero_not_a_division_by_zero() -> None:
         assert not target_of(target(epsilon_inside=inside), flat).any()
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------------
+# --- predictions as pixels --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -142,7 +143,8 @@ def test_show_inverts_the_target_to_the_original_pixels(standardise: str, inside
 
 
 def test_show_says_what_it_took_of_the_original() -> None:
-    """A prediction of nothing shows each token's own mean where the original's is put back, else what 0 means."""
+    """If the original's mean is put back, a prediction of 0 shows each token's own mean; otherwise it shows the pixel value that 0
+    means."""
     raw, nothing = patches(), torch.zeros(2, 3, PIXELS * 3)
     tokens = take(raw, MASK.predict)
     assert torch.allclose(target().show(nothing, raw, MASK), tokens.mean(-1, keepdim=True).expand_as(tokens))

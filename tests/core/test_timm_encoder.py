@@ -1,4 +1,5 @@
-"""Backbones of timm's as encoders: whole images as timm's own forward, hidden tokens as mask tokens behind the first layer."""
+"""timm's backbones as encoders: whole images equal timm's own forward, and mask tokens replace hidden ones after the first
+layer."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 
 Build = Callable[..., MaskedModel]
-# name, side of a token; maps behind the first layer and at the end: rows of tokens, channels last, channels first
+# name, side of a token; the maps after the first layer and at the end are rows of tokens, channels last, and channels first
 MODELS = [("test_vit", 16), ("test_convnext", 32), ("swin_tiny_patch4_window7_224", 32)]
 
 
@@ -47,7 +48,7 @@ def test_whole_images_give_timms_features(name: str, side: int, build: Build) ->
 
 @pytest.mark.parametrize(("name", "side"), MODELS)
 def test_hidden_tokens_are_mask_tokens_behind_the_first_layer(name: str, side: int, build: Build) -> None:
-    """Restated with a hook; hidden pixels are black for the first layer."""
+    """Restates the replacement with a hook; hidden pixels are black for the first layer."""
     model = model_of(build, name, side).double()
     encoder: Any = model.encoder
     x = torch.randn(2, 3, 4 * side, 4 * side, dtype=torch.float64)

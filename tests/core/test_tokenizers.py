@@ -1,6 +1,6 @@
-"""Tokens: one cut for images and clips, its inverse, and words for what does not fit.
+"""Tokenizers: one definition for images and clips, its inverse, and the messages for inputs that do not fit.
 
-Shapes: B samples, C channels, N tokens, P values a token.
+Shapes: B samples, C channels, N tokens, P values per token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def tokenizer(config, channels: int = 3) -> GridTokenizer:
 
 
 def cut(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The definition, box by box: tokens in raster order, values in raster order, the channel fastest."""
+    """Splits box by box: tokens in raster order, values in raster order, channels last."""
     grid = [range(side // token) for side, token in zip(x.shape[2:], size, strict=True)]
     tokens = []
     for place in itertools.product(*grid):
@@ -112,7 +112,7 @@ def test_sines_and_cosines_share_the_width_between_axes(grid: tuple[int, ...], w
     share = 2 * math.ceil(width / (2 * len(grid)))
     for row, place in enumerate(itertools.product(*map(range, grid))):
         expected: list[float] = []
-        for coordinate in reversed(place):  # columns first
+        for coordinate in reversed(place):  # columns come first
             angles = [coordinate / 10000 ** (2 * i / share) for i in range(share // 2)]
             expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
         assert table[row].tolist() == pytest.approx(expected[:width], abs=1e-12)
@@ -125,7 +125,7 @@ def test_an_odd_width_is_refused() -> None:
 
 
 def test_positions_resize_along_their_own_axes() -> None:
-    """A table that rises along one axis still does, to bicubic's error; the same grid gives the same values."""
+    """A table that rises along one axis still does, within bicubic's error; the same grid gives the same values."""
     table = coordinates((6, 8)).float()[None]  # (1, 48, 2): the row in one channel, the column in the other
     assert resize_positions(table, (6, 8), (6, 8)) is table
     twice = resize_positions(table, (6, 8), (12, 16)).view(12, 16, 2)

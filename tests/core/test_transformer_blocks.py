@@ -1,4 +1,4 @@
-"""The variants of a transformer block, against timm's and transformers' own models with the same weights, in fp64."""
+"""Compares variants of a transformer block with timm's and transformers' models with the same weights, in fp64."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def disturb(model: nn.Module) -> None:
     [
         ({"qk_norm": True, "layer_scale": 0.1}, {"qk_norm": True, "init_values": 0.1}),
         ({"norm": "rms", "qk_norm": True}, {"norm_layer": RmsNorm, "qk_norm": True}),
-        ({"activation": "swiglu"}, {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 4.0}),  # both halves are counted
+        ({"activation": "swiglu"}, {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 4.0}),  # timm counts both halves
         ({"qkv_bias": "none", "bias": False}, {"qkv_bias": False, "proj_bias": False}),
     ],
     ids=["qk_norm, layer_scale", "rms", "swiglu", "no biases"],
 )
 def test_timms_weights_give_timms_features(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Under the same names, without a change."""
+    """The weights have the same names and need no conversion."""
     common = {"img_size": (12, 16), "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
     model = TimmViT(**{**common, "num_classes": 0, "global_pool": "", **theirs}).double().eval()
     disturb(model)
@@ -93,7 +93,7 @@ def test_rotary_positions_equal_timms(kind: str, theirs: dict[str, Any]) -> None
 
 
 def test_rotary_positions_equal_vjepa2s_with_its_fault() -> None:
-    """transformers' encoder of clips: rotary positions alone, so that ours are 0."""
+    """transformers' encoder of clips has rotary positions alone, so our position table is 0."""
     config = VJEPA2Config(
         crop_size=16,
         patch_size=4,
@@ -134,13 +134,14 @@ def test_rotary_positions_equal_vjepa2s_with_its_fault() -> None:
     assert (encoder(patches, grid, None).last - expected).abs().max() < 1e-9
     other = encoder_of(grid, (2, 4, 4), rotary="axial", class_token=False, norm_epsilon=config.layer_norm_eps)
     other.load_state_dict(found)
-    assert (other(patches, grid, None).last - expected).abs().max() > 1e-3  # the fault is real
+    assert (other(patches, grid, None).last - expected).abs().max() > 1e-3  # the fault has an effect
 
 
 @pytest.mark.parametrize("kind", ["axial", "vjepa2", "dinov3"])
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3, 4)])
 def test_scores_depend_on_differences_of_places(kind: RotaryKind, grid: tuple[int, ...]) -> None:
-    """Attention sees differences of places only: two tokens that are moved together have the same scores (not with the fault)."""
+    """Attention scores depend only on differences of positions, so two tokens that move together keep theirs (not with the
+    fault)."""
     q, k = torch.randn(2, 1, 1, 1, 24, dtype=torch.float64)
 
     def score(a: int, b: int) -> float:
@@ -159,7 +160,7 @@ def test_scores_depend_on_differences_of_places(kind: RotaryKind, grid: tuple[in
 def test_a_format_without_such_blocks_refuses_them(
     name: str, choice: dict[str, Any], build: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Their weights have the same names, so that they would be read as other blocks."""
+    """Weights of these blocks have the same names, so they would be read as other blocks."""
     small = {"width": 24, "depth": 2, "heads": 2, **choice}
     if name == "videomae":
         positions = {"positions": "flat_sine_cosine", "qkv_bias": "qv"}

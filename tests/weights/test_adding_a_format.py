@@ -1,4 +1,4 @@
-"""docs/adding_a_part.md shows a format of weights in one file; it is taken from the page and used."""
+"""The format of weights in docs/adding_a_part.md is taken from the page and used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding_a_part.md"
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    """The page's file; its format is gone again after the test."""
+    """Writes the page's file, and unregisters its format after the test."""
     section = PAGE.read_text().split("## A format of weights")[1]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert code is not None

@@ -1,4 +1,4 @@
-"""Exports: folders that mmm, timm and transformers load to the same model, their cards, and the hub."""
+"""Exports: folders that mmm, timm and transformers load as the same model, their cards, and the hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SIZE = ("--data.image_size", "32", "--tokenizer.size", "8")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on real tiles, its folder and its data in places that nobody else needs to know; not to be written to."""
+    """Trains a short run on real tiles; its folder and data are at private paths. Tests must not write to it."""
     tmp_path = tmp_path_factory.mktemp("trained")
     tiles = open_images(ImagesConfig(source="builtin:photographs", channels=3), "eval")
     for place in range(0, 240, 10):
@@ -74,13 +74,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """The run, to write to."""
+    """Copies the run, so that a test can write to it."""
     shutil.copytree(trained.parent, tmp_path / "private")
     return tmp_path / "private" / "run"
 
 
 def photographs(run: Path) -> Tensor:
-    """Real tiles, normalised."""
+    """Returns real tiles, normalised."""
     images = open_images(ImagesConfig(source=str(run.parent / "tiles"), image_size=32, holdout=0.0, workers=0), "train")
     return images.eval_views(torch.arange(4))[0].float() / 255 / 0.2 - 2
 
@@ -133,7 +133,8 @@ def test_a_pickle_is_converted_and_a_program_is_refused(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("to", ["folder", "timm", "transformers"])
 def test_the_card_of_an_encoder_calls_what_it_has(run: Path, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lines run in the library that they name, and give the features of all tokens; no card of an encoder names a loss."""
+    """The card's lines run in the library that they name, and return the features of all tokens; an encoder's card names no
+    loss."""
     ask(["export", str(run), "--encoder_only", "--to", to, "--out", str(tmp_path / "given")])
     card = (tmp_path / "given" / "README.md").read_text()
     assert "loss = " not in card
@@ -148,7 +149,7 @@ def test_the_card_of_an_encoder_calls_what_it_has(run: Path, to: str, tmp_path: 
 
 def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(run, "features", 2, {"neighbours": {"trained": {"top1": 0.4375, "top5": 1.0}}, "k": 20})
-    record(run, "reconstruct", 1, {"psnr": {"model": 11.25}})  # of weights that are not these
+    record(run, "reconstruct", 1, {"psnr": {"model": 11.25}})  # results of other weights than these
     ask(["export", str(run), "--out", str(tmp_path / "given")])
     card = (tmp_path / "given" / "README.md").read_text()
     front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.DOTALL).groups()
@@ -169,7 +170,7 @@ def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path, mo
     code = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
     names: dict[str, Any] = {"x": photographs(run)}
     monkeypatch.chdir(tmp_path)
-    exec(code, names)  # what the card tells a reader to do
+    exec(code, names)  # the code that the card shows
     assert names["features"].shape == (4, 16, 24)
     assert names["loss"].isfinite()
 
@@ -235,7 +236,7 @@ def test_transformers_takes_the_folder_that_is_written(run: Path, tmp_path: Path
 
 
 def test_published_weights_are_exported_too(run: Path, tmp_path: Path) -> None:
-    """A plain file: its card does not say how it was trained."""
+    """For a plain file, the card does not say how it was trained."""
     from safetensors.torch import save_file
 
     from mmm.core.types import RequiredFeatures
@@ -273,7 +274,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("layout", OFFICIAL)
 def test_a_model_goes_whole_to_an_official_layout_and_back(layout: str, build: Callable[..., MaskedModel], tmp_path: Path) -> None:
-    """Weights bit for bit, and the loss of the same masks."""
+    """The weights are equal bit for bit, and so is the loss for the same masks."""
     model = build(**({"size": (16, 16)} | OFFICIAL[layout])).eval()
     model.save_pretrained(tmp_path / "private" / "mine")
     found = ask(["export", str(tmp_path / "private" / "mine"), "--to", layout, "--out", str(tmp_path / "given")])
@@ -310,7 +311,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert error.count("\n") == 1
 
 
-# --- a model of one's own loop ----------------------------------------------------------------------------------------------
+# --- a model of the user's own loop -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(12, 16), (4, 8, 8)])
@@ -329,7 +330,7 @@ def test_a_masked_model_is_saved_and_loaded_in_a_line_each(build: Callable[..., 
     with pytest.raises(ValueError, match="holds no head"):
         Classifier.from_pretrained(tmp_path / "mine")
     model.decoder = None
-    model.save_pretrained(tmp_path / "mine")  # over what is there
+    model.save_pretrained(tmp_path / "mine")  # overwrites the existing files
     alone, x = MaskedModel.from_pretrained(tmp_path / "mine"), torch.randn(2, 3, *size)
     assert alone.decoder is None
     assert torch.equal(alone.encode(x).last, model.encode(x).last)
@@ -356,7 +357,7 @@ def test_a_model_that_does_not_know_its_data_is_told_so(build: Callable[..., Mas
 
 def test_an_encoder_of_one_s_own_goes_where_it_can(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     class Own(Encoder):
-        """A linear layer, whose final norm has a name of its own."""
+        """A linear layer with a final norm of another name."""
 
         @dataclass(frozen=True, kw_only=True)
         class Config(EncoderConfig):
@@ -393,12 +394,12 @@ def test_clips_are_not_for_timm(build: Callable[..., MaskedModel], tmp_path: Pat
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (4, 32, 32)])
 def test_transformers_prepares_pixels_as_evaluation_does(build, tmp_path: Path, size, real_data: Path) -> None:
-    """A photograph or a still clip of it, by the processor that preprocessor_config.json names."""
+    """A photograph, or a still clip of it, goes through the processor that preprocessor_config.json names."""
     import transformers
 
     build(size).save_pretrained(tmp_path)
     picture = Image.open(next((real_data / "images").rglob("*.JPEG"))).convert("RGB")
-    picture = picture.crop((0, 0, 256, 256))  # square: half a pixel is rounded otherwise there
+    picture = picture.crop((0, 0, 256, 256))  # square: other shapes round half a pixel differently
     if len(size) == 2:
         [found] = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt").pixel_values
         expected = MaskedModel.from_pretrained(tmp_path).transform(picture)[0]
@@ -408,11 +409,11 @@ def test_transformers_prepares_pixels_as_evaluation_does(build, tmp_path: Path, 
         found = frames.transpose(0, 1)
         expected = MaskedModel.from_pretrained(tmp_path).transform(np.stack([np.asarray(picture)] * 4))[0]
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1.5 / 255 / 0.15  # theirs rounds otherwise
+    assert (found - expected).abs().max() <= 1.5 / 255 / 0.15  # their rounding differs
 
 
 class FakeHub:
-    """Stands for huggingface_hub.HfApi, and keeps what it was asked."""
+    """Replaces huggingface_hub.HfApi, and records its calls."""
 
     asked: list[tuple[str, dict[str, Any]]]
 
@@ -465,7 +466,7 @@ def test_a_model_is_pushed_in_a_line(build: Callable[..., MaskedModel], monkeypa
 def test_without_a_network_a_push_is_one_line(
     build: Callable[..., MaskedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The library's own error of a connection that is refused, from a port where nothing listens."""
+    """The library raises its own error for a connection that is refused, at a port where nothing listens."""
     build().save_pretrained(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -526,4 +527,4 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.Monke
     assert "hf_abcdef" not in str(said.value)
     assert "\n" not in str(said.value)
     with pytest.raises(ValueError, match="does not exist; expected a run folder"):
-        mmm.load("runs/model.pth")  # a file's name is not looked for there
+        mmm.load("runs/model.pth")  # names of files are not looked up on the hub

@@ -1,4 +1,4 @@
-"""Encoders and classifiers as graphs: torch.export and ONNX with a dynamic batch, at home and at another size."""
+"""Encoders and classifiers as graphs: torch.export and ONNX with a dynamic batch, at the home size and at another one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmm.pools import AttentivePool, MeanPool
 
 SLOW = pytest.mark.slow
 IMAGES, CLIPS = (12, 16), (4, 8, 8)
-SIZES = [  # at home, and what is given
+SIZES = [  # the home size, and the size of the input
     pytest.param(IMAGES, IMAGES, marks=SLOW),
     pytest.param(IMAGES, (16, 16)),
     pytest.param(CLIPS, CLIPS, marks=SLOW),
@@ -26,7 +26,7 @@ SIZES = [  # at home, and what is given
 
 
 class Encode(nn.Module):
-    """The tokens of a model's encoder."""
+    """A module that returns the tokens of a model's encoder."""
 
     def __init__(self, model: MaskedModel) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class Encode(nn.Module):
 
 
 def subjects(build: Callable[..., MaskedModel], home: tuple[int, ...]) -> tuple[MaskedModel, list[nn.Module]]:
-    """A model of one block, its encoder, and a classifier on it: of images by attention, of clips by the mean."""
+    """Returns a model of one block, its encoder, and a classifier: with an attentive pool for images, with a mean pool for
+    clips."""
     model = build(home, encoder=VisionTransformer.Config(width=24, depth=1, heads=2))
     pool = AttentivePool.Config(heads=2) if len(home) == 2 else MeanPool.Config()
     return model, [Encode(model).eval(), Classifier.of(model, classes=5, pool=pool).eval()]
@@ -69,7 +70,7 @@ def test_fake_tensors_of_a_dry_run_do_not_outlive_it(build: Callable[..., Masked
 @pytest.mark.parametrize(("home", "size"), [(IMAGES, (16, 16)), *(pytest.param(*sizes.values, marks=SLOW) for sizes in SIZES)])
 def test_onnx_runs_any_batch(build: Callable[..., MaskedModel], tmp_path: Path, home, size) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    _, [_, module] = subjects(build, home)  # the classifier's graph holds the encoder's
+    _, [_, module] = subjects(build, home)  # the classifier's graph contains the encoder's
     shapes = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
         module, (torch.randn(2, 3, *size),), tmp_path / "model.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: what is harmless is read, nothing in them is ever run, and each refusal is one clear line."""
+"""Untrusted files: harmless content is read, nothing in a file is ever run, and each refusal is one clear line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
 
 class Hostile:
-    """Unpickles as a call."""
+    """Unpickles as a function call."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -32,7 +32,7 @@ class Hostile:
 
 
 def refused(path: Path) -> str:
-    """The one line with which a file is refused; also that nothing of torch's own advice is shown with it."""
+    """Returns the line with which a file is refused, and asserts that none of torch's own advice is shown with it."""
     with pytest.raises(ValueError, match=path.name) as caught:
         load(path)
     message = str(caught.value)
@@ -56,7 +56,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path: Path, place: str, new_f
     message = refused(tmp_path / "hostile.pth")
     assert "system, which only running the file's own code could rebuild; refused" in message
     assert not canary.exists()
-    torch.load(tmp_path / "hostile.pth", weights_only=False)  # the file is what it seems: this is what was refused
+    torch.load(tmp_path / "hostile.pth", weights_only=False)  # without the check, the file does run its code
     assert canary.exists()
 
 

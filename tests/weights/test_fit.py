@@ -1,4 +1,4 @@
-"""Starting from weights of another size, another clip length, or of an image model."""
+"""Runs that start from weights of another size, of another clip length, or of an image model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saved(model: MaskedModel, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("home", "size"), [((12, 16), (20, 16)), ((4, 12, 16), (8, 12, 16))])
 def test_positions_of_another_size_or_length_are_resized(home: Any, size: Any, build: Build, tmp_path: Path) -> None:
-    """Encoder and decoder; all else is copied."""
+    """The positions of encoder and decoder are resized; all other weights are copied."""
     source, model = (build(one, encoder=LEARNED, decoder=DECODER) for one in (home, size))
     assert initialise_from(model, saved(source, tmp_path)) == {"encoder", "decoder"}
     for part in ("encoder", "decoder"):
@@ -49,7 +49,7 @@ def test_an_encoder_alone_at_another_size_starts_a_model(build: Build, tmp_path:
     assert initialise_from(model, saved(source, tmp_path)) == {"encoder"}
     assert all(torch.equal(model.decoder.state_dict()[name], value) for name, value in before.items())
     x = torch.randn(1, 3, 24, 16)
-    assert torch.allclose(model.encode(x).last, source.encode(x).last, atol=1e-6)  # as the source itself resizes
+    assert torch.allclose(model.encode(x).last, source.encode(x).last, atol=1e-6)  # as the source model resizes its positions
 
 
 @pytest.mark.parametrize("how", ["average", "centre"])
@@ -62,7 +62,7 @@ def test_an_inflated_image_model_sees_a_still_clip_as_its_image(how: Inflation, 
     x = torch.randn(2, 3, 12, 16)
     clip = x[:, :, None].expand(-1, -1, 2, -1, -1)
     assert (still.encode(clip).last - source.encode(x).last).abs().max() < 1e-5
-    if how == "centre":  # the frame that the weights stand in
+    if how == "centre":  # the frame of the kernel that holds the weights
         other = torch.stack([torch.randn_like(x), x], dim=2)
         assert (still.encode(other).last - source.encode(x).last).abs().max() < 1e-5
     table = longer.encoder.pos_embed  # (1, 1 + 3 x 12, D)
@@ -89,7 +89,7 @@ def test_fixed_positions_stay_the_clip_model_s_own(build: Build, tmp_path: Path)
 
 
 def test_hiera_is_inflated_too(build: Build, tmp_path: Path) -> None:
-    """The image weights go to the middle frame of a kernel; places and times then have separate tables."""
+    """The image weights go to the middle frame of a kernel; positions in space and time then have separate tables."""
     encoder = Hiera.Config(width=8, heads=1, stages=(1, 1, 1), mask_unit=4)
     parts = {"encoder": encoder, "masker": RandomMasker.Config()}
     source = build((32, 32), tokenizer=Patches.Config(size=16), **parts)

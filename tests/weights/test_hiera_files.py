@@ -1,4 +1,5 @@
-"""Hiera's files: transformers' masked autoencoder under the official names has the same loss, timm's classifier the same logits."""
+"""Hiera's files: transformers' masked autoencoder, under the official names, has the same loss, and timm's classifier the same
+logits."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from mmm.weights.formats import FORMATS
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
-RULES = (  # transformers' names, the official ones
+RULES = (  # transformers' names and the official ones
     (r"^hiera\.embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"^hiera\.embeddings\.position_embeddings", "pos_embed"),
     (r"^multiscale_fusion\.", ""),
@@ -36,7 +37,7 @@ STAGES = (1, 2, 1, 1)
 
 
 def official(model: HieraForPreTraining) -> dict[str, Tensor]:
-    """The weights of transformers' masked autoencoder as the official code names them."""
+    """Returns the weights of transformers' masked autoencoder under the official code's names."""
     made = {}
     for name, value in model.state_dict().items():
         stage = re.match(r"hiera\.encoder\.stages\.(\d+)\.layers\.(\d+)\.", name)
@@ -106,7 +107,7 @@ def test_timms_classifier_has_the_same_logits(tmp_path: Path) -> None:
 
 
 def test_an_encoder_of_clips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The decoder of clips is left out."""
+    """The decoder of a clip model is not read."""
     options: dict[str, Any] = {
         "patch_kernel": (3, 7, 7),
         "patch_stride": (2, 4, 4),

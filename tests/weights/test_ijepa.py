@@ -1,4 +1,4 @@
-"""I-JEPA's checkpoints, compared with transformers' own class on random weights."""
+"""Compares I-JEPA's checkpoints with transformers' class on random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmm.weights.formats import FORMATS
 from mmm.weights.formats.timm import to_timm
 from mmm.weights.load import load
 
-# timm's names inside a block, transformers' of the fifth version
+# timm's names inside a block, and transformers 5's
 NAMES = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -24,7 +24,7 @@ NAMES = {
 
 
 def official(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of transformers' I-JEPA as the official code names them."""
+    """Returns the weights of transformers' I-JEPA under the official code's names."""
     state, made = model.state_dict(), {}
     made["pos_embed"] = state["embeddings.position_embeddings"]
     for kind in ("weight", "bias"):

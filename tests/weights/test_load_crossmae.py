@@ -1,4 +1,4 @@
-"""Files in CrossMAE's official layout load to its loss, every name in them is accounted for, and they are written back."""
+"""Files in CrossMAE's official layout load with its loss, every name in them is checked, and they are written back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CROSS = CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"
 def crossmae_file(
     width: int = 32, depth: int = 3, inner: int = 16, layers: int = 2, side: int = 3, maps: int = 4, self_attn: bool = False
 ) -> Weights:
-    """The content of the released files, written from the published table of names."""
+    """Returns the content of the released files, made from the published table of names."""
     made = encoder_file(width, depth, (side, side))
     made = {name: value for name, value in made.items() if not name.startswith("norm.")}
     made |= {
@@ -56,7 +56,7 @@ def crossmae_file(
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes weights as the authors' training script does."""
+    """Returns a function that writes weights as the authors' training script does."""
 
     def to_file(weights: Weights, name: str = "checkpoint.pth") -> Path:
         options = argparse.Namespace(lr=1e-3, kept_mask_ratio=0.25, decoder_depth=2, output_dir=Path("runs"))
@@ -162,7 +162,7 @@ def test_the_predicted_fraction_is_an_argument(write: Callable[..., Path]) -> No
 
 
 def test_448_pixels_keep_their_table(write: Callable[..., Path]) -> None:
-    """28 x 28 tokens, counted one by one as 14 x 14 are: the first 14 of a row stand where they stood."""
+    """The positions of 28 x 28 tokens are counted one by one, as for 14 x 14: the first 14 of a row have the same positions."""
     weights = crossmae_file(depth=1, maps=2, layers=1, side=28)
     model = load_small(write(weights))
     assert model.encoder.home == (28, 28)
@@ -178,7 +178,7 @@ def test_heads_come_from_the_published_tables(write: Callable[..., Path]) -> Non
     assert model.decoder.blocks[0].cross_attn.num_heads == 8  # type: ignore
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- files that are refused --------------------------------------------------------------------------------------------------
 
 
 def test_each_missing_name_is_named(write: Callable[..., Path]) -> None:
@@ -227,7 +227,7 @@ def test_a_run_may_start_from_such_a_file(write: Callable[..., Path], build: Cal
 
 
 def test_other_heads_of_cross_attention_are_refused(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
-    """They show in no shape, and change what the weights mean."""
+    """The number of heads appears in no shape, but changes what the weights mean."""
     one, other = (build(decoder=CrossAttentionDecoder.Config(width=16, depth=1, heads=heads)) for heads in (2, 4))
     with pytest.raises(ValueError, match=r"decoder\.blocks\.0\.cross_attn has 2, there 4"):
         refuse_other_heads(one, other, "there")

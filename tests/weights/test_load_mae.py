@@ -1,4 +1,4 @@
-"""Files in MAE's official layout: they load to MAE's loss, every name in them is accounted for, and they are written back."""
+"""Files in MAE's official layout load with MAE's loss, every name in them is checked, and they are written back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def encoder_file(width: int = 32, depth: int = 3, grid: tuple[int, int] = (3, 3), channels: int = 3) -> Weights:
-    """The content of `mae_pretrain_vit_*.pth`, written from the published table of names."""
+    """Returns the content of `mae_pretrain_vit_*.pth`, made from the published table of names."""
     made = {"cls_token": torch.randn(1, 1, width), "pos_embed": positions(grid, width)}
     made |= {
         "patch_embed.proj.weight": 0.2 * torch.randn(width, channels, PATCH, PATCH),
@@ -65,14 +65,14 @@ def encoder_file(width: int = 32, depth: int = 3, grid: tuple[int, int] = (3, 3)
 
 
 def full_file(width: int = 32, depth: int = 3, inner: int = 16, grid: tuple[int, int] = (3, 3), channels: int = 3) -> Weights:
-    """The content of `mae_pretrain_vit_*_full.pth`."""
+    """Returns the content of `mae_pretrain_vit_*_full.pth`."""
     made = encoder_file(width, depth, grid, channels) | linear("decoder_embed", width, inner) | norm("decoder_norm", inner)
     made |= {"mask_token": torch.randn(1, 1, inner), "decoder_pos_embed": positions(grid, inner)}
     return made | blocks("decoder_blocks", inner, 2) | linear("decoder_pred", inner, channels * PATCH**2)
 
 
 def classifier_file(pooled: bool) -> Weights:
-    """The weights that fine-tuning writes: `fc_norm` instead of `norm` where the mean of the tokens is classified."""
+    """Returns the weights that fine-tuning writes: `fc_norm` instead of `norm` if the mean of the tokens is classified."""
     made = encoder_file() | linear("head", 32, 10)
     if pooled:
         made = {name: value for name, value in made.items() if not name.startswith("norm.")} | norm("fc_norm", 32)
@@ -81,7 +81,7 @@ def classifier_file(pooled: bool) -> Weights:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes weights as a training script of MAE's does."""
+    """Returns a function that writes weights as MAE's training script does."""
 
     def to_file(weights: Weights, name: str = "checkpoint-799.pth") -> Path:
         options = argparse.Namespace(lr=1e-3, output_dir=Path("runs"), norm_pix_loss=True)
@@ -225,7 +225,7 @@ def test_halves_load_as_singles(write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("upcast", [False, True])
 def test_positions_in_bf16_are_still_the_fixed_ones(write: Callable[..., Path], upcast: bool) -> None:
-    """Its rounding, 2^-9 of the largest, is more than the tolerance for half precision."""
+    """bf16 rounds by 2^-9 of the largest value, which is more than the tolerance for half precision."""
     weights = {name: value.bfloat16() for name, value in encoder_file(width=192).items()}
     model = load(write({name: value.float() for name, value in weights.items()} if upcast else weights))
     assert model.encoder.config.positions == "sine_cosine"  # type: ignore
@@ -233,7 +233,7 @@ def test_positions_in_bf16_are_still_the_fixed_ones(write: Callable[..., Path], 
 
 
 def test_hidden_widths_whose_ratio_is_no_round_number(write: Callable[..., Path]) -> None:
-    """44 (240 / 44) is below 240 in floating point."""
+    """The ratio is 240 / 44, and 44 (240 / 44) is below 240 in floating point."""
     weights = encoder_file(width=44)
     for name, value in weights.items():
         if ".mlp." in name and value.shape != (44,):

@@ -1,4 +1,4 @@
-"""Run folders load to the model that was trained, and weights start another one; whatever does not fit is named."""
+"""Run folders load as the trained model, weights initialise another model, and errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mmm.weights.load import load
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The config that a task saves: the parts, the data, and what only the task knows."""
+    """The config that a task saves: the parts, the data, and a field of the task alone."""
 
     data: ImagesConfig
     tokenizer: PartConfig
@@ -62,7 +62,7 @@ def make(config: Config, seed: int) -> MaskedModel:
 
 
 def write(run: Path, config: Config = BASE, steps: tuple[int, ...] = (10,), average: bool = False) -> list[MaskedModel]:
-    """A run folder as training leaves it; returns the model of each checkpoint."""
+    """Writes a run folder as training does; returns the model of each checkpoint."""
     (run / "checkpoints").mkdir(parents=True)
     save(config, run / "config.yaml")
     models = [make(config, seed=step) for step in steps]
@@ -250,5 +250,5 @@ def test_loading_a_run_needs_none_of_the_heavy_libraries(tmp_path: Path, monkeyp
     for name in ("tyro", "datasets", "accelerate", "av", "decord", "transformers"):
         monkeypatch.setitem(
             sys.modules, name, None
-        )  # whoever imports it now fails; what `import mmm` brings in is tested elsewhere
+        )  # importing the library now fails; the imports of `import mmm` itself are tested elsewhere
     load(tmp_path / "run")

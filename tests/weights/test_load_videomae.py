@@ -1,4 +1,4 @@
-"""Files in VideoMAE's official layout: they load to VideoMAE's loss, every name is accounted for, and they are written back."""
+"""Files in VideoMAE's official layout load with VideoMAE's loss, every name in them is checked, and they are written back."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def blocks(name: str, width: int, depth: int) -> Weights:
 
 
 def encoder_file(channels: int = 3) -> Weights:
-    """The encoder's weights, under the names of fine-tuning, written from the published list."""
+    """Returns the encoder's weights under the names of fine-tuning, made from the published list."""
     made = {"patch_embed.proj.weight": 0.2 * torch.randn(16, channels, 2, 4, 4), "patch_embed.proj.bias": torch.randn(16)}
     return made | blocks("blocks", 16, 2) | norm("norm", 16)
 
 
 def full_file(channels: int = 3) -> Weights:
-    """The content of `checkpoint.pth` of pretraining under `model`."""
+    """Returns what pretraining's `checkpoint.pth` holds under `model`."""
     made = {f"encoder.{name}": value for name, value in encoder_file(channels).items()}
     made |= {"mask_token": torch.randn(1, 1, 8), "encoder_to_decoder.weight": 0.2 * torch.randn(8, 16)}
     return made | blocks("decoder.blocks", 8, 1) | norm("decoder.norm", 8) | linear("decoder.head", 8, channels * 32)
@@ -65,7 +65,8 @@ def classifier_file(pooled: bool) -> Weights:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes weights as VideoMAE's scripts do: under `model`, or, where DeepSpeed trained, under `module`."""
+    """Returns a function that writes weights as VideoMAE's scripts do: under `model`, or under `module` after training with
+    DeepSpeed."""
 
     def to_file(weights: Weights, name: str = "checkpoint.pth", wrapping: str = "model") -> Path:
         torch.save({wrapping: weights, "epoch": 799, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}, tmp_path / name)
@@ -79,7 +80,7 @@ def load_small(path: Path, **arguments: object) -> MaskedModel:
 
 
 def draw(channels: int = 3) -> tuple[Tensor, Mask, list[list[int]]]:
-    """Clips, a tube mask, and the same as a 0/1 map."""
+    """Returns clips, a tube mask, and the same mask as a 0/1 map."""
     frame = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]])
     hidden = frame.repeat(1, 2)
     clips = torch.randn(2, channels, FRAMES, SIDE, SIDE)
@@ -149,7 +150,7 @@ def test_heads_and_clips_come_from_the_published_tables(write: Callable[..., Pat
 
 
 def published(encoder: tuple[int, int], decoder: tuple[int, int] | None, normed: bool = True) -> MaskedModel:
-    """A model of a released size, on the meta device."""
+    """Returns a model of a released size, on the meta device."""
     flat = {"positions": "flat_sine_cosine", "qkv_bias": "qv"}
     config = VisionTransformer.Config(width=encoder[0], depth=encoder[1], heads=encoder[0] // 64, class_token=False, **flat)  # type: ignore
     inner = None
@@ -176,7 +177,7 @@ def test_published_sizes(encoder: tuple[int, int], decoder: tuple[int, int], nam
 
 
 def test_published_classifier_has_its_number_of_weights() -> None:
-    """ViT-B for 400 classes."""
+    """ViT-B for 400 classes has the published number of weights."""
     encoder = published((768, 12), None, normed=False)
     weights = to_videomae(with_head(encoder, classes=400, pool=MeanPool.Config(), head=HeadConfig(norm="layer")))
     assert (len(weights), sum(value.numel() for value in weights.values())) == (162, 86_534_800)
@@ -237,7 +238,7 @@ def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> 
 
 
 def test_a_model_starts_from_such_a_file(write: Callable[..., Path], build: Callable[..., MaskedModel]) -> None:
-    """`--init`: its own tables stay, if they are VideoMAE's."""
+    """With `--init` the model keeps its own position tables, which must be VideoMAE's."""
     weights = encoder_file()
     choices = {"width": 16, "depth": 2, "heads": 2, "class_token": False, "qkv_bias": "qv"}
     model = build(size=(FRAMES, SIDE, SIDE), encoder=VisionTransformer.Config(**choices, positions="flat_sine_cosine"))

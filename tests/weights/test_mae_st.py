@@ -1,4 +1,4 @@
-"""Files in MAE-ST's layout, compared with its forward, stated again from the paper's code."""
+"""Compares files in MAE-ST's layout with its forward, restated from the paper's code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH, HEADS = 16, 2
 
 
 def file(headed: bool = False) -> dict[str, Tensor]:
-    """Weights of two blocks on 2 x 3 x 3 tubes of 2 frames and 4 x 4 pixels, under the published names."""
+    """Returns weights of two blocks on 2 x 3 x 3 tubes of 2 frames and 4 x 4 pixels, under the published names."""
     made = {"patch_embed.proj.weight": 0.2 * torch.randn(WIDTH, 3, 2, 4, 4), "patch_embed.proj.bias": torch.randn(WIDTH)}
     made |= {"cls_token": torch.randn(1, 1, WIDTH), "pos_embed_class": torch.randn(1, 1, WIDTH)}
     made |= {"pos_embed_spatial": torch.randn(1, 9, WIDTH), "pos_embed_temporal": torch.randn(1, 2, WIDTH)}
@@ -35,7 +35,7 @@ def file(headed: bool = False) -> dict[str, Tensor]:
 
 
 def forward(clips: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The tokens before the norm, (B, 1 + 18, D)."""
+    """Returns the tokens before the norm, (B, 1 + 18, D)."""
 
     def layer(x: Tensor, name: str) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])

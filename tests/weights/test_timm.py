@@ -1,4 +1,4 @@
-"""timm's plain vision transformers: their files load as encoders, and encoders are written as their files."""
+"""timm's plain vision transformers: their files load as encoders, and encoders are written in the same format."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_pixels_of_a_folder_are_those_of_evaluation(tmp_path: Path, caplog: 
 
 @pytest.mark.parametrize("size", [(48, 80), (16, 32)], ids=["larger", "smaller"])
 def test_positions_of_a_folder_are_interpolated_as_by_timm(tmp_path: Path, size: tuple[int, int]) -> None:
-    """The kernel of MAE and transformers, which a bare file gets, gives other features."""
+    """A plain file gets the kernel of MAE and transformers, which gives other features."""
     arguments = {"img_size": 32, "patch_size": 8, "depth": 2, "dynamic_img_size": True}
     original = timm.create_model(NAME, num_classes=0, **arguments)
     noisy(original)
@@ -159,7 +159,7 @@ def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> 
     ],
 )
 def test_large_sizes_have_timms_shapes(size: Any, name: str) -> None:
-    """Without memory for the weights: 0.6, 1.0 and 1.8 billion."""
+    """The meta device needs no memory for the weights: 0.6, 1.0 and 1.8 billion."""
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=0).state_dict()
         config = VisionTransformer.Config(size=size, positions="learned")

@@ -1,4 +1,4 @@
-"""Folders of other backbones of timm's: read as encoders with timm's features, written back, and evaluated as any model."""
+"""Folders of timm's other backbones load as encoders with timm's features, are written back, and are evaluated as any model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmm.weights.load import load
 
 
 def folder(path: Path, name: str, **options: object) -> nn.Module:
-    """A folder as timm's are on the hub, of random weights."""
+    """Writes a folder like timm's on the hub, with random weights."""
     model = timm.create_model(name, pretrained=False, **options)
     noisy(model)
     path.mkdir()

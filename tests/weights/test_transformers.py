@@ -1,4 +1,4 @@
-"""Folders of transformers: they load to the same loss and features, and what is written here loads there."""
+"""Folders of transformers load with the same loss and features, and exported folders load in transformers."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ SMALL = {
 
 
 def theirs(name: str, **changes: object) -> nn.Module:
-    """One of their models, small, with noise for weights."""
+    """Returns one of transformers' models, small, with random weights."""
     import transformers
 
     kind = next(kind for kind in ("ViTMAE", "VideoMAE", "ViT", "IJepa") if name.startswith(kind))
-    size = {"num_frames": 4, "image_size": [8, 12]} if kind == "VideoMAE" else {"image_size": 12}  # a decoder's must be square
+    size = {"num_frames": 4, "image_size": [8, 12]} if kind == "VideoMAE" else {"image_size": 12}  # decoders need square images
     config = getattr(transformers, f"{kind}Config")(**(SMALL | size | changes))
     config._attn_implementation = "sdpa"
     model = getattr(transformers, name)(config)
@@ -198,7 +198,7 @@ def test_arguments_that_config_answers_are_refused(tmp_path: Path) -> None:
 
 
 def write_transformers(model: MaskedModel | Classifier, folder: Path) -> str:
-    """The name of the class that reads the folder."""
+    """Exports the model; returns the name of the class that reads the folder."""
     folder.mkdir(exist_ok=True)
     return FORMATS["transformers"].write(model, folder)[0].removeprefix("from transformers import ")
 
@@ -232,7 +232,7 @@ def test_what_is_written_loads_there_and_comes_back_bit_for_bit(tmp_path, kind, 
 
 
 def compare_features(model: MaskedModel, there: nn.Module, decoded: bool) -> None:
-    """Loss with a decoder, to what their last norm's epsilon leaves; features without."""
+    """Compares the loss if there is a decoder, up to the effect of the last norm's epsilon; otherwise compares the features."""
     clips = torch.randn(2, 3, 6, 16, 24)
     x: Tensor = clips if len(model.tokenizer.size) == 3 else torch.randn(2, 3, 12, 12)
     model.eval(), there.eval()
@@ -251,7 +251,7 @@ def compare_features(model: MaskedModel, there: nn.Module, decoded: bool) -> Non
 
 
 def test_a_bare_config_is_at_their_defaults(tmp_path: Path) -> None:
-    """config.json may leave out what is at the default."""
+    """config.json may omit values that are at the default."""
     import transformers
 
     for kind, name in (("vit_mae", "ViTMAEConfig"), ("videomae", "VideoMAEConfig")):
@@ -303,7 +303,7 @@ def test_what_config_json_cannot_say_of_the_objective_is_said(tmp_path: Path, ca
     assert json.loads((tmp_path / "config.json").read_text())["mask_ratio"] == 0.5
     assert said in caplog.text
     assert said or not caplog.text
-    model.decoder = None  # no training goes on from an encoder
+    model.decoder = None  # no training continues from an encoder
     caplog.clear()
     write_transformers(model, tmp_path)
     assert not caplog.text

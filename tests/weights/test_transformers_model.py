@@ -1,4 +1,4 @@
-"""Any vision model of transformers: read as an encoder of whole images, with its own features and hidden states."""
+"""Any vision model of transformers loads as an encoder of whole images, with its own features and hidden states."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Formats of today's vision transformers: outputs equal transformers' own classes, at home and at another size, and weights go in
-and out bit for bit. The official layouts are made from the same weights by rules that are restated here."""
+"""Formats of recent vision transformers: outputs equal transformers' classes, at the home size and at another one, and weights are
+read and written bit for bit. The official layouts are made from the same weights by rules that are restated here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "pa
 DINO = TINY | {"image_size": 12}
 GATED = DINO | {"intermediate_size": 96, "use_gated_mlp": True, "hidden_act": "silu"}
 BEIT = DINO | {"intermediate_size": 96, "use_mask_token": True}
-KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by a name of the case: transformers' class, the format, its config
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by the case's name: transformers' class, the format, its config
     "dinov2": ("Dinov2", "dinov2_transformers", DINO),
     "dinov2, gated": ("Dinov2", "dinov2_transformers", DINO | {"use_swiglu_ffn": True, "qkv_bias": False}),
     "dinov2, registers": ("Dinov2WithRegisters", "dinov2_transformers", DINO),
@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by a name of the case: 
 
 
 def original(case: str) -> Any:
-    """transformers' model, small, with noise for weights."""
+    """Returns transformers' model, small, with random weights."""
     name, _, config = KINDS[case]
     settings = getattr(transformers, f"{name}Config")(**config)
     settings._attn_implementation = "sdpa"
@@ -68,14 +68,14 @@ def original(case: str) -> Any:
 
 
 def features(model: Any, x: Tensor) -> Tensor:
-    """Returns the output of the encoder of transformers for images or clips."""
+    """Returns the output of transformers' encoder for images or clips."""
     if x.dim() == 5:
         return model.encoder(x.transpose(1, 2)).last_hidden_state
     return model(x).last_hidden_state
 
 
 def at_size(case: str, theirs: Any, size: tuple[int, ...]) -> Any:
-    """Returns transformers' model for samples of a size; that of V-JEPA 2 takes its places from its config."""
+    """Returns transformers' model for samples of a size; V-JEPA 2's model takes its positions from its config."""
     if case != "vjepa2":
         return theirs
     settings = copy.deepcopy(theirs.config)
@@ -93,7 +93,7 @@ def test_features_equal_transformers_at_home_and_elsewhere(case: str, tmp_path: 
     assert isinstance(model, MaskedModel)
     home, sizes = ((4, 12, 12), [(4, 16, 16), (8, 12, 12)]) if case == "vjepa2" else ((12, 12), [(16, 8)])
     theirs, model = theirs.double(), model.double()
-    if case.startswith("dinov3"):  # its angles are computed in fp32, whatever the model's precision is
+    if case.startswith("dinov3"):  # its angles are computed in fp32 for any precision of the model
         places = dinov3.get_patches_center_coordinates
         monkeypatch.setattr(
             dinov3, "get_patches_center_coordinates", lambda *size, dtype, device: places(*size, torch.float64, device)
@@ -101,7 +101,7 @@ def test_features_equal_transformers_at_home_and_elsewhere(case: str, tmp_path: 
         theirs.rope_embeddings.inv_freq = 1 / theirs.config.rope_theta ** torch.arange(0, 1, 4 / 12, dtype=torch.float64)
     for size in (home, *sizes):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
-        # their learned positions are interpolated in fp32
+        # transformers interpolates learned positions in fp32
         limit = 2e-5 if size != home and case.startswith(("dinov2", "pixio")) else 1e-9
         assert (model.encode(x).last - features(at_size(case, theirs, size), x)).abs().max() < limit, size
     assert model.data is not None
@@ -110,7 +110,7 @@ def test_features_equal_transformers_at_home_and_elsewhere(case: str, tmp_path: 
 
 @pytest.mark.parametrize("case", KINDS)
 def test_bf16_is_as_exact_as_transformers(case: str, tmp_path: Path) -> None:
-    """The error of bf16, from the features in fp64, is no larger than that of transformers' own model, up to chance."""
+    """The error of bf16, relative to the features in fp64, is at most that of transformers' model, within chance."""
     theirs = original(case)
     theirs.save_pretrained(tmp_path)
     model = load(tmp_path)
@@ -188,7 +188,7 @@ def dinov3_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
     made = {"cls_token": state["embeddings.cls_token"], "mask_token": state["embeddings.mask_token"][0]}
     registers = state["embeddings.register_tokens"]
     made |= {"storage_tokens": registers} if registers.numel() else {}
-    made["rope_embed.periods"] = (100.0 ** (torch.arange(3) / 3)).bfloat16()  # heads are 12 wide
+    made["rope_embed.periods"] = (100.0 ** (torch.arange(3) / 3)).bfloat16()  # heads have a width of 12
     for kind in ("weight", "bias"):
         made[f"patch_embed.proj.{kind}"] = state[f"embeddings.patch_embeddings.{kind}"]
         made[f"norm.{kind}"] = state[f"norm.{kind}"]
@@ -217,7 +217,7 @@ def test_official_files_of_dino(case: str, tmp_path: Path) -> None:
     options = {"image_size": 12} if name == "dinov3" else {}
     model = load(tmp_path / "official.pth", heads=4, **options)
     x = torch.randn(2, 3, 12, 12)
-    # the official norms have an epsilon of 1e-6 in DINOv2, as the config here
+    # DINOv2's official norms have an epsilon of 1e-6, as the config here
     assert (model.encode(x).last - theirs(x).last_hidden_state).abs().max() < 1e-5
     FORMATS[name].write(model, tmp_path)
     again = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
@@ -229,7 +229,7 @@ def test_official_files_of_dino(case: str, tmp_path: Path) -> None:
 
 
 def test_official_files_of_pixio(tmp_path: Path) -> None:
-    """MAE's names, with several class tokens."""
+    """Pixio's files use MAE's names and have several class tokens."""
     theirs = original("pixio")
     state = saved(theirs, tmp_path)
     state = {name.replace(".intermediate.dense.", ".mlp.fc1."): value for name, value in state.items()}
@@ -253,7 +253,7 @@ def test_official_files_of_pixio(tmp_path: Path) -> None:
 
 
 def test_official_files_of_vjepa2(tmp_path: Path) -> None:
-    """The moving average is read; the predictor is not, and the first V-JEPA is another model."""
+    """The moving average is read; the predictor is not; the first V-JEPA is refused as another model."""
     theirs = original("vjepa2")
     state = saved(theirs, tmp_path)
     weights = {f"norm.{kind}": state[f"encoder.layernorm.{kind}"] for kind in ("weight", "bias")}
@@ -283,11 +283,11 @@ def test_official_files_of_vjepa2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "blocks"])
 def test_official_files_of_beit(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The names of the official files are timm's, whose model computes the features to compare with."""
+    """The official files have timm's names, and timm's model computes the features to compare with."""
     options: dict[str, Any] = {"use_shared_rel_pos_bias": True} if kind == "shared" else {"use_rel_pos_bias": True}
     theirs = Beit(12, 4, embed_dim=48, depth=2, num_heads=4, mlp_ratio=2, init_values=0.1, num_classes=5, **options)
-    noisy(theirs)  # its classifier has fc_norm, and no norm behind the last block
-    if kind == "shared":  # as a pretraining leaves it
+    noisy(theirs)  # its classifier has fc_norm, and no norm after the last block
+    if kind == "shared":  # as in files of pretraining
         theirs.norm, theirs.fc_norm, theirs.head = nn.LayerNorm(48, eps=1e-6), nn.Identity(), nn.Identity()
     theirs = theirs.eval()
     weights = {name: value.clone() for name, value in theirs.state_dict().items()}
@@ -321,7 +321,7 @@ def test_the_head_s_norm_of_beit_is_not_its_encoder_s(tmp_path: Path, caplog: py
 
 
 class Residual(nn.Module):
-    """CAPI's branch, restated: x + f(norm x)."""
+    """CAPI's residual branch, restated: x + f(norm x)."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ class Residual(nn.Module):
 
 
 class Turned(nn.Module):
-    """CAPI's attention, restated: channels i and i + c / 2 are turned by angles of different axes."""
+    """CAPI's attention, restated: channels i and i + c / 2 are rotated by angles of different axes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ class Turned(nn.Module):
 
 
 class Hidden(nn.Module):
-    """CAPI's MLP."""
+    """CAPI's MLP, restated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,12 +409,12 @@ def test_official_files_of_capi(tmp_path: Path, caplog: pytest.LogCaptureFixture
     theirs, model = theirs.double(), model.double()
     for size in ((12, 12), (16, 24)):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
-        # the frequencies of the file are in fp32
+        # the file's frequencies are in fp32
         assert (model.encode(x).last - theirs(x)).abs().max() < 1e-5
     order = torch.rand(2, 24).argsort(1)
     mask = Mask(order[:, :10], order[:, 10:])
     found = model.encode(x, mask=mask).last
-    assert (found - theirs(x, mask.visible)).abs().max() < 1e-5  # registers stand around what is seen
+    assert (found - theirs(x, mask.visible)).abs().max() < 1e-5  # registers are placed around the visible tokens
     assert torch.allclose(frequencies(12), theirs.encoder.blocks[0]["residual1"].fn.rope.freqs.float(), rtol=1e-6)
     FORMATS["capi"].write(model.float(), tmp_path)
     again = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
