@@ -38,7 +38,7 @@ def digits_data(folder: Path) -> ImagesConfig:
 
 
 def write_config(folder: Path, data: ImagesConfig) -> str:
-    """Writes a config.yaml, which stands for its model with random weights."""
+    """Writes a config.yaml, which loads as its model with random weights."""
     folder.mkdir(exist_ok=True)
     config = pretrain.Config(
         data=data,
