@@ -1,4 +1,4 @@
-"""Fixtures of the tests: small models of both modalities, and real files beside the repository."""
+"""Fixtures for all tests: small models of images and clips, and a folder of real files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def share_cores() -> None:
-    """Gives each of several test processes its own cores: otherwise all compute on all of them, and wait for each other."""
+    """Gives each test process a separate set of cores, because several processes on the same cores would wait for each other."""
     worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if count > 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -38,21 +38,21 @@ share_cores()
 
 @pytest.fixture(autouse=True)
 def _memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training keeps freed memory for its next step; here hundreds of them share a process, which then could not fork."""
+    """Training keeps freed memory for its next step; hundreds of runs in one test process would take too much of it to fork."""
     monkeypatch.setattr("mmm.train.distributed.setup.keep_memory", lambda: False)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Every test starts from the same global generator, whatever ran before it."""
+    """Sets the global generator to the same state before every test."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def build() -> Callable[..., MaskedModel]:
-    """Makes a small model: MAE on 3 x 4 patches of 4 pixels unless other parts, sizes or channels are given.
+    """Returns a function for a small model: MAE on 3 x 4 patches of 4 pixels unless other parts, sizes or channels are given.
 
-    Trainable weights get noise, so that nothing hides behind a bias of 0 or a norm of 1.
+    Trainable weights get noise, so that no error is hidden by a bias of 0 or a norm weight of 1.
     """
 
     def make(size: tuple[int, ...] = (12, 16), channels: int = 3, **parts: object) -> MaskedModel:
@@ -86,7 +86,7 @@ def _disturb() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real files for tests: MMM_TEST_DATA, or `shared/data` beside the repository."""
+    """Returns the folder of real files for tests: MMM_TEST_DATA, or `shared/data` beside the repository."""
     folder = Path(os.environ.get("MMM_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no real data here: set MMM_TEST_DATA to a folder with images/train/<class>/*.JPEG")
@@ -95,7 +95,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def run_recipe() -> Callable[..., dict[str, object]]:
-    """Runs a recipe in this process as its command would: two steps of eight images and the masked loss, unless flags say more."""
+    """Runs a recipe in this process like its command: two steps of eight images and the masked loss, unless flags change that."""
 
     def run(name: str, *flags: str) -> dict[str, object]:
         recipe = load_recipe(name)
@@ -110,12 +110,12 @@ def run_recipe() -> Callable[..., dict[str, object]]:
 
 
 def load_recipe(name: str) -> ModuleType:
-    """A recipe as a module."""
+    """Returns a recipe as a module."""
     return importlib.import_module(f"recipes.{name}")
 
 
 def reset_accelerate() -> None:
-    """Accelerate keeps one state a process; the next start may want another."""
+    """Resets the state of Accelerate, which is kept per process, for a run with other settings."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""Processes that train together, forked by a script that has imported all it needs and computed nothing yet."""
+"""Processes that train together, forked from a script that has imported all it needs and computed nothing yet."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import torch.distributed.optim  # noqa: F401
 from mmm.train.distributed.preemption import EXIT_CODE, Stopped
 
 TESTS = Path(__file__).parent
-# of a process that runs a test file as a script: the repository, and the folders of tests, which share code
+# for processes that run a test file as a script: the repository and the folders of tests, which share code
 PYTHONPATH = os.pathsep.join(str(folder) for folder in (TESTS.parent, TESTS, *sorted(TESTS.glob("[a-z]*/"))))
 
 
 def fork_ranks(count: int, work: Callable[[], object], log: Path) -> list[int]:
-    """Starts so many processes, which do the work; their numbers, rank 0 first."""
+    """Starts `count` processes that do the work; returns their process IDs, rank 0 first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,12 +50,12 @@ def _fork(rank: int, count: int, port: int, work: Callable[[], object], log: Pat
         os._exit(EXIT_CODE)
     except Exception:
         traceback.print_exc()
-        os._exit(1)  # Python takes a forked process apart in seconds
+        os._exit(1)  # skips Python's shutdown, which takes seconds in a forked process
     os._exit(0)
 
 
 def ends(pids: Sequence[int], seconds: float) -> dict[int, int]:
-    """The exit codes of those that end within so many seconds; negative: the signal."""
+    """Returns the exit codes of the processes that end within `seconds`; a negative code is a signal."""
     codes: dict[int, int] = {}
     end = time.monotonic() + seconds
     while True:
@@ -71,12 +71,12 @@ def ends(pids: Sequence[int], seconds: float) -> dict[int, int]:
 def watch(
     script: list[str], *, seconds: float = 200, act: Callable[[subprocess.Popen[str]], None] | None = None
 ) -> tuple[int, str]:
-    """Runs a command whose processes all end with it; gives its exit code and what it said."""
+    """Runs a command and ends all its processes with it; returns its exit code and output."""
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     both = subprocess.Popen(script, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
-        output, _ = both.communicate(timeout=seconds)  # a process that waits for a dead one fails this test and does not hang it
+        output, _ = both.communicate(timeout=seconds)  # fails the test, instead of blocking, when a process waits for a dead one
     finally:
         with suppress(ProcessLookupError):
             os.killpg(both.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Images that are damaged, odd, or no images at all, made when they are needed, and what has to come of each.
+"""Images that are damaged, unusual, or no images, made when needed, with the expected result of reading each.
 
-A kind is a function of a seed. What it should decode to is worked out from the photograph's own pixels, never by a decoder.
+A kind is a function of a seed. The expected pixels are computed from the photograph's own pixels, never by a decoder.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from PIL import Image, ImageFilter
 
 Pixels = NDArray[np.uint8]
 BUNDLED = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "rocket.jpg")
-TOLERANCE = 2.0  # mean difference to the true pixels, of 255
+TOLERANCE = 2.0  # mean difference to the true pixels, out of 255
 HEIGHT, WIDTH = 72, 96
 DAMAGED = "is damaged|truncated"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One file.
+    """A malformed file and the expected result of reading it.
 
     Attributes:
-        place: puts it at a path.
-        reason: what must be said of it, a pattern; None: it can be read.
-        pixels: what must be read then, (H, W, 3), or (T, H, W, 3) of a video.
-        name: of the file.
+        place: writes the file to a path.
+        reason: pattern of the expected error message; None: the file can be read.
+        pixels: expected pixels, (H, W, 3), or (T, H, W, 3) of a video.
+        name: name of the file.
     """
 
     place: Callable[[Path], object]
@@ -48,7 +48,7 @@ IMAGES: dict[str, Kind] = {}
 
 
 def image(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[int], tuple[bytes, str | Pixels]]:
-    """Makes a kind of a function from a seed to bytes, and to a reason or to pixels."""
+    """Registers a function from a seed to bytes, and to a reason or to pixels, as a kind."""
 
     def kind(seed: int) -> Case:
         data, what = function(seed)
@@ -60,19 +60,19 @@ def image(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[in
 
 
 def odd(name: str, place: Callable[[Path], object], reason: str) -> None:
-    """A kind that is not a file of bytes."""
+    """Registers a kind that is not a regular file."""
     IMAGES[name] = lambda seed: Case(place, reason, None, f"{name}_{seed}.jpg")
 
 
 @cache
 def _bundled(name: str) -> Image.Image:
-    """A photograph, made a little softer, so that JPEG keeps it."""
+    """Returns a photograph, blurred a little, so that JPEG preserves it."""
     path = Path(skimage.__file__).parent / "data" / name
     return Image.open(path).convert("RGB").resize((480, 360)).filter(ImageFilter.GaussianBlur(1.5))
 
 
 def photograph(seed: int, height: int = HEIGHT, width: int = WIDTH) -> Pixels:
-    """A part of a real one, (H, W, 3)."""
+    """Returns a crop of a real photograph, (H, W, 3)."""
     draw = np.random.default_rng(seed)
     pixels = np.asarray(_bundled(BUNDLED[seed % len(BUNDLED)]))
     top, left = (int(draw.integers(0, whole - side)) for whole, side in zip(pixels.shape, (height, width), strict=False))
@@ -95,18 +95,18 @@ def grey(pixels: Pixels) -> Pixels:
 
 
 def three(plane: Pixels) -> Pixels:
-    """(H, W) -> (H, W, 3)."""
+    """Repeats a plane for three channels; (H, W) -> (H, W, 3)."""
     return plane[:, :, None].repeat(3, 2)
 
 
 def on_white(pixels: Pixels, alpha: Pixels) -> Pixels:
-    """(H, W, 3), (H, W) -> (H, W, 3)."""
+    """Blends pixels with white; (H, W, 3), (H, W) -> (H, W, 3)."""
     share = alpha[:, :, None] / 255
     return np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
 
 
 def ramp(height: int = HEIGHT, width: int = WIDTH) -> Pixels:
-    """Transparency from left to right."""
+    """Returns an alpha channel that increases from left to right."""
     return np.linspace(0, 255, width).astype(np.uint8)[None].repeat(height, 0)
 
 
@@ -115,24 +115,24 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(height: int, width: int, rows: bytes, depth: int = 8, colour: int = 2) -> bytes:
-    """A PNG by hand: of any depth, and of any promise."""
+    """Returns a PNG with any depth and any header, written without a library."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def png_16(values: NDArray[np.uint16]) -> bytes:
-    """16 bits a channel, (H, W) or (H, W, 3)."""
+    """Returns a PNG with 16 bits per channel, from (H, W) or (H, W, 3)."""
     rows = values.reshape(len(values), -1).astype(">u2")
     return png(*values.shape[:2], b"".join(b"\0" + row.tobytes() for row in rows), 16, 0 if values.ndim == 2 else 2)
 
 
 def where_pixels_start(data: bytes) -> int:
-    """Behind a JPEG's last header."""
+    """Returns the position behind the last header of a JPEG."""
     return data.rindex(b"\xff\xda") + 14
 
 
 def overwritten(data: bytes, start: int, end: int, seed: int) -> bytes:
-    """An eighth of the bytes of a stretch put to chance, as by a bad disk."""
+    """Sets an eighth of the bytes between two positions to random values, as a bad disk does."""
     draw, found = np.random.default_rng(seed), bytearray(data)
     for place in draw.integers(start, end, max(1, (end - start) // 8)):
         found[place] = int(draw.integers(256))
@@ -143,7 +143,7 @@ def scattered(size: int, seed: int) -> bytes:
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8).tobytes()
 
 
-# what is not an image
+# not an image
 
 
 @image
@@ -173,11 +173,11 @@ def zeros(seed: int) -> tuple[bytes, str]:
 
 @image
 def postscript(seed: int) -> tuple[bytes, str]:
-    """Pillow would start Ghostscript for it."""
+    """A file for which Pillow would start Ghostscript."""
     return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not an image"
 
 
-# cut off and damaged
+# truncated and damaged
 
 
 @image
@@ -210,7 +210,7 @@ def jpeg_overwritten(seed: int) -> tuple[bytes, str]:
 
 @image
 def jpeg_with_a_hole(seed: int) -> tuple[bytes, str]:
-    """Blocks of a disk that were never written."""
+    """A file with blocks that were never written to the disk."""
     data = jpeg(photograph(seed))
     start = where_pixels_start(data) + 500
     return data[:start] + bytes((len(data) - start) // 2) + data[start + (len(data) - start) // 2 :], DAMAGED
@@ -231,7 +231,7 @@ def png_flipped(seed: int) -> tuple[bytes, str]:
 
 @image
 def png_without_its_end(seed: int) -> tuple[bytes, Pixels]:
-    """Every pixel is there."""
+    """A file that contains every pixel."""
     pixels = photograph(seed)
     return encoded(pixels, "PNG")[:-12], pixels
 
@@ -265,7 +265,7 @@ def bmp_half(seed: int) -> tuple[bytes, str]:
 
 @image
 def bomb_png(seed: int) -> tuple[bytes, str]:
-    """Real: 100 megapixels in 12 KB."""
+    """A file that contains all its pixels: 100 megapixels in 12 KB."""
     side = 10_000 + seed
     return png(side, side, bytes((side + 7) // 8 + 1) * side, 1, 0), "more than the 50,000,000"
 
@@ -277,7 +277,7 @@ def bomb_png_header(seed: int) -> tuple[bytes, str]:
 
 @image
 def bomb_jpeg(seed: int) -> tuple[bytes, str]:
-    """The header's height and width, changed."""
+    """A file with a changed height and width in its header."""
     data = bytearray(jpeg(photograph(seed)))
     struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, 20_000, 20_000 + seed)
     return bytes(data), "more than the 50,000,000"
@@ -293,7 +293,7 @@ def bomb_gif(seed: int) -> tuple[bytes, str]:
 @image
 def bomb_tiff(seed: int) -> tuple[bytes, str]:
     data = bytearray(encoded(photograph(seed), "TIFF"))
-    for tag, side in ((256, 20_000), (257, 20_000 + seed)):  # of width and height: number, type, count, value
+    for tag, side in ((256, 20_000), (257, 20_000 + seed)):  # tags of width and height: number, type, count, value
         place = max(data.find(struct.pack("<HHI", tag, kind, 1)) for kind in (3, 4))
         struct.pack_into("<HHII", data, place, tag, 4, 1, side)
     return bytes(data), "more than the 50,000,000"
@@ -301,7 +301,7 @@ def bomb_tiff(seed: int) -> tuple[bytes, str]:
 
 @image
 def bomb_webp(seed: int) -> tuple[bytes, str]:
-    """The canvas of the extended header, changed: 16,384 x 16,384."""
+    """A file whose extended header has a changed canvas of 16,384 x 16,384."""
     draw = Image.fromarray(np.dstack([photograph(seed), ramp()]))
     data = bytearray(encoded(draw, "WEBP", quality=80, save_all=True, append_images=[draw.rotate(90)]))
     place = data.index(b"VP8X") + 12
@@ -316,7 +316,7 @@ def bomb_array(seed: int) -> tuple[bytes, str]:
     return file.getvalue(), "ValueError|more than the 50,000,000|MemoryError"
 
 
-# under another name
+# with a wrong suffix
 
 
 def _renamed(kind: str, **options: object) -> None:
@@ -339,7 +339,7 @@ def gif_called_jpg(seed: int) -> tuple[bytes, Pixels]:
     return encoded(plane, "GIF"), three(plane)
 
 
-# what decodes, and is easily got wrong
+# decoded, but often incorrectly
 
 
 @image
@@ -351,7 +351,7 @@ def jpeg_cmyk(seed: int) -> tuple[bytes, Pixels]:
 
 @image
 def jpeg_ycck(seed: int) -> tuple[bytes, Pixels]:
-    """Writes a JPEG as Photoshop does: inverted inks, as luminance and colour, and an Adobe header."""
+    """Writes a JPEG as Photoshop does: inverted inks, stored as luminance and colour, and an Adobe header."""
     pixels = photograph(seed)
     import simplejpeg
 
@@ -373,7 +373,7 @@ def jpeg_progressive(seed: int) -> tuple[bytes, Pixels]:
 
 @image
 def jpeg_with_profile(seed: int) -> tuple[bytes, Pixels]:
-    """A colour profile is not applied."""
+    """A file with a colour profile, which is not applied."""
     from PIL import ImageCms
 
     pixels = photograph(seed)
@@ -388,12 +388,12 @@ def jpeg_with_broken_exif(seed: int) -> tuple[bytes, Pixels]:
 
 @image
 def jpeg_with_a_tail(seed: int) -> tuple[bytes, Pixels]:
-    """Phones put films behind their pictures."""
+    """A file with other data behind the image, like videos in files of phones."""
     pixels = photograph(seed)
     return jpeg(pixels) + scattered(3000, seed), pixels
 
 
-# what EXIF says of a stored picture, from the picture as it is to be shown
+# the stored image for each EXIF orientation, computed from the upright one
 STORED: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda shown: shown[:, ::-1],
     3: lambda shown: shown[::-1, ::-1],
@@ -529,7 +529,7 @@ def array_with_a_pickle(seed: int) -> tuple[bytes, str]:
     return file.getvalue(), "Object arrays cannot be loaded"
 
 
-# what is not a file of bytes
+# not regular files
 
 odd("pipe", os.mkfifo, "is not a regular file")
 odd("link_to_nothing", lambda path: path.symlink_to("nowhere.jpg"), "there is no such file")
@@ -538,7 +538,7 @@ odd("link_to_a_device", lambda path: path.symlink_to("/dev/zero"), "is not a reg
 
 
 def sparse(path: Path) -> None:
-    """A file of a terabyte that takes no room."""
+    """Writes a file of a terabyte that takes no space on the disk."""
     with path.open("wb") as file:
         file.truncate(2**40)
 

@@ -1,4 +1,4 @@
-"""Videos that are damaged, unusual, or no videos, like the images of `malformed`; each has at most eight frames."""
+"""Videos that are damaged, unusual, or no videos, like the images of `malformed`, with at most eight frames each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMES = 8
 
 
 def video(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[int], tuple[bytes, str | Pixels]]:
-    """Registers a function from a seed to bytes, and to a reason or to frames."""
+    """Registers a function from a seed to bytes, and to a reason or to frames, as a kind."""
 
     def kind(seed: int) -> Case:
         data, what = function(seed)
@@ -53,7 +53,7 @@ def filmed(
     codec_options: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """Encodes frames almost without loss; `moments` are when they are shown, in milliseconds."""
+    """Encodes frames almost without loss; `moments` are their presentation times in milliseconds."""
     unit = Fraction(1, 30) if moments is None else Fraction(1, 1000)
     chosen = {"crf": "4", "preset": "ultrafast"} if codec == "libx264" else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def filmed(
 
 
 def patched(data: bytes, box: bytes, offset: int, layout: str, *values: int) -> bytes:
-    """Changes the content of each box of a kind; the offset counts from the end of its name."""
+    """Changes the content of each box with a name; the offset counts from the end of the name."""
     found, at = bytearray(data), data.find(box)
     assert at > 0
     while at > 0:
@@ -81,13 +81,13 @@ def patched(data: bytes, box: bytes, offset: int, layout: str, *values: int) -> 
 
 
 def stream_of(data: bytes) -> tuple[int, int]:
-    """Returns where the frames of a file are stored, without the first, so that damage there is read."""
+    """Returns the byte range of the frames in a file, without the first one, so that damage in it is read."""
     at = data.index(b"mdat")
     (size,) = struct.unpack_from(">I", data, at - 4)
     return at + 4 + size // 4, at - 4 + size
 
 
-# what is not a video
+# not a video
 
 
 @video
@@ -107,7 +107,7 @@ def web_page(seed: int) -> tuple[bytes, str]:
 
 @video
 def playlist(seed: int) -> tuple[bytes, str]:
-    """FFmpeg would play the file that it names."""
+    """A playlist; FFmpeg would play the file that it names."""
     return b"ffconcat version 1.0\nfile empty_0.mp4\n", "not a video of a known format"
 
 
@@ -132,12 +132,12 @@ def sound_only(seed: int) -> tuple[bytes, str]:
 
 @video
 def no_frames(seed: int) -> tuple[bytes, str]:
-    """The tables of the file are empty."""
+    """A file with empty tables."""
     data = patched(filmed(film(seed)), b"stsz", 4, ">II", 0, 0)
     return patched(patched(data, b"stts", 4, ">I", 0), b"stsc", 4, ">I", 0), "has no frames|cannot be opened|cannot be decoded"
 
 
-# cut off and damaged
+# truncated and damaged
 
 
 @video
@@ -180,7 +180,7 @@ def unknown_codec(seed: int) -> tuple[bytes, str]:
 
 @video
 def bomb_frames(seed: int) -> tuple[bytes, str]:
-    """A table of 400 bytes that promises six million frames."""
+    """A file with a table of 400 bytes that announces six million frames."""
     data = patched(filmed(film(seed)), b"stsz", 4, ">II", 1, 6_000_000 + seed)
     return patched(patched(data, b"stsc", 4, ">IIII", 1, 1, 6_000_000, 1), b"stts", 8, ">I", 6_000_000), "header promises 6,000"
 
@@ -199,19 +199,19 @@ def bomb_size(seed: int) -> tuple[bytes, str]:
 
 @video
 def bomb_size_mkv(seed: int) -> tuple[bytes, str]:
-    """Matroska's PixelWidth and PixelHeight are changed to 65,535, in as many bytes."""
+    """A Matroska file whose PixelWidth and PixelHeight are changed to 65,535, in the same number of bytes."""
     data = filmed(film(seed, 2, 300, 300), ".mkv", "ffv1")
     for side in (b"\xb0\x82", b"\xba\x82"):
         data = data.replace(side + b"\x01\x2c", side + b"\xff\xff")
     return data, "more pixels than the 50,000,000|pixels, more than the 50,000,000"
 
 
-# what decodes, and is easily got wrong
+# decoded, but often incorrectly
 
 
 @video
 def duration_of_hours(seed: int) -> tuple[bytes, Pixels]:
-    """The header says four hours; all frames are there."""
+    """A file with all frames, whose header gives a duration of four hours."""
     frames = film(seed)
     data = patched(filmed(frames), b"mvhd", 16, ">I", 4 * 3600 * 1000)
     return patched(data, b"mdhd", 16, ">I", 4 * 3600 * 15360), frames
@@ -251,7 +251,7 @@ def odd_sides(seed: int) -> tuple[bytes, Pixels]:
 
 @video
 def sixteen_pixels(seed: int) -> tuple[bytes, Pixels]:
-    """decord cannot read it."""
+    """A file that decord cannot read."""
     frames = film(seed, height=16, width=16)
     return filmed(frames), frames
 
@@ -293,7 +293,7 @@ def gif_called_mp4(seed: int) -> tuple[bytes, Pixels]:
     return data, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
-# what is not a file of bytes
+# not regular files
 
 odd("pipe", os.mkfifo, "is not a regular file")
 odd("link_to_nothing", lambda path: path.symlink_to("nowhere.mp4"), "there is no such file")

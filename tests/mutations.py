@@ -1,11 +1,11 @@
-"""Do the tests bite? Breaks one line for each invariant, in a copy of the tree, and expects the test named for it to go red.
+"""Changes one line for each invariant, in a copy of the tree, and checks that the test named for it fails.
 
     python tests/mutations.py            # all, a few minutes on one core
-    python tests/mutations.py keys mask  # those whose file or test holds one of the words
-    python tests/mutations.py --green --first 41   # from the 41st on; the tests are known to pass, and are not run unchanged first
+    python tests/mutations.py keys mask  # rows whose file or test contains one of the words
+    python tests/mutations.py --green --first 41   # from row 41 on, without first running the unchanged tests, known to pass
 
-Prints a table; exits with 1 where a mutant survives, or where a row no longer fits the code. To add a row: the file, a text that
-stands in it exactly once, what to put there instead, and the test that must fail (a file, or file::test as pytest takes it).
+Prints a table; exits with 1 if a mutant is not detected, or if a row no longer fits the code. To add a row, give the file, a text
+that occurs in it exactly once, its replacement, and the test that must fail (a file, or file::test in pytest's form).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 PARITY_CROSSMAE = "core/test_parity_crossmae.py -k second_statement"
 
 MUTANTS = [
-    # what is hidden
+    # masks
     Mutant(
         "mmm/encoders/base.py",
         "take(patches, mask.visible)",
@@ -267,7 +267,7 @@ MUTANTS = [
     Mutant("mmm/train/checkpoint/writer.py", 'aside.rename(aside.with_suffix(""))', "aside", "train/test_checkpoint.py"),
     Mutant("mmm/train/checkpoint/writer.py", 'path.rename(path.with_name(f"{path.name}.tmp"))', "path", "train/test_checkpoint.py"),
     Mutant("mmm/train/checkpoint/reader.py", "if sha256(path) != digest:", "if False:", "train/test_checkpoint.py -k damage"),
-    # what a run survives
+    # runs that survive failures
     Mutant(
         "mmm/train/checkpoint/writer.py",
         "    except OSError:\n        shutil.rmtree(aside, ignore_errors=True)",
@@ -349,11 +349,11 @@ MUTANTS = [
     ),
     Mutant("mmm/train/checkpoint/writer.py", "past[:-keep]", "past[: -keep - 1]", "train/test_checkpoint.py -k last"),
     Mutant("mmm/layers/averages.py", "(averages, live, 1 - decay)", "(averages, live, decay)", "train/test_schedule.py -k ema"),
-    # the house
+    # rules for the source
     Mutant("mmm/weights/safe_load.py", "weights_only=True, mmap", "weights_only=False, mmap", "house/test_house.py -k stranger"),
     Mutant("mmm/maskers/random.py", "import math\n", "import math\nimport mmm.data\n", "house/test_house.py -k neither_data"),
     Mutant("mmm/model.py", "import torch\n", "import accelerate\nimport torch\n", "house/test_house.py -k only_the_model"),
-    # videos, and what follows pretraining
+    # videos, and tasks after pretraining
     Mutant(
         "mmm/data/decode/video/pyav.py",
         'packet.pts in requested else "NONREF"',
@@ -533,7 +533,7 @@ MUTANTS = [
         "mmm/data/transforms/augment.py",
         "return Image.new(image.mode, image.size)",
         "return image",
-        "data/test_augment.py -k posterizing",  # by Pillow 13 an error is raised, by earlier ones a black image returned
+        "data/test_augment.py -k posterizing",  # Pillow 13 raises an error, earlier versions return a black image
     ),
     Mutant("mmm/data/transforms/crop.py", "<= MARGIN_SIZES[1]", "<= 999", "data/test_transforms.py -k mae_s_transform"),
     Mutant("mmm/data/errors.py", "if new and self._exceeds(", "if False and self._exceeds(", "data/test_loader.py -k stops_at"),
@@ -740,7 +740,7 @@ MUTANTS = [
     Mutant(
         "mmm/train/distributed/fsdp.py", 'if processes.device.type == "cpu":', "if False:", "train/test_sharding.py -k on_a_cpu"
     ),
-    # what strangers send
+    # hostile inputs
     Mutant(
         "mmm/config/serialize.py", "except RecursionError:", "except ZeroDivisionError:", "house/test_hostile.py -k yaml_nested"
     ),
@@ -756,7 +756,7 @@ MUTANTS = [
         "json.JSONDecodeError)",
         "house/test_hostile.py -k config_json_nested",
     ),
-    # a step on a CPU in bf16
+    # training steps on a CPU in bf16
     Mutant("mmm/layers/cpu_bf16.py", "q.shape, q.shape[-1] ** -0.5", "q.shape, 1.0", "core/test_kernels.py -k attention"),
     Mutant("mmm/layers/cpu_bf16.py", "to_q.mul_(ctx.scale).view", "to_q.view", "core/test_kernels.py -k attention"),
     Mutant(
@@ -809,7 +809,7 @@ MUTANTS = [
         "found: dict[int, str] = {}",
         "data/test_malformed.py -k decoder_that_hangs",
     ),
-    # tars, several sources, memory, waiting
+    # tars, several sources, memory, waits
     Mutant(
         "mmm/data/sources/webdataset/local.py",
         "if _stamp(os.fstat(self._open[number])) != self._stamps[number]:",
@@ -868,7 +868,7 @@ MUTANTS = [
         "weight = torch.ones_like(value) / value.shape[1]",
         "dense/test_depth_and_propagation.py -k weighed_over_all",
     ),
-    # what a review found
+    # findings of a review
     Mutant(
         "mmm/maskers/base.py",
         "self.members(grid).to(keys.device, non_blocking=True)",
@@ -1015,7 +1015,7 @@ def run_tests(folder: Path, tests: list[str]) -> None:
 
 
 def outcome(folder: Path, tests: list[str]) -> int:
-    """pytest's exit status: 0 all passed, 1 some failed, more: could not run."""
+    """Returns pytest's exit status: 0 all passed, 1 some failed, above 1 they could not run."""
     fork = "fork" in multiprocessing.get_all_start_methods()
     process = multiprocessing.get_context("fork" if fork else "spawn").Process(target=run_tests, args=(folder, tests))
     process.start()
@@ -1024,19 +1024,19 @@ def outcome(folder: Path, tests: list[str]) -> int:
 
 
 def words_of(test: str) -> list[str]:
-    """pytest's arguments for a row's test."""
+    """Returns pytest's arguments for the test of a row."""
     name, *rest = test.split(" ")
     return [f"tests/{name}", *rest]
 
 
 def try_one(folder: Path, mutant: Mutant) -> str:
-    """Returns the result for a mutant: red (detected), or the problem."""
+    """Returns "red" for a mutant that the test detects, or the problem."""
     path = folder / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
         return f"STALE: its text stands {text.count(mutant.old)} times in the file"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)  # a change within one second may not be seen otherwise
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)  # Python may miss a second change within one second
     status = outcome(folder, words_of(mutant.test))
     path.write_text(text, encoding="utf-8")
     shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
@@ -1053,8 +1053,8 @@ def main(argv: list[str]) -> int:
         given.first - 1 :
     ]
     sys.dont_write_bytecode = True
-    os.environ.setdefault("MMM_TEST_DATA", str(TREE.parent / "shared" / "data"))  # a test that is skipped catches nothing
-    for module in ("torch", "timm", "pytest", "einops"):  # once, before the processes part
+    os.environ.setdefault("MMM_TEST_DATA", str(TREE.parent / "shared" / "data"))  # a skipped test detects nothing
+    for module in ("torch", "timm", "pytest", "einops"):  # imported once, before the processes fork
         importlib.import_module(module)
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,8 +1,8 @@
-"""A device other than the CPU, on a machine that has none: its tensors compute on the CPU and refuse to mix with the CPU's.
+"""A device other than the CPU, for machines without one: its tensors compute on the CPU and raise when mixed with CPU tensors.
 
-torch's FakeTensorMode on `cuda` finds wrong devices too, but in a CUDA build without a GPU it has no backward pass, and without
-values no task runs to its end. Here a tensor that was moved to `DEVICE` is a wrapper around a tensor of the CPU: operations compute
-with the values, and raise where tensors of two devices meet. The device has no float64, like Apple's.
+torch's FakeTensorMode on `cuda` also finds wrong devices, but in a CUDA build without a GPU it has no backward pass, and without
+values no task can finish. Here a tensor that was moved to `DEVICE` wraps a tensor of the CPU: operations compute with its values,
+and raise if their tensors are on two devices. The device has no float64, like Apple's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch._dynamo.trace_rules import get_torch_obj_rule_map
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.device("lazy", 0)  # a name that autograd knows without a driver
-INDEXED = ("aten::index", "aten::index_put_", "aten::index_put")  # any device takes indices that lie on the CPU
+DEVICE = torch.device("lazy", 0)  # a device type that autograd supports without a driver
+INDEXED = ("aten::index", "aten::index_put_", "aten::index_put")  # every device accepts indices on the CPU
 MOVES = {"aten::_to_copy", "aten::copy_", "aten::_local_scalar_dense"}
 
 
@@ -42,7 +42,7 @@ class Elsewhere(Tensor):
         return f"Elsewhere({self.values!r})"
 
     def tolist(self) -> Any:
-        """Moves the values to Python, as any device's tensor does."""
+        """Moves the values to Python, like the method of any device's tensor."""
         return self.values.tolist()
 
     @classmethod
@@ -51,14 +51,14 @@ class Elsewhere(Tensor):
 
 
 class Pretending(TorchDispatchMode):
-    """Makes tensors of factories on the device, and moves tensors of the CPU there."""
+    """Creates the tensors of factory functions on the device, and moves CPU tensors there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs one operation on the CPU, and says on which device its results lie."""
+    """Runs one operation on the CPU, and wraps its results if they are on the device."""
     given = [value for value in (*args, *kwargs.values()) for value in (value if isinstance(value, (list, tuple)) else (value,))]
     there = any(isinstance(value, Elsewhere) for value in given)
     here = [value for value in given if isinstance(value, Tensor) and not isinstance(value, Elsewhere)]
@@ -80,14 +80,14 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def unwrapped(value: Any) -> Any:
-    """The values of what lies on the other device; anything else as it is."""
+    """Replaces tensors on the other device by their values on the CPU."""
     if isinstance(value, (list, tuple)):
         return [unwrapped(one) for one in value]
     return value.values if isinstance(value, Elsewhere) else value
 
 
 def wrapped(value: Any) -> Any:
-    """A result, its tensors on the other device."""
+    """Moves the tensors of a result to the other device."""
     if isinstance(value, (list, tuple)):
         return type(value)(map(wrapped, value))
     return Elsewhere(value) if isinstance(value, Tensor) else value
@@ -95,12 +95,12 @@ def wrapped(value: Any) -> Any:
 
 @contextmanager
 def other_device() -> Iterator[torch.device]:
-    """Inside, `DEVICE` may be computed on."""
+    """Makes `DEVICE` available for computations."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device=...) moves by an operation
-    get_torch_obj_rule_map()  # torch.compile's table of torch's functions is made once; it must not hold those below
+    get_torch_obj_rule_map()  # torch.compile's table of torch's functions is built once; it must not contain those patched below
     asked, cast = torch.is_autocast_enabled, torch.autocast
-    patches = [  # where torch wants to know the device's name
+    patches = [  # where torch needs the device's name
         mock.patch("torch.is_autocast_enabled", lambda *kind: DEVICE.type not in kind and asked(*kind)),
         mock.patch(
             "torch.autocast", lambda kind, *rest, **more: nullcontext() if kind == DEVICE.type else cast(kind, *rest, **more)
@@ -120,7 +120,7 @@ def other_device() -> Iterator[torch.device]:
 
 @contextmanager
 def on_accelerate() -> Iterator[torch.device]:
-    """Inside, Accelerate and every task without --device choose `DEVICE`."""
+    """Makes Accelerate, and every task without --device, choose `DEVICE`."""
     import accelerate.state
 
     state = accelerate.state.PartialState
@@ -131,7 +131,7 @@ def on_accelerate() -> Iterator[torch.device]:
 
 
 def _module() -> SimpleNamespace:
-    """The part that torch.cuda plays in seeding."""
+    """Returns the functions for seeding that torch.cuda would have."""
     return SimpleNamespace(
         is_available=lambda: True,
         device_count=lambda: 1,

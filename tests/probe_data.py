@@ -1,4 +1,4 @@
-"""Fixtures of the tests of probes: scanned digits as a tree of files, and a small untrained model."""
+"""Data for the tests of probes: scanned digits as a tree of files, and the config of a small untrained model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmm.tokenizers import Patches
 from mmm.train.config import TrainConfig
 from tasks import pretrain
 
-TRAIN, TEST = 12, 5  # of each digit
+TRAIN, TEST = 12, 5  # images per digit
 
 
 def write_digits(folder: Path) -> Path:
-    """Real digits of 8 x 8 pixels, scanned by hand (UCI): folder/{train,test}/DIGIT/N.npy."""
+    """Writes real digits of 8 x 8 pixels, scanned by hand (UCI), to folder/{train,test}/DIGIT/N.npy."""
     images, labels = load_digits().images, load_digits().target
     for digit in range(10):
         own = images[labels == digit]
@@ -32,13 +32,13 @@ def write_digits(folder: Path) -> Path:
 
 
 def digits_data(folder: Path) -> ImagesConfig:
-    """The config that reads these files, with a crop and no flip."""
+    """Returns the config that reads these files, with a crop and no flip."""
     pixels: dict[str, Any] = {"image_size": 8, "channels": 1, "mean": (0.3,), "std": (0.4,)}
     return ImagesConfig(source=str(folder), crop_scale=(0.8, 1.0), flip=0.0, workers=0, **pixels)
 
 
 def write_config(folder: Path, data: ImagesConfig) -> str:
-    """A config.yaml that stands for its model with random weights."""
+    """Writes a config.yaml, which loads as its model with random weights."""
     folder.mkdir(exist_ok=True)
     config = pretrain.Config(
         data=data,

@@ -1,9 +1,9 @@
-"""CrossMAE stated a second time, from published facts alone (Fu et al., TMLR 2025, and the shapes of its released files); it shares
-nothing with mmm.
+"""CrossMAE implemented a second time, from published facts alone (Fu et al., TMLR 2025, and the shapes of its released files); it
+shares nothing with mmm.
 
-It takes the long way wherever it can: a convolution over all patches and positions before the gather, fusion as a sum map by map,
-one query and one head at a time in the decoder, loops over samples. Weights bear the released files' names, and the tables of
-positions are among them: the released ones are computed in fp32, and so are a little off the exact ones.
+It uses the simple and slow computation wherever it can: a convolution over all patches and positions before the gather, fusion as a
+sum over maps, one query and one head at a time in the decoder, loops over samples. Weights have the names of the released files,
+and the tables of positions are among them: the released ones are computed in fp32, and so differ a little from the exact ones.
 
 Shapes: L tokens of the grid, M tokens that were encoded (class token first), D width, p side of a patch.
 """
@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 
 
 def table(side: int, dim: int) -> Tensor:
-    """The released table, fp32 (1 + L, D) of a square grid: frequencies and angles in fp32, positions not rescaled to any range."""
+    """Returns the released table, fp32 (1 + L, D) of a square grid: frequencies and angles in fp32, positions not rescaled."""
     frequency = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float32) / (dim / 4.0))
     rows = [torch.zeros(dim)]
     for y in range(side):
@@ -44,19 +44,19 @@ def depth(w: Weights, prefix: str) -> int:
 
 
 def encode(image: Tensor, w: Weights, keep: list[int], p: int, heads: int, use_input: bool) -> list[Tensor]:
-    """The maps of one image that fusion may mix, (M, D) each: what enters the first block, if asked for, and each output."""
+    """Returns the maps of one image that fusion may mix, (M, D) each: the first block's input, if requested, and each output."""
     x = F.conv2d(image[None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=p)[0].flatten(1).T  # (L, D)
     x = x + w["pos_embed"][0, 1:]
     x = torch.cat([w["cls_token"][0] + w["pos_embed"][0, :1], torch.stack([x[i] for i in keep])])
     maps = [x] if use_input else []
     for i in range(depth(w, "blocks")):
         x = block(x, w, f"blocks.{i}.", heads, 1e-6)
-        maps.append(x)  # as it is, without a norm
+        maps.append(x)  # without a norm
     return maps
 
 
 def mixture(maps: list[Tensor], w: Weights, layer: int) -> Tensor:
-    """Returns the input of a decoder block; without fusion, the last map with the final norm of MAE, which CrossMAE lacks."""
+    """Returns the input of a decoder block; without fusion, the last map with MAE's final norm, which CrossMAE lacks."""
     if "norm.weight" in w:
         return normed(maps[-1], w, "norm")
     mixed = torch.zeros_like(maps[0])
@@ -66,7 +66,7 @@ def mixture(maps: list[Tensor], w: Weights, layer: int) -> Tensor:
 
 
 def look(query: Tensor, source: Tensor, w: Weights, at: str, heads: int) -> Tensor:
-    """Cross-attention of one query (d,) to the source (M, D)."""
+    """Computes the cross-attention of one query (d,) to the source (M, D)."""
     q, kv = linear(query, w, at + ".q"), linear(source, w, at + ".kv")
     width = len(q)
     k, v, dim = kv[:, :width], kv[:, width:], width // heads
@@ -78,7 +78,7 @@ def look(query: Tensor, source: Tensor, w: Weights, at: str, heads: int) -> Tens
 
 
 def predict(maps: list[Tensor], w: Weights, expected: list[int], heads: int) -> Tensor:
-    """Predictions of the tokens `expected` of one image, (Q, p p C)."""
+    """Returns the predictions of the tokens `expected` of one image, (Q, p p C)."""
     queries = [w["mask_token"][0, 0] + w["decoder_pos_embed"][0, 1 + i] for i in expected]
     for layer in range(depth(w, "decoder_blocks")):
         at, source = f"decoder_blocks.{layer}", mixture(maps, w, layer)
@@ -93,7 +93,7 @@ def predict(maps: list[Tensor], w: Weights, expected: list[int], heads: int) -> 
 
 
 def predict_together(maps: list[Tensor], w: Weights, keep: list[int], expected: list[int], heads: int) -> Tensor:
-    """MAE's decoder, of one image, reading a mixture: the encoded tokens and the asked ones attend to each other. (Q, p p C)."""
+    """Runs MAE's decoder for one image on mixed maps: encoded tokens and mask tokens attend to each other. Returns (Q, p p C)."""
     places = torch.stack([w["decoder_pos_embed"][0, row] for row in [0] + [1 + i for i in [*keep, *expected]]])
     tokens = [*linear(mixture(maps, w, 0), w, "decoder_embed"), *(w["mask_token"][0, 0] for _ in expected)]
     x = torch.stack(tokens) + places
@@ -105,7 +105,7 @@ def predict_together(maps: list[Tensor], w: Weights, keep: list[int], expected: 
 def one(
     image: Tensor, w: Weights, keep: list[int], expected: list[int], p: int, heads: int, decoder_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Predictions of one image and what they should be, (Q, p p C) each; patches are standardised."""
+    """Returns the predictions and the targets of one image, (Q, p p C) each; target patches are standardised."""
     fused = "wfm.linear.weight" in w
     maps = encode(image, w, keep, p, heads, fused and w["wfm.linear.weight"].shape[1] == depth(w, "blocks") + 1)
     together = "decoder_embed.weight" in w
@@ -118,7 +118,7 @@ def one(
 def loss(
     images: Tensor, w: Weights, keeps: list[list[int]], expected: list[list[int]], p: int, heads: int, decoder_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """CrossMAE's loss of a batch (B, C, H, W), and the predictions (B, Q, p p C)."""
+    """Returns CrossMAE's loss of a batch (B, C, H, W), and the predictions (B, Q, p p C)."""
     rows = zip(images, keeps, expected, strict=True)
     each = [one(image, w, keep, ask, p, heads, decoder_heads) for image, keep, ask in rows]
     prediction, right = torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])

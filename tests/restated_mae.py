@@ -1,7 +1,7 @@
-"""MAE stated a second time, from published facts alone (He et al., CVPR 2022, and its released shapes); it shares nothing with mmm.
+"""MAE implemented a second time, from published facts alone (He et al., CVPR 2022, and its released shapes), without code of mmm.
 
-It takes the long way wherever it can: a convolution for patches, positions before the gather, one head at a time, mask tokens
-put back in the raster order, a 0/1 mask in the loss, and loops over samples and tokens. Weights bear the official file's names.
+It uses the simple and slow computation wherever it can: a convolution for patches, positions before the gather, one head at a time,
+mask tokens inserted in raster order, a 0/1 mask in the loss, and loops over samples and tokens. Weights have the official names.
 
 Shapes: B samples, L tokens, D width, p side of a patch.
 """
@@ -18,7 +18,7 @@ Weights = dict[str, Tensor]
 
 
 def table(height: int, width: int, dim: int) -> Tensor:
-    """Fixed positions, float64 (1 + L, D): zeros for the class token; then columns in the first half, rows in the second."""
+    """Returns fixed positions, float64 (1 + L, D): zeros for the class token; columns in the first half, rows in the second."""
     rows = [[0.0] * dim]
     for y in range(height):
         for x in range(width):
@@ -36,7 +36,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
 
 
 def attention(x: Tensor, w: Weights, at: str, heads: int) -> Tensor:
-    """x: (M, D) of one sample."""
+    """Computes self-attention of one sample x, (M, D)."""
     dim = x.shape[1] // heads
     q, k, v = (x @ w[at + "qkv.weight"].T + w[at + "qkv.bias"]).chunk(3, dim=1)
     out = []
@@ -55,7 +55,7 @@ def block(x: Tensor, w: Weights, at: str, heads: int, epsilon: float) -> Tensor:
 
 
 def patches(image: Tensor, p: int) -> Tensor:
-    """(C, H, W) -> (L, p p C): rows of pixels, then columns, the channel fastest."""
+    """Splits an image into patches, (C, H, W) -> (L, p p C): rows of pixels, then columns, the channel fastest."""
     tokens = []
     for top in range(0, image.shape[1], p):
         for left in range(0, image.shape[2], p):
@@ -66,7 +66,7 @@ def patches(image: Tensor, p: int) -> Tensor:
 def one(
     image: Tensor, w: Weights, keep: list[int], p: int, heads: int, decoder_heads: int, norm_pix: bool, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """The squared error of each token of one image, (L,), and the 0/1 mask that counts the hidden ones."""
+    """Returns the squared error of each token of one image, (L,), and the 0/1 mask with 1 for hidden tokens."""
     high, wide = image.shape[1] // p, image.shape[2] // p
     positions = table(high, wide, len(w["cls_token"].flatten())).float().to(image)  # stored in fp32
     x = F.conv2d(image[None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=p)[0].flatten(1).T  # (L, D)
@@ -91,7 +91,7 @@ def one(
 
 
 def loss(images: Tensor, w: Weights, keeps: list[list[int]], p: int, heads: int, decoder_heads: int, norm_pix: bool) -> Tensor:
-    """MAE's loss of a batch (B, C, H, W), whose samples keep the tokens `keeps`."""
+    """Returns MAE's loss of a batch (B, C, H, W), whose samples keep the tokens `keeps`."""
     each = [one(image, w, keep, p, heads, decoder_heads, norm_pix, 1e-6) for image, keep in zip(images, keeps, strict=True)]
     error, hidden = torch.stack([e for e, _ in each]), torch.stack([h for _, h in each])
     return (error * hidden).sum() / hidden.sum()

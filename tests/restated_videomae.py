@@ -1,9 +1,9 @@
-"""VideoMAE stated a second time, from published facts alone (Tong et al., NeurIPS 2022, and its released shapes); it shares
+"""VideoMAE implemented a second time, from published facts alone (Tong et al., NeurIPS 2022, and its released shapes); it shares
 nothing with mmm.
 
-It takes the long way wherever it can: a 3-D convolution for tubes, positions before the gather, one head at a time, a 0/1 map of
-one frame repeated over the slots of time, pixels scaled back one channel at a time, and loops over samples and tokens. Weights bear
-the official file's names.
+It uses the simple and slow computation wherever it can: a 3-D convolution for tubes, positions before the gather, one head at a
+time, a 0/1 map of one frame repeated over the time slots, pixels scaled back one channel at a time, and loops over samples and
+tokens. Weights have the names of the official file.
 
 Shapes: B samples, T frames, L tokens, D width, t frames and p pixels of a tube's sides.
 """
@@ -21,18 +21,18 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def table(tokens: int, dim: int) -> Tensor:
-    """Fixed positions of the flat index, float64 (L, D): sine, cosine, sine, cosine, ..."""
+    """Returns fixed positions of the flat index, float64 (L, D): sine, cosine, sine, cosine, ..."""
     rows = [[place / 10000 ** (2 * (j // 2) / dim) for j in range(dim)] for place in range(tokens)]
     return torch.tensor([[math.cos(a) if j % 2 else math.sin(a) for j, a in enumerate(row)] for row in rows], dtype=torch.float64)
 
 
 def tube(hidden: list[int], slots: int) -> list[int]:
-    """The map of one frame's places, 1 where hidden, for all slots of time."""
+    """Repeats the map of one frame, 1 where a position is hidden, for all time slots."""
     return [bit for _ in range(slots) for bit in hidden]
 
 
 def hidden_places(places: int, ratio: float) -> int:
-    """Returns the number of hidden places of a frame."""
+    """Returns the number of hidden positions of a frame."""
     return int(ratio * places)
 
 
@@ -42,7 +42,7 @@ def norm(x: Tensor, w: Weights, at: str, epsilon: float = 1e-6) -> Tensor:
 
 
 def attention(x: Tensor, w: Weights, at: str, heads: int) -> Tensor:
-    """x: (M, D) of one sample; the keys have no bias."""
+    """Computes self-attention of one sample x, (M, D); the keys have no bias."""
     width = x.shape[1]
     dim, weight = width // heads, w[at + "qkv.weight"]
     q = (x @ weight[:width].T + w[at + "q_bias"]) * dim**-0.5
@@ -65,9 +65,9 @@ def blocks(x: Tensor, w: Weights, stack: str, heads: int) -> Tensor:
 
 
 def targets(clip: Tensor, t: int, p: int, standardised: bool) -> Tensor:
-    """(C, T, H, W), normalised -> (L, t p p C): each tube's pixels as they were in [0, 1], each channel standardised by itself."""
+    """Returns the targets (L, t p p C) of a normalised clip (C, T, H, W): pixels in [0, 1], each channel of a tube standardised."""
     channels, frames, height, width = clip.shape
-    std, mean = torch.tensor(STD).to(clip), torch.tensor(MEAN).to(clip)  # kept in fp32, there too
+    std, mean = torch.tensor(STD).to(clip), torch.tensor(MEAN).to(clip)  # kept in fp32, like the original
     whole = torch.stack([clip[c] * std[c] + mean[c] for c in range(channels)])
     tokens = []
     for first in range(0, frames, t):
@@ -86,7 +86,7 @@ def targets(clip: Tensor, t: int, p: int, standardised: bool) -> Tensor:
 
 
 def one(clip: Tensor, w: Weights, hidden: list[int], t: int, p: int, heads: int, decoder_heads: int, standardised: bool) -> Tensor:
-    """The squared errors of one clip's hidden tokens, (L_hidden, t p p C)."""
+    """Returns the squared errors of the hidden tokens of one clip, (L_hidden, t p p C)."""
     keep = [i for i, bit in enumerate(hidden) if not bit]
     away = [i for i, bit in enumerate(hidden) if bit]
     proj = w["encoder.patch_embed.proj.weight"]
@@ -103,6 +103,6 @@ def one(clip: Tensor, w: Weights, hidden: list[int], t: int, p: int, heads: int,
 def loss(
     clips: Tensor, w: Weights, hidden: list[list[int]], t: int, p: int, heads: int, decoder_heads: int, standardised: bool = True
 ) -> Tensor:
-    """VideoMAE's loss of a batch (B, C, T, H, W), whose samples hide the tokens where `hidden` is 1."""
+    """Returns VideoMAE's loss of a batch (B, C, T, H, W), whose samples hide the tokens where `hidden` is 1."""
     pairs = zip(clips, hidden, strict=True)
     return torch.stack([one(clip, w, bits, t, p, heads, decoder_heads, standardised) for clip, bits in pairs]).mean()

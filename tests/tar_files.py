@@ -1,4 +1,4 @@
-"""Tars for tests: written member by member, so that they can also hold what no honest tool writes."""
+"""Tars for tests, written member by member, so that they can also contain what no usual tool writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmm.data.sources.builtin_images import PHOTOGRAPHS, photograph
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEGs cut from scikit-image's bundled photographs, each another."""
+    """Returns JPEGs cut from scikit-image's bundled photographs, all different."""
     found = []
     for number in range(count):
         image = photograph(PHOTOGRAPHS[number % len(PHOTOGRAPHS)])
@@ -26,7 +26,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> Path:
-    """A tar of regular files."""
+    """Writes a tar of regular files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format) as tar:
         for name, content in members.items() if isinstance(members, Mapping) else members:
@@ -35,14 +35,14 @@ def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
-    """One member, of any kind."""
+    """Adds one member of any kind."""
     member = tarfile.TarInfo(name)
     member.type, member.linkname, member.size = kind, link, len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
 def shards(root: Path, counts: Mapping[str, int], pictures: list[bytes]) -> Path:
-    """Tars by name, of so many samples each, one after the other: a picture and the number of its class."""
+    """Writes tars by name, with the given numbers of consecutive samples; a sample is an image and the number of its class."""
     rest = iter(range(len(pictures)))
     for name, count in counts.items():
         numbers = [next(rest) for _ in range(count)]
@@ -54,14 +54,14 @@ def shards(root: Path, counts: Mapping[str, int], pictures: list[bytes]) -> Path
 
 
 class TarServer(ThreadingHTTPServer):
-    """Serves a folder by byte ranges, counts requests, and fails as it is told.
+    """Serves a folder by byte ranges, counts requests, and simulates failures.
 
     Attributes:
-        ranges: those that were asked for, by path.
-        drop: so many answers to come are cut off in the middle.
-        busy: so many are refused with 503.
+        ranges: requested ranges, by path.
+        drop: number of next answers that are cut off in the middle.
+        busy: number of next answers that are refused with 503.
         plain: whether ranges are ignored.
-        moved: paths that lead on to other addresses.
+        moved: paths that redirect to other addresses.
     """
 
     daemon_threads = True
@@ -78,7 +78,7 @@ class TarServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is none of ours."""
+        """Ignores clients that closed the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(root: Path) -> Iterator[TarServer]:
-    """A server of a folder, in a thread."""
+    """Serves a folder in a thread."""
     server = TarServer(root)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

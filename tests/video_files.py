@@ -1,4 +1,4 @@
-"""Small video files of many kinds, made when they are needed."""
+"""Small video files of many kinds, made when needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(
     moments: Sequence[int] | None = None,
     container: str | None = None,
 ) -> Path:
-    """Encodes `pictures`; `moments` are when they are shown, in milliseconds."""
+    """Encodes `pictures`; `moments` are their presentation times in milliseconds."""
     unit = Fraction(1, 30) if moments is None else Fraction(1, 1000)
     with av.open(str(path), "w", format=container) as file:
         stream: Any = file.add_stream(codec, rate=30, options=options or {})
@@ -53,7 +53,7 @@ def write(
 
 
 def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number: False, container: str | None = None) -> Path:
-    """Copies packets into another file, except those with certain numbers."""
+    """Copies packets into another file, except for those whose number `drop` selects."""
     with av.open(str(source)) as old, av.open(str(path), "w", format=container) as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
@@ -93,7 +93,7 @@ def all_frames(path: Path) -> list[Pixels]:
 
 
 def rotated(source: Path, path: Path) -> Path:
-    """Writes a copy that is to be shown rotated by 90 degrees."""
+    """Writes a copy that is shown rotated by 90 degrees."""
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         stream.set_display_rotation(90)
@@ -158,8 +158,8 @@ def ordinary_priority() -> Iterator[None]:
 
 
 def trimmed(source: Path, path: Path, start: int) -> Path:
-    """Copies a file from its frame `start` on without encoding, like `ffmpeg -ss` and phones: the packets from the keyframe before
-    it stay, and an edit list hides them."""
+    """Copies a file from frame `start` on without encoding, like `ffmpeg -ss` and phones: the packets from the keyframe before it
+    remain, and an edit list hides them."""
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = [packet for packet in old.demux(video=0) if packet.dts is not None]

@@ -1,4 +1,5 @@
-"""Sources at addresses that fsspec opens: the same samples as from disk, read in place, and one line for what is wrong."""
+"""Sources at addresses that fsspec opens: the samples equal those from disk, files are read in place, and each error is one
+line."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture(autouse=True)
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty file system, no user's cache, and no long waits."""
+    """Yields an empty file system, with caches in a temporary folder and without long waits."""
     import datasets
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -85,7 +86,7 @@ def test_a_tar_that_changes_is_noticed(memory: Any, local: Path, pictures: list[
     part = opened("memory://bucket/train-0.tar")
     shards(local, {"train-0.tar": 2}, pictures)
     upload(memory, local)
-    part.table.column.files.local.checked.clear()  # as another process starts
+    part.table.column.files.local.checked.clear()  # simulates the start of another process
     with pytest.raises(Unreadable, match="changed after it was indexed"):
         part.raw(0)
     assert len(opened("memory://bucket/train-0.tar")) == 2
@@ -143,7 +144,7 @@ def test_videos(memory: Any, local: Path) -> None:
 
 
 class Buffered(AbstractBufferedFile):
-    """A file that fetches ranges and, unless told otherwise, reads ahead, as the hub's does."""
+    """A file that fetches ranges and reads ahead by default, like files of the Hub."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         self.fs.fetched.append((start, end))
@@ -151,7 +152,7 @@ class Buffered(AbstractBufferedFile):
 
 
 class WithoutRanges(AbstractFileSystem):
-    """A file system that can only open files, as the hub's."""
+    """A file system that can only open files, like that of the Hub."""
 
     protocol, contents, fetched = "adl", dict[str, bytes](), list[tuple[int, int]]()
 

@@ -1,4 +1,5 @@
-"""timm's augmentations under our keys: each sample's own, the same in any company, and nobody else's generator is moved."""
+"""timm's augmentations, drawn from our keys: a sample's result does not depend on its batch, and global generators stay
+unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def keys(count: int, seed: int = 0) -> Tensor:
 
 
 def picture(seed: int = 0, channels: int = 3, side: int = 24) -> Tensor:
-    """uint8 (1, h, w, C) with structure, so that every operation shows."""
+    """Returns an image with structure, uint8 (1, h, w, C), so that every operation has a visible effect."""
     rows = np.random.default_rng(seed).integers(0, 256, (6, 6, channels), dtype=np.uint8)
     return torch.from_numpy(rows.repeat(side // 6, 0).repeat(side // 6, 1).copy())[None]
 
@@ -59,9 +60,9 @@ def test_what_is_drawn_inside_follows_from_the_key_and_moves_nothing_outside() -
     first = draw(5)
     torch.rand(1), random.random(), np.random.rand()
     assert draw(5) == first
-    for one, other in zip(first, draw(-5), strict=True):  # a sign is part of the key
+    for one, other in zip(first, draw(-5), strict=True):  # the sign is part of the key
         assert one != other
-    for one, other in zip(first[:2], draw(5 + 2**40), strict=False):  # and so are its high bits, but torch drops them
+    for one, other in zip(first[:2], draw(5 + 2**40), strict=False):  # the high bits are, too, but torch drops them
         assert one != other
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
     before = generators()
@@ -75,7 +76,7 @@ def test_what_is_drawn_inside_follows_from_the_key_and_moves_nothing_outside() -
 
 
 def test_it_is_timm_s_own_under_the_sample_s_key() -> None:
-    """Its operations on the same pixels, in its own order of draws, with MAE's resampling and fill."""
+    """The pixels equal those of timm, with its order of random draws, and with MAE's resampling and fill."""
     from mmm.core.rng import Stream, stream
 
     change = rand_augment_transform(IMAGE_POLICY, {"img_mean": (128, 102, 76), "interpolation": Image.Resampling.BICUBIC})
@@ -115,7 +116,7 @@ def test_grey_pictures_are_augmented_too() -> None:
 
 @pytest.mark.parametrize("operations", ["inc0", "inc1", "tweights", "t3a", "t3aw"])
 def test_every_operation_runs_at_every_magnitude(operations: str) -> None:
-    """Pillow 13 posterizes to 1 to 8 bits; timm asks for 0 at one end of the range, and for fewer than 0 above magnitude 10."""
+    """Pillow 13 posterizes to 1 to 8 bits; timm requests 0 at one end of the range, and fewer than 0 above magnitude 10."""
     for magnitude, channels in product(range(21), (1, 3)):
         image = Image.fromarray(picture(channels=channels)[0].numpy().squeeze())
         policy: Any = _policy(f"rand-m{magnitude}-mmax20-p1.0-{operations}", MEAN[:channels])
@@ -123,7 +124,7 @@ def test_every_operation_runs_at_every_magnitude(operations: str) -> None:
 
 
 def test_posterizing_keeps_the_highest_bits_down_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def posterize(image: Image.Image, bits: int) -> Image.Image:  # Pillow refuses 0 bits from version 13 on
+    def posterize(image: Image.Image, bits: int) -> Image.Image:  # Pillow 13 and later refuse 0 bits
         assert 1 <= bits <= 8
         return ImageOps.posterize(image, bits)
 
@@ -163,7 +164,7 @@ def test_policies_that_timm_knows_are_taken() -> None:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(10):
-        Image.fromarray(picture(i, side=60)[0].numpy()).save(folder / f"{i}.png")  # larger than what is cropped together
+        Image.fromarray(picture(i, side=60)[0].numpy()).save(folder / f"{i}.png")  # too large to be cropped as a batch
     config = ImagesConfig(source=str(folder), holdout=0.0, image_size=24, workers=0, augment=IMAGE_POLICY)
     return open_data(config, "train")  # type: ignore
 
@@ -178,7 +179,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
 
 
 def seen(part: Images | Clips, *, workers: int = 0, parts: int = 1, rank: int = 0, repeats: int = 1) -> Tensor:
-    """All pixels of a few steps of eight samples."""
+    """Returns all pixels of three steps of eight samples."""
     config = replace(part.config, workers=workers, repeats=repeats)
     batches = train_batches(part, config, seed=3, batch_size=8 // parts, steps=3, world=parts, rank=rank)
     return torch.stack([batch.pixels for batch in batches])  # (steps, B, ...)
@@ -193,7 +194,7 @@ def test_the_same_samples_whatever_the_workers_and_processes(kind: str, request:
     bare = seen(type(part)(part.table, replace(part.config, augment=None), part.rows, part.where))
     differ = (whole != bare).flatten(2).any(2)
     assert differ.float().mean() > 0.5
-    assert not differ.all() or kind == "clips"  # each of an image's two operations is done every second time
+    assert not differ.all() or kind == "clips"  # each of an image's two operations has probability 0.5
 
 
 @pytest.mark.parametrize("kind", ["images", "clips"])
@@ -255,7 +256,7 @@ def test_of_a_clip_the_same_box_of_all_frames_with_noise_of_each() -> None:
 
 
 def mixed(config: SoftConfig, key: Tensor, shape: tuple[int, ...] = (6, 3, 4, 8, 8)) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples whose every value is their own number, after mixing; the targets; the labels."""
+    """Returns mixed samples, whose values were the sample's number before, with their targets and labels."""
     x = torch.arange(1.0, shape[0] + 1).view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
     labels = torch.arange(shape[0]) % 5
     return *SoftTargets(config, 5)(x, labels, key), labels
@@ -270,22 +271,22 @@ def test_smoothing_alone_is_torch_s() -> None:
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_targets_say_what_was_mixed(name: str) -> None:
-    """The share of a sample's pixels, or of their values, that its partner gave is the share of the partner's label."""
+    """The partner's share of the pixels, or of their values, equals the weight of its label."""
     before = generators()
     for key in keys(10):
         x, targets, labels = mixed(SoftConfig(**{name: 1.0}), key)
         own, partner = torch.arange(1.0, 7.0), torch.arange(6.0, 0.0, -1.0)
-        share = (x.flatten(1).mean(1) - partner) / (own - partner)  # of the sample itself
+        share = (x.flatten(1).mean(1) - partner) / (own - partner)  # share of the sample itself
         expected = torch.zeros(6, 5)
         expected[torch.arange(6), labels] += share
         expected[torch.arange(6), labels.flip(0)] += 1 - share
         torch.testing.assert_close(targets, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(x, x[:, :1, :1].expand_as(x))  # all channels and frames alike
+        assert torch.equal(x, x[:, :1, :1].expand_as(x))  # equal in all channels and frames
     assert generators() == before
 
 
 def test_cutmix_cuts_the_picture_and_never_the_time() -> None:
-    """timm's own would cut frames from a clip."""
+    """timm's own CutMix would cut frames from a clip."""
     cut = 0
     for key in keys(10):
         x, _, _ = mixed(SoftConfig(cutmix=1.0), key)
@@ -316,7 +317,7 @@ def test_an_odd_micro_batch_cannot_be_mixed() -> None:
 
 
 def test_folder_of_images_is_untouched_without_a_policy(tmp_path: Path) -> None:
-    """A picture that is its own crop comes back as it is."""
+    """An image that equals its crop is returned unchanged."""
     Image.fromarray(picture()[0].numpy()).save(tmp_path / "a.png")
     config = ImagesConfig(source=str(tmp_path), holdout=0.0, image_size=24, workers=0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     (batch,) = train_batches(open_data(config, "train"), config, seed=0, batch_size=1, steps=1)

@@ -24,7 +24,7 @@ def test_the_splits_have_their_sizes_and_classes() -> None:
         assert torch.equal(images.labels().bincount(), torch.full((len(PHOTOGRAPHS),), count))
         assert len(set(images.table.column.names)) == len(images)
     assert len(open_images(GREY, "train")) == 2880
-    assert open_images(GREY, "eval").where == "validation"  # so that tuning never sees the test split
+    assert open_images(GREY, "eval").where == "validation"  # so that tuning never uses the test split
 
 
 def test_no_pixel_is_in_two_splits() -> None:
@@ -49,7 +49,7 @@ def test_tiles_are_pieces_of_the_bundled_photographs_in_a_light_of_their_own() -
             box = (int(left), int(top), int(left) + TILE, int(top) + TILE)
             tile, piece = table.column[row].astype(float), np.asarray(whole.crop(box)).astype(float)
             gain, offset = np.polyfit(piece.ravel(), tile.ravel(), 1)
-            inside = (gain * piece + offset > 1) & (gain * piece + offset < 254)  # what the light did not clip
+            inside = (gain * piece + offset > 1) & (gain * piece + offset < 254)  # pixels that the change of light did not clip
             assert np.corrcoef(piece[inside], tile[inside])[0, 1] > 0.98
             assert gain > 0
         assert table.classes[table.labels[row]] == file.split(".")[0]
@@ -62,7 +62,7 @@ def test_brightness_and_contrast_say_nothing_of_the_photograph() -> None:
     assert 85 < means.min() < means.max() < 170
     assert deviations.max() < 61
     by_class = [means[table.labels.numpy() == label] for label in range(len(table.classes))]
-    assert np.ptp([part.mean() for part in by_class]) < 12  # drawn over 75 levels, 240 times a class
+    assert np.ptp([part.mean() for part in by_class]) < 12  # means are drawn over 75 levels, 240 times a class
 
 
 def test_tiles_are_the_same_each_time_and_grey_where_asked() -> None:
@@ -71,7 +71,7 @@ def test_tiles_are_the_same_each_time_and_grey_where_asked() -> None:
     assert first.fingerprint == second.fingerprint != Photographs("photographs", 1).table("test").fingerprint
     assert first.column.values.shape[1:] == (TILE, TILE, 1)
     brick = Photographs("photographs", 3).table("validation").column[0]
-    assert (brick == brick[:, :, :1]).all()  # a grey photograph, repeated
+    assert (brick == brick[:, :, :1]).all()  # a grey photograph, repeated in each channel
 
 
 def test_other_names_and_channels_are_refused() -> None:

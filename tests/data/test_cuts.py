@@ -1,4 +1,4 @@
-"""Crops that the device resizes are those that workers resize: of images and clips, in any arrangement, with damaged files."""
+"""Crops that the device resizes equal those that workers resize: for images and clips, any workers and ranks, and damaged files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ CLIPS = ClipsConfig(image_size=64, frames=4, stride=2, workers=0, holdout=0.0, m
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataConfig]:
-    """Six images and four films of two sizes, one of each damaged; a film shorter than a clip among them."""
+    """Returns configs of six images and four videos of several sizes, with one damaged file of each and one video shorter than a
+    clip."""
     folder = tmp_path_factory.mktemp("cuts")
     (folder / "images").mkdir()
     (folder / "films").mkdir()
@@ -66,7 +67,7 @@ def test_the_samples_are_those_of_a_worker(data: dict[str, DataConfig], kind: st
     for name, values in expected.items():
         assert torch.equal(ours[name], values), name
     assert [batch.problems for batch in later] == [batch.problems for batch in now]
-    assert any(batch.problems for batch in now)  # and its substitute is the same
+    assert any(batch.problems for batch in now)  # the substitutes are the same, too
 
 
 @pytest.mark.parametrize("kind", ["images", "clips"])
@@ -80,7 +81,7 @@ def test_the_same_from_worker_processes_and_on_two_ranks(data: dict[str, DataCon
 
 
 def test_one_part_holds_all_crops_of_an_input(data: dict[str, DataConfig]) -> None:
-    """Less is sent than the samples themselves, which are larger than these films."""
+    """The regions sent are smaller than the samples, which are larger than these videos."""
     config = replace(data["clips"], repeats=4, image_size=224)
     (batch,) = batches(config, batch_size=4, steps=1)
     assert batch.deferred is not None
@@ -89,7 +90,7 @@ def test_one_part_holds_all_crops_of_an_input(data: dict[str, DataConfig]) -> No
 
 
 def test_floating_point_is_at_most_one_level_off(data: dict[str, DataConfig]) -> None:
-    """The kernel of a GPU compared with that for integers: a crop that is enlarged, one that shrinks, and one of a sharp edge."""
+    """Compares the floating-point resize of GPUs with the integer one, for enlarged and reduced crops and for sharp edges."""
     (picture,) = [np.asarray(opened(replace(data["images"], cache=True)).read(0))]  # type: ignore[union-attr]
     edges = np.zeros_like(picture)
     edges[::3, 1::2] = 255

@@ -1,4 +1,4 @@
-"""Bytes to pixels: what is odd is made right, what cannot be read has a reason of one line."""
+"""Decoding of images: unusual files are decoded correctly, and unreadable ones give a reason of one line."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def smooth(height: int = 40, width: int = 60, channels: int = 3) -> np.ndarray:
-    """A picture that JPEG keeps well, different at every corner."""
+    """Returns an image that JPEG preserves well and that has a different colour at every corner."""
     y, x = np.mgrid[:height, :width]
     planes = [255 * y / height, 255 * x / width, 255 * (x + y) / (height + width)]
     return np.stack(planes[:channels], -1).astype(np.uint8)
 
 
 def png_header(height: int, width: int) -> bytes:
-    """A PNG that promises pixels and has none."""
+    """Returns a PNG whose header announces pixels that the file does not contain."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -128,10 +128,10 @@ def test_many_channels_from_arrays_and_tiffs(tmp_path: Path) -> None:
 
 
 def test_images_in_memory_are_decoded_in_every_form(tmp_path: Path) -> None:
-    """Channels last or first, whole numbers or floats from 0 to 1, arrays, tensors and Pillow's images."""
+    """The forms are channels last or first, whole numbers or floats from 0 to 1, arrays, tensors and Pillow images."""
     want = smooth(9, 12)
     floats, turned = (want / 255).astype(np.float32), Image.fromarray(want).transpose(Image.Transpose.ROTATE_90)
-    turned.getexif()[0x0112] = 6  # to be turned back by a quarter
+    turned.getexif()[0x0112] = 6  # to be rotated by a quarter turn
     np.save(tmp_path / "first.npy", floats.transpose(2, 0, 1))
     forms: list[Any] = [want, want.transpose(2, 0, 1), want.astype(np.uint16) * 257, floats, floats.astype(np.float64)]
     forms += [torch.from_numpy(want), torch.from_numpy(floats).permute(2, 0, 1), torch.from_numpy(floats.transpose(2, 0, 1))]
@@ -146,7 +146,7 @@ def test_images_in_memory_are_decoded_in_every_form(tmp_path: Path) -> None:
     for form in (want, floats.transpose(2, 0, 1), Image.fromarray(want)):
         np.testing.assert_array_equal(decode_image(form, 1)[:, :, 0], luma)
     assert decode_image(torch.ones(3, 2, 2, dtype=torch.bfloat16), 3).tolist() == [[[255] * 3] * 2] * 2
-    square = GENERATOR.integers(0, 256, (3, 3, 3), dtype=np.uint8)  # could be either: last it is
+    square = GENERATOR.integers(0, 256, (3, 3, 3), dtype=np.uint8)  # the channel axis is ambiguous: the last one is taken
     np.testing.assert_array_equal(decode_image(square, 3), square)
 
 
@@ -183,5 +183,5 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
 
 def test_a_damaged_jpeg_that_can_be_read_is_read() -> None:
     data = encoded(Image.fromarray(smooth()), "JPEG", quality=95)
-    noisy = data[:-2] + b"\0\0\0" + data[-2:]  # bytes before the end marker: libjpeg warns, and decodes
+    noisy = data[:-2] + b"\0\0\0" + data[-2:]  # bytes before the end marker: libjpeg warns and decodes
     assert decode_image(noisy, 3).shape == (40, 60, 3)

@@ -1,4 +1,4 @@
-"""Data that Python holds, and files that are named one by one, are sources like any other: the same samples, labels and splits."""
+"""Python objects, and files that are named one by one, give the same samples, labels and splits as other sources."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_npy_files_hold_stacks_or_single_images(tmp_path: Path) -> None:
         images = open_images(replace(CONFIG, source=str(tmp_path / f"{number}.npy")), "train")
         assert pixels(images) == PIXELS.tolist()
         sent = pickle.dumps(images)
-        assert len(sent) < 5000  # the name of the file, not what is in it
+        assert len(sent) < 5000  # the name of the file, not its contents
         assert pixels(pickle.loads(sent)) == PIXELS.tolist()
     np.save(tmp_path / "one.npy", PIXELS[0].transpose(2, 0, 1))
     assert pixels(open_images(replace(CONFIG, source=str(tmp_path / "one.npy")), "train")) == [PIXELS[0].tolist()]

@@ -1,4 +1,4 @@
-"""Order, batches and bad inputs: the same samples and pixels whatever the processes, and nothing lost in silence."""
+"""Order, batches and bad inputs: samples and pixels do not depend on the processes, and every bad input is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = ImagesConfig(image_size=24, workers=0, max_bad=0.5)
 
 
 def write_images(folder: Path, count: int = 13) -> Path:
-    """Images of assorted sizes and kinds, some of which take the small path, some not."""
+    """Writes images of various sizes and formats, only some of which take the path for small images."""
     generator = np.random.default_rng(0)
     for i in range(count):
         height, width = generator.integers(20, 70, 2)
@@ -39,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """Two of the thirteen cannot be read."""
+    """Returns thirteen images, two of which cannot be read."""
     folder = write_images(tmp_path_factory.mktemp("damaged"))
     paths = sorted(folder.rglob("*.*"))
     for index, data in BAD.items():
@@ -48,7 +48,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    """All that a run saw, one after the other."""
+    """Returns all samples of a run, concatenated."""
     batches = list(batches)
     return {name: torch.cat([getattr(b, name) for b in batches]) for name in ("pixels", "keys", "index", "epoch", "labels")}
 
@@ -183,7 +183,7 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     assert first.report() == "every input could be read"
     first.add([one, one])
     with path.open("a", encoding="utf-8") as file:
-        file.write('{"index": 2, "na')  # a kill in the middle of a line
+        file.write('{"index": 2, "na')  # the process was killed in the middle of a line
     assert BadInputs(path, total=100, max_bad=0.02, write=False).found == {"a.jpg": one}
     resumed = BadInputs(path, total=100, max_bad=0.02)
     resumed.add([one, two, two])
@@ -211,7 +211,7 @@ def test_a_run_stops_at_the_batch_that_shows_too_many(damaged: Images, tmp_path:
 
 
 def test_a_full_disk_loses_no_bad_input(tmp_path: Path) -> None:
-    """Its line waits for the next, and the run goes on."""
+    """The line is written together with the next one, and the run continues."""
     bad = BadInputs(tmp_path / "bad_inputs.jsonl", total=100, max_bad=0.5)
     assert bad.journal is not None
     (tmp_path / "full").symlink_to("/dev/full")

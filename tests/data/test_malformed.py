@@ -1,4 +1,4 @@
-"""Every kind of malformed input is read rightly, or refused for what is wrong with it; and reported once, by any processes."""
+"""Every kind of malformed input is decoded correctly or refused with its reason, and reported once by any number of processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BOMBS = [(kinds, name) for kinds in (IMAGES, VIDEOS) for name in kinds if name.s
 
 
 def check(case: Case, path: Path, read: Callable[[Path], Pixels]) -> None:
-    """Holds what is read from a file against what should be."""
+    """Compares what `read` returns or raises for a file with what the case expects."""
     case.place(path)
     if case.reason is not None:
         with pytest.raises(Unreadable, match=case.reason) as caught:
@@ -79,7 +79,7 @@ def test_a_video(name: str, tmp_path: Path) -> None:
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:
-    """Processor seconds and MiB of memory that something takes, in a process of its own."""
+    """Returns the CPU seconds and MiB of memory that a call takes in a separate process."""
     end, start = os.pipe()
     child = os.fork()
     if not child:
@@ -106,14 +106,14 @@ def test_a_bomb_costs_neither_time_nor_memory(kinds: dict[str, Kind], name: str,
     rest = () if kinds is VIDEOS else (3,)
     good = kinds["png_called_jpg" if kinds is IMAGES else "one_frame"](0)
     good.place(tmp_path / "good")
-    read(tmp_path / "good", *rest)  # what a library does once is not the bomb's
+    read(tmp_path / "good", *rest)  # excludes one-time work of the libraries from the measurement
     seconds, memory = cost(lambda: read(tmp_path / case.name, *rest))
     assert seconds < 0.05
     assert memory < 50
 
 
 def tree(folder: Path, kinds: list[str], good: int) -> dict[str, str]:
-    """Good images and one of each kind; the names of those that cannot be read, and patterns of why."""
+    """Writes good images and one image of each kind; returns the names of the unreadable ones and patterns of the reasons."""
     folder.mkdir()
     bad = {}
     for number in range(good):
@@ -130,7 +130,7 @@ KINDS = [name for name in IMAGES if name not in ("jpeg_ycck", "bomb_png")]
 
 
 def one_epoch(samples: Images, path: Path, world: int, batch: int = 12) -> bytes:
-    """The report of an epoch on so many processes, gathered every two steps."""
+    """Returns the report of one epoch on `world` processes, gathered every two steps."""
     steps = -(-len(samples) // batch)
     bad = BadInputs(path, len(samples), 1.0)
     feeds = [
@@ -188,7 +188,7 @@ def test_files_that_go_or_change_after_they_were_listed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read() -> None:
-    super_user = hasattr(os, "geteuid") and os.geteuid() == 0  # whom no permission stops
+    super_user = hasattr(os, "geteuid") and os.geteuid() == 0  # permissions do not stop the superuser
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "secret.png"
@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pyt
 
 
 def spin() -> None:
-    """Sleeps in C with Python's lock held, as a decoder that never returns."""
+    """Sleeps in C while holding the GIL, like a decoder that never returns."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -271,14 +271,14 @@ def test_workers_that_are_killed_again_and_again_change_nothing_and_leave_nothin
     assert problems(found) == {}
     del found, batch
     assert not multiprocessing.active_children()
-    gc.collect()  # torch's loader holds itself in a circle
+    gc.collect()  # torch's loader is in a reference cycle
     assert len(os.listdir("/proc/self/fd")) <= len(handles) + 2
-    ours = {str(pid) for pid in (os.getpid(), *pids)}  # other tests run beside this one
+    ours = {str(pid) for pid in (os.getpid(), *pids)}  # other tests run at the same time
     assert not {name for name in set(os.listdir("/dev/shm")) - shared if ours & set(name.split("_"))}
 
 
 def test_pngs_by_hand_are_as_pillow_has_them() -> None:
-    """The generator's own check: what it makes must be whole where it is meant to be."""
+    """Checks `png` itself: an intact file must decode to its pixels."""
     pixels = photograph(0)
     data = png(*pixels.shape[:2], b"".join(b"\0" + row.tobytes() for row in pixels))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)

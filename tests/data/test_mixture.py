@@ -1,4 +1,4 @@
-"""Two sources in one training: whose turn it is, and which samples it takes, follow from the step alone."""
+"""Two sources in one training run: the source and the samples of an update follow from the step alone."""
 
 from __future__ import annotations
 

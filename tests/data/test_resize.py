@@ -1,4 +1,4 @@
-"""The compiled resize gives the bits of torch's, touches nothing else, and can be done without."""
+"""The compiled resize gives the same bits as torch's, accesses no other memory, and is optional."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = mmap.PAGESIZE
 
 @pytest.fixture(scope="module")
 def kernel_of_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
-    """Compiled here, so that it is the source as it stands that is tested."""
+    """Compiles the kernel from its current source, so that the tests do not use an older build."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler (cc)")
@@ -58,12 +58,12 @@ def torchs(pictures: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_bits_are_torchs(taken: list[bool], kernel: Kernel) -> None:
-    """Parts of pictures that grow and shrink by any numbers, along one side or both; hard edges, where a cubic overshoots."""
+    """The crops are enlarged and reduced by any factors, along one side or both; a cubic kernel overshoots at their hard edges."""
     draw = random.Random(0)
     for turn in range(400):
         height, width, *size = (draw.randint(1, draw.choice([20, 90, 400])) for _ in range(4))
         if turn % 10 == 0:
-            size[turn % 20 // 10] = (height, width)[turn % 20 // 10]  # this side stays
+            size[turn % 20 // 10] = (height, width)[turn % 20 // 10]  # this side keeps its length
         channels, count = draw.choice([1, 3, 3, 4]), draw.choice([1, 3])
         whole = torch.randint(0, 256, (count, channels, height + 5, width + 7), dtype=torch.uint8)
         if turn % 3 == 0:
@@ -78,12 +78,12 @@ def test_the_bits_are_torchs(taken: list[bool], kernel: Kernel) -> None:
 def test_large_steps_and_small_ones(taken: list[bool], side: int, out: int) -> None:
     part = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     assert torch.equal(resize(part, (out, out), "bilinear"), torchs(part, (out, out), "bilinear"))
-    assert taken == [side < 1800]  # an eighth is torch's to make
+    assert taken == [side < 1800]  # torch computes a reduction to an eighth
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_every_width(taken: list[bool], channels: int) -> None:
-    """The inputs of a result end at every byte of a window, and after it."""
+    """The inputs of an output pixel end at every byte of a vector window, and beyond it."""
     for width in range(34, 600):
         row = torch.randint(0, 256, (1, 1, width, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
         assert torch.equal(resize(row, (1, 33), "bilinear"), torchs(row, (1, 33), "bilinear")), width
@@ -91,7 +91,7 @@ def test_every_width(taken: list[bool], channels: int) -> None:
 
 
 def guarded(size: int) -> Tensor:
-    """Bytes that end where memory may neither be read nor written."""
+    """Returns bytes that are followed by memory that can be neither read nor written."""
     pages = -(-size // PAGE) + 1
     memory = mmap.mmap(-1, pages * PAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
@@ -105,7 +105,7 @@ def guarded(size: int) -> Tensor:
     ("height", "width", "size"), [(30, 41, (19, 23)), (9, 7, (64, 65)), (120, 100, (30, 100)), (40, 130, (40, 31))]
 )
 def test_no_byte_outside_is_read_or_written(taken: list[bool], height: int, width: int, size: tuple[int, int]) -> None:
-    """A fault of memory ends a child, which calls nothing of torch that would start threads."""
+    """A memory fault ends only a child process, which calls no function of torch that would start threads."""
     pictures = guarded(2 * height * width * 3).view(2, height, width, 3).permute(0, 3, 1, 2)
     pictures.copy_(torch.randint(0, 256, pictures.shape, dtype=torch.uint8))
     expected = torchs(pictures, size, "bicubic")
@@ -128,12 +128,12 @@ def test_no_byte_outside_is_read_or_written(taken: list[bool], height: int, widt
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("there", [True, False])
 def test_any_memory_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, there: bool, kernel: Kernel) -> None:
-    """Planes, rows that lie transposed, places in a batch; with the compiled kernel and without."""
+    """The images are planar, transposed or interleaved, and parts of a batch; the compiled kernel is present or not."""
     request.getfixturevalue("taken") if there else monkeypatch.setattr(resizing, "compiled", lambda: None)
     planes = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     by_pixel = planes.contiguous(memory_format=torch.channels_last)
     expected = torchs(planes, (24, 30), kernel)
-    third = torch.stack([255 - planes, planes, planes], -1)[..., 1]  # rows as of three channels by pixel, but planes
+    third = torch.stack([255 - planes, planes, planes], -1)[..., 1]  # strided like interleaved channels, but planar
     for pictures in (planes, by_pixel, planes.transpose(2, 3).contiguous().transpose(2, 3), third):
         assert torch.equal(resize(pictures, (24, 30), kernel), expected)
         for result in (

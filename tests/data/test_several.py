@@ -1,4 +1,4 @@
-"""Several weighted sources in one run: which sample comes when follows from the seed and the step alone."""
+"""Several weighted sources in one run: the order of the samples follows from the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = ImagesConfig(image_size=16, workers=0, holdout=0.0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`a` holds 10 pictures as files, `b` 3 in a tar, of two classes each."""
+    """Writes two sources with two classes each: `a` holds 10 images as files, `b` 3 in a tar."""
     root, pictures = tmp_path_factory.mktemp("sources"), photographs(13)
     for number, picture in enumerate(pictures[:10]):
         (root / "a" / str(number % 2)).mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_groups_of_equal_length_are_not_permuted_alike() -> None:
     order = WeightedOrder([torch.arange(50), torch.arange(50) + 50], [1, 1], seed=0)
     index = order.at(0, 200)[1]
     assert not torch.equal(index[0::2], index[1::2] - 50)
-    alone = WeightedOrder([torch.arange(0), torch.arange(50) + 50], [1, 1], seed=0)  # what the others hold changes nothing
+    alone = WeightedOrder([torch.arange(0), torch.arange(50) + 50], [1, 1], seed=0)  # does not depend on the other group
     assert torch.equal(alone.at(0, 100)[1], index[1::2])
     other = WeightedOrder([torch.arange(50), torch.arange(50) + 50], [1, 1], seed=0, source=1)
     assert not torch.equal(other.at(0, 200)[1], index)
@@ -112,7 +112,7 @@ def test_held_out_samples_are_of_both_and_not_trained_on(folders: Path) -> None:
 
 
 def test_a_subset_without_one_source_leaves_its_turns_out(folders: Path) -> None:
-    part = opened(folders, 3, 1).subset(torch.tensor([4, 11, 2, 0]))  # the second is of the second source
+    part = opened(folders, 3, 1).subset(torch.tensor([4, 11, 2, 0]))  # 11 is a sample of the second source
     assert sorted(part.order(0).at(0, 4)[1].tolist()) == [0, 1, 2, 3]
     alone = opened(folders, 3, 1).subset(torch.tensor([4, 2, 0]))
     assert sorted(alone.order(0).at(0, 3)[1].tolist()) == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Several sizes of samples in one training: the same ones for any processes, micro-batches, workers and resumes."""
+"""Samples of several sizes in one training run do not depend on processes, micro-batches, workers and resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirteen images of different shapes, one of which cannot be read."""
+    """Writes thirteen images of different shapes, one of which cannot be read."""
     place, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for i in range(13):
         height, width = generator.integers(20, 70, 2)
@@ -43,7 +43,7 @@ def opened(folder: Path, **options: Any) -> Images:
 
 
 def samples(batches: list[Batch]) -> list[tuple[int, torch.Tensor]]:
-    """The key and the pixels of each sample, sorted."""
+    """Returns the key and the pixels of each sample, sorted."""
     rows = [row for batch in batches for part in batch.to("cpu").parts for row in zip(part.keys.tolist(), part.pixels, strict=True)]
     return sorted(rows, key=lambda row: row[0])
 
@@ -89,8 +89,8 @@ def test_a_kept_aspect_is_the_images_own_and_its_area_at_most_that_of_image_size
         assert height * width <= 56 * 56
         assert (height % 4, width % 4) == (0, 0)
         apart += [abs(np.log(width / height / images.aspect(index))) for index in part.index.tolist()]
-    assert [problem.index for problem in batch.problems] == [5]  # named once, and replaced by one of another shape
-    assert max(sorted(apart)[:-1]) < 0.25  # rounded to four pixels
+    assert [problem.index for problem in batch.problems] == [5]  # reported once, and replaced by an image of another shape
+    assert max(sorted(apart)[:-1]) < 0.25  # sides are rounded to four pixels
     assert len(apart) == 13
 
 
@@ -109,7 +109,7 @@ def test_an_aspect_keeps_the_area_of_the_square_and_never_exceeds_it() -> None:
         height, width = size_of(224, aspect, 16)
         assert 0.75 * 224**2 < height * width <= 224**2
         assert (height % 16, width % 16) == (0, 0)
-    assert train_sizes(replace(CONFIG, image_size=98, sides=(98, 126))) == ((98, 98), (126, 126))  # squares as they are given
+    assert train_sizes(replace(CONFIG, image_size=98, sides=(98, 126))) == ((98, 98), (126, 126))  # squares keep the given sides
     assert train_sizes(CONFIG) == ((24, 24),)
 
 

@@ -1,4 +1,4 @@
-"""Sources of images: folders, tables, the hub's form; splits, labels, files that are left out, and error messages."""
+"""Sources of images: folders, tables, the Hub's layout; splits, labels, files that are left out, and error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = ImagesConfig(image_size=16, workers=0, holdout=0.25)
 
 @pytest.fixture(autouse=True)
 def _own_cache_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` leaves a copy of every table that it reads; here not in the user's cache."""
+    """Moves the cache of `datasets`, which keeps a copy of every table that it reads, out of the user's cache."""
     import datasets
     import huggingface_hub
 
@@ -39,7 +39,7 @@ def picture(value: int, size: tuple[int, int] = (20, 20)) -> bytes:
 
 
 def tree(root: Path, *paths: str) -> Path:
-    """Files below a root: pictures, whose red value is their number, and for other names text."""
+    """Writes files below a root: images whose red value is their number, and text files for other suffixes."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(picture(number) if path.endswith((".png", ".PNG")) else b"text")
@@ -85,11 +85,11 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path, "a/0.png", "b/1.png", "a/notes.txt", "b/more.TXT", "a/LICENSE", "beside.png", "a/.hidden.png", ".git/x.png")
-    os.mkfifo(tmp_path / "a" / "pipe.png")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "a" / "pipe.png")  # opening it would block forever
     (tmp_path / "a" / "dangling.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "a" / "circle").symlink_to(tmp_path / "a")
     with caplog.at_level(logging.WARNING, "mmm.data.sources.folder"):
-        assert len(opened(tmp_path)) == 4  # the pipe and the link to nothing too: reading them says what they are
+        assert len(opened(tmp_path)) == 4  # includes the pipe and the broken link: reading them gives the reason
     assert "4 images found; left out: 2 x .txt, 1 x " in caplog.text
     assert "1 x no extension" in caplog.text
     assert "1 x images beside the class folders" in caplog.text
@@ -100,7 +100,7 @@ def test_folders_of_splits(tmp_path: Path, second: str) -> None:
     tree(tmp_path, "train/b/0.png", "train/a/1.png", f"{second}/b/2.png", "readme/notes.txt")
     train, evaluation = opened(tmp_path, holdout=0.5), opened(tmp_path, "eval", holdout=0.5)
     assert train.classes == evaluation.classes == ("a", "b")
-    assert reds(train) == [1, 0]  # nothing is held out where there is a split
+    assert reds(train) == [1, 0]  # with an evaluation split, nothing is held out
     assert evaluation.labels().tolist() == [1]
     assert evaluation.where == second
 
@@ -153,7 +153,7 @@ def test_cifar10(real_data: Path) -> None:
     assert images.classes[:2] == ("airplane", "automobile")
     assert images.read(0).shape == (32, 32, 3)
     assert images.fingerprint == open_images(config, "test").fingerprint
-    assert pickle.loads(pickle.dumps(images)).read(7).tolist() == images.read(7).tolist()  # as a spawned worker gets it
+    assert pickle.loads(pickle.dumps(images)).read(7).tolist() == images.read(7).tolist()  # as sent to a spawned worker
 
 
 def test_pixels_kept_in_memory_are_the_same(real_data: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_paths_in_a_table_stay_below_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_hubs_form_with_subsets(tmp_path: Path) -> None:
-    """A folder in the hub's layout goes through the same calls as a name on the hub; no network is needed."""
+    """A folder in the Hub's layout is read by the same calls as a name on the Hub; no network is needed."""
     parquet(tmp_path / "small" / "train-00000-of-00001.parquet", {"img": cells(1, 2), "label": [0, 1]})
     parquet(tmp_path / "small" / "test-00000-of-00001.parquet", {"img": cells(3), "label": [0]})
     configs = "".join(f"- config_name: {name}\n  data_dir: small\n" for name in ("small", "other"))

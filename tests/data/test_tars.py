@@ -1,4 +1,4 @@
-"""Tars on this machine: what is a sample of them, that they are read as any other source, and what is refused or counted."""
+"""Tars on the local disk: their samples, the same batches as from other sources, and what is refused or counted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_folder_a_glob_and_braces_name_the_same(tmp_path: Path, pictures: list
 
 
 def test_they_are_batches_like_any_other_and_workers_change_nothing(tmp_path: Path, pictures: list[bytes]) -> None:
-    """The same pictures as a folder of files give the same batches, whoever reads them, and from whatever step on."""
+    """Tars give the same batches as a folder of the same files, for any number of workers and any first step."""
     root = shards(tmp_path / "set", COUNTS, pictures)
     (tmp_path / "files" / "train").mkdir(parents=True)
     for number, picture in enumerate(pictures[:7]):
@@ -88,7 +88,7 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     root = shards(tmp_path / "set", COUNTS, pictures)
     walked: list[int] = []
     make = module.make_index
-    # one core: no worker processes, whose calls are not seen here
+    # on one core there are no worker processes, whose calls could not be recorded here
     monkeypatch.setattr("mmm.data.loading.worker_pool.os.sched_getaffinity", lambda process: {0}, raising=False)
     monkeypatch.setattr(module, "make_index", lambda read, total, choice: walked.append(total) or make(read, total, choice))
     first = opened(root)
@@ -101,14 +101,14 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     next((tmp_path / "cache" / "mmm" / "tars").glob("*.parquet")).write_bytes(b"torn")
     assert len(opened(root)) == 4
     assert len(walked) == 5
-    with pytest.raises(Unreadable, match="changed after it was indexed"):  # by somebody, while a run reads it
+    with pytest.raises(Unreadable, match="changed after it was indexed"):  # another process changes the file during a run
         first.raw(3)
 
 
 def test_a_tar_that_is_changed_while_it_is_read_is_noticed(tmp_path: Path, pictures: list[bytes]) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.jpg": pictures[0], "b.jpg": pictures[1]})
     part = opened(path, holdout=0.0)
-    again = pickle.loads(pickle.dumps(part.table.column))  # as a worker that is not forked gets it
+    again = pickle.loads(pickle.dumps(part.table.column))  # as sent to a worker that is not forked
     assert again[1] == pictures[1]
     os.truncate(path, 1024)
     with pytest.raises(Unreadable, match="changed after"):
@@ -189,7 +189,7 @@ def test_of_a_cut_tar_the_whole_samples_are_used(tmp_path: Path, pictures: list[
         assert reason in caplog.text
         assert "the 2 images before are used" in caplog.text
     content = bytearray(path.read_bytes())
-    content[3] ^= 1  # of the first header
+    content[3] ^= 1  # in the first header
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a tar"):
         opened(path)

@@ -1,4 +1,4 @@
-"""Tars behind an address, from a server in a thread: the same batches as from disk, whatever the connection does."""
+"""Tars at an address, from a server in a thread: the batches equal those from disk, even when connections fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _own_cache_and_short_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(addresses, "PAUSES", (0, 0, 0.01, 0.01))
-    monkeypatch.setattr(tar_cache, "WORKERS", 1)  # in this process
+    monkeypatch.setattr(tar_cache, "WORKERS", 1)  # indexes tars in this process
     tars._announce.cache_clear()
 
 
@@ -82,11 +82,11 @@ def test_an_index_is_fetched_once_and_a_batch_is_a_request_a_sample(server: TarS
     walk = len(server.ranges)
     server.ranges.clear()
     part = opened(f"{server.address}/train-0.tar")
-    assert [asked for _, asked in server.ranges] == ["bytes=0-0"]  # is it still the same?
+    assert [asked for _, asked in server.ranges] == ["bytes=0-0"]  # checks whether the file has changed
     server.ranges.clear()
     part.train_views(torch.tensor([2, 0]), torch.tensor([1, 2]))
     assert len(server.ranges) == 2
-    assert walk <= 3  # the tar is small: one stretch
+    assert walk <= 3  # a small tar takes few requests
 
 
 def test_broken_connections_are_tried_again(server: TarServer, tmp_path: Path) -> None:

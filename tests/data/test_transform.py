@@ -1,4 +1,4 @@
-"""Samples in every usual form become what evaluation feeds to the model."""
+"""Samples in every usual form become the input that evaluation gives to the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def photograph() -> Image.Image:
 
 
 def test_every_form_of_an_image_is_the_same_sample(photograph: Image.Image, tmp_path: Path) -> None:
-    """Returns the sample that evaluation makes from a file."""
+    """Every form gives the sample that evaluation makes from the file."""
     path = tmp_path / "photograph.png"
     photograph.save(path)
     expected = normalise(center_crop(decode_image(path, 3), (16, 24))[None], DATA.mean, DATA.std)
@@ -58,7 +58,7 @@ def test_every_form_of_a_clip(tmp_path: Path) -> None:
         assert torch.equal(transform(form), expected)
     assert transform([array, array]).shape == (2, 3, 4, 16, 16)
     film = write(tmp_path / "film.mp4", count=8, options={"crf": "1"})
-    assert (transform(film) - expected).abs().mean() < 0.1  # the film is encoded with losses
+    assert (transform(film) - expected).abs().mean() < 0.1  # the encoding of the video is lossy
 
 
 def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:

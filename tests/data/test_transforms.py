@@ -1,4 +1,4 @@
-"""Crops, flips and normalisation: torchvision's statistics and pixels, and each sample's own whatever its batch."""
+"""Crops, flips and normalisation: torchvision's statistics and pixels, which do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_hinted_image_is_never_enlarged_by_its_smallest_crop() -> None:
     hint = decode_hint((224, 224), SCALE, RATIO)
     boxes = draw(5000, hint, hint)
     assert hint == 579
-    assert boxes[:, 2:].min() >= 223  # to rounding
+    assert boxes[:, 2:].min() >= 223  # up to rounding
 
 
 def test_flips_follow_the_key() -> None:

@@ -1,4 +1,4 @@
-"""Depth by a linear head, and masks that are carried through videos."""
+"""Depth by a linear head, and the propagation of masks through videos."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_probe_of_depth_runs_and_is_no_model(few_scenes: None, tmp_path: Path)
 
 
 def test_labels_follow_patches_that_move() -> None:
-    """Every patch has a feature of its own, and the frames shift by one patch: the labels shift, too."""
+    """Every patch has a different feature, and the frames shift by one patch, so that the labels must shift, too."""
     random = torch.Generator().manual_seed(0)
     plane = torch.nn.functional.normalize(torch.randn(5, 12, 16, generator=random), dim=2)
     features = torch.stack([plane[:, shift : shift + 7].flatten(0, 1) for shift in range(4)])
@@ -106,17 +106,17 @@ def test_labels_follow_patches_that_move() -> None:
     found = propagate(features, (5, 7), first, PropagationConfig(neighbours=1, radius=2, frames=2))
     masks = to_pixels(found, (5, 7), (5, 7))
     for frame in range(4):
-        known = masks[frame][:, : 7 - frame]  # the other columns were not in the first frame
+        known = masks[frame][:, : 7 - frame]  # the other columns are not in the first frame
         assert np.argwhere(known == 2).tolist() == [[row, column - frame] for row in (2, 3) for column in (4, 5)]
     still = propagate(features, (5, 7), first, PropagationConfig(neighbours=1, radius=3, frames=1))
     far = propagate(features[[0, 3]], (5, 7), first, PropagationConfig(neighbours=1, radius=2, frames=1))
     columns = [one[-1].argmax(1).view(5, 7)[:, :4] for one in (found, still, far)]
     assert torch.equal(columns[0], columns[1])
-    assert not torch.equal(columns[0], columns[2])  # three patches away, and two are searched
+    assert not torch.equal(columns[0], columns[2])  # the patches are three apart, and the search radius is two
 
 
 def test_neighbours_are_weighed_over_all_frames_together() -> None:
-    """The five nearest of the first frame and the last, as a plain loop finds them."""
+    """Neighbours are the five nearest in the first and the last frame, as a plain loop finds them."""
     features = torch.nn.functional.normalize(torch.randn(3, 12, 4), dim=2)
     first = torch.eye(12)[:, :4].float()
     config = PropagationConfig(neighbours=5, radius=1, frames=1, temperature=0.2)
@@ -154,7 +154,7 @@ def test_j_and_f_on_known_masks() -> None:
     assert boundary(truth).sum() == 80
     masks = np.stack([truth, moved, truth, nothing]).astype(np.uint8)
     found = score_clip(masks, np.stack([truth] * 4).astype(np.uint8))
-    assert found["j"] == pytest.approx((19 / 21 + 1) / 2)  # neither the first frame nor the last counts
+    assert found["j"] == pytest.approx((19 / 21 + 1) / 2)  # the first and the last frame are not scored
     assert mean_scores([found, {"j": 0.0, "f": 0.0, "j_and_f": 0.0, "objects": 3}])["j"] == pytest.approx(found["j"] / 4)
     with pytest.raises(ValueError, match="at least three"):
         score_clip(masks[:2], masks[:2])
@@ -169,7 +169,7 @@ def model(build: Callable[..., MaskedModel], tmp_path: Path) -> Path:
 
 
 def davis(root: Path) -> Path:
-    """Two clips in DAVIS's folder, of which one lacks a mask."""
+    """Writes two clips in DAVIS's layout, one of which lacks a mask."""
     for name, index in (("bear", 0), ("camel", 1)):
         scene = render("test", index, 4)
         for folder, values in (("JPEGImages", scene.pixels), ("Annotations", scene.instances)):

@@ -1,4 +1,4 @@
-"""Detection: COCO's files and what is wrong with them, objects that follow crops, windows, AP; and a whole run."""
+"""Detection: COCO's files and their errors, objects that follow crops, windows, AP, and a whole run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rectangle(left: float, top: float, wide: float, high: float) -> list[list[fl
 
 
 def write_coco(folder: Path) -> Path:
-    """COCO's layout: white rectangles on black, of two classes, on images of 40 x 30 pixels; one image has no object."""
+    """Writes COCO's layout: white rectangles on black, of two classes, on images of 40 x 30 pixels; one image has no object."""
     random = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
         (folder / split).mkdir()
@@ -93,7 +93,7 @@ def change(coco: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_objects_follow_their_images_into_crops_and_flips(coco: Path) -> None:
-    """The pixels of a sample are white exactly where it has a mask, but for blurred edges; boxes end where masks do."""
+    """The pixels of a sample are white exactly inside its masks, except at blurred edges; boxes end where masks end."""
     data = replace(DATA, source=str(coco), scale=(0.5, 2.0))
     part = open_objects(data, "train")
     seen = 0
@@ -118,7 +118,7 @@ def test_evaluation_shows_whole_images_and_maps_back(coco: Path) -> None:
     part = open_objects(replace(DATA, source=str(coco)), "eval")
     (batch,) = eval_batches(part, part.config, batch_size=3)
     assert batch.targets == ()
-    assert (batch.pixels[:, :, 24:] == 0).all()  # 40 x 30 becomes 32 x 24, the rest is filled with the mean
+    assert (batch.pixels[:, :, 24:] == 0).all()  # 40 x 30 becomes 32 x 24; the rest is filled with the mean
     for index in range(3):
         objects, placement = part.objects(index), part.placement(index, None)
         torch.testing.assert_close(placement.original(placement.boxes(objects.boxes), objects.size), objects.boxes)
@@ -136,10 +136,10 @@ def test_masks_of_boxes_are_pasted_where_the_boxes_are() -> None:
 
 
 def test_masks_of_all_kinds_are_the_same_pixels() -> None:
-    """Polygons, uncompressed and compressed run lengths, and plain pixels; placed in a crop, too."""
+    """The kinds are polygons, uncompressed and compressed run lengths, and plain pixels, also placed in a crop."""
     api, truth = mask_api(), np.zeros((10, 12), bool)
     truth[2:7, 3:9] = True
-    runs = [len(list(run)) for _, run in groupby(truth.T.ravel().tolist())]  # down the columns, zeros first
+    runs = [len(list(run)) for _, run in groupby(truth.T.ravel().tolist())]  # along the columns, zeros first
     kinds = [
         rectangle(3, 2, 6, 5),
         {"size": [10, 12], "counts": runs},
@@ -260,7 +260,7 @@ def test_average_precision_is_that_of_pycocotools() -> None:
             mask[top, left] = False
         crowd = np.zeros(count, bool)
         crowd[:1] = number == 4
-        # found ones: the true ones moved a little, some of another class, and some that are nowhere
+        # predictions: the true objects moved a little, some with another class, and one that is not an object
         moved = np.concatenate([boxes + random.integers(-4, 5, boxes.shape), [[2, 2, 20, 25]]])
         moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 2)
         moved = np.clip(moved, 0, [79, 59, 80, 60])
@@ -302,7 +302,7 @@ def test_average_precision_is_that_of_pycocotools() -> None:
         for name, place in (("ap", 0), ("ap50", 1), ("ap75", 2), ("ap_small", 3), ("ap_medium", 4)):
             assert got[title][name] == pytest.approx(judge.stats[place], abs=1e-4), (title, name)
         assert 0.05 < got[title]["ap"] < 0.95
-        assert got[title]["ap_large"] is None  # no object is so large
+        assert got[title]["ap_large"] is None  # no object is that large
 
 
 # --- windows and layers -----------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_windows_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("relative", [True, False])
 def test_global_attention_is_the_encoders_own(build: Callable[..., MaskedModel], relative: bool) -> None:
-    """Without windows, and before relative positions learn, the map is what the blocks give without a class token."""
+    """Without windows, and with untrained relative positions, the map equals the output of the blocks without a class token."""
     encoder: Any = build((16, 24), encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False)).encoder
     patches = torch.randn(2, 24, 48)
     before = encoder(patches, (4, 6), None, blocks=(2,)).blocks[2]
@@ -383,7 +383,7 @@ def test_a_detector_trains_every_weight_and_finds_objects(build: Callable[..., M
 
 
 def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
-    """Boxes and classes in two images with one object each are found after some updates; the model is saved and loaded."""
+    """The detector finds boxes and classes in two images with one object each after 50 updates; then it is saved and loaded."""
     pytest.importorskip("scipy")
     model = build((32, 32))
     assert model.data is not None
@@ -408,7 +408,7 @@ def test_detr_learns_where_an_object_is(build: Callable[..., MaskedModel], tmp_p
 
 
 STAGED: dict[str, Any] = {
-    "hiera": (16, Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1))),  # the last two stages have one grid
+    "hiera": (16, Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1))),  # the last two stages have the same grid
     "hiera, pooled thrice": (32, Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1), pools=3)),
     "swin": (32, Swin.Config(width=8, heads=1, stages=(1, 1, 1, 1), window=4)),
 }
@@ -420,7 +420,7 @@ STAGED: dict[str, Any] = {
     ids=lambda value: getattr(value, "name", None),
 )
 def test_hierarchical_encoders_bring_their_own_levels(name: str, detector: Any, sides: list[int]) -> None:
-    """Maps at 1/4 to 1/32 of the image reach the detector, and every weight learns a fixed batch."""
+    """The detector gets maps at 1/4 to 1/32 of the image, the loss of a fixed batch falls, and every weight gets a gradient."""
     if detector is DETR:
         pytest.importorskip("scipy")
     token, config = STAGED[name]

@@ -1,4 +1,4 @@
-"""The nuclei of stardist's wheel as masks and as objects; where it is not installed, a drawn image in its place shows the same."""
+"""The nuclei of stardist's wheel as masks and as objects, or of a drawn image where the wheel is not installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMON: Any = {"source": "builtin:nuclei", "image_size": TILE, "channels": 1, "m
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[np.ndarray]:
-    """A package with the two files that cannot be imported: 80 bright discs on a dark image. Returns the masks."""
+    """Makes a package that cannot be imported, with the two files: 80 bright discs on a dark image. Yields the masks."""
     rows, columns = np.mgrid[:512, :512]
     masks = np.zeros((512, 512), np.uint16)
     for number in range(80):
@@ -40,7 +40,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[np.ndar
 
 
 def check(masks: np.ndarray) -> int:
-    """Every tile's classes and objects are those of its part of the image. Returns the number of nuclei that the tiles show."""
+    """Checks that the classes and objects of each tile are those of its part of the image. Returns the number of nuclei shown."""
     seen = set()
     for split, (start, end, _) in PARTS.items():
         pairs, objects = open_pixels(MasksConfig(**COMMON), split), open_objects(ObjectsConfig(**COMMON), split)
@@ -75,7 +75,7 @@ def test_tiles_show_the_nuclei_of_their_part(package: np.ndarray) -> None:
 def test_stardist_has_125_nuclei() -> None:
     masks = tifffile.imread(nuclei.nuclei_folder() / FILES[1])
     assert len(np.unique(masks)) == 126
-    assert check(masks) > 110  # some lie in the gap
+    assert check(masks) > 110  # some are in the gap between the splits
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

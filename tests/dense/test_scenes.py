@@ -1,4 +1,4 @@
-"""The rendered scenes: exact labels, and the same every time."""
+"""The rendered scenes have exact labels and are the same in every rendering."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def test_labels_of_pixels_and_of_objects_agree() -> None:
         assert masks.sum(0).max() == 1
         for mask, label in zip(masks.numpy(), scene.labels, strict=True):
             assert (scene.classes[0][mask] == label).all()
-            assert np.ptp(scene.depth[0][mask]) == 0  # an object stands at one depth
+            assert np.ptp(scene.depth[0][mask]) == 0  # an object has a single depth
         assert ((scene.instances > 0) == (scene.classes > 0)).all()
 
 
 def test_what_is_near_hides_what_is_far() -> None:
-    """The instances are numbered from far to near, and every object is nearer than the ground behind its lowest row."""
+    """Instances are numbered from far to near, and every object is nearer than the ground behind its lowest row."""
     hidden = 0
     for index in range(COUNTS["validation"]):
         scene = render("validation", index)
@@ -51,7 +51,7 @@ def test_every_class_is_in_every_split_and_grey_values_do_not_tell_it() -> None:
         np.mean([scene.pixels[0][mask].mean() for scene in scenes("test") for mask, own in _objects(scene) if own == label])
         for label in range(1, len(CLASSES))
     ]
-    assert np.ptp(means) < 20  # of 255; within a class they are drawn over 75
+    assert np.ptp(means) < 20  # of 255; within a class the range is 75
 
 
 def _objects(scene):  # type: ignore[no-untyped-def]

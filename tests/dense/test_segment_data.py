@@ -1,4 +1,4 @@
-"""Images with masks and depths: paired, cropped together, and what is wrong with them named."""
+"""Images with masks and depths: pairing, joint crops, and messages for errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmm.data.transforms.photometric import distort
 from mmm.objectives.segment import prepare_pixels
 
 DATA = MasksConfig(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3, workers=0, max_bad=1.0, holdout=0.0, flip=0.0)
-STEP = 40  # grey value of a label
+STEP = 40  # difference of grey values between labels
 
 
 def write_pair(root: Path, name: str, labels: np.ndarray, split: str = "training", image: np.ndarray | None = None) -> None:
-    """An image whose grey value is STEP times its label, and its mask."""
+    """Writes an image whose grey values are STEP times its labels, and its mask."""
     for folder, values in (("images", labels * STEP if image is None else image), ("annotations", labels)):
         path = root / folder / split / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write_pair(root: Path, name: str, labels: np.ndarray, split: str = "training
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Blocks of 8 pixels with the labels 1 to 3 and, in a corner, 0: ADE20K's layout."""
+    """Writes ADE20K's layout: blocks of 8 pixels with the labels 1 to 3 and, in a corner, 0."""
     random = np.random.default_rng(0)
     for number in range(4):
         blocks = random.integers(1, 4, (4, 6))
@@ -47,7 +47,7 @@ def config(folder: Path, **changes: Any) -> MasksConfig:
 
 
 def test_an_image_and_its_mask_are_cropped_and_flipped_together(folder: Path) -> None:
-    """The grey value says the label, so that one can be computed from the other at every place inside a block."""
+    """The grey values give the labels, so that one can be computed from the other at every place inside a block."""
     data = config(folder, scale=(0.9, 2.0), flip=0.5, largest_class=1.0)
     part = open_pixels(data, "train")
     assert (len(part), part.count, part.where) == (4, 4, "train")
@@ -81,7 +81,7 @@ def test_label_zero_is_ignored_where_it_is_said(folder: Path) -> None:
 
 
 def test_classes_that_no_mask_has_are_said(folder: Path, caplog: Any) -> None:
-    """A label that is out of range, where the number of classes is counted in the masks."""
+    """A label is out of range where the number of classes is counted in the masks."""
     assert open_pixels(config(folder), "train").count == 4
     assert "no mask has" not in caplog.text
     write_pair(folder, "3", np.full((32, 48), 9), image=np.zeros((32, 48)))
@@ -107,7 +107,7 @@ def test_a_wrong_mask_is_named_and_its_image_replaced(folder: Path, break_it: An
     assert {(problem.name, said in problem.reason) for problem in batch.problems} == {("training/2.png", True)}
     part = open_pixels(data, "train")
     batches = list(eval_batches(part, data, batch_size=1))
-    assert [len(batch) for batch in batches] == [1, 1, 0, 1]  # an evaluation leaves it out
+    assert [len(batch) for batch in batches] == [1, 1, 0, 1]  # an evaluation leaves the image out
     assert said in batches[2].problems[0].reason
 
 
@@ -121,7 +121,7 @@ def test_files_without_a_partner_are_counted(folder: Path, caplog: Any) -> None:
 
 
 def test_a_palette_keeps_its_indices_and_255_is_ignored(folder: Path) -> None:
-    """VOC's masks: the colours are for people, and the border of objects is 255."""
+    """In VOC's masks the colours are for viewing only, and the border of objects is 255."""
     values = np.full((32, 48), 3, np.uint8)
     values[0] = 255
     mask = Image.fromarray(values, mode="P")
@@ -200,7 +200,7 @@ def test_depths_survive_their_numbers(tmp_path: Path) -> None:
 
 
 def test_the_motorcycle_has_measured_depths() -> None:
-    """2.1 to 5 m, 93 % of the pixels; the halves share no column."""
+    """Depths of 2.1 to 5 m cover 93 % of the pixels; the halves share no column."""
     data = DepthConfig(source="builtin:motorcycle", image_size=16, range=(2.0, 5.2), workers=0)
     parts = [open_pixels(data, split) for split in ("train", "eval")]
     metres = [metres_of(torch.from_numpy(part.read(0)[1].astype(np.int64)), data.range) for part in parts]
@@ -212,11 +212,11 @@ def test_the_motorcycle_has_measured_depths() -> None:
 
 
 def test_colours_are_distorted_as_the_keys_say() -> None:
-    """Some samples stay as they are in every respect; grey stays grey, for it has neither hue nor saturation."""
+    """Some samples stay unchanged; grey stays grey, for it has neither hue nor saturation."""
     x, keys = torch.rand(64, 3, 4, 4) * 255, torch.arange(64)
     y = distort(x, keys)
     same = (y - x).abs().flatten(1).amax(1) < 0.01
-    assert 0 < same.sum() < 16  # of 64, one in 16 on average
+    assert 0 < same.sum() < 16  # of 64 samples, one in 16 is unchanged on average
     assert torch.equal(distort(x[5:6], keys[5:6]), y[5:6])
     grey = distort(x[:, :1].expand(-1, 3, -1, -1), keys)
     assert (grey - grey[:, :1]).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Segmenters: heads, windows, biases, scores; and a whole run, resumed and loaded."""
+"""Segmenters: heads, windows, biases, scores, and a whole run, resumed and loaded."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def _one_accelerator() -> Iterator[None]:
 
 
 def test_scores_are_those_of_plain_counting() -> None:
-    """Random predictions: one confusion matrix over all images, ignored pixels left out, absent classes without an IoU."""
+    """One confusion matrix covers all images, ignored pixels are left out, and absent classes have no IoU."""
     classes, random = 7, torch.Generator().manual_seed(1)
     score, pairs = SegmentationScore(classes), []
     for size in ((4, 9), (8, 3), (5, 5)):
         labels, predicted = (torch.randint(0, 5, (1, *size), generator=random) for _ in range(2))
-        predicted[predicted == 4] = 5  # class 5 is predicted and never labelled; 6 is neither
+        predicted[predicted == 4] = 5  # class 5 is predicted but never a label; 6 is neither
         labels[torch.rand(1, *size, generator=random) < 0.2] = IGNORE
         score.add(predicted, labels)
         pairs.append((labels[labels != IGNORE], predicted[labels != IGNORE]))
@@ -90,9 +90,7 @@ def test_the_loss_is_divided_by_all_pixels() -> None:
     share = logits.log_softmax(1).gather(1, labels.clamp(max=2)[:, None])[:, 0]
     torch.testing.assert_close(pixel_cross_entropy(logits, labels), -(share * kept).sum() / 32)
     halves = [pixel_cross_entropy(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
-    torch.testing.assert_close(
-        pixel_cross_entropy(logits, labels), torch.stack(halves).mean()
-    )  # samples do not depend on each other
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), torch.stack(halves).mean())  # samples are independent
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------------
@@ -124,16 +122,16 @@ def test_every_head_scores_every_place_and_trains_every_weight(build: Callable[.
     assert [one.shape[:2] for one in logits] == [(3, 5)] * len(segmenter.head.weights)
     torch.stack([one.square().mean() for one in logits]).sum().backward()
     idle = {part for part, weight in segmenter.named_parameters() if weight.requires_grad and weight.grad is None}
-    assert idle == (set() if name != "uper_net" else {"encoder.norm.weight", "encoder.norm.bias"})  # UperNet reads blocks before it
+    assert idle == (set() if name != "uper_net" else {"encoder.norm.weight", "encoder.norm.bias"})  # UperNet skips this norm
     assert segmenter.segment(torch.randn(1, 3, 21, 40)).shape == (1, 5, 21, 40)
     assert segmenter.training
 
 
 def test_stages_of_a_hierarchical_encoder_are_its_maps() -> None:
-    """Each token of the output holds the finer tokens of its place; UperNet trains on all four stages of Hiera."""
+    """Each token of the output holds the finer tokens at its place; UperNet trains on all four stages of Hiera."""
     stage = Stage(1, 2, (2, 2))
     whole = torch.arange(4 * 6 * 2.0).view(1, 4, 6, 2)  # rows, columns and values of the stage
-    tokens = whole.view(1, 2, 2, 3, 2, 2).transpose(2, 3).reshape(1, 6, 8)  # by token of the output: 2 x 3
+    tokens = whole.view(1, 2, 2, 3, 2, 2).transpose(2, 3).reshape(1, 6, 8)  # grouped by token of the output: 2 x 3
     assert torch.equal(stage_map(tokens, (2, 3), stage), whole.movedim(-1, 1))
     config = Hiera.Config(width=8, heads=1, stages=(1, 1, 1, 1))
     data = Input(size=(64, 64), mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -155,7 +153,7 @@ def test_all_heads_are_tested() -> None:
 
 
 def test_the_linear_head_is_a_linear_probe_of_standardised_tokens() -> None:
-    """The statistics are those of the batch in training; the class token is appended to each token on request."""
+    """In training the statistics are those of the batch; the class token is appended to each token on request."""
     from mmm.core.types import Features
 
     head = LinearHead(LinearHead.Config(dropout=0.0, class_token=True), shape=Shape(4, 2, 1), classes=3)
@@ -218,7 +216,7 @@ def test_pixels_of_a_patch_vote_at_their_own_places() -> None:
     train = Patches(features, labels, torch.arange(4))
     queries = torch.tensor([[3.0, 2, 1, 0], [0, 0, 0, 9.0]])
     found = vote(train, queries, distance="cosine", ks=(1, 3), classes=3)
-    assert found[1].tolist() == [[0, 1], [0, 1]]  # the second's only neighbour has no label at the first place
+    assert found[1].tolist() == [[0, 1], [0, 1]]  # the only neighbour of the second query has no label at the first place
     assert found[3][0].tolist() == [0, 2]  # 0 0 2 at the first place, 1 2 2 at the second
     assert patch_labels(np.arange(16, dtype=np.uint16).reshape(4, 4), (2, 2), (2, 2))[1].tolist() == [2, 3, 6, 7]
 
@@ -228,7 +226,7 @@ def test_pixels_of_a_patch_vote_at_their_own_places() -> None:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen images of blocks with the labels 0 to 2, of which one mask has a label that does not exist."""
+    """Writes sixteen training images of blocks with the labels 0 to 2, one of which has a mask with a label that does not exist."""
     root, random = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
     for number in range(20):
         labels = random.integers(0, 3, (3, 4)).repeat(8, 0).repeat(8, 1)
@@ -260,7 +258,8 @@ def small(source: Path, folder: Path, **changes: Any) -> segment.Config:
 
 
 def test_a_run_is_resumed_and_loaded(pairs: Path, tmp_path: Path, caplog: Any) -> None:
-    """Bit for bit; the wrong mask is named; the loaded model gives the scores and the file that is saved."""
+    """A resumed run equals the uninterrupted one bit for bit, the wrong mask is reported, and the loaded model equals the saved
+    one."""
     result = segment.run(small(pairs, tmp_path / "run"))
     reset_accelerate()
     assert "training/05.png" in (tmp_path / "run" / "bad_inputs.jsonl").read_text()
@@ -294,7 +293,7 @@ def test_a_frozen_linear_head_on_a_pretrained_model(build: Callable[..., MaskedM
     )
     segment.run(config)
     found: Any = mmm.load(tmp_path / "run")
-    kept = {name: value for name, value in model.encoder.state_dict().items() if name != "pos_embed"}  # of another size of images
+    kept = {name: value for name, value in model.encoder.state_dict().items() if name != "pos_embed"}  # depends on the image size
     assert all(torch.equal(found.encoder.state_dict()[name], value) for name, value in kept.items())
     reset_accelerate()
     scores = segment.run(replace(config, knn=True, train=replace(config.train, precision="fp32")))

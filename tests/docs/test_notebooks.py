@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, by Jupyter's own runner, and are stored without outputs."""
+"""The notebooks run from top to bottom in Jupyter's own runner and are stored without outputs."""
 
 from __future__ import annotations
 

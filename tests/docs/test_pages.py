@@ -1,4 +1,4 @@
-"""The documentation: every command parses, links lead somewhere, and the tutorials are run from top to bottom."""
+"""The documentation: every command parses, every link has a target, and the tutorials run from top to bottom."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ QUICK = [
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The fenced blocks of a page: what follows the fence, and the text."""
+    """Returns the fenced blocks of a page: the text after each opening fence, and the content."""
     return re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command of a block that is one of ours, as `mmm` takes them."""
+    """Yields the words of each `mmm` and recipe command in a block, as `mmm` takes them."""
     for line in text.replace("\\\n", " ").splitlines():
         if not line.startswith(("mmm ", "python ")):
             continue
@@ -74,7 +74,7 @@ def test_its_links_and_tasks_exist(page: Path) -> None:
 
 
 def test_the_reference_lists_what_the_examples_import() -> None:
-    """Each name exists, and is named on the page of the reference."""
+    """Each imported name exists and is listed on the page of the reference."""
     pages = [*PAGES, REPOSITORY / "README.md"]
     texts = [text for page in pages for kind, text in blocks(page) if kind.startswith("python")]
     found = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
@@ -93,7 +93,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def write_files(folder: Path) -> None:
-    """The reader's own images and videos, and published weights."""
+    """Writes the folder `my_images` of the tutorials, with two classes."""
     draw = np.random.default_rng(0)
     for number in range(16):
         path = folder / "my_images" / ("cats", "dogs")[number % 2] / f"{number}.png"
@@ -121,7 +121,7 @@ def write_weights(folder: Path) -> None:
 
 
 def quick(words: list[str]) -> list[str]:
-    """A command that does little work."""
+    """Returns the command, with flags that shorten it if it trains."""
     return [*words, *QUICK] if words[0] in TRAINING and "--resume" not in words else words
 
 

@@ -1,4 +1,4 @@
-"""The Dockerfile: built where a Docker daemon answers; everywhere, what it copies exists and is sent to the builder."""
+"""The Dockerfile: it is built where a Docker daemon answers; on every machine, the files that it copies exist and are sent."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Hostile inputs, given to the calls that a user makes: nothing in them runs, and nothing outside their folder is opened.
+"""Hostile inputs, given to the calls that a user makes: none of their code runs, and no file outside their folder is opened.
 
-The inputs, and what watches over them, are those of `python -m benchmarks.reliability hostile`.
+The inputs and the monitors are those of `python -m benchmarks.reliability hostile`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_it_is_refused_or_read_as_data(name, tmp_path, bait):
     assert said.startswith(("refused", "read"))
 
 
-# --- what watches would see it -----------------------------------------------------------------------------------------------
+# --- the hook detects accesses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rules for the source, checked on its syntax trees: the directions of imports, and code that is never written."""
+"""Rules for the source, checked on its syntax trees: the directions of imports, and forbidden code."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ORDER = (
     *("model", "contract", "classifier", "dense", "data", "transform", "train", "weights", "evaluate", "objectives", "play"),
 )
 LOOSE = {"__init__.py", "model.py", "classifier.py", "transform.py", "contract.py"}
-# the public names and the methods of a model import, when they are called, what saves, loads, prepares and draws
+# files whose public names and methods import, when called, the code for saving, loading, transforms and pictures
 PUBLIC = {Path("mmm/__init__.py"), Path("mmm/core/pretrained.py"), Path("mmm/model.py")}
-# parts may import these
+# packages that parts may import
 CORE = {"core", "layers", "model", "__init__"}
-# words that hide the subject of a sentence
+# first words that hide the subject of a sentence
 STARTS = {"of", "what", "whether", "which", "where", "when", "how", "as", "for", "from", "in", "on", "at", "by", "with", "if"}
 ONLY_WHERE_USED = (
     *("accelerate", "av", "datasets", "decord", "gradio", "huggingface_hub", "matplotlib"),
     *("simplejpeg", "sklearn", "timm", "torchvision"),
-    *("torch.distributed.tensor", "torch.utils.flop_counter"),  # as slow as the rest of torch together
+    *("torch.distributed.tensor", "torch.utils.flop_counter"),  # takes as long as the rest of torch together
 )
 
 
 def over(files: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
-    """Makes one test of a rule for each of `files`; it names every file that breaks it."""
+    """Makes a single test of a rule for all of `files`, which reports every file that breaks it."""
 
     def make(rule: Callable[[Path], None]) -> Callable[[], None]:
         def test() -> None:
@@ -59,7 +59,7 @@ over_files, over_library = over(FILES), over(LIBRARY)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """The modules that a tree imports, with their full names; `from a import b` gives a.b too, which may be a module."""
+    """Yields the full names of the modules that a tree imports; `from a import b` gives a.b, which may be a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -73,7 +73,7 @@ def within(name: str, *packages: str) -> bool:
 
 
 def called(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """The calls of a tree by their written names: print, torch.load."""
+    """Yields the calls of a tree with their written names, such as print or torch.load."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
@@ -88,7 +88,7 @@ def test_there_is_something_to_look_at() -> None:
 
 @over_files
 def test_imports_point_one_way(path: Path) -> None:
-    """recipes -> tasks -> mmm. Tasks do not import each other, but for the one that lists them."""
+    """The direction is recipes -> tasks -> mmm. Tasks do not import each other, except for the one that lists them."""
     forbidden = {
         "mmm": ("tasks", "recipes", "benchmarks", "tests"),
         "tasks": ("recipes", "benchmarks", "tests") + (() if path.name == "__main__.py" else ("tasks",)),
@@ -100,13 +100,13 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @over_library
 def test_parts_import_neither_data_nor_training(path: Path) -> None:
-    """Parts, and what they stand on, import each other's kind, the core, and no more of mmm."""
+    """Parts, and the packages below them, import only their own kind and the core of mmm."""
     inner = path.parts[1].removesuffix(".py")
     if inner not in KINDS | CORE | {"classifier"}:
         return
     allowed = KINDS | CORE if inner in ("model", "classifier", "__init__") else {inner} | CORE - {"model", "__init__"}
     ours = {name for name in imports(TREES[path]) if within(name, "mmm")}
-    # what the public names and the methods of a model need when they are called: saving, loading, transforms, pictures
+    # used by public names and methods of a model when they are called: saving, loading, transforms, pictures
     public = {"mmm.weights", "mmm.transform", "mmm.evaluate.reconstruction"}
     lent = public if path in PUBLIC else set()
     assert not {name for name in ours if name.split(".")[1] not in allowed and not any(within(name, one) for one in lent)}
@@ -132,7 +132,7 @@ def test_packages_import_only_those_before_them(path: Path) -> None:
 
 
 def modules_of(path: Path) -> set[str]:
-    """The modules of ours that a file imports at its top or in its functions, apart from those for type checkers alone."""
+    """Returns our modules that a file imports at its top or in functions, without those imported only for type checking."""
     typing = {
         id(inner)
         for node in ast.walk(TREES[path])
@@ -149,12 +149,12 @@ MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path 
 
 
 def test_no_import_circle() -> None:
-    """Imports in functions count, too, except for those of the root `mmm` and of the methods that save, load and draw a model."""
+    """Imports in functions count, except those of the root `mmm` and of the methods that save, load and draw a model."""
     left = {name: modules_of(path) - {name, "mmm"} for name, path in MODULES.items() if path not in PUBLIC}
     while ends := [
         name for name, needed in left.items() if not needed & left.keys() or not any(name in one for one in left.values())
     ]:
-        for name in ends:  # it imports none of the others, or none of them imports it: no circle passes through it
+        for name in ends:  # without remaining imports or importers, it is in no circle
             del left[name]
     assert not {name: sorted(needed & left.keys()) for name, needed in left.items()}
 
@@ -170,7 +170,7 @@ def test_data_imports_the_core_and_the_system_only(path: Path) -> None:
 
 @over_library
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    """They are imported in the function that needs them, or in a reader's own file, which such a function imports."""
+    """They are imported in the function that needs them, or in the file of a reader that such a function imports."""
     if path.parent != Path("mmm/data/decode/video") and path != Path("mmm/play/page.py"):
         top = [node for node in TREES[path].body if isinstance(node, (ast.Import, ast.ImportFrom))]
         assert not {name for node in top for name in imports(node) if within(name, *ONLY_WHERE_USED)}
@@ -182,7 +182,7 @@ def test_flags_are_read_by_one_reader(path: Path) -> None:
 
 
 def test_importing_mmm_brings_in_only_the_model() -> None:
-    """A separate process imports it; nothing is printed or logged, and no device is touched."""
+    """A separate process imports it; nothing is printed or logged, and no device is initialised."""
     absent = ["decord", "av", "datasets", "accelerate", "transformers", "matplotlib", "skimage", "sklearn", "timm"]
     script = f"""
 import importlib, json, logging, sys
@@ -199,19 +199,19 @@ print(json.dumps([found, [name for name in {absent} if name in sys.modules]]))
     assert not done.stderr
 
 
-# --- what is never written --------------------------------------------------------------------------------------------------
+# --- forbidden code ---------------------------------------------------------------------------------------------------------
 
 
 @over_library
 def test_the_library_does_not_print(path: Path) -> None:
-    """But for the command line, whose errors and help are for a person."""
+    """The command line is an exception: its errors and help are for people."""
     if path != Path("mmm/config/cli.py"):
         assert not [node.lineno for name, node in called(TREES[path]) if name in ("print", "breakpoint", "input")]
 
 
 @over_library
 def test_no_function_takes_any_keyword(path: Path) -> None:
-    """Nothing hides behind `**kwargs`; only a registry, and what wraps a function of a library, hand on what they do not read."""
+    """Functions take no `**kwargs`, except a registry and a wrapper of library functions, which pass them on."""
     handing_on = {("mmm/core/registry.py", "build"), ("mmm/data/transforms/augment.py", "_apply")}
     taking = {
         node.name
@@ -245,7 +245,7 @@ def test_no_file_can_run_a_stranger_s_code(path: Path) -> None:
 
 @over_library
 def test_nothing_asks_what_a_sample_is(path: Path) -> None:
-    """No `if video`: parts read shapes. No polarity: masks are index sets. No part of a forward waits for the device."""
+    """Parts read shapes (no `if video`), masks are index sets (not boolean), and no forward pass waits for the device."""
     inner = path.parts[1].removesuffix(".py")
     if inner not in KINDS | {"model", "core", "layers"}:
         return
@@ -257,7 +257,7 @@ def test_nothing_asks_what_a_sample_is(path: Path) -> None:
 
 @over_library
 def test_no_module_level_work(path: Path) -> None:
-    """Importing defines things; it does not read files, ask the environment or start anything."""
+    """Imports define names; they read no files or environment variables and start nothing."""
     busy = {
         "open",
         "os.getenv",
@@ -295,7 +295,7 @@ def is_dataclass(holder: ast.ClassDef) -> bool:
 
 @over_files
 def test_texts_begin_with_a_noun_or_a_verb(path: Path) -> None:
-    """Docstrings and the texts under fields. A text under a field is help: it is a sentence, and `None:` explains the default."""
+    """Checks docstrings and texts under fields. A text under a field is help: a sentence, in which `None:` explains the default."""
     docstrings = {id(node.body[0]) for node in ast.walk(TREES[path]) if getattr(node, "body", None) and has_docstring(node)}
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -321,7 +321,7 @@ def test_every_file_and_public_name_has_a_docstring(path: Path) -> None:
 
 
 def test_every_mutation_fits_the_code() -> None:
-    """Each row of tests/mutations.py names a text that stands once in its file, and a test that is there."""
+    """Each row of tests/mutations.py has a text that occurs exactly once in its file, and a test that exists."""
     from mutations import MUTANTS
 
     texts = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in {mutant.file for mutant in MUTANTS}}

@@ -1,6 +1,6 @@
-"""Nothing here runs a stranger's code or calls a stranger's host, and no secret is written down.
+"""The source neither runs foreign code nor contacts foreign hosts, and no secret is written to files.
 
-`test_house.py` holds the rest of what is never written: pickle, eval, yaml.load, torch.load without weights_only.
+`test_house.py` checks the other forbidden calls: pickle, eval, yaml.load, torch.load without weights_only.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ HOSTS = (
 )
 CODE = ("runpy", "code", "codeop", "pty", "cffi", "torch.hub", "torch.utils.cpp_extension", "pickletools")
 PROCESSES = ("os.exec", "os.spawn", "os.posix_spawn", "subprocess.getoutput", "subprocess.getstatusoutput")
-WRITING = {"dump", "safe_dump", "YAMLError", "AliasEvent"}  # of yaml: what brings nothing in
+WRITING = {"dump", "safe_dump", "YAMLError", "AliasEvent"}  # functions of yaml that read no input
 NUMPY = {"load"}
 CALLS = {"extractall", "unpack_archive", "hub.load", "load_state_dict_from_url", "urlopen", "urlretrieve", "create_connection"}
 
 
-OURS = [path for path in FILES if path.parts[0] != "benchmarks"]  # which start processes of their own and meet on this machine
+OURS = [path for path in FILES if path.parts[0] != "benchmarks"]  # benchmarks start processes that connect on this machine
 
 
 def banned(tree: ast.AST) -> Iterator[str]:
-    """Patterns that a file must not contain, each with its line."""
+    """Yields the forbidden patterns in a file, with their lines."""
     for name in imports(tree):
         if within(name, *HOSTS, *CODE):
             yield f"import {name}"
@@ -62,7 +62,7 @@ def banned(tree: ast.AST) -> Iterator[str]:
             yield f"{name} of a text in line {call.lineno}"
 
 
-NETWORK = {  # data at an address that the user gives
+NETWORK = {  # reads data at addresses given by the user
     "mmm/data/sources/webdataset/remote.py": {"import http.client"},
     "mmm/data/sources/addresses.py": {f"import fsspec{name}" for name in ("", ".AbstractFileSystem", ".core", ".core.url_to_fs")},
 }
@@ -147,7 +147,7 @@ def test_a_secret_in_the_config_is_refused_by_name(tmp_path, run_recipe, capsys)
     [
         ("--token hf_abcDEF123", "--token ***"),
         ("--source https://me:pass@host/x", "--source https://***@host/x"),
-        ("https:/me:pass@host/x", "https:/***@host/x"),  # as a Path shows it
+        ("https:/me:pass@host/x", "https:/***@host/x"),  # a Path drops a slash
         ("C:/mine@home/x", "C:/mine@home/x"),
         ("https://host/x?a=1&X-Amz-Signature=abc", "https://host/x?a=1&***"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a visitor does, and that what is shown has the pixels of `mmm reconstruct`."""
+"""The page in a real browser: a visitor's actions, and pixels equal to those of `mmm reconstruct`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if not CHROMIUM:
     pytest.skip("no browser here: install chromium, or name it in CHROMIUM", allow_module_level=True)
 OFF = ("background-networking", "component-update", "sync", "quic", "gpu")
 FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
-WAIT = 30_000  # milliseconds that a busy machine may take to answer
+WAIT = 30_000  # milliseconds for the answer of a busy machine
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models of images, one of clips, a run of three steps, a photograph and a video."""
+    """Makes a folder with two image models, one clip model, a run of three steps, a photograph and a video."""
     folder = tmp_path_factory.mktemp("page")
     for name, size, patch in (("small", (32, 32), 4), ("coarse", (32, 32), 8), ("clips", (4, 32, 32), 8)):
         parts = ModelConfig(
@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[tuple[str, Any, Path]]:
-    """The address of the page, what answers it, and the folder of its uploads."""
+    """Yields the address of the page, its player, and the folder of its uploads."""
     os.environ["GRADIO_TEMP_DIR"] = str(place / "uploads")
     from mmm.play.models import Models
     from mmm.play.page import serve
@@ -94,7 +94,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, served: tuple[str, Any, Path]) -> Iterator[Any]:
-    """The page as a new visitor sees it."""
+    """Yields the page in the state that a new visitor gets."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
     yield enter(context, served[0])
     context.close()
@@ -111,14 +111,14 @@ def enter(context: Any, address: str) -> Any:
 
 
 def settled(page: Any, act: Any) -> str:
-    """Acts, waits for the answer, and returns the status."""
+    """Performs an action, waits for the answer, and returns the status."""
     turn = page.get_attribute("#status p", "data-turn")
     act()
     page.wait_for_function(
         "turn => document.querySelector('#status p').dataset.turn !== turn",
         arg=turn,
     )
-    page.wait_for_timeout(150)  # pictures follow in the same answer
+    page.wait_for_timeout(150)  # images follow in the same answer
     assert not page.problems
     return page.inner_text("#status")
 
@@ -133,7 +133,7 @@ def choose(page: Any, label: str, option: str) -> None:
 
 
 def reconstructed(monkeypatch: pytest.MonkeyPatch, place: Path, model: str, source: Path, **more: Any) -> list[torch.Tensor]:
-    """The pictures that `mmm reconstruct` draws of one file."""
+    """Returns the images that `mmm reconstruct` draws for one file."""
     drawn: list[Any] = []
     monkeypatch.setattr("mmm.evaluate.reconstruction.gallery.draw_gallery", lambda shown, *_: drawn.append(shown))
     config: Any = {"model": str(place / model), "source": str(source), "out": str(place / "out.png"), "workers": 0, "device": "cpu"}
@@ -146,7 +146,7 @@ def board(page: Any) -> dict[str, float]:
 
 
 def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drags over the board; places are shares of its width and height."""
+    """Drags over the board; positions are fractions of its width and height."""
     page.locator("#board canvas").scroll_into_view_if_needed()
     box = board(page)
     (x, y), (to_x, to_y) = ((box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"]) for at in (start, end))
@@ -157,13 +157,13 @@ def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> Non
 
 
 def hidden(page: Any, player: Any) -> torch.Tensor:
-    """The mask of the only visitor."""
+    """Returns the mask of the only visitor."""
     (visit,) = player.visits.values()
     return visit.drawing.hidden.view(visit.drawing.grid)
 
 
 def left_over(uploads: Path) -> list[Path]:
-    """Files of visitors that are still there; gradio leaves an empty one beside each upload, without a name."""
+    """Returns the remaining files of visitors, without the empty unnamed file that gradio writes beside each upload."""
     return [path for path in uploads.rglob("*") if path.is_file() and path.stat().st_size]
 
 
@@ -301,7 +301,7 @@ def test_broken_and_huge_files_are_said(page: Any, served: Any, place: Path, mon
     page.get_by_text("exceed the maximum allowed size").first.wait_for()
     assert np.array_equal(picture(page, "original"), before)
     assert not left_over(served[2])
-    settled(page, lambda: choose(page, "Or a built-in one", "rocket"))  # and it goes on
+    settled(page, lambda: choose(page, "Or a built-in one", "rocket"))  # the page still works
     assert not np.array_equal(picture(page, "original"), before)
 
 

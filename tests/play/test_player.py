@@ -1,4 +1,4 @@
-"""The answers of the page, without a browser: what is shown is what `mmm reconstruct` computes, and visitors stay apart."""
+"""Answers of the page, without a browser: they show what `mmm reconstruct` computes, and visitors are independent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Save = Callable[..., str]
 
 @pytest.fixture
 def save(tmp_path: Path, disturb: Callable[..., Any]) -> Save:
-    """Saves a small model of images of 32 pixels, or of clips, and returns its folder."""
+    """Returns a function that saves a small model of images of 32 pixels, or of clips, and returns its folder."""
 
     def make(name: str, size: tuple[int, ...] = (32, 32), **parts: Any) -> str:
         clips = len(size) == 3
@@ -59,20 +59,20 @@ def save(tmp_path: Path, disturb: Callable[..., Any]) -> Save:
 
 
 def photograph(path: Path, seed: int = 0, side: int = 150) -> Path:
-    """A JPEG that is reduced while it is decoded, as evaluation does."""
+    """Writes a JPEG that is reduced while it is decoded, as in an evaluation."""
     tiles = np.random.default_rng(seed).integers(0, 255, (10, 10, 3), dtype=np.uint8)
     Image.fromarray(tiles).resize((side, side + 20), Image.Resampling.BICUBIC).save(path, quality=92)
     return path
 
 
 def shown(view: dict[str, Any]) -> list[np.ndarray]:
-    """The frames of each panel, (T, H, W, 3), from the addresses that the page gets."""
+    """Returns the frames of each panel, (T, H, W, 3), from the data addresses that the page gets."""
     panels = [(from_png(panel["picture"]), panel["frames"]) for panel in view["panels"]]
     return [pixels.reshape(count, -1, *pixels.shape[1:]) for pixels, count in panels]
 
 
 def columns_of(monkeypatch: pytest.MonkeyPatch, folder: Path, model: str, source: Path, *more: Any) -> list[torch.Tensor]:
-    """The pictures, (1, C, s...) each, that `mmm reconstruct` draws of one file."""
+    """Returns the images, (1, C, s...) each, that `mmm reconstruct` draws for one file."""
     drawn: list[Any] = []
     monkeypatch.setattr("mmm.evaluate.reconstruction.gallery.draw_gallery", lambda shown, *_: drawn.append(shown))
     config = reconstruct.Config(model=model, source=str(source), out=str(folder / "out.png"), workers=0, device="cpu", **dict(more))
@@ -91,7 +91,7 @@ def test_it_shows_what_reconstruct_draws_to_the_pixel(save: Save, tmp_path: Path
     player.draw("me", "model", "random", 0.5, 7, {"unit": "2"})
     second, _ = player.show("me", ["model"])
     for view, flags in ((first, ()), (second, (("ratio", 0.5), ("mask_seed", 7)))):
-        if view is second:  # squares of 2 x 2 tokens are an option of the masker, which `mmm reconstruct` takes from the model
+        if view is second:  # units of 2 x 2 tokens are an option of the masker, which `mmm reconstruct` takes from the model
             model = save("squares", masker=RandomMasker.Config(unit=2))
             weights = (tmp_path / "model" / "model.safetensors").read_bytes()
             (tmp_path / "squares" / "model.safetensors").write_bytes(weights)
@@ -104,7 +104,7 @@ def test_it_shows_what_reconstruct_draws_to_the_pixel(save: Save, tmp_path: Path
 
 
 def test_masks_with_replaced_tokens_are_those_of_reconstruct(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """UM-MAE on Swin, which a painted mask would not fit: its own mask is shown as `mmm reconstruct` has it."""
+    """A painted mask does not work for UM-MAE on Swin, so the page shows the model's own mask like `mmm reconstruct`."""
     parts = {
         "tokenizer": Patches.Config(size=8),
         "masker": UniformMasker.Config(),
@@ -141,7 +141,7 @@ def test_a_painted_mask_is_what_is_hidden(save: Save) -> None:
     mask = Mask((~hidden).flatten().nonzero().T, hidden.flatten().nonzero().T)
     with inference(model):
         wanted = reconstruct_masked(model, x, model.data, mask)
-    view, table = player.show("me", ["a", "b"])  # the second with the same mask on its own grid
+    view, table = player.show("me", ["a", "b"])  # the second model gets the same mask on its grid
     for frames, pixels in zip(shown(view)[:4], wanted.pictures, strict=True):
         assert np.array_equal(frames, to_rgb(pixels).numpy())
     assert [panel["group"] for panel in view["panels"]] == ["a"] * 4 + ["b"] * 4
@@ -158,12 +158,12 @@ def test_masks_fit_other_grids() -> None:
     assert torch.equal(painted(hidden).fitted((2, 2, 2)).hidden.view(2, 2, 2)[1], hidden[0, ::2, ::2])
     assert painted(hidden).fitted((1, 8, 8)).hidden.sum() == 16
     assert torch.equal(painted(hidden).fitted((1, 8, 8)).fitted((1, 4, 4)).hidden, hidden.flatten())
-    scattered = painted(torch.arange(16).view(1, 4, 4) % 3 > 0)  # of each token of the coarse grid, a half or more is hidden
+    scattered = painted(torch.arange(16).view(1, 4, 4) % 3 > 0)  # in each token of the coarse grid, half or more is hidden
     assert scattered.fitted((1, 2, 2)).hidden.sum() == 2
 
 
 def test_maskers_draw_as_they_do_elsewhere() -> None:
-    """Whole clips as in a run; frame by frame as images of their own."""
+    """A whole clip gets the mask of a run; frame by frame, each frame gets the mask of an image."""
     config = config_of("block", 0.5, {"smallest": "0.1"})
     whole = draw(config, (3, 4, 4), 5)
     assert torch.equal(whole.hidden.view(3, 16)[0], whole.hidden.view(3, 16)[2])
@@ -318,7 +318,7 @@ def test_a_model_without_steps_and_no_model(save: Save) -> None:
 
 
 def test_the_space(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its page starts in tests/play/test_page.py."""
+    """A test in tests/play/test_page.py starts the page of the Space."""
     monkeypatch.setattr("mmm.play.export.metadata.version", lambda _: "6.31.0")
     folder = export_space([save("a")], tmp_path / "space")
     head = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])

@@ -1,4 +1,4 @@
-"""The README is right: its Python runs, its flags parse, its links lead to files."""
+"""The README: its Python code runs, its flags parse, and its links lead to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes as a user runs them: help, flags, files, resume, several processes, and what is said to a user who is wrong."""
+"""Recipes as a user runs them: help, flags, files, resume, several processes, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_what_the_readme_says(run_recipe: Run, tmp_path: Path) -> N
         2,
         2,
         2,
-    ]  # and evaluations
+    ]  # includes lines of evaluations
     assert set(result["features"]["linear"]) == {"trained", "untrained", "raw_pixels"}
     model = mmm.load(run)
     weights = load_file(run / "checkpoints" / "step_00000002" / "model.safetensors")
@@ -70,7 +70,7 @@ def test_stopped_and_resumed_is_never_stopped(run_recipe: Run, tmp_path: Path) -
     one, two = tmp_path / "one", tmp_path / "two"
     flags = (*SMALL, "--encoder.drop_path", "0.3", "--train.ema", "0.9", "--train.micro_batch_size", "4")
     run_recipe("image_mae", *flags, "--train.steps", "4", "--train.save_every", "2", "--folder", str(one))
-    # the same run, of which the second half is lost
+    # the same run, whose second half is deleted
     run_recipe("image_mae", *flags, "--train.steps", "4", "--train.save_every", "2", "--folder", str(two))
     for file in (two / "checkpoints" / "step_00000004").iterdir():
         file.unlink()
@@ -157,7 +157,7 @@ def test_data_from_a_file_of_the_user_s_own(run_recipe: Run, tmp_path: Path) -> 
 def test_too_many_unreadable_images_stop_a_run_at_once_or_after_its_checkpoint(
     run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No step of either run writes a line of metrics before the last."""
+    """Neither run writes a line of metrics before its last step."""
     source = folder_of_images(tmp_path / "images" / "train", (40,) * 6)
     folder_of_images(tmp_path / "images" / "test", (40,) * 6)
     flags = (*SMALL, "--data.source", str(source.parent), "--data.workers", "0", "--train.steps", "4", "--train.log_every", "100")
@@ -242,7 +242,7 @@ def expect_one_line(act: Callable[[], object], says: str, capsys: pytest.Capture
 
 
 def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") -> list[dict[str, float]]:
-    """Metrics of a recipe: run here by one process, or by torchrun under a watchdog."""
+    """Returns the metrics of a recipe, run in this process or by torchrun with a timeout."""
     fixed = [
         "--preset",
         "demo",
@@ -269,9 +269,9 @@ def launch(processes: int, run: Path, *flags: str, recipe: str = "image_mae") ->
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow  # 19 seconds; test_pretrain_video holds a recipe to the same in every run, test_train_loop the loop
+@pytest.mark.slow  # 19 seconds; faster tests of this: test_pretrain_video for a recipe, test_train_loop for the loop
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
-    """Losses agree to 1e-6 at the first step, held-out ones too; then rounding may drift (DESIGN 5: 3e-4 in 200 steps)."""
+    """Training and held-out losses agree to 1e-6 at the first step; then rounding may drift (DESIGN 5: 3e-4 in 200 steps)."""
     one = launch(1, tmp_path / "one", "--train.batch_size", "16", "--train.steps", "3")
     two = launch(2, tmp_path / "two", "--train.batch_size", "16", "--train.steps", "3", "--train.micro_batch_size", "4")
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-6)

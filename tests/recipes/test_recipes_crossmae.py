@@ -1,4 +1,4 @@
-"""The recipe image_crossmae.py: its settings are the published ones, and it trains, also as one flag of image_mae.py."""
+"""The recipe image_crossmae.py has the published settings and trains, also as one flag of image_mae.py."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Run = Callable[..., dict[str, object]]
 
 
 def parsed(*flags: str, name: str = "image_crossmae") -> Config:
-    """The config that a command line makes."""
+    """Returns the config that a command line makes."""
     found: list[Config] = []
     recipe = load_recipe(name)
     main(lambda config: found.append(config) or {}, presets=recipe.PRESETS, doc=recipe.__doc__, argv=list(flags), prog=name)
     return found[0]
 
 
-SIZES = {  # flags of the recipe's docstring, and the published totals
+SIZES = {  # flags in the recipe's docstring, and the published numbers of parameters
     "base": ((), 127_286_428),
     "small": (("--encoder.size", "small", "--decoder.width", "256", "--decoder.heads", "8"), 32_186_396),
     "large": (("--encoder.size", "large"), 347_940_908),
@@ -47,7 +47,7 @@ def test_the_published_sizes_are_flags(size: str) -> None:
 
 @pytest.mark.parametrize(("preset", "asked", "rate"), [("imagenet", 0.25, 1.5e-4 / 3), ("imagenet_75", None, 1.5e-4)])
 def test_the_learning_rate_falls_with_what_is_predicted(preset: str, asked: float | None, rate: float) -> None:
-    """The published code scales it by 0.25 / 0.75, here by an option of the recipe."""
+    """The published code scales it by 0.25 / 0.75, which is an option of the recipe."""
     config = parsed("--preset", preset, "--data.source", "/data/imagenet")
     assert (config.masker.ratio, config.masker.predict) == (0.75, asked)
     assert scaled(config).learning_rate == pytest.approx(rate, rel=1e-12)
@@ -56,7 +56,7 @@ def test_the_learning_rate_falls_with_what_is_predicted(preset: str, asked: floa
 
 
 def test_one_flag_makes_it_of_mae() -> None:
-    """And three more its setting: what differs from the recipe is nothing but the scaling of the learning rate."""
+    """With three more flags only the scaling of the learning rate differs from the recipe."""
     flags = [
         "--decoder.name",
         "cross_attention",
@@ -83,7 +83,7 @@ def test_presets_train(preset: str, run_recipe: Run, tmp_path: Path) -> None:
     model = mmm.load(run)
     x = torch.randn(2, *((1,) if preset == "demo" else (3,)), 32, 32)
     output = model(x)
-    assert (output.mask.visible.shape, output.mask.predict.shape) == ((2, 16), (2, 16))  # of 64; 32 are neither
+    assert (output.mask.visible.shape, output.mask.predict.shape) == ((2, 16), (2, 16))  # of 64; 32 are in neither
     assert output.loss.isfinite()
 
 

@@ -1,6 +1,6 @@
 """The presets of segmentation, detection and depth have the published values, one by one.
 
-The tables state what the authors' configs and papers say, in their terms: blocks count from 0 where they do so there. Nothing in
+The tables give the values of the authors' configs and papers in their terms, such as blocks counted from 0. Nothing in
 them is read from a recipe. Sources: MAE's appendix A.4 and the config that was released for ADE20K (implus/mae_segmentation),
 BEiT's configs (microsoft/unilm), ViTDet's configs (facebookresearch/detectron2), DINOv2's section 7.4 and DINOv3's configs.
 """
@@ -33,7 +33,7 @@ UPER_NET = ADE20K | {
     "data.photometric": True,
     "head.name": "uper_net",
     "head.pools": (1, 2, 3, 6),
-    "head.channels": None,  # the encoder's width, 768 or 1024
+    "head.channels": None,  # the width of the encoder, 768 or 1024
     "head.dropout": 0.1,
     "head.auxiliary": 256,
     "head.auxiliary_weight": 0.4,
@@ -46,14 +46,14 @@ UPER_NET = ADE20K | {
     "train.schedule": "linear",
     "train.weight_decay": 0.05,
     "train.betas": (0.9, 0.999),
-    "train.decay_tokens": True,  # the names on the authors' list lack a prefix, so that positions are decayed
+    "train.decay_tokens": True,  # the authors' list omits a prefix of the names, so that positions are decayed
     "train.clip_norm": None,
     "tokenizer.size": 16,
 }
 LINEAR = ADE20K | {
     "data.photometric": False,
     "head.name": "linear",
-    "head.blocks": (),  # the last output, after its norm
+    "head.blocks": (),  # the last output, after the norm
     "head.class_token": False,
     "head.dropout": 0.1,
     "head.std": 0.01,
@@ -95,13 +95,13 @@ NYU = {
     "frozen": True,
     "head.name": "linear",
     "head.blocks": (),
-    "head.class_token": False,  # DINOv3; DINOv2 has one
+    "head.class_token": False,  # as in DINOv3; DINOv2 has one
     "head.dropout": 0.0,
     "train.steps": 38_400,
     "train.batch_size": 16,
     "train.learning_rate": 3e-4,
 }
-DETR = {  # Carion et al., section A.4, as far as a plain vision transformer takes it over
+DETR = {  # Carion et al., section A.4, as far as it applies to a plain vision transformer
     "detector.name": "detr",
     "detector.queries": 100,
     "detector.width": 256,
@@ -139,7 +139,7 @@ def test_a_preset_has_the_published_values(recipe: str, preset: str) -> None:
     found = {name: reduce(getattr, name.split("."), config) for name in PUBLISHED[recipe, preset]}
     assert found == PUBLISHED[recipe, preset]
     plan = make_plan(config.train, samples=118_287, processes=1)
-    assert plan.peak == config.train.learning_rate  # stated for the whole batch, whatever its size
+    assert plan.peak == config.train.learning_rate  # given for the whole batch, of any size
     assert plan.final == 0
 
 
@@ -152,7 +152,7 @@ def test_a_preset_has_the_published_values(recipe: str, preset: str) -> None:
     ],
 )
 def test_blocks_that_are_read_and_global_blocks(preset: str, depth: int, taps: tuple[int, ...], globals_: tuple[int, ...]) -> None:
-    """The authors count from 0."""
+    """The authors count blocks from 0."""
     config = load_recipe("detect").PRESETS[preset]
     assert config.encoder.shape.depth == depth
     blocks = config.detector.global_blocks or default_global_blocks(depth)
@@ -174,7 +174,7 @@ def test_presets_are_saved_and_loaded_to_the_same(recipe: str, tmp_path: Path) -
 
 
 def test_the_demonstrations_start_from_the_pretraining_of_the_same_shape() -> None:
-    """Tokens, encoder and pixels of the demonstrations are those of recipes/image_mae.py."""
+    """Tokens, encoder and pixels of the demonstrations equal those of recipes/image_mae.py."""
     pretraining = load_recipe("image_mae").PRESETS["demo"]
     for recipe in ("segment", "detect", "depth"):
         config = load_recipe(recipe).PRESETS["demo"]

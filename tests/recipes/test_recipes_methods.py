@@ -1,4 +1,4 @@
-"""The recipes of methods: the demonstration of each trains, its published presets can be built, and docs/methods.md lists them."""
+"""Recipes of methods: each demonstration trains, the published presets can be built, and docs/methods.md lists them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECIPES = sorted(
     if isinstance(next(iter(load_recipe(path.stem).PRESETS.values())), pretrain.Config)
 )
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target")
-NOT_HERE = ("dalle", "runs/", "timm:", "transformers:")  # targets that read what is not there
+NOT_HERE = ("dalle", "runs/", "timm:", "transformers:")  # parts of targets that need missing files
 
 
 def needs_files(config: pretrain.Config) -> bool:
@@ -65,7 +65,7 @@ def test_a_student_learns_from_its_teacher(name: str, run_recipe, tmp_path: Path
     assert run_recipe(name, *flags)["step"] == 2
 
 
-# batch size, peak and final learning rate as the optimizer gets them, first rate over the peak, tokens seen, tokens predicted
+# batch size, peak and final learning rate of the optimizer, first rate over the peak, visible tokens, predicted tokens
 PUBLISHED = {
     "image_simmim": (2048, 4e-4, 0.0, 0.0, 76, 120),
     "image_maskfeat": (2048, 1.6e-3, 1e-6, 0.0, 118, 78),
@@ -95,7 +95,7 @@ def test_the_published_preset_has_the_published_values(name: str) -> None:
 
 
 def rows() -> dict[str, list[str]]:
-    """The page's table: the cells of each row by the recipe that it names."""
+    """Returns the rows of the page's table: the cells by recipe."""
     found = {}
     for line in PAGE.splitlines():
         if match := re.search(r"\| `recipes/(\w+)\.py` \|", line):
@@ -105,7 +105,7 @@ def rows() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_page_names_the_parts_of_the_recipe(name: str) -> None:
-    """One row for each recipe of pretraining, with the parts of its published preset."""
+    """The table has one row for each pretraining recipe, with the parts of its published preset."""
     cells = rows()[name]
     config = next(iter(load_recipe(name).PRESETS.values()))
     for kind in KINDS:

@@ -1,6 +1,6 @@
 """The presets that follow a publication have its values, one by one.
 
-The tables state what the authors' scripts and papers say, in their own terms: batches as samples per GPU times GPUs, learning
+The tables give the values of the authors' scripts and papers in their own terms: batches as samples per GPU times GPUs, learning
 rates for 256 samples, epochs of warm-up. Nothing in them is read from a recipe.
 """
 
@@ -15,11 +15,11 @@ from conftest import load_recipe
 from mmm.train.config import TrainConfig
 from mmm.train.schedule import make_plan
 
-SAMPLES = 3 * 2**18  # of a data set that every batch size below divides
+SAMPLES = 3 * 2**18  # size of a data set that every batch size below divides
 
 
 def schedule(train: TrainConfig) -> dict[str, float]:
-    """Epochs, batch size, epochs of warm-up, and peak and final learning rate as the optimizer gets them."""
+    """Returns epochs, batch size, epochs of warm-up, and peak and final learning rate of the optimizer."""
     plan = make_plan(train, samples=SAMPLES, processes=1)
     return {
         "epochs": plan.epoch(plan.steps),
@@ -33,12 +33,12 @@ def schedule(train: TrainConfig) -> dict[str, float]:
 
 
 class VideoPretraining(NamedTuple):
-    """VideoMAE's scripts/*/pretrain.sh; what they leave out is the default of run_mae_pretraining.py."""
+    """VideoMAE's scripts/*/pretrain.sh, with the defaults of run_mae_pretraining.py for missing options."""
 
     size: str
     clips: int  # per GPU
     gpus: int
-    epochs: int  # the scripts say one more: they save an epoch late
+    epochs: int  # the scripts give one more, because they save an epoch late
     decoder: tuple[int, int, int]  # width, depth, heads
     stride: int = 4
     ratio: float = 0.9
@@ -97,7 +97,7 @@ def test_every_preset_for_videos_is_in_the_table_or_the_demonstration() -> None:
 
 @pytest.mark.parametrize(("preset", "epochs"), [("imagenet", 800), ("imagenet_1600", 1600)])
 def test_image_pretraining_is_maes(preset: str, epochs: int) -> None:
-    """MAE's PRETRAIN.md; the released weights were trained for 1,600 epochs."""
+    """The source is MAE's PRETRAIN.md; the released weights were trained for 1,600 epochs."""
     config = load_recipe("image_mae").PRESETS[preset]
     expected = {"epochs": epochs, "batch": 4096, "warmup": 40, "peak": 1.5e-4 * 16, "final": 0.0, "decay": 0.05}
     assert schedule(config.train) == pytest.approx(expected | {"beta1": 0.9, "beta2": 0.95})
@@ -110,9 +110,9 @@ def test_image_pretraining_is_maes(preset: str, epochs: int) -> None:
 
 
 def test_joint_pretraining_is_omnimaes() -> None:
-    """omnimae_vitbase_ssv2_in1k.yaml: 32 samples on each of 64 GPUs, 800 epochs of both loaders.
+    """The source is omnimae_vitbase_ssv2_in1k.yaml: 32 samples on each of 64 GPUs, 800 epochs of both loaders.
 
-    An image update takes 32 images a GPU; a clip update takes 8 videos, of which four crops each make 32 samples. An epoch
+    An image update takes 32 images per GPU; a clip update takes 8 videos, with four crops each, which make 32 samples. An epoch
     passes once over the images and once over a quarter of the videos.
     """
     videos, images, gpus, epochs = 168_913, 1_281_167, 64, 800
@@ -128,7 +128,7 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert plan.steps == pytest.approx(epochs * (image_updates + clip_updates), rel=0.005)
     passes = plan.steps * plan.batch_size * images_turn / (clips_turn + images_turn) / images
     assert passes == pytest.approx(epochs, rel=0.005)
-    assert plan.epoch(plan.steps) * config.data.repeats == pytest.approx(epochs, rel=0.005)  # samples of each video
+    assert plan.epoch(plan.steps) * config.data.repeats == pytest.approx(epochs, rel=0.005)  # samples per video
     assert plan.warmup == pytest.approx(0.05 * plan.steps, rel=0.005)
     assert (plan.peak, plan.final) == (1.6e-3, 0.0)
     assert (config.train.weight_decay, config.train.betas, config.train.clip_norm) == (0.05, (0.9, 0.95), None)
@@ -142,7 +142,7 @@ def test_joint_pretraining_is_omnimaes() -> None:
 
 
 class VideoFineTuning(NamedTuple):
-    """VideoMAE's scripts/*/finetune.sh; every video gives two samples, and batches and rates are stated for videos."""
+    """VideoMAE's scripts/*/finetune.sh; every video gives two samples, and batches and rates are given in videos."""
 
     size: str
     videos: int  # per GPU
@@ -181,7 +181,7 @@ def test_video_fine_tuning_is_videomaes(name: str) -> None:
 
 
 class ImageFineTuning(NamedTuple):
-    """MAE's FINETUNE.md and table 9; the smallest rate is 1e-6 whatever the batch."""
+    """MAE's FINETUNE.md and table 9; the smallest rate is 1e-6 for any batch size."""
 
     size: str
     epochs: int
@@ -210,7 +210,7 @@ def test_image_fine_tuning_is_maes(name: str) -> None:
 
 
 def check_fine_tuning(config: Any, row: VideoFineTuning | ImageFineTuning) -> None:
-    """The values that images and videos have in common."""
+    """Checks the values that images and videos have in common."""
     assert (config.encoder.size, config.encoder.drop_path, config.layer_decay) == (row.size, row.drop_path, row.layer_decay)
     assert (config.pool.name, config.head.norm, config.head.dropout) == ("mean", "layer", row.dropout)
     assert (config.data.image_size, config.data.crop_scale) == (224, (0.08, 1.0))
@@ -219,7 +219,7 @@ def check_fine_tuning(config: Any, row: VideoFineTuning | ImageFineTuning) -> No
 
 
 def test_linear_probing_is_maes() -> None:
-    """MAE's main_linprobe.py and appendix A.2."""
+    """The sources are MAE's main_linprobe.py and appendix A.2."""
     config = load_recipe("image_linear_probe").PRESETS["imagenet"]
     expected = {"batch": 16384, "peak": 6.4, "final": 0.0, "decay": 0.0, "epochs": 90, "warmup": 10}
     found = schedule(config.train)

@@ -1,4 +1,4 @@
-"""`mmm launch --slurm`: the script, run by a shell with stand-ins for srun, scontrol and sbatch."""
+"""`mmm launch --slurm`: a shell runs the script with stand-ins for srun, scontrol and sbatch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ exit "${CODE:-0}"
 
 
 def tools(folder: Path, **scripts: str) -> dict[str, str]:
-    """The environment of a job of two tasks, with stand-ins for programs."""
+    """Writes stand-ins for programs and returns the environment of a job with two tasks."""
     folder.mkdir()
     for name, text in scripts.items():
         path = folder / name
@@ -46,7 +46,7 @@ def tools(folder: Path, **scripts: str) -> dict[str, str]:
 
 
 def make(monkeypatch: pytest.MonkeyPatch, where: Path, *flags: str) -> str:
-    """The script of a job whose Python is a stand-in that notes what it got."""
+    """Returns the script of a job whose Python is a stand-in that records its arguments."""
     monkeypatch.chdir(where)
     monkeypatch.setattr(sys, "executable", str(where / "bin" / "show"))
     return str(launch.run(launch.Config(command=COMMAND, slurm=True, dry_run=True, gpus=0, processes=2))["script"])

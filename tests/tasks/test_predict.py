@@ -1,4 +1,4 @@
-"""`mmm predict`: a classifier on files, folders and films."""
+"""`mmm predict`: a classifier on files, folders and videos."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_and_a_file(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rows are what the model itself says of the files; what cannot be read is named."""
+    """The rows equal the predictions of the model itself, and the unreadable file is reported."""
     found = ask(["predict", str(model), str(folder), "--top", "2", "--out", str(tmp_path / "rows.json"), *CPU])["predictions"]
     said = {row["name"].rsplit("/")[-1]: row for row in found}
     assert set(said) == {"0.png", "1.png", "2.png", "broken.png"}
@@ -56,7 +56,7 @@ def test_a_folder_and_a_file(model: Path, folder: Path, tmp_path: Path, capsys: 
 
 
 def test_a_film(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
-    """A film's probabilities are the mean over its clips."""
+    """The probabilities of a video are the mean over its clips."""
     classifier = Classifier.of(build(size=(4, 16, 16)), classes=2)
     classifier.save_pretrained(tmp_path / "model")
     film = write(tmp_path / "film.mp4")
@@ -83,7 +83,7 @@ def test_what_cannot_be_is_said(model: Path, build: Callable[..., MaskedModel], 
 
 
 def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_path: Path) -> None:
-    """A segmenter's classes are those of `segment`, at each image's own size; a detector's boxes lie inside."""
+    """Masks equal `segment` of the model at the size of each image, and boxes are inside the image."""
     from mmm.dense.detector import Detector, MaskRCNN
     from mmm.dense.heads import LinearHead
     from mmm.dense.segmenter import Segmenter
@@ -107,7 +107,7 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
             x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
             assert (segmenter.segment(x).argmax(1)[0].numpy() == mask).mean() > 0.999
     small = MaskRCNN.Config(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
-    other = build((16, 16))  # whose attention gets relative positions
+    other = build((16, 16))  # another model, because the detector adds relative positions to its attention
     Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data).save_pretrained(tmp_path / "detector")
     out = tmp_path / "objects.csv"
     found = ask(["predict", str(tmp_path / "detector"), *arguments, "--least", "0", "--out", str(out)])["predictions"]
@@ -116,7 +116,7 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
     assert (boxes >= 0).all()
     assert (boxes <= [20, 30, 20, 30]).all()
     with out.open() as file:
-        assert len(list(csv.DictReader(file))) == len(boxes) + 1  # and the input that cannot be read
+        assert len(list(csv.DictReader(file))) == len(boxes) + 1  # plus the row of the unreadable input
     Classifier.of(built, classes=2).save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match="--masks is for segmenters and detectors"):
         run(Config(inputs=(str(tmp_path / "classifier"), str(folder)), masks=str(tmp_path / "masks")))

@@ -20,7 +20,7 @@ from tasks import report, runs
 
 
 def make_run(folder: Path, steps: int, *, planned: int = 4, psnr: float | None = None, **parts: Any) -> Path:
-    """The folder of a run that has made some updates."""
+    """Writes the folder of a run after some updates."""
     (folder / "pictures").mkdir(parents=True)
     save(replace(DEMO, train=replace(DEMO.train, steps=planned), **parts), folder / "config.yaml")
     lines = [{"step": step, "epoch": step / 45, "loss": 1.0 / step, "grad_norm": None} for step in range(1, steps + 1)]
@@ -46,7 +46,7 @@ def test_the_table_has_each_run_with_its_state_and_figures(two: tuple[Path, Path
     found = {Path(row["run"]).name: row for row in runs.run(runs.Config(folder=str(root)))["runs"]}
     assert (found["first"]["state"], found["second"]["state"]) == ("finished", "running")
     lock.release()
-    (root / "first" / "broken").mkdir()  # nothing in a run is another run
+    (root / "first" / "broken").mkdir()  # a folder inside a run is not another run
     (root / "other").mkdir()
     (root / "other" / "config.yaml").write_text("a: 1\n")
     found = {Path(row["run"]).name: row for row in runs.run(runs.Config(folder=str(root), sort="psnr"))["runs"]}
@@ -67,7 +67,7 @@ def test_the_table_has_each_run_with_its_state_and_figures(two: tuple[Path, Path
 def test_the_planned_updates_follow_from_epochs(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 3)
     save(replace(IMAGENET, train=replace(IMAGENET.train, epochs=2)), folder / "config.yaml")
-    assert Record.read(folder).planned == 90  # 45 updates an epoch
+    assert Record.read(folder).planned == 90  # 45 updates per epoch
     (folder / "metrics.jsonl").unlink()
     assert Record.read(folder).planned is None
     assert Record.read(folder).state == "stopped"
@@ -107,7 +107,7 @@ def test_the_report_of_one_run_lies_in_its_folder_and_holds_no_markup_of_others(
 
 @pytest.mark.slow
 def test_a_browser_draws_the_curves_and_reads_them(two: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both widths and colour schemes; the pointer and the keyboard."""
+    """The curves work at two widths, in both colour schemes, and with the keyboard."""
     import shutil
 
     sync_api = pytest.importorskip("playwright.sync_api")

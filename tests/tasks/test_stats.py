@@ -1,4 +1,4 @@
-"""`mmm stats`: its numbers against NumPy, the inputs that it cannot read, and the command that it proposes."""
+"""`mmm stats`: its numbers equal NumPy's, unreadable inputs are listed, and the proposed command is correct."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def test_a_part_of_many_inputs_is_chosen_once_and_for_all() -> None:
     chosen = choose(1000, 50)
     assert len(set(chosen)) == 50
     assert chosen == sorted(chosen) == choose(1000, 50)
-    assert abs(np.mean(chosen) - 500) < 150  # from all of them, not from their beginning
+    assert abs(np.mean(chosen) - 500) < 150  # chosen from all inputs, not only the first ones
     assert choose(3, 50) == [0, 1, 2]
 
 
 def test_the_columns_of_a_list_are_named_and_proposed(tmp_path: Path) -> None:
     colours = write_images(tmp_path, [(32, 32), (40, 40), (32, 32)]) / 255
-    rows = [f"{number} class{number % 2}/{number}.png" for number in range(3)]  # the label first, which cannot be known
+    rows = [f"{number} class{number % 2}/{number}.png" for number in range(3)]  # the label comes first, which cannot be detected
     (tmp_path / "list.txt").write_text("\n".join(rows) + "\n")
     found = stats.run(stats.Config(source=str(tmp_path / "list.txt"), list_columns=("label", "path"), medium="images", workers=0))
     np.testing.assert_allclose(found["mean"], colours.mean(0), rtol=0, atol=1e-9)

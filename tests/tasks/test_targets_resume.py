@@ -1,4 +1,4 @@
-"""Targets that change in a training: a run that was stopped goes on bit for bit as if it had not been."""
+"""Targets with state that changes in training: a resumed run equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_a_run_with_a_learning_target_resumes_bit_for_bit(target: str, run_recip
     one, other = weights(whole, 4), weights(stopped, 4)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     before = {name: value for name, value in weights(whole, 2).items() if name.startswith("target.")}
-    assert [name for name, value in before.items() if not torch.equal(value, one[name])]  # what the target holds has moved on
+    assert [name for name, value in before.items() if not torch.equal(value, one[name])]  # the state of the target has changed
 
 
 def test_samples_that_are_assigned_together_belong_to_a_run(run_recipe: RunRecipe, tmp_path: Path, capsys: Any) -> None:
-    """The whole batch is, unless `train.micro_batch_size` says otherwise: another number would be another method."""
+    """The number is the batch size, or `train.micro_batch_size` if given; a change of it would change the method."""
     flags = ["--target.name", "clusters", "--target.clusters", "32", "--folder", str(tmp_path / "run")]
     run_recipe("image_mae", *flags)
     with pytest.raises(SystemExit):
@@ -55,7 +55,7 @@ def test_samples_that_are_assigned_together_belong_to_a_run(run_recipe: RunRecip
 def test_a_run_learns_the_features_of_a_frozen_run(
     run_recipe: RunRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SALT's second stage: the teacher is not in the checkpoints, which load without it; another one is refused on a resume."""
+    """In SALT's second stage the checkpoints load without the teacher, and a resume with another teacher is refused."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     run_recipe("image_mae", "--folder", str(teacher))
     flags = ["--target.name", "latent", "--target.teacher", str(teacher), "--train.steps", "4", "--train.save_every", "2"]

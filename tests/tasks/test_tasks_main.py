@@ -1,4 +1,4 @@
-"""The console script: what it lists, what it imports, and what it says to a user who is wrong."""
+"""The console script: the tasks that it lists, its imports, and its messages for mistakes."""
 
 from __future__ import annotations
 

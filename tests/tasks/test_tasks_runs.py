@@ -1,4 +1,4 @@
-"""Tasks on real runs: a recipe trains two steps, then knn, reconstruct and compare look at what it left."""
+"""Tasks on real runs: a recipe trains for two steps, then knn, reconstruct and compare read the run folder."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ FEW = ("--test_samples", "12", "--labels_per_class", "5", "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 48 real tiles in four classes."""
+    """Writes a folder of 48 real tiles in four classes."""
     folder = tmp_path_factory.mktemp("tiles")
     images = open_images(ImagesConfig(source="builtin:photographs", channels=1, mean=(0.5,), std=(0.25,)), "eval")
-    for place in range(0, 240, 5):  # sixty tiles a class, in order
+    for place in range(0, 240, 5):  # sixty tiles per class, in order
         path = folder / str(int(images.labels()[place])) / f"{place}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(images.read(place)[..., 0]).save(path)
@@ -60,7 +60,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Four short runs of the MAE recipe: two ratios, two seeds each; not to be written to."""
+    """Returns four short runs of the MAE recipe, with two ratios and two seeds each; tests must not write to them."""
     folder, recipe = tmp_path_factory.mktemp("runs"), load_recipe("image_mae")
     data = ("--data.source", str(tiles), "--data.holdout", "0.3", "--data.eval_split", "none", "--evaluate", "masked_loss")
     for name in ("75-3", "75-4", "50-3", "50-4"):
@@ -74,7 +74,7 @@ def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 @pytest.fixture
 def trained(runs: dict[str, Path], tmp_path: Path) -> Path:
-    """One of the runs, to write to."""
+    """Returns a copy of one of the runs, which tests may write to."""
     return shutil.copytree(runs["75-3"], tmp_path / "trained")
 
 
@@ -145,7 +145,7 @@ def test_too_many_unreadable_inputs_stop_a_short_run_at_once(
         run_main(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(tmp_path / "run")])
     reset_accelerate()
     assert "inputs cannot be read" in capsys.readouterr().err
-    assert len((tmp_path / "run" / "bad_inputs.jsonl").read_text().splitlines()) < 12  # of 24: the run did not see all
+    assert len((tmp_path / "run" / "bad_inputs.jsonl").read_text().splitlines()) < 12  # of 24: the run stopped before it read all
 
 
 def test_a_second_source_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +197,7 @@ def test_the_untrained_model_is_the_one_that_the_run_began_with(trained: Path) -
 
 
 def test_published_weights_need_images(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An encoder alone, under timm's names, as official files hold it: judged, but nothing to reconstruct with."""
+    """An encoder alone, under timm's names as in official files, can be evaluated but not used for reconstruction."""
     parts = ModelConfig(
         tokenizer=Patches.Config(size=8),
         masker=RandomMasker.Config(),
@@ -226,7 +226,7 @@ def test_reconstruct_draws_and_records(trained: Path, capsys: pytest.CaptureFixt
     main(["reconstruct", str(trained), "--samples", "2", "--measured", "4", "--device", "cpu", *half])
     assert "(50%)" in capsys.readouterr().out
     assert (tmp_path / "half.png").exists()
-    assert Record.read(trained).evaluations["reconstruction"] == found  # another question is not the run's result
+    assert Record.read(trained).evaluations["reconstruction"] == found  # another masking ratio does not change the run's result
     painted = Image.new("L", (60, 60))
     painted.paste(255, (0, 0, 30, 60))
     painted.save(tmp_path / "left.png")
@@ -337,7 +337,7 @@ def test_a_swap_runs_every_variant_with_every_seed(tmp_path: Path) -> None:
 def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command that a comparison makes is one that the recipe takes; here in a process of its own, as for a user."""
+    """The recipe accepts the command that a comparison makes, run in a separate process as for a user."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     ran: list[list[str]] = []
     whole = subprocess.run
@@ -359,7 +359,7 @@ def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
 
 
 def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 13, point 21: one folder's picture took the place of the run's own; and no picture named run and data."""
+    """Issue 13, point 21: a picture of another folder replaced the run's own, and no picture named its run and data."""
     drawn: list[str] = []
     own = gallery.draw_grid
     monkeypatch.setattr(
@@ -380,7 +380,7 @@ def test_pictures_of_other_data_are_beside_the_runs_own(trained: Path, tiles: Pa
         assert (trained / "pictures" / f"{picture.stem}{end}.png").exists()
     assert picture.read_bytes() == before
     assert Record.read(trained).evaluations["reconstruction"] == found
-    assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the others are kept too
+    assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 4  # the other results are kept, too
     assert all("trained, step 2" in text and tiles.name in text for text in drawn)
     assert "held out" in drawn[0]
     assert "train (rest)" in drawn[3]
@@ -402,14 +402,14 @@ def test_a_variant_that_equals_the_base_counts_once(
     groups = compare.group_runs(records)
     assert [[run.path for run in group.runs] for group in groups] == [[runs["75-3"], runs["75-4"]], [runs["50-3"]]]
     assert f"{twin} has the same options and seed as {runs['75-3']}" in caplog.text
-    alone = [group.label for group in compare.group_runs(records[:2])]  # nothing differs: two rows, told apart by their folders
+    alone = [group.label for group in compare.group_runs(records[:2])]  # without differences: two rows, named after their folders
     assert alone == [f"{runs['75-3'].parent.name}/75-3", "twin/75-3"]
 
 
 def test_unlike_runs_fit_into_table_and_plot(
     trained: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 13, point 21: labels of 400 characters, and a legend off the plot."""
+    """Issue 13, point 21: labels had 400 characters, and the legend was outside the plot."""
     saved = (trained / "config.yaml").read_text()
     (trained / "config.yaml").write_text(
         saved.replace("depth: 2", "depth: 20").replace("width: 24", "width: 240").replace("learning_rate: ", "learning_rate: 1")

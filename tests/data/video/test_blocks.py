@@ -1,4 +1,4 @@
-"""Frames read in blocks, and the crops cut from them, are those of one read, for any size of a block."""
+"""Frames that are read in blocks, and the crops cut from them, equal those of a single read, for any block size."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Whole:
         self.times, self.read, self.close = video.times, video.read, video.close
 
 
-@pytest.mark.parametrize("size", [1, 30_000, 2**40])  # a frame a block, three (the last one holds one), all
+@pytest.mark.parametrize("size", [1, 30_000, 2**40])  # one frame per block, three (the last block has one), all
 def test_blocks_hold_what_reading_gives(films: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "BLOCK", size)
     for kind, path in films.items():

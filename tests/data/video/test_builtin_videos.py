@@ -43,7 +43,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def moved(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[int, int]:
-    """Returns the shift in pixels, down and right, at which the second image fits the first best; at most 8."""
+    """Returns the shift in pixels, down and right and at most 8, for which the second image fits the first best."""
     side, most = len(first), 8
 
     def apart(down: int, right: int) -> float:
@@ -71,7 +71,7 @@ def test_videos_are_functions_of_split_and_index() -> None:
     videos.motion_frames("train", 5)
     np.testing.assert_array_equal(first, videos.motion_frames("test", 5))
     assert not np.array_equal(first, videos.motion_frames("validation", 5))
-    assert not np.array_equal(first, videos.motion_frames("test", 13))  # of the same class
+    assert not np.array_equal(first, videos.motion_frames("test", 13))  # another video of the same class
     assert first.shape == (videos.FRAMES, videos.SIDE, videos.SIDE)
 
 
@@ -95,7 +95,7 @@ def test_a_frame_says_nothing_of_the_class() -> None:
 
 
 def test_no_pixel_of_a_photograph_is_in_two_splits() -> None:
-    ends: dict[str, int] = {}  # of what the splits before show of a photograph
+    ends: dict[str, int] = {}  # right end of the columns that earlier splits use, by photograph
     for split, (photographs, start, end) in videos.PARTS.items():
         for file in photographs:
             grey = np.asarray(photograph(file).convert("L"), dtype=float)
@@ -141,7 +141,7 @@ def test_the_source_is_read_like_any_folder(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_there_is_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "write_motion_video", None)
     root = videos.motion_folder(cache, FEW)
-    monkeypatch.setattr(videos, "SPEED", (3.0, 4.0))  # other videos are other files
+    monkeypatch.setattr(videos, "SPEED", (3.0, 4.0))  # other settings give other files
     with pytest.raises(TypeError):
         videos.motion_folder(cache, FEW)
     assert root.is_dir()
@@ -159,7 +159,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, damage: str) 
         victim.unlink()
     elif damage == "list":
         (root / videos.SIZES).write_text(json.dumps({})[:1])
-    else:  # killed while it was being made
+    else:  # the process was killed while it wrote the files
         root.rename(root.with_name(f".{root.name}.tmp"))
     assert videos.motion_folder(tmp_path, FEW) == root
     assert content(root) == whole

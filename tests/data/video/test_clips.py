@@ -1,4 +1,4 @@
-"""Clips: which frames and crops a sample gets, decoding once, the same samples for any number of workers and processes."""
+"""Clips: the frames and crops of a sample, a single decode, and the same samples for any number of workers and processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def keys(count: int, seed: int = 0) -> Tensor:
     ],
 )
 def test_a_short_video_repeats_the_last_frame_of_the_clip(count: int, expected: list[int]) -> None:
-    """The published VideoMAE's choices for 16 frames of stride 4."""
+    """The expected frames are those of the published VideoMAE for 16 frames of stride 4."""
     config = ClipsConfig()
     assert random_frames(seconds(count), keys(3), config).tolist() == [expected] * 3
     assert even_frames(seconds(count), config).tolist() == [expected]
@@ -56,7 +56,7 @@ def test_a_short_video_repeats_the_last_frame_of_the_clip(count: int, expected: 
 def test_dense_starts_are_even_over_all_that_fit() -> None:
     clips = random_frames(seconds(70), keys(7000), ClipsConfig())
     counts = np.bincount(clips[:, 0], minlength=7)
-    assert len(counts) == 7  # 0 .. 70 - 64
+    assert len(counts) == 7  # the starts are 0 to 70 - 64
     assert counts.min() > 850
     assert (np.diff(clips) == 4).all()
     assert np.array_equal(clips[:50], random_frames(seconds(70), keys(50), ClipsConfig()))
@@ -83,7 +83,7 @@ def test_frames_a_second_are_the_same_whatever_the_rate() -> None:
     shown = slow_then_fast[clips]
     assert (np.abs(np.diff(shown) - 0.1) < 0.51).all()
     assert (np.diff(clips[shown[:, 0] > 5.2]) == 2).all()
-    assert random_frames(seconds(5), keys(1), config).tolist() == [[0, 3, 3, 3]]  # 0.17 s are one step and a bit
+    assert random_frames(seconds(5), keys(1), config).tolist() == [[0, 3, 3, 3]]  # 0.17 s is a little more than one step
 
 
 def test_evaluation_spreads_its_clips() -> None:
@@ -96,7 +96,7 @@ def test_evaluation_spreads_its_clips() -> None:
 
 
 def published_boxes(height: int, width: int, size: int) -> set[tuple[int, int, int, int]]:
-    """Returns all boxes that VideoMAE's crop can draw, by its description."""
+    """Returns all boxes that VideoMAE's crop can draw, computed from its description."""
     sides = [int(min(height, width) * share) for share in SIDES]
     sides = [size if abs(side - size) < 3 else side for side in sides]
     boxes = set()
@@ -148,20 +148,20 @@ def test_crops_of_evaluation_spread_over_the_long_side() -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine kinds of video in two classes."""
+    """Writes videos of nine kinds in two classes."""
     zoo, root = make_zoo(tmp_path_factory.mktemp("zoo")), tmp_path_factory.mktemp("tree")
     for i, kind in enumerate(
         ("closed", "open", "mpeg4_avi", "variable_rate", "one_frame", "odd_size", "mpeg_ts", "raw", "h264_avi")
     ):
         (root / f"class{i % 2}").mkdir(exist_ok=True)
-        suffix = ".mp4" if kind == "raw" else zoo[kind].suffix  # what it is, its bytes say
+        suffix = ".mp4" if kind == "raw" else zoo[kind].suffix  # the content, not the suffix, gives the format
         (root / f"class{i % 2}" / f"{i}{suffix}").write_bytes(zoo[kind].read_bytes())
     return root
 
 
 @pytest.fixture(scope="module")
 def damaged(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same names, of which three are unreadable."""
+    """Writes files with the names of `tree`, three of which are unreadable."""
     root = tmp_path_factory.mktemp("damaged")
     for path in tree.rglob("*.*"):
         (root / path.parent.name).mkdir(exist_ok=True)
@@ -307,7 +307,7 @@ def test_images_repeat_too(tmp_path: Path) -> None:
     batch = next(train_batches(images, two, seed=0, batch_size=8, steps=1))
     assert torch.equal(batch.index, batch.index[::2].repeat_interleave(2))
     single = next(train_batches(images, one, seed=0, batch_size=4, steps=1))
-    assert torch.equal(single.pixels, batch.pixels[::2])  # the first of each is what it would be alone
+    assert torch.equal(single.pixels, batch.pixels[::2])  # the first crop of each image is the one without repeats
     assert not torch.equal(batch.pixels[::2], batch.pixels[1::2])
 
 
@@ -406,7 +406,7 @@ def test_the_global_generators_are_left_alone(tree: Path) -> None:
 
 
 def test_the_pixels_reach_the_model_in_its_own_order(tree: Path) -> None:
-    """They are stored channels last in memory, which must not show."""
+    """The pixels are stored channels last in memory, but have the usual order of dimensions."""
     batch = next(train_batches(opened(tree), CONFIG, seed=0, batch_size=2, steps=1))
     assert not batch.pixels.is_contiguous()
     assert torch.equal(batch.pixels.contiguous().flatten(), batch.pixels.flatten())

@@ -1,4 +1,4 @@
-"""Frames equal those of a full decode, for every kind of file and every backend, or are refused with a reason."""
+"""Frames equal those of a full decode for every kind of file and every backend, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def clips(real_data: Path) -> Path:
 
 
 def draws(count: int, seed: int = 0) -> list[list[int]]:
-    """Draws clips as in training, and harder ones: backwards, repeated, single, and all frames."""
+    """Draws clips as in training and harder ones: backwards, repeated, single, and all frames."""
     generator = np.random.default_rng(seed)
     starts = generator.integers(0, max(1, count - 16), 5)
     dense = [
@@ -129,7 +129,7 @@ def test_size_is_height_and_width_or_the_short_side(zoo: dict[str, Path]) -> Non
     assert read_clip(zoo["closed"], [0], size=32).shape == (1, 32, 48, 3)
     small = read_clip(zoo["closed"], [3], size=(32, 48))[0].astype(float)
     whole = all_frames(zoo["closed"])[3].astype(float).reshape(32, 2, 48, 2, 3).mean((1, 3))
-    assert np.abs(small - whole).mean() < 15  # antialiased: near the mean of the four, where plain bilinear would take one
+    assert np.abs(small - whole).mean() < 15  # antialiased: near the mean of four pixels; plain bilinear takes one
 
 
 def test_grey_is_one_channel(zoo: dict[str, Path]) -> None:
@@ -190,7 +190,7 @@ def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("bframes", [0, 2])
 def test_decoding_does_not_start_at_a_recovery_point(tmp_path: Path, bframes: int, container: str) -> None:
-    """Writes a video with intra refresh, in which only the first frame can be decoded by itself."""
+    """In a video with intra refresh, only the first frame can be decoded by itself."""
     path = tmp_path / f"refresh.{container}"
     write(
         path,
@@ -252,7 +252,7 @@ def test_a_frame_beside_lost_packets_is_the_same_whatever_is_read_with_it(zoo: d
 
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Records the videos whose packets are listed, with an empty cache in which every list is kept."""
+    """Records the videos whose packets are listed, starting from an empty cache that keeps every list."""
     listed: list[str] = []
     plain = packets.list_packets
 
@@ -276,11 +276,11 @@ def test_the_packets_of_a_long_video_are_listed_once(
     truth = all_frames(path)
     for again in range(3):
         if again == 2:
-            monkeypatch.setattr(packets, "_memory", {})  # as in another process
+            monkeypatch.setattr(packets, "_memory", {})  # simulates another process
         for frames in draws(len(truth), again):
             assert np.array_equal(read_clip(path, frames), np.stack([truth[number] for number in frames]))
     assert lists == [path.name]
-    path.write_bytes(zoo["short_group"].read_bytes())  # another film under its name
+    path.write_bytes(zoo["short_group"].read_bytes())  # another video with the same name
     assert np.array_equal(read_clip(path, [7]), [all_frames(zoo["short_group"])[7]])
     assert len(lists) == 2
 
@@ -296,7 +296,7 @@ def test_a_damaged_or_a_missing_cache_costs_time_only(
         monkeypatch.setattr(packets, "_memory", {})
         assert np.array_equal(read_clip(zoo["closed"], [3]), [truth[3]])
     assert len(lists) == 4
-    monkeypatch.setenv("XDG_CACHE_HOME", str(zoo["closed"]))  # no folder can be made there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(zoo["closed"]))  # a file, in which no folder can be created
     for number in (3, 30):
         monkeypatch.setattr(packets, "_memory", {} if number == 3 else packets._memory)
         assert np.array_equal(read_clip(zoo["closed"], [number]), [truth[number]])
@@ -313,7 +313,7 @@ def broken(folder: Path, good: Path) -> dict[str, tuple[Path | bytes, str]]:
     files = {
         "empty.mp4": (b"", "empty"),
         "text.mp4": (b"This is not a video.\n" * 50, "cannot be opened"),
-        "truncated.mp4": (data[: len(data) // 2], "cannot be"),  # the index, at the end, is lost
+        "truncated.mp4": (data[: len(data) // 2], "cannot be"),  # the index at the end is lost
         "zeroes.mp4": (bytes(5000), "cannot be opened"),
         "playlist.mp4": (b"ffconcat version 1.0\nfile good.mp4\n", "is not a video of a known format"),
     }
@@ -344,7 +344,7 @@ def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tm
 
 
 def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], tmp_path: Path) -> None:
-    """The index is at the front: the remaining frames are exact, the others refused."""
+    """The index is at the front: the frames before the cut are exact, and the others are refused."""
     front = tmp_path / "front.mp4"
     with av.open(str(zoo["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -376,7 +376,7 @@ def test_no_frame_of_a_stream_that_shows_damage_is_passed_off_as_true(zoo: dict[
     for seed in range(12):
         path = flipped(tmp_path / f"{seed}.mp4", zoo["closed"], seed)
         if not shows_damage(path):
-            continue  # a valid stream of other pixels
+            continue  # a valid stream with other pixels
         found += 1
         with pytest.raises(Unreadable, match=r"damaged|cannot be decoded"):
             read_clip(path, backend=backend)
@@ -417,7 +417,7 @@ def test_frames_from_another_container_are_the_same(zoo: dict[str, Path], tmp_pa
 
 
 def test_the_pictures_are_those_that_were_encoded(tmp_path: Path) -> None:
-    """Compares with the images that were encoded: lossless, and grey, which no conversion of colours changes."""
+    """The expected images are those given to a lossless encoder; they are grey, so that no colour conversion changes them."""
     path = write(tmp_path / "lossless.mp4", options={"qp": "0"}, pixels="yuv444p", count=20)
     for found, made in zip(read_clip(path, [2, 9, 17]), [list(pictures(20))[i] for i in (2, 9, 17)], strict=True):
         assert np.abs(found.astype(int) - made).mean() < 3

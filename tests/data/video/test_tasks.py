@@ -151,7 +151,7 @@ def test_prepared_videos_show_the_same_small_and_fast_to_read(
         small = resize(old, new.shape[1:3]).astype(float)
         distance = np.square(small[:, None] - new[None].astype(float)).mean((2, 3, 4))  # (N, N)
         assert distance.argmin(0).tolist() == list(range(len(old))), original.name
-        assert 10 * np.log10(255**2 / distance.diagonal().mean()) > 22, original.name  # noise, of blocks of four pixels
+        assert 10 * np.log10(255**2 / distance.diagonal().mean()) > 22, original.name  # noise of blocks of four pixels
         info, was = probe(path), probe(original)
         assert info.codec == "h264"
         assert info.group <= 12

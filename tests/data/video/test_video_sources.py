@@ -1,4 +1,4 @@
-"""Sources of videos: folders, folders of frames, lists, tables; labels, splits, and errors."""
+"""Sources of videos: folders, folders of frames, lists, tables; labels, splits and errors."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptu
     [("n0144_{}.png", "their names do not count in equal steps: n0144_0.png"), ("{:05d}.png", "neighbours differ as much as")],
 )
 def test_classes_of_images_of_one_size_are_no_videos_either(tmp_path: Path, name: str, reason: str) -> None:
-    """Unless the user says that they are: then names with gaps are read in their order."""
+    """Folders of images are refused unless `frame_folders` is set; then names with gaps are read in their order."""
     generator = np.random.default_rng(0)
     for label in range(2):
         (tmp_path / str(label)).mkdir()
@@ -258,10 +258,10 @@ def test_the_lists_of_the_second_videomae(tmp_path: Path, video: bytes, lines: s
     ("lines", "columns", "labels"),
     [
         ("path start_frame end_frame label\nv.mp4 5 20 1\nv.mp4 30 38 0\nf 5 20 2\nv.mp4 36 99 0\n", None, [1, 0, 2, 0]),
-        ("v.mp4 5 16 1\nv.mp4 30 9 0\nf 5 16 2\nv.mp4 36 64 0\n", None, [1, 0, 2, 0]),  # 9 is less than 30: numbers of frames
+        ("v.mp4 5 16 1\nv.mp4 30 9 0\nf 5 16 2\nv.mp4 36 64 0\n", None, [1, 0, 2, 0]),  # 9 is less than 30, so it counts frames
         ("v.mp4,5,20\nv.mp4,30,38\nf,5,20\nv.mp4,36,-1\n", "path start end", None),
         ("1 v.mp4 5 16\n0 v.mp4 30 9\n2 f 5 16\n0 v.mp4 36 -1\n", "label path start total", [1, 0, 2, 0]),
-        ("v.mp4 5 16\nv.mp4 30 9\nf 5 16\nv.mp4 36 -1\n", None, None),  # the second VideoMAE's, of pretraining
+        ("v.mp4 5 16\nv.mp4 30 9\nf 5 16\nv.mp4 36 -1\n", None, None),  # the format of VideoMAE V2 for pretraining
     ],
 )
 def test_a_row_with_a_start_is_that_part_of_the_video(
@@ -269,7 +269,7 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
 ) -> None:
     write(tmp_path / "v.mp4")
     (tmp_path / "f").mkdir()
-    for number, picture in enumerate(pictures(), 3):  # frames are counted from 3
+    for number, picture in enumerate(pictures(), 3):  # the frame numbers start at 3
         Image.fromarray(picture).save(tmp_path / "f" / f"img_{number:05d}.png")
     (tmp_path / "list.txt").write_text(lines)
     clips = opened(tmp_path / "list.txt", list_columns=() if columns is None else (columns,))

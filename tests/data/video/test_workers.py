@@ -1,4 +1,4 @@
-"""Workers that hang, crash or are killed: the run goes on, and the sample that caused it counts as unreadable."""
+"""Workers that hang, crash or are killed: the run continues, and the sample that caused it counts as unreadable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hang() -> None:
-    """Sleeps in C with Python's lock held, like a decoder that never returns."""
+    """Sleeps in C while holding the GIL, like a decoder that never returns."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -58,7 +58,7 @@ def fail() -> None:
 
 @pytest.fixture
 def trap(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Callable[[], None]]], None]:
-    """Makes the decoder of some files do something else."""
+    """Returns a function that replaces the decoder of some files."""
     plain = BACKENDS["av"]
 
     def set_up(traps: dict[str, Callable[[], None]]) -> None:
@@ -108,7 +108,7 @@ def test_evaluation_goes_on_without_the_sample(tree: Path, trap: Any) -> None:
 
 
 def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
-    """Kills a worker as the kernel does when memory is short."""
+    """A worker is killed as the kernel kills it when memory is short."""
     clips = opened(tree)
     expected = list(train_batches(clips, replace(CONFIG, workers=0), seed=1, batch_size=3, steps=6))
     found = []
@@ -121,12 +121,12 @@ def test_a_worker_that_others_kill_costs_nothing(tree: Path) -> None:
 
 
 def test_a_worker_that_dies_before_it_is_known_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process dies between its start and the first check of the processes, once."""
+    """The process dies once, between its start and the first check of the processes."""
     plain, looks = multiprocessing.active_children, []
 
     def look() -> list[Any]:
         looks.append(plain())
-        if len(looks) == 2:  # the first is before the start
+        if len(looks) == 2:  # the first call is before the start
             died = looks[1][0]
             os.kill(died.pid, signal.SIGKILL)
             died.join()
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_before_it_is_known_costs_nothing(monkeypatch: pytest
 
     monkeypatch.setattr(worker_pool.multiprocessing, "active_children", look)
     assert list(worker_pool.load(Slow(), numbers(4), 2)) == [[0], [1], [2], [3]]
-    assert len(looks) == 4  # both once more, of the crew that took over
+    assert len(looks) == 4  # two more calls by the new worker pool
 
 
 class Deadly(Dataset[Any]):
@@ -163,7 +163,7 @@ def test_workers_that_always_die_end_the_run_with_a_clear_message() -> None:
 
 
 def test_a_batch_that_takes_longer_than_a_glance_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Canary: torch's loader can be asked again after it timed out, and says so in these words."""
+    """Checks torch itself: its loader can be called again after a timeout, which raises this message."""
     assert list(worker_pool.load(Slow(), numbers(3), 1)) == [[0], [1], [2]]
     monkeypatch.setattr(worker_pool, "TIMEOUT", 0.2)
     with pytest.raises(RuntimeError, match="timed out"):
