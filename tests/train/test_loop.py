@@ -353,7 +353,7 @@ def test_two_processes_equal_one(tmp_path):
         start_new_session=True,
     )
     try:
-        output, _ = both.communicate(timeout=150)  # a process that waits for one that has ended fails the test
+        output, _ = both.communicate(timeout=150)  # the timeout fails the test if a process waits for one that has ended
     finally:
         with suppress(ProcessLookupError):
             os.killpg(both.pid, signal.SIGKILL)
