@@ -1,4 +1,4 @@
-"""One training update runs code from few files of this project, so that a reader can follow it."""
+"""One training update runs code from only a few files of this project, so that readers can follow it."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
     result = run_recipe("video_mae", *flags, *judged, "--folder", str(run))
     named = [json.loads(line)["name"] for line in (run / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == len(set(named))
-    # corrupted.mp4 is damaged only behind the frames of some clips
+    # corrupted.mp4 is damaged only after the frames that some clips read
     assert {name for name in named if "corrupted" not in name} == {
         f"{split}/a/{name}" for split in ("train", "test") for name in bad
     }

@@ -1,4 +1,4 @@
-"""On two processes, targets that learn give the results of one, with DDP, sharding and several masks per sample, and resume exactly.
+"""On two processes, targets that learn give the results of one, with DDP, sharding and several masks a sample, and resume exactly.
 
 Run as a script, this file starts two processes.
 """
