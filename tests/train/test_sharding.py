@@ -240,7 +240,7 @@ def runs(tmp_path_factory):
 
 
 def several(folder, count, script=__file__):
-    """Runs a script on `count` processes and returns its output. Fails at the timeout if one waits for one that has ended."""
+    """Runs a script on `count` processes and returns its output. Fails at a timeout if one waits for an ended one."""
     command = [sys.executable, script, str(folder), str(count)]
     path = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, timeout=200)

@@ -55,7 +55,7 @@ def content(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs on one, two and four processes."""
+    """Returns the folder of runs on one, two and four processes."""
     folder = tmp_path_factory.mktemp("strict")
     code, output = watch([sys.executable, __file__, str(folder), "several"])
     assert code == 0, output

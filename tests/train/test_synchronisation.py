@@ -26,7 +26,7 @@ EVERY, STEPS = 4, 12  # updates between two lines of metrics, and in the run
 class Synchronisations(TorchDispatchMode):
     """Counts the operations for which CUDA's host waits for the device, by name.
 
-    Copies to the CPU wait; so do copies from it that are not asynchronous.
+    The host waits in copies to the CPU, and in copies from the CPU that are not asynchronous.
     """
 
     def __init__(self) -> None:
