@@ -30,7 +30,7 @@ from mmm.train.state import Training
 
 SAMPLES, STEPS, STOP = 4, 3, 2
 SETTINGS = replace(CONFIG, steps=STEPS, batch_size=SAMPLES, warmup_steps=1, ema=None, clip_norm=None, save_every=STEPS)
-QUICK = {("decoder", "convolution"), ("target", "prototypes"), ("masker", "bernoulli")}  # parts with noise, a centre, a schedule of keys
+QUICK = {("decoder", "convolution"), ("target", "prototypes"), ("masker", "bernoulli")}  # noise, a centre, a schedule of keys
 
 
 def model_of(kind: str, name: str) -> MaskedModel:
