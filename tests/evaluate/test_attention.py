@@ -1,4 +1,4 @@
-"""Attention and fusion of decoders: known shares, and pictures and numbers from a run folder."""
+"""Tests of the attention and fusion weights of decoders: known shares, and pictures and numbers from a run folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Build = Callable[..., MaskedModel]
 
 
 def look(model: MaskedModel, samples: int = 3) -> dict[str, object]:
-    """The decoder's attention on noise of 24 x 16 pixels: 24 tokens, 6 seen, 18 hidden."""
+    """Returns the decoder's attention on noise of 24 x 16 pixels: 24 tokens, 6 visible, 18 hidden."""
     x = torch.randn(samples, 3, 24, 16)
     mask = model.masker(sample_keys(0, 0, torch.arange(samples)), (6, 4))
     looks = DecoderAttention()
@@ -40,7 +40,7 @@ def look(model: MaskedModel, samples: int = 3) -> dict[str, object]:
 
 
 def blind(model: MaskedModel) -> MaskedModel:
-    """All scores equal: attention is spread evenly."""
+    """Makes all attention scores equal, so that attention is even."""
     with torch.no_grad():
         for part in model.decoder.modules():
             if isinstance(part, CrossAttention):
@@ -76,8 +76,8 @@ def test_even_attention_has_the_shares_of_the_counts(decoder, predict, shares, b
 
 
 def test_the_measure_of_crossmae_on_attention_made_by_hand() -> None:
-    """Eight blocks of 16 heads, 49 visible tokens and a class token, 147 masked ones: sums over blocks and heads of the mean
-    attention to one key. With 55.4 % of the attention on the first 50, their published totals follow."""
+    """The measure sums the mean attention to one key over eight blocks of 16 heads, with 49 visible tokens, a class token and 147
+    masked tokens. If the first 50 tokens get 55.4 % of the attention, the result is the published totals."""
     found, rows = DecoderAttention(), 2
     for block in range(8):
         weights = torch.cat([torch.full((rows, 16, 147, 50), 0.554 / 50), torch.full((rows, 16, 147, 147), 0.446 / 147)], dim=3)
@@ -100,7 +100,7 @@ def test_blanks_that_the_encoder_sees_are_hidden_tokens(build: Build) -> None:
 
 @pytest.mark.parametrize("decoder", [SELF, CROSS, replace(CROSS, self_attention=True)], ids=["self", "cross", "both"])
 def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> None:
-    """The weights and the layer's own values result in the layer's own output."""
+    """The weights times the layer's values give the layer's output."""
     model = build(size=(24, 16), decoder=decoder).double()
     x, mask = torch.randn(2, 3, 24, 16, dtype=torch.float64), model.masker(sample_keys(0, 0, torch.arange(2)), (6, 4))
     seen: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
@@ -118,7 +118,7 @@ def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> N
 
 
 def test_sharp_attention_goes_where_it_is_drawn(build: Build) -> None:
-    """Keys that only the visible tokens answer to: the decoder looks at nothing else."""
+    """If only the keys of visible tokens match the queries, the visible tokens get all attention."""
     model = build(size=(24, 16), decoder=replace(SELF, depth=1))
     layer = model.decoder.blocks[0].attn
     with torch.no_grad():
@@ -187,4 +187,4 @@ def test_mae_has_no_fusion_to_draw(run_recipe, tmp_path: Path) -> None:
     found = attention.run(flags)
     assert found["fusion"] is None
     assert {p.name for p in (tmp_path / "views").iterdir()} == {"attention_00000002.png", "attention_00000002.json"}
-    assert Record.read(tmp_path / "run").evaluations == {}  # another source than the run's
+    assert Record.read(tmp_path / "run").evaluations == {}  # the source is not that of the run

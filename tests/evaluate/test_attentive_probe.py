@@ -1,4 +1,4 @@
-"""The attentive probe on images and on real videos, whose views it averages; and the recipes of probes."""
+"""Tests of the attentive probe on images and on the views of real videos, and of the recipes of probes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_it_learns_on_frozen_tokens_at_several_rates(tmp_path: Path) -> None:
 
 
 def video_setting(folder: Path, clips: Path) -> attentive_probe.Config:
-    """Four real videos in two classes, two to train on and two to score, one of which two cannot be decoded to its end."""
+    """Returns a config with real videos of two classes: two to train on, two to score, one that cannot be decoded to its end."""
     for split, label, name in (
         ("train", "a", "test.mp4"),
         ("train", "b", "test.avi"),
@@ -125,12 +125,12 @@ def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, rea
     counted, right = plain_loop(config, setup, training)
     assert tally.seen.tolist() == counted == [3] * 8
     assert tally.first[0].tolist() == right
-    assert sum(right)  # of untrained heads, some by chance
+    assert sum(right)  # untrained heads classify some correctly by chance
 
 
 @pytest.mark.parametrize("pool", [AttentivePool.Config(), MeanPool.Config()], ids=lambda pool: pool.name)
 def test_views_of_real_videos_agree_with_a_plain_loop(pool: Any, tmp_path: Path, real_data: Path) -> None:
-    """Six views of each video: their softmax is averaged; a video counts once; one that is damaged is left out."""
+    """The softmax of six views of each video is averaged, each video counts once, and a damaged video is left out."""
     if not (real_data / "clips").is_dir():
         pytest.skip("no real video files here")
     config = replace(video_setting(tmp_path, real_data / "clips"), pool=pool)
@@ -181,7 +181,7 @@ def test_help_shows_the_recipe(name: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_paper_s_values() -> None:
-    """MAE's linear probe: a learning rate of 6.4 for a batch of 16,384."""
+    """MAE's linear probe has a learning rate of 6.4 for a batch of 16,384."""
     recipe = load_recipe("image_linear_probe").IMAGENET
     train = recipe.train
     assert train.learning_rate * train.batch_size / train.scale_learning_rate == pytest.approx(6.4)
@@ -190,7 +190,7 @@ def test_the_paper_s_values() -> None:
 
 
 def test_the_demonstration_probes_a_run(run_recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command of the recipe's docstring, shortened, on a run of image_mae.py; the result stands beside the run's others too."""
+    """The shortened command of the recipe's docstring probes a run of image_mae.py, and adds the result to its evaluations."""
     small = ("--encoder.width", "24", "--encoder.depth", "1", "--encoder.heads", "2")
     run_recipe("image_mae", *small, "--folder", str(tmp_path / "run"))
     reset_accelerate()

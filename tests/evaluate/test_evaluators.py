@@ -1,4 +1,4 @@
-"""Evaluations as parts: chosen by name, with options of their own, measured, logged, printed and compared."""
+"""Evaluations are parts: they are chosen by name, have options, and are measured, logged, printed and compared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Config:
 
 @pytest.fixture
 def count() -> Iterator[type[Evaluator]]:
-    """An evaluation of one's own, gone after the test."""
+    """Registers an evaluation for one test, as a user may do."""
 
     @evaluators.register("count")
     class Count(Evaluator):
@@ -70,7 +70,7 @@ def test_names_choose_evaluations_and_keep_what_was_chosen_of_them() -> None:
     assert chosen.names == ("features", "reconstruction")
     assert parse(Config(), []).evaluate == Config().evaluate
     assert parse(Config(), ["--evaluate"]).evaluate == EvaluatorSet.of()
-    assert type(Config().evaluate.of()) is type(EvaluatorSet.of())  # of a set that is there, too
+    assert type(Config().evaluate.of()) is type(EvaluatorSet.of())  # `of` also works on an instance
     assert parse(Config(), ["--evaluate", "knn", "--evaluate.knn.every", "3"]).evaluate.knn == OnlineKnn.Config(every=3)
 
 
@@ -199,13 +199,13 @@ def test_the_numbers_of_ones_own_evaluation_are_compared(count: type[Evaluator],
 
 
 def test_the_model_is_in_evaluation_mode_and_then_as_it_was(build: Any) -> None:
-    """The rules also hold during a training, and if an evaluation fails."""
+    """This also holds during a training, and if an evaluation fails."""
     seen: list[bool] = []
 
     class Look(Evaluator):
         @dataclass(frozen=True, kw_only=True)
         class Config(EvaluatorConfig):
-            """Nothing to choose."""
+            """Has no options."""
 
         def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
             seen.append(model.training)

@@ -1,4 +1,4 @@
-"""Features on disk: every input once, whatever stops or shares the work; and classifying with what was written."""
+"""Files of features contain each input once, also after a stop or from two processes, and can be classified."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ CPU = ("--device", "cpu", "--batch_size", "4")
 
 
 def ask(argv: list[str]) -> dict[str, Any]:
-    """Runs a task as `mmm TASK ...` does, and gives what it found."""
+    """Runs a task as `mmm TASK ...` does, and returns its result."""
     return run_task(argv[0], argv[1:])
 
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four real tiles in four classes, and two files that are not images."""
+    """Writes twenty-four real tiles in four classes, and two files that are not images."""
     folder = tmp_path_factory.mktemp("tiles")
     images = open_images(ImagesConfig(source="builtin:photographs", channels=1, mean=(0.5,), std=(0.25,)), "eval")
     for place in range(0, 240, 10):
@@ -65,14 +65,14 @@ def train(recipe: str, folder: Path, *flags: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of images; not to be written to."""
+    """Returns the folder of a short run on images. Tests must not write to it."""
     data = ("--data.source", "builtin:photographs", "--data.image_size", "16", "--tokenizer.size", "4")
     return train("image_mae", tmp_path_factory.mktemp("run") / "images", *data)
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six films of two classes."""
+    """Writes six videos of two classes, and returns their folder."""
     root = tmp_path_factory.mktemp("films")
     for i in range(6):
         label = root / ("left", "right")[i % 2]
@@ -83,7 +83,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def video_run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of clips; not to be written to."""
+    """Returns the folder of a short run on clips. Tests must not write to it."""
     data = ("--data.source", str(films), "--data.holdout", "0.4", "--data.eval_split", "none")
     return train("video_mae", tmp_path_factory.mktemp("run") / "clips", *data, *CLIPS)
 
@@ -95,7 +95,7 @@ def _fresh() -> Any:
 
 
 def plain_loop(run: Path, tiles: Path) -> tuple[list[int], dict[str, Tensor]]:
-    """One image at a time, by hand: the last layer's mean, and block 1's class token."""
+    """Encodes one image at a time. Returns the indices, and the mean tokens of the last layer and of block 1."""
     model = mmm.load(run).eval()
     own = load_model(LoadedModelConfig(model=str(run), device="cpu")).data
     data = replace(own, source=str(tiles), split="train", eval_split=None, holdout=0.0, workers=0)
@@ -305,7 +305,7 @@ def test_two_processes_write_what_one_does(run: Path, tiles: Path, tmp_path: Pat
 
 
 def test_a_file_of_the_held_out_part_says_so(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Issue 13, point 21: 1 image of 29 was exported without a word."""
+    """Issue 13, point 21: 1 image of 29 was exported without a message."""
     own = tmp_path / "own"
     shutil.copytree(run, own)
     saved = (own / "config.yaml").read_text()
@@ -330,7 +330,7 @@ def test_sliding_windows_have_a_row_and_a_time_each(
     out = tmp_path / f"windows.{suffix}"
     flags = ("--source", str(films), "--holdout", "0.0", *CPU)
     found = ask(["extract", str(video_run), "--every", "0.5", "--shard", "4", "--out", str(out), *flags])
-    starts = [round(0.5 * number * 30) for number in range(7)]  # the last that fits: frames 90 to 96
+    starts = [round(0.5 * number * 30) for number in range(7)]  # the last window that fits has frames 90 to 96
     assert (found["rows"], [Path(problem["name"]).name for problem in found["problems"]]) == (8, ["broken.mp4"])
     file = read_features(out)
     assert [Path(name).stem for name in file.names] == ["long"] * 7 + ["short"]

@@ -1,4 +1,4 @@
-"""Frozen features: every image once, in order, by any number of processes; and how they are judged."""
+"""Tests of frozen features: each image once, in order, for any number of processes, and their evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tiles() -> tuple[Images, Images]:
 
 @pytest.fixture
 def photographs(real_data: Path, tmp_path: Path) -> Images:
-    """Six real photographs in two classes, and two files that are none."""
+    """Opens six real photographs in two classes, and two files that are not images."""
     for number, file in enumerate(sorted((real_data / "images" / "train").rglob("*.JPEG"))[:6]):
         folder = tmp_path / ("even", "odd")[number % 2]
         folder.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def test_two_processes_share_the_work_and_both_get_it_all(tiles: tuple[Images, I
 def test_minutes_of_work_are_not_silent(
     build: Build, tiles: tuple[Images, Images], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 13, point 23: nothing was heard for two minutes from nearest neighbours on 50,000 images."""
+    """Issue 13, point 23: nearest neighbours on 50,000 images printed nothing for two minutes."""
     monkeypatch.setattr("mmm.evaluate.progress.SECONDS", 0.0)
     monkeypatch.setattr("mmm.evaluate.features.knn.BLOCK", 300 * 50)
     config = FeatureEvalConfig(labels_per_class=10, train_samples=300, test_samples=120)

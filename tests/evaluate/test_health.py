@@ -1,4 +1,4 @@
-"""Health without labels: each number against a plain statement, a collapse that is found, and its place in a training."""
+"""Tests of the measures of health without labels: plain formulas, the detection of a collapse, and use during a training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATENT = (*SMALL, "--target.name", "latent", "--train.steps", "4")
 
 
 def test_rankme_counts_directions() -> None:
-    """exp of the entropy of singular values; 3 orthogonal directions of equal length are 3, one line is 1."""
+    """RankMe is exp of the entropy of singular values: 3 for 3 orthogonal directions of equal length, and 1 for one line."""
     features = torch.randn(40, 6)
     singular = np.linalg.svd(features.double().numpy(), compute_uv=False)
     shares = singular / singular.sum()
@@ -38,7 +38,7 @@ def test_rankme_counts_directions() -> None:
 
 
 def test_spreads_equal_plain_formulas() -> None:
-    assert feature_std(torch.randn(2000, 50)) == pytest.approx(1, abs=0.02)  # directions that are drawn alike
+    assert feature_std(torch.randn(2000, 50)) == pytest.approx(1, abs=0.02)  # all directions have the same distribution
     assert feature_std(torch.randn(1, 50).expand(20, -1)) < 1e-6
     batches = [torch.randn(4, 7, 5) * 3 + 1, torch.randn(2, 7, 5)]
     flat = torch.cat([one.flatten(0, 1) for one in batches]).double()
@@ -48,7 +48,7 @@ def test_spreads_equal_plain_formulas() -> None:
 
 
 def test_classes_have_a_perplexity() -> None:
-    """exp of the entropy of how often each is the target; of the targets of class tokens nothing is said."""
+    """The perplexity is exp of the entropy of the frequencies of classes as targets. Targets of class tokens are left out."""
     values, pooled, shares = torch.randn(2, 3, 4), torch.randn(2, 4), torch.rand(2, 3, 4).softmax(2)
     codes = torch.tensor([[0, 1, 1], [3, 1, 0]])
     found = dict(tokens_of(((values, pooled), codes, shares)))
@@ -74,11 +74,11 @@ def test_gradient_norms_are_those_of_a_backward_pass(build: Build) -> None:
     for name in ("encoder", "decoder"):
         squares = [weight.grad.square().sum() for weight in getattr(model, name).parameters() if weight.grad is not None]
         assert found.pop(f"grad_norm_{name}") == pytest.approx(torch.stack(squares).sum().sqrt().item(), rel=1e-5)
-    assert not found  # the teacher learns nothing
+    assert not found  # the teacher has no gradients
 
 
 def test_a_latent_target_is_watched_and_nothing_else_changes(run_recipe: Run, tmp_path: Path) -> None:
-    """Its numbers are in the metrics after the last update, or as often as is said; the training is the same without."""
+    """Its numbers are in the metrics after the last update, or as often as chosen, and do not change the losses."""
     run_recipe("image_mae", *LATENT, "--folder", str(tmp_path / "a"))
     often = ("--evaluate", "health", "--evaluate.health.every", "2", "--evaluate.health.samples", "40")
     run_recipe("image_mae", *LATENT, *often, "--folder", str(tmp_path / "b"))
@@ -91,7 +91,7 @@ def test_a_latent_target_is_watched_and_nothing_else_changes(run_recipe: Run, tm
 
 
 def test_a_collapse_is_found(run_recipe: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An encoder whose last norm has lost its weight gives every token the same feature."""
+    """An encoder whose last norm has weights of 0 gives every token the same feature."""
     run = tmp_path / "run"
     run_recipe("image_mae", *LATENT, "--folder", str(run))
     model, config = mmm.load(run), load(pretrain.Config, run / "config.yaml")

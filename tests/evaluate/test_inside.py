@@ -1,4 +1,4 @@
-"""Measures of what happens inside a model, against independent statements and cases whose answer is known."""
+"""Measures of the inside of a model are compared with independent formulas and with cases whose result is known."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Unbiased HSIC as Song et al. (JMLR 2012, equation 5) state it, from two Gram matrices."""
+    """Returns the unbiased HSIC of two Gram matrices, as in Song et al. (JMLR 2012, equation 5)."""
     n = len(first)
     first, second = (gram - torch.diag(gram.diagonal()) for gram in (first, second))
     one = torch.ones(n, 1, dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_cka_is_the_ratio_of_mean_unbiased_hsic() -> None:
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The plain linear CKA of two tables of features, (n, p) and (n, q)."""
+    """Returns the plain linear CKA of two tables of features, (n, p) and (n, q)."""
     x, y = x - x.mean(0), y - y.mean(0)
     return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
@@ -83,7 +83,7 @@ def test_cka_of_known_cases() -> None:
 
 
 def test_the_plain_form_is_biased_and_the_other_is_not() -> None:
-    """The reason for the unbiased form: few samples, wide features, nothing in common."""
+    """Plain CKA is large for few samples of wide features with nothing in common, which is the reason for the unbiased form."""
     x, y = draw(64, 768), draw(64, 768, seed=1)
     cka = MinibatchCKA()
     cka.add([x], [y])
@@ -138,11 +138,11 @@ def test_attention_distance_of_known_attention() -> None:
     places = token_places((14, 14), (16, 16))[None]
     even = torch.full((1, 2, 196, 196), 1 / 196)
     assert attention_distance(even, places, places).tolist() == pytest.approx([even_distance(places, places)] * 2, rel=1e-4)
-    assert even_distance(places, places) == pytest.approx(116.5, abs=0.05)  # in pixels, of a 224-pixel image
+    assert even_distance(places, places) == pytest.approx(116.5, abs=0.05)  # in pixels, for an image of 224 pixels
     assert attention_distance(torch.eye(196)[None, None], places, places).item() == pytest.approx(0, abs=0.1)  # cdist's rounding
-    shifted = torch.eye(196).roll(1, 1)[None, None]  # each token looks at its right neighbour; the last of a row at the next row
+    shifted = torch.eye(196).roll(1, 1)[None, None]  # each token attends to its right neighbour, the last of a row to the next row
     right = (16 * 182 + 14 * math.hypot(13 * 16, 16)) / 196
-    last = math.hypot(13 * 16, 13 * 16)  # the last token looks at the first
+    last = math.hypot(13 * 16, 13 * 16)  # the last token attends to the first
     assert attention_distance(shifted, places, places).item() == pytest.approx(
         right + (last - math.hypot(13 * 16, 16)) / 196, rel=1e-3
     )
@@ -190,7 +190,7 @@ def test_gain_of_a_linear_map() -> None:
 
 
 def test_error_by_distance_sorts_tokens_by_their_nearest_visible_one() -> None:
-    """3 x 3 tokens, the middle one visible: four tokens at distance 1, four at the square root of 2."""
+    """If the middle one of 3 x 3 tokens is visible, four tokens are at distance 1, and four at the square root of 2."""
     mask = Mask(torch.tensor([[4]]), torch.tensor([[0, 1, 2, 3, 5, 6, 7, 8]]))
     distance = nearest_visible(mask, token_places((3, 3), (1, 1)))
     found = ErrorByBin(DISTANCES)
@@ -200,7 +200,7 @@ def test_error_by_distance_sorts_tokens_by_their_nearest_visible_one() -> None:
 
 
 def test_error_by_frequency() -> None:
-    """A prediction without high frequencies has all its error there; one that is half the original has a quarter everywhere."""
+    """A prediction without high frequencies has all its error there; half the original has a share of a quarter everywhere."""
     x = torch.linspace(0, 1, 64)
     low = torch.sin(2 * math.pi * 4 * x).expand(64, 64)[None, None]
     high = 0.5 * torch.sin(2 * math.pi * 24 * x).expand(64, 64)[None, None]
@@ -217,7 +217,7 @@ def test_error_by_frequency() -> None:
 
 
 def test_error_by_motion_sorts_tokens_by_their_change() -> None:
-    """Two tubes of two frames and 2 x 2 pixels: one stands still, one changes by 0.05 a frame."""
+    """The clip has two tubes of two frames and 2 x 2 pixels: one does not change, the other changes by 0.05 per frame."""
     clip = torch.zeros(1, 1, 2, 2, 4)
     clip[0, 0, 1, :, 2:] = 0.05
     tokenizer = Tubes(Tubes.Config(size=2, frames=2), channels=1)
@@ -233,7 +233,7 @@ def test_error_by_motion_sorts_tokens_by_their_change() -> None:
 
 
 def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    """A model beside the same one with random weights."""
+    """A model is inspected beside the same model with random weights."""
     found = ask(
         [
             "inspect",
@@ -254,7 +254,7 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     )
     trained, random = found["models"].values()
     assert trained["samples"] == 12
-    assert len(trained["cka"]) == 3  # what enters the first of two blocks, and their outputs
+    assert len(trained["cka"]) == 3  # the input of the first of two blocks, and the outputs of both
     assert [row[place] for place, row in enumerate(trained["cka"])] == pytest.approx([1] * 3)
     assert len(found["between"]) == 3
     assert len(trained["attention"]["distance"]) == 2
@@ -334,7 +334,7 @@ def test_inspect_of_clips(video_run: Path, films: Path, tmp_path: Path) -> None:
 
 
 def test_pca_colours_follow_the_features() -> None:
-    """Two kinds of tokens get two colours, wherever they stand."""
+    """Two kinds of tokens get two colours, at any place."""
     kinds = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) > 0.5
     tokens = kinds[..., None] * draw(1, 1, 16).float() + 0.01 * draw(3, 20, 16, seed=1).float()
     first = feature_colours(tokens, centre_places=False)[..., 0]

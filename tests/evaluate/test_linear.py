@@ -1,4 +1,4 @@
-"""The linear classifier from few labels: against scikit-learn, which labels it gets, and what may choose its penalty."""
+"""Tests of the linear classifier on few labels: agreement with scikit-learn, choice of labels, and choice of the penalty."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_labels_are_drawn_by_key_evenly_and_once() -> None:
 
 
 def test_fewer_labels_hold_to_those_that_were_there() -> None:
-    """Ten labels a class are among the twenty: a sweep over their number compares like with like."""
+    """Ten labels per class are among the twenty, so that a sweep over their number compares nested sets."""
     labels = torch.arange(3).repeat(40)
     small, large = (set(torch.cat(few_labels(labels, each)).tolist()) for each in (10, 20))
     assert small < large
@@ -70,7 +70,7 @@ def test_the_test_part_chooses_nothing(digits: Tables) -> None:
 
 
 def test_scale_and_constant_values_do_not_matter(digits: Tables) -> None:
-    """Standardised by the labelled training samples; digits have pixels that are always 0."""
+    """Features are standardised by the labelled training samples. Digits have pixels that are always 0."""
     train, labels, test, expected = digits
     found = few_label_accuracy(train, labels, test, expected, each=10)
     scaled = few_label_accuracy(train * 1000 + 5, labels, test * 1000 + 5, expected, each=10)

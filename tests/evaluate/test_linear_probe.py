@@ -1,6 +1,6 @@
-"""The linear probe: its metrics, its optimizer, many rates at once, exact fits, its protocol, and the same on two processes.
+"""Tests of the linear probe: metrics, optimizer, several rates at once, exact fits, protocol, and two processes.
 
-Run as a script, this file is two processes (`test_two_processes_equal_one`).
+Run as a script, this file starts two processes (`test_two_processes_equal_one`).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def steps(probes: Probes, rates: tuple[float, ...], config: TrainConfig, count: 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_lars_against_a_plain_statement(decay: float) -> None:
-    """Matrices: weight decay, and a step of 0.001 |w| / |g|; vectors: neither; momentum of 0.9 for both."""
+    """Matrices have weight decay and a step of 0.001 |w| / |g|, vectors have neither, and both have a momentum of 0.9."""
     rates, probes = (1.0, 0.1), make_probes((1.0, 0.1))
     torch.nn.init.normal_(probes.heads[1].linear.weight)
     ours = [weight.detach().clone().double() for weight in probes.parameters()]
@@ -291,7 +291,7 @@ def test_a_stopped_probe_goes_on(setting: linear_probe.Config, tmp_path: Path) -
 
 
 def test_encoding_is_not_waiting_for_data(setting: linear_probe.Config, tmp_path: Path, monkeypatch: Any) -> None:
-    """Issue 13, point 27: a probe said that it waited for data 99.8 % of its time, which was the encoder's."""
+    """Issue 13, point 27: a probe reported that it waited for data 99.8 % of its time, but this was the time of the encoder."""
     tokens = ProbeSetup.tokens
     monkeypatch.setattr(ProbeSetup, "tokens", lambda self, x: time.sleep(0.1) or tokens(self, x))
     linear_probe.run(replace(setting, folder=str(tmp_path / "run")))
@@ -299,7 +299,7 @@ def test_encoding_is_not_waiting_for_data(setting: linear_probe.Config, tmp_path
 
 
 def test_batch_norm_sees_the_whole_update(setting: linear_probe.Config, tmp_path: Path) -> None:
-    """However an update is cut into micro-batches."""
+    """The size of micro-batches does not change the losses."""
     config = setting
     for name, size in (("whole", None), ("cut", 8)):
         linear_probe.run(replace(config, folder=str(tmp_path / name), train=replace(config.train, micro_batch_size=size)))
@@ -347,7 +347,7 @@ def fork_two(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
 def test_two_processes_equal_one(setting: linear_probe.Config, tmp_path: Path) -> None:
-    """At equal micro_batch_size; the batch norm's statistics, the counts and the features are those of both."""
+    """At equal micro_batch_size, the batch norm's statistics, the counts and the features are those of both processes."""
     for folder in ("one", "two"):
         write_digits(tmp_path / folder / "data")
         write_config(tmp_path / folder / "untrained", digits_data(tmp_path / folder / "data"))

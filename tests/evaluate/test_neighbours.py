@@ -1,4 +1,4 @@
-"""Nearest neighbours: against scikit-learn, in blocks, and what a vote is."""
+"""Tests of nearest neighbours: agreement with scikit-learn, computation in blocks, and votes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 @pytest.fixture(scope="module")
 def digits() -> Tables:
     x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    x = x.float() + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))  # no two are equally far
+    x = x.float() + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))  # no two distances are equal
     return x[:1200], y[:1200], x[1200:], y[1200:]
 
 
@@ -50,9 +50,9 @@ def test_the_length_of_a_feature_says_nothing(digits: Tables) -> None:
 def test_accuracy_counts_ties_and_missing_votes() -> None:
     votes = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [2.0, 3.0, 0.0, 0.0], [2.0, 3.0, 0.0, 0.0]])
     labels = torch.tensor([0, 1, 0, 2])
-    assert accuracy(votes, labels) == 0.25  # of a tie, the lower class; so only the first is right
+    assert accuracy(votes, labels) == 0.25  # a tie goes to the lower class, so only the first is right
     assert accuracy(votes, labels, top=2) == 0.75
-    assert accuracy(votes, labels, top=4) == 0.75  # nobody voted for the last one's class
+    assert accuracy(votes, labels, top=4) == 0.75  # the class of the last sample has no votes
 
 
 def test_fewer_samples_than_neighbours_and_k_of_none() -> None:

@@ -1,4 +1,4 @@
-"""Nearest neighbours in the course of a training: in the metrics, off by default, and no other than those of the end."""
+"""Nearest neighbours during a training are in the metrics, are off by default, and equal those at the end."""
 
 from __future__ import annotations
 

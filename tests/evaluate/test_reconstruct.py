@@ -1,4 +1,4 @@
-"""Reconstructions: what is shown where, that the honest filled know nothing hidden, and that the figures are what they say."""
+"""Tests of reconstructions: the pixels that are shown, baselines that use no hidden pixels, and the errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = PixelTarget.Config(standardise="none")
 
 
 def sample(model: MaskedModel, size: tuple[int, ...] = (12, 16), channels: int = 3, rows: int = 2) -> tuple[Tensor, Input]:
-    """Normalised noise as the model of `build` expects it, and how it was normalised."""
+    """Returns noise, normalised as the model of `build` expects it, and the Input that describes it."""
     mean, std = model.target.mean.tolist(), model.target.std.tolist()
     unit = torch.rand(rows, channels, *size)
     data = Input(size=size, channels=channels, mean=tuple(mean), std=tuple(std))
@@ -59,7 +59,7 @@ def test_visible_and_predicted_share_out_the_picture(build: Build, size: tuple[i
 @pytest.mark.parametrize("standardise", ["patch", "channel", "none"])
 @pytest.mark.parametrize("pixels", ["normalised", "unit"])
 def test_honest_guesses_know_nothing_hidden(build: Build, standardise: str, pixels: str) -> None:
-    """Other values in the hidden tokens change no guess but the two that say so."""
+    """Other values in the hidden tokens change only the two baselines that are named after the original."""
     model = build(target=PixelTarget.Config(standardise=standardise, pixels=pixels)).eval()
     x, data = sample(model)
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
@@ -87,7 +87,7 @@ def test_errors_are_of_the_hidden_pixels(build: Build) -> None:
 
 
 def test_given_the_original_a_perfect_prediction_is_perfect(build: Build) -> None:
-    """And no prediction at all leaves each token's own mean."""
+    """With the original but no prediction, each token is filled with its own mean."""
     model = build(channels=1, target=PixelTarget.Config(epsilon=0.0)).eval()
     x, data = sample(model, channels=1)
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
@@ -155,11 +155,11 @@ def test_a_grid_has_its_samples_in_place(tmp_path: Path) -> None:
         y = top + row * (side + GAP)
         assert (pixels[y : y + side, x : x + side] == (255, 0, 0)).all()
         assert (pixels[y : y + side, x + side + GAP : x + 2 * side + GAP] == NOTHING).all()
-    assert pixels.shape[0] > top + 2 * side + 5 * 20  # the note was broken into lines
+    assert pixels.shape[0] > top + 2 * side + 5 * 20  # the note was wrapped into several lines
 
 
 def test_a_gallery_of_real_photographs(build: Build, real_data: Path, tmp_path: Path) -> None:
-    """A file that cannot be read is left out and named; the figures are of the others."""
+    """An unreadable file is left out and named, and the figures are those of the others."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     for file in sorted((real_data / "images" / "train").rglob("*.JPEG"))[:7]:

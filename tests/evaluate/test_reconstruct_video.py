@@ -1,4 +1,4 @@
-"""Reconstructions of clips: frames over time in one picture, and the same clips moving."""
+"""Reconstructions of clips are drawn as frames in one picture, and as an animation and a video."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 def test_what_moves_shows_every_frame(tmp_path: Path) -> None:
-    """Both show the same; each frame's brightness is the clip's own."""
+    """The animation and the video show the same frames, with the brightness of the clip."""
     light = torch.linspace(0.1, 0.9, 5)
     clips = light.view(1, 1, 5, 1, 1).expand(1, 3, 5, 16, 16)
     moving, video = animate([("up", clips), ("down", clips.flip(2))], tmp_path / "new" / "a.png", title="t")
@@ -84,5 +84,5 @@ def test_reconstruct_draws_clips_thrice(
     assert Image.open(found["animation"]).n_frames == 4
     assert len(frames_of(Path(found["video"]))) == 4
     still = Image.open(found["picture"])
-    assert still.size[1] > 12 * 100  # three clips, a row for each of four treatments
-    assert still.size[0] > 4 * 100  # a column a frame
+    assert still.size[1] > 12 * 100  # three clips, with a row for each of four versions
+    assert still.size[0] > 4 * 100  # one column per frame

@@ -1,4 +1,4 @@
-"""The nearest samples of a query, found by any layer, from a model or a file of features, and shown."""
+"""The nearest samples of a query are found by any layer, from a model or a file of features, and shown."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_share_of_the_same_class_counts_labelled_queries(tiles: Path) -> Non
 
 
 def test_a_copy_is_found_and_shown(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    """Queries of another folder: each is the copy of a tile."""
+    """Each query, from another folder, is the copy of a tile."""
     wanted = tmp_path / "wanted"
     wanted.mkdir()
     copied = sorted(tiles.rglob("*0.png"))[2:4]
@@ -66,7 +66,7 @@ def test_a_copy_is_found_and_shown(run: Path, tiles: Path, tmp_path: Path, capsy
     side = 16 * round(168 / 16)
     top = next(row for row in range(60, 200) if (pixels[row, MARGIN : MARGIN + side] != 255).any())
     query, copy = (pixels[top + 12 : top + side, left : left + side] for left in (MARGIN, MARGIN + side + 6))
-    assert np.array_equal(query, copy)  # left the query, right beside it its nearest
+    assert np.array_equal(query, copy)  # the query is on the left, and its nearest sample beside it
 
 
 def test_a_file_of_features_gives_what_the_model_does(

@@ -1,4 +1,4 @@
-"""Few-shot probes: equal settings for all encoders, test samples that choose nothing, and controls with less information."""
+"""Tests of few-shot probes: equal settings for all encoders, no choice by test samples, and controls with less information."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def judged(build: Build, films: Path, config: FewShotConfig = QUICK, test: Clips
 
 
 def where(tokens: int = 6, samples: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Tokens of which one, at any place, bears a mark, and says by its sign of which of two classes the sample is."""
+    """Returns tokens and labels of two classes. One token per sample, at a random place, is marked and encodes the class."""
     draws = torch.Generator().manual_seed(seed)
     values = torch.randn(samples, tokens, SHAPE.width, generator=draws)
     labels = torch.arange(samples) % 2
@@ -62,7 +62,7 @@ def test_the_probe_reads_what_only_some_token_says() -> None:
     config = FewShotConfig(labels_per_class=60, heads=2, rates=(1e-4, 3e-3), steps=150)
     found = probe_few_shot(known, held, asked, SHAPE, 2, config)
     assert found["top1"] > 0.85
-    assert found["rate"] == 3e-3  # the small one cannot have learned in so few steps
+    assert found["rate"] == 3e-3  # the small rate cannot learn in so few steps
     assert found["held_back"]["0.003"] > found["held_back"]["0.0001"]
     mixed = known[1][torch.randperm(120, generator=torch.Generator().manual_seed(0))]
     assert probe_few_shot((known[0], mixed), held, asked, SHAPE, 2, config)["top1"] < 0.75
@@ -83,7 +83,7 @@ def test_the_test_part_chooses_nothing(build: Build, films: Path) -> None:
 
 
 def test_equal_encoders_score_equally(build: Build, films: Path) -> None:
-    """Whatever stood before them in the list, and whatever was drawn between."""
+    """The scores do not depend on the order of encoders, or on random numbers drawn before."""
     found = judged(build, films)
     for kind in ("probe", "one_frame"):
         assert found[kind]["trained"] == found[kind]["again"]
@@ -103,7 +103,7 @@ def test_what_is_told(build: Build, films: Path) -> None:
 
 
 def test_one_frame_shows_one_frame(build: Build, films: Path) -> None:
-    """Other frames around the middle one change the probe of clips, and neither the probe of one frame nor its pixels' score."""
+    """Other frames around the middle one change the probe of clips, but not the probe of one frame or the score of its pixels."""
 
     class Frozen(Clips):
         def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
@@ -145,7 +145,7 @@ def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> No
 
 
 def test_the_nearest_visible_token_of_a_clip_is_copied() -> None:
-    """Against a search one by one, in time and space."""
+    """The result equals a search over all visible tokens in time and space."""
     grid, visible = (3, 2, 4), torch.tensor([[0, 9, 22], [17, 3, 12]])
     patches = torch.rand(2, 24, 6)
     _, _, copy = from_visible(patches, visible, grid, 3)

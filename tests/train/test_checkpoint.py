@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and what a disk did to it is found."""
+"""A checkpoint is complete or absent, and damage to its files is detected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_only_the_last_are_kept(tmp_path):
 def test_those_of_every_so_many_updates_stay_for_good(tmp_path):
     for step in range(2, 14, 2):
         checkpoint.write(tmp_path, step, TENSORS, {}, 1, 6)
-    checkpoint.write(tmp_path, 13, TENSORS, {}, 1, 6)  # after a signal
+    checkpoint.write(tmp_path, 13, TENSORS, {}, 1, 6)  # a checkpoint that a signal caused
     assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [6, 12, 13]
     with pytest.raises(ValueError, match=r"train\.keep_every 250 is not a multiple of train\.save_every 100; use 200, or none"):
         TrainConfig(batch_size=1, learning_rate=1.0, save_every=100, keep_every=250)
@@ -107,13 +107,13 @@ def test_all_is_on_the_disk_before_the_name_is_and_the_name_before_anything_is_p
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("harm", [flip, truncate, empty, zero_the_tail, remove, swap])
 def test_damage_is_found_named_and_passed_over(tmp_path, caplog, harm, name):
-    # model and optimizer are the same in both steps: from another checkpoint they do no harm, and are not taken for damage
+    # model and optimizer are equal in both steps, so a swap of their files changes nothing and is not reported as damage
     harmless = harm is swap and name in ("model.safetensors", "optimizer.safetensors")
     first = write(tmp_path, 1, fill=1.0)
     last = write(tmp_path, 2, fill=2.0)
     harm(last / name)
     if name == "manifest.json" and harm in (flip, truncate):
-        harmless = checkpoint.damage(last) is None  # a change in the white space at its end
+        harmless = checkpoint.damage(last) is None  # the change may be in the white space at the end
     assert checkpoint.newest(tmp_path) == (last if harmless else first)
     if not harmless:
         assert "step_00000002" in caplog.text
@@ -121,7 +121,7 @@ def test_damage_is_found_named_and_passed_over(tmp_path, caplog, harm, name):
 
 
 def test_a_bit_of_a_manifest_counts(tmp_path):
-    """A flipped bit is found, or changes nothing that is read."""
+    """A flipped bit is detected, or does not change the values that are read."""
     path = write(tmp_path, 1)
     manifest = path / "manifest.json"
     whole = manifest.read_bytes()
@@ -154,8 +154,8 @@ def test_a_damaged_one_is_written_again(tmp_path):
 
 
 def test_a_kill_at_any_line_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    """The process ends at each line of checkpoint.py in turn, deaf to `finally`; then the next one saves once more."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # matters to a loss of power, not to a kill; takes most of the time
+    """A child process exits at each line of writer.py in turn, without running `finally` blocks; then the parent saves again."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # needed for a loss of power, not for a kill; takes most of the time
     write(tmp_path / "start", 1)
     crashes = 0
     while True:
@@ -178,7 +178,7 @@ def test_a_kill_at_any_line_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
 
 
 def _write_until(lines, folder):
-    """Writes a checkpoint in the child process, which dies silently after a number of lines; exits with 0 at the end."""
+    """Writes a checkpoint in the child process, which exits with 9 after `lines` lines of writer.py, or with 0 at the end."""
     left = lines
 
     def trace(frame, event, argument):
@@ -204,7 +204,7 @@ def _write_until(lines, folder):
 
 @pytest.mark.parametrize("what", ["fails", "is full"])
 def test_an_error_at_any_line_costs_this_checkpoint_only(tmp_path, monkeypatch, what):
-    """The one before is whole, nothing half written is left, and the next is written as ever."""
+    """The previous checkpoint is complete, no partial file is left, and the next checkpoint is written as usual."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     write(tmp_path / "start", 1)
     raised = line = 0
@@ -223,7 +223,7 @@ def test_an_error_at_any_line_costs_this_checkpoint_only(tmp_path, monkeypatch, 
 
 
 def _write_with_error(lines, folder, number):
-    """Writes a checkpoint, and raises an OSError after so many lines of checkpoint.py; gives it, or none at the end."""
+    """Writes a checkpoint with an OSError after `lines` lines of writer.py. Returns the error, or None if the write ended first."""
     left = lines
 
     def trace(frame, event, argument):
@@ -251,7 +251,7 @@ def _write_with_error(lines, folder, number):
 
 @pytest.mark.parametrize("room", [0, 100, 400, 2000])
 def test_a_file_that_has_no_room(tmp_path, room):
-    """The system refuses to write beyond so many bytes of a file, in tensors and JSON alike."""
+    """The operating system refuses to write more than `room` bytes to a file, for tensors and JSON alike."""
     write(tmp_path, 1)
     child = os.fork()
     if child == 0:
@@ -262,7 +262,7 @@ def test_a_file_that_has_no_room(tmp_path, room):
 
 
 def _write_into(folder, room):
-    """Saves in the child process, whose exit code is the system's error."""
+    """Saves in the child process, which exits with the number of the system's error, or with 0."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     code = 1

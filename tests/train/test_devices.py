@@ -1,4 +1,4 @@
-"""Start of a training: each mistake with launchers is refused or corrected."""
+"""The start of a training refuses or corrects each mistake in the use of a launcher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
     ("asked", "configured", "chosen"),
     [
         ("auto", None, "native"),
-        ("auto", "no", "native"),  # the launcher always writes it
+        ("auto", "no", "native"),  # the launcher always sets it
         ("auto", "bf16", "bf16"),
         ("fp32", "bf16", "fp32"),
         ("bf16", "no", "bf16"),
@@ -49,8 +49,8 @@ def test_precision_that_is_not_computed_is_refused():
     ("asked", "environment", "threads"),
     [
         (None, {}, 8),
-        (None, {"OMP_NUM_THREADS": "1"}, None),  # the user's own
-        (None, LAUNCHED | {"OMP_NUM_THREADS": "1"}, 8),  # the launcher's
+        (None, {"OMP_NUM_THREADS": "1"}, None),  # set by the user
+        (None, LAUNCHED | {"OMP_NUM_THREADS": "1"}, 8),  # set by the launcher
         (None, LAUNCHED | {"OMP_NUM_THREADS": "3"}, None),
         (None, {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 4),
         (None, {"LOCAL_WORLD_SIZE": "16"}, 1),
@@ -70,7 +70,7 @@ def test_cores_of_a_container(tmp_path):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},  # torchrun, Accelerate not told that there is only a CPU
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},  # torchrun, while Accelerate's settings do not say that there is only a CPU
         LAUNCHED | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},  # accelerate launch --cpu --num_processes 2
     ],
 )
@@ -104,15 +104,15 @@ def test_trackers(monkeypatch):
 
 
 def test_the_traps_are_still_there():
-    """Canaries: where one of these changes in a new Accelerate, a workaround in devices.py or processes.py can go."""
+    """If one of these assertions fails with a new Accelerate, a workaround in setup.py or processes.py can be removed."""
     from accelerate import PartialState
     from accelerate.commands.launch import launch_command_parser
     from accelerate.tracking import filter_trackers, get_available_trackers
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-    PartialState(cpu=True)  # Accelerate's logger wants it
+    PartialState(cpu=True)  # Accelerate's logger requires it
     absent = [name for name in ("comet_ml", "aim", "clearml", "swanlab") if name not in map(str, get_available_trackers())]
-    assert filter_trackers(absent[:1], None) == []  # dropped in silence
+    assert filter_trackers(absent[:1], None) == []  # removed without a message
 
     arguments = launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "--num_machines", "1", "train.py"])
     arguments.use_cpu, arguments.mixed_precision, arguments.dynamo_backend, arguments.num_cpu_threads_per_process = (

@@ -1,4 +1,4 @@
-"""A dry run's numbers, against numbers worked out by hand."""
+"""The numbers of a dry run are compared with numbers calculated by hand."""
 
 from __future__ import annotations
 

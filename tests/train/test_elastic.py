@@ -1,7 +1,7 @@
-"""The same samples, crops, clips, flips and masks on any number of processes and data workers, also where they change in an epoch.
+"""Any number of processes and data workers draws the same samples, crops, clips, flips and masks, also if it changes in an epoch.
 
-Whole pretrainings in real processes, which note what enters the model. They are `train.strict`, so the bits that they end with are
-the same too. Run as a script, this file is the processes.
+The tests run complete pretrainings in real processes, which record the inputs of the model. They use `train.strict`, so that the
+results are also equal bit for bit. Run as a script, this file starts the processes.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ CONFIG = pretrain.Config(
     ),
     evaluate=EvaluatorSet.of(MaskedLoss.Config(samples=4)),
 )
-# processes and data workers: of a whole run; of the rest of one that two processes with one worker began
+# (processes, data workers) of complete runs, and of the resumed rest of a run that two processes with one worker began
 WHOLE, REST = ((1, 0), (2, 2)), ((1, 2),)
 ALL_WHOLE, ALL_REST = ((1, 0), (1, 4), (2, 2), (4, 1)), ((1, 2), (2, 0), (4, 0))
 
 
 def clips(folder: Path) -> ClipsConfig:
-    """Seven small films."""
+    """Writes seven small videos, and returns the config that reads them."""
     for i in range(7):
         write(folder / f"{i}.mp4", count=10 + i, size=(24, 32))
     return ClipsConfig(source=str(folder), image_size=16, frames=4, stride=2, workers=0, holdout=0.3, repeats=1)
@@ -87,12 +87,12 @@ def try_and_check(folder: Path, medium: str, whole: Sequence[tuple[int, int]], r
     assert code == 0, output
     expected = seen(folder / "whole_1_0", 1)
     assert [len(rows) for rows in expected.values()] == [8] * STEPS
-    for what in range(1, 5):  # keys, pixels, visible and predicted tokens: no two samples, and no two epochs, have the same
+    for what in range(1, 5):  # keys, pixels, visible and predicted tokens differ between all samples and all epochs
         assert len({row[what] for rows in expected.values() for row in rows}) == 8 * STEPS
     for processes, workers in whole[1:]:
         assert seen(folder / f"whole_{processes}_{workers}", processes) == expected
     begun = seen(folder / "begun", 2)
-    assert STOP < max(begun) < STEPS - 1  # all stop after the same update, at most one later
+    assert STOP < max(begun) < STEPS - 1  # all processes stop after the same update, at most one update later
     assert begun == {step: expected[step] for step in begun}
     for processes, workers in rest:
         run = folder / f"rest_{processes}_{workers}"
@@ -122,7 +122,7 @@ def left(run: Path) -> list[Any]:
 
 
 def record(folder: Path, stop: int | None) -> None:
-    """Has pretraining write down what enters its model. `stop`: a step in which the last rank gets a signal."""
+    """Makes pretraining record the inputs of its model in `folder`. `stop`: a step in which the last rank gets a signal."""
     rank, made, prepare = int(os.environ.get("RANK", "0")), MaskedObjective.loss, Training.prepare
     last, now = int(os.environ.get("WORLD_SIZE", "1")) - 1, dict[str, Any]()
 
@@ -146,7 +146,7 @@ def record(folder: Path, stop: int | None) -> None:
         return training
 
     MaskedObjective.loss, Training.prepare = loss, hooked  # type: ignore[method-assign]
-    pretrain.draw_loss = lambda *_, **__: None  # nobody looks at it, and it takes longer than the training
+    pretrain.draw_loss = lambda *_, **__: None  # the plot is not needed, and takes longer than the training
 
 
 def digest(tensor: Tensor) -> str:

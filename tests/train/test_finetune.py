@@ -1,6 +1,6 @@
-"""Fine-tuning: from files to a score, of images and clips alike; resumed, on two processes, at other sizes, and never substituted.
+"""Tests of fine-tuning on images and clips: training, scores, resume, two processes, other sizes and unreadable samples.
 
-Run as a script, this file is two processes (`test_two_processes_equal_one`).
+Run as a script, this file starts two processes (`test_two_processes_equal_one`).
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ ENCODER = VisionTransformer.Config(width=16, depth=2, heads=2)
 TRAIN = TrainConfig(
     steps=30, batch_size=12, learning_rate=2e-2, scale_learning_rate=None, warmup_steps=3, precision="fp32", threads=1, log_every=5
 )
-# everything that draws, or that a resume could lose
+# all options that draw random numbers, or that a resume could lose
 ALL = SoftConfig(smoothing=0.1, mixup=0.8, cutmix=1.0, erase=0.5)
 
 
 def picture(label: int, place: int, side: int = 12) -> np.ndarray:
-    """Grey of one of three levels, in noise."""
+    """Returns noise around one of three levels of grey."""
     noise = np.random.default_rng(100 * label + place).integers(-40, 40, (side, side, 3))
     return np.clip(60 + 70 * (0, 2, 1)[label] + noise, 0, 255).astype(np.uint8)
 
 
 def write_samples(folder: Path, clips: bool = False, train: int = 12, test: int = 7) -> Path:
-    """Images, or folders of frames, of three classes."""
+    """Writes images, or folders of frames, of three classes."""
     for split, count, first in (("train", train, 0), ("test", test, 50)):
         for label, name in enumerate(CLASSES):
             for place in range(first, first + count):
@@ -118,7 +118,7 @@ def clip_config(source: Path, folder: Path, **choices: Any) -> finetune.Config:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics, without what the clock says."""
+    """Returns the metrics without measurements of time."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "clock"} for line in parsed]
 
@@ -170,13 +170,13 @@ def test_clips_are_learned_and_scored_by_all_their_views(clips: Path, tmp_path: 
     config = clip_config(clips, tmp_path / "run", soft=ALL, data={"eval_clips": 2, "eval_crops": 3, "augment": "rand-m7-n4-inc1"})
     result = finetune.run(config)
     assert result["top1"] >= 0.9
-    assert result["samples"] == 12  # each once, whatever its views
+    assert result["samples"] == 12  # each sample counts once, for any number of views
     assert result["protocol"]["views"] == 6
     assert lines(tmp_path / "run")[-1]["epoch"] == pytest.approx(30 * 12 / (24 * 2))
 
 
 def test_nothing_is_learned_without_a_learning_rate(images: Path, tmp_path: Path) -> None:
-    """Or the tests above would pass without training."""
+    """The accuracy is low without training, so the tests above show that training works."""
     result = finetune.run(image_config(images, tmp_path / "run", train={"learning_rate": 1e-9}))
     assert result["top1"] < 0.8
 
@@ -185,7 +185,7 @@ def test_nothing_is_learned_without_a_learning_rate(images: Path, tmp_path: Path
 
 
 def pretrained(tmp_path: Path, images: Path) -> Path:
-    """A run of the MAE task, two steps long."""
+    """Runs the MAE task for two steps, and returns the run folder."""
     from conftest import reset_accelerate
 
     from mmm.decoders import SelfAttentionDecoder
@@ -234,7 +234,7 @@ POSITIONS: tuple[Positions, ...] = ("sine_cosine", "flat_sine_cosine", "learned"
 def test_an_encoder_at_another_size_gives_what_the_pretrained_one_gives_there(
     build: Callable[..., MaskedModel], positions: Positions, home: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
-    """Whose positions for a grid that is not its own are computed or resized in every forward; here once."""
+    """The pretrained encoder computes or resizes positions for another grid in every forward pass, the adapted one only once."""
     model = build(home, encoder=replace(ENCODER, positions=positions))
     data = Input(size=size)
     encoder: Any = adapt_encoder(model, data, drop_path=0.1, last_norm=True).eval()
@@ -252,7 +252,7 @@ def test_an_encoder_at_another_size_gives_what_the_pretrained_one_gives_there(
 def test_a_model_of_one_size_is_tuned_at_another(
     build: Callable[..., MaskedModel], clips: Path, tmp_path: Path, positions: Positions, trains: bool
 ) -> None:
-    """Pretrained on two frames of 8 pixels, tuned on four of 12; with drop path, on positions that train or stay."""
+    """A model for two frames of 8 pixels is fine-tuned on four frames of 12 pixels, with positions that are trained or fixed."""
     model = build((2, 8, 8), encoder=replace(ENCODER, positions=positions))
     config = clip_config(clips, tmp_path, data={"image_size": 12}, train_positions=trains)
     classifier = build_classifier(config, model, 3)
@@ -262,11 +262,11 @@ def test_a_model_of_one_size_is_tuned_at_another(
     F.cross_entropy(classifier(torch.randn(4, 3, 4, 12, 12)), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
     assert torch.equal(before, encoder.pos_embed) == (positions != "learned" and not trains)
-    assert isinstance(encoder.norm, torch.nn.Identity)  # the head's stands in for it
+    assert isinstance(encoder.norm, torch.nn.Identity)  # the norm of the head replaces it
 
 
 def test_a_norm_that_the_model_lacks_is_said(build: Callable[..., MaskedModel], caplog: Any) -> None:
-    """CrossMAE's encoders have no last one."""
+    """CrossMAE's encoders have no norm after the last block."""
     from mmm.decoders import CrossAttentionDecoder
 
     model = build(decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear"))
@@ -279,7 +279,7 @@ def test_a_norm_that_the_model_lacks_is_said(build: Callable[..., MaskedModel], 
 
 
 def everything(source: Path, folder: Path, **choices: Any) -> finetune.Config:
-    """All that draws at once: mixing, erasing, augmenting, drop path, dropout, an average, and weights chosen by samples."""
+    """Returns a config with mixing, erasing, augmenting, drop path, dropout, an average and weights chosen by held-back samples."""
     return image_config(
         source,
         folder,
@@ -306,7 +306,7 @@ def everything(source: Path, folder: Path, **choices: Any) -> finetune.Config:
 
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all options on samples, one of which is damaged: `samples`, and `run`, which must not be written to."""
+    """Returns a folder with `samples`, one of which is damaged, and `run`, a run with all options. Tests must not write to it."""
     import random
 
     from conftest import reset_accelerate
@@ -316,7 +316,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     random.seed(0), np.random.seed(0)
     before = random.getstate(), str(np.random.get_state(legacy=False))
     finetune.run(everything(folder / "samples", folder / "run"))
-    # a caller's own draws go on as if no fine-tuning had been; torch's generator is the loop's, which seeds it for each step
+    # fine-tuning leaves the caller's random generators as they were, except for torch's, which the loop seeds for each step
     assert (random.getstate(), str(np.random.get_state(legacy=False))) == before
     reset_accelerate()
     return folder
@@ -324,7 +324,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("until", [3, 6])
 def test_stopped_and_resumed_is_never_stopped(whole: Path, tmp_path: Path, until: int) -> None:
-    """The same run, of which what came after a checkpoint is lost, but for lines of metrics and the best weights so far."""
+    """The stopped run has no checkpoint after step `until`, but all lines of metrics and the best weights."""
     shutil.copytree(whole / "run", tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         if int(path.name[-8:]) > until:
@@ -343,7 +343,7 @@ def test_stopped_and_resumed_is_never_stopped(whole: Path, tmp_path: Path, until
 
 
 def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(images: Path, tmp_path: Path) -> None:
-    """A rate that first learns and then destroys: the best weights lie in the middle."""
+    """The rising learning rate first improves and then destroys the weights, so that the best ones are in the middle."""
     train = {"steps": 16, "evaluate_every": 2, "learning_rate": 0.05, "warmup_steps": 14, "keep_last": 1}
     result = finetune.run(image_config(images, tmp_path / "run", held_back=0.3, train=train))
     scores = {line["step"]: line["held_back_top1"] for line in lines(tmp_path / "run") if "held_back_top1" in line}
@@ -359,7 +359,7 @@ def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(image
 
 
 def damaged(source: Path, copy: Path) -> Path:
-    """One test sample of 'light' is not a picture."""
+    """Copies the samples, and replaces one test sample of 'light' by a file that is not an image."""
     shutil.copytree(source, copy)
     broken = sorted((copy / "test" / "light").iterdir())[1]
     file = sorted(broken.iterdir())[2] if broken.is_dir() else broken
@@ -369,7 +369,7 @@ def damaged(source: Path, copy: Path) -> Path:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_scores_are_those_of_a_plain_loop(clips: Path, tmp_path: Path, batch_size: int) -> None:
-    """Over the views of each clip, whatever the batch; what cannot be read is left out of every count."""
+    """Scores average the views of each clip for any batch size, and leave unreadable samples out of every count."""
     data = replace(CLIPS, source=str(damaged(clips, tmp_path / "damaged")), image_size=8, eval_clips=2, eval_crops=2)
     part: Any = open_data(data, "eval")
     model = build_classifier(clip_config(clips, tmp_path), None, 3)
@@ -455,7 +455,7 @@ def test_the_dry_run_says_what_a_run_takes_and_makes_none(images: Path, tmp_path
 
 
 def test_published_values_of_every_preset() -> None:
-    """The authors' peak learning rate, passes, decay over layers, drop path, and videos or images of an update."""
+    """Each preset has its authors' peak learning rate, epochs, layer decay, drop path, and videos or images per update."""
     from conftest import load_recipe
 
     published = {
@@ -493,9 +493,9 @@ def test_presets_are_saved_and_loaded_to_the_same(name: str, tmp_path: Path) -> 
 # --- two processes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # ten seconds of both cores; the loop that it trains by is held to the same in test_train_loop and test_recipes
+@pytest.mark.slow  # ten seconds on two cores; test_loop and test_recipes test the training loop in the same way
 def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
-    """The same micro-batches, mixed and augmented alike, drop path and all; and every test sample counted once."""
+    """Two processes use the same micro-batches, mixing, augmentation and drop path, and count each test sample once."""
     both = subprocess.Popen(
         [sys.executable, __file__, str(whole / "samples"), str(tmp_path / "run")],
         env=os.environ | {"PYTHONPATH": PYTHONPATH},
@@ -505,7 +505,7 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = both.communicate(timeout=150)  # a process that waits for a dead one fails this test and does not hang it
+        output, _ = both.communicate(timeout=150)  # the timeout fails the test if a process waits for one that has ended
     finally:
         with suppress(ProcessLookupError):
             os.killpg(both.pid, signal.SIGKILL)
@@ -521,7 +521,7 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
 
 
 def fork_two(source: Path, folder: Path) -> None:
-    """Imports once and becomes two; nothing has computed yet, so no thread is lost in the fork."""
+    """Forks into two processes after the imports. No threads have started yet, so the fork loses none."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

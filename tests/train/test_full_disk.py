@@ -1,4 +1,4 @@
-"""A disk that is full costs what was to be written, and not the run."""
+"""If the disk is full, checkpoints or metrics are not written, and the run continues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_run_goes_on_and_saves_when_there_is_room_again(tmp_path, monkeypatc
 
 
 def test_the_last_one_is_needed(tmp_path, monkeypatch):
-    """A run that ends without its weights has not ended well."""
+    """If the last checkpoint cannot be written, the run ends with an error."""
     save = checkpoint._save_tensors
     monkeypatch.setattr(checkpoint, "_save_tensors", lambda path, all: full(path) if "00012" in str(path) else save(path, all))
     with pytest.raises(OSError, match="No space left"):
@@ -54,7 +54,7 @@ def test_the_last_one_is_needed(tmp_path, monkeypatch):
 
 
 def test_lines_wait_until_there_is_room(tmp_path, caplog):
-    folder = os.open("/dev/full", os.O_RDONLY)  # a file that takes nothing, where the system has one
+    folder = os.open("/dev/full", os.O_RDONLY)  # every write to this file fails; not all systems have it
     os.close(folder)
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append({"step": 1})

@@ -1,4 +1,4 @@
-"""Training on a GPU: the losses of the CPU in every precision, exact resume, compiled steps, DDP, FSDP2 and resizing there.
+"""Tests of training on a GPU: the losses of the CPU in every precision, exact resume, compiled steps, DDP, FSDP2 and resizing.
 
 pytest -n 0 -m gpu tests                          on a machine with a GPU
 MMM_TEST_DEVICE=cpu pytest -n 0 -m gpu tests      a rehearsal on a CPU, which leaves out what only a GPU can do
@@ -37,7 +37,7 @@ FLAGS = ("--train.steps", "4", "--train.save_every", "2", "--train.threads", "1"
 
 @pytest.fixture(autouse=True)
 def device() -> torch.device:
-    """The device under test; products of matrices in full fp32, so that they can be compared with the CPU's."""
+    """Returns the device under test, with matrix products in full fp32, so that they can be compared with the CPU's."""
     if not REHEARSAL and not torch.cuda.is_available():
         pytest.skip("no GPU here; MMM_TEST_DEVICE=cpu rehearses on the CPU")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -52,7 +52,7 @@ def needs_gpu(device: torch.device) -> None:
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Inside, trainings run on the CPU."""
+    """Makes trainings inside of this context run on the CPU."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     reset_accelerate()
     try:
@@ -72,7 +72,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def different(run: Path, other: Path) -> list[str]:
-    """Names of weights that are not equal bit for bit."""
+    """Returns the names of weights that are not equal bit for bit."""
     one, two = weights(run), weights(other)
     assert one.keys() == two.keys()
     return [name for name in one if not torch.equal(one[name], two[name])]
@@ -88,13 +88,13 @@ def test_every_option_trains_as_on_the_cpu(variant: str, build: Callable[..., Ma
     check(lambda: build(size=(12, 16), **VARIANTS[variant]), device)
 
 
-PRECISIONS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # and the largest relative difference of a loss
+PRECISIONS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # with the largest relative difference of a loss
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("recipe", ["image_mae", "image_crossmae", "image_capi", "image_data2vec", "video_mae", "video_vjepa"])
 def test_losses_are_those_of_the_cpu(recipe: str, precision: str, run_recipe: RunRecipe, tmp_path: Path) -> None:
-    """The same samples, crops and masks come there, and the same updates follow."""
+    """The GPU gets the same samples, crops and masks as the CPU, and makes the same updates."""
     if REHEARSAL and precision == "fp16":
         pytest.skip("a CPU does not train in fp16")
     with on_cpu():
@@ -145,7 +145,7 @@ def free_port() -> int:
 
 
 def test_fsdp_over_one_process_trains_as_none(build: Callable[..., MaskedModel], device: torch.device) -> None:
-    """The recipes refuse FSDP over one process, which shards nothing; its code runs all the same."""
+    """The recipes refuse FSDP over one process, which shards nothing, so this test calls its code directly."""
     torch.manual_seed(0)
     plain = build().to(device)
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_fsdp_over_one_process_trains_as_none(build: Callable[..., MaskedModel],
 
 @pytest.mark.parametrize("recipe", ["image_mae", "video_mae"])
 def test_samples_that_are_resized_there_train_alike(recipe: str, run_recipe: RunRecipe, tmp_path: Path) -> None:
-    """Another kernel resizes on the device, to within a level of 8 bits."""
+    """The device resizes with another kernel, whose results differ by at most one 8-bit level."""
     for where in ("worker", "device"):
         size = ("--data.image_size", "64", "--data.resize", where, "--train.precision", "fp32")
         run_recipe(recipe, *FLAGS, *size, "--folder", str(tmp_path / where))

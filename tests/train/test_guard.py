@@ -1,4 +1,4 @@
-"""Updates that are left out: nothing moves, all else is as it would have been, and who was in them is known."""
+"""A skipped update changes no weights or state, the rest of the run stays the same, and its samples are recorded."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path):
     config = replace(FLAT, max_skipped=4)
     with pytest.raises(NonFiniteError, match=r"loss of step 10 is .* more than train.max_skipped 4 in a row"):
         train(tmp_path, config, loss=loss)
-    with pytest.raises(NonFiniteError, match="step 10"):  # from step 8: two of the row were before
+    with pytest.raises(NonFiniteError, match="step 10"):  # resumes from step 8; two of the skipped updates came before it
         train(tmp_path, config, loss=loss, resume=True)
     assert [one["step"] for one in skipped(tmp_path)] == [6, 7]
     train(tmp_path, config, resume=True)

@@ -1,6 +1,6 @@
-"""The loop: exact resume, exact accumulation, the same on two processes, and a stop where a loss is not finite.
+"""Tests of the training loop: exact resume, exact accumulation, two processes, and the stop at a loss that is not finite.
 
-Run as a script, this file is two processes (`test_two_processes_equal_one`).
+Run as a script, this file starts two processes (`test_two_processes_equal_one`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONFIG = TrainConfig(
 
 
 class Net(nn.Module):
-    """Has all that makes a resume hard: dropout, running statistics, a parameter that is frozen."""
+    """Has everything that makes a resume difficult: dropout, running statistics and a frozen parameter."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 
 class Plain(Net):
-    """Counts nothing."""
+    """Does not count its calls."""
 
     def forward(self, x):
         return self.layers(x) * self.frozen
@@ -98,7 +98,7 @@ def build(accelerator, config, dropout=0.3, dtype=torch.float32, net=Net, **othe
 
 
 def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=None, loss=loss_of, between=None, **choices):
-    """A whole task in small: its own loop around `fit`. `until`: the step after which the process is killed."""
+    """Trains as a task does, in a loop around `fit`. `until`: the step after which the training stops, as if killed."""
     data = table(choices.get("dtype", torch.float32)) if data is None else data
     accelerator = start(config)
     plan = make_plan(config, samples=SAMPLES, processes=accelerator.num_processes)
@@ -132,7 +132,7 @@ def train(folder, config=CONFIG, *, until=None, resume=False, allow=(), data=Non
 
 
 def state(training):
-    """All that a run left, by name."""
+    """Returns the weights, buffers, optimizer state and averages of a run by name."""
     optimizer = {
         f"{i}/{key}": value for i, entry in training.optimizer.state_dict()["state"].items() for key, value in entry.items()
     }
@@ -141,7 +141,7 @@ def state(training):
 
 
 def lines(folder):
-    """The metrics, without what the clock says."""
+    """Returns the metrics without measurements of time."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "clock"} for line in parsed]
 
@@ -183,7 +183,7 @@ def test_progress_on_a_terminal_and_in_a_file(tmp_path, capsys, monkeypatch, cap
 
 @pytest.mark.parametrize("until", [6, 8, 11])
 def test_resume_is_bit_for_bit(tmp_path, until):
-    """N steps equal N/2, stop, resume, N/2; also where the stop falls between two checkpoints and after lines were written."""
+    """N steps equal N/2 steps, a stop, a resume and N/2 steps, also if lines were written after the last checkpoint."""
     whole = train(tmp_path / "whole")
     train(tmp_path / "parts", until=until)
     parts = train(tmp_path / "parts", resume=True)
@@ -203,7 +203,7 @@ def test_resume_from_the_one_before_where_the_newest_is_damaged(tmp_path):
 
 
 def test_noise_is_there_and_differs_between_steps(tmp_path):
-    """Or the tests above would pass without dropout."""
+    """The tests above rely on dropout, so this test checks that it is active."""
     assert not torch.equal(
         train(tmp_path / "a").unwrapped.layers[0].weight, train(tmp_path / "b", dropout=0.0).unwrapped.layers[0].weight
     )
@@ -216,7 +216,7 @@ def test_noise_is_there_and_differs_between_steps(tmp_path):
 
 
 def test_what_the_caller_does_between_updates_changes_nothing(tmp_path):
-    """The task evaluates, which draws random numbers too, and uses the average of the weights."""
+    """Between updates, a task evaluates, which draws random numbers, and uses the average of the weights."""
 
     def evaluate(training):
         training.unwrapped.eval()
@@ -245,7 +245,7 @@ def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path,
 
 
 def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
-    """Versions of code and libraries, device, processes, threads: the run goes on, and the user knows."""
+    """If versions of code or libraries, device, processes or threads differ, the run continues and logs the differences."""
     from mmm.train.run import environment
 
     train(tmp_path, until=3)
@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, micro):
 
 
 class Bend(torch.autograd.Function):
-    """A finite value with a gradient that is not."""
+    """Returns a finite value with a gradient that is not finite."""
 
     @staticmethod
     def forward(ctx, x):
@@ -316,7 +316,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
 
 
 def test_poisoned_weights_are_never_saved(tmp_path):
-    """Memory fails between two updates, and a checkpoint is due."""
+    """A weight becomes NaN between two updates, before a checkpoint is due."""
 
     def poison(training):
         if training.step == 2:
@@ -342,7 +342,7 @@ def test_bf16_trains_and_its_choice_is_known(tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """The same samples, and losses that agree to rounding; with accumulation; and a resume by one of what two began."""
+    """Samples are the same and losses agree to rounding, also with accumulation, and one process resumes a run of two."""
     script = [sys.executable, __file__, str(tmp_path)]
     both = subprocess.Popen(
         script,
@@ -353,7 +353,7 @@ def test_two_processes_equal_one(tmp_path):
         start_new_session=True,
     )
     try:
-        output, _ = both.communicate(timeout=150)  # a process that waits for a dead one fails this test and does not hang it
+        output, _ = both.communicate(timeout=150)  # the timeout fails the test if a process waits for one that has ended
     finally:
         with suppress(ProcessLookupError):
             os.killpg(both.pid, signal.SIGKILL)
@@ -370,7 +370,7 @@ def test_two_processes_equal_one(tmp_path):
     assert resumed.step == 12
     for name, value in one.unwrapped.layers.state_dict().items():
         torch.testing.assert_close(resumed.unwrapped.layers.state_dict()[name], value, rtol=1e-3, atol=1e-4)
-    # each process's own part of a loss that is not finite is found by both
+    # both processes report the samples of a non-finite loss that one of them computed
     assert output.count(f"step 1 samples {ids(1)[6:8]}") == 2
 
 
@@ -381,7 +381,7 @@ def one_of_two(folder):
     assert_same(state(two), state(train(folder / "stopped", config, resume=True, dropout=0.0)))
     train(folder / "accumulated", replace(config, micro_batch_size=2), dropout=0.0)
     train(folder / "begun", config, until=6, dropout=0.0)
-    with pytest.raises(OSError, match="No space left"):  # on both, or the other would wait
+    with pytest.raises(OSError, match="No space left"):  # raised on both, or the other would wait
         on_main(two.accelerator, fill_the_disk)
     try:
         config = replace(CONFIG, micro_batch_size=2, log_every=4, save_every=4, max_skipped=0)
@@ -400,7 +400,7 @@ def bad_on_the_second(model, batch, step):
 
 
 def fork_two(folder, work):
-    """Imports once and becomes two, which both do the work; nothing has computed yet, so no thread is lost in the fork."""
+    """Forks into two processes after the imports, which both call `work`. No threads have started yet, so the fork loses none."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

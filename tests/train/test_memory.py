@@ -1,4 +1,4 @@
-"""Keeping less for the backward pass changes no gradient, and a lack of memory is one line that says what to do."""
+"""Keeping fewer tensors for the backward pass changes no gradient, and a lack of memory gives an error of one line with advice."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_gradients_are_the_same_bits_and_less_is_kept(build, decoder):
 
 
 def test_what_a_block_keeps_is_what_its_formula_says(build):
-    """Floats for each token: inputs and outputs of both norms, q, k, v, attention's output and the MLP's two hidden layers."""
+    """A block keeps per token the inputs and outputs of both norms, q, k, v, attention's output and the MLP's two hidden layers."""
     width, heads, x = 24, 2, torch.randn(8, 3, 16, 32)
     kept = []
     for depth in (2, 5):
         model = build(size=(16, 32), encoder=VisionTransformer.Config(width=width, depth=depth, heads=heads))
         mask = model.draw_masks(x)
         kept.append(gradients(model, x, mask)[1])
-    each = (2 + 3 + 1 + 2 + 4 + 4) * width + 2 * 2 + heads  # and of each norm its mean and deviation, of each head a normaliser
+    each = (2 + 3 + 1 + 2 + 4 + 4) * width + 2 * 2 + heads  # also mean and deviation of each norm, and a normaliser of each head
     tokens = len(x) * (1 + mask.visible.shape[1])
     assert kept[1] - kept[0] == 3 * 4 * tokens * each
 
@@ -160,7 +160,7 @@ def test_the_cure_is_one_that_divides(micro, unit, checkpointed, words):
 
 
 def train_in_little_memory(argv: list[str]) -> None:
-    """A pretraining that may take 1 GB more than its process has."""
+    """Runs a pretraining that may allocate at most 1 GB more than its process has already."""
     import resource
 
     recipe = load_recipe("image_mae")
@@ -186,7 +186,7 @@ def test_in_little_memory_a_run_says_what_to_do_or_does_it(tmp_path: Path):
 
 
 def try_both(folder: Path, flags: list[str]) -> dict[str, int]:
-    """The exit code for each micro-batch, the whole batch and what is found."""
+    """Returns the exit codes of two runs: with the whole batch as one micro-batch, and with a search for the micro-batch size."""
     codes = {}
     for micro in ("4096", "none"):
         argv = [*flags, "--folder", str(folder / micro), "--train.micro_batch_size", micro]

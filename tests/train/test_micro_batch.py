@@ -1,4 +1,4 @@
-"""The micro-batch that fits: which is taken, that looking for it leaves no trace, and that a resume takes it again."""
+"""The search for a micro-batch that fits chooses the right size, has no side effects, and is not repeated by a resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDE = 1 << 14
 
 
 class Model(nn.Module):
-    """Keeps WIDE numbers of a sample for its backward pass, and counts what it sees."""
+    """Keeps WIDE numbers per sample for its backward pass, and has running statistics, which each forward pass changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def training():
 
 
 def trial(limit: int = 10**9, tried: list[int] | None = None) -> Trial:
-    """Runs out of memory above a number of samples."""
+    """Returns a trial that runs out of memory above `limit` samples."""
 
     def make_batch(samples: int):
         if tried is not None:
@@ -89,7 +89,7 @@ def test_trials_decide_and_leave_no_trace(training, monkeypatch):
     random, asked = torch.get_rng_state(), []
     plan = find_micro_batch_size(training, PLAN, [trial(7), trial(9, asked)])
     assert (plan.micro_batch_size, plan.accumulation, plan.batch_size) == (6, 4, 24)
-    assert asked == [6]  # the first kind of batch did not fit with more
+    assert asked == [6]  # larger sizes did not fit for the first kind of batch
     assert all(torch.equal(value, before[name]) for name, value in training.unwrapped.state_dict().items())
     assert all(weight.grad is None for weight in training.unwrapped.parameters())
     assert torch.equal(torch.get_rng_state(), random)

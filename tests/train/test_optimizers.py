@@ -1,4 +1,4 @@
-"""Optimizers by name: a resume repeats every bit, a gradient that is not finite moves nothing, parts learn at their own rates."""
+"""Tests of optimizers chosen by name: bit-exact resume, gradients that are not finite, and a learning rate for each part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES = (
 
 
 class Net(nn.Module):
-    """An encoder with a patch embedding, a decoder with a head, a token: what optimizers tell apart."""
+    """Has the parts that optimizers treat differently: an encoder with a patch embedding, a decoder with a head, and a token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def make(name: str) -> tuple[Net, torch.optim.Optimizer]:
 
 
 def train(net: Net, optimizer: torch.optim.Optimizer, first: int, last: int, *, spoil: int | None = None) -> None:
-    """Updates with a rate and a decay that change, as in a run; the gradient of one may be not finite."""
+    """Makes updates with a changing learning rate and weight decay, as in a run. `spoil`: the step whose gradients are NaN."""
     for step in range(first, last):
         set_learning_rate(optimizer, 0.01 * (1 - step / 10))
         set_weight_decay(optimizer, 0.05 + step / 100)
@@ -75,7 +75,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_resume_repeats_every_bit(name: str) -> None:
-    """Through what files can hold: tensors by name, and the rest as JSON. Lamb and Adan count their steps in their groups."""
+    """The state is saved as in files: tensors by name, and the rest as JSON. Lamb and Adan count their steps in their groups."""
     whole, optimizer = make(name)
     start = {key: value.clone() for key, value in whole.state_dict().items()}
     train(whole, optimizer, 0, 6)
@@ -92,7 +92,7 @@ def test_a_resume_repeats_every_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_gradient_that_is_not_finite_moves_nothing(name: str) -> None:
-    """Neither weights nor state: the next updates are those of a run that never met it."""
+    """Neither weights nor state change: the next updates are those of a run without this gradient."""
     spoiled, optimizer = make(name)
     train(spoiled, optimizer, 0, 1)
     train(spoiled, optimizer, 5, 6, spoil=5)
@@ -127,7 +127,7 @@ def test_muon_gets_the_matrices_inside_blocks() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "lars", "lamb", "lion", "muon"])
 def test_each_part_learns_at_its_own_rate(name: str, build: Callable[..., MaskedModel]) -> None:
-    """And the weight decay follows its schedule, whatever the optimizer's groups; vectors are not decayed."""
+    """The weight decay also follows its schedule, for all groupings of the optimizers, and vectors are not decayed."""
     model = build()
     optimizer = make_optimizer(model, config(optimizer=name, encoder_rate=0.5, embedding_rate=0.2, decoder_rate=3.0))
     scales = settings(model, optimizer.param_groups, "lr_scale")

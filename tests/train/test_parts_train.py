@@ -1,6 +1,6 @@
-"""Every part in a training: it goes on bit for bit where it was stopped, and on two processes it does what it does on one.
+"""With every part, a resumed training equals an uninterrupted one bit for bit, and two processes give the results of one.
 
-Run as a script, this file is two processes.
+Run as a script, this file starts two processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def model_of(kind: str, name: str) -> MaskedModel:
 
 
 def train(folder: Path, kind: str, name: str, *, until: int | None = None, resume: bool = False) -> None:
-    # noise is drawn for a micro-batch; targets may look across one, and get all samples at once
+    # noise is drawn per micro-batch; targets may compute over a whole micro-batch, so they get all samples at once
     config = replace(SETTINGS, micro_batch_size=None if kind == "target" else SAMPLES // 2)
     accelerator = start(config)
     plan = make_plan(config, samples=SAMPLES, processes=accelerator.num_processes)
@@ -74,7 +74,7 @@ def train(folder: Path, kind: str, name: str, *, until: int | None = None, resum
     [pytest.param(*part, marks=() if part in QUICK else pytest.mark.slow, id="-".join(part)) for part in PARTS],
 )
 def test_every_part_goes_on_where_it_was_stopped(kind: str, name: str, tmp_path: Path) -> None:
-    """Bit for bit, with the noise, the masks, the teachers and the averages of each step."""
+    """The results are equal bit for bit, with the noise, masks, teachers and averages of each step."""
     train(tmp_path / "whole", kind, name)
     train(tmp_path / "stopped", kind, name, until=STOP)
     train(tmp_path / "stopped", kind, name, resume=True)

@@ -1,4 +1,4 @@
-"""Pretraining on real video files: through every recipe, resumed, on two processes, on damaged files, and with images beside."""
+"""Tests of pretraining on real video files: recipes, resume, two processes, damaged files, and joint training with images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = (*PARTS, "--decoder.depth", "1", *CLIPS, "--train.precision", "fp32")
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve films of two classes."""
+    """Writes twelve videos of two classes, and returns their folder."""
     root = tmp_path_factory.mktemp("films")
     for label, codec in (("left", "libx264"), ("right", "mpeg4")):
         for i in range(6):
@@ -84,7 +84,7 @@ def test_stopped_in_an_epoch_and_resumed_is_never_stopped(films: Path, run_recip
     flags += ("--encoder.drop_path", "0.3", "--train.micro_batch_size", "4", "--train.steps", "5", "--train.save_every", "3")
     for folder in (one, two):
         run_recipe("video_mae", *flags, "--folder", str(folder))
-    shutil.rmtree(two / "checkpoints" / "step_00000005")  # 3 updates of 8 samples of 4 films: not at the end of an epoch
+    shutil.rmtree(two / "checkpoints" / "step_00000005")  # 3 updates of 8 samples of 4 videos: not the end of an epoch
     run_recipe("video_mae", *flags, "--folder", str(two), "--resume")
     for file in ("model", "optimizer"):
         a, b = (load_file(run / "checkpoints" / "step_00000005" / f"{file}.safetensors") for run in (one, two))
@@ -102,7 +102,7 @@ def test_two_processes_are_one_run(films: Path, tmp_path: Path) -> None:
 
 
 def damage(folder: Path, good: Path) -> set[str]:
-    """Copies of a good file, each broken in its own way; their names."""
+    """Writes copies of a good file, each damaged in a different way, and returns their names."""
     import av
     import numpy as np
 
@@ -126,7 +126,7 @@ def damage(folder: Path, good: Path) -> set[str]:
 def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
     real_data: Path, run_recipe: Run, tmp_path: Path
 ) -> None:
-    """The real clips and damaged copies of one: the same files are found by training, evaluation and the scan."""
+    """Training, evaluation and the scan find the same damaged files among real clips and damaged copies of one clip."""
     source = tmp_path / "clips"
     bad: set[str] = set()
     for split in ("train", "test"):
@@ -142,13 +142,13 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
     result = run_recipe("video_mae", *flags, *judged, "--folder", str(run))
     named = [json.loads(line)["name"] for line in (run / "bad_inputs.jsonl").read_text().splitlines()]
     assert len(named) == len(set(named))
-    # one is damaged only further on than some clips reach
+    # corrupted.mp4 is damaged only after the frames that some clips read
     assert {name for name in named if "corrupted" not in name} == {
         f"{split}/a/{name}" for split in ("train", "test") for name in bad
     }
     features = result["features"]
     lost = [problem["name"] for problem in features["problems"]]
-    assert features["train"] + features["test"] + len(lost) == 22  # nothing stands in the place of what is lost
+    assert features["train"] + features["test"] + len(lost) == 22  # unreadable files are not replaced by others
     assert {name for name in lost if "corrupted" not in name} == {name for name in named if "corrupted" not in name}
     assert all(problem["reason"] for problem in features["problems"])
     report = tmp_path / "report.json"
@@ -167,7 +167,7 @@ def test_the_dry_run_says_what_repeats_do(films: Path, run_recipe: Run, capsys: 
     flags = ("--preset", "kinetics", "--data.source", str(films), "--data.holdout", "0.4", *SMALL, "--data.repeats", "4")
     run_recipe("video_mae", *flags, "--dry_run", "--train.steps", "7")
     shown = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()}
-    assert shown["epochs"] == "2 of 28 samples"  # 7 films, of which 12 are held out 5
+    assert shown["epochs"] == "2 of 28 samples"  # 5 of 12 videos are held out, so 7 remain
     assert shown["effective epochs"] == "8 samples of each of the videos; each is decoded 2 times"
     assert shown["inputs an update"] == "2, for 8 samples"
     assert shown["learning rate"] == "scaled by the samples of an update, repeats among them"
@@ -221,7 +221,7 @@ def test_two_sources_stopped_and_resumed_are_never_stopped(joint: tuple[str, ...
 
 
 def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_path: Path) -> None:
-    """Its weight and its masker reach the weights that come out."""
+    """The weight and the masker of the second source change the loss."""
     plain = run_recipe("joint_mae", *joint, "--train.steps", "2", "--folder", str(tmp_path / "a"))
     for number, flags in enumerate((("--second.weight", "3"), ("--second.masker.ratio", "0.5"))):
         other = run_recipe("joint_mae", *joint, *flags, "--train.steps", "2", "--folder", str(tmp_path / f"{number}"))

@@ -1,6 +1,6 @@
-"""A process that is killed, stopped or raises: the others end in time and say which and when, nobody is left, the run goes on.
+"""If a process is killed, stopped or raises an error, the others end in time and report its rank and step, and the run can resume.
 
-Run as a script, this file tries several ways at once, each on processes of its own.
+Run as a script, this file tests several failures at once, each in separate processes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ TIMEOUT = 4.0
 SHORT = replace(CONFIG, timeout=TIMEOUT, save_every=4)
 FEW = [("killed", 0, 2), ("stopped", 1, 2), ("raising", 1, 2)]
 MANY = [(kind, rank, count) for kind in ("killed", "stopped", "raising") for rank, count in ((0, 2), (1, 2), (0, 4), (2, 4))]
-STRICT = replace(SHORT, strict=True, micro_batch_size=1)  # a resume on more than two processes is exact in this only
+STRICT = replace(SHORT, strict=True, micro_batch_size=1)  # a resume on more than two processes is exact only if strict
 
-Way = tuple[str, int, int]  # what happens to which rank of how many
+Way = tuple[str, int, int]  # the failure, the rank that fails, and the number of ranks
 
 
 def name(way: Way) -> str:
@@ -58,7 +58,7 @@ def test_who_is_to_blame() -> None:
     first = find_lost_process([cut, runs, failed], [0.1, 9.0, 0.2], 3.0)
     assert first is not None
     assert (first.rank, first.message) == (2, "rank 2 ended with an error at step 16: ValueError: no")
-    # a process that has not started, or has ended, is not missed
+    # a process that has not started, or has ended, is not reported as lost
     for ended in (Heartbeat(), Heartbeat(9, 17, "done"), cut, Heartbeat(9, 17, "notified")):
         assert find_lost_process([cut, ended], [0.0, 1000.0], 3.0) is None
     assert find_unresponsive_process([cut, runs], 1.0, 60.0) is None
@@ -71,7 +71,7 @@ def test_who_is_to_blame() -> None:
 
 
 def test_nothing_of_it_outlives_the_training() -> None:
-    """A thread that Python ends with itself, inside torch's C++, would abort the process."""
+    """A heartbeat thread that still runs torch's C++ code when Python exits would abort the process."""
     alone = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1), step=0)
 
     class Slow(Heartbeats):
@@ -111,7 +111,7 @@ def try_and_check(folder: Path, which: str, ways: list[Way]) -> None:
 
 def check(way: Way, found: dict[str, Any], said: str) -> None:
     kind, rank, count = way
-    assert found["codes"] == [1] * (count - 1), (way, found, said)  # of the others: they ended by themselves
+    assert found["codes"] == [1] * (count - 1), (way, found, said)  # the others ended by themselves
     assert found["seconds"] < (TIMEOUT + 5 if kind == "stopped" else 10), (way, found, said)
     assert found["own"] == (-signal.SIGKILL if kind == "killed" else 1), (way, found, said)
     about = [line for line in said.splitlines() if line.startswith("said by") and f": rank {rank} " in line]
@@ -122,7 +122,7 @@ def check(way: Way, found: dict[str, Any], said: str) -> None:
         assert f"rank {rank} ended with an error at step {step}: RuntimeError: on fire, says ***. The run" in about[0]
     else:
         assert f"rank {rank} is gone: not heard of for " in about[0]
-        # the other waited for it in that step, or had not come so far when the silence had lasted
+        # the other rank waited for it in that step, or had not reached that step at the timeout
         assert re.search(rf"missed it at step {step}\.|last at step ({step - 1}|{step})\.", about[0]), about[0]
     assert not any("Traceback" in line for line in said.splitlines()) or kind == "raising", said
 
@@ -131,11 +131,11 @@ def check(way: Way, found: dict[str, Any], said: str) -> None:
 
 
 def harmful(way: Way, mark: Path, model: Any, batch: Any, now: int) -> Any:
-    """The loss, at one step of one rank preceded by harm to its own process."""
+    """Returns the loss. At one step of one rank, it first kills or stops its own process, or raises an error."""
     kind, rank, _ = way
     time.sleep(0.05)
     if now == step_of(way) and int(os.environ["RANK"]) == rank:
-        time.sleep(0 if kind == "raising" else 3 * INTERVAL)  # until this step was said and heard: what is heard last may be older
+        time.sleep(0 if kind == "raising" else 3 * INTERVAL)  # until the others have received a heartbeat of this step
         mark.touch()
         if kind == "raising":
             raise RuntimeError("on fire, says hf_0123456789abcdef\nand more")
@@ -149,7 +149,7 @@ def train_on(folder: Path, count: int, **choices: Any) -> None:
 
 
 def try_all(folder: Path, ways: list[Way]) -> dict[str, Any]:
-    """Harms each run, sees it end, and goes on with it."""
+    """Causes the failure of each run, waits for its end, and resumes it."""
     begun = {}
     for way in ways:
         work = partial(train_on, folder / name(way), way[2], loss=partial(harmful, way, folder / f"{name(way)}.at"))
@@ -166,7 +166,7 @@ def try_all(folder: Path, ways: list[Way]) -> dict[str, Any]:
 
 
 def see(folder: Path, begun: dict[Way, list[int]]) -> dict[str, Any]:
-    """Returns exit codes, and the seconds until the other processes ended. A process that lives after a minute has none."""
+    """Returns exit codes, and the seconds until the other processes ended. A process that still runs after a minute has none."""
     codes: dict[int, int] = {}
     seconds: dict[int, float] = {}
     end = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""A checkpoint is written while the training goes on: of the step that it is named after, one at a time, and no error is lost."""
+"""Checkpoints are written during training, with the tensors of their own step, one at a time, and without losing errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def content(folder, step):
 
 
 def test_the_training_goes_on_and_what_is_written_is_of_its_step(tmp_path, monkeypatch):
-    """Step 9's is held back until two more updates were made, and holds what step 9 was."""
+    """The checkpoint of step 9 is delayed until two more updates are made, and still contains the state of step 9."""
     whole = train(tmp_path / "whole")
     go, save, seen = threading.Event(), checkpoint._save_tensors, []
 

@@ -18,7 +18,7 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**{"batch_size": 8, "learning_rate": 1e-3, "steps": 10, **changes})
 
 
-# MAE: warm-up of 40 of 800 epochs from exactly 0, then half a cosine to the end; by hand at the places where it is known
+# MAE: warm-up of 40 of 800 epochs from exactly 0, then half a cosine to the end; values calculated by hand
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
@@ -41,7 +41,7 @@ def test_learning_rate_ends_at_its_final_value_and_may_start_at_the_peak():
 
 
 def test_a_line_and_steps_follow_the_rise():
-    """BEiT's segmentation falls along a line to 0; ViTDet divides by ten twice."""
+    """BEiT's segmentation decreases the learning rate linearly to 0; ViTDet divides it by ten twice."""
     line = make_plan(config(schedule="linear", warmup_steps=2, scale_learning_rate=None), samples=80, processes=1)
     assert [line.learning_rate(step) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 1.25e-4])
     steps = make_plan(config(schedule="steps", steps=1000, warmup_steps=250, scale_learning_rate=None), samples=80, processes=1)
@@ -50,7 +50,7 @@ def test_a_line_and_steps_follow_the_rise():
 
 
 def test_the_rise_may_begin_above_0():
-    """I-JEPA: from 2e-4 to 1e-3."""
+    """I-JEPA's learning rate rises from 2e-4 to 1e-3."""
     plan = make_plan(config(warmup_steps=4, warmup_start=0.2, scale_learning_rate=None), samples=80, processes=1)
     assert [plan.learning_rate(step) for step in (0, 2, 4)] == pytest.approx([2e-4, 6e-4, 1e-3])
     with pytest.raises(ValueError, match=r"train\.warmup_start 2"):
@@ -183,11 +183,11 @@ def test_identity_leaves_out_what_may_change_on_resume():
     assert differences(before, before | {"train.batch_size": 16}) == ["train.batch_size was 8, is 16"]
 
 
-# --- learning rates and weight decays of a part's own ------------------------------------------------------------------------
+# --- learning rates and weight decays of single parts ------------------------------------------------------------------------
 
 
 class Marked(nn.Module):
-    """A module inside a module, each with a scale; and one without."""
+    """Has a module inside a module, each with an update scale, and a module without one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_a_module_names_its_own_rate_and_decay():
 
 
 def test_weight_decay_of_a_group_follows_its_schedule():
-    """I-JEPA's, from 0.04 to 0.4; a decay that begins at 0 knows which weights it is for."""
+    """I-JEPA's weight decay rises from 0.04 to 0.4. A decay that begins at 0 still applies to matrices only."""
     assert [weight_decay(step, 10, 0.04, 0.4) for step in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])
     assert weight_decay(7, 10, 0.05, None) == 0.05
     model = nn.Linear(2, 2)

@@ -1,6 +1,6 @@
-"""Sharding: two processes that hold half of everything each do what one does, and save what any number of processes reads.
+"""Tests of sharding: two processes with half of each tensor give the results of one, and any number of processes can resume.
 
-Run as a script, this file is several processes: on a CPU nobody shards but tests.
+Run as a script, this file starts several processes. On a CPU, only tests shard.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mmm.train.schedule import make_plan
 from mmm.train.state import Training
 
 SETTINGS = replace(CONFIG, steps=6, save_every=2, micro_batch_size=2, log_every=1, max_skipped=3)
-BAD = 2  # the step, counted from 0, that is left out
+BAD = 2  # the step, counted from 0, that is skipped
 HALF, END = 3, 6
 
 
@@ -121,13 +121,13 @@ def train(folder, config=SETTINGS, *, sharded=False, until=None, resume=False, b
 
 
 def content(folder, step=END):
-    """All tensors of a checkpoint, whole, by file and name."""
+    """Returns all tensors of a checkpoint, gathered, by file and name."""
     tensors, _ = checkpoint.read(folder / "checkpoints" / f"step_{step:08d}")
     return {f"{file}/{name}": value for file, values in tensors.items() for name, value in values.items()}
 
 
 def assert_close(a, b):
-    """Equal to rounding: the order of sums differs between one process and two (1e-14 was seen); `calls` counts each one's own."""
+    """Compares to rounding: the order of sums depends on the processes (1e-14 was seen). Leaves out `calls`, which differ."""
     assert a.keys() == b.keys()
     for name in (name for name, value in a.items() if value.is_floating_point()):
         torch.testing.assert_close(b[name], a[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
@@ -141,7 +141,7 @@ def names(folder):
 
 
 def one_of_several(folder):
-    """The work of each process; the tests state what is expected."""
+    """Does the work of each process. The tests check the results."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world == 4:
         train(folder / "begun", sharded=True, resume=True)
@@ -155,7 +155,7 @@ def one_of_several(folder):
         shutil.copytree(folder / "begun", folder / "stopped")
     training.accelerator.wait_for_everyone()
     train(folder / "stopped", sharded=True, resume=True)
-    train(folder / "whole", sharded=True, resume=True)  # one process began it, unsharded
+    train(folder / "whole", sharded=True, resume=True)  # one process began this run, unsharded
     evaluate(training, rank)
     full_disk(folder, rank)
     masked_model(folder, rank)
@@ -164,7 +164,7 @@ def one_of_several(folder):
 
 
 def evaluate(training, rank):
-    """A whole copy has the weights, and is called by one process without the other."""
+    """Checks that a gathered copy has the weights, and that one process can call it without the other."""
     with training.gathered() as plain:
         if rank == 0:
             plain(table(torch.float64))
@@ -176,7 +176,7 @@ def evaluate(training, rank):
 
 
 def full_disk(folder, rank):
-    """The second process's disk is full at step 4; the run goes on, and both know."""
+    """Makes the second process's disk full at step 4, and checks that both processes skip this checkpoint."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(training):
@@ -190,7 +190,7 @@ def full_disk(folder, rank):
 
 
 def masked_model(folder, rank):
-    """A real model, one update; what is saved is read by `load` and exported."""
+    """Trains a real model for one update, and saves a checkpoint with the expected weights and features."""
     config = replace(SETTINGS, steps=1, clip_norm=None, micro_batch_size=None)
     model = make(BASE, seed=3)
     accelerator, optimizer = start(config), make_optimizer(model, config)
@@ -216,7 +216,7 @@ def masked_model(folder, rank):
 
 
 def in_bf16(folder):
-    """Products are bf16; the stream between blocks, weights, and the optimizer's state stay in fp32."""
+    """Checks that products are bf16, and that the inputs of blocks, the weights and the optimizer's state are fp32."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
@@ -229,7 +229,7 @@ def in_bf16(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The results of one process, and of two processes with sharding."""
+    """Returns the folder of runs on one process, and on two processes with sharding."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "one")
     train(folder / "one_lion", replace(SETTINGS, optimizer="lion"))
@@ -240,7 +240,7 @@ def runs(tmp_path_factory):
 
 
 def several(folder, count, script=__file__):
-    """Becomes so many processes; one that waits for a dead one fails the test and does not hang it. Gives what they say."""
+    """Runs a script on `count` processes and returns its output. Fails at a timeout if one waits for an ended one."""
     command = [sys.executable, script, str(folder), str(count)]
     path = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, timeout=200)
@@ -249,12 +249,12 @@ def several(folder, count, script=__file__):
 
 
 def test_two_that_shard_do_what_one_does(runs):
-    """Losses, norms, weights, optimizer and averages; with accumulation, a clipped norm, a teacher and an update left out."""
+    """Losses, norms, weights, optimizer and averages are equal with accumulation, clipping, a teacher and a skipped update."""
     one, two = content(runs / "one"), content(runs / "two")
     assert_close(one, two)
     for line, other in zip(lines(runs / "one"), lines(runs / "two"), strict=True):
         assert other.keys() == line.keys()
-        for name, value in line.items():  # the loss of an update that was left out is null
+        for name, value in line.items():  # the loss of a skipped update is null
             assert other[name] == (None if value is None else pytest.approx(value, rel=1e-9))
     assert lines(runs / "two")[BAD]["skipped"] == 1
     assert (runs / "two" / "skipped.jsonl").read_text() == (runs / "one" / "skipped.jsonl").read_text()
@@ -314,7 +314,7 @@ def test_damage_to_any_file_is_found(runs, tmp_path):
 
 
 def test_load_and_export_make_one_model_of_the_parts(runs, tmp_path):
-    """Export writes one file; a part's name means all of them."""
+    """Export writes one file, and loading one shard loads all shards."""
     expected = torch.load(runs / "masked" / "expected.pt", weights_only=True)
     model = load(runs / "masked")
     assert all(torch.equal(value, expected["weights"][name]) for name, value in model.state_dict().items())
@@ -373,7 +373,7 @@ def test_what_sharding_cannot_do_is_refused():
 
 
 def test_on_a_cpu_it_is_refused_and_not_replaced(monkeypatch):
-    """Accelerate would train with DDP, and say nothing."""
+    """Accelerate would train with DDP without a message."""
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"asks for FSDP, and on a CPU nothing is sharded; run `accelerate config` again"):
@@ -394,7 +394,7 @@ def test_a_model_without_blocks_is_not_sharded():
 
 
 def fork(folder, count, work):
-    """Imports once and becomes several, which all do the work; nothing has computed yet, so no thread is lost in the fork."""
+    """Forks into `count` processes after the imports, which all call `work`. No threads have started, so the fork loses none."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,6 +1,6 @@
-"""A signal to stop: the step it fell into is saved, all processes stop at the same, and the resume is exact.
+"""After a signal to stop, the current step is saved, all processes stop at the same step, and the resume is exact.
 
-Run as a script, this file is two processes (`test_two_processes_stop_as_one`), or with `torchrun` one of two.
+Run as a script, this file starts two processes (`test_two_processes_stop_as_one`). Under `torchrun`, it is one of two.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from test_loop import CONFIG, assert_same, fork_two, lines, loss_of, state, trai
 from mmm.train.checkpoint import writer as checkpoint
 from mmm.train.distributed.preemption import StopAgreement, Stopped, StopSignals
 
-RARE = replace(CONFIG, save_every=1000, log_every=5)  # nothing is due where the signals fall
+RARE = replace(CONFIG, save_every=1000, log_every=5)  # no checkpoint is due at the steps with signals
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def at(step, number, rank=0):
-    """The loss, and a signal to one's own process in the middle of a step of one rank."""
+    """Returns a loss function that sends a signal to its own process in the middle of one step of one rank."""
 
     def loss(model, batch, now):
         if now == step and int(os.environ.get("RANK", "0")) == rank:
@@ -50,12 +50,12 @@ def stop(folder, config=RARE, **choices):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_step_is_saved_and_the_resume_is_exact(tmp_path, number, caplog):
-    """Between two lines of metrics, which the resume writes as if nothing had been."""
+    """The signal comes between two lines of metrics, which the resumed run writes as an uninterrupted run does."""
     before = signal.SIG_DFL if number == signal.SIGUSR1 else signal.getsignal(number)
     signal.signal(number, before)
     assert stop(tmp_path / "parts", loss=at(6, number)) == [7]
     assert f"{number.name} came to rank 0: stopping after step 7" in caplog.text
-    # by default the warning would end what follows the training
+    # by default, SIGUSR1 would end what follows the training
     assert signal.getsignal(number) is (signal.SIG_IGN if number == signal.SIGUSR1 else before)
     assert not (tmp_path / "parts" / "lock").exists()
     whole = train(tmp_path / "whole", RARE)
@@ -64,7 +64,7 @@ def test_the_step_is_saved_and_the_resume_is_exact(tmp_path, number, caplog):
 
 
 def test_stopped_at_every_step(tmp_path):
-    """One run, started again and again."""
+    """One run is stopped and resumed at each step."""
     for step in range(11):
         assert max(stop(tmp_path / "parts", loss=at(step, signal.SIGTERM), resume=step > 0)) == step + 1
     whole = train(tmp_path / "whole", RARE)
@@ -73,7 +73,7 @@ def test_stopped_at_every_step(tmp_path):
 
 
 def test_a_second_signal_while_the_first_is_served(tmp_path, monkeypatch):
-    """Sends a signal at each call of a save to the disk."""
+    """Sends signals at each flush of a checkpoint to disk."""
     flush = checkpoint._flush
 
     def disturbed(path):
@@ -94,7 +94,7 @@ def test_the_first_request_is_answered_at_once_and_the_second_ends_the_process(t
         wait_for(lambda: (tmp_path / "run" / "endless").exists())
         both.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        both.send_signal(signal.SIGTERM)  # a launcher hands it on: still the first request
+        both.send_signal(signal.SIGTERM)  # as if a launcher forwarded it: this is still the first request
         time.sleep(2.5)
         assert both.poll() is None
         both.send_signal(signal.SIGINT)
@@ -108,29 +108,29 @@ def test_the_first_request_is_answered_at_once_and_the_second_ends_the_process(t
 
 
 def endless(model, batch, step):
-    """The third update does not end: it is in C, as a long backward pass is."""
+    """Returns the loss. The third update does not return from C code, like a long backward pass."""
     if step == 2:
         (Path(sys.argv[1]) / "run" / "endless").touch()
         mutex = ctypes.create_string_buffer(64)
-        for _ in range(2):  # the second waits for the first, and no signal ends that
+        for _ in range(2):  # the second lock waits for the first, and no signal ends this wait
             ctypes.CDLL(None).pthread_mutex_lock(mutex)
     return loss_of(model, batch, step)
 
 
 def test_a_signal_in_the_last_step(tmp_path):
-    """The run is whole, and what would follow it is left to the next start."""
+    """The run is complete, and what would follow it is left to the next start."""
     assert stop(tmp_path, loss=at(11, signal.SIGTERM)) == [12]
     assert [line["step"] for line in lines(tmp_path)] == [5, 10, 12]
     assert train(tmp_path, RARE, resume=True).step == 12
 
 
 def test_each_run_has_its_own_and_what_was_before_comes_back(request):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopSignals() as signals:
         assert StopAgreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).stops(1) is False
         os.kill(os.getpid(), signal.SIGINT)
-        with StopSignals() as inner:  # two runs in one process: each has its own
+        with StopSignals() as inner:  # two runs in one process have separate signals
             assert not inner.received
         assert StopAgreement(SimpleNamespace(num_processes=1, process_index=0), signals, 60).stops(1) is True
     with pytest.raises(KeyboardInterrupt):
@@ -145,7 +145,7 @@ def test_a_launcher_that_is_gone_is_a_signal(launched, monkeypatch):
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     answers, answer = os.pipe()
     child = os.fork()
-    if child == 0:  # the launcher: it starts one process, and dies
+    if child == 0:  # the launcher, which starts one process and exits
         began, begin = os.pipe()
         if os.fork() == 0:
             _outlive(answer, begin)
@@ -158,7 +158,7 @@ def test_a_launcher_that_is_gone_is_a_signal(launched, monkeypatch):
 
 
 def _outlive(answer, begin):
-    """Records, in the launched process, the signals while the launcher lives, and after."""
+    """Records, in the launched process, the signal that is seen while the launcher runs, and after its end."""
     try:
         with StopSignals() as signals:
             launcher, first = os.getppid(), signals.look()
@@ -174,14 +174,14 @@ def _outlive(answer, begin):
 
 
 def watch(script, *, seconds=200, act=None):
-    """Runs a command whose processes all end with it; gives its exit code and what it said."""
+    """Runs a command whose processes all end with it, and returns its exit code and output."""
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     both = subprocess.Popen(script, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         if act is not None:
             act(both)
-        output, _ = both.communicate(timeout=seconds)  # a process that waits for a dead one fails this test and does not hang it
+        output, _ = both.communicate(timeout=seconds)  # the timeout fails the test if a process waits for one that has ended
     finally:
         with suppress(ProcessLookupError):
             os.killpg(both.pid, signal.SIGKILL)
@@ -189,12 +189,12 @@ def watch(script, *, seconds=200, act=None):
 
 
 def test_two_processes_stop_as_one(tmp_path):
-    """Whichever of them gets which signal."""
+    """Either of the two processes may get the signal, and each kind of signal stops both."""
     code, output = watch([sys.executable, __file__, str(tmp_path)])
     assert code == 0, output
     for rank in (0, 1):
         steps = {tuple(json.loads(line)) for line in (tmp_path / f"steps_{rank}").read_text().splitlines()}
-        assert steps == {(7,)}  # the signal fell into step 6, 5 updates having been made
+        assert steps == {(7,)}  # the signal came in step 6, after 5 updates
     answers = [json.loads((tmp_path / f"answers_{rank}").read_text()) for rank in (0, 1)]
     assert answers[0] == answers[1]
     assert len(set(answers[0])) > 1
@@ -211,12 +211,12 @@ def one_of_two(folder):
             file.write(json.dumps(steps) + "\n")
         assert_same(state(whole), state(train(run, RARE, resume=True)))
         assert lines(folder / "whole") == lines(run)
-    stop(folder / "last", loss=at(11, signal.SIGTERM, rank=1))  # both, and neither waits
+    stop(folder / "last", loss=at(11, signal.SIGTERM, rank=1))  # both stop, and neither waits for the other
     (folder / f"answers_{rank}").write_text(json.dumps([apart(int(rank), told) for told in range(8)]))
 
 
 def apart(rank, told):
-    """The step at which two processes stop that nothing else holds together: one is slow, and one is told at its own step."""
+    """Returns the step at which this process stops. The two processes run at different speeds, and one of them gets a signal."""
     with StopSignals() as signals:
         agreement = StopAgreement(SimpleNamespace(num_processes=2, process_index=rank), signals, 60)
         for step in range(1, 20):
@@ -230,7 +230,7 @@ def apart(rank, told):
 
 @pytest.mark.slow
 def test_torchrun_hands_the_signal_on(tmp_path):
-    """SIGTERM to the launcher alone."""
+    """Only the launcher gets SIGTERM."""
 
     def act(both):
         wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())

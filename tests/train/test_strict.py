@@ -1,6 +1,6 @@
-"""`train.strict`: the same bits on 1, 2 and 4 processes, stopped on 2 and gone on with on 1 and 4; else, to rounding.
+"""`train.strict` gives the same bits on 1, 2 and 4 processes, also if 1 or 4 resume a run of 2; by default, runs agree to rounding.
 
-Run as a script, this file is the runs on several processes.
+Run as a script, this file starts the runs on several processes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def teach(folder: Path, config: Any = STRICT, **choices: Any) -> None:
 
 
 def poisoned() -> Tensor:
-    """The data, of which one sample is bad, so that four of six updates are left out."""
+    """Returns the data with one non-finite sample, so that four of six updates are skipped."""
     data = table()
     data[3, 0] = float("inf")
     return data
 
 
 def content(run: Path) -> dict[str, Any]:
-    """All that a run left, in bytes where it is tensors."""
+    """Returns the results of a run: checkpoint files as bytes, metrics, and skipped updates."""
     last = run / "checkpoints" / "step_00000006"
     skipped = run / "skipped.jsonl"
     files = {file: (last / f"{file}.safetensors").read_bytes() for file in FILES if (last / f"{file}.safetensors").exists()}
@@ -55,7 +55,7 @@ def content(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs on one, two and four processes."""
+    """Returns the folder of runs on one, two and four processes."""
     folder = tmp_path_factory.mktemp("strict")
     code, output = watch([sys.executable, __file__, str(folder), "several"])
     assert code == 0, output
@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("run", ["strict_2", "strict_4", "stopped_1", "stopped_4"])
 def test_the_same_bits_on_any_processes(runs: Path, run: str) -> None:
-    """Weights, optimizer, average and metrics; also of a run that two processes began, and one or four ended."""
+    """Weights, optimizer, average and metrics are equal, also for a run that two processes began and one or four ended."""
     expected = content(runs / "strict_1")
     assert set(FILES) < expected.keys()
     assert [line["step"] for line in expected["lines"]] == [1, 2, 3, 4, 5, 6]
@@ -72,7 +72,7 @@ def test_the_same_bits_on_any_processes(runs: Path, run: str) -> None:
 
 
 def test_without_it_they_agree_to_rounding(runs: Path) -> None:
-    """And differ in bits, or the test above would show nothing; strict differs from the default by rounding as well."""
+    """Their bits differ, so the test above can fail. Strict also differs from the default by rounding."""
     one, *others = (lines(runs / name) for name in ("loose_1", "loose_2", "loose_4", "strict_1"))
     for other in others:
         assert other[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""A GPU is never waited for between two lines of metrics: counted on a device that stands in for one."""
+"""The host never waits for the GPU between two lines of metrics, as counted on a simulated device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mmm.config.cli import main
 
 # operations whose result the host reads, or whose shape depends on values
 READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount")
-EVERY, STEPS = 4, 12  # updates between two lines of metrics, and of the run
+EVERY, STEPS = 4, 12  # updates between two lines of metrics, and in the run
 
 
 class Synchronisations(TorchDispatchMode):
     """Counts the operations for which CUDA's host waits for the device, by name.
 
-    Copies to the CPU wait; so do copies from it that are not asynchronous.
+    The host waits in copies to the CPU, and in copies from the CPU that are not asynchronous.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ def device() -> Iterator[torch.device]:
 
 
 def note(mode: Synchronisations, counted: list[Counter[str]], optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Called after each step of the optimizer, which must be the fused one: it reads on the device whether to make the step."""
+    """Records the counts after each step of the optimizer, which must be fused: it reads on the device whether to make the step."""
     assert optimizer.defaults["fused"]
     counted.append(Counter(mode.found))
 
@@ -99,5 +99,5 @@ def test_nothing_is_compiled_again_after_the_second_update(tmp_path: Path) -> No
     finally:
         hook.remove()
         reset_accelerate()
-    assert graphs[0] > 0  # it compiles
+    assert graphs[0] > 0  # something was compiled
     assert graphs[1:] == graphs[1:2] * 7

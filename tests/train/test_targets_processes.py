@@ -1,7 +1,6 @@
-"""Targets that learn, on two processes: they do what one does, with DDP and sharded, over several masks of a sample, and go on
-bit for bit where they were stopped.
+"""On two processes, targets that learn give the results of one, with DDP, sharding and several masks a sample, and resume exactly.
 
-Run as a script, this file is two processes.
+Run as a script, this file starts two processes.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def model_of(target: TargetConfig) -> MaskedModel:
 
 
 def masks(step: int) -> Mask:
-    """Two samples that differ in their values."""
+    """Returns two masks of each sample, with different ratios."""
     keys = sample_keys(0, step, torch.arange(SAMPLES))
     first, second = (RandomMasker(RandomMasker.Config(ratio=ratio)) for ratio in (0.5, 0.67))
     return replace(first(keys, (2, 3)), also=(second(keys + 1, (2, 3)),))
@@ -67,7 +66,7 @@ def part_of(mask: Mask, rows: slice) -> Mask:
 
 
 def own_samples() -> DataStream:
-    """Images that differ from process to process: a vocabulary that is made of them must be that of the first."""
+    """Opens images that differ between processes. A vocabulary made of them must be that of the first process."""
     images = np.random.default_rng(int(os.environ.get("RANK", "0"))).integers(0, 256, (SAMPLES, 8, 12, 3), dtype=np.uint8)
     register_source("own", {"train": images})
     config = ImagesConfig(source="registered:own", image_size=(8, 12), workers=0, holdout=0.0)
@@ -134,7 +133,7 @@ def test_two_processes_do_what_one_does(runs: Path, name: str, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
 def test_a_teacher_goes_on_where_it_was_stopped(runs: Path, kind: str) -> None:
-    """Bit for bit, on two processes."""
+    """On two processes, the resumed run equals an uninterrupted one bit for bit."""
     whole, stopped = content(runs / f"latent_{kind}", STEPS), content(runs / f"latent_{kind}_stopped", STEPS)
     assert whole.keys() == stopped.keys()
     assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []

@@ -1,4 +1,4 @@
-"""Experiment trackers, each in its own offline mode: one project, one run across resumes, numbers, config and pictures."""
+"""Experiment trackers, in their offline modes, get one project, one run across resumes, numbers, config and pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(folder: Path, name: str, shade: int) -> None:
 
 
 def run_twice(name: str, folder: Path, *options: str) -> str:
-    """A run that is stopped after step 2 and resumed; returns the id that it had both times."""
+    """Tracks a run that is stopped after step 2 and resumed, and returns its id, which is the same both times."""
     pytest.importorskip(name)
     known = ""
     folder.mkdir()
@@ -49,7 +49,7 @@ def run_twice(name: str, folder: Path, *options: str) -> str:
         accelerator.end_training()
         record = json.loads((folder / "tracker.json").read_text())
         known = known or record[name]
-        assert record[name] == known  # the second start goes on with the run of the first
+        assert record[name] == known  # the second start continues the run of the first
     return known
 
 
@@ -91,7 +91,7 @@ def test_mlflow_has_one_run(tmp_path: Path) -> None:
 def test_wandb_has_one_run(tmp_path: Path) -> None:
     known = run_twice("wandb", tmp_path / "mine", "project=cells", "tags=[a, b]")
     folders = sorted((tmp_path / "mine" / "wandb").glob(f"offline-run-*-{known}"))
-    assert len(folders) == 2, folders  # one for each start, of one id
+    assert len(folders) == 2, folders  # one folder per start, with the same id
     pictures = [path.suffix for folder in folders for path in (folder / "files" / "media").rglob("*.*")]
     assert pictures.count(".png") == 2
     assert pictures.count(".gif") == 2

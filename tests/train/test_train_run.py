@@ -1,4 +1,4 @@
-"""The run folder: one run, one process at a time, nothing written over."""
+"""A run folder holds one run, is used by one process at a time, and is never overwritten."""
 
 from __future__ import annotations
 
@@ -140,20 +140,20 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     (tmp_path / "lock").write_text(json.dumps(mine.owner | {"pid": dead.pid}))
     RunLock(tmp_path)  # that process is gone
     (tmp_path / "lock").write_text(json.dumps(mine.owner | {"began": 0.0}))
-    RunLock(tmp_path)  # another process has its number now
+    RunLock(tmp_path)  # another process has this number now
     (tmp_path / "lock").write_text("")
-    RunLock(tmp_path)  # killed while it wrote
+    RunLock(tmp_path)  # the process was killed while it wrote
     (tmp_path / "lock").write_text(json.dumps(mine.owner | {"host": "elsewhere"}))
     with pytest.raises(ValueError, match=r"on elsewhere; .*delete .*lock if that process is dead"):
         RunLock(tmp_path)
     mine.release()
-    assert (tmp_path / "lock").exists()  # it was not ours
+    assert (tmp_path / "lock").exists()  # another process owns it
 
 
 def test_of_many_starts_one_gets_a_dead_lock(tmp_path):
     (tmp_path / "lock").write_text(json.dumps(RunLock(tmp_path).owner | {"pid": 2**30}))
     answers, answer = os.pipe()
-    go, start_all = os.pipe()  # nobody writes into it: what children wait for is its end, when the parent closes it or dies
+    go, start_all = os.pipe()  # nothing is written into this pipe: children wait until the parent closes it or ends
     end, release = os.pipe()
     children = [os.fork() or _try_to_take(tmp_path, go, end, answer, [start_all, release]) for _ in range(12)]
     os.close(start_all)
@@ -193,7 +193,7 @@ def test_metrics_are_cut_where_a_resume_begins(tmp_path):
     assert json.loads(whole[0]) == {"step": 2, "loss": 0.5, "clock": {"samples_per_second": 7.0}}
     assert json.loads(whole[-1]) == {"step": 6, "knn": None}
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # killed while it wrote
+        file.write('{"step": 4, "lo')  # the process was killed while it wrote
     run.cut_metrics(4)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == whole[:2]
 

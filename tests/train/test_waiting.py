@@ -17,7 +17,7 @@ PAUSE = 0.02  # seconds
 
 
 class Slow:
-    """A table whose rows take their time."""
+    """A table that pauses before it returns rows."""
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         sleep(PAUSE)
@@ -26,7 +26,7 @@ class Slow:
 
 def test_a_run_says_how_long_it_waited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        train(tmp_path, data=Slow(), between=lambda _: sleep(3 * PAUSE))  # which does not count
+        train(tmp_path, data=Slow(), between=lambda _: sleep(3 * PAUSE))  # this time does not count
     written = [json.loads(line)["clock"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < clock["data_wait"] < 1 for clock in written)
     seconds = sum(
@@ -42,7 +42,7 @@ def test_a_run_says_how_long_it_waited(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_terminal_without_columns_gets_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """tqdm shows nothing there; a pseudo-terminal that nobody gave a size has none."""
+    """tqdm shows nothing on a terminal without columns, for example a pseudo-terminal whose size is not set."""
     _, terminal = os.openpty()
     with open(terminal, "w") as stream, caplog.at_level("INFO"):
         monkeypatch.setattr("sys.stderr", stream)
