@@ -1,5 +1,5 @@
-"""R10: tests runs, on images and on videos, in which a random data worker is killed many times. Each time it is replaced, its samples
-are delivered again, and the run ends with bit-identical results.
+"""R10: tests runs, on images and on videos, in which a random data worker is killed many times. It is replaced, its samples are
+delivered again, and the run ends with bit-identical results.
 """
 
 from __future__ import annotations
