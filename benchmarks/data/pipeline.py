@@ -1,9 +1,9 @@
 """Rates of the data pipeline in images and clips per second and core, by stage, compared with other implementations.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 JPEGs and films that it makes; some minutes
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 generated JPEGs and videos; some minutes
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only images
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only clips --videos /data/clips      on your own files
-    python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   does it run at all?
+    python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   quick check that it runs
     python -m benchmarks.data.pipeline --save  also writes a dated table and all numbers into results/
 
 Times are CPU seconds of all threads of one process, with files in the page cache. All implementations run in alternation; rates are

@@ -1,7 +1,7 @@
 """Compares the compiled resize with torch's kernel: the results must be bit-identical; prints the time of each.
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.resize
-    python -m benchmarks.data.resize --rounds 1        does it run at all?
+    python -m benchmarks.data.resize --rounds 1        quick check that it runs
     python -m benchmarks.data.resize --save            also writes a dated table and all numbers into results/
 
 Resizes 16 frames to 224 x 224 pixels, in blocks as a worker has them (mmm/data/decode/video/reader.py), for the sides of VideoMAE's

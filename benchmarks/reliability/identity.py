@@ -26,7 +26,7 @@ from mmm.tokenizers import Tubes
 from tasks import pretrain
 
 COUNT, QUICK = 1000, 16  # maximum number of changed options; there are about a hundred
-# options that may change: where a run computes, how often it logs, saves and evaluates, and when it stops
+# options that may change: where a run computes, how often it logs and saves, and what it evaluates
 FREE = {
     *("folder", "resume", "allow", "dry_run", "init", "evaluate"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),

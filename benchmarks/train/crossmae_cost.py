@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.train.crossmae_cost                                        on a CPU, about half an hour
     python -m benchmarks.train.crossmae_cost --device cuda --batch 256 --precision fp32 bf16 --compile
-    python -m benchmarks.train.crossmae_cost --size tiny --image 64 --batch 2 --repeats 2 --out /tmp  does it run at all?
+    python -m benchmarks.train.crossmae_cost --size tiny --image 64 --batch 2 --repeats 2 --out /tmp  quick check that it runs
 
 A step is forward, backward and AdamW on one batch that is already on the device. Variants share weights where possible, and run in
 alternation, so that a slow phase of the machine affects all of them. Writes a table (.md) and all numbers (.json).

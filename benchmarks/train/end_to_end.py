@@ -1,8 +1,8 @@
 """Speed of the recipes with real files: how long the training waits for data, for several numbers of worker processes.
 
-    python -m benchmarks.train.end_to_end                              on a CPU small encoders, on a GPU the recipes' own
+    python -m benchmarks.train.end_to_end                              small encoders on a CPU, the recipes' own on a GPU
     python -m benchmarks.train.end_to_end --size base --batch 256 --steps 60 --workers 0 4 8 16
-    python -m benchmarks.train.end_to_end --size tiny --batch 4 --steps 3 --files 8 --workers 0        does it run at all?
+    python -m benchmarks.train.end_to_end --size tiny --batch 4 --steps 3 --files 8 --workers 0        quick check that it runs
     python -m benchmarks.train.end_to_end --save                       also writes a dated table and all numbers into results/
 
 Runs `recipes/image_mae.py` and `recipes/video_mae.py` with their published settings, except for encoder size, batch size and

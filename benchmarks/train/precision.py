@@ -1,7 +1,7 @@
 """Compares the loss of the same training in bf16 and in fp32, update by update, on real photographs.
 
-    python -m benchmarks.train.precision                    the image demonstration's training: some minutes on two cores
-    python -m benchmarks.train.precision --steps 20 --seeds 0        does it run at all?
+    python -m benchmarks.train.precision                    the image demonstration's training, some minutes on two cores
+    python -m benchmarks.train.precision --steps 20 --seeds 0        quick check that it runs
     python -m benchmarks.train.precision --save             also writes a dated table and all numbers into results/
 
 The initial weights, the samples, the masks and the schedule are the same. The held-out loss is computed with fixed masks. The

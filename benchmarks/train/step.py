@@ -1,9 +1,9 @@
 """Speed of a training step compared with other implementations, which alternate in one process on the same machine.
 
-    python -m benchmarks.train.step                                           on the GPU where there is one, else on the CPU
+    python -m benchmarks.train.step                                           on the GPU if there is one, else on the CPU
     python -m benchmarks.train.step --methods mae --size large --batch 256 --compile
-    python -m benchmarks.train.step --grow                                    how ours grows with image size, clip length and model
-    python -m benchmarks.train.step --save  also writes a dated table and all numbers into results/
+    python -m benchmarks.train.step --grow                                    cost of ours by image size, clip length and model
+    python -m benchmarks.train.step --save                                    also writes a dated table and all numbers to results/
 
 A step is forward, backward and update on a batch that is already on the device. Speed is the median over rounds of the ratio within
 a round. The limit is the fastest product of square matrices in the same rounds and precision. The share of the limit counts only

@@ -23,8 +23,8 @@ class Mask:
         visible: int64 (mB, V), tokens whose values the encoder may see, in any order.
         predict: int64 (kmB, Q), tokens that are predicted.
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
-        weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. It depends on each
-            sample alone, so that a batch can be computed in parts.
+        weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. The factor
+            depends only on its own sample, so that a batch can be computed in parts.
         echo: E, the number of predicted tokens, the last ones of each row, that are visible. They are the first E of `visible`, in
             its order, and are predicted at their own positions (V-JEPA 2.1).
         also: further masks of the same samples, with other numbers of tokens (V-JEPA's second family).

@@ -36,7 +36,7 @@ class Pretrained:
         """The transform that prepares images or clips for this model as an evaluation does; see `mmm.Transform`.
 
         Raises:
-            ValueError: the model does not know the properties of its data.
+            ValueError: the properties of the model's data are unknown.
         """
         from mmm.transform import Transform
 

@@ -235,7 +235,7 @@ def read_teacher(name: str, load: Callable[[str], Any], own: Input, token: tuple
     """Reads a frozen teacher for a model of this data and these tokens.
 
     Args:
-        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or a path for `load`.
+        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or anything that `load` reads.
         load: reads a masked model from a path, as `mmm.load` does.
 
     Raises:
