@@ -53,7 +53,7 @@ ENCODERS: dict[str, EncoderConfig] = {  # encoders after a plus; their output ha
 DEPTH = 4  # blocks of the image encoders
 BATCH, RATE = 64, 1e-3  # images per update, and the peak learning rate
 MEASURED = ("neighbours", "linear")
-PACE = (8, 24)  # updates of the two runs whose difference yields the time of an update
+PACE = (8, 24)  # updates of the two runs whose difference gives the time of an update
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
@@ -112,14 +112,14 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     """Returns the result of one method and seed.
 
     Args:
-        found: all earlier results. The time of an update is taken from an earlier seed of the method, if there is one, and the
-            results of random weights from an earlier method with the same encoder; those of a new encoder are added to `found`.
+        found: all earlier results. Updates that an earlier seed of the method had are not measured again, nor the features of
+            random weights of the same encoder; those of a new encoder are added to it.
     """
     earlier = list(found["methods"][name].values())
     if earlier:
         pace = earlier[0]["pace"]
     else:
-        train(name, options, 1, seed, scratch / f"{name}-{seed}-1")  # so that imports are not timed
+        train(name, options, 1, seed, scratch / f"{name}-{seed}-1")  # imports
         few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
         pace = (more - few) / (PACE[1] - PACE[0])
     steps = max(PACE[1], round(60 * options.minutes / pace))

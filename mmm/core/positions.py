@@ -28,8 +28,8 @@ def coordinates(grid: Grid) -> Tensor:
 def sine_cosine(coords: Tensor, width: int) -> Tensor:
     """Returns fixed n-D positions: each axis has an equal share of the width, half sines and half cosines.
 
-    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), which is equal for two
-    axes. If the number of axes does not divide the width, each axis gets the next even share and the end is cut, as in V-JEPA's
+    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), to which this is equal for
+    two axes. If the number of axes does not divide the width, each axis gets the next even share and the end is cut, as in V-JEPA's
     table.
 
     Args:
