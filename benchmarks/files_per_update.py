@@ -3,8 +3,8 @@
     python -m benchmarks.files_per_update
     python -m benchmarks.files_per_update --recipe video_mae
 
-A recipe's demonstration runs for a few updates, and every call between two optimiser steps is noted (`sys.setprofile`). The files
-under mmm/ and tasks/ are listed with how many lines each has. The update is one without a line of metrics or an evaluation.
+Runs a recipe's demonstration for a few updates, records every call between two optimiser steps (`sys.setprofile`), and lists the
+files under mmm/ and tasks/ with their numbers of lines. The update that is counted writes no metrics and runs no evaluation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mmm.config.cli import main as run_recipe
 
 ROOT = Path(__file__).parents[1]
-FIRST, STEPS = 3, 5  # the update that is counted begins after this optimiser step; updates of the run
+FIRST, STEPS = 3, 5  # the optimiser step after which the counted update begins; number of updates in the run
 
 
 def files_of_an_update(recipe: str, flags: list[str]) -> list[Path]:
-    """The files, relative to the repository, in the order in which the update first enters them."""
+    """Returns the files, relative to the repository, in the order in which the update first enters them."""
     found: dict[Path, None] = {}
     made = 0
 

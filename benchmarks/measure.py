@@ -1,7 +1,7 @@
-"""Common functions of benchmarks: timing of alternating steps in one process, their memory, and the description of the machine.
+"""Common functions of the benchmarks: timing of alternating steps in one process, their memory, and a description of the machine.
 
-Memory is what torch allocates, not what the process holds: on a CPU the sum of allocations and releases that the profiler sees, on
-a GPU the allocator's own count. It is the same from run to run.
+Memory is the memory that torch allocates, not that of the whole process: on a CPU the sum of the allocations and releases in the
+profiler's record, on a GPU the allocator's own count. It is the same in every run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def interleaved(steps: Mapping[str, Step], *, repeats: int, warmup: int, device:
     Args:
         steps: the steps by name.
         repeats: number of timed rounds.
-        warmup: number of rounds before, which are not timed.
+        warmup: number of rounds before them, which are not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
         for name, step in steps.items():
-            gc.collect()  # outside the time of whoever would have to do it
+            gc.collect()  # so that no step's time includes a garbage collection
             wait(device)
             start = time.perf_counter()
             step()
@@ -77,13 +77,13 @@ def _running(seen: profile) -> Iterator[int]:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Returns median and quartiles."""
+    """Returns the median and the quartiles."""
     low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return {"median": median(seconds), "lower_quartile": low, "upper_quartile": high}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns the type of machine, versions, commit and day, without names."""
+    """Returns the type of machine, versions, commit and date, but no host or user names."""
     import timm
 
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -100,7 +100,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def save(out: Path, name: str, text: str, numbers: Mapping[str, Any]) -> None:
-    """Writes a table and all numbers to files whose names consist of the day and `name`."""
+    """Writes a table and all numbers to files that are named with the date and `name`."""
     out.mkdir(parents=True, exist_ok=True)
     name = f"{numbers['machine']['date']}-{name}"
     (out / f"{name}.md").write_text(text, encoding="utf-8")
@@ -108,13 +108,13 @@ def save(out: Path, name: str, text: str, numbers: Mapping[str, Any]) -> None:
 
 
 def _script() -> str:
-    """Returns the command of this process: `benchmarks/x.py`, or `-m benchmarks.x`."""
+    """Returns the command of this process: `benchmarks/x.py` or `-m benchmarks.x`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"benchmarks/{Path(sys.argv[0]).name}" if spec is None else f"-m {spec.name}"
 
 
 def _without_paths(words: list[str]) -> list[str]:
-    """Returns a command's flags without --out; other paths are shortened to their last part."""
+    """Returns the flags of a command without --out, and with all other paths shortened to their last part."""
     kept = [word for word, before in zip(words, ["", *words], strict=False) if "--out" not in (word, before)]
     return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
@@ -131,6 +131,6 @@ def _git(*words: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Formats a Markdown table, with its first column aligned left."""
+    """Formats a Markdown table whose first column is aligned left."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,9 +1,9 @@
-"""The image half of `benchmarks.data.pipeline`: JPEGs to samples, ours beside the published pipeline, which is MAE's.
+"""The image part of `benchmarks.data.pipeline`: from JPEGs to samples, ours compared with the published pipeline, which is MAE's.
 
-Published: Pillow decodes, torchvision cuts a random resized crop (bicubic), flips, makes it float and normalises, in the worker.
-Ours: `train_views`, what a worker does: uint8, decoded at 1/2, 1/4 or 1/8 where no crop is enlarged by it; flip and normalisation
-follow on the device (`transfer`). `device` is data.resize device: what a worker does where the device resizes, too. The files are
-parts of scikit-image's photographs with the noise of a sensor.
+Published: the worker decodes with Pillow, and torchvision cuts a random resized crop (bicubic), flips, converts to float and
+normalises. Ours: the worker runs `train_views`, which returns uint8 and decodes at 1/2, 1/4 or 1/8 where this enlarges no crop;
+flip and normalisation follow on the device (`transfer`). `device`: the work of a worker with data.resize device, where the device
+also resizes. The files are parts of scikit-image's photographs with simulated sensor noise.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mmm.data.datasets.images import Images
 from mmm.data.decode.image import decode_image
 from mmm.data.transforms.crop import crop_boxes, decode_hint, resized_crop
 
-SIZES = {"500x375": (375, 500), "1600x1200": (1200, 1600)}  # ImageNet's usual file, a photograph: height, width
+SIZES = {"500x375": (375, 500), "1600x1200": (1200, 1600)}  # ImageNet's usual file, and a photograph: height, width
 QUALITY = 90
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 CONFIG = ImagesConfig(workers=0, holdout=0.0)
 
 
 def make_files(folder: Path, count: int, height: int, width: int) -> None:
-    """Writes JPEGs into two sub-folders."""
+    """Writes JPEGs into two subfolders."""
     from skimage import data
 
     generator = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def make_files(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def published(size: tuple[int, int]) -> Callable[[Path], Tensor]:
-    """Reads a path to a float sample, (C, h, w)."""
+    """Returns a function that reads a path to a float sample, (C, h, w)."""
     from torchvision import transforms
 
     change = transforms.Compose(
@@ -71,8 +71,8 @@ def published(size: tuple[int, int]) -> Callable[[Path], Tensor]:
 
 
 def speeds(folder: Path, rounds: int) -> dict[str, Any]:
-    """Returns CPU milliseconds of a sample by implementation and stage: medians over rounds in which all read the same files in
-    turn."""
+    """Returns CPU milliseconds per sample by implementation and stage: medians over rounds in which all implementations read the
+    same files, one after another."""
     images = open_data(ImagesConfig(source=str(folder), workers=0, holdout=0.0), "train")
     assert isinstance(images, Images)
     paths = sorted(folder.rglob("*.jpg"))
@@ -113,7 +113,7 @@ def speeds(folder: Path, rounds: int) -> dict[str, Any]:
         for name, way in ways.items():
             start = time.process_time()
             way(turn)
-            if turn:  # the first is a warm-up
+            if turn:  # the first round is a warm-up
                 seen[name].append(1e3 * (time.process_time() - start) / len(paths))
     cost = {name: median(values) for name, values in seen.items()}
 

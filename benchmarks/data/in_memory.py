@@ -1,9 +1,9 @@
-"""The recipe's CIFAR-10 training, end to end, from memory: the loader, crops, masks, the step and the loop, on any device.
+"""The recipe's complete CIFAR-10 training from memory: the loader, crops, masks, the step and the loop, on any device.
 
     python -m benchmarks.data.in_memory --steps 300 [--workers 4] [--threads 1] [--out FILE.json]
 
-It needs no file: the images are as many and as large as CIFAR-10's and hold waves drawn from their places. They cost what
-photographs cost and teach little; what is measured is samples a second in the middle of the run, after the first two log lines.
+It needs no files: the images are as many and as large as CIFAR-10's and contain waves that depend on the index. They cost as much
+as photographs, but teach little; the result is the samples per second in the middle of the run, after the first two log lines.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from recipes.image_mae import CIFAR10
 from tasks import pretrain
 
 IMAGES, SIDE = 50_000, 32
-WARMUP = 2  # log lines
+WARMUP = 2  # log lines that are left out
 
 
 def waves(count: int, side: int) -> NDArray[np.uint8]:
-    """Makes images of two crossing waves, whose lengths depend on the index. uint8 (N, H, W, 3)."""
+    """Returns images of two crossing waves, whose lengths depend on the index, uint8 (N, H, W, 3)."""
     place = np.arange(count, dtype=np.float32)[:, None]
     at = np.arange(side, dtype=np.float32)[None] / side
     down, across = (np.sin(2 * np.pi * (1 + place * share % 7) * at) for share in (0.618, 0.414))  # (N, H), (N, W)
@@ -49,7 +49,7 @@ def waves(count: int, side: int) -> NDArray[np.uint8]:
 
 
 def measure(train: TrainConfig, workers: int) -> dict[str, Any]:
-    """Trains, and returns the measurements of each log line."""
+    """Trains a model, and returns the measurements of each log line."""
     data = replace(CIFAR10.data, workers=workers, cache=False)
     pixels = waves(IMAGES, SIDE)
     cells = ArrayColumn(pixels, [str(place) for place in range(IMAGES)])

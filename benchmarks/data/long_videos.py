@@ -4,10 +4,11 @@
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.long_videos --seconds 10 3600 --clips 60
 
 A video of `--seconds` is one rendered minute, repeated by copying its packets. Each clip is 16 frames of stride 4 from a random
-start, decoded to RGB, from opening the file to closing it. `plain seek` computes the place of a frame from the average rate, seeks
-to the keyframe before it and decodes to the clip's last frame; it is exact for these videos, but not for every file. `list` lists
-the packets anew for each clip, `disk` reads their list from the cache, as the first clip of a file in a process does, and `memory`
-has it in memory. Times are CPU milliseconds of the process, all ways on the same clips in turn; ratios are medians within a round.
+start, decoded to RGB, and is timed from opening the file to closing it. `plain seek` computes the position of a frame from the
+average rate, seeks to the keyframe before it and decodes up to the clip's last frame; this is exact for these videos, but not for
+every file. `list` lists the packets again for each clip, `disk` reads their list from the cache, as the first clip of a file in a
+process does, and `memory` has the list in memory. Times are CPU milliseconds of the process; all methods read the same clips, one
+after another; ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ HEIGHT, WIDTH, RATE, FRAMES, STRIDE = 256, 340, 30, 16, 4
 
 
 def lengthened(minute: Path, path: Path, seconds: int) -> Path:
-    """Repeats the packets of a video of one minute until it is as long as requested."""
+    """Repeats the packets of a video of one minute until it has the requested length."""
     with av.open(str(minute)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         length = 60 * RATE * round(1 / (RATE * old.streams.video[0].time_base))
@@ -47,7 +48,7 @@ def lengthened(minute: Path, path: Path, seconds: int) -> Path:
 
 
 def plain_seek(path: Path, frames: list[int]) -> None:
-    """Reads frames at the average rate."""
+    """Reads frames at positions that are computed from the average rate."""
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         stream.thread_type = "NONE"
@@ -66,7 +67,7 @@ def plain_seek(path: Path, frames: list[int]) -> None:
 
 
 def ours(path: Path, frames: list[int], *, memory: bool, disk: bool) -> None:
-    """Reads frames as a worker does, with the list of packets or without it."""
+    """Reads frames as a worker does, with or without the list of packets in memory or on disk."""
     if not memory:
         packets._memory.clear()
     if not disk:
@@ -84,19 +85,19 @@ def milliseconds(read: Callable[[], None]) -> float:
 
 
 def measure(path: Path, clips: int) -> dict[str, list[float]]:
-    """Returns CPU milliseconds of each way and clip."""
+    """Returns CPU milliseconds of each method for each clip."""
     with OpenVideo(path) as video:
         spare = len(video) - FRAMES * STRIDE
     costs: dict[str, list[float]] = {name: [] for name in ("plain seek", "memory", "disk", "list")}
     for start in np.random.default_rng(0).integers(0, spare, clips + 1).tolist():
         frames = [start + STRIDE * i for i in range(FRAMES)]
-        # what is in memory or on disk is taken away last
+        # in this order because the later ones first delete the list in memory, then that on disk
         costs["plain seek"].append(milliseconds(lambda frames=frames: plain_seek(path, frames)))
         ours(path, frames, memory=False, disk=True)
         costs["memory"].append(milliseconds(lambda frames=frames: ours(path, frames, memory=True, disk=True)))
         costs["disk"].append(milliseconds(lambda frames=frames: ours(path, frames, memory=False, disk=True)))
         costs["list"].append(milliseconds(lambda frames=frames: ours(path, frames, memory=False, disk=False)))
-    return {name: values[1:] for name, values in costs.items()}  # the first is a warm-up
+    return {name: values[1:] for name, values in costs.items()}  # the first clip is a warm-up
 
 
 def main() -> None:

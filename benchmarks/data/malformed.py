@@ -1,14 +1,14 @@
-"""Every kind of malformed image and video, many files of each, among good ones: what is read, what is refused, what it costs.
+"""Tests every kind of malformed image and video among good files: which are read, which are rejected, and the cost of each.
 
     python -m benchmarks.data.malformed                          all goals, with 25 files of each kind
     python -m benchmarks.data.malformed zoo bombs --seeds 3
 
-`zoo`: a scan, an epoch of training on 1, 2 and 4 processes, and an evaluation name each bad file once and no good one, with the
-right reason, in the same report; what is read is off by at most 2 of 255 on average; an evaluation substitutes nothing.
-`bombs`: each is refused within 50 ms of processor time and 50 MiB of memory. `hang`: a decoder that holds Python's lock costs the
-deadline and 2 s, and the rest goes on as fast as before. Trainings on real processes: `python -m benchmarks.reliability zoo`.
+`zoo`: a scan, an epoch of training on 1, 2 and 4 processes, and an evaluation each name every bad file once and no good file, with
+the right reason and in the same report; decoded pixels differ by at most 2 of 255 on average; an evaluation substitutes nothing.
+`bombs`: each is rejected within 50 ms of processor time and 50 MiB of memory. `hang`: a decoder that holds Python's lock costs the
+deadline and 2 s, and the following batches are as fast as before. `python -m benchmarks.reliability zoo` trains on real processes.
 
-Writes JSON; ends with 1 where a goal is missed.
+Writes JSON; the exit code is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ pictures, films = importlib.import_module("malformed"), importlib.import_module(
 GOOD = 12  # good files for each kind
 BATCH = 20
 IMAGES = ImagesConfig(image_size=8, workers=0, holdout=0.0, max_bad=1.0)
-# a clip takes all frames of a film, so that a training meets what a scan meets
+# a clip contains all frames of a video, so that a training finds the same errors as a scan
 CLIPS = ClipsConfig(image_size=16, frames=8, stride=1, crop_sides=(1.0,), workers=0, holdout=0.0, max_bad=1.0)
 MOST_SECONDS, MOST_MIB, DEADLINE = 0.05, 50.0, 1.0
-HUNG, ROUNDS, SEED = 40, 3, 1  # files, passes with and without a hang, and the seed of their order
+HUNG, ROUNDS, SEED = 40, 3, 1  # number of files, passes with and without a hang, and the seed of the order
 
 
 def zoo(seeds: int = 25) -> dict[str, Any]:
-    """Returns the findings for the files by medium, and the errors in them."""
+    """Returns the results for images and for videos, and the errors in them."""
     with tempfile.TemporaryDirectory() as folder:
         found = {medium: _zoo(Path(folder) / medium, medium, seeds) for medium in ("images", "videos")}
     return {"media": found, "wrong": [f"{medium}: {line}" for medium, one in found.items() for line in one.pop("wrong")]}
@@ -107,7 +107,7 @@ def _good(folder: Path, medium: str, number: int) -> None:
 
 
 def _epoch(samples: Images | Clips, path: Path, world: int) -> bytes:
-    """Returns the report of a training that passes once over the data on `processes` processes."""
+    """Returns the report of a training of one epoch on `world` processes."""
     steps, bad = -(-len(samples) // BATCH), BadInputs(path, len(samples), 1.0)
     size = {"seed": 1, "batch_size": BATCH // world, "steps": steps, "world": world}
     feeds = [train_batches(samples, samples.config, **size, rank=rank) for rank in range(world)]
@@ -121,7 +121,7 @@ def _epoch(samples: Images | Clips, path: Path, world: int) -> bytes:
 
 
 def _evaluate(samples: Images | Clips) -> tuple[int, list[tuple[str, str]]]:
-    """Returns the number of scored samples, and those that are not scored."""
+    """Returns the number of evaluated samples, and the samples that are left out, with reasons."""
     batches = list(eval_batches(samples, samples.config, batch_size=BATCH))
     return sum(map(len, batches)), [(problem.name, problem.reason) for batch in batches for problem in batch.problems]
 
@@ -135,7 +135,7 @@ def _compare(report: list[tuple[str, str]], expected: dict[str, Any]) -> list[st
 
 
 def _differences(samples: Images | Clips, truth: dict[str, Any]) -> tuple[float, list[str]]:
-    """Returns the largest mean difference to the true pixels, and the files with too large differences."""
+    """Returns the largest mean difference from the true pixels, and the files whose difference is too large."""
     worst, far = 0.0, []
     for index in range(len(samples)):
         name = samples.name(index)
@@ -169,14 +169,14 @@ def bombs(seeds: int = 25) -> dict[str, Any]:
 
 
 def _open_once(folder: Path, kinds: dict[str, Any], read: Callable[[Path], Any]) -> None:
-    """Warms up the libraries, so that one-time work is not counted."""
+    """Reads a file once, so that one-time work of the libraries is not measured."""
     case = kinds["png_called_jpg" if "png_called_jpg" in kinds else "one_frame"](0)
     case.place(folder / case.name)
     read(folder / case.name)
 
 
 def _cost(work: Callable[[], Any]) -> tuple[float, float]:
-    """Returns processor seconds and MiB."""
+    """Returns the processor seconds and MiB that `work` takes."""
     end, start = os.pipe()
     child = os.fork()
     if not child:
@@ -195,14 +195,14 @@ def _cost(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def hang(seeds: int = 25) -> dict[str, Any]:
-    """Measures the waits for batches with a decoder that sleeps in C and holds Python's lock."""
+    """Measures the waits for batches while a decoder sleeps in C and holds Python's lock."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(HUNG):
             _good(Path(folder), "images", number)
         samples = open_data(replace(IMAGES, source=folder, workers=2, deadline=DEADLINE), "train")
         assert isinstance(samples, Images)
         calm = [list(_timed(samples)) for _ in range(ROUNDS)]
-        victim = samples.name(int(samples.order(SEED).at(HUNG - BATCH // 2, 1)[1]))  # not among what is read in advance
+        victim = samples.name(int(samples.order(SEED).at(HUNG - BATCH // 2, 1)[1]))  # outside the samples that are prefetched
         plain = images.decode_image
 
         def trapped(source: Any, *rest: Any) -> Any:
@@ -224,7 +224,7 @@ def hang(seeds: int = 25) -> dict[str, Any]:
 
 
 def _timed(samples: Images) -> Iterator[tuple[float, Any]]:
-    """Yields batches with the wait for each; the first start of the workers is not counted."""
+    """Yields batches, and the wait for each; the first start of the workers is not timed."""
     batches = train_batches(samples, samples.config, seed=SEED, batch_size=4, steps=400)
     next(batches)
     start = time.monotonic()
@@ -237,8 +237,7 @@ GOALS: dict[str, Callable[[int], dict[str, Any]]] = {"zoo": zoo, "bombs": bombs,
 
 
 def main() -> int:
-    """Runs the named goals; returns 1 if one is missed."""
-    """The command."""
+    """Runs the requested goals, and returns 1 if one is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("goals", nargs="*", choices=[[], *GOALS], help="all where none is named")
     parser.add_argument("--seeds", type=int, default=25, help="files of each kind")

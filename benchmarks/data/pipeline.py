@@ -1,13 +1,13 @@
 """Rates of the data pipeline in images and clips per second and core, by stage, compared with other implementations.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 JPEGs and films that it makes; some minutes
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline                 generated JPEGs and videos; some minutes
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only images
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only clips --videos /data/clips      on your own files
-    python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   does it run at all?
+    python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   quick check that it runs
     python -m benchmarks.data.pipeline --save  also writes a dated table and all numbers into results/
 
-Times are CPU seconds of one process, all its threads, files in the page cache, everything in turn; rates and ratios are medians,
-ratios within a round. What is compared with stands in image_files.py and video_decode.py.
+Times are CPU seconds of all threads of one process, with files in the page cache. All implementations run in alternation; rates are
+medians, and ratios are medians of the ratio within a round. image_files.py and video_decode.py describe the other implementations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PEERS = ("pillow", "torchvision", "simplejpeg", "av", "decord", "torchcodec", "n
 
 
 def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measures JPEGs by size."""
+    """Measures JPEGs of each size."""
     found = {}
     for name, (height, width) in image_files.SIZES.items():
         image_files.make_files(folder / name, options.files, height, width)
@@ -42,12 +42,12 @@ def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """Measures videos by kind, and the memory and files that remain after reading many of them."""
+    """Measures each kind of video, and the memory and open files that remain after reading many of them."""
     if options.videos is not None:
         films = {"given": options.videos}
     else:
         kinds = list(video_decode.FILMS)[: 1 if options.small else None]
-        films = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as Kinetics has
+        films = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as in Kinetics
     found = {kind: video_decode.speeds(source, options.clips) for kind, source in films.items()}
     for kind, source in films.items():
         found[kind][video_decode.LATER]["resized_there"] = resized_there(video_decode.CONFIG, source, options)
@@ -55,7 +55,7 @@ def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], di
 
 
 def resized_there(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
-    """Measures the milliseconds of a sample on the device with data.resize device."""
+    """Returns the device's milliseconds per sample with data.resize device."""
     samples = open_data(replace(config, source=str(source), resize="device"), "train")
     return video_decode.device_milliseconds(samples, torch.device(options.device))
 
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 
 def installed() -> dict[str, str]:
-    """Returns the resize kernel and the versions of libraries."""
+    """Returns the resize kernel and the versions of the libraries."""
     found = {"resizing": kernel_in_use()}
     for name in PEERS:
         try:
@@ -104,13 +104,13 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def left_over(found: dict[str, dict[str, Any]]) -> str:
-    """Measures the work that data.resize device moves to the device."""
+    """Formats the cost of the work that data.resize device moves to the device."""
     costs = ", ".join(f"{name} {one['resized_there']:.2f} ms" for name, one in found.items())
     return f"What data.resize device leaves to the device, transfer included, a sample: {costs}."
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["images", "clips"], help="one half; none: both")
     parser.add_argument("--files", type=int, default=64, help="JPEGs of a size")
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes results on request."""
+    """Runs the measurements, prints the tables, and writes results on request."""
     options = parse(argv)
     torch.set_num_threads(1)
     keep_memory()  # as a worker does

@@ -1,12 +1,11 @@
-"""The compiled resize beside torch's kernel: the same bits, in how much of the time?
+"""Compares the compiled resize with torch's kernel: the results must be bit-identical; prints the time of each.
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.resize
-    python -m benchmarks.data.resize --rounds 1        does it run at all?
+    python -m benchmarks.data.resize --rounds 1        quick check that it runs
     python -m benchmarks.data.resize --save            also writes a dated table and all numbers into results/
 
-16 frames to 224 x 224 pixels, by blocks as a worker has them (mmm/data/decode/video/reader.py), for the sides of VideoMAE's
-multi-scale
-crop; wall time, medians over rounds in which both take turns.
+Resizes 16 frames to 224 x 224 pixels, in blocks as a worker has them (mmm/data/decode/video/reader.py), for the sides of VideoMAE's
+multi-scale crop. Times are wall times, as medians over rounds in which the two alternate.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KERNELS = ("bilinear", "bicubic")
 
 
 def measure(height: int, width: int, share: float, kernel: str, rounds: int) -> dict[str, float]:
-    """Returns the milliseconds of both for 16 frames, for a crop of a share of the short side, a little less wide than high."""
+    """Returns the milliseconds of both for 16 frames and a crop of a given share of the short side, slightly narrower than high."""
     count = max(1, min(CONFIG.frames, BLOCK // (height * width * 3)))
     frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     side = int(height * share)
@@ -55,7 +54,7 @@ def measure(height: int, width: int, share: float, kernel: str, rounds: int) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes results on request."""
+    """Runs the measurements, prints the table, and writes results on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")

@@ -1,10 +1,11 @@
-"""The video part of `benchmarks.data.pipeline`: clips a second of each backend on one core, decoding and cropping apart.
+"""The video part of `benchmarks.data.pipeline`: clips per second of each backend on one core, for decoding and for cropping.
 
-The pattern is VideoMAE's: open a file, take 16 frames of stride 4 from a random start, one multi-scale crop, 224 pixels. Times are
-CPU seconds of the process, all threads, backends in turn. `decord (bare)` is decord as VideoMAE calls it, with our crop; the others
-are what a worker does (`train_views`); `decord` also lists the packets and has verified the files before. Four crops a decode is
-data.repeats 4. `av, device` is the work of a worker with data.resize device; it is compared with decord's decoding alone, as if
-decord's worker had nothing else to do. Growth is that of memory and of open files over many clips.
+The access pattern is VideoMAE's: open a file, read 16 frames of stride 4 from a random start, cut one multi-scale crop of 224
+pixels. Times are CPU seconds of all threads of the process; backends alternate. `decord (bare)` is decord as VideoMAE calls it,
+with our crop. The others do the work of a worker (`train_views`); `decord` also lists the packets and verified the files before.
+Four crops per decode means data.repeats 4. `av, device` is the work of a worker with data.resize device; it is compared with
+decord's decoding alone, which assumes that decord's worker does nothing else. Growth is that of memory and of open files over many
+clips.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ FILMS = {
     "640x480 g12": (480, 640, 12, False),
     "1280x720 g12": (720, 1280, 12, False),
 }
-NOTHING = 0  # a key that stands for no crop
+NOTHING = 0  # a key that means no crop
 LATER = "av, device"
 Way = Callable[[int, Tensor], None]
 TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
 
 
 def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
-    """Yields frames of a slow movement over photographs, with the noise of a sensor."""
+    """Yields frames of a slow movement over photographs, with simulated sensor noise."""
     from skimage import data
 
     generator = np.random.default_rng(seed)
@@ -67,7 +68,7 @@ def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
 
 
 def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[str, Path]:
-    """Writes the videos, H.264 of quality 23: a folder for each kind."""
+    """Writes the videos, H.264 of quality 23, into one folder for each kind."""
     found: dict[str, Path] = {}
     for kind in kinds:
         height, width, group, fast = FILMS[kind]
@@ -80,7 +81,7 @@ def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[
 
 
 def ours(clips: Clips) -> Way:
-    """Returns what a worker does; without keys it only decodes."""
+    """Returns a function that does a worker's work; without keys it only decodes."""
 
     def read(number: int, keys: Tensor) -> None:
         if (len(keys) > 1 or keys[0] != NOTHING) and clips.defers_resize:
@@ -100,7 +101,7 @@ def ours(clips: Clips) -> Way:
 
 
 def bare_decord(clips: Clips) -> Way:
-    """Returns what VideoMAE's loader does."""
+    """Returns a function that reads clips as VideoMAE's loader does."""
     import decord
 
     def read(number: int, keys: Tensor) -> None:
@@ -114,7 +115,7 @@ def bare_decord(clips: Clips) -> Way:
 
 
 def ways(source: Path) -> dict[str, Way]:
-    """Opens a folder with each backend that is installed."""
+    """Opens a folder with each installed backend."""
 
     def opened(backend: str, **choices: Any) -> Clips:
         clips = open_data(replace(CONFIG, source=str(source), backend=backend, **choices), "train")
@@ -138,7 +139,7 @@ def crop(clip: Tensor, keys: Tensor) -> None:
 
 
 def one(way: Way, number: int, turn: int) -> dict[str, float]:
-    """Returns CPU milliseconds of one clip from opening on: the decode alone, with one crop, with four."""
+    """Returns CPU milliseconds of one clip, including opening the file: decoding alone, with one crop, with four crops."""
     keys = sample_keys(0, turn, torch.tensor([[number]]), repeat=torch.arange(4)).flatten()
     costs = {}
     for name, drawn in (("decode", torch.tensor([NOTHING])), ("one", keys[:1]), ("four", keys)):
@@ -149,13 +150,13 @@ def one(way: Way, number: int, turn: int) -> dict[str, float]:
 
 
 def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
-    """Returns median milliseconds and clips a second of each backend, in turn on the same clips."""
+    """Returns median milliseconds and clips per second of each backend, which read the same clips in alternation."""
     readers = ways(source)
     numbers = readable(source)
     rounds = {name: list[dict[str, float]]() for name in readers}
     for way in readers.values():
         for number in numbers:
-            one(way, number, 0)  # warm: the first import, our check of decord, the page cache
+            one(way, number, 0)  # warm-up: the first import, our verification for decord, the page cache
     for turn in range(clips):
         for name, way in readers.items():
             rounds[name].append(one(way, numbers[turn % len(numbers)], turn + 1))
@@ -171,21 +172,21 @@ def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
     for name, seen in rounds.items():
         for base in (base for base in rounds if base == "decord (bare)"):
             pairs = list(zip(rounds[base], seen, strict=True))
-            alike = "decode" if name == LATER else "one"  # nobody's worker resizes
+            alike = "decode" if name == LATER else "one"  # with resize on the device, workers only decode
             found[name]["times_decord"] = median(theirs[alike] / mine["one"] for theirs, mine in pairs)
             found[name]["times_decord_of_four"] = median(4 * theirs[alike] / mine["four"] for theirs, mine in pairs)
     return found
 
 
 def readable(source: Path) -> list[int]:
-    """Returns the numbers of the readable videos of a folder."""
+    """Returns the indices of the readable videos of a folder."""
     clips = open_data(replace(CONFIG, source=str(source)), "train")
     assert isinstance(clips, Clips)
     return [n for n in range(len(clips)) if not clips.train_views(torch.tensor([n]), sample_keys(0, 0, torch.tensor([n])))[1]]
 
 
 class Ready(Dataset[Any]):
-    """A batch that costs nothing to make."""
+    """A dataset whose batches are ready, so that reading them takes no time."""
 
     def __init__(self, batch: Tensor) -> None:
         self.batch = batch
@@ -195,7 +196,7 @@ class Ready(Dataset[Any]):
 
 
 def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: int = 12) -> float:
-    """Returns the wall time of the work that data.resize device leaves to the device, transfer included, for a sample."""
+    """Returns the wall time per sample of the work that data.resize device leaves to the device, including the transfer."""
     costs = []
     for turn in range(rounds):
         cuts, failed = samples.deferred_train_views(torch.tensor([turn % len(samples)]), sample_keys(0, turn, torch.tensor([0])))
@@ -210,8 +211,8 @@ def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: i
 
 
 def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
-    """Returns milliseconds for a uint8 sample of this size: from a worker to this process (wall time), and to the device,
-    normalised."""
+    """Returns milliseconds per uint8 sample of this size: from a worker to this process (wall time), and from there to the device,
+    including normalisation."""
     batch = torch.zeros(samples, *size, 3, dtype=torch.uint8).movedim(-1, 1)  # (B, C, ...)
     moments, costs = [], []
     for got in load(Ready(batch), lambda: iter(range(batches)), 1):
@@ -226,7 +227,7 @@ def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, 
 
 
 def growth(source: Path, clips: int) -> dict[str, float]:
-    """Returns the memory (KiB) and open files that reading many clips leaves behind, after a fifth of them as a warm-up."""
+    """Returns the memory (KiB) and open files that remain after reading many clips; the first fifth of them is a warm-up."""
     samples = open_data(replace(CONFIG, source=str(source)), "train")
     assert isinstance(samples, Clips)
     before = (0.0, 0)

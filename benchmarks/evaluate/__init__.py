@@ -1,1 +1,1 @@
-"""Benchmarks of what models learn."""
+"""Benchmarks of the features and predictions of trained models."""

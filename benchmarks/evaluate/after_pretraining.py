@@ -5,9 +5,10 @@
         --train.learning_rate 1.2e-3 --train.precision fp32 --train.threads 1 --data.workers 0 --evaluate; done
     python -m benchmarks.evaluate.after_pretraining --source CIFAR10 --runs runs/c-0 runs/c-1 runs/c-2 --jobs 2
 
-Every task gets the same few labelled images, the same settings and the same trials from both starts: three learning rates of the
-attentive probe, two of fine-tuning, chosen on a tenth of the labelled images; seven penalties of the linear probe, chosen on a
-fifth. The test images are scored once for each chosen setting. Writes a table (.md) and all numbers (.json).
+Every task uses the same few labelled images, the same settings and the same trials for the pretrained and the random weights: three
+learning rates of the attentive probe and two of fine-tuning, chosen on a tenth of the labelled images, and seven penalties of the
+linear probe, chosen on a fifth. Each chosen setting is evaluated once on the test images. Writes a table (.md) and all numbers
+(.json).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BATCH = 64
 
 
 def write_subset(options: argparse.Namespace, folder: Path) -> None:
-    """Writes the labelled images and the test images, chosen by key from the two splits, as parquet files."""
+    """Writes labelled images and test images, drawn from the two splits with a fixed key, as parquet files."""
     from datasets import Dataset, Features, Image, Value
 
     source = ImagesConfig(source=options.source, image_size=32)
@@ -54,7 +55,7 @@ def write_subset(options: argparse.Namespace, folder: Path) -> None:
 
 
 def training(epochs: float, rate: float) -> TrainConfig:
-    """Returns the options of a training in one thread, whose time is part of the result."""
+    """Returns the options of a training in one thread; its duration is part of the result."""
     return TrainConfig(
         epochs=epochs,
         batch_size=BATCH,
@@ -70,7 +71,7 @@ def training(epochs: float, rate: float) -> TrainConfig:
 def evaluate_start(
     model: str, data: ImagesConfig, options: argparse.Namespace, seed: int, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    """Returns accuracy and seconds of each task, from a run's weights or, if `model` is its config.yaml, from random ones."""
+    """Returns accuracy and seconds of each task, for the weights of a run, or for random weights if `model` is its config.yaml."""
     trained = not model.endswith(".yaml")
     found: dict[str, dict[str, Any]] = {}
 
@@ -161,7 +162,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Runs the measurements and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
     parser.add_argument("--runs", nargs="+", required=True, help="folders of pretrainings, a seed each")

@@ -1,13 +1,13 @@
-"""CIFAR-10 from the first update to the last figure: a recipe's pretraining, nearest neighbours, probes and fine-tuning on all
-labels, beside random weights, raw pixels and training from scratch at the fine-tuning's settings.
+"""Complete CIFAR-10 experiment: a recipe's pretraining, then nearest neighbours, probes and fine-tuning on all labels, compared
+with random weights, raw pixels and training from scratch with the settings of the fine-tuning.
 
     python -m benchmarks.evaluate.cifar10 --source CIFAR10_PARQUET --out FOLDER --epochs 100
     python -m benchmarks.evaluate.cifar10 --source CIFAR10_PARQUET --out FOLDER --minutes 7 --train.batch_size 1024   on a GPU
 
-Every stage is a command that a user would type, with `--resume auto`: a measurement that was stopped goes on where it was, and
-stages that have ended are not repeated. With --minutes, a short run measures the speed first, and the pretraining gets as many
-whole epochs as fit. Flags that this script does not know go to the recipe. Accuracy by nearest neighbours over the hours of the
-pretraining is kept beside the final figures; hours count the processes' own seconds between log lines."""
+Every stage is a command that a user would type, with `--resume auto`: a measurement that was stopped continues, and completed
+stages are not repeated. With --minutes, a short run measures the speed first, and the pretraining lasts as many whole epochs as
+fit. Flags that this script does not define are passed to the recipe. The accuracy of nearest neighbours during pretraining is
+recorded beside the final results; hours count only the time between the log lines of the processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACE = 60  # updates of the run that measures the speed
 
 
 class Measurement:
-    """The stages and their results, in one folder."""
+    """Runs the stages, and keeps their results in one folder."""
 
     def __init__(self, options: argparse.Namespace, flags: list[str]) -> None:
         self.options, self.flags, self.folder = options, flags, options.out.resolve()
@@ -38,7 +38,7 @@ class Measurement:
         self.images = len(open_data(replace(CIFAR10.data, source=options.source, cache=False), "train"))
 
     def command(self, *words: object) -> None:
-        """Runs `python ...` from the repository's root; its output goes to commands.log."""
+        """Runs `python ...` from the repository's root, and appends its output to commands.log."""
         line = [str(word) for word in words]
         print("python", *line, flush=True)
         with (self.folder / "commands.log").open("a", encoding="utf-8") as log:
@@ -55,7 +55,7 @@ class Measurement:
         self.command(*recipe, *self.flags, "--folder", self.folder / run, *flags)
 
     def epochs(self) -> int:
-        """Returns the length of the pretraining."""
+        """Returns the length of the pretraining in epochs."""
         if self.options.epochs is not None:
             return int(self.options.epochs)
         if not (self.folder / "pace" / "metrics.jsonl").exists():
@@ -65,7 +65,7 @@ class Measurement:
         return max(1, int(60 * self.options.minutes * median(rates[2:]) / self.images))
 
     def task(self, name: str, *words: object) -> dict[str, Any]:
-        """Returns the result.json of a task, and runs the task if there is none yet."""
+        """Returns the result.json of a task; runs the task first if there is none yet."""
         result = self.folder / name / "result.json"
         if not result.exists():
             self.command(*words, "--folder", self.folder / name, "--resume", "auto")
@@ -103,12 +103,12 @@ class Measurement:
         return found
 
     def shape(self) -> list[str]:
-        """Returns the flags about tokenizer and encoder, for a model that is trained from scratch."""
+        """Returns the flags of tokenizer and encoder, for a model that is trained from scratch."""
         pairs = zip(self.flags, self.flags[1:], strict=False)
         return [word for pair in pairs if pair[0].startswith(("--tokenizer.", "--encoder.")) for word in pair]
 
     def batch_size(self) -> int:
-        """Returns the batch size of the flag or of the preset."""
+        """Returns the batch size from the flags, or else from the preset."""
         return (
             int(self.flags[self.flags.index("--train.batch_size") + 1])
             if "--train.batch_size" in self.flags
@@ -147,12 +147,12 @@ def describe(found: dict[str, Any], options: argparse.Namespace, flags: list[str
 
 
 def best(result: dict[str, Any]) -> float:
-    """Returns the accuracy of the probe of trained weights."""
+    """Returns the accuracy of the probe on trained weights."""
     return float(result["trained"]["top1"] if "trained" in result else result["top1"])
 
 
 def main() -> None:
-    """Runs the missing stages, and writes the tables."""
+    """Runs the missing stages and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")

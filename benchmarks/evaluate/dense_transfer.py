@@ -3,8 +3,8 @@
     for seed in 0 1 2; do python recipes/image_mae.py --seed $seed --folder runs/demo-$seed; done
     python -m benchmarks.evaluate.dense_transfer --runs runs/demo-0 runs/demo-1 runs/demo-2 --out results
 
-Every trial has the same settings from both starts, in one thread, and its own seed. With one run, all seeds start from it. Writes
-all numbers (.json) and a table (.md). Trials that the .json already has are not run again.
+Every trial has the same settings for both kinds of weights, one thread, and its own seed. With a single run, all seeds start from
+it. Writes all numbers (.json) and a table (.md). Trials whose results are already in the .json are not run again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from benchmarks.measure import machine, table
 
 SEGMENT = ("segment", "segment")
-# name of the trial: the command without model, seed and folder, and the measures of its result
+# by name of the trial: the command without model, seed and folder, and the measures to read from its result
 TRIALS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "segmentation, all weights": ((*SEGMENT, "--preset", "demo"), {"mIoU": "miou"}),
     "segmentation, linear on frozen features": ((*SEGMENT, "--preset", "demo_linear"), {"mIoU": "miou"}),
@@ -38,7 +38,7 @@ def run_trial(command: list[str], folder: Path) -> dict[str, Any]:
     """Runs one training in a separate process and returns its result.
 
     Raises:
-        RuntimeError: with the end of its output, where it fails.
+        RuntimeError: the training failed; the message contains the end of its output.
     """
     begun = time.time()
     done = subprocess.run([sys.executable, "-m", "tasks", *command, "--folder", str(folder)], capture_output=True, text=True)
@@ -48,7 +48,7 @@ def run_trial(command: list[str], folder: Path) -> dict[str, Any]:
 
 
 def trials(options: argparse.Namespace) -> list[tuple[str, str, int, list[str]]]:
-    """Lists name, start, seed and command of every trial."""
+    """Lists name, kind of weights, seed and command of every trial."""
     found = []
     for start in ("random weights", "pretrained"):
         for name, (command, _) in TRIALS.items():
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def _portable(command: list[str]) -> list[str]:
-    """A command without the folders of absolute paths."""
+    """Returns a command in which absolute paths are shortened to their last part."""
     return [Path(word).name if Path(word).is_absolute() else word for word in command]
 
 
@@ -102,7 +102,7 @@ def _at(result: dict[str, Any], key: str) -> Any:
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the results so far."""
+    """Writes the results collected so far."""
     numbers = {"machine": machine(torch.device("cpu")), "rows": rows}
     out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     lines = []

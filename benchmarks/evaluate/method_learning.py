@@ -1,19 +1,19 @@
-"""Every method at equal time: the same data, the same size of encoder and the same seconds of one thread; which features are
-best?
+"""Compares the features of all methods after equal training time, with the same data, the same size of encoder and one thread.
 
     python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 6 --seeds 0 1      all image methods
     python -m benchmarks.evaluate.method_learning --videos --minutes 6 --seeds 0 1                      all video methods
     python -m benchmarks.evaluate.method_learning --source CIFAR10_PARQUET --minutes 0.2 --methods image_mae --out /tmp
 
-A method with another encoder has its name behind a plus: image_mae+hiera, image_simmim+swin. Another library's loop with the
-settings of a recipe has its name behind an at sign, and must be asked for: --methods image_mae image_mae@lightly (lightly is not
-installed by this project), --videos --methods video_mae video_mae@transformers.
+A method with another encoder has the encoder's name after a plus: image_mae+hiera, image_simmim+swin. The training loop of another
+library with a recipe's settings has the library's name after an at sign, and runs only if --methods names it:
+--methods image_mae image_mae@lightly (lightly is not installed by this project),
+--videos --methods video_mae video_mae@transformers.
 
-Time is processor time of this process. The time of one update is measured first, by the difference of two short runs; then each
-method trains as many updates as fit, the same number with every seed, with a warm-up of a twentieth and one learning rate for
-all, which was tuned for none. Frozen features are compared by 20 nearest neighbours and a linear classifier on 100 labels per
-class, beside those of the same encoder with random weights and those of raw pixels. Results are kept in one JSON file, method by
-method: a run that is stopped continues where it was."""
+Time is processor time of this process. The time of one update is measured first, as the difference of two short runs; then each
+method trains for as many updates as fit, the same number for every seed, with a warm-up of a twentieth of them and one learning
+rate for all methods, which was tuned for none. Frozen features are evaluated by 20 nearest neighbours and by a linear classifier on
+100 labels per class, and compared with those of the same encoder with random weights and with raw pixels. All results are kept in
+one JSON file, which is updated after each method: a run that was stopped continues."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ IMAGES = (
     *("mae+hiera", "simmim+swin"),
 )
 VIDEOS = ("mae", "crossmae", "mae_v2", "maskfeat", "umt", "vjepa", "salt")
-ENCODERS: dict[str, EncoderConfig] = {  # of methods that are named with a plus; 192 wide at the output, as the vision transformer
+ENCODERS: dict[str, EncoderConfig] = {  # encoders after a plus; their output has width 192, as that of the vision transformer
     "hiera": Hiera.Config(width=48, heads=1, stages=(1, 1, 3), patch=2, mask_unit=2, pools=1),
     "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=2, window=4),
 }
 DEPTH = 4  # blocks of the image encoders
-BATCH, RATE = 64, 1e-3  # images of an update, and its peak learning rate
+BATCH, RATE = 64, 1e-3  # images per update, and the peak learning rate
 MEASURED = ("neighbours", "linear")
 PACE = (8, 72)  # updates of the two runs whose difference gives the time of an update
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
-    """Returns a recipe's preset for small data, with an encoder of one size and a length in updates."""
+    """Returns a recipe's preset for small data, with the common size of encoder and the given number of updates."""
     recipe, _, encoder = name.partition("@")[0].partition("+")
     preset: pretrain.Config = importlib.import_module(f"recipes.{recipe}").PRESETS["demo" if options.videos else "cifar10"]
-    changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that reading counts
+    changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that the processor time includes reading
     if not options.videos:
         changes["data"] = replace(preset.data, source=options.source, workers=0)
         changes["encoder"] = ENCODERS[encoder] if encoder else replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
@@ -87,8 +87,8 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
 
 
 def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> tuple[float, int]:
-    """Trains; for a frozen target the teacher first, for a sixth of the updates. Returns processor seconds and updates of the
-    model."""
+    """Trains a model and returns processor seconds and the number of the model's updates. For a frozen latent target, the first
+    sixth of the updates trains the teacher."""
     config = config_of(name, options, steps, seed, folder)
     began = time.process_time()
     if library := name.partition("@")[2]:
@@ -141,7 +141,7 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Formats the table of all methods. With several seeds, ± is half of the range."""
+    """Formats the table of all methods. With several seeds, ± is half of the range of their values."""
     rows = []
     for name, seeds in found["methods"].items():
         runs = list(seeds.values())
@@ -159,7 +159,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Measures the missing results, and writes the table."""
+    """Runs the missing measurements and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="CIFAR-10: a folder of parquet files, or uoft-cs/cifar10")
     parser.add_argument("--videos", action="store_true", help="the video methods, on builtin:motion")

@@ -1,7 +1,7 @@
-"""Pretraining with other libraries in a plain loop, with the encoder, the data and the settings of one of our configs.
+"""Pretrains models of other libraries in a plain loop, with the encoder, the data and the settings of one of our configs.
 
-lightly's MAE is built from its modules, with its transform, and reads images through torch's loader. transformers' VideoMAE gets
-its clips from our sources. Each is written as its own weights, which `mmm.load` reads.
+lightly's MAE is built from its modules, with its transform, and reads images through torch's loader. transformers' VideoMAE reads
+clips from our sources. Each model is saved in its own format, which `mmm.load` reads.
 
 Shapes: B samples, C channels, T frames, N tokens.
 """
@@ -25,7 +25,7 @@ from tasks import pretrain
 
 
 def lightly(config: pretrain.Config, folder: Path) -> None:
-    """Trains lightly's MAE on images, and writes the encoder under timm's names."""
+    """Trains lightly's MAE on images, and writes the encoder with timm's names of weights."""
     from datasets import load_dataset
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
@@ -38,7 +38,7 @@ def lightly(config: pretrain.Config, folder: Path) -> None:
     body, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
     width, depth, heads = decoder
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its successor asks for more parts that do the same
+        warnings.simplefilter("ignore")  # deprecated; the replacement needs more parts for the same result
         head = MAEDecoderTIMM(
             tokens, patch, embed_dim=encoder["embed_dim"], decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads
         )
@@ -62,7 +62,7 @@ def lightly(config: pretrain.Config, folder: Path) -> None:
 
 
 def transformers(config: pretrain.Config, folder: Path) -> None:
-    """Trains transformers' VideoMAE on clips, and writes its folder."""
+    """Trains transformers' VideoMAE on clips, and writes its model folder."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     data: Any = config.data
@@ -92,7 +92,7 @@ def transformers(config: pretrain.Config, folder: Path) -> None:
     def loss(x: Tensor) -> Tensor:
         hidden = torch.rand(len(x), tokens).argsort(dim=1) >= seen  # (B, N)
         prediction = model(pixel_values=x.transpose(1, 2), bool_masked_pos=hidden).logits  # (B, Q, K)
-        # its own loss has no raw pixels of one channel
+        # the model's own loss does not support raw pixels of one channel
         pixels = rearrange(x, "b c (t f) (h p) (w q) -> b (t h w) (f p q c)", f=frames, p=patch, q=patch)
         return nn.functional.mse_loss(prediction, pixels[hidden].view_as(prediction))
 
@@ -102,7 +102,7 @@ def transformers(config: pretrain.Config, folder: Path) -> None:
 
 
 class RandomClips(IterableDataset[Tensor]):
-    """Random clips of the training split, normalised (C, T, h, w), without an end."""
+    """Endless random clips of the training split, normalised (C, T, h, w)."""
 
     def __init__(self, config: pretrain.Config) -> None:
         self.config = config
@@ -118,7 +118,7 @@ class RandomClips(IterableDataset[Tensor]):
 
 
 def train(config: pretrain.Config, model: nn.Module, loss: Any, batches: Iterator[Tensor]) -> None:
-    """Trains with AdamW, a linear warm-up and a cosine, as the config says, without weight decay of vectors."""
+    """Trains with AdamW, a linear warm-up and a cosine schedule from the config; vectors get no weight decay."""
     options = config.train
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
@@ -146,7 +146,7 @@ def train(config: pretrain.Config, model: nn.Module, loss: Any, batches: Iterato
 
 
 def sizes(config: pretrain.Config) -> tuple[dict[str, int], int, tuple[int, int, int]]:
-    """Returns the encoder's arguments under timm's names, the side of a patch, and the decoder's width, depth and heads."""
+    """Returns the encoder's arguments with timm's names, the side of a patch, and the decoder's width, depth and heads."""
     encoder, decoder, token = config.encoder, config.decoder, config.tokenizer
     arguments = {"embed_dim": encoder.shape.width, "depth": encoder.shape.depth, "num_heads": encoder.head_count}  # type: ignore[attr-defined]
     return arguments, token.size, (decoder.width, decoder.depth, decoder.heads)  # type: ignore[attr-defined]

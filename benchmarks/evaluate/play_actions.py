@@ -1,11 +1,11 @@
-"""Measures the time of the answers of `mmm play` for base models in published layouts, with random weights.
+"""Measures the response time of each action of `mmm play`, for base models in published layouts, with random weights.
 
     python -m benchmarks.evaluate.play_actions
     python -m benchmarks.evaluate.play_actions --repeats 3 --models mae
 
-Each model is written in a published layout and read back as the page reads it: MAE's official file, a timm folder (an encoder
-without decoder), transformers' ViTMAE, and VideoMAE's official file, a model of 16 frames. Prints seconds of the clock and of the
-processor, the median of the repeats, for each action.
+Each model is written in a published layout and loaded as `mmm play` loads it: MAE's official file, a timm folder (an encoder
+without decoder), transformers' ViTMAE, and VideoMAE's official file, a model of 16 frames. Prints wall seconds and processor
+seconds of each action, as the median of the repeats.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAYOUTS = {"mae": IMAGENET, "timm": IMAGENET, "transformers": IMAGENET, "videoma
 
 
 def written(name: str, config: pretrain.Config, folder: Path) -> str:
-    """Writes a model in a layout, and returns its path."""
+    """Writes a model in a published layout, and returns its path."""
     parts = ModelConfig(
         tokenizer=config.tokenizer, masker=config.masker, encoder=config.encoder, decoder=config.decoder, target=config.target
     )
@@ -49,14 +49,14 @@ def written(name: str, config: pretrain.Config, folder: Path) -> str:
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:
-    """Returns wall and processor seconds."""
+    """Returns wall seconds and processor seconds."""
     clock, processor = time.perf_counter(), time.process_time()
     action()
     return time.perf_counter() - clock, time.process_time() - processor
 
 
 def measure(path: str, repeats: int) -> dict[str, tuple[float, float]]:
-    """Measures the times of each action of one model."""
+    """Returns the times of each action of one model."""
     player = Player(Models([path]))
     name = player.models.names[0]
     sample = builtin(builtin_names()[0])
@@ -78,7 +78,7 @@ def measure(path: str, repeats: int) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--repeats", type=int, default=5)

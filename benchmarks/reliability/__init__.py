@@ -1,1 +1,1 @@
-"""Tests of reliability on real trainings: one script for each promise in `docs/reliability.md`."""
+"""Reliability tests with real trainings: one script for each promise in `docs/reliability.md`."""

@@ -4,8 +4,8 @@
     python -m benchmarks.reliability soak --minutes 30
     python -m benchmarks.reliability all --quick
 
-Prints one JSON object a goal, with the figures and every shortfall under `wrong`, and ends with 1 where there is one. What a goal
-tries stands at the head of its file beside this one. Needs Linux; expects two quiet cores.
+Prints one JSON object per goal, with its results and every failure under `wrong`; the exit code is 1 if there is a failure. The
+docstring of a goal's file in this folder describes what it tests. Needs Linux; expects two idle cores.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ GOALS = (
 
 
 def try_goal(name: str, count: int | None, seed: int, *, quick: bool = False) -> dict[str, Any]:
-    """Returns the figures of one goal. A goal that fails with an error is a shortfall too.
+    """Returns the results of one goal. An exception counts as a failure of the goal.
 
     Args:
-        count: number of trials. None: the goal's COUNT, or its QUICK.
+        count: number of trials. None: the goal's COUNT, or QUICK with `quick`.
     """
     began = time.monotonic()
     goal = importlib.import_module(f"benchmarks.reliability.{name}")
@@ -50,7 +50,7 @@ def try_goal(name: str, count: int | None, seed: int, *, quick: bool = False) ->
 
 
 def main() -> None:
-    """Reads the command line, runs the goals, and prints the results."""
+    """Parses the command line, runs the goals, and prints the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few of each")
     parser.add_argument("--out", type=Path, help="a file for the JSON, beside the screen")
     given = parser.parse_args()
-    logging.getLogger("mmm").setLevel(logging.ERROR)  # what trainings say goes into their own logs
+    logging.getLogger("mmm").setLevel(logging.ERROR)  # trainings write their messages into their own logs
     warm()
     names = GOALS if given.goal == "all" else (given.goal,)
     found = []

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def circumstances() -> dict[str, Any]:
-    """Returns commit, versions and kind of machine, without the name of the machine."""
+    """Returns commit, versions and type of machine, but no host name."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -29,7 +29,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Returns the commit of this tree, with "+changes" if it was edited. None: it is not under git."""
+    """Returns the commit of this tree, with "+changes" if it was edited. None: the tree is not under git."""
     try:
         return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):

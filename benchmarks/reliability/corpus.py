@@ -1,4 +1,4 @@
-"""Hostile inputs: each consists of a few files and the call that a user would make on them."""
+"""Hostile inputs: each consists of a few files and the call that a user would make with them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Act = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Place:
-    """The location of an input.
+    """The folders of an input.
 
     Attributes:
         root: folder of the input.
         bait: a folder outside with files that must not be opened: picture.png, text.txt, film.mp4.
-        canary: a file that planted code would create.
+        canary: a file that only planted code would create.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class Place:
         return path
 
     def picture(self, name: str) -> Path:
-        """Writes a good image below the root, so that the root is a valid source."""
+        """Writes a valid image below the root, so that the root is a valid source."""
         path = self.put(name, b"")
         Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)).save(path, format="PNG")
         return path
@@ -61,11 +61,11 @@ def hostile(plant: Callable[[Place], Act]) -> Callable[[Place], Act]:
 
 
 def reduction(module: str, name: str, *words: str) -> bytes:
-    """Writes a pickle that calls a function on texts."""
+    """Returns a pickle that calls a function with text arguments."""
     called = b"c" + module.encode() + b"\n" + name.encode() + b"\n("
     return called + b"".join(b"V" + word.encode("raw_unicode_escape") + b"\n" for word in words) + b"tR."
 
 
 def system(place: Place) -> bytes:
-    """Writes the simplest hostile pickle."""
+    """Returns the simplest hostile pickle, which runs a shell command."""
     return reduction("posix", "system", place.command)

@@ -1,4 +1,4 @@
-"""Hostile configs and run folders, passed to --config, `mmm.load`, `mmm export` and a resume."""
+"""Hostile configs and run folders, passed to --config, `mmm.load`, `mmm export` and a resumed training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _config(place: Place, text: str) -> Act:
 
 
 def _run(place: Place, change: Callable[[dict[str, Any]], Any] | None = None, name: str = "run") -> Path:
-    """Writes a run folder with a changed config, without a training."""
+    """Writes a run folder with a changed config, without training."""
     tree = to_dict(config_of(place.root))
     if change is not None:
         change(tree)
@@ -50,52 +50,52 @@ def yaml_that_calls(place: Place) -> Act:
 
 @hostile
 def yaml_that_makes_an_object(place: Place) -> Act:
-    """Contains another tag that makes an object."""
+    """Contains another tag that creates an object."""
     return _config(place, f"data: !!python/object/new:subprocess.Popen [['touch', '{place.canary}']]\n")
 
 
 @hostile
 def yaml_that_imports(place: Place) -> Act:
-    """Imports a module beside the config."""
+    """Imports a module from the config's folder."""
     place.put("hostile_module.py", place.code)
     return _config(place, "seed: !!python/module:hostile_module ''\n")
 
 
 @hostile
 def yaml_of_a_billion_aliases(place: Place) -> Act:
-    """Contains nested aliases that are small in memory until they are written out."""
+    """Contains nested aliases, which are small in memory until they are expanded."""
     return _config(place, BOMB + "seed: *a11\n")
 
 
 @hostile
 def yaml_of_aliases_where_a_value_stands(place: Place) -> Act:
-    """Contains aliases inside a field that exists."""
+    """Contains nested aliases inside a valid field."""
     inside = BOMB.replace("\n", "\n  ")
     return _config(place, f"data:\n  {inside}source: *a11\ntrain: {{}}\n")
 
 
 @hostile
 def yaml_nested_for_ever(place: Place) -> Act:
-    """Lists in lists."""
+    """Contains deeply nested lists."""
     return _config(place, "seed: " + "[" * DEEP + "]" * DEEP)
 
 
 @hostile
 def yaml_that_names_code_to_use(place: Place) -> Act:
-    """Names a file for --use, which only the command line may do."""
+    """Names a file for --use, which is allowed only on the command line."""
     module = place.put("hostile_module.py", place.code)
     return _config(place, f"use: {module}\ndata: {{source: x}}\ntrain: {{batch_size: 1, learning_rate: 1}}\n")
 
 
 @hostile
 def yaml_whose_part_is_a_function(place: Place) -> Act:
-    """A part's name is looked up among the registered ones, and nowhere else."""
+    """Names a function as a part; names of parts are looked up only among the registered parts."""
     return _config(place, "encoder: {name: os.system}\ndata: {}\ntrain: {batch_size: 1, learning_rate: 1}\n")
 
 
 @hostile
 def yaml_with_a_tracker_that_is_a_module(place: Place) -> Act:
-    """Trackers are looked up too."""
+    """Names a module as a tracker; trackers are looked up in the same way as parts."""
     place.put("hostile_module.py", place.code)
     text = yaml.safe_dump(to_dict(config_of(place.root, steps=1)) | {"folder": str(place.root / "run")})
     return lambda: pretrain.run(_config(place, text.replace("tracker: null", "tracker: hostile_module"))())
@@ -103,13 +103,13 @@ def yaml_with_a_tracker_that_is_a_module(place: Place) -> Act:
 
 @hostile
 def run_named_like_a_format(place: Place) -> Act:
-    """Braces and percents, in a name that is logged and written."""
+    """Contains braces and percent signs in a name that is logged and written."""
     return lambda: resolve_folder(place.root / "{0.__class__.__init__.__globals__} %s%n %(name)s", "pretrain", "auto")
 
 
 @hostile
 def run_that_climbs_into_what_is_there(place: Place) -> Act:
-    """A folder of somebody else's: refused, nothing in it is touched."""
+    """Points to an existing folder of other files, which must be rejected without a change in it."""
     place.put("mine/precious.txt", "x")
     inner = place.root / "runs"
     inner.mkdir()
@@ -118,7 +118,7 @@ def run_that_climbs_into_what_is_there(place: Place) -> Act:
 
 @hostile
 def manifest_that_names_files_outside(place: Place) -> Act:
-    """A checkpoint's own list of files, which are opened to be hashed."""
+    """Lists outside files in a checkpoint's manifest, whose files are opened for hashing."""
     run = _run(place)
     path = run / "checkpoints" / "step_00000001" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -130,7 +130,7 @@ def manifest_that_names_files_outside(place: Place) -> Act:
 
 @hostile
 def manifest_nested_for_ever(place: Place) -> Act:
-    """Lists in lists."""
+    """Contains deeply nested lists."""
     run = _run(place)
     (run / "checkpoints" / "step_00000001" / "manifest.json").write_text("[" * DEEP + "]" * DEEP)
     return partial(mmm.load, run)
@@ -138,7 +138,7 @@ def manifest_nested_for_ever(place: Place) -> Act:
 
 @hostile
 def weights_that_are_a_pipe(place: Place) -> Act:
-    """Contains a pipe, on which a reader would wait."""
+    """Contains a named pipe, on which a reader would wait."""
     run = _run(place)
     path = run / "checkpoints" / "step_00000001" / "model.safetensors"
     path.unlink()
@@ -148,7 +148,7 @@ def weights_that_are_a_pipe(place: Place) -> Act:
 
 @hostile
 def run_whose_config_calls(place: Place) -> Act:
-    """The config of a run that is loaded."""
+    """Contains a call in the config of a run that is loaded."""
     run = _run(place)
     with (run / "config.yaml").open("a") as file:
         file.write(f"evil: !!python/object/apply:os.system ['{place.command}']\n")
@@ -157,7 +157,7 @@ def run_whose_config_calls(place: Place) -> Act:
 
 @hostile
 def run_whose_config_is_a_bomb(place: Place) -> Act:
-    """Aliases in the config of a run that is loaded."""
+    """Contains nested aliases in the config of a run that is loaded."""
     run = _run(place)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(BOMB + text.replace("seed: 0", "seed: *a11").replace("ratio: 0.75", "ratio: *a11"))
@@ -166,7 +166,7 @@ def run_whose_config_is_a_bomb(place: Place) -> Act:
 
 @hostile
 def run_with_evaluations_nested_for_ever(place: Place) -> Act:
-    """Returns the text that a card shows."""
+    """Contains deeply nested lists in the evaluations that a model card shows."""
     run = _run(place)
     (run / "evaluations.jsonl").write_text('{"step": 1, "kind": ' + "[" * DEEP + "]" * DEEP + "}\n")
     return lambda: export.run(export.Config(model=str(run), out=str(place.root / "out")))
@@ -174,7 +174,7 @@ def run_with_evaluations_nested_for_ever(place: Place) -> Act:
 
 @hostile
 def card_with_a_script(place: Place) -> Act:
-    """HTML in what a model card shows: the run's name, its data's, its results'."""
+    """Contains HTML in the texts that a model card shows: names of the run, of the data, of the results."""
     script = "<script>alert(1)</script>"
 
     def spoil(tree: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ def card_with_a_script(place: Place) -> Act:
 
 @hostile
 def lock_that_is_no_lock(place: Place) -> Act:
-    """A run folder from elsewhere, its lock a list."""
+    """Contains a list instead of a lock in a run folder."""
     run = _run(place)
     (run / "lock").write_text('[{"pid": {}}]')
     return lambda: pretrain.run(pretrain.Config(**{**vars(config_of(place.root)), "folder": str(run), "resume": True}))

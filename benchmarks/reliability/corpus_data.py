@@ -1,4 +1,4 @@
-"""Hostile data, passed to --data.source, opened, and read to the last sample."""
+"""Hostile data, which are passed to --data.source, opened, and read completely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmm.data import ClipsConfig, DataConfig, ImagesConfig, open_data
 
 
 def read_all(config: DataConfig) -> Act:
-    """Opens a source, and reads all readable samples."""
+    """Returns a call that opens a source and reads all readable samples."""
 
     def act() -> list[str]:
         samples = open_data(config, "train")
@@ -41,7 +41,7 @@ def _clips(source: Path | str) -> Act:
 
 @hostile
 def image_that_is_an_array_of_objects(place: Place) -> Act:
-    """numpy keeps objects as a pickle."""
+    """Contains an array of objects, which numpy stores as a pickle."""
     place.picture("good.png")
     place.put("bad.npy", object_array(place))
     place.put("bad.png", object_array(place))
@@ -50,7 +50,7 @@ def image_that_is_an_array_of_objects(place: Place) -> Act:
 
 @hostile
 def image_that_is_a_pickle(place: Place) -> Act:
-    """Contains a pickle with the name of an image."""
+    """Contains a pickle with the file name of an image."""
     place.picture("good.png")
     place.put("bad.jpg", system(place))
     return _images(place.root)
@@ -58,7 +58,7 @@ def image_that_is_a_pickle(place: Place) -> Act:
 
 @hostile
 def image_that_is_a_program_for_a_printer(place: Place) -> Act:
-    """EPS, for which Pillow starts Ghostscript."""
+    """Contains EPS, for which Pillow starts Ghostscript."""
     place.picture("good.png")
     text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(%pipe%{place.command}) (w) file\nshowpage\n%%EOF\n"
     place.put("bad.jpg", text)
@@ -67,7 +67,7 @@ def image_that_is_a_program_for_a_printer(place: Place) -> Act:
 
 @hostile
 def image_that_includes_another(place: Place) -> Act:
-    """SVG with an external entity, and a picture that lies elsewhere."""
+    """Contains SVG with an external entity and a reference to an image in another folder."""
     place.picture("good.png")
     bait = place.bait / "picture.png"
     head = f'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file://{place.bait}/text.txt">]>'
@@ -77,7 +77,7 @@ def image_that_includes_another(place: Place) -> Act:
 
 @hostile
 def image_whose_planes_lie_elsewhere(place: Place) -> Act:
-    """A microscope's TIFF names the files of its planes."""
+    """Contains a microscope's TIFF that names the files of its planes."""
     place.picture("good.png")
     import tifffile
 
@@ -91,7 +91,7 @@ def image_whose_planes_lie_elsewhere(place: Place) -> Act:
 
 @hostile
 def image_that_unfolds_without_end(place: Place) -> Act:
-    """A bomb: a hundred thousand pixels square, in a few bytes."""
+    """Contains a decompression bomb: an image of 100,000 x 100,000 pixels in few bytes."""
     place.picture("good.png")
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     chunks = b"".join(
@@ -104,7 +104,7 @@ def image_that_unfolds_without_end(place: Place) -> Act:
 
 @hostile
 def names_that_are_formats_and_commands(place: Place) -> Act:
-    """Lines, escapes, shells and formats in the names of files; each bad one is still named in one line."""
+    """Contains file names with line breaks, escapes, shell commands and formats; each bad file is still reported in one line."""
     for name in (
         "a\nb.png",
         "$(touch x).png",
@@ -122,7 +122,7 @@ def names_that_are_formats_and_commands(place: Place) -> Act:
 
 @hostile
 def folder_with_a_loading_script(place: Place) -> Act:
-    """A data set's own code, as the hub once ran it."""
+    """Contains the loading script of a dataset, which older versions of the hub's library executed."""
     place.picture("good.png")
     place.put(f"{place.root.name}.py", place.code)
     place.put("hostile_loader.py", place.code)
@@ -133,32 +133,32 @@ def folder_with_a_loading_script(place: Place) -> Act:
 
 @hostile
 def source_that_is_a_command(place: Place) -> Act:
-    """Names a command, as WebDataset accepts it."""
+    """Names a command, which WebDataset accepts as a source."""
     return _images(f"pipe:touch {place.canary}")
 
 
 @hostile
 def source_that_is_an_address_of_a_file(place: Place) -> Act:
-    """Names a file by an address with a scheme."""
+    """Names a file by a URL with a scheme."""
     return _images(f"file://{place.bait}/picture.png")
 
 
 @hostile
 def source_that_chains_schemes(place: Place) -> Act:
-    """Chains schemes, as fsspec accepts them."""
+    """Names a source with chained schemes, which fsspec accepts."""
     return _images(f"zip://x.parquet::file://{place.bait}/text.txt")
 
 
 @hostile
 def source_with_a_pattern_that_climbs(place: Place) -> Act:
-    """Climbs out of the folder with a pattern; only parquet files are read."""
+    """Leaves the folder with a pattern; only parquet files are read."""
     place.picture("good.png")
     return _images(f"{place.root}/../{place.bait.name}/*")
 
 
 @hostile
 def list_of_commands_and_addresses(place: Place) -> Act:
-    """Paths that a reader of videos could take for more than paths."""
+    """Lists entries that a video reader could interpret as commands or URLs instead of paths."""
     film = place.bait / "film.mp4"
     lines = (
         "pipe:0",
@@ -173,14 +173,14 @@ def list_of_commands_and_addresses(place: Place) -> Act:
 
 @hostile
 def list_of_a_pipe_and_a_folder(place: Place) -> Act:
-    """Lists a pipe and a folder; a reader would wait on the pipe."""
+    """Lists a named pipe, on which a reader would wait, and a folder."""
     os.mkfifo(place.root / "pipe.mp4")
     return _clips(place.put("train.csv", "pipe.mp4,0\n.,0\n../,1\n\x00.mp4,1\n"))
 
 
 @hostile
 def video_that_is_a_playlist(place: Place) -> Act:
-    """Text under a video's name, that names other files and addresses."""
+    """Contains text files with names of videos, which refer to other files and URLs."""
     film = place.bait / "film.mp4"
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
     place.put("class/one.mp4", f"{head}{film}\n#EXT-X-ENDLIST\n")
@@ -193,7 +193,7 @@ def video_that_is_a_playlist(place: Place) -> Act:
 
 @hostile
 def video_whose_data_lie_elsewhere(place: Place) -> Act:
-    """A movie atom with a reference to another file."""
+    """Contains a movie atom with a reference to another file."""
     alias = b"\0" * 150 + str(place.bait / "film.mp4").encode()
     reference = struct.pack(">I", 12 + len(alias)) + b"alis" + bytes(4) + alias
     place.put("class/one.mov", struct.pack(">I", 16 + len(reference)) + b"dref" + bytes(4) + struct.pack(">I", 1) + reference)
@@ -213,7 +213,7 @@ def _parquet(place: Place, column: Any, metadata: dict[bytes, bytes] | None = No
 
 @hostile
 def table_that_names_files_outside(place: Place) -> Act:
-    """Names files outside by an absolute and a relative path."""
+    """Names outside files by an absolute and a relative path."""
     place.picture("good.png")
     names = [str(place.bait / "picture.png"), f"../{place.bait.name}/picture.png", "good.png"]
     return _parquet(place, [{"bytes": None, "path": name} for name in names])
@@ -221,14 +221,14 @@ def table_that_names_files_outside(place: Place) -> Act:
 
 @hostile
 def table_with_a_type_that_is_a_pickle(place: Place) -> Act:
-    """Arrow's extension types of Python's (CVE-2023-47248)."""
+    """Contains one of Arrow's Python extension types (CVE-2023-47248)."""
     metadata = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": system(place)}
     return _parquet(place, [b"x", b"y"], metadata)
 
 
 @hostile
 def table_that_is_a_pickle(place: Place) -> Act:
-    """Contains a pickle with the name of a table."""
+    """Contains a pickle with the file name of a table."""
     return _images(place.put("train.parquet", system(place)))
 
 
@@ -243,7 +243,7 @@ def _tar(place: Place, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
 
 @hostile
 def tar_that_climbs(place: Place) -> Act:
-    """Members above and elsewhere: never extracted."""
+    """Contains members with paths outside the folder; members are never extracted."""
     good = place.picture("good.png").read_bytes()
     names = ("../../escaped.png", f"{place.bait}/picture2.png", "./../escaped.png", "good.png")
     return _images(_tar(place, [(tarfile.TarInfo(name), good) for name in names]))
@@ -251,7 +251,7 @@ def tar_that_climbs(place: Place) -> Act:
 
 @hostile
 def tar_of_links(place: Place) -> Act:
-    """Contains links to files outside, also through a folder that is a link."""
+    """Contains symbolic and hard links to an outside file, and a named pipe."""
     good = place.picture("good.png").read_bytes()
     members = [(tarfile.TarInfo("good.png"), good)]
     for name, kind in (("soft.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("pipe.png", tarfile.FIFOTYPE)):
@@ -263,7 +263,7 @@ def tar_of_links(place: Place) -> Act:
 
 @hostile
 def tar_of_pickles(place: Place) -> Act:
-    """Members that WebDataset unpickles by their names."""
+    """Contains members with file names that WebDataset unpickles."""
     good = place.picture("good.png").read_bytes()
     bad = [f"good.{ending}" for ending in ("pyd", "pickle", "pkl", "pth", "npz", "cls", "json", "txt")]
     return _images(_tar(place, [(tarfile.TarInfo("good.png"), good), *((tarfile.TarInfo(name), system(place)) for name in bad)]))

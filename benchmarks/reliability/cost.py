@@ -1,6 +1,6 @@
-"""R19: what it costs. The guard against bad numbers at most 1 % of a step; saving at most 5 % of the time at the default interval;
-the first batch of a start at 95 % of a large epoch at most 1.1 times a fresh start's. Published beside them: the share of hashes
-and flushes in a write; and what train.strict adds to an update, on one process and on two.
+"""R19: tests the cost of reliability. The check for non-finite numbers takes at most 1 % of a step, saving at most 5 % of the time
+at the default interval, and the first batch of a start at 95 % of a large epoch at most 1.1 times as long as that of a new run.
+Also reports the share of hashes and flushes in a write, and the time that train.strict adds to an update on one process and on two.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mmm.train.config import TrainConfig
 from mmm.train.state import Training
 from tasks import pretrain
 
-COUNT, QUICK = 240, 60  # updates that are timed
+COUNT, QUICK = 240, 60  # timed updates
 GUARD, SAVING, FIRST = 0.01, 0.05, 1.1
-LARGE = 1_281_167  # samples of ImageNet-1k
+LARGE = 1_281_167  # samples in ImageNet-1k
 STARTS = 9
-TURNS = 3  # of whole runs
+TURNS = 3  # repetitions of whole runs
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _larger(work: Path, count: int, **train: Any) -> pretrain.Config:
-    """Measures a model whose step takes as long as a real one."""
+    """Returns the config of a model whose step takes as long as a real one."""
     encoder = VisionTransformer.Config(width=192, depth=12, heads=3)
     config = config_of(work, steps=count, batch_size=16, ema=None, **train)
     return replace(config, encoder=encoder, data=replace(config.data, image_size=64))
 
 
 def _strict(work: Path, count: int) -> dict[str, Any]:
-    """Rates of whole runs with four micro-batches of 4 an update, in turn."""
+    """Measures the rates of whole runs with four micro-batches of 4 per update, in alternation."""
     figures: dict[str, Any] = {}
     for processes in (1, 2):
         rates: dict[bool, list[float]] = {False: [], True: []}
@@ -72,7 +72,7 @@ def _strict(work: Path, count: int) -> dict[str, Any]:
 
 
 def _training(work: Path, count: int) -> dict[str, Any]:
-    """Trains with the check in every second step."""
+    """Measures a training that applies the check in every second step."""
     config = _larger(work, count, save_every=max(1, count // 4), micro_batch_size=16)
     told = work / "times.json"
     started = start(config, work / "timed", 1, lambda rank: _time(told))
@@ -96,7 +96,7 @@ def _training(work: Path, count: int) -> dict[str, Any]:
 
 
 def _time(told: Path) -> None:
-    """Measures, during a training, the time of steps with and without the check, in turn, and the time that steps wait for
+    """Measures, during a training, the time of steps with and without the check, in alternation, and the time that steps wait for
     saves."""
     times: dict[str, list[float]] = {"guarded": [], "bare": [], "saves": []}
     made, save = session.fit, Training.save
@@ -128,7 +128,7 @@ def _time(told: Path) -> None:
 
 
 def _share_of_hashes(folder: Path) -> float:
-    """Measures writing, hashing and flushing the files of a checkpoint again."""
+    """Returns the share of hashing and flushing in the time to write the files of a checkpoint again."""
     spent = {"write": 0.0, "hash": 0.0, "flush": 0.0}
     for file in (sorted((folder / "checkpoints").glob("step_*"))[-1]).iterdir():
         content = file.read_bytes()
@@ -152,7 +152,7 @@ def _clock(spent: dict[str, float], name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Many:
-    """A data set with the number of samples of a large one, without the cost of reading."""
+    """A dataset with as many samples as a large one, but without the cost of reading."""
 
     workers: int = 0
     repeats: int = 1
@@ -179,7 +179,7 @@ class _Many:
 
 
 def _first_batch() -> dict[str, Any]:
-    """Measures the first batch of a new run and of a start at 95 % of the first epoch, in turn."""
+    """Measures the time to the first batch of a new run and of a start at 95 % of the first epoch, in alternation."""
     steps = LARGE // 256
     seconds: dict[int, list[float]] = {0: [], int(0.95 * steps): []}
     for _ in range(STARTS):

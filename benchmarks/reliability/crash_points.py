@@ -1,7 +1,7 @@
-"""R2: a forced exit at every line of the code that saves, and a cut after every 64 KiB of the largest file.
+"""R2: tests a forced exit at every line of the code that saves, and an interruption after every 64 KiB of the largest file.
 
-After each the same command goes on: from the checkpoint before at the latest, to the bits of the undisturbed run, and the next save
-leaves nothing half written behind.
+After each of them the same command continues, at the latest from the checkpoint before, with bit-identical results to the
+undisturbed run, and the next save leaves no incomplete files.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mmm.encoders import VisionTransformer
 from mmm.train.state import Training
 from tasks import pretrain
 
-COUNT, QUICK = 100_000, 12  # points; there are some hundreds
+COUNT, QUICK = 100_000, 12  # maximum number of points; there are some hundreds
 STEPS, EVERY = 6, 2
-SAVING = ("checkpoint", "shard", "sav", "stored", "run", "place", "lock")  # starts of the names of files in mmm/train
+SAVING = ("checkpoint", "shard", "sav", "stored", "run", "place", "lock")  # prefixes of file names in mmm/train
 CUT = 1 << 16  # bytes
 EXITED = 77
 
-Point = tuple[str, int, int]  # file, line, and how often the line was met before and with this time
+Point = tuple[str, int, int]  # file, line, and number of executions of the line up to and including this one
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
     variant = Variant("image", config_of(work, steps=STEPS, save_every=EVERY, keep_last=1), 1)
     expected = whole(variant, work / "whole")
     met = _lines_met(work, variant)
-    # of a line that is met often, the first time, one between and the last
+    # the first, a middle and the last execution of a line that is executed often
     points = [(file, line, time) for (file, line), times in met.items() for time in sorted({1, (1 + times) // 2, times})]
     points = sorted(draw.sample(points, min(count, len(points))))
     jobs: dict[str, Any] = {
@@ -56,7 +56,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _lines_met(work: Path, variant: Variant) -> dict[tuple[str, int], int]:
-    """Returns every line of the saving code that an undisturbed run executes, with its count."""
+    """Returns every line of the saving code that an undisturbed run executes, with the number of its executions."""
     told, made = work / "lines.json", pretrain.run
 
     def sabotage(rank: int) -> None:
@@ -102,7 +102,7 @@ def _exits(work: Path, lane: str, variant: Variant, expected: dict[str, Any], po
     wrong, exits = list[str](), 0
     for file, line, time in points:
         folder = work / f"{lane}_{file}_{line}_{time}"
-        asked = folder.with_name(f"{folder.name}.asked")  # a name that has a dot of its own
+        asked = folder.with_name(f"{folder.name}.asked")  # not with_suffix, because the name contains a dot
         started = start(variant.config, folder, 1, _exit_at((file, line, time), asked))
         codes = started.wait()
         exits += codes == [EXITED]
@@ -112,7 +112,7 @@ def _exits(work: Path, lane: str, variant: Variant, expected: dict[str, Any], po
 
 
 def _judge(folder: Path, codes: list[int], expected: tuple[int, ...], asked: Path) -> list[str]:
-    """Checks that the run ended as intended and lost at most one interval."""
+    """Checks that the run ended as intended and lost at most one save interval."""
     last = int(asked.read_text()) if asked.exists() else 0
     kept = max(saved(folder), default=0)
     wrong = [f"{folder.name} ended with {codes}"] * (codes[0] not in expected)
@@ -128,7 +128,7 @@ def _exit_at(point: Point, asked: Path) -> Sabotage:
 
 
 def _note_saves(asked: Path) -> None:
-    """Records the step of the last requested save."""
+    """Records the step of the last save that was requested."""
     save = Training.save
 
     def noted(self: Training, *given: Any, **named: Any) -> Any:

@@ -1,7 +1,8 @@
-"""R3: every damage to every file of a checkpoint is found, and the checkpoint before is used, with a line that names the file.
+"""R3: tests that every damage to every file of a checkpoint is found, and that the run continues from the checkpoint before, with a
+line that names the file.
 
-A flipped bit, a cut, zeros, a missing file, a longer one, the file of another step and that of another run. Where all checkpoints
-are damaged the start is refused; it never begins anew by itself.
+The damages are a flipped bit, a truncated file, zeros, a missing file, a longer file, the file of another step and that of another
+run. If all checkpoints are damaged, the start is refused; a run never starts again from the beginning by itself.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from benchmarks.reliability.runs import EVERY, STEPS, Variant, config_of, finish
 from mmm.train.checkpoint import writer as checkpoint
 
 COUNT, QUICK = 100, 5
-FEWEST = 20  # damages that are tried on a whole run
+FEWEST = 20  # minimum number of damages tested on a whole run
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` seeds of each damage to each file; some of them on a run that then continues."""
+    """Tests `count` seeds of each damage to each file; for some of them a run then continues."""
     make_data(work)
     variant = Variant("image", config_of(work), 1)
     expected = whole(variant, work / "whole")
@@ -37,7 +38,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _found(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Returns whether the hashes detect the damage."""
+    """Tests whether the hashes detect each damage."""
     folder = work / "whole" / "checkpoints"
     before, last = (folder / f"step_{step:08d}" for step in (STEPS - EVERY, STEPS))
     kinds, wrong = Counter[str](), list[str]()
@@ -55,14 +56,14 @@ def _found(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _reads_the_same(name: str, harmed: bytes, content: bytes) -> bool:
-    """Checks harmless changes: none, or white space in the manifest."""
+    """Returns whether a change is harmless: no change, or only white space in the manifest."""
     with suppress(ValueError):
         return harmed == content or (name == checkpoint.MANIFEST and json.loads(harmed) == json.loads(content))
     return False
 
 
 def harms(content: bytes, strangers: list[bytes], draw: random.Random) -> dict[str, bytes | None]:
-    """Returns a file's content, damaged in each way. None: the file is deleted."""
+    """Returns a file's content with each kind of damage. None: the file is deleted."""
     place, size = draw.randrange(len(content)), len(content)
     flipped = bytearray(content)
     flipped[place] ^= 1 << draw.randrange(8)

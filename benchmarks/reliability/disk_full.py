@@ -1,7 +1,8 @@
-"""R14: writes fail from some step on, because a file may not grow or because the disk is full.
+"""R14: tests a run whose writes fail from some step on, because file sizes are limited or because the disk is full.
 
-The run goes on, the last good checkpoint stays whole, nothing half written has a final name; when there is room again the run ends
-with the bits of the undisturbed one. Where there never is, it ends with an error, and the same command goes on later.
+The run continues, the last good checkpoint stays complete, and no incomplete file has a final name. When there is space again, the
+result is bit-identical to that of the undisturbed run. If there is no space until the end, the run ends with an error, and the same
+command continues it later.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from mmm.objectives.masked import MaskedObjective
 from mmm.train.checkpoint import writer as checkpoint
 
 COUNT, QUICK = 20, 4
-LIMITS = (1 << 12, 1 << 14, 1 << 15)  # bytes that a file may have: below the smallest tensors' file, and inside it
-DISK = 3 << 20  # bytes of a small disk
+LIMITS = (1 << 12, 1 << 14, 1 << 15)  # maximum bytes per file: smaller than the smallest tensor file, and inside it
+DISK = 3 << 20  # bytes of the small disk
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` runs with space again later or only for another start, and a small disk if this user may mount one."""
+    """Tests `count` runs that get space again later or only for the next start, and a small disk if this user may mount one."""
     make_data(work)
     variant = Variant("image", config_of(work), 1)
     expected = whole(variant, work / "whole")
@@ -56,7 +57,7 @@ def _limited(folder: Path, variant: Variant, expected: dict[str, Any], limit: in
 
 
 def _broken(folder: Path) -> list[tuple[str, str]]:
-    """Returns incomplete checkpoints with their final name."""
+    """Returns incomplete checkpoints that have their final name."""
     places = [folder / "checkpoints" / f"step_{step:08d}" for step in saved(folder)]
     return [(place.name, why) for place in places if (why := checkpoint.damage(place)) is not None]
 
@@ -78,7 +79,7 @@ def no_room(limit: int, first: int, last: int) -> Sabotage:
 
 
 def _small_disk(place: Path, variant: Variant, expected: dict[str, Any]) -> dict[str, Any]:
-    """Tests a disk that another file fills and frees again."""
+    """Tests a small disk that another file fills for some time."""
     with _mounted(place) as mounted:
         if not mounted:
             return {"mounted": False, "wrong": []}

@@ -1,7 +1,7 @@
-"""R5: a run that continues with another number of processes, in the middle of an epoch, reads the same samples.
+"""R5: tests that a run that continues with another number of processes, in the middle of an epoch, reads the same samples.
 
-It is saved on a processes, and continued on b and then on a again, for a and b of 1, 2 and 4: sample ids, masks and pixels are
-identical, sample by sample, and the losses agree within 1e-3. With train.strict the losses and the weights are bit-identical.
+The run starts on a processes, continues on b, and then on a again, for a and b of 1, 2 and 4. Sample ids, masks and pixels are
+identical for every sample, and the losses agree within 1e-3. With train.strict the losses and the weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mmm.train.config import TrainConfig
 
 COUNT, QUICK = 9, 2  # pairs of numbers of processes
 STEPS = 200
-CLOSE = 1e-3  # of losses, relative
+CLOSE = 1e-3  # maximum relative difference of losses
 STRICT = "strict" in {field.name for field in fields(TrainConfig)}
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` of the nine pairs, in each mode."""
+    """Tests `count` of the nine pairs in each mode."""
     make_data(work)
     pairs = draw.sample(list(product((1, 2, 4), repeat=2)), min(count, 9))
     modes = ("default", "strict") if STRICT else ("default",)
     whole = side_by_side(work, {f"{mode}_whole": partial(_undisturbed, work, mode) for mode in modes})
     jobs = {f"{mode}_{a}_{b}": partial(_legs, work, mode, a, b, draw.getrandbits(32)) for mode in modes for a, b in pairs}
-    found = side_by_side(work, jobs, lanes=1)  # four processes are enough for two cores
+    found = side_by_side(work, jobs, lanes=1)  # one at a time, because four processes are enough for two cores
     wrong = [line for one in (*whole.values(), *found.values()) for line in one.pop("wrong")]
     wrong += [] if STRICT else ["there is no train.strict"]
     return {"pairs": len(pairs), "steps": STEPS, "runs": found, "wrong": wrong}
@@ -47,7 +47,7 @@ def _variant(work: Path, mode: str, processes: int) -> Variant:
 
 
 def _undisturbed(work: Path, mode: str) -> dict[str, Any]:
-    """Runs the undisturbed training on one process."""
+    """Runs the undisturbed training on one process and returns its errors."""
     variant, folder = _variant(work, mode, 1), work / f"{mode}_one"
     started = start(variant.config, folder, 1, spy(work / f"{mode}_one_notes"))
     codes = started.wait()
@@ -55,7 +55,7 @@ def _undisturbed(work: Path, mode: str) -> dict[str, Any]:
 
 
 def _legs(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
-    """Runs three legs, of which a signal ends the first two at a random step."""
+    """Runs the training in three legs, of which a signal ends the first two at a random step."""
     draw, folder, wrong = random.Random(seed), work / f"{mode}_{a}_{b}_run", list[str]()
     notes = work / f"{mode}_{a}_{b}_notes"
     for leg, processes in enumerate((a, b, a)):
@@ -72,10 +72,10 @@ def _legs(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
 
 
 def _compare(work: Path, mode: str, notes: Path, folder: Path) -> tuple[list[str], float | None]:
-    """Returns the differences from the undisturbed run, and the drift of the losses."""
+    """Returns the differences from the undisturbed run, and the relative difference of the losses."""
     expected, found = told(work / f"{mode}_one_notes"), dict[int, Any]()
     for leg in sorted(notes.iterdir()):
-        found |= told(leg)  # of the step that was in hand when a signal came, what was computed last
+        found |= told(leg)  # a step that a signal interrupted is replaced by its later repetition
     apart = [f"step {step}: other samples, masks or pixels" for step in expected if found.get(step) != expected[step]][:3]
     whole, moved = (result(place, STEPS) for place in (work / f"{mode}_one", folder))
     losses = [[line["loss"] for line in one["metrics"] if "loss" in line] for one in (whole, moved)]

@@ -1,7 +1,7 @@
-"""The fork server: starts trainings in separate processes without imports, and waits for events in them.
+"""The fork server: starts trainings in separate processes that need no imports, and waits for events in them.
 
-The process that starts them imports once and never computes: a fork of a process that has started threads may hang. Every
-training is the real command in a fork, with real files, signals and exit codes.
+The process that starts them imports all modules once and never computes, because a fork of a process with running threads may hang.
+Every training is the real command in a forked process, with real files, signals and exit codes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 from mmm.config.cli import main
 from tasks import pretrain
 
-Sabotage = Callable[[int], None]  # what a process does to itself before it trains, given its rank
-LIMIT = 1200.0  # seconds for one training; this machine may be shared
-LANES = 2  # variants that are tried side by side
+Sabotage = Callable[[int], None]  # changes a process before it trains; its argument is the rank
+LIMIT = 1200.0  # seconds for one training; large because the machine may be shared
+LANES = 2  # number of jobs that run at the same time
 LAZY = (
     "accelerate",
     "av",
@@ -39,7 +39,7 @@ LAZY = (
     "mmm.data.decode.video.pyav",
     "timm.optim",
 )
-PARENT_GONE = 1  # prctl's PR_SET_PDEATHSIG: whoever ends the harness ends its trainings
+PARENT_GONE = 1  # prctl's PR_SET_PDEATHSIG: the end of the harness ends its trainings
 
 
 def warm() -> None:
@@ -51,7 +51,7 @@ def warm() -> None:
 
 @dataclass
 class Started:
-    """A training in processes of its own: their numbers, rank 0 first. Its output is in `log`."""
+    """A training in separate processes: the process ids, rank 0 first. Its output is in `log`."""
 
     pids: list[int]
     log: Path
@@ -66,7 +66,7 @@ class Started:
         return len(self.codes) == len(self.pids)
 
     def wait(self, seconds: float = LIMIT) -> list[int]:
-        """Returns the exit codes; a negative code is a signal. Processes that live after `seconds` are killed, and count as -9."""
+        """Returns the exit codes; a negative code is a signal. Processes still alive after `seconds` are killed, and return -9."""
         end = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > end:
@@ -75,7 +75,7 @@ class Started:
         return [self.codes[pid] for pid in self.pids]
 
     def until(self, there: Callable[[], Any], pause: float = 0.002) -> bool:
-        """Waits for an event in the training; returns false if the training ends before."""
+        """Waits for an event in the training, and returns whether it happened before the training ended."""
         while not there():
             if self.poll():
                 return bool(there())
@@ -83,7 +83,7 @@ class Started:
         return True
 
     def kill(self, *pids: int, number: int = signal.SIGKILL) -> None:
-        """Sends a signal to these processes, or to all."""
+        """Sends a signal to these processes, or to all of them."""
         for pid in pids or self.pids:
             if pid not in self.codes:
                 with suppress(ProcessLookupError):
@@ -116,7 +116,7 @@ def start(
 
 
 def call(act: Callable[[], Any], log: Path) -> Started:
-    """Runs any other function in a fork."""
+    """Runs any other function in a forked process."""
     pid = os.fork()
     if pid == 0:
         _child(act, log)
@@ -145,7 +145,8 @@ def _child(act: Callable[[], Any], log: Path, before: Callable[[], Any] | None =
 
 
 def side_by_side(work: Path, jobs: dict[str, Callable[[], dict[str, Any]]], lanes: int = LANES) -> dict[str, dict[str, Any]]:
-    """Runs each job in its own fork, several at a time, and returns their results. A failed job returns its message as `wrong`."""
+    """Runs each job in a forked process, `lanes` at a time, and returns their results. A failed job returns its message as
+    `wrong`."""
     waiting, running, found = dict(jobs), dict[str, Started](), dict[str, dict[str, Any]]()
     while waiting or running:
         while waiting and len(running) < lanes:

@@ -1,7 +1,7 @@
-"""R17: hostile inputs, given to the very calls that a user makes: nothing in them runs, nothing outside their folder is opened.
+"""R17: tests hostile inputs with the calls that a user makes: no code in them runs, and no file outside their folder is opened.
 
-Each is refused in one line, or read as the data that it is. Planted code never makes its canary; Python's audit hook sees no
-program started, no connection, no class that a pickle names, no file outside; the kernel sees nobody open the bait.
+Each is rejected in one line, or read as plain data. Planted code never creates its canary. Python's audit hook records no started
+program, no connection, no class named by a pickle and no outside file; the kernel reports no access to the bait.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mmm.data.errors import Unreadable
 from mmm.data.sources.builtin_videos import write_motion_video
 from mmm.system.files import user_cache
 
-COUNT, QUICK = 1, 1  # times that each is tried
+COUNT, QUICK = 1, 1  # trials of each input
 FEWEST = 30
-LIMIT = 120.0  # seconds for one
-CORPORA = (corpus_configs, corpus_data, corpus_weights)  # which fill CASES
+LIMIT = 120.0  # seconds per input
+CORPORA = (corpus_configs, corpus_data, corpus_weights)  # imported because they fill CASES
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests all inputs, each in its own process."""
+    """Tests all inputs, each in a separate process."""
     made = call(lambda: make_bait(work / "bait"), work / "bait.log")
     if any(made.wait()):
         raise RuntimeError(f"no bait: {made.said()}")
@@ -51,7 +51,7 @@ def _judge_into(outcome: Path, name: str, work: Path) -> None:
 
 
 def make_bait(bait: Path) -> None:
-    """Makes files that could be read, and must not be."""
+    """Creates valid files that must not be opened."""
     bait.mkdir(parents=True)
     Image.fromarray(picture(0)).save(bait / "picture.png")
     (bait / "text.txt").write_text("bait")
@@ -59,12 +59,12 @@ def make_bait(bait: Path) -> None:
 
 
 def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
-    """Returns the result for an input, and the errors in it.
+    """Returns the outcome of an input, and the errors found.
 
     Args:
         name: name of the case.
         folder: folder of the case.
-        bait: the result of `make_bait`.
+        bait: the folder that `make_bait` filled.
     """
     root = folder / "root"
     root.mkdir(parents=True)
@@ -103,7 +103,7 @@ def _own_temporary(folder: Path) -> Any:
 
 
 def _outcome(act: Any) -> str:
-    """Returns whether the input was refused with a message or read; anything else is a failure."""
+    """Returns whether the input was rejected with a message or was read; any other result is a failure."""
     try:
         found = act()
     except (ValueError, Unreadable) as error:
@@ -121,7 +121,7 @@ def _files(folder: Path) -> set[Path]:
 
 @contextlib.contextmanager
 def _offline() -> Any:
-    """Disables the hub: a name that is not a path would be looked up there."""
+    """Disables access to the hub, where a name that is not a path would be looked up."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -1,5 +1,6 @@
-"""R15: every choice of a run is changed before it goes on, and so is its data: refused with what was and what is, or allowed, as
-the table here says. A choice that the table does not name is refused: so no new one goes unseen.
+"""R15: tests that each changed option of a run, and each change of its data, is refused or allowed when the run continues, as the
+table in this file says. A refusal names the old and the new value. Options that are not in the table are refused, so that a new
+option cannot be overlooked.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from mmm.data import ClipsConfig
 from mmm.tokenizers import Tubes
 from tasks import pretrain
 
-COUNT, QUICK = 1000, 16  # choices that are changed; there are about a hundred
-# where a run computes, how often it looks, what it ends with: free to change
+COUNT, QUICK = 1000, 16  # maximum number of changed options; there are about a hundred
+# options that may change: where a run computes, how often it logs and saves, and what it evaluates
 FREE = {
     *("folder", "resume", "allow", "dry_run", "init", "evaluate"),
     *(f"data.{name}" for name in ("source", "workers", "cache", "max_bad", "deadline")),
@@ -34,7 +35,7 @@ FREE = {
 }
 FREE_GROUPS = ("evaluate.",)
 NOT_TRIED = {"train.compile": "takes a compiler and a minute", "train.tracker": "takes another package"}
-# values that fit the others, where the next best does not
+# values that are valid with the other options, where the next value would not be
 FITTING: dict[str, dict[str, Any]] = {
     "data.channels": {"data.channels": 1, "data.mean": [0.5], "data.std": [0.18]},
     "data.split": {"data.split": "val"},
@@ -86,7 +87,7 @@ def _make_splits(work: Path) -> None:
 
 
 def _template(config: pretrain.Config, folder: Path) -> None:
-    """Makes a run that is at step 2 of 4."""
+    """Trains a run up to step 2 of 4."""
     if any(codes := (started := start(config, folder)).wait()):
         raise RuntimeError(f"the first run ended with {codes}: {started.said()}")
     shutil.rmtree(folder / "checkpoints" / "step_00000004")
@@ -97,7 +98,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _other_parts(config: pretrain.Config) -> dict[str, str]:
-    """Returns the kinds of parts that have an alternative, with its name."""
+    """Returns, for each kind of part that has an alternative, the name of the alternative."""
     found = {}
     for path, value in part_configs(config).items():
         if others := sorted(set(REGISTRIES[value.kind].parts) - {value.name}):
@@ -127,7 +128,7 @@ def _choices(work: Path, base: pretrain.Config, names: list[str]) -> dict[str, A
 
 
 def _start(config: pretrain.Config, folder: Path, flags: list[str]) -> tuple[list[int], str]:
-    """Starts with additional flags, and returns exit codes and output."""
+    """Starts the run with additional flags, and returns exit codes and output."""
     kept = [word for word in flags if word]
     started = start(apply_flags(config, []), folder, 1, None, kept)
     return started.wait(), started.said(4000)
@@ -148,7 +149,7 @@ def _changed(work: Path, folder: Path, base: pretrain.Config, name: str) -> dict
     if name == "init":
         return {name: work / "template" / "checkpoints" / "step_00000002"}
     if name == "folder":
-        return {}  # the copy is a move already
+        return {}  # the copied run already has another folder
     hint, value = next((hint, value) for one, hint, value in walk(base) if one == name)
     return FITTING.get(name) or {name: _another(hint, value)}
 
@@ -171,7 +172,7 @@ def _another(hint: Any, value: Any) -> Any:
 
 
 def _data(work: Path) -> dict[str, Any]:
-    """Adds, removes, renames and resizes files, and reorders a list."""
+    """Tests adding, removing, renaming and resizing files, and reordering a list of files."""
     wrong = []
     for name, change in CHANGES.items():
         source, folder = work / f"data_{name}", work / f"run_{name}"

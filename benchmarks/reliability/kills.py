@@ -1,7 +1,7 @@
-"""R1: SIGKILL at random moments, every second one inside a save, and the same command again until the run ends.
+"""R1: tests SIGKILL at random moments, half of them inside a save, each followed by the same command until the run ends.
 
-Images and films, one and two processes, without data workers and with two; accumulation, drop path and an average of the weights.
-What the run leaves must be, bit for bit, what an undisturbed one leaves.
+The runs train on images and videos, with one process and two, without data workers and with two, and use gradient accumulation,
+drop path and an average of the weights. The files that a run leaves must be bit-identical to those of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchmarks.reliability.moments import asides, at_random, deleting, inside_a
 from benchmarks.reliability.runs import Variant, finish, make_data, variants, whole
 
 COUNT, QUICK = 500, 16
-LIVES = 5  # kills of one run before it may end
-INSIDE = 0.2  # of all kills: the least share that must fall into a save
+LIVES = 5  # number of kills before a run may end
+INSIDE = 0.2  # minimum share of all kills that must fall into a save
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` kills, distributed evenly."""
+    """Tests `count` kills, distributed evenly over the variants."""
     make_data(work)
     chosen = variants(work)
     jobs = {
@@ -64,7 +64,7 @@ def kill(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
 
 
 def _life(variant: Variant, folder: Path, draw: random.Random, seconds: float, *, save: bool) -> tuple[str | None, list[str]]:
-    """Starts and kills a run. Returns the moment of the kill (None: the run ended before) and the errors."""
+    """Starts and kills a run. Returns the moment of the kill (None: the run ended earlier) and the errors."""
     steps = variant.config.train.steps or 1
     left = 1 - max(saved(folder), default=0) / steps
     started = start(variant.config, folder, variant.processes)

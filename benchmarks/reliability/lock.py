@@ -1,5 +1,5 @@
-"""R16: of many simultaneous starts in one folder one trains, and the others name it. After kill -9 the next start replaces the
-lock."""
+"""R16: tests that only one of many simultaneous starts in one folder trains, and that the others name it. After kill -9 the next
+start replaces the lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 3
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` simultaneous starts, in a new folder and after each kill -9 of the holder."""
+    """Tests `count` simultaneous starts, in a new folder and after each kill -9 of the process that holds the lock."""
     make_data(work)
     short = Variant("image", config_of(work), 1)
     expected = whole(short, work / "whole")

@@ -1,4 +1,4 @@
-"""Moments at which a run is disturbed: at a random time, or inside a save, which a temporary folder shows."""
+"""Moments at which a run is disturbed: at a random time, or inside a save, which is detected by its temporary folder."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from benchmarks.reliability.harness import Started
 
-SAVE = 0.012  # seconds that a save of these small models may take: where inside it a kill falls is drawn from so much
-GLANCE = 0.0003  # seconds
+SAVE = 0.012  # maximum seconds of a save of these small models; the moment of a kill inside it is drawn from this range
+GLANCE = 0.0003  # seconds between two checks
 
 
 def at_random(run: Started, draw: random.Random, seconds: float) -> None:
-    """Waits a random time of at most `seconds`, less if the run ends."""
+    """Waits a random time of at most `seconds`, or until the run ends."""
     end = time.monotonic() + draw.uniform(0, seconds)
     run.until(lambda: time.monotonic() > end, 0.001)
 
 
 def inside_a_save(run: Started, folder: Path, draw: random.Random) -> None:
-    """Waits until the next checkpoint is begun, and then a random short time."""
+    """Waits until the next save begins, and then a random short time."""
     before = set(asides(folder))
     if run.until(lambda: set(asides(folder)) - before, GLANCE):
         time.sleep(draw.uniform(0, SAVE))
@@ -34,7 +34,7 @@ def asides(folder: Path) -> list[int]:
 
 
 def deleting(folder: Path) -> bool:
-    """Returns whether an old checkpoint is partly deleted."""
+    """Returns whether an old checkpoint is being deleted."""
     return any((folder / "checkpoints").glob("step_*.tmp")) and not asides(folder)
 
 
@@ -50,6 +50,6 @@ def lines(folder: Path) -> int:
 
 
 def trains(run: Started, folder: Path) -> bool:
-    """Waits until this start has made a few updates; returns false if it ended."""
+    """Waits until this start has made at least one update; returns False if it ended before."""
     before = lines(folder)
     return run.until(lambda: lines(folder) > before)

@@ -1,8 +1,8 @@
-"""R13: NaN or infinity in the pixels, the loss, one gradient, or one rank's gradient, at random steps.
+"""R13: tests NaN or infinity in the pixels, in the loss, in one gradient, or in the gradient of one rank, at random steps.
 
-That update is left out on all processes: weights and the optimizer's state stay as they were, bit for bit; it is counted, and its
-samples are named; the steps after it draw the samples that they would have drawn. After more than train.max_skipped in a row the
-run stops and says so, and goes on from its last checkpoint to the bits of the undisturbed run.
+All processes skip that update: weights and optimizer state stay bit-identical; the update is counted, and its samples are named;
+the following steps draw the same samples as without the skip. After more than train.max_skipped skips in a row the run stops with a
+message, and continues from its last checkpoint to results that are bit-identical to those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mmm.objectives.masked import MaskedObjective
 COUNT, QUICK = 40, 6
 KINDS = ("pixels", "loss", "gradient", "gradient of one rank")
 VALUES = (float("nan"), float("inf"), float("-inf"))
-MOST = 2  # of train.max_skipped
+MOST = 2  # value of train.max_skipped
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` runs with one bad number each, half of them on two processes, and two runs with bad numbers in every step."""
+    """Tests `count` runs with one non-finite number each, half of them on two processes, and two with one in every step."""
     make_data(work)
     config = config_of(work, max_skipped=MOST, log_every=1)
     jobs: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def _one(folder: Path, variant: Variant, kind: str, value: float, step: int, rank: int) -> dict[str, Any]:
-    """Tests one bad update."""
+    """Tests one skipped update."""
     notes = folder.with_name(f"{folder.name}_notes")
     poison = _poison(kind, value, range(step, step + 1), rank)
     started = start(variant.config, folder, variant.processes, both(poison, spy(notes), watch_weights(notes)))
@@ -72,15 +72,15 @@ def _one(folder: Path, variant: Variant, kind: str, value: float, step: int, ran
 
 
 def _global(ids: list[int], skipped: list[dict[str, Any]], drawn: dict[int, Any], step: int) -> list[int]:
-    """Returns the samples of a step as in skipped.jsonl."""
+    """Returns the samples of a step as they are named in skipped.jsonl."""
     return ids if drawn[step] else skipped[0]["samples"]
 
 
 def _on_and_on(work: Path, variant: Variant) -> dict[str, Any]:
-    """Tests a run in which every update from some step on is bad."""
+    """Tests a run in which every update after some step has a non-finite number."""
     name = f"on_and_on_{variant.processes}p"
     expected, folder = whole(variant, work / f"{name}_whole"), work / f"{name}_bad"
-    step = 3 * EVERY + 1  # no checkpoint falls between it and the stop
+    step = 3 * EVERY + 1  # so that no checkpoint is saved between this step and the stop
     bad = start(variant.config, folder, variant.processes, _poison("loss", VALUES[0], range(step, STEPS), 0))
     codes, said = bad.wait(), bad.said(4000)
     wrong = [f"{name}: ended with {codes}"] * any(code in (0, -9) for code in codes)
@@ -91,7 +91,7 @@ def _on_and_on(work: Path, variant: Variant) -> dict[str, Any]:
 
 
 def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
-    """Puts a bad number into the first micro-batch of some steps."""
+    """Puts a non-finite number into the first micro-batch of some steps."""
 
     def sabotage(here: int) -> None:
         if kind == KINDS[-1] and here != rank:
@@ -121,17 +121,17 @@ def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
 
 
 class _Spoil(torch.autograd.Function):
-    """Returns zero, whose gradient is NaN for one of a weight's values."""
+    """Returns zero, with a gradient that is non-finite for one of a weight's values."""
 
     @staticmethod
     def forward(context: Any, weight: torch.Tensor, value: float) -> torch.Tensor:
-        """() of weight (...)."""
+        """Returns 0, (...) -> ()."""
         context.shape, context.value = weight.shape, value
         return weight.new_zeros(())
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Puts the bad number at the first place."""
+        """Returns a gradient that contains the non-finite number in the first place and zeros elsewhere."""
         found = gradient.new_zeros(context.shape)
         found.view(-1)[0] = context.value
         return found, None

@@ -1,5 +1,5 @@
-"""R11: one process is killed, stopped, raises, or computes NaN, at a random step: the others end too, say which and when, and the
-same command goes on to the same bits. No process is left.
+"""R11: tests runs in which one process is killed, is stopped, raises an exception, or computes NaN, at a random step. The other
+processes also end, and report its rank and the step; the same command continues to bit-identical results. No process remains.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.reliability.harness import Sabotage, Started, side_by_side, star
 from benchmarks.reliability.runs import STEPS, Variant, config_of, finish, make_data, whole
 from mmm.objectives.masked import MaskedObjective
 
-COUNT, QUICK = 2, 1  # times that each kind is tried on each rank
+COUNT, QUICK = 2, 1  # trials of each kind of failure on each rank
 PROCESSES = 2
 KINDS = ("killed", "stopped", "raising", "poisoned")
-TIMEOUT = 8.0  # seconds, of train.timeout
-ALLOWED = {"killed": 10.0, "raising": 10.0, "poisoned": 10.0, "stopped": TIMEOUT + 5.0}  # seconds until all others are gone
+TIMEOUT = 8.0  # value of train.timeout, in seconds
+ALLOWED = {"killed": 10.0, "raising": 10.0, "poisoned": 10.0, "stopped": TIMEOUT + 5.0}  # seconds until all others have ended
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
     return {"tried": len(tried), "longest seconds until all others are gone": longest, "runs": found, "wrong": wrong}
 
 
-EVERY_SAVE = 4  # a fall follows a save by one update, so that none is skipped before the next
+EVERY_SAVE = 4  # each failure happens one update after a save, so that no failure is skipped before the next save
 
 
 def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, rank: int, step: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, r
         seconds > ALLOWED[kind] or any(code in (0, -signal.SIGKILL) for code in codes)
     )
     if not gone:
-        started.kill(started.pids[rank])  # what a launcher does with one that is stopped
+        started.kill(started.pids[rank])  # as a launcher does with a stopped process
     own = Started([started.pids[rank]], started.log).wait(max(0.1, ALLOWED[kind] - seconds))
     wrong += [f"{folder.name}: the one that fell ended with {own}"] * (gone and own[0] in (0, -signal.SIGKILL))
     wrong += [f"{folder.name}: {what} is not named: {said[-600:]}" for what in _unnamed(kind, rank, step, said)]
@@ -80,7 +80,7 @@ def _fall(folder: Path, variant: Variant, expected: dict[str, Any], kind: str, r
 
 
 def _unnamed(kind: str, rank: int, step: int, said: str) -> list[str]:
-    """Returns the facts that are missing in the messages: the rank (or the samples of a poisoned rank), and the step."""
+    """Returns the facts that the messages do not contain: the rank (or the samples of a poisoned rank), and the step."""
     found = [] if f"rank {rank}" in said or kind == "poisoned" else [f"rank {rank}"]
     near = [f"step {one}" for one in (step - 1, step, step + 1, step + 2)]
     return found + ([] if any(one in said for one in near) else [f"step {step}"])
@@ -97,13 +97,13 @@ def _family(started: Started) -> list[psutil.Process]:
 
 
 def _left(family: list[psutil.Process], seconds: float = 8.0) -> list[int]:
-    """Returns the processes that still run. Data workers check every five seconds whether their parent is alive."""
+    """Returns the processes that are still running. Data workers check every five seconds whether their parent is alive."""
     _, alive = psutil.wait_procs(family, seconds)
     return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _saboteur(kind: str, rank: int, step: int, mark: Path) -> Sabotage:
-    """Makes a process fail at a certain step."""
+    """Returns a function that makes a process fail at a certain step."""
 
     def sabotage(here: int) -> None:
         if here != rank:

@@ -1,6 +1,7 @@
-"""R4: a run of 40 updates, a checkpoint after each, and a start from each of them: what follows is the same, bit for bit.
+"""R4: tests a run of 40 updates with a checkpoint after each, and starts from each checkpoint: results are bit-identical.
 
-With drop path, accumulation, an average of the weights and several epochs; of images and of films. There is no list of exceptions.
+The runs train on images and on videos, with drop path, gradient accumulation, an average of the weights and several epochs. No
+exceptions are allowed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def restore(work: Path, variant: Variant, steps: list[int]) -> dict[str, Any]:
-    """Starts from each of these steps, with nothing of the run but its config, its metrics and that checkpoint."""
+    """Starts from each of these steps, in a folder with only the run's config, its metrics and that checkpoint."""
     source, wrong, exact = work / f"{variant.name}_whole", list[str](), 0
     expected = whole(variant, source)
     for step in steps:

@@ -1,7 +1,7 @@
-"""Small trainings on real image files and videos, with accumulation, drop path and an average, which are then disturbed.
+"""Small trainings on real image files and videos, with gradient accumulation, drop path and averaged weights, for the other tests.
 
-A run that was disturbed is compared with the one that was not: every byte of the last checkpoint's tensors, the state beside
-them, and every line of metrics but for what the clock says.
+A disturbed run is compared with an undisturbed one: every byte of the tensors in the last checkpoint, the state beside them, and
+every line of metrics except for values of time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
 from tasks import pretrain
 
-IMAGES, FILMS = 52, 24  # files; an epoch is a few steps, so that runs cross its borders
-STEPS, EVERY = 40, 4  # updates of a run, and between two checkpoints
+IMAGES, FILMS = 52, 24  # numbers of files; an epoch has few steps, so that runs span several epochs
+STEPS, EVERY = 40, 4  # updates of a run, and updates between two checkpoints
 VARIANTS = [(medium, processes, workers) for medium in ("image", "video") for processes in (1, 2) for workers in (0, 2)]
 
 
@@ -41,7 +41,7 @@ class Variant:
 
 
 def make_data(work: Path) -> None:
-    """Writes the files that all runs read, in a fork: an encoder has threads."""
+    """Writes the files that all runs read, in a forked process, because a video encoder starts threads."""
 
     def write() -> None:
         for number in range(IMAGES):
@@ -58,7 +58,7 @@ def make_data(work: Path) -> None:
 
 
 def picture(number: int, side: int = 24) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Makes a smooth picture with some noise, a function of its number; uint8 (side, side, 3)."""
+    """Returns a smooth picture with some noise, which depends only on its number; uint8 (side, side, 3)."""
     draw = np.random.default_rng(number)
     slopes, noise = draw.normal(size=(2, 3)), draw.integers(0, 40, (side, side, 3))
     across = np.linspace(-1, 1, side)
@@ -113,7 +113,7 @@ def variants(work: Path, **train: Any) -> list[Variant]:
 
 
 def result(folder: Path, steps: int) -> dict[str, Any]:
-    """Returns the results of a run: the last checkpoint, and the lines of metrics without those of the clock."""
+    """Returns the results of a run: the last checkpoint, and the lines of metrics without values of time."""
     last = folder / "checkpoints" / f"step_{steps:08d}"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, Any] = {"metrics": [{name: line[name] for name in line if name != "clock"} for line in lines]}
@@ -140,7 +140,7 @@ def finish(variant: Variant, folder: Path, expected: dict[str, Any], sabotage: S
 
 
 def differs(folder: Path, expected: dict[str, Any], variant: Variant) -> list[str]:
-    """Returns the differences of a finished run from the undisturbed one, and its leftovers."""
+    """Returns the differences between a finished run and the undisturbed one, and its leftover files."""
     assert variant.config.train.steps is not None
     found = result(folder, variant.config.train.steps)
     wrong = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
@@ -149,5 +149,5 @@ def differs(folder: Path, expected: dict[str, Any], variant: Variant) -> list[st
 
 
 def quicker(config: pretrain.Config, **train: Any) -> pretrain.Config:
-    """Returns the variant with other options of the training."""
+    """Returns the config with other options of the training."""
     return replace(config, train=replace(config.train, **train))

@@ -1,4 +1,4 @@
-"""R18: fifteen secrets, in the environment, on the command line, in addresses and in an exception: no byte of them anywhere."""
+"""R18: tests that none of fifteen secrets (in the environment, the command line, URLs, an exception) is written anywhere."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""R12: SIGTERM, SIGINT and SIGUSR1 to rank 0, to another or to all, once or twice, at random times, inside saves and while the data
-keeps a run waiting: the update that it fell into is saved, all processes end with 143 in time, and no update is lost.
+"""R12: tests SIGTERM, SIGINT and SIGUSR1 to rank 0, to another rank or to all, once or twice, at random times, inside saves and
+while a run waits for data. The current update is saved, all processes end with 143 in time, and no update is lost.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mmm.data.datasets.images import Images
 COUNT, QUICK = 100, 8
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STEPS = 300
-IN_TIME = 5.0  # seconds for the update in hand, its save and the end of the processes
-WAIT = 0.05  # seconds that a slow disk adds to an image
+IN_TIME = 5.0  # seconds for the current update, its save and the end of the processes
+WAIT = 0.05  # seconds that a simulated slow disk adds to each image
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` signals: half to a run of one process, half to one of two, with slow data workers."""
+    """Tests `count` signals, half of them on a run with one process and half on a run with two, with slow data workers."""
     make_data(work)
     config = config_of(work, steps=STEPS, save_every=10, log_every=7)
     slow = config_of(work, workers=2, steps=STEPS, save_every=10, log_every=7)
@@ -38,7 +38,7 @@ def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 def signal_runs(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
-    """Sends many signals to one run after another."""
+    """Sends many signals, to one run after another."""
     draw, wrong, times, runs = random.Random(seed), list[str](), list[float](), 0
     expected = whole(variant, work / f"{variant.name}_whole")
     while len(times) < count:
@@ -58,7 +58,7 @@ def signal_runs(work: Path, variant: Variant, count: int, seed: int) -> dict[str
 
 
 def _stop(variant: Variant, folder: Path, draw: random.Random) -> tuple[float | None, list[str]]:
-    """Sends a signal to one start. Returns the time until it ended (None: it ended before) and the errors."""
+    """Sends a signal to one start. Returns the time until it ended (None: it ended earlier) and the errors."""
     moment = draw.choice(("any", "save", "data"))
     started = start(variant.config, folder, variant.processes, _slow_disk() if moment == "data" else None)
     said = len(started.said(10**6))
@@ -77,7 +77,7 @@ def _stop(variant: Variant, folder: Path, draw: random.Random) -> tuple[float | 
         return None, []
     stopped = re.findall(r"stopping after step (\d+)", started.said(10**6)[said:])
     if not stopped and saved(folder)[-1:] == [STEPS]:
-        return None, []  # it came when the training had ended
+        return None, []  # the training had already ended when the signal came
     fine = codes == [143] * variant.processes and took < IN_TIME
     if fine and (not stopped or saved(folder)[-1:] == [int(stopped[-1])]):
         return took, []

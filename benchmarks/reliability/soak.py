@@ -1,6 +1,6 @@
-"""R20: random faults, one after another, for as long as asked: kills, signals, dead data workers, a damaged newest checkpoint, a
-full disk, another number of data workers. Every run ends with the bits of the undisturbed one. Beside them one training lives
-through the deaths of its data workers: its memory and its file handles stay flat.
+"""R20: tests random faults, one after another, for a given time: kills, signals, dead data workers, a damaged newest checkpoint, a
+full disk, another number of data workers. Every run ends with results bit-identical to the undisturbed run. At the same time
+another training continues through many deaths of its data workers; its memory and its number of file handles must stay constant.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from benchmarks.reliability.worker_death import kill_a_worker
 from mmm.train.checkpoint.writer import damage
 
 COUNT, QUICK = 30, 1  # minutes
-SLOPE = 1.0  # MiB a thousand updates
-SETTLED = 0.3  # of the witness's life, after which its memory is looked at
-LIVES = 6  # faults of one run at most
+SLOPE = 1.0  # maximum growth in MiB per thousand updates
+SETTLED = 0.3  # share of the long training's time after which its memory is measured
+LIVES = 6  # maximum number of faults per run
 
 Fault = Callable[[Variant, Path, random.Random], None]
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests for `count` minutes."""
+    """Runs the tests for `count` minutes."""
     make_data(work)
     end = time.monotonic() + 60 * count
     jobs = {
@@ -92,7 +92,7 @@ def _kill_worker(variant: Variant, folder: Path, draw: random.Random) -> None:
 
 
 def _damage(variant: Variant, folder: Path, draw: random.Random) -> None:
-    """Damages a checkpoint, if there is another one and it is not damaged already."""
+    """Damages the newest checkpoint if there is another one and if it is not already damaged."""
     steps = saved(folder)
     newest = folder / "checkpoints" / f"step_{steps[-1] if steps else 0:08d}"
     if len(steps) > 1 and damage(newest) is None:
@@ -119,7 +119,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
-    """Runs one training through all deaths of its data workers."""
+    """Runs one training during which data workers are killed."""
     draw, seen, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
     config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, final_learning_rate=0.1)
     folder = work / "witness_run"
@@ -130,8 +130,8 @@ def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
     while time.monotonic() < end and not started.poll():
         at_random(started, draw, 4.0)
         deaths += kill_a_worker(process.pid, draw)
-        trains(started, folder)  # so that the workers are there again
-        with suppress(psutil.Error):  # it may end meanwhile, which `_judge` says
+        trains(started, folder)  # so that the workers have been started again
+        with suppress(psutil.Error):  # the training may have ended; `_judge` reports it
             seen.append((lines(folder) * 10, process.memory_info().rss, process.num_fds()))
     return _judge(started, seen, deaths)
 
@@ -149,7 +149,7 @@ def _judge(started: Started, seen: list[tuple[int, int, int]], deaths: int) -> d
     figures = {"updates": int(steps[-1]), "worker deaths": deaths, "MiB a thousand updates": round(slope, 3)}
     figures |= {"MiB": round(memory[-1] / 2**20), "file handles": sorted(set(handles.astype(int).tolist()))}
     wrong += [f"memory grows by {slope:.2f} MiB a thousand updates"] * int(slope > SLOPE and memory[-1] - memory[0] > 16 * 2**20)
-    third = -(-len(handles) // 3)  # single values come and go with the workers
+    third = -(-len(handles) // 3)  # medians, because single values change with the workers
     early, late = float(np.median(handles[:third])), float(np.median(handles[-third:]))
     wrong += [f"file handles grow from {early:g} to {late:g}"] * (late > early + 4)
     return {**figures, "wrong": wrong}

@@ -17,7 +17,7 @@ from mmm.train import session
 
 
 def spy(notes: Path) -> Sabotage:
-    """Notes every micro-batch of every process: a line of step, sample ids, and a hash of each sample's mask and pixels."""
+    """Records every micro-batch of every process: a line with step, sample ids, and hashes of each sample's mask and pixels."""
 
     def sabotage(rank: int) -> None:
         notes.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class _Seen:
 
 
 def digest(*values: Tensor) -> str:
-    """Returns twelve digits of a hash of the values' bytes."""
+    """Returns the first twelve digits of a hash of the values' bytes."""
     found = hashlib.sha256()
     for value in values:
         found.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -58,7 +58,7 @@ def digest(*values: Tensor) -> str:
 
 
 def told(notes: Path) -> dict[int, list[list[Any]]]:
-    """Returns sample, epoch, mask and pixels by step, in the global order. The last record of a repeated step counts."""
+    """Returns sample, epoch, mask and pixels by step, in the global order. For a repeated step the last record counts."""
     steps: dict[int, dict[int, list[list[Any]]]] = {}
     for rank, path in enumerate(sorted(notes.glob("rank_*.jsonl"))):
         last = -1
@@ -79,7 +79,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def watch_weights(notes: Path) -> Sabotage:
-    """Notes after every update a hash of the weights and of the optimizer's state, by each process."""
+    """Records a hash of the weights and of the optimizer's state after every update, in each process."""
 
     def sabotage(rank: int) -> None:
         notes.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def watch_weights(notes: Path) -> Sabotage:
 
 
 def both(*sabotages: Sabotage) -> Sabotage:
-    """Calls both, one after the other."""
+    """Returns a function that calls both, one after the other."""
 
     def sabotage(rank: int) -> None:
         for one in sabotages:

@@ -1,7 +1,7 @@
-"""Detection of forbidden actions of a process by Python's audit hook and by the kernel's watch on a bait.
+"""Detects forbidden actions of a process with Python's audit hook and with the kernel's inotify events for a folder of bait files.
 
-The hook sees files opened, programs started, connections, code compiled and run, and classes that a pickle names; but not what a
-library in C opens. That the kernel tells of the files beside the bait.
+The hook records opened files, started programs, connections, compiled and executed code, and classes that a pickle names, but not
+the files that a C library opens. The kernel reports those if they are bait files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SYSTEM = (
     "/etc/localtime",
     "/etc/ld.so.cache",
 )
-PLANTED = "hostile_"  # what planted modules are called
+PLANTED = "hostile_"  # prefix of the names of planted modules
 IN_OPEN = 0x20
 
 
@@ -66,11 +66,11 @@ class Audit:
 
     @contextmanager
     def over(self, root: Path, *also: Path) -> Iterator[list[str]]:
-        """Gives what is seen.
+        """Yields the list of forbidden actions recorded so far.
 
         Args:
-            root: below which files may be read and written; elsewhere only Python's own may be read.
-            also: folders of caches.
+            root: folder whose files may be read and written; outside it only Python's own files may be read.
+            also: folders of caches, which may be read and written, too.
         """
         repository = Path(__file__).resolve().parents[2]
         packages = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -84,7 +84,7 @@ class Audit:
     def _hear(self, event: str, values: tuple[Any, ...]) -> None:
         if self.root is None:
             return
-        root, self.root = self.root, None  # what it does itself is not heard
+        root, self.root = self.root, None  # the hook's own actions are not recorded
         try:
             if said := self._judge(event, values, str(root)):
                 self.seen.append(said[:300])
@@ -92,7 +92,7 @@ class Audit:
             self.root = root
 
     def _judge(self, event: str, values: tuple[Any, ...], root: str) -> str:
-        """Returns the fault of an event, if there is one."""
+        """Returns a description of an event if it is forbidden, else an empty string."""
         if event in FORBIDDEN:
             return f"{event} {values!r}"
         first = values[0] if values else None
@@ -112,7 +112,7 @@ class Audit:
 
     def _judge_open(self, path: Any, values: tuple[Any, ...], root: str) -> str:
         if not isinstance(path, (str, bytes, os.PathLike)):
-            return ""  # a descriptor that was opened before
+            return ""  # an already open descriptor
         mode, flags = values[1], values[2]
         writing = any(letter in str(mode or "") for letter in "wax+") or bool(
             int(flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -130,7 +130,7 @@ def _below(path: Any, places: tuple[str, ...]) -> bool:
 
 
 class Bait:
-    """Files that no action has a reason to open."""
+    """Watches files that no action has a reason to open."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._kernel = folder, ctypes.CDLL(None, use_errno=True)

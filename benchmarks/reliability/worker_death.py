@@ -1,5 +1,5 @@
-"""R10: a random data worker is killed again and again: it is replaced, its samples are delivered again, and the run ends with the
-same bits. Of images and of films.
+"""R10: tests runs, on images and on videos, in which a random data worker is killed many times. It is replaced, its samples are
+delivered again, and the run ends with bit-identical results.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from benchmarks.reliability.moments import lines
 from benchmarks.reliability.runs import Variant, config_of, differs, make_data, whole
 
 COUNT, QUICK = 50, 6
-BETWEEN = 20  # updates from one death to the next
-LEAST = 400  # updates: enough for a start of the workers to take less than a run
+BETWEEN = 20  # updates between two deaths
+LEAST = 400  # minimum updates of a run, so that starting the workers takes less time than the run
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Tests `count` deaths, half of them among workers that read images."""
+    """Tests `count` deaths, half of them in a run that reads images."""
     make_data(work)
     jobs = {}
     for medium in ("image", "video"):

@@ -1,4 +1,4 @@
-"""R6: the same run with 0, 1, 2 and 4 data workers that are late at random: the same samples, masks and pixels, the same bits."""
+"""R6: tests that a run with 0, 1, 2 and 4 randomly delayed data workers has identical samples, masks, pixels and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.reliability.spies import both, spy, told
 from mmm.data.datasets.images import Images
 
 COUNT, QUICK = 12, 3  # runs with a number of workers above 0
-LATE = 0.004  # seconds at most, of a worker's image
+LATE = 0.004  # maximum seconds of delay per image
 
 
 def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:

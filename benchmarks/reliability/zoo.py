@@ -1,7 +1,7 @@
-"""R7: every kind of malformed input among good ones, in trainings on 1, 2 and 4 processes: each bad file is named exactly once,
-with its reason, no good one is, and the report is the same whatever the number of processes.
+"""R7: tests every kind of malformed input among good ones, in trainings on 1, 2 and 4 processes. Each bad file is named exactly
+once, with its reason, no good file is named, and the report does not depend on the number of processes.
 
-The kinds are those of tests/malformed.py, where their pixels are compared too.
+The kinds are those of tests/malformed.py, whose tests also compare the pixels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from benchmarks.reliability.runs import config_of, picture
 from mmm.data.sources.folder import printable
 
 COUNT, QUICK = 25, 2  # files of each kind
-GOOD = 4  # good files for each bad one, or eleven bad ones in a row would end a run by chance
-ORIGINALS = 64  # good files that are made; the others are copies
+GOOD = 4  # good files for each bad one, because eleven bad ones in a row by chance would end a run
+ORIGINALS = 64  # number of different good files; the others are copies of them
 BATCH = 16
 
 
@@ -74,7 +74,7 @@ def _compare(report: list[tuple[str, str]], expected: dict[str, str]) -> list[st
 
 
 def _plant(source: Path, manifest: Path, medium: str, count: int) -> None:
-    """Writes the files, and returns the bad ones."""
+    """Writes the good and bad files, and the list of bad files in `manifest`."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     module = importlib.import_module("malformed" if medium == "image" else "malformed_videos")
     kinds = module.IMAGES if medium == "image" else module.VIDEOS

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.train.crossmae_cost                                        on a CPU, about half an hour
     python -m benchmarks.train.crossmae_cost --device cuda --batch 256 --precision fp32 bf16 --compile
-    python -m benchmarks.train.crossmae_cost --size tiny --image 64 --batch 2 --repeats 2 --out /tmp  does it run at all?
+    python -m benchmarks.train.crossmae_cost --size tiny --image 64 --batch 2 --repeats 2 --out /tmp  quick check that it runs
 
-A step is forward, backward and AdamW on one batch that lies on the device. Variants share weights where they can, and take turns,
-so that all see the same machine. Writes a table (.md) and all numbers (.json).
+A step is forward, backward and AdamW on one batch that is already on the device. Variants share weights where possible, and run in
+alternation, so that a slow phase of the machine affects all of them. Writes a table (.md) and all numbers (.json).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.measure import interleaved, machine, peak_bytes, spread, table
 from benchmarks.train.crossmae_variants import DTYPES, Variant, fusion_alone, variants
 
-# Fu et al., TMLR 2025: two A100 of 80 GB, ViT-B; minutes an epoch of ImageNet, MB a GPU
+# Fu et al., TMLR 2025: two A100 of 80 GB, ViT-B; minutes per epoch of ImageNet, MB per GPU
 MINUTES = {"MAE": 9.35, "CrossMAE 75 %": 8.41, "CrossMAE 25 %": 6.32}
 MEGABYTES = {"MAE": 68386, "CrossMAE 75 %": 57987, "CrossMAE 25 %": 36805}
 NOTES = """A step is forward, backward and AdamW. Published: Fu et al., TMLR 2025, two A100, 9.35 (MAE), 8.41 and 6.32 minutes an
@@ -46,8 +46,8 @@ def make_step(variant: Variant, optimizer: torch.optim.Optimizer, x: Tensor, dty
 
 
 def measure(options: argparse.Namespace, precision: str) -> dict[str, dict[str, Any]]:
-    """Returns seconds and bytes of every variant, by name."""
-    torch.compiler.reset()  # one forward serves all variants, and may be compiled only so many times
+    """Returns times and memory of every variant, by name."""
+    torch.compiler.reset()  # all variants share one forward function, and torch limits the compilations per function
     device = torch.device(options.device)
     x = torch.randn(options.batch, 3, options.image, options.image, generator=torch.Generator().manual_seed(0)).to(device)
     every = variants(options, x)
@@ -59,20 +59,20 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for variant in every:
         name, weights = variant.name, sum(w.numel() * w.element_size() for w in variant.model.parameters())
-        # round by round, so that what slows a whole round does not count
+        # a ratio within each round, so that a slow round does not matter
         against = [theirs / mine for theirs, mine in zip(seconds[first], seconds[name], strict=True)]
         found[name] = {
             "seconds": seconds[name],
             **spread(seconds[name]),
             "faster_than_mae": median(against),
             "step_bytes": peak_bytes(steps[name], device),
-            "held_bytes": 3 * weights,  # the weights, and AdamW's two averages
+            "held_bytes": 3 * weights,  # the weights and AdamW's two averages
         }
     return found
 
 
 def shares_of_fusion(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Measures the share of fusion in a step: the time that a step without it saves, round by round."""
+    """Returns the share of fusion in a step: the time that a step without fusion saves, as a median over rounds."""
     shares = {}
     for name in (name for name in found if name.startswith("CrossMAE") and "no fusion" not in name):
         without = found[f"{name.split(',')[0]}, no fusion"]["seconds"]
@@ -113,7 +113,7 @@ def describe(found: dict[str, dict[str, Any]], alone: dict[str, float], precisio
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Runs the measurements, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=["fp32", "bf16"])

@@ -1,4 +1,4 @@
-"""The implementations of a step that `crossmae_cost.py` measures: MAE's and CrossMAE's, ours and the published ones.
+"""The implementations of a step that `crossmae_cost.py` measures: those of MAE and CrossMAE, ours and the published ones.
 
 Shapes: B samples.
 """
@@ -36,7 +36,7 @@ class Variant:
 
     Attributes:
         name: name in the table.
-        loss: computes the loss of the batch, with its graph.
+        loss: computes the loss of the batch, with the graph for its gradient.
         model: the model whose weights are updated.
     """
 
@@ -63,7 +63,7 @@ def variants(options: argparse.Namespace, x: Tensor) -> list[Variant]:
 
 
 def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
-    """Builds a model at its published setting except for the decoder, with the same weights every time."""
+    """Builds a model with its published settings except for the decoder, and with the same weights in every call."""
     config = ModelConfig(
         tokenizer=Patches.Config(size=16),
         masker=RandomMasker.Config(ratio=0.75),
@@ -75,32 +75,32 @@ def build(options: argparse.Namespace, decoder: DecoderConfig) -> MaskedModel:
 
 
 def masks(model: MaskedModel, x: Tensor, predict: float | None) -> Mask:
-    """Draws the masks once; drawing takes 0.2 ms, and is not part of the graph."""
+    """Draws the masks once, outside the graph (drawing takes 0.2 ms)."""
     masker = RandomMasker(RandomMasker.Config(ratio=0.75, predict=predict))
     return masker(sample_keys(0, 0, torch.arange(len(x), device=x.device)), model.tokenizer.grid(x))
 
 
 def stacked(model: MaskedModel) -> MaskedModel:
-    """Returns the same weights with the published fusion."""
+    """Returns a model with the same weights that uses the published fusion."""
     other = copy.copy(model.decoder)
-    other._modules = dict(model.decoder._modules)  # a shallow copy shares even this
+    other._modules = dict(model.decoder._modules)  # copied separately because copy.copy shares this dictionary
     other.fusion = StackedFusion(model.decoder.fusion)
     return MaskedModel(model.tokenizer, model.masker, model.encoder, other, model.target)
 
 
 def with_mask(name: str, model: MaskedModel, mask: Mask, options: argparse.Namespace, owner: MaskedModel | None = None) -> Variant:
-    """Returns a variant of ours, with its own compiled graph on request."""
+    """Returns a variant with our implementation; its graph is compiled separately if requested."""
     run = compiled(model, options)
     return Variant(name, lambda x: run(x, mask=mask).loss, owner or model)
 
 
 def compiled(module: nn.Module, options: argparse.Namespace) -> Callable[..., Any]:
-    """Returns the module, or one that is compiled for its own shapes, because variants differ in the number of predicted tokens."""
+    """Returns the module, or a version compiled for fixed shapes, since variants differ in the number of predicted tokens."""
     return torch.compile(module, fullgraph=True, dynamic=False) if options.compile else module
 
 
 def fusion_alone(options: argparse.Namespace, precision: str) -> dict[str, float]:
-    """Returns the seconds of fusion, forward and backward, ours and published, and of the single norm without fusion."""
+    """Returns the seconds of fusion, forward and backward, for ours, the published one, and the single norm without fusion."""
     device = torch.device(options.device)
     model = build(options, CrossAttentionDecoder.Config(depth=12, fusion="linear"))
     fusion, shape = model.decoder.fusion, (options.batch, 1 + (options.image // 16) ** 2 // 4, model.encoder.shape.width)

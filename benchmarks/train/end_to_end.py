@@ -1,15 +1,15 @@
-"""The recipes with real files: how long the training waits for its data, by number of worker processes.
+"""Speed of the recipes with real files: how long the training waits for data, for several numbers of worker processes.
 
-    python -m benchmarks.train.end_to_end                              on a CPU small encoders, on a GPU the recipes' own
+    python -m benchmarks.train.end_to_end                              small encoders on a CPU, the recipes' own on a GPU
     python -m benchmarks.train.end_to_end --size base --batch 256 --steps 60 --workers 0 4 8 16
-    python -m benchmarks.train.end_to_end --size tiny --batch 4 --steps 3 --files 8 --workers 0        does it run at all?
+    python -m benchmarks.train.end_to_end --size tiny --batch 4 --steps 3 --files 8 --workers 0        quick check that it runs
     python -m benchmarks.train.end_to_end --save                       also writes a dated table and all numbers into results/
 
-`recipes/image_mae.py` and `recipes/video_mae.py` as published, but for the encoder's size, the batch and the length, on JPEGs of
-500 x 375 and on films of 340 x 256 (groups of 12 frames, as mmm prepare_video writes them) that are made for it, from the page
-cache. `waiting` is `data_wait` of the run's own metrics: the share of the time in which the training asked for a batch and had
-none; the first quarter of the updates, in which workers start, is left out. `files alone`: the samples a second that the same
-workers give when nothing trains. A GPU computes on while the host waits, so there it is the most that the device can have waited.
+Runs `recipes/image_mae.py` and `recipes/video_mae.py` with their published settings, except for encoder size, batch size and
+length, on generated files in the page cache: JPEGs of 500 x 375 and videos of 340 x 256 (groups of 12 frames, as mmm prepare_video
+writes them). `waiting` is the run's own metric `data_wait`: the share of the time in which the training waited for a batch; the
+first quarter of the updates, in which workers start, is left out. `files alone` is the rate of samples that the same workers reach
+without training. A GPU computes while the host waits, so on a GPU `waiting` is an upper limit of the device's waiting time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def config_of(recipe: pretrain.Config, source: Path, folder: Path, options: argp
 
 
 def trained(config: pretrain.Config) -> dict[str, float]:
-    """Returns the run's own metrics after its start."""
+    """Returns the run's own metrics, without those of its first quarter."""
     pretrain.run(config)
     lines = (Path(str(config.folder)) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     clocks = [line["clock"] for line in map(json.loads, lines) if "data_wait" in line.get("clock", {})]
@@ -70,7 +70,7 @@ def trained(config: pretrain.Config) -> dict[str, float]:
 
 
 def alone(config: pretrain.Config) -> float:
-    """Returns the samples per second of the loader, after its first batches."""
+    """Returns the samples per second of the loader without training, after its first batches."""
     steps, batch = config.train.steps or 1, config.train.batch_size
     batches = train_batches(open_data(config.data, "train"), config.data, seed=0, batch_size=batch, steps=steps)
     first = max(1, steps // 4)
@@ -81,7 +81,7 @@ def alone(config: pretrain.Config) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Measures a line for each recipe and number of workers."""
+    """Returns one row for each recipe and number of workers."""
     make_files(folder / "jpegs", options.files, *SIZES["500x375"])
     (films,) = render(folder, ["340x256 g12 fastdecode"], frames=150, files=max(2, options.files // 8)).values()
     found = []
@@ -110,7 +110,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=["image_mae", "video_mae"], default=["image_mae", "video_mae"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes results on request."""
+    """Runs the measurements, prints the table, and writes results on request."""
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,10 @@
-"""Model FLOPs of a training step: the products that a method needs, counted from its shapes, whoever computes it.
+"""Model FLOPs of a training step: those of the matrix products that a method needs, counted from its shapes.
 
-A multiplication and an addition are two operations. The backward pass takes twice the forward, but for the input's gradient, which
-nobody needs. Work that an implementation adds (embedding hidden patches, decoding tokens whose prediction is dropped, computing
-something again) is not counted, nor is anything but products: with it, a share of the limit would reward waste.
+A multiplication and an addition are two operations. The backward pass takes twice the FLOPs of the forward pass, except for the
+gradient of the input, which is not needed. Only matrix products are counted. Work that an implementation adds (embedding hidden
+patches, decoding tokens whose prediction is dropped, repeated computation) is not counted, so that it lowers the measured rate.
 
-Shapes: V visible, Q predicted, R prefix tokens, M = R + V encoded tokens, P values a token, D and d widths of encoder and decoder.
+Shapes: V visible, Q predicted, R prefix tokens, M = R + V encoded tokens, P values per token, D and d widths (encoder, decoder).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mmm.encoders import Hiera, VisionTransformer
 
 
 def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
-    """FLOPs of one sample's training step, forward and backward, of a ViT or Hiera with an attending decoder.
+    """Returns the FLOPs of one sample's training step, forward and backward, of a ViT or Hiera with an attention decoder.
 
     Args:
-        model: any size of it.
+        model: a model of any size.
         visible: V.
         predicted: Q.
     """
@@ -47,14 +47,14 @@ def step_flops(model: MaskedModel, visible: int, predicted: int) -> float:
     if decoder.fusion == "stages":
         forward += sum(linear(seen, stage.width * math.prod(stage.inner), shape.width) for stage in finer_stages(shape))
     else:
-        maps = len(decoder.required_features(shape).blocks)  # mixed for every block of the decoder that reads them
+        maps = len(decoder.required_features(shape).blocks)  # combined once for every decoder block that reads them
         mixtures = decoder.depth if isinstance(decoder, CrossAttentionDecoder.Config) else 1
         forward += 2.0 * maps * mixtures * seen * shape.width
     return 3 * forward + 2 * embed
 
 
 def hiera(encoder: Hiera, visible: int) -> tuple[float, float]:
-    """Returns the FLOPs of the convolution of all patches, as in the published encoder, and of the blocks on visible units."""
+    """Returns the FLOPs of the convolution of all patches, as in the published encoder, and of the blocks on visible mask units."""
     convolution = encoder.patch_embed.proj
     patches = math.prod(encoder.patch_grid(encoder.home))
     embed = linear(patches, convolution.weight[0].numel(), convolution.out_channels)
@@ -82,7 +82,7 @@ def block(tokens: int, width: int, hidden: int, *, gated: bool = False) -> float
 
 
 def last_block(tokens: int, last: int, width: int, hidden: int) -> float:
-    """Counts a block whose output is read for the last tokens only; queries, keys and values are computed for all tokens."""
+    """Returns the FLOPs of a block whose output is read for the last tokens only; all tokens get queries, keys and values."""
     inputs, output, mlp = linear(tokens, width, 3 * width), linear(last, width, width), 2 * linear(last, width, hidden)
     return inputs + 4.0 * last * tokens * width + output + mlp
 

@@ -1,4 +1,4 @@
-"""Our training steps: a recipe's published setting, trained by the functions of the loop.
+"""Our training steps: a recipe's published settings, trained by the functions of the training loop.
 
 Shapes: B samples.
 """
@@ -25,8 +25,8 @@ from tasks import pretrain
 from tasks.pretrain import build_model
 
 METHODS = ("mae", "mae_today", "mae_hiera", "crossmae_75", "crossmae_25", "videomae")
-TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "mlp_ratio": 8 / 3, "norm": "rms"}  # a ViT of today
-# the decoders of VideoMAE's sizes: width, depth, heads (recipes/video_mae.py)
+TODAY = {"rotary": "axial", "positions": "none", "activation": "swiglu", "mlp_ratio": 8 / 3, "norm": "rms"}  # a modern ViT
+# the decoders for VideoMAE's sizes: width, depth, heads (recipes/video_mae.py)
 VIDEO_DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 8), "huge": (640, 12, 8)}
 
 
@@ -35,10 +35,10 @@ class Setting:
     """The setting of a measurement.
 
     Attributes:
-        size: of the encoder.
+        size: size of the encoder.
         image: side, in pixels.
-        frames: of a clip.
-        batch, clips: samples of a step.
+        frames: frames per clip.
+        batch, clips: images or clips per step.
         precision: as `train.precision`.
         compile: as `train.compile`.
     """
@@ -58,13 +58,13 @@ class Way:
 
     Attributes:
         method: one of `METHODS`.
-        by: whose.
+        by: the library that implements it.
         precision: fp32, bf16 or fp16.
         step: forward, backward and update.
-        samples: of a step.
-        flops: that the method needs for it.
+        samples: samples per step.
+        flops: FLOPs that the method needs for a step.
         held: bytes of weights and of the optimizer's averages.
-        model: whose weights they are.
+        model: the model that is trained.
     """
 
     method: str
@@ -83,7 +83,7 @@ class Way:
 
 
 def config_of(method: str, setting: Setting) -> pretrain.Config:
-    """Returns the recipe's published setting in this size."""
+    """Returns the recipe's published settings with these sizes."""
     config = KINETICS if method == "videomae" else IMAGENET
     data = replace(config.data, image_size=setting.image)
     decoder = config.decoder
@@ -109,13 +109,13 @@ def config_of(method: str, setting: Setting) -> pretrain.Config:
 
 
 def make_input(config: pretrain.Config, device: torch.device) -> torch.Tensor:
-    """Makes noise, the same every time, (B, C, ..., h, w) on the device."""
+    """Returns noise on the device, (B, C, ..., h, w), the same in every call."""
     shape = (config.train.batch_size, config.data.input().channels, *config.data.input().size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def ours(method: str, setting: Setting) -> Way:
-    """Makes a step as `fit` does: masks from keys, forward, backward, the norm of the gradient, the update."""
+    """Returns a step like that of the training loop: masks from keys, forward, backward, gradient norm, update."""
     config = config_of(method, setting)
     accelerator, model = start(config.train), build_model(config)
     training = Training.prepare(accelerator, model, make_optimizer(model, config.train), identity={})
@@ -136,5 +136,5 @@ def ours(method: str, setting: Setting) -> Way:
 
 
 def held_bytes(model: torch.nn.Module | MaskedModel) -> int:
-    """Returns the bytes of weights and of AdamW's two averages of the trained ones."""
+    """Returns the bytes of weights, and of AdamW's two averages for those that are trained."""
     return sum(w.numel() * w.element_size() * (3 if w.requires_grad else 1) for w in model.parameters())

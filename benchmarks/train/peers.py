@@ -1,7 +1,7 @@
 """Other implementations for comparison: the published step, transformers' ViTMAE and VideoMAE, and lightly's MAE.
 
-Each peer gets the published sizes, the target standardised as ours is, scaled-dot-product attention and fused AdamW; only the
-published step keeps its own AdamW, which is not fused. A library that is not installed is named and left out.
+Each peer has the published sizes, the same standardisation of the target as ours, scaled-dot-product attention and fused AdamW;
+only the published step keeps its own AdamW, which is not fused. A library that is not installed is reported and left out.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -31,7 +31,7 @@ def peers(method: str, setting: Setting, like: Way, device: torch.device) -> tup
     """Returns the other implementations of one method, and the missing libraries.
 
     Args:
-        like: our way of the same method, in whose precision they run; the published one also runs as it ships.
+        like: our step of the same method. The others run in its precision; the published one also in its own precision.
     """
     config = config_of(method, setting)
     x = make_input(config, device)
@@ -58,7 +58,7 @@ def peers(method: str, setting: Setting, like: Way, device: torch.device) -> tup
 
 
 def make_step(loss: Loss, optimizer: torch.optim.Optimizer, dtype: torch.dtype | None, device: torch.device) -> Step:
-    """Forward, backward and update; fp16 with a scaler, as published."""
+    """Returns a step of forward, backward and update; fp16 uses a gradient scaler, as published."""
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def step() -> None:
@@ -82,7 +82,7 @@ def vit_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
 
 
 def video_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
-    """Builds transformers' VideoMAE, with one mask of tubes for all clips."""
+    """Builds transformers' VideoMAE, with one tube mask for all clips."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     width, depth, heads = VIDEO_DECODERS[setting.size]
@@ -101,7 +101,7 @@ def video_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
     plane = (setting.image // 16) ** 2
     hidden = torch.arange(plane, device=x.device) >= keep_count(0.9, plane)
     hidden = hidden.repeat(setting.frames // 2).expand(len(x), -1)  # (B, N)
-    clips = x.transpose(1, 2).contiguous()  # (B, T, C, H, W), their order
+    clips = x.transpose(1, 2).contiguous()  # (B, T, C, H, W), the order of transformers
     return model, lambda: model(pixel_values=clips, bool_masked_pos=hidden).loss
 
 
@@ -122,7 +122,7 @@ def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
     vit = VisionTransformer(setting.image, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="")
     encoder, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its successor asks for more parts that do the same
+        warnings.simplefilter("ignore")  # deprecated; the replacement needs more parts for the same result
         decoder = MAEDecoderTIMM(tokens, 16, embed_dim=width, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
 
     def loss() -> Tensor:

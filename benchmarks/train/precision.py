@@ -1,11 +1,11 @@
-"""Compares the loss of one training in bf16 and fp32, update by update, on real photographs.
+"""Compares the loss of the same training in bf16 and in fp32, update by update, on real photographs.
 
-    python -m benchmarks.train.precision                    the image demonstration's training: some minutes on two cores
-    python -m benchmarks.train.precision --steps 20 --seeds 0        does it run at all?
+    python -m benchmarks.train.precision                    the image demonstration's training, some minutes on two cores
+    python -m benchmarks.train.precision --steps 20 --seeds 0        quick check that it runs
     python -m benchmarks.train.precision --save             also writes a dated table and all numbers into results/
 
-The same weights at the start, the same samples and masks, the whole schedule. The held-out loss is of fixed masks. What another
-seed changes in fp32 is the measure of what the precision changes.
+The initial weights, the samples, the masks and the schedule are the same. The held-out loss is computed with fixed masks. The
+effect of the precision is compared with the effect of another seed in fp32.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from recipes.image_mae import DEMO
 from tasks import pretrain
 
 PRECISIONS = ("fp32", "bf16")
-LINES = 10  # of the table
+LINES = 10  # rows of the table
 
 
 def train(precision: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Trains, and reads the run's own record."""
+    """Trains a model and returns the metrics of its run."""
     every = max(1, options.steps // LINES)
     config = replace(
         DEMO,
@@ -57,7 +57,7 @@ def train(precision: str, seed: int, options: argparse.Namespace, folder: Path) 
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Formats the table: a row for each log line, a column for each run."""
+    """Formats the table: one row for each log line, one column for each run."""
     runs: dict[str, dict[str, Any]] = found["runs"]
     steps = next(iter(runs.values()))["steps"]
     rows = [[f"{step:,}", *(f"{run['loss'][i]:.5f}" for run in runs.values())] for i, step in enumerate(steps)]
@@ -79,7 +79,7 @@ def summary(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800, help="updates")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -90,10 +90,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Trains, prints, and writes results on request."""
+    """Trains the models, prints the table, and writes results on request."""
     options = parse(argv)
     runs = {}
-    # each in a process of its own: Accelerate takes one precision for a process's whole life
+    # a separate process for each run, because Accelerate keeps one precision for the lifetime of a process
     fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1)
     with tempfile.TemporaryDirectory() as name, fresh:
         for seed in options.seeds:

@@ -3,9 +3,9 @@
     python -m benchmarks.train.profile_step --methods mae --size large --batch 256 [--compile] [--top 20] [--out FILE.md]
     OMP_NUM_THREADS=1 python -m benchmarks.train.profile_step --perf       functions of the process, sampled by Linux's perf
 
-On a GPU the kernels' own time, on a CPU the operators'. On a CPU the profiler slows small operators, and what it allocates makes
-large results fault page by page (a product of 6 ms was shown as one of 60); --perf does neither. Code that oneDNN made as it ran
-(its products and GELU) has no names there, and is one line.
+The table shows the own time of the kernels on a GPU, and of the operators on a CPU. On a CPU the profiler slows down small
+operators, and its allocations cause page faults for large results (a product of 6 ms was shown as one of 60); --perf does neither.
+Code that oneDNN generates at run time (its products and GELU) has no function names in perf, and is shown as one line.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks.train.methods import METHODS, Setting, ours
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 
-WARMUP = 5  # steps, of which the first compiles and all but the last allocate
+WARMUP = 5  # steps before the profile; the first one compiles and allocates memory
 SAMPLED = 4  # steps under perf
-SEPARATOR = "\x1f"  # of perf's columns; names hold everything else
+SEPARATOR = "\x1f"  # between perf's columns; function names may contain any other character
 
 
 def top_kernels(step: Step, device: torch.device, top: int) -> str:
-    """Profiles one step after a few others."""
+    """Profiles one step after some warm-up steps, and returns a table."""
     for _ in range(WARMUP):
         step()
     wait(device)
@@ -54,13 +54,13 @@ def top_kernels(step: Step, device: torch.device, top: int) -> str:
 
 
 def top_functions(step: Step, top: int) -> str:
-    """Samples a few steps of this process after a few others."""
+    """Samples some steps of this process with perf after some warm-up steps, and returns a table."""
     for _ in range(WARMUP):
         step()
     with tempfile.NamedTemporaryFile() as file:
         command = ["perf", "record", "-F", "999", "-p", str(os.getpid()), "-o", file.name]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as perf:
-            time.sleep(1)  # until it listens
+            time.sleep(1)  # perf needs time to start
             for _ in range(SAMPLED):
                 step()
             perf.send_signal(signal.SIGINT)
@@ -79,7 +79,7 @@ def top_functions(step: Step, top: int) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["mae"])
     parser.add_argument("--size", default="base")

@@ -1,8 +1,8 @@
 """Published implementations that differ from those of `mmm`, rewritten from their descriptions, on the same weights.
 
-MAE (models_mae.py) embeds every patch by a strided convolution and gathers after, and puts mask tokens back in the raster order
-before it decodes all tokens; its loss is computed on all of them. Its blocks are timm's, its kernels those that torch chooses.
-CrossMAE (models_cross.py) stacks the encoder's maps along a new innermost axis and multiplies there.
+MAE (models_mae.py) embeds every patch with a strided convolution and selects the visible ones afterwards; before it decodes all
+tokens, it restores their raster order with mask tokens; its loss is computed for all tokens. Its blocks are timm's, and torch
+chooses the kernels. CrossMAE (models_cross.py) stacks the encoder's maps along a new innermost axis and multiplies along it.
 
 Shapes: B samples, N tokens, V visible, D and d widths of encoder and decoder, k maps, p side of a patch.
 """
@@ -22,7 +22,7 @@ from mmm.decoders.fusion import LinearFusion
 
 
 class PublishedMAE(nn.Module):
-    """MAE's published step on the weights of one of our models; noise is drawn and sorted inside, as there."""
+    """MAE's published step with the weights of one of our models; it draws and sorts its noise inside, as the original."""
 
     def __init__(self, model: MaskedModel, visible: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class PublishedMAE(nn.Module):
         self.patch = model.tokenizer.size[0]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> the loss, ()."""
+        """Returns the loss, (B, C, H, W) -> ()."""
         proj = self.encoder.patch_embed.proj
         tokens = F.conv2d(x, proj.weight, proj.bias, stride=proj.stride).flatten(2).transpose(1, 2)  # (B, N, D)
         tokens = tokens + self.encoder.pos_embed[:, 1:]
@@ -51,7 +51,7 @@ class PublishedMAE(nn.Module):
         return self.loss(x, prediction, hidden)
 
     def decode(self, kept: Tensor, back: Tensor) -> Tensor:
-        """(B, 1 + V, D) -> predictions of every token, (B, N, p p C)."""
+        """Returns predictions for all tokens, (B, 1 + V, D) -> (B, N, p p C)."""
         decoder = self.decoder
         kept = F.linear(kept, decoder.embed.weight, decoder.embed.bias)
         many, number, width = len(kept), back.shape[1], kept.shape[2]
@@ -63,7 +63,7 @@ class PublishedMAE(nn.Module):
         return F.linear(normed(whole, decoder.norm), decoder.head.weight, decoder.head.bias)[:, 1:]
 
     def loss(self, x: Tensor, prediction: Tensor, hidden: Tensor) -> Tensor:
-        """Computes the mean squared error of standardised patches of all tokens, and averages it over hidden ones."""
+        """Computes the mean squared error of the standardised patches of all tokens, and returns its mean over hidden tokens."""
         many, channels, height, wide = x.shape
         p = self.patch
         boxes = x.reshape(many, channels, height // p, p, wide // p, p)
@@ -74,7 +74,7 @@ class PublishedMAE(nn.Module):
 
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Norms with torch's own kernel, (..., D) -> (..., D)."""
+    """Normalises with torch's own kernel, (..., D) -> (..., D)."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
@@ -91,13 +91,13 @@ def plain_blocks(ours: nn.ModuleList) -> nn.ModuleList:
 
 
 class StackedFusion(nn.Module):
-    """CrossMAE's published fusion on the weights of ours: the maps stacked innermost, (B, M, D, k), and multiplied there."""
+    """CrossMAE's published fusion with our weights: stacks the maps innermost, (B, M, D, k), and multiplies along that axis."""
 
     def __init__(self, ours: LinearFusion) -> None:
         super().__init__()
         self.blocks, self.mix, self.norms = ours.blocks, ours.mix, ours.norms
 
     def forward(self, features: Features) -> list[Tensor]:
-        """d mixtures, (B, M, D) each."""
+        """Returns d mixtures, each (B, M, D)."""
         mixed = self.mix(torch.stack([features.blocks[block] for block in self.blocks], dim=-1))  # (B, M, D, d)
         return [norm(mixed[..., number]) for number, norm in enumerate(self.norms)]

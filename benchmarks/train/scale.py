@@ -2,9 +2,9 @@
 
     python -m benchmarks.train.scale --processes 1 2 4 --repeats 3 [--out benchmarks/results]
 
-Every figure is the recipe itself, `torchrun recipes/image_mae.py`, on its built-in photographs: one thread a process, each
-with its own micro-batch, so the global batch grows with the processes. Turns are interleaved. With more processes than cores the
-cores are shared: `per core in use` then counts cores. Efficiency is samples a second and core in use over those of one process.
+Every measurement runs the recipe itself, `torchrun recipes/image_mae.py`, on its built-in photographs. Each process has one thread
+and its own micro-batch, so the global batch grows with the number of processes. Runs of different sizes alternate. Processes beyond
+the number of cores share cores; efficiency is samples per second and core in use, relative to that of one process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from benchmarks.measure import REPOSITORY, machine, spread, table
 from mmm.train.distributed.setup import usable_cores
 
-STEADY = 2  # log lines at the start that are left out: imports and the first steps' allocations
+STEADY = 2  # log lines left out at the start, because they include imports and the first allocations
 
 
 def samples_per_second(folder: Path, processes: int, args: argparse.Namespace) -> list[float]:
-    """Returns the values of each log line of a run, except for the first."""
+    """Returns the rates of the log lines of a run, without the first ones."""
     values = {
         "data.workers": 0,
         "train.threads": 1,
@@ -81,7 +81,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=3)

@@ -2,13 +2,13 @@
 
     python -m benchmarks.train.scaling_plan --images_per_core 995 --clips_per_core 48 [--out benchmarks/results]
 
-Counted: parameters and FLOPs of the recipes' own models, by torch's counter. Given, each by a flag: a GPU's rate and the share of
-it that a step reaches, what one GPU sends a second to others of its machine of eight, what a machine's network cards send together
-(collectives run one ring over each card), the share of both that is reached, and the samples that one core decodes a second
-(`python -m benchmarks.data.pipeline` measures them). Sent: data parallel, an fp32 gradient of P values in rings, 8 P (n - 1) / n
-bytes a
-GPU; sharded (FSDP2 over all GPUs), bf16 weights gathered twice and an fp32 gradient scattered, as many bytes again, in 1/n of the
-memory. `hidden`: it takes less time than the backward pass, under which it can run. A GPU has its part of the recipe's batch.
+Parameters and FLOPs of the recipes' own models are counted with torch's counter. Each of these is given by a flag: the peak rate of
+a GPU and the share of it that a step reaches, the bandwidth of one GPU to the others of its machine of eight, the joint bandwidth
+of the network cards of a machine (collectives run one ring over each card), the share of both bandwidths that is reached, and the
+samples per second that one core decodes (`python -m benchmarks.data.pipeline` measures them). Data parallel training sends an fp32
+gradient of P values in rings, 8 P (n - 1) / n bytes per GPU; sharded training (FSDP2 over all GPUs) gathers bf16 weights twice and
+scatters an fp32 gradient, which is the same number of bytes, with 1/n of the memory. `hidden` means that the communication takes
+less time than the backward pass, during which it can run. Each GPU computes its share of the recipe's batch.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from recipes import image_mae, video_mae
 from tasks import pretrain
 
 MACHINE = 8  # GPUs of one machine
-STATE = 16  # bytes a parameter: fp32 weight, gradient and AdamW's two moments
+STATE = 16  # bytes per parameter: fp32 weight, gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
 class Model:
-    """Values of a recipe for the plan.
+    """Properties of a recipe's model that the plan needs.
 
     Attributes:
-        parameters: all of them.
-        flops: of a sample, forward and backward.
-        batch: of an update.
+        parameters: number of all trained parameters.
+        flops: FLOPs per sample, forward and backward.
+        batch: samples per update.
         clips: whether samples are clips.
     """
 
@@ -51,7 +51,7 @@ class Model:
 
 
 def recipes() -> Iterator[tuple[str, pretrain.Config]]:
-    """Returns the published settings."""
+    """Returns the published settings, with their names."""
     for size in ("base", "large", "huge"):
         yield f"MAE {size}", _sized(image_mae.IMAGENET, size)
     yield "VideoMAE base", video_mae.KINETICS
@@ -66,7 +66,7 @@ def _sized(config: pretrain.Config, size: Any) -> pretrain.Config:
 
 
 def count(config: pretrain.Config) -> Model:
-    """Counts one sample's step on the meta device, where nothing is computed."""
+    """Counts the parameters and FLOPs of one sample's step on the meta device, where nothing is computed."""
     with torch.device("meta"):
         model = pretrain.build_model(replace(config, seed=0))
     data = config.data.input()
@@ -131,7 +131,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU in bf16, dense (an H100 SXM's data sheet)")

@@ -1,16 +1,16 @@
-"""Speed of a training step compared with other implementations, alternating in one process on the same machine.
+"""Speed of a training step compared with other implementations, which alternate in one process on the same machine.
 
-    python -m benchmarks.train.step                                           on the GPU where there is one, else on the CPU
+    python -m benchmarks.train.step                                           on the GPU if there is one, else on the CPU
     python -m benchmarks.train.step --methods mae --size large --batch 256 --compile
-    python -m benchmarks.train.step --grow                                    how ours grows with image size, clip length and model
-    python -m benchmarks.train.step --save  also writes a dated table and all numbers into results/
+    python -m benchmarks.train.step --grow                                    cost of ours by image size, clip length and model
+    python -m benchmarks.train.step --save                                    also writes a dated table and all numbers to results/
 
-A step is forward, backward and update on a batch that lies on the device. Speed is a median over rounds of the ratio within one.
-The limit is the fastest square product of matrices in the same rounds and precision; the share of it is of the products that the
-method needs (flops.py), whatever an implementation computes beyond. A step's memory is what torch allocates above weights and
-AdamW's averages: activations and gradients. Published: models_mae.py restated (published.py), on a CPU in fp32, on a GPU in fp16,
-with its AdamW, which is not fused. Of MAE there are also a ViT with rotary positions, SwiGLU and RMSNorm (mae_today), and
-Hiera with its own ratio of 0.6 (mae_hiera).
+A step is forward, backward and update on a batch that is already on the device. Speed is the median over rounds of the ratio within
+a round. The limit is the fastest product of square matrices in the same rounds and precision. The share of the limit counts only
+the products that the method needs (flops.py), not those that an implementation adds. A step's memory is the memory that torch
+allocates in addition to weights and AdamW's averages: activations and gradients. `published` is models_mae.py rewritten
+(published.py), in fp32 on a CPU and in fp16 on a GPU, with its AdamW, which is not fused. MAE is also measured with a ViT with
+rotary positions, SwiGLU and RMSNorm (mae_today), and with Hiera at its own ratio of 0.6 (mae_hiera).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.train.peers import DTYPES, peers
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 
-SIDE = 4096  # of the matrices whose product is the limit
+SIDE = 4096  # of the square matrices whose product is the limit
 GROWTH: dict[str, list[tuple[str, Setting]]] = {
     "image size": [("mae", Setting(image=side, batch=4)) for side in (112, 224, 336, 448)],
     "clip length": [("videomae", Setting(frames=frames, clips=1)) for frames in (4, 8, 16, 32)],
@@ -41,7 +41,7 @@ GROWTH: dict[str, list[tuple[str, Setting]]] = {
 
 
 def limits(precisions: set[str], device: torch.device) -> dict[str, Any]:
-    """Returns steps that consist of one large product, by name."""
+    """Returns steps that consist of one large matrix product, by name."""
     steps = {}
     for precision in sorted(precisions):
         matrix = torch.randn(SIDE, SIDE, device=device).to(DTYPES[precision] or torch.float32)
@@ -50,7 +50,7 @@ def limits(precisions: set[str], device: torch.device) -> dict[str, Any]:
 
 
 def measure(ways: Sequence[Way], options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Returns seconds, bytes and rates of every implementation, by name."""
+    """Returns times, memory and rates of every implementation, by name."""
     products = limits({way.precision for way in ways}, device)
     steps = {way.name: way.step for way in ways} | products
     seconds = interleaved(steps, repeats=options.repeats, warmup=options.warmup, device=device)
@@ -70,7 +70,7 @@ def measure(ways: Sequence[Way], options: argparse.Namespace, device: torch.devi
 
 
 def compare(options: argparse.Namespace, setting: Setting, device: torch.device) -> tuple[dict[str, Any], list[str]]:
-    """Compares ours and other implementations; images and clips separately, to keep fewer models in memory."""
+    """Compares our implementation with others; images and clips are measured separately, to keep fewer models in memory."""
     found: dict[str, Any] = {}
     notes: list[str] = []
     for group in (("mae", "mae_today", "mae_hiera", "crossmae_75", "crossmae_25"), ("videomae",)):
@@ -86,7 +86,7 @@ def compare(options: argparse.Namespace, setting: Setting, device: torch.device)
 
 
 def grow(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measures ours at other sizes, one at a time."""
+    """Measures our implementation at other sizes, one at a time."""
     found = {}
     for what, points in GROWTH.items():
         for method, point in points:
@@ -99,7 +99,7 @@ def grow(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Formats a table. Images are compared with the published step, in its own and in our precision; clips with transformers."""
+    """Formats a table. Images are compared with the published step, in its precision and in ours; clips with transformers."""
     image = [name for name in found if ", published, " in name]
     clip = [name for name in found if name.startswith("videomae, transformers")]
     rows = []
@@ -125,12 +125,12 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def ratio(base: dict[str, Any], one: dict[str, Any]) -> float:
-    """Returns the ratios of speed, round by round, so that a slow round does not matter."""
+    """Returns the median ratio of speed within a round, so that a slow round does not matter."""
     return median(theirs / mine for theirs, mine in zip(base["seconds"], one["seconds"], strict=True))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--size", default="base", help="of the encoder: small, base, large or huge")
@@ -150,7 +150,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, and writes results on request."""
+    """Runs the measurements, prints the table, and writes results on request."""
     options = parse(argv)
     setting = Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__})
     device = start(TrainConfig(batch_size=1, learning_rate=1.0, precision=options.precision, compile=options.compile)).device

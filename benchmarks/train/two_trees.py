@@ -1,13 +1,13 @@
-"""Times the training step of a recipe in two versions of this repository, side by side.
+"""Compares the time of a recipe's training step in two versions of this repository.
 
     git worktree add --detach ../before COMMIT
     python -m benchmarks.train.two_trees ../before . --preset demo
     python -m benchmarks.train.two_trees ../before . --preset cifar10 --data.source DIR --encoder.depth 2 --train.batch_size 128
 
-Each tree trains in a process of its own, a few updates at a time and in turn, so that a machine that slows down slows both. Prints
-the time of an update in each, and the ratio first / second: the median over the rounds and their quartiles. CPU time is that of the
-process, which other processes on the machine change less than the time on the clock. The loss after the last update shows whether
-both compute the same. `--evaluate` is passed without values, so that nothing but updates is timed.
+Each version trains in a separate process, a few updates at a time and in alternation, so that a slow phase of the machine affects
+both. Prints the time of an update in each, and the ratio first / second: the median over the rounds and its quartiles. CPU time is
+that of the process, which depends less on other processes than wall time does. The loss after the last update shows whether both
+compute the same. `--evaluate` is passed without values, so that only updates are timed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from statistics import median, quantiles
 
 from benchmarks.measure import table
 
-# Runs a recipe as its command does. After every so many updates it reports CPU seconds and seconds, and waits for a line.
+# Runs a recipe like its command. After each block of updates it writes CPU seconds and wall seconds, and waits for a line.
 CHILD = """
 import json, os, runpy, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -48,7 +48,7 @@ runpy.run_path(recipe, run_name="__main__")
 
 
 class Tree:
-    """A training of one tree, which runs on request."""
+    """A training with the code of one version, which runs one block of updates on request."""
 
     def __init__(self, tree: Path, recipe: str, block: int, folder: Path, flags: Sequence[str]) -> None:
         self.folder, self.block = folder, block
@@ -59,7 +59,7 @@ class Tree:
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *argv],
             env=environment,
-            cwd=tree,  # which Python puts first into its path
+            cwd=tree,  # Python puts this folder first into its path
             pass_fds=[writer],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -69,7 +69,7 @@ class Tree:
         os.close(writer)
 
     def wait(self) -> tuple[float, float]:
-        """Returns CPU seconds and wall seconds of an update in the next block."""
+        """Waits for the end of a block, and returns the CPU seconds and wall seconds of one of its updates."""
         line = self.reports.readline()
         if not line:
             raise RuntimeError(self.folder.with_suffix(".log").read_text()[-2000:])
@@ -83,7 +83,7 @@ class Tree:
         self.process.stdin.flush()
 
     def loss(self) -> float:
-        """Returns the loss of the last line of metrics after the end of the training."""
+        """Lets the training end, and returns the loss of its last line of metrics."""
         self.go()
         self.process.wait()
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -91,14 +91,14 @@ class Tree:
 
 
 def compare(trees: Sequence[Path], recipe: str, flags: Sequence[str], *, rounds: int, block: int, work: Path) -> str:
-    """Trains both in turn, and returns a table."""
+    """Trains both versions in alternation, and returns a table."""
     steps = [
         *("--train.steps", str((rounds + 2) * block), "--train.log_every", str((rounds + 2) * block)),
         *("--train.save_every", "1000000", "--evaluate"),
     ]
     sides = [Tree(tree.resolve(), recipe, block, work / str(side), [*flags, *steps]) for side, tree in enumerate(trees)]
     for side in sides:
-        side.wait()  # the first block warms up
+        side.wait()  # the first block is warm-up
     times: list[list[tuple[float, float]]] = [[], []]
     for turn in range(rounds + 1):
         for number in (0, 1) if turn % 2 else (1, 0):
@@ -117,7 +117,7 @@ def compare(trees: Sequence[Path], recipe: str, flags: Sequence[str], *, rounds:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs=2, type=Path, help="two folders that hold this repository")
     parser.add_argument("--recipe", default="image_mae", help="a file in recipes/, without its ending")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 
 class FlagError(ValueError):
-    """A flag, name or value that does not exist or is not allowed. No library is needed to find it."""
+    """Error for a flag, name or value that does not exist or is not allowed. Detecting it needs no library."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Limit:
     """The numbers that an annotation allows.
 
     Attributes:
-        words: behind "a number" or "a whole number".
-        holds: whether a number is allowed; NaN never is.
+        words: the words after "a number" or "a whole number" in messages.
+        holds: returns whether a number is allowed; NaN is never allowed.
     """
 
     words: str
@@ -53,11 +53,11 @@ class CheckedConfig:
 
     @property
     def flag(self) -> str:
-        """The name before those of its fields in flags and messages; empty for the flags of a task itself."""
+        """The prefix of the fields' names in flags and messages; empty for the flags of a task itself."""
         return ""
 
     def validate(self) -> None:
-        """Raises ValueError where values do not fit each other; called after each value was checked alone."""
+        """Raises ValueError if values are inconsistent; called after each value was checked separately."""
 
 
 def check_fields(config: Any, kind: str) -> None:
@@ -65,10 +65,10 @@ def check_fields(config: Any, kind: str) -> None:
 
     Args:
         config: the dataclass.
-        kind: the name before the field's own in messages, as flags have it; empty for none.
+        kind: the prefix of the fields' names in messages, as in flags; may be empty.
 
     Raises:
-        ValueError: naming the field, its value and what is allowed.
+        ValueError: a value is not allowed; the message names the field, the value and the allowed values.
     """
     hints = _hints(config.__class__)
     for field in fields(config):
@@ -111,7 +111,7 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 
 def in_words(hint: Any) -> str:
-    """Returns an annotation in words: "a whole number or none"."""
+    """Returns a description of an annotation: "a whole number or none"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", types.NoneType: "none"}
     origin, args = get_origin(hint), get_args(hint)
     if len(arms(hint)) > 1:
@@ -131,21 +131,21 @@ def in_words(hint: Any) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error message, "; did you mean 'block'?", or an empty text if no choice is similar."""
+    """Returns the end of an error message, "; did you mean 'block'?", or an empty string if no choice is similar."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error message for few choices, "; did you mean 'train'? There are: train, val"."""
+    """Returns the end of an error message when there are few choices, "; did you mean 'train'? There are: train, val"."""
     choices = list(choices)
     near = nearest(word, choices)
     return f"{near} There are: {', '.join(choices)}" if near else f"; there are: {', '.join(choices) or 'none'}"
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the type and the text of an error in one line, with the line of the user's file (`--use`) in which it arose."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sys.modules]  # its name as a module
+    """Returns the type and the text of an error in one line, and the line of the user's file (`--use`) that raised it."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sys.modules]  # named after its file
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 

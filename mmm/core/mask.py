@@ -1,6 +1,6 @@
-"""Masks as sets of indices, without 0/1 maps whose meaning could be inverted.
+"""Masks as sets of indices instead of 0/1 maps, whose meaning could be inverted.
 
-Shapes: B samples, m masks a sample, k groups a mask, V visible, Q predicted, H hidden tokens that the encoder sees as blanks.
+Shapes: B samples, m masks per sample, k groups per mask, V visible, Q predicted, H hidden tokens that the encoder sees as blanks.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from mmm.core.types import pytree
 @pytree
 @dataclass(frozen=True, eq=False)  # the equality of tensors is not a single truth value
 class Mask:
-    """Sets of tokens: those that the encoder sees and those that the decoder predicts.
+    """Sets of tokens: the visible tokens, which the encoder sees, and the predicted tokens.
 
     Attributes:
         visible: int64 (mB, V), tokens whose values the encoder may see, in any order.
         predict: int64 (kmB, Q), tokens that are predicted.
         blank: int64 (mB, H), tokens that the encoder sees as its mask token (SimMIM, BEiT), or None: hidden tokens are dropped.
-        weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. It depends on each
-            sample alone, so that a batch can be computed in parts.
-        echo: E, how many of the predicted tokens, the last ones of each row, are visible: the first E of `visible`, in its order,
-            which are predicted at their own places (V-JEPA 2.1).
+        weight: float (kmB, Q), factor of the loss of each prediction before the mean (0 for padding). None: 1. The factor
+            depends only on its own sample, so that a batch can be computed in parts.
+        echo: E, the number of predicted tokens, the last ones of each row, that are visible. They are the first E of `visible`, in
+            its order, and are predicted at their own positions (V-JEPA 2.1).
         also: further masks of the same samples, with other numbers of tokens (V-JEPA's second family).
-        valid: bool (mB, V + H), which tokens of `where` are no padding. None: all. Rows of different lengths are padded with copies
-            of one of their own tokens, which no attention takes into account.
-        valid_predict: bool (kmB, Q), the same of the predicted tokens; those of padding have weight 0.
+        valid: bool (mB, V + H), False for tokens of `where` that are padding. None: all are valid. Rows of different lengths are
+            padded with copies of one of their own tokens, which attention ignores.
+        valid_predict: bool (kmB, Q), the same for the predicted tokens; padding has weight 0.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes are inconsistent.
     """
 
     visible: Tensor
@@ -91,11 +91,11 @@ class Mask:
 
     @property
     def where(self) -> Tensor:
-        """Returns the tokens of the encoder in their order: visible tokens, then blanks. (mB, V + H)."""
+        """The tokens that the encoder reads, in its order: visible tokens, then blanks, (mB, V + H)."""
         return self.visible if self.blank is None else torch.cat([self.visible, self.blank], dim=1)
 
     def trimmed(self) -> Mask:
-        """Returns a mask without padding, whose rows are as long as the shortest of the batch. The host waits for the device."""
+        """Returns a mask without padding, whose rows all have the shortest length in the batch. The host waits for the device."""
         if self.valid is None or self.valid_predict is None:
             return self
         seen, blank = self.valid.split([self.visible.shape[1], self.valid.shape[1] - self.visible.shape[1]], dim=1)
@@ -109,11 +109,11 @@ class Mask:
         return tree_map_only(Tensor, lambda value: value.to(device), self)
 
     def checked(self, samples: int, tokens: int) -> Mask:
-        """Returns this mask if it fits `samples` with `tokens` tokens each.
+        """Returns this mask if it is valid for `samples` samples with `tokens` tokens each.
 
         Raises:
-            ValueError: where the rows do not divide by the samples or, on a CPU (elsewhere it would wait for the device), where
-                an index is not a token.
+            ValueError: the number of rows is not a multiple of the samples, or an index is not a token (checked only on a CPU,
+                because the check would wait for another device).
         """
         if len(self.visible) % samples:
             raise ValueError(f"the mask has {len(self.visible)} rows for {samples} samples; give each sample as many")

@@ -1,4 +1,4 @@
-"""Positions of tokens: fixed tables, learned ones, and positions for a grid of another size.
+"""Positions of tokens: fixed tables, learned tables, and positions for grids of another size.
 
 Shapes: N tokens of the grid, n axes of the grid, D width.
 """
@@ -26,17 +26,18 @@ def coordinates(grid: Grid) -> Tensor:
 
 
 def sine_cosine(coords: Tensor, width: int) -> Tensor:
-    """Fixed n-D positions: each axis gets an equal share of the width, half sines, half cosines.
+    """Returns fixed n-D positions: each axis has an equal share of the width, half sines and half cosines.
 
-    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), which this equals for
-    two axes; where the axes do not divide the width, each gets the next even share and the end is cut, as in V-JEPA's table.
+    The last axis (columns) comes first, as in MAE's published table (util/pos_embed.py: "w goes first"), to which this is equal for
+    two axes. If the number of axes does not divide the width, each axis gets the next even share and the end is cut, as in V-JEPA's
+    table.
 
     Args:
         coords: (N, n), in tokens.
         width: D, even.
 
     Returns:
-        float64 (N, D). Frequencies 10000^(-i / (d / 2)) for i < d / 2, d the axis' share.
+        float64 (N, D). Frequencies are 10000^(-i / (d / 2)) for i < d / 2, where d is the share of an axis.
     """
     if width % 2:
         raise ValueError(f"sine-cosine positions need an even width, not {width}")
@@ -47,15 +48,15 @@ def sine_cosine(coords: Tensor, width: int) -> Tensor:
 
 
 def flat_sine_cosine(tokens: int, width: int) -> Tensor:
-    """Returns VideoMAE's fixed positions, which depend on the flat index of a token (time first): sines at even positions of the
-    width and cosines at odd ones.
+    """Returns VideoMAE's fixed positions, which depend on the flat index of a token (time first): sines in the even channels and
+    cosines in the odd ones.
 
     Args:
         tokens: N.
         width: D.
 
     Returns:
-        float64 (N, D). Angles n / 10000^(2 floor(j / 2) / D) for n < N, j < D.
+        float64 (N, D). Angles are n / 10000^(2 floor(j / 2) / D) for n < N, j < D.
     """
     places = torch.arange(width)
     index, exponents = torch.arange(tokens, dtype=torch.float64), (places - places % 2).double() / width
@@ -66,12 +67,12 @@ def flat_sine_cosine(tokens: int, width: int) -> Tensor:
 def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = False) -> Tensor:
     """Interpolates a table of positions for another grid, (1, N_old, D) -> (1, N_new, D).
 
-    Bicubic without corner alignment for two axes; trilinear for three. The same grid gives the same values.
+    Bicubic without corner alignment for two axes; trilinear for three. The values do not change if the grid is the same.
 
     Args:
         table: (1, N_old, D).
         old, new: the grids.
-        antialias: use timm's cubic kernel (`resample_abs_pos_embed`) instead of MAE's and transformers'; for two axes.
+        antialias: use timm's cubic kernel (`resample_abs_pos_embed`) instead of that of MAE and transformers; only for two axes.
     """
     if old == new:
         return table
@@ -86,7 +87,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = F
 
 
 def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions, resize: Resize = "interpolate") -> Tensor:
-    """Returns the positions of a grid: the stored table on its home grid, elsewhere the table resized or computed for the grid.
+    """Returns the positions of a grid: the stored table on its home grid, elsewhere a resized or newly computed table.
 
     Args:
         table: (1, prefix + N_home, D); the first `prefix` rows belong to prefix tokens (class token).
@@ -112,7 +113,7 @@ def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
     """Returns sines and cosines for every token of a grid, float32 (N, D), on the CPU.
 
     Raises:
-        ValueError: for learned positions, which cannot be computed.
+        ValueError: the positions are learned, and so cannot be computed.
     """
     if kind == "learned":
         raise ValueError("learned positions cannot be computed; only sine_cosine and flat_sine_cosine can")
@@ -121,7 +122,7 @@ def fixed_positions(grid: Grid, width: int, kind: Positions) -> Tensor:
 
 
 def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.Parameter:
-    """Makes a table (1, R + N, D): fixed sines and cosines with zeros for prefix tokens, or learned positions with small initial
+    """Returns a table (1, R + N, D): fixed sines and cosines with zeros for prefix tokens, or learned positions with small initial
     values."""
     if kind == "learned":
         return learned_table(prefix + math.prod(grid), width)
@@ -130,5 +131,5 @@ def position_table(grid: Grid, width: int, prefix: int, kind: Positions) -> nn.P
 
 
 def learned_table(tokens: int, width: int) -> nn.Parameter:
-    """Makes a table of learned positions with small initial values, (1, N, D)."""
+    """Returns a table of learned positions with small initial values, (1, N, D)."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))

@@ -1,6 +1,6 @@
-"""Models that are saved, loaded and shared as the Hugging Face ecosystem does it.
+"""Saving, loading and sharing of models as in the Hugging Face ecosystem.
 
-`huggingface_hub.ModelHubMixin` has the same methods; as a base class it would cost every `import mmm` 0.2 s and 190 modules.
+`huggingface_hub.ModelHubMixin` has the same methods, but as a base class it would add 0.2 s and 190 modules to every `import mmm`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Pretrained:
         model.push_to_hub("user/my-encoder", license="mit", results={"top1": 0.83})
 
     Attributes:
-        data: what the data dictated to the parts: size, channels and normalisation of a sample. None: not known.
+        data: properties of the data for which the model was built: size, channels and normalisation of a sample. None: unknown.
     """
 
     data: Input | None
 
     @property
     def transform(self) -> Transform:
-        """The transform that prepares images or clips for this model as evaluation does; see `mmm.Transform`.
+        """The transform that prepares images or clips for this model as an evaluation does; see `mmm.Transform`.
 
         Raises:
-            ValueError: the model does not know the properties of its data.
+            ValueError: the properties of the model's data are unknown.
         """
         from mmm.transform import Transform
 
@@ -46,7 +46,7 @@ class Pretrained:
         """Returns normalised samples on the model's device.
 
         Args:
-            x: floating point tensors (B, C, H, W) or (B, C, T, H, W) are taken as normalised. Anything else goes through
+            x: floating-point tensors (B, C, H, W) or (B, C, T, H, W) count as already normalised. Anything else is passed through
                 `transform`.
         """
         model: Any = self
@@ -59,15 +59,15 @@ class Pretrained:
         return self.data
 
     def save_pretrained(self, folder: str | Path, *, license: str = "unknown", results: Mapping[str, float] | None = None) -> None:
-        """Writes model.safetensors, the configs and, where there is none, README.md.
+        """Writes model.safetensors, the configs and, if there is none yet, README.md.
 
         Args:
-            folder: made where it is missing.
-            license: for the card, an identifier of the hub's, for instance `mit` or `cc-by-nc-4.0`.
-            results: for the card, what evaluations came to, by name.
+            folder: created if it does not exist.
+            license: license in the card, an identifier of the hub, for instance `mit` or `cc-by-nc-4.0`.
+            results: results of evaluations in the card, by name.
 
         Raises:
-            ValueError: where a part has no config, or the model does not know its data.
+            ValueError: a part has no config, or the properties of the data are unknown.
         """
         from mmm.weights.export import save
 
@@ -76,15 +76,15 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Self:
-        """Loads a model of this class, on the CPU and in evaluation mode; `mmm.load` takes more arguments.
+        """Loads a model of this class, on the CPU and in evaluation mode; `mmm.load` has more arguments.
 
         Args:
-            path: a folder that `save_pretrained` wrote, anything else that `mmm.load` takes, or a name on the hub.
-            revision: on the hub: a branch, a tag or a commit.
-            token: for the hub. None: that of `hf auth login` or HF_TOKEN.
+            path: a folder that `save_pretrained` wrote, anything else that `mmm.load` reads, or a name on the hub.
+            revision: a branch, tag or commit on the hub.
+            token: access token for the hub. None: that of `hf auth login` or HF_TOKEN.
 
         Raises:
-            ValueError: where there is nothing, or a model of another class.
+            ValueError: no model is found, or it is a model of another class.
         """
         from mmm.weights.load import load_as
 
@@ -99,16 +99,16 @@ class Pretrained:
         license: str = "unknown",
         results: Mapping[str, float] | None = None,
     ) -> str:
-        """Uploads what `save_pretrained` writes, and returns the commit's address.
+        """Uploads the files that `save_pretrained` writes, and returns the URL of the commit.
 
         Args:
-            repo: `user/name`; made where it is missing.
-            private: whether a repository that is made is private.
+            repo: `user/name`; created if it does not exist.
+            private: whether a new repository is private.
             message: message of the commit.
             license, results: see `save_pretrained`.
 
         Raises:
-            ValueError: where the hub refuses or cannot be reached.
+            ValueError: the hub refuses the upload or cannot be reached.
         """
         from tempfile import TemporaryDirectory
 

@@ -1,4 +1,4 @@
-"""Parts by name: a part's own frozen `Config`, and one registry for each kind of part. The standard library is all it needs."""
+"""Parts by name: each part has a frozen `Config`, and each kind of part has a registry. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 Part = TypeVar("Part", bound=type)
 
 REGISTRIES: dict[str, Registry[Any]] = {}
-"""Every registry by its kind ("masker"): how the command line finds the choices for a part that a config holds."""
+"""Every registry by its kind ("masker"). The command line finds the choices for a part of a config here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig(CheckedConfig):
-    """Base of every part's `Config`: what a user chooses of it. Registering the part fills in name and kind.
+    """Base of every part's `Config`, which contains the options of the part. Registering the part sets its name and kind.
 
     Every value is checked against its field's annotation: the type, a `Literal`'s choices, a range (`mmm.core.checks`).
     """
@@ -28,14 +28,14 @@ class PartConfig(CheckedConfig):
 
     @property
     def flag(self) -> str:
-        """The name of its flags' group, for messages."""
+        """The name of the group of flags, for messages."""
         return self.kind or type(self).__qualname__
 
 
 class PartSet:
-    """Several parts of one kind as one value of a config: a frozen dataclass whose fields are their configs, under their names.
+    """Several parts of one kind as one value of a config: a frozen dataclass with one field per part, named after the part.
 
-    A kind derives a class of its own, with which a config's field is annotated:
+    Each kind derives its own class, which is the annotation of a config's field:
 
     >>> class Lamps(PartSet):
     ...     kind = "lamp"
@@ -47,15 +47,15 @@ class PartSet:
 
     @classmethod
     def of(cls, *configs: PartConfig) -> Self:
-        """The set of these parts, in this order.
+        """Returns the set of these parts, in this order.
 
         Raises:
-            ValueError: where one is there twice.
+            ValueError: a part occurs twice.
         """
         names = [config.name for config in configs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice; each {cls.kind} is used once")
-        declared = cls if "kind" in cls.__dict__ else cls.__base__  # not the class of a set that is there already
+        declared = cls if "kind" in cls.__dict__ else cls.__base__  # so that `of` of an existing set also works
         return cast(Self, _set_of(cast(Any, declared), tuple(map(type, configs)))(*configs))
 
     def __iter__(self) -> Iterator[PartConfig]:
@@ -63,16 +63,16 @@ class PartSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parts, in their order."""
+        """The names of the parts, in order."""
         return tuple(own.name for own in fields(self))  # type: ignore[arg-type]
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the class is made at run time, so that pickle cannot find it
+    def __reduce__(self) -> tuple[Any, ...]:  # needed because pickle cannot find a class that is made at run time
         return _restore_set, (type(self).__base__, *self)
 
 
 @cache
 def _set_of(kind: type[PartSet], configs: tuple[type[PartConfig], ...]) -> Any:
-    """The class of sets of these parts; sets of the same parts are of the same class, and can be equal."""
+    """Returns the class of sets of these parts. Sets of the same parts have the same class, so that they can be equal."""
     parts = [(config.name, config, field(default_factory=config)) for config in configs]
     return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
 
@@ -84,8 +84,8 @@ def _restore_set(kind: type[PartSet], *configs: PartConfig) -> PartSet:
 class Registry(Generic[T]):
     """The parts of one kind, by name.
 
-    A part is a class with its own nested `Config` and an `__init__(self, config, *, ...)` whose keyword arguments are what the
-    other parts dictate:
+    A part is a class with a nested `Config` and an `__init__(self, config, *, ...)` whose keyword arguments are determined by
+    the other parts:
 
     >>> lamps = Registry("lamp")
     >>> @lamps.register("desk")
@@ -100,17 +100,17 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str) -> None:
-        """An empty registry of this kind, which is also the name of a task's field, and so of the flag, for such a part."""
+        """Creates an empty registry. `kind` is also the name of a task's field for such a part, and therefore of its flag."""
         assert kind not in REGISTRIES, f"two registries of kind {kind!r}"
         self.kind = kind
         self.parts: dict[str, type[T]] = {}
         REGISTRIES[kind] = self
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """A decorator that gives a class this name.
+        """Returns a decorator that registers a class under this name.
 
         Raises:
-            ValueError: where the name is taken, or the class has no `Config` of its own, or that cannot stand alone.
+            ValueError: the name is taken, or the class has no `Config` of its own, or its `Config` is not valid.
         """
 
         def add(part: Part) -> Part:
@@ -124,10 +124,10 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> type[T]:
-        """The part of this name.
+        """Returns the part with this name.
 
         Raises:
-            ValueError: where there is none; it names all and the nearest.
+            ValueError: there is none; the message contains all names and the most similar one.
         """
         if name not in self.parts:
             hint = nearest(name, self.parts) or "; one of your own: --use the file that registers it"
@@ -135,12 +135,12 @@ class Registry(Generic[T]):
         return self.parts[name]
 
     def build(self, config: PartConfig, **context: Any) -> T:
-        """The part that this config belongs to; `context` is what the other parts dictate (widths, the grid)."""
+        """Builds the part that this config belongs to; `context` contains values determined by other parts (widths, the grid)."""
         return self[config.name](config, **context)  # type: ignore[call-arg]
 
 
 def _own_config(part: type) -> type[PartConfig]:
-    """The part's nested config; not an inherited one, which would lose its first owner's name."""
+    """Returns the part's own nested config. An inherited config would change the name of the part that defined it."""
     config = part.__dict__.get("Config")
     if not (isinstance(config, type) and issubclass(config, PartConfig) and "__dataclass_fields__" in config.__dict__):
         raise ValueError(f"{part.__qualname__} needs a nested `class Config(PartConfig)` of its own, a frozen kw_only dataclass")

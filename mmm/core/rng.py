@@ -1,15 +1,15 @@
 """Counter-based random numbers: each draw is a pure function of a sample.
 
-A key is an int64 that identifies one draw: (seed, source, epoch, sample, repeat). There is no state of a generator, so a crop or a
-    mask is the same on any device, in any batch, on any number of processes and after any resume.
+A key is an int64 that identifies one draw: (seed, source, epoch, sample, repeat). There is no generator state, so a crop or a mask
+is the same on any device, in any batch, on any number of processes and after any resume.
 
 The hash is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in int64 tensors,
-whose multiplication wraps as uint64's does; 256 masks of 196 tokens cost about 0.2 ms.
+whose multiplication overflows like that of uint64; 256 masks of 196 tokens take about 0.2 ms.
 
-Code of other libraries draws from global generators: timm's augmentations from those of Python and NumPy, and torch's for erased
-areas. `seeded` seeds these from a key, and restores them.
+Code of other libraries draws from global generators: timm's augmentations from those of Python and NumPy, and from torch's for
+erased areas. `seeded` seeds these from a key, and restores them.
 
-Shapes: B samples, n draws a sample.
+Shapes: B samples, n draws per sample.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ INCREMENT, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -77235922
 
 
 class Stream(IntEnum):
-    """A constant for each purpose, so that decisions about a sample are independent. Do not change the numbers, because runs depend
-    on them."""
+    """A constant for each purpose, so that the random decisions about a sample are independent. Do not change the numbers, because
+    runs depend on them."""
 
     ORDER = 1
     CROP = 2
@@ -50,24 +50,24 @@ class Stream(IntEnum):
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical (unsigned) right shift; torch's `>>` on int64 copies the sign."""
+    """Shifts right without the sign; torch's `>>` on int64 copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser: a bijection on 64 bits, elementwise."""
+    """Applies splitmix64's finaliser elementwise, a bijection on 64 bits."""
     x = (x ^ _shift(x, 30)) * FIRST
     x = (x ^ _shift(x, 27)) * SECOND
     return x ^ _shift(x, 31)
 
 
 def _int64(value: int | Tensor, device: torch.device | str | None = None) -> Tensor:
-    """An int64 tensor; tensors, unlike Python's integers, wrap when they overflow."""
+    """Returns an int64 tensor. Tensors wrap on overflow, in contrast to Python's integers."""
     return torch.as_tensor(value, dtype=torch.int64, device=device)
 
 
 def _increments(number: int | Tensor, device: torch.device) -> int | Tensor:
-    """number * INCREMENT in 64 bits. A Python number stays one: a tensor made from it would make the host wait for a GPU."""
+    """Returns number * INCREMENT in 64 bits. A Python number stays one, because a tensor would make the host wait for a GPU."""
     if isinstance(number, Tensor):
         return _int64(number, device) * INCREMENT
     return (number * INCREMENT + 2**63) % 2**64 - 2**63
@@ -76,14 +76,14 @@ def _increments(number: int | Tensor, device: torch.device) -> int | Tensor:
 def sample_keys(
     seed: int, epoch: int | Tensor, index: int | Tensor, *, source: int | Tensor = 0, repeat: int | Tensor = 0
 ) -> Tensor:
-    """Returns the keys of samples, from which all their random numbers come.
+    """Returns the keys of samples, from which all their random numbers are derived.
 
     Args:
         seed: random seed of the run.
-        epoch: how many times the data set was passed before, () or (B,).
-        index: index of each sample in its data set, () or (B,).
-        source: which data set, where a run mixes several.
-        repeat: which of several draws of one decoded sample.
+        epoch: number of completed passes over the dataset, () or (B,).
+        index: index of each sample in its dataset, () or (B,).
+        source: index of the dataset, if a run mixes several.
+        repeat: index of the draw, if several are drawn of one decoded sample.
 
     Returns:
         int64 (B,), on the device of `index`.
@@ -101,20 +101,20 @@ def stream(keys: Tensor, purpose: int) -> Tensor:
 
 
 def scores(keys: Tensor, n: int) -> Tensor:
-    """Returns n uniformly distributed int64 per key, (B,) -> (B, n). Sort these and not floats made of them, which can be equal."""
+    """Returns n uniformly distributed int64 per key, (B,) -> (B, n). Sort these rather than floats, of which some can be equal."""
     counter = torch.arange(1, n + 1, dtype=torch.int64, device=keys.device)
     return _mix(keys[:, None] + counter * INCREMENT)  # (B, n)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
-    """Returns n draws from [0, 1) per key, float32 (B, n). They are the upper 24 bits of the scores, and so the same on every
+    """Returns n draws from [0, 1) per key, float32 (B, n). They are the upper 24 bits of the scores, and so do not depend on the
     device."""
     return _shift(scores(keys, n), 40).to(torch.float32) * 2.0**-24
 
 
 def integers(keys: Tensor, high: int | Tensor, n: int) -> Tensor:
     """Returns n draws from 0 .. high - 1 per key, int64 (B, n); `high` is a number or broadcasts over (B, n)."""
-    return _shift(scores(keys, n), 1) % high  # the bias is under high / 2^63
+    return _shift(scores(keys, n), 1) % high  # the bias is less than high / 2^63
 
 
 def permutation(keys: Tensor, n: int) -> Tensor:
@@ -129,7 +129,7 @@ def permutation(keys: Tensor, n: int) -> Tensor:
 def seeded(key: Tensor, device: torch.device | None = None) -> Iterator[None]:
     """Seeds the global generators from a key inside the context, and restores them afterwards.
 
-    Costs about 0.1 ms.
+    This takes about 0.1 ms.
 
     Args:
         key: int64 (), on the CPU.
@@ -155,7 +155,7 @@ def kept(device: torch.device | None = None) -> Iterator[None]:
 
 def seed(key: Tensor, device: torch.device | None = None) -> None:
     """Seeds the global generators; for use inside `kept`."""
-    number = int(key) % 2**64  # Python's generator drops a sign
+    number = int(key) % 2**64  # because Python's generator ignores the sign
     random.seed(number)
     np.random.seed([number >> 32, number % 2**32])
     torch.default_generator.manual_seed(number)

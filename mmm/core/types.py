@@ -1,6 +1,6 @@
 """Types that data, parts and training exchange.
 
-Shapes: B rows, R prefix tokens (class token), M tokens that were encoded, D width.
+Shapes: B rows, R prefix tokens (class token), M encoded tokens, D width.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 T = TypeVar("T")
-BlockOutput = Literal["block", "mlp"]  # what is kept of a block: its output, or what its MLP adds to it
+BlockOutput = Literal["block", "mlp"]  # the kept output of a block: its whole output, or that of its MLP
 
 
 def pytree(kind: type[T]) -> type[T]:
-    """Registers a dataclass with torch's pytrees, so that tensors in it are found by torch.export, torch.func and FSDP.
+    """Registers a dataclass with torch's pytrees, so that torch.export, torch.func and FSDP find the tensors in it.
 
-    Integers, texts and None in it are not leaves. It is rebuilt without its checks.
+    Integers, strings and None in it are not leaves. It is rebuilt without its checks.
     """
     names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
 
@@ -42,14 +42,14 @@ class Input:
     """Properties of the data that the parts are built for.
 
     Attributes:
-        size: size of a sample in pixels, (H, W) or (T, H, W); samples of any other size may follow later.
+        size: size of a sample in pixels, (H, W) or (T, H, W); later samples may have other sizes.
         channels: number of channels.
-        mean, std: values of each channel by which samples are normalised, in units of [0, 1].
-        repeats: samples of each input that follow each other in a batch of a training.
-        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: not known.
+        mean, std: values of each channel for the normalisation of samples, in units of [0, 1].
+        repeats: number of consecutive samples of the same input in a training batch.
+        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: unknown.
 
     Raises:
-        ValueError: mean or std do not have one value per channel.
+        ValueError: mean or std does not have one value per channel.
     """
 
     size: tuple[int, ...]
@@ -70,7 +70,7 @@ class Input:
             raise ValueError(f"data.std {self.std} must be above 0 in every channel, because pixels are divided by it")
 
     def check_trained_with(self, own: Input, where: str) -> None:
-        """Refuses channels and a normalisation that are not those with which a model was trained.
+        """Raises ValueError if channels or normalisation differ from those with which a model was trained.
 
         Args:
             own: the data that the model was trained with.
@@ -91,11 +91,11 @@ class Features:
     Attributes:
         last: (B, R + M, D), after the final norm, if there is one.
         prefix: R, the number of leading tokens without a position on the grid: class tokens, then registers.
-        where: int64 (B, M) or, without a mask, (1, M): which token of the grid each one is.
-        blocks: outputs of the requested blocks, (B, R + M, D) each; 0 is what enters the first block.
-            The values of a hierarchical encoder's are (B, M, a b ... D'): see `Stage`.
+        where: int64 (B, M) or, without a mask, (1, M): the index of each token on the grid.
+        blocks: outputs of the requested blocks, (B, R + M, D) each; 0 is the input of the first block.
+            The outputs of a hierarchical encoder are (B, M, a b ... D'): see `Stage`.
         registers: how many of the prefix tokens, the last of them, are registers.
-        valid: bool (B, R + M), which tokens are no padding. None: all.
+        valid: bool (B, R + M), False for padding. None: all tokens are valid.
     """
 
     last: Tensor
@@ -107,15 +107,15 @@ class Features:
 
     @property
     def tokens(self) -> Tensor:
-        """The tokens of the grid without the prefix, (B, M, D)."""
+        """The tokens of the grid without prefix tokens, (B, M, D)."""
         return self.last[:, self.prefix :]
 
     @property
     def class_token(self) -> Tensor:
-        """The class token, (B, D); the mean of several (Pixio).
+        """The class token, (B, D), or the mean of several (Pixio).
 
         Raises:
-            ValueError: the encoder has none.
+            ValueError: the encoder has no class token.
         """
         if self.prefix == self.registers:
             raise ValueError("this encoder has no class token; use the mean of the tokens")
@@ -144,15 +144,15 @@ class Features:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a hierarchical encoder, all of whose blocks have tokens of one size and width.
+    """A stage of a hierarchical encoder: consecutive blocks whose tokens have the same size and width.
 
-    `Features.blocks` holds the tokens of a block that one token of the output covers side by side: (B, M, a b ... D'), the last
-    axis of the grid and then the channel fastest.
+    `Features.blocks` contains, for each token of the output, the smaller tokens that it covers: (B, M, a b ... D'), with the last
+    axis of the grid and then the channel varying fastest.
 
     Attributes:
         block: its last block, counted from 1.
-        width: D', of its tokens.
-        inner: how many of its tokens one token of the output covers, along each axis of the grid.
+        width: width of its tokens, D'.
+        inner: number of its tokens that one token of the output covers, along each axis of the grid.
     """
 
     block: int
@@ -170,8 +170,8 @@ class Shape:
         prefix: R.
         registers: how many of the prefix tokens, the last of them, are registers.
         stages: stages of a hierarchical encoder. Empty: all blocks have tokens of the output's size and width.
-        whole: whether the encoder needs a whole grid, so that masks must blank tokens rather than drop them.
-        unit: the side of the squares of tokens that masks must not cut.
+        whole: whether the encoder needs a whole grid, so that masks must replace hidden tokens by blanks instead of dropping them.
+        unit: side of the squares of tokens that masks must hide or show as a whole.
     """
 
     width: int
@@ -184,18 +184,18 @@ class Shape:
 
     @property
     def class_tokens(self) -> int:
-        """The number of class tokens, which are the first of the prefix tokens."""
+        """The number of class tokens, which come first among the prefix tokens."""
         return self.prefix - self.registers
 
 
 @dataclass(frozen=True)
 class RequiredFeatures:
-    """The features that a decoder requires of an encoder; nothing else is kept or built.
+    """The features that a decoder requires of an encoder; no others are kept or built.
 
     Attributes:
         last: whether the output of the final norm is required.
-        blocks: the blocks whose outputs are required; 0 is the input of the first.
-        hidden: whether features of hidden tokens are required, so that masks must blank them rather than drop them.
+        blocks: the blocks whose outputs are required; 0 is the input of the first block.
+        hidden: whether features of hidden tokens are required, so that masks must replace them by blanks instead of dropping them.
     """
 
     last: bool = True
@@ -205,9 +205,9 @@ class RequiredFeatures:
 
 @dataclass(frozen=True)
 class UpdateScale:
-    """Factors of the learning rate and the weight decay of a module's parameters: its attribute `update_scale`, in any part.
+    """Factors of the learning rate and the weight decay of a module's parameters, in the attribute `update_scale` of any module.
 
-    The scales of a module inside another one are multiplied.
+    The factors of nested modules are multiplied.
 
     Attributes:
         rate: factor of the learning rate.
@@ -222,11 +222,11 @@ class Collective(Protocol):
     """Reductions over the processes of a training, for parts that depend on the whole batch."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """Returns the sum over all processes, on each of them. The value may be overwritten."""
+        """Returns the sum over all processes, on every process. The value may be overwritten."""
         ...
 
     def max(self, value: Tensor) -> Tensor:
-        """Returns the elementwise maximum over all processes, on each of them. The value may be overwritten."""
+        """Returns the elementwise maximum over all processes, on every process. The value may be overwritten."""
         ...
 
 
@@ -234,9 +234,9 @@ class Alone:
     """The collective of a single process, which exchanges nothing."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """Returns the value."""
+        """Returns the value unchanged."""
         return value
 
     def max(self, value: Tensor) -> Tensor:
-        """Returns the value."""
+        """Returns the value unchanged."""
         return value

@@ -1,7 +1,7 @@
 """Grouped convolutions over the grid (Baevski et al., "data2vec 2.0", ICML 2023, section 3.3).
 
-Shapes: mB masks, kmB rows of predicted tokens, R prefix tokens, M encoded tokens, N tokens of the grid, Q predicted tokens, D the
-encoder's width, d the decoder's, K values predicted a token.
+Shapes: mB masks, kmB rows of predicted tokens, R prefix tokens, M encoded tokens, N tokens of the grid, Q predicted tokens, D width
+of the encoder, d width of the decoder, K predicted values per token.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mmm.layers.transformer import initialise
 
 @decoders.register("convolution")
 class ConvolutionDecoder(Decoder):
-    """Puts the encoded tokens back on the grid, with noise in all other places, and convolves. There are no position embeddings.
+    """Puts the encoded tokens on the grid, with noise at all other positions, and convolves. There are no position embeddings.
 
-    The noise is drawn anew in each step; in evaluation mode there is none. Prefix tokens are not used.
+    The noise is drawn again in each step; in evaluation mode there is none. Prefix tokens are not used.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,16 @@ class ConvolutionDecoder(Decoder):
         """Width of the decoder (data2vec 2.0: 768; its larger models: 1024)."""
 
         depth: Positive = 6
-        """Number of convolutions (6; larger models: 3)."""
+        """Number of convolutions (data2vec 2.0: 6; its larger models: 3)."""
 
         kernel: Positive = 3
-        """Side of a kernel in tokens, an odd number; for clips also its length (3; larger models: 5)."""
+        """Side of a kernel in tokens, an odd number; for clips also its length (data2vec 2.0: 3; its larger models: 5)."""
 
         groups: Positive = 16
         """Number of groups of the convolutions."""
 
         noise: NonNegative = 0.01
-        """Standard deviation of the noise in places that were not encoded."""
+        """Standard deviation of the noise at positions that were not encoded."""
 
         def validate(self) -> None:
             if self.kernel % 2 == 0:
@@ -54,10 +54,10 @@ class ConvolutionDecoder(Decoder):
                 raise ValueError(f"decoder.groups {self.groups} does not divide decoder.width {self.width}")
 
     config: Config
-    takes_padding = True  # a copy of a token has the token's features
+    takes_padding = True  # padding copies a token, and therefore has that token's features
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all; any grid of its axes will do.
+        """Builds the decoder for an encoder of this shape, grids with the axes of `grid`, and `outputs` values per token, K in all.
 
         Raises:
             ValueError: the groups do not divide the encoder's width.
@@ -73,10 +73,10 @@ class ConvolutionDecoder(Decoder):
             for before, after in pairwise(widths)
         )
         self.head = nn.Linear(config.width, sum(outputs))
-        self.head.apply(initialise)  # convolutions begin as torch's do
+        self.head.apply(initialise)  # convolutions keep torch's initialisation
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
-        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
+        """Returns predictions for the tokens in `mask.predict`, (kmB, Q, K)."""
         tokens, rows = features.tokens, len(features.where)
         empty = tokens.new_zeros(rows, math.prod(grid), tokens.shape[2])
         if self.training and self.config.noise:

@@ -1,10 +1,10 @@
 """CrossMAE's decoder (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", TMLR 2025, section 3): each predicted token
-attends to the visible tokens and not to other predicted ones, so that any part of the hidden tokens can be predicted on its own.
+attends to the visible tokens and not to other predicted tokens, so that any part of the hidden tokens can be predicted separately.
 CAPI's predictor (Darcet et al., 2025, section 3.1) is this decoder with rotary positions. In BootMAE's decoder (Dong et al., ECCV
 2022, section 3.3), encoded tokens are queries too.
 
-Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (prefix among them), Q predicted tokens, D the encoder's width,
-d the decoder's, h heads, K values predicted a token.
+Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens (including prefix tokens), Q predicted tokens, D width of the
+encoder, d width of the decoder, h heads, K predicted values per token.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CrossBlock(nn.Module):
         self.cross_attn = CrossAttention(width, source, heads, bias=bias)
         self.norm2 = make_norm(kind, width, epsilon)
         self.mlp = MLP(width, round(width * config.mlp_ratio), activation=config.activation, bias=bias)
-        from timm.layers import DropPath  # here: timm takes longer to import than torch
+        from timm.layers import DropPath  # imported here because importing timm takes longer than importing torch
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -54,12 +54,12 @@ class CrossBlock(nn.Module):
         valid: tuple[Tensor | None, Tensor | None] = (None, None),
         packing: tuple[Packing, Packing] | None = None,
     ) -> Tensor:
-        """(B, Q, d), (B, M, D) -> (B, Q, d).
+        """Applies the block, (B, Q, d), (B, M, D) -> (B, Q, d).
 
         Args:
             x: the predicted tokens.
             source: the encoded tokens.
-            rotary, valid, packing: of the predicted tokens and of the source; see `Attention`.
+            rotary, valid, packing: for the predicted tokens and for the source; see `Attention`.
         """
         own = None if packing is None else packing[0]
         drop = partial(drop_samples, self.drop_path, packing=own)
@@ -72,7 +72,7 @@ class CrossBlock(nn.Module):
 
 @decoders.register("cross_attention")
 class CrossAttentionDecoder(Decoder):
-    """Cross-attention from each predicted token to the encoded tokens. The cost is in proportion to the number of predicted
+    """Cross-attention from each predicted token to the encoded tokens. The cost is proportional to the number of predicted
     tokens."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,15 @@ class CrossAttentionDecoder(Decoder):
         """Number of blocks."""
 
         self_attention: bool = False
-        """Let the predicted tokens attend to each other too. A prediction then depends on which other tokens are predicted."""
+        """Let the predicted tokens also attend to each other. A prediction then depends on which other tokens are predicted."""
 
         encoded_queries: bool = False
-        """Put the encoder's last output, after its norm, before the predicted tokens as further queries (BootMAE). The predicted
+        """Use the encoder's last output, after its norm, as further queries before the predicted tokens (BootMAE). The predicted
         tokens attend to it by `self_attention`, which must be on."""
 
         register_places: Literal["none", "around"] = "none"
-        """Places of the encoder's registers as keys, where rotary: none, or around the visible tokens (CAPI), as in the encoder."""
+        """Positions of the encoder's registers as keys, with rotary: none, or around the visible tokens (CAPI), as in the
+        encoder."""
 
         def validate(self) -> None:
             super().validate()
@@ -105,10 +106,11 @@ class CrossAttentionDecoder(Decoder):
     takes_padding = True
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
-        """Builds it for an encoder of this shape, a home grid and `outputs` values a token, K in all.
+        """Builds the decoder for an encoder of this shape, a home grid and `outputs` values per token, K in all.
 
         Raises:
-            ValueError: registers are to stand around the tokens, and there are none in fours.
+            ValueError: registers are to be placed around the tokens, and their number is not a positive multiple of 4, or the input
+                is not an image.
         """
         super().__init__()
         self.config, self.home, self.prefix = config, grid, encoder.prefix
@@ -126,10 +128,10 @@ class CrossAttentionDecoder(Decoder):
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
-        """Predictions of the tokens in `mask.predict`, (kmB, Q, K).
+        """Returns predictions for the tokens in `mask.predict`, (kmB, Q, K).
 
         Raises:
-            ValueError: the mask asks for visible tokens.
+            ValueError: the mask predicts visible tokens.
         """
         (x, valid), rotary = self._queries(features, mask, grid), self._rotary(features, mask, grid)
         for block, source in zip(self.blocks, self._sources(features), strict=True):
@@ -137,13 +139,13 @@ class CrossAttentionDecoder(Decoder):
         return self.head(self.norm(x[:, -mask.predict.shape[1] :]))  # (kmB, Q, K)
 
     def packed(self, features: Sequence[Features], masks: Sequence[Mask], grids: Sequence[Grid]) -> list[Tensor]:
-        """Predictions of batches of different grids, whose tokens go through the blocks as one sequence."""
+        """Returns predictions for batches with different grids, whose tokens pass through the blocks as one sequence."""
         if len(masks) == 1:
             return [self(features[0], masks[0], grids[0])]
         groups, padding = zip(*map(self._queries, features, masks, grids), strict=True)
         sources = [
             [repeat_rows(source, len(group)) for source in self._sources(one)] for one, group in zip(features, groups, strict=True)
-        ]  # for each group and block (kmB, M, D)
+        ]  # for each group and block, (kmB, M, D)
         packing = Packing.of(groups), Packing.of([one[0] for one in sources])
         valid = tuple(own.pack_valid(some) for some, own in zip(zip(*padding, strict=True), packing, strict=True))
         rotary, turns = None, [one for one in map(self._rotary, features, masks, grids) if one is not None]
@@ -156,14 +158,14 @@ class CrossAttentionDecoder(Decoder):
         return [self.head(self.norm(part[:, -mask.predict.shape[1] :])) for part, mask in parts]
 
     def _sources(self, features: Features) -> list[Tensor]:
-        """The tokens that each block reads, (mB, M, D)."""
+        """Returns the tokens that each block reads, (mB, M, D)."""
         return [features.last] * len(self.blocks) if self.fusion is None else list(self.fusion(features))
 
     def _queries(self, features: Features, mask: Mask, grid: Grid) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-        """Makes a mask token with its position for each predicted token, behind the encoded ones where these are queries too.
+        """Returns a mask token with its position for each predicted token, after the encoded tokens if these are queries too.
 
         Returns:
-            (kmB, Q or R + M + Q, d), and which of them and of the encoded tokens are no padding, where there is any.
+            The queries, (kmB, Q or R + M + Q, d), and the masks of valid queries and of valid encoded tokens, if there is padding.
         """
         if mask.echo:
             raise ValueError(
@@ -176,12 +178,12 @@ class CrossAttentionDecoder(Decoder):
         valid = None if features.valid is None else repeat_rows(features.valid, rows)
         if self.embed is not None:
             x = torch.cat([repeat_rows(self.embed(features.last), rows), x], dim=1)  # (kmB, R + M + Q, d)
-            if valid is not None and valid_predict is not None:  # both or none
+            if valid is not None and valid_predict is not None:  # a mask has both or neither
                 valid_predict = torch.cat([valid, valid_predict], dim=1)
         return x, (valid_predict, valid)
 
     def _rotary(self, features: Features, mask: Mask, grid: Grid) -> tuple[Rotary, Rotary] | None:
-        """The rotations of the queries and of the encoded tokens."""
+        """Returns the rotations of the queries and of the encoded tokens."""
         kind, channels, dtype = self.config.rotary, self.config.width // self.config.heads, self.mask_token.dtype
         where, asked, prefix = repeat_rows(features.where, len(mask.predict)), mask.predict, 0
         keys = make_rotary(kind, grid, channels, where, prefix=self.prefix, around=self.around, dtype=dtype)

@@ -3,12 +3,12 @@
 Inter-block fusion (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), TMLR 2025, section 3.4): each
 decoder block reads its own learned, weighted sum of the outputs of the encoder's blocks.
 
-Fusion over stages (Ryali et al., "Hiera", ICML 2023, section 3): the finer stages of a hierarchical encoder are brought to the size
-and width of its last by strided convolutions, and added to it.
+Fusion over stages (Ryali et al., "Hiera", ICML 2023, section 3): strided convolutions bring the finer stages of a hierarchical
+encoder to the size and width of its last stage, and are added to it.
 
-Joined levels (V-JEPA 2.1, 2026): the outputs of some blocks, each normed, are joined and brought to the encoder's width.
+Joined levels (V-JEPA 2.1, 2026): the normed outputs of some blocks are concatenated and projected to the encoder's width.
 
-Shapes: mB rows, M encoded tokens (prefix among them), D the encoder's width, k feature maps that are added up, d decoder blocks; a
+Shapes: mB rows, M encoded tokens (including prefix tokens), D width of the encoder, k summed feature maps, d decoder blocks; a
 token covers a b ... tokens of width D' of a finer stage.
 """
 
@@ -33,18 +33,18 @@ class FusedDecoderConfig(DecoderConfig):
     """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
     fusion: Literal["none", "linear", "stages", "levels"] = "none"
-    """Input from the encoder: its last, normed output; a learned weighted sum of the outputs of its blocks, normed (linear); the
-    last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed (stages); or the
-    outputs of several blocks, each normed, joined and passed through a linear layer and a GELU (levels: V-JEPA 2.1)."""
+    """Input from the encoder. none: its last, normed output. linear: a learned weighted sum of the outputs of its blocks, normed.
+    stages: the last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed. levels:
+    the outputs of several blocks, each normed, concatenated and passed through a linear layer and a GELU (V-JEPA 2.1)."""
 
     fusion_blocks: tuple[int, ...] | None = None
-    """The encoder's blocks that are read, counted from 1, where fusion is linear or levels. None: all of them."""
+    """The encoder's blocks that are read, counted from 1, if fusion is linear or levels. None: all blocks."""
 
     fusion_input: bool = True
-    """Add the input of the first block, too, where fusion is linear."""
+    """Also add the input of the first block, if fusion is linear."""
 
     def required_features(self, encoder: Shape) -> RequiredFeatures:
-        """The last output, or the blocks that are added up; then the encoder's final norm is not built."""
+        """Returns the last output, or the blocks that are summed; in that case the encoder's final norm is not built."""
         depth = encoder.depth
         if self.fusion == "none":
             return RequiredFeatures(last=True)
@@ -63,53 +63,53 @@ class FusedDecoderConfig(DecoderConfig):
 
 
 class WeightedSums(torch.autograd.Function):
-    """d weighted sums of k feature maps, (d, k) and k times (mB, M, D) -> (d, mB, M, D), both of one precision.
+    """d weighted sums of k feature maps, (d, k) and k times (mB, M, D) -> (d, mB, M, D), both with the same precision.
 
-    For the backward pass it keeps the maps themselves, which the encoder's blocks keep anyway, instead of a copy of them all: with
-    25 % predicted that is 4 % of a step's memory.
+    For the backward pass it keeps the maps themselves, which the encoder's blocks keep in any case, instead of a copy of all maps;
+    with 25 % predicted the copy would take 4 % of a step's memory.
     """
 
     @staticmethod
     def forward(weight: Tensor, *maps: Tensor) -> Tensor:
-        """The sums, by one product (d, k) x (k, mB M D)."""
+        """Returns the sums, computed by one product (d, k) x (k, mB M D)."""
         return (weight @ _stack(maps, weight).flatten(1)).unflatten(1, maps[0].shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keeps the weight and the maps."""
+        """Saves the weight and the maps."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the weight and of each map, from (d, mB, M, D)."""
+        """Returns the gradients of the weight and of each map, from (d, mB, M, D)."""
         weight, *maps = ctx.saved_tensors
         to_maps = (weight.T @ gradient.flatten(1)).unflatten(1, maps[0].shape)  # (k, mB, M, D)
-        # row by row, and then their sum: one product of (d, mB M D) and (mB M D, k) gives a GPU d k numbers to share out
+        # one product per row, then their sum, because a single product of (d, mB M D) and (mB M D, k) has too few outputs for a GPU
         rows = _stack(maps, weight).flatten(2).permute(1, 2, 0)  # (mB, M D, k)
         to_weight = (gradient.flatten(2).transpose(0, 1) @ rows).sum(0)  # (mB, d, k) -> (d, k)
         return to_weight, *to_maps.unbind(0)
 
 
 def _stack(maps: Sequence[Tensor], like: Tensor) -> Tensor:
-    """(k, mB, M, D), in the precision of `like`."""
+    """Stacks the maps in the precision of `like`, (k, mB, M, D)."""
     return torch.stack([one.to(like.dtype) for one in maps])
 
 
 class LinearFusion(nn.Module):
     """d weighted sums of k feature maps, each with its own norm.
 
-    The published code stacks the maps along a new innermost axis, which lays k values of stride M D side by side, and multiplies
-    there; it costs a third of its epoch. Here the maps lie one after the other, and one product adds them up.
+    The published code stacks the maps along a new innermost axis, which interleaves k values of stride M D, and multiplies along
+    it; this takes a third of its epoch. Here the maps are stacked one after the other, and one product computes the sums.
     """
 
     def __init__(self, width: int, blocks: tuple[int, ...], inputs: int, epsilon: float) -> None:
         super().__init__()
         self.blocks = blocks
-        self.mix = nn.Linear(len(blocks), inputs, bias=False)  # holds (d, k), and is initialised as the other matrices are
+        self.mix = nn.Linear(len(blocks), inputs, bias=False)  # weight (d, k), initialised like the other matrices
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon) for _ in range(inputs))
 
     def forward(self, features: Features) -> list[Tensor]:
-        """d inputs of decoder blocks, (mB, M, D) each."""
+        """Returns d inputs of decoder blocks, each (mB, M, D)."""
         maps, weight = [features.blocks[block] for block in self.blocks], self.mix.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -118,7 +118,7 @@ class LinearFusion(nn.Module):
 
 
 class StageFusion(nn.Module):
-    """The last block's output plus each finer stage's, brought to its size and width, normed; every decoder block reads the sum."""
+    """The last block's output plus that of each finer stage, brought to its size and width, normed; all decoder blocks read it."""
 
     def __init__(self, encoder: Shape, inputs: int, epsilon: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class StageFusion(nn.Module):
         self.norm = nn.LayerNorm(encoder.width, eps=epsilon)
 
     def forward(self, features: Features) -> list[Tensor]:
-        """d times the same (mB, M, D)."""
+        """Returns the sum, (mB, M, D), d times."""
         total = features.blocks[self.depth]
         for stage, embed in zip(self.stages, self.embeds, strict=True):
             total = total + embed(features.blocks[stage.block])  # (mB, M, a b ... D') -> (mB, M, D)
@@ -135,7 +135,7 @@ class StageFusion(nn.Module):
 
 
 class LevelFusion(nn.Module):
-    """The outputs of k blocks, each with its own norm, joined and brought to the encoder's width, for every decoder block."""
+    """The outputs of k blocks, each with its own norm, joined and projected to the encoder's width, for all decoder blocks."""
 
     def __init__(self, width: int, blocks: tuple[int, ...], inputs: int, epsilon: float) -> None:
         super().__init__()
@@ -144,20 +144,20 @@ class LevelFusion(nn.Module):
         self.mix = nn.Linear(len(blocks) * width, width)
 
     def forward(self, features: Features) -> list[Tensor]:
-        """d times the same (mB, M, D)."""
+        """Returns the projection, (mB, M, D), d times."""
         levels = [norm(features.blocks[block]) for norm, block in zip(self.norms, self.blocks, strict=True)]
         return [F.gelu(self.mix(torch.cat(levels, dim=-1)))] * self.inputs
 
 
 def finer_stages(encoder: Shape) -> tuple[Stage, ...]:
-    """The stages of an encoder whose tokens are smaller than those of its output."""
+    """Returns the stages of an encoder whose tokens are smaller than those of its output."""
     return tuple(stage for stage in encoder.stages if math.prod(stage.inner) > 1)
 
 
 def make_fusion(config: FusedDecoderConfig, encoder: Shape, inputs: int, epsilon: float) -> nn.Module | None:
     """Builds the fusion that the config names; it returns `inputs` (d) maps of the encoder's width, one for each decoder block.
 
-    None: every decoder block reads the encoder's last, normed output.
+    Returns None if every decoder block reads the encoder's last, normed output.
     """
     required = config.required_features(encoder)
     if config.fusion == "none":

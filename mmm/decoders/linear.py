@@ -1,7 +1,7 @@
-"""A linear prediction from each token's own feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT), or from those in several
+"""A linear prediction from each token's feature (Xie et al., "SimMIM", CVPR 2022; MaskFeat, BEiT), or from its features in several
 blocks (Li et al., "Unmasked Teacher", ICCV 2023).
 
-Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens, N tokens of the grid, Q predicted, D width, K values.
+Shapes: mB masks, kmB rows of predicted tokens, M encoded tokens, N tokens of the grid, Q predicted tokens, D width, K values.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mmm.layers.transformer import initialise
 
 @decoders.register("linear")
 class LinearDecoder(Decoder):
-    """One linear layer, or one for each of several blocks; needs a mask that blanks the hidden tokens, so that the encoder has a
-    feature for each, or that asks for visible tokens alone (masker.predict_visible)."""
+    """One linear layer, or one for each of several blocks. Needs an encoder feature for each predicted token: a mask that replaces
+    hidden tokens by blanks, or that predicts only visible tokens (masker.predict_visible)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DecoderConfig):
         levels: tuple[Positive, ...] | None = None
-        """The encoder's blocks, counted from 1, each of which predicts a target of its own, through one norm for all (UMT: the last
-        six); as many as the target has. None: the last output predicts all."""
+        """The encoder's blocks, counted from 1, each of which predicts its own target, after one shared norm (UMT: the last six);
+        there must be as many blocks as targets. None: the last output predicts all targets."""
 
         positions: Fixed | Literal["none"] = "none"
-        """Positions that are added to normed levels (UMT: flat_sine_cosine)."""
+        """Positions that are added to the normed outputs of the levels (UMT: flat_sine_cosine)."""
 
         norm: bool = False
         """Norm the predictions of each level over a token's values (UMT)."""
@@ -61,10 +61,10 @@ class LinearDecoder(Decoder):
     takes_padding = True
 
     def __init__(self, config: Config, *, encoder: Shape, grid: Grid, outputs: tuple[int, ...]) -> None:
-        """Builds it for an encoder of this shape and `outputs` values a token, K in all; any grid will do.
+        """Builds the decoder for an encoder of this shape, any grid, and `outputs` values per token, K in all.
 
         Raises:
-            ValueError: there are not as many levels as targets.
+            ValueError: the number of levels is not that of the targets.
         """
         super().__init__()
         self.config, levels = config, config.levels
@@ -80,13 +80,13 @@ class LinearDecoder(Decoder):
         self.apply(initialise)
 
     def forward(self, features: Features, mask: Mask, grid: Grid) -> Tensor:
-        """Predictions of the tokens in `mask.predict`, (kmB, Q, K)."""
+        """Returns predictions for the tokens in `mask.predict`, (kmB, Q, K)."""
         where = features.where  # (mB, M)
         standing = torch.arange(where.shape[1], device=where.device).expand_as(where)
         nowhere = where.new_full((len(where), math.prod(grid)), -1)
-        slots = nowhere.scatter(1, where, standing)  # place on the grid -> place in M
+        slots = nowhere.scatter(1, where, standing)  # position on the grid -> index in M
         slots = repeat_rows(slots, len(mask.predict)).gather(1, mask.predict)  # (kmB, Q)
-        # elsewhere than on a CPU this look would wait for the device, whose own gather refuses -1
+        # checked only on a CPU, because the check would wait for another device, whose own gather rejects -1
         if slots.device.type == "cpu" and not torch.compiler.is_compiling() and slots.min() < 0:
             raise ValueError("a token is to be predicted that the encoder did not see, not even as a blank; add it to mask.blank")
         if self.config.levels is None:

@@ -1,4 +1,4 @@
-"""Attention to each token in the last block of an encoder, as a score of how much it is looked at.
+"""Attention to each token in the last attention layer of an encoder.
 
 Shapes: B samples, R prefix tokens, N tokens of the grid, h heads, c channels of a head.
 """
@@ -16,13 +16,14 @@ from mmm.layers.transformer import Attention
 
 @contextmanager
 def last_attention(encoder: nn.Module) -> Iterator[Callable[[int], Tensor]]:
-    """Watches an encoder while it runs once on all tokens; afterwards the yielded function returns the attention to each token.
+    """Records the last attention layer while an encoder runs once on all tokens. The yielded function then returns the attention.
 
-    It takes the number of prefix tokens, R, and returns (B, N) in fp32 or better: the attention of the first of them or, without
-    any, the mean over all tokens, and the mean over heads (UMT: CLIP's class token in its last block).
+    The function takes the number of prefix tokens, R, and returns the attention to each token, (B, N), in fp32 or better: that of
+    the first prefix token or, without prefix tokens, the mean over all tokens; and the mean over heads (UMT: CLIP's class token in
+    its last block).
 
     Raises:
-        ValueError: where nothing in the encoder is attention.
+        ValueError: the encoder has no attention layer.
     """
     layers = [module for module in encoder.modules() if isinstance(module, Attention)]
     if not layers:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of tensors: of the weights of a run, and of teachers."""
+"""Exponential moving averages of tensors, for the weights of a run and for teachers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @torch.no_grad()
 def follow(averages: Sequence[Tensor], live: Sequence[Tensor], decay: float, made: Tensor | None = None) -> None:
-    """Moves averages towards tensors of floats, in place: average = decay * average + (1 - decay) * live.
+    """Updates averages of floating-point tensors in place: average = decay * average + (1 - decay) * live.
 
-    Of tensors that are sharded over processes, all in the same way, each process moves its own part.
+    If tensors are sharded over processes, all in the same way, each process updates its own part.
 
     Args:
-        averages, live: in the same order.
-        made: whether to, a bool () on the device, which the host does not wait for; None: yes.
+        averages, live: tensors in the same order.
+        made: whether to update, a bool () on the device; the host does not wait for it. None: update.
     """
     averages, live = [_local(value) for value in averages], [_local(value) for value in live]
     if made is None:
@@ -27,6 +27,6 @@ def follow(averages: Sequence[Tensor], live: Sequence[Tensor], decay: float, mad
 
 
 def _local(value: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory."""
+    """Returns the part of a tensor on this process, which shares its memory."""
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value  # a DTensor
     return part

@@ -1,6 +1,6 @@
-"""Batch normalisation without weights, by statistics of all processes, for frozen features.
+"""Batch normalisation without weights, with statistics over all processes, for frozen features.
 
-torch's SyncBatchNorm does not run on a CPU, and it computes gradients, which features of a frozen encoder do not need.
+torch's SyncBatchNorm does not run on a CPU, and computes gradients, which the features of a frozen encoder do not need.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from torch import Tensor, distributed, nn
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon), by the statistics of the batch in training and the running ones in evaluation.
+    """(x - mean) / sqrt(var + epsilon), with the statistics of the batch in training mode and the running ones in evaluation mode.
 
-    It differs from torch's BatchNorm1d at the start: the first batches are averaged evenly, until one counts for no more than the
-    momentum. torch's running values still hold 12 % of their initial 0 and 1 after 20 batches, which is more than most features
-    vary.
+    It differs from torch's BatchNorm1d at the start: the first batches get equal weights, until the weight of a batch falls to the
+    momentum. After 20 batches, torch's running statistics still contain 12 % of their initial 0 and 1, which is more than the
+    variance of most features.
     """
 
     mean: Tensor
@@ -22,7 +22,7 @@ class BatchNorm(nn.Module):
     batches: Tensor
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, momentum: float = 0.1) -> None:
-        """MAE's epsilon (main_linprobe.py), torch's momentum."""
+        """The defaults are MAE's epsilon (main_linprobe.py) and torch's momentum."""
         super().__init__()
         self.epsilon, self.momentum = epsilon, momentum
         self.register_buffer("mean", torch.zeros(width))
@@ -30,10 +30,10 @@ class BatchNorm(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> fp32 (B, D).
+        """Returns normalised features in fp32, (B, D) -> (B, D).
 
         Raises:
-            ValueError: a gradient would have to pass, in training on several processes.
+            ValueError: a gradient is required in a training on several processes.
         """
         x = x.float()
         if not self.training:
@@ -56,7 +56,7 @@ def _together() -> bool:
 
 
 def _over_all(total: Tensor) -> Tensor:
-    """The sum over the processes."""
+    """Returns the sum over all processes."""
     if _together():
         distributed.all_reduce(total)
     return total

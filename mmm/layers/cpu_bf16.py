@@ -1,12 +1,12 @@
-"""Faster layers for a CPU under autocast to bf16. Nothing else needs them: models are built of torch's own layers.
+"""Faster layers for a CPU under autocast to bf16. Models are built of torch's own layers, and nothing else needs these.
 
-`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own do everywhere else. Trainings and
-evaluations in bf16 on a CPU call it. On a CPU in bf16 torch's are slow (docs/performance.md, "A step beside other
-implementations"): the backward pass of flash attention leaves nine tenths of the machine idle, the product for a weight's
-gradient half of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in
-fp32 for linear layers that read bf16.
+`use_cpu_bf16_kernels` replaces layers by those below, which compute as torch's own on every other device and precision. Trainings
+and evaluations in bf16 on a CPU call it, because torch's layers are slow there (docs/performance.md, "A step beside other
+implementations"): the backward pass of flash attention uses a tenth of the machine, the product for the gradient of a weight half
+of it, autocast keeps a bf16 copy of all weights from the forward to the backward pass, and it computes norms in fp32 for linear
+layers that read bf16.
 
-Shapes: B samples, h heads, Q queries, M keys, c values a head; T tokens, I and O inputs and outputs of a linear layer.
+Shapes: B samples, h heads, Q queries, M keys, c values per head; T tokens, I inputs and O outputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from mmm.layers.transformer import Attention, Embedding, QueryValueLinear
 
-LONGEST = 2048  # keys up to which all probabilities are kept for the backward pass; flash attention keeps none
-BLOCK = 2**21  # bytes of probabilities that are computed at a time, for a core's second cache
+LONGEST = 2048  # maximum number of keys for which all probabilities are kept for the backward pass; flash attention keeps none
+BLOCK = 2**21  # bytes of probabilities that are computed at a time, so that they fit into a core's second-level cache
 
 
 def is_cpu_bf16(x: Tensor) -> bool:
-    """True if this is computed on a CPU under autocast to bf16."""
+    """Returns whether a tensor is computed on a CPU under autocast to bf16."""
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
@@ -37,7 +37,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class CPUBF16Linear(nn.Linear):
-    """A linear layer."""
+    """A faster linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
@@ -45,30 +45,30 @@ class CPUBF16Linear(nn.Linear):
 
 
 class CPUBF16QueryValueLinear(QueryValueLinear):
-    """Queries, keys and values."""
+    """A faster linear layer for queries, keys and values."""
 
     linear = staticmethod(linear)
 
 
 class CPUBF16Embedding(Embedding):
-    """The embedding of tokens."""
+    """A faster embedding of tokens."""
 
     linear = staticmethod(linear)
 
 
 class CPUBF16LayerNorm(nn.LayerNorm):
-    """A layer norm whose result is in the precision that the next linear layer reads."""
+    """A layer norm whose result has the precision that the next linear layer reads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Normalises tokens, (..., D) -> (..., D)."""
         if not is_cpu_bf16(x):
             return super().forward(x)
-        with torch.autocast("cpu", enabled=False):  # it would go to fp32 and back; statistics are fp32 inside in any case
+        with torch.autocast("cpu", enabled=False):  # which would convert to fp32 and back; statistics are fp32 in any case
             return super().forward(x.to(torch.bfloat16))
 
 
 class CPUBF16Attention(Attention):
-    """Multi-head attention."""
+    """Faster multi-head attention."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c)."""
@@ -87,16 +87,17 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_cpu_bf16_kernels(model: nn.Module) -> None:
-    """Replaces the layers of a model, in place, by the faster ones; weights and their names stay."""
+    """Replaces the layers of a model, in place, by the faster ones; weights and their names do not change."""
     for module in model.modules():
         module.__class__ = FASTER.get(type(module), type(module))
 
 
 class _AttentionByProducts(torch.autograd.Function):
-    """softmax(q k^T / sqrt c) v by plain products, a few heads at a time.
+    """softmax(q k^T / sqrt c) v, computed by matrix products for a few heads at a time.
 
-    Probabilities that leave the cache are written and read again five times in a step; and a block of 32 MiB or more comes from the
-    system page by page, which costs as much as a product (1,568 keys, 2 samples of 6 heads: alone 152 ms at once, 101 in blocks).
+    A block of probabilities that does not fit into the cache is written to memory and read again five times in a step. A block of
+    32 MiB or more is also allocated page by page, which costs as much as a product (1,568 keys, 2 samples of 6 heads: 152 ms in one
+    block, 101 ms in several).
     """
 
     @staticmethod
@@ -115,7 +116,7 @@ class _AttentionByProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v."""
+        """Returns the gradients of q, k and v."""
         q, k, v, *kept = ctx.saved_tensors
         shape, gradient = gradient.shape, gradient.to(q.dtype).flatten(0, 1)
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -130,7 +131,7 @@ class _AttentionByProducts(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer in bf16 on weights in fp32, of which no copy is kept."""
+    """A linear layer in bf16 with weights in fp32, which keeps no bf16 copy of the weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -142,14 +143,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of x, the weight and the bias, of those that need one."""
+        """Returns the gradients of x, the weight and the bias, where they are required."""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         to_x = gradient @ weight.to(gradient.dtype) if for_x else None
         gradient, to_weight = gradient.reshape(-1, gradient.shape[-1]), None  # (T, O)
         if for_weight:
             x = x.reshape(-1, x.shape[-1])  # (T, I)
-            # oneDNN's product is up to twice as fast where the transposed matrix lies transposed: copied is what is less to copy
+            # oneDNN's product is up to twice as fast if the transposed matrix is stored transposed; the smaller one is copied
             if gradient.numel() > x.numel() + weight.numel():
                 to_weight = (x.T.contiguous() @ gradient).T.contiguous()  # (O, I)
             else:

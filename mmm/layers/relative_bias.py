@@ -1,6 +1,6 @@
-"""A learned bias of attention for each head and pair of relative positions (BEiT: Bao et al., ICLR 2022; Swin), on images.
+"""Learned attention biases for each head and pair of relative positions (BEiT: Bao et al., ICLR 2022; Swin), on images.
 
-A table has a row for each offset of two tokens, and three for a class token: to the others, from the others, and to itself.
+A table has a row for each offset between two tokens, and three rows for a class token: to the others, from the others, to itself.
 
 Shapes: B rows, M tokens (a class token first), (H, W) the grid, h heads, r = (2 H - 1) (2 W - 1) + 3 rows of a table.
 """
@@ -17,13 +17,13 @@ from mmm.core.tokens import Grid
 
 
 def make_table(grid: Grid, heads: int) -> nn.Parameter:
-    """Makes a table of zeros, (r, h)."""
+    """Returns a table of zeros, (r, h)."""
     height, width = grid
     return nn.Parameter(torch.zeros((2 * height - 1) * (2 * width - 1) + 3, heads))
 
 
 class RelativeTable(nn.Module):
-    """A table that all blocks share, under timm's name."""
+    """A table that all blocks share, with timm's name of the weight."""
 
     def __init__(self, grid: Grid, heads: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def relative_index(grid: Grid, where: Tensor, prefix: int) -> Tensor:
 
     Args:
         grid: (H, W).
-        where: places of the tokens, int64 (B, M).
+        where: positions of the tokens on the grid, int64 (B, M).
         prefix: 0 or 1 class tokens before them.
 
     Returns:
@@ -55,7 +55,7 @@ def relative_index(grid: Grid, where: Tensor, prefix: int) -> Tensor:
 
 
 def resize_table(table: Tensor, home: Grid, grid: Grid) -> Tensor:
-    """Interpolates a table for another grid, bilinearly as in transformers; the class token's rows stay. (r, h) -> (r', h)."""
+    """Interpolates a table for another grid, bilinearly as in transformers, (r, h) -> (r', h). The class token's rows are kept."""
     if home == grid:
         return table
     (height, width), size = home, [2 * side - 1 for side in grid]
@@ -66,13 +66,13 @@ def resize_table(table: Tensor, home: Grid, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class RelativePlaces:
-    """The relative positions of the tokens of a forward.
+    """The relative positions of the tokens in a forward pass.
 
     Attributes:
         index: int64 (B or 1, M, M), see `relative_index`.
         home: the grid of the tables.
         grid: the grid of the tokens.
-        shared: the table that all blocks share, (r, h). None: each has its own.
+        shared: the table that all blocks share, (r, h). None: each block has its own.
     """
 
     index: Tensor
@@ -81,7 +81,7 @@ class RelativePlaces:
     shared: Tensor | None
 
     def bias(self, own: Tensor | None) -> Tensor:
-        """Returns the bias of the scores from a block's own table or the shared one, (B or 1, h, M, M)."""
+        """Returns the bias of the attention scores, from a block's own table or the shared one, (B or 1, h, M, M)."""
         table = own if self.shared is None else self.shared
         assert table is not None
         return resize_table(table, self.home, self.grid)[self.index].movedim(-1, 1)

@@ -1,7 +1,7 @@
-"""Rotary positions (Su et al., "RoFormer", 2021) on the axes of a grid: queries and keys are turned by angles of their places.
+"""Rotary positions (Su et al., "RoFormer", 2021) on the axes of a grid: positions rotate queries and keys.
 
-A head's channels are taken in pairs, and each pair is turned by place times frequency. Of n axes each has the same number of
-frequencies, f = c // (2 n), the first axis first; channels that are left over are not turned.
+The channels of a head form pairs, and each pair is rotated by position times frequency. Each of the n axes has the same number of
+frequencies, f = c // (2 n), the first axis first; the remaining channels are not rotated.
 
 Shapes: B rows, N tokens of the grid, R prefix tokens, r of them registers, M encoded tokens, n axes of the grid, h heads, c
 channels of a head.
@@ -27,10 +27,10 @@ HALVES = ("dinov3", "capi")  # a pair is channels i and i + c / 2
 
 @dataclass(frozen=True)
 class Rotary:
-    """The angles of some tokens.
+    """The rotation angles of some tokens.
 
     Attributes:
-        cos, sin: (B or 1, M, c), 1 and 0 for tokens that are not turned.
+        cos, sin: (B or 1, M, c), 1 and 0 for tokens that are not rotated.
         interleaved: whether a pair is two neighbouring channels (V-JEPA 2, EVA) or channels i and i + c / 2 (DINOv3, CAPI).
     """
 
@@ -40,7 +40,7 @@ class Rotary:
 
     @classmethod
     def packed(cls, rotations: Sequence[Rotary | None], packing: Packing) -> Rotary | None:
-        """Joins the angles of groups of tokens; None where they are not turned."""
+        """Joins the angles of groups of tokens. None: the tokens are not rotated."""
         turned = [one for one in rotations if one is not None]
         if not turned:
             return None
@@ -48,7 +48,7 @@ class Rotary:
         return cls(cos, sin, turned[0].interleaved)
 
     def apply(self, x: Tensor) -> Tensor:
-        """Turns queries or keys, (B, M, h, c) -> (B, M, h, c), in the precision of the angles; returns that of x."""
+        """Rotates queries or keys, (B, M, h, c) -> (B, M, h, c). Computes in the precision of the angles, and returns that of x."""
         if self.interleaved:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
         else:
@@ -60,22 +60,23 @@ class Rotary:
 def make_rotary(
     kind: RotaryKind, grid: Grid, channels: int, where: Tensor, *, prefix: int = 0, around: int = 0, dtype: torch.dtype
 ) -> Rotary | None:
-    """The angles of prefix tokens and of tokens at these places of the grid.
+    """Returns the angles of prefix tokens and of tokens at the given positions of the grid.
 
     Args:
-        kind: `axial`, V-JEPA 2 and timm's EVA: places count tokens, and frequencies are 10000^(-i / f), i < f. `vjepa2`: the same
-            with the fault that V-JEPA 2's released weights were trained with, where the two channels of a pair have different
-            frequencies. `dinov3`: places are those of the tokens' centres on [-1, 1], periods 100^(i / f). `capi`: places run from
-            0 to 1 on each axis, ends included, frequencies fall from 7 to 0.0007 turns, and the two channels of a pair follow
+        kind: `axial` (V-JEPA 2, timm's EVA): positions count tokens, and frequencies are 10000^(-i / f), i < f. `vjepa2`: the same,
+            but with the error of V-JEPA 2's released weights, where the two channels of a pair have different frequencies.
+            `dinov3`: positions are those of the tokens' centres on [-1, 1], periods 100^(i / f). `capi`: positions run from
+            0 to 1 on each axis, ends included, frequencies fall from 7 to 0.0007 turns, and the two channels of a pair belong to
             different axes, as in CAPI's released weights.
         channels: c.
-        where: int64 (B or 1, M).
-        prefix: R; these tokens are not turned, except for registers that stand around the others.
-        around: r, how many of the prefix tokens, the last of them, stand around the rectangle of the others; see `edge_places`.
-        dtype: of the model's weights; angles have at least 32 bits.
+        where: positions of the tokens, int64 (B or 1, M).
+        prefix: R; prefix tokens are not rotated, except for registers that are placed around the other tokens.
+        around: r, the number of registers, the last of the prefix tokens, placed around the rectangle of the other tokens; see
+            `edge_places`.
+        dtype: type of the model's weights; angles have at least 32 bits.
 
     Returns:
-        For M' = R + M tokens; None for `none`.
+        The angles of R + M tokens; None for `none`.
     """
     if kind == "none":
         return None
@@ -99,7 +100,7 @@ def make_rotary(
 
 
 def edge_places(places: Tensor, count: int) -> Tensor:
-    """Coordinates of registers on the four sides of the rectangle that tokens (B, M, 2) span, in turn (CAPI), (B, count, 2)."""
+    """Returns coordinates of registers on the four sides, in turn, of the rectangle of tokens (B, M, 2) (CAPI), (B, count, 2)."""
     side = count // 4
     steps = torch.arange(side, device=places.device, dtype=places.dtype) / side
     zeros, ones = torch.zeros_like(steps), torch.ones_like(steps)
@@ -109,13 +110,13 @@ def edge_places(places: Tensor, count: int) -> Tensor:
 
 
 def check_rotary(part: str, kind: RotaryKind, width: int, heads: int) -> None:
-    """Raises ValueError where heads of this width cannot be turned in pairs."""
+    """Raises ValueError if the channels of a head cannot be rotated in pairs."""
     if kind != "none" and (width // heads) % 2:
         raise ValueError(f"{part}.rotary {kind} turns channels in pairs, and {part}.width {width} / heads {heads} is odd")
 
 
 def _places(kind: RotaryKind, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The coordinates of each token on each axis, (N, n)."""
+    """Returns the coordinates of each token on each axis, (N, n)."""
     if kind == "capi":
         axes = [torch.linspace(0, 1, size, device=device, dtype=dtype) for size in grid]
     else:
@@ -126,7 +127,7 @@ def _places(kind: RotaryKind, grid: Grid, device: torch.device, dtype: torch.dty
 
 
 def _frequencies(kind: RotaryKind, share: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Angles of a distance of 1, (f,)."""
+    """Returns the angles for a distance of 1, (f,)."""
     if kind == "capi":
         return 2 * math.pi * 7 * 10000.0 ** -torch.linspace(0, 1, share, device=device, dtype=dtype)
     steps = torch.arange(share, device=device, dtype=dtype) / share

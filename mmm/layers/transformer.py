@@ -1,7 +1,7 @@
-"""The layers of vision transformers that encoders and decoders share, under timm's names, with MAE's initialisation.
+"""The layers of vision transformers that encoders and decoders share, with timm's names and MAE's initialisation.
 
-Shapes: B samples, M and Q tokens, D width, h heads, c values of a head; of a patch embedding, P values a token, C channels, s... a
-token's size.
+Shapes: B samples, M and Q tokens, D width, h heads, c values per head; for a patch embedding P values per token, C channels, s...
+the size of a token.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ EmbedInit = Literal["xavier", "torch"]
 
 
 class Embedding(nn.Module):
-    """Embeds tokens by one linear layer, whose weight is laid out as timm's convolution holds it: (D, C, s...).
+    """Embeds tokens with one linear layer, whose weight has the layout of timm's convolution: (D, C, s...).
 
-    Only the tokens that are given are embedded. On all tokens it equals the strided convolution.
+    Only the given tokens are embedded. With all tokens it is equal to the strided convolution.
     """
 
     linear = staticmethod(F.linear)
@@ -33,7 +33,7 @@ class Embedding(nn.Module):
     def __init__(self, token: tuple[int, ...], channels: int, width: int) -> None:
         super().__init__()
         convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(token)]
-        self.proj = convolution(channels, width, token, token)  # holds the weights and torch's own bias; never called
+        self.proj = convolution(channels, width, token, token)  # contains the weights and torch's own bias; never called
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, M, P) -> (B, M, D)."""
@@ -57,13 +57,13 @@ class Attention(nn.Module):
         packing: tuple[Packing, Packing] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """(B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c).
+        """Returns the attention output, (B, Q, h c), (B, M, h c), (B, M, h c) -> (B, Q, h c).
 
         Args:
             q, k, v: queries, keys and values.
-            valid: bool (B, M), which keys are no padding; None: all.
-            packing: of queries and of keys, where these are packed; each sample then attends to itself.
-            bias: of the scores, (B or 1, h, Q, M); not of packed ones.
+            valid: bool (B, M), False for keys that are padding. None: all keys are valid.
+            packing: packings of queries and of keys, if these are packed; each sample then attends to itself.
+            bias: bias of the scores, (B or 1, h, Q, M); not for packed tokens.
         """
         if bias is not None:
             bias = bias.to(q.dtype)
@@ -76,16 +76,16 @@ class Attention(nn.Module):
         return self.attend(q, k, v, valid).transpose(1, 2).flatten(2)  # (B, h, Q, c) -> (B, Q, h c)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c); `valid`: bool (B, M), or a bias (B or 1, h, Q, M)."""
+        """(B, h, Q, c), (B, h, M, c), (B, h, M, c) -> (B, h, Q, c). `valid`: bool (B, M), or a bias (B or 1, h, Q, M)."""
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=valid[:, None, None] if valid is not None and valid.dim() == 2 else valid
         )
 
 
 class QueryValueLinear(nn.Linear):
-    """Queries, keys and values of (B, M, D) as (B, M, 3D), with biases of queries and values alone (BEiT, VideoMAE).
+    """Queries, keys and values of (B, M, D) as (B, M, 3D), with biases only for queries and values (BEiT, VideoMAE).
 
-    A bias of the keys adds the same number to all scores of a query, which softmax removes.
+    A bias of the keys adds the same number to all scores of a query, and softmax removes it.
     """
 
     linear = staticmethod(F.linear)
@@ -101,7 +101,7 @@ class QueryValueLinear(nn.Linear):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens to each other; queries and keys may be normed, head by head, and turned by their places."""
+    """Multi-head attention between the tokens; optionally norms queries and keys per head, and rotates them by their positions."""
 
     relative_position_bias_table: nn.Parameter | None
 
@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
         self.q_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.k_norm = make_norm(norm, width // heads, epsilon) if qk_norm else None
         self.attention = Attention(heads)
-        self.register_parameter("relative_position_bias_table", None)  # made by an encoder whose blocks have one
+        self.register_parameter("relative_position_bias_table", None)  # set by encoders whose blocks have one
 
     def forward(
         self,
@@ -136,14 +136,14 @@ class SelfAttention(nn.Module):
         packing: Packing | None = None,
         relative: RelativePlaces | None = None,
     ) -> Tensor:
-        """(B, M, D) -> (B, M, D); with `last`, only the outputs of the last `last` tokens. `valid`, `packing`: see `Attention`."""
+        """(B, M, D) -> (B, M, D); with `last`, only the outputs for the last `last` tokens. `valid`, `packing`: see `Attention`."""
         q, k, v = self.queries_keys_values(x, rotary)
         own = None if packing is None else (packing, packing)
         bias = None if relative is None else relative.bias(self.relative_position_bias_table)
         return self.proj(self.attention(q if last is None else q[:, -last:], k, v, valid, own, bias))
 
     def queries_keys_values(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries and keys as they are compared, after their norms and rotations, and values: (B, M, D) each."""
+        """Returns queries and keys, after norms and rotations, and values, each (B, M, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, M, 3D) -> (B, M, D) each
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(self._heads(q)).flatten(2), self.k_norm(self._heads(k)).flatten(2)
@@ -152,12 +152,12 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, M, h c) -> (B, M, h, c)."""
+        """Splits the heads, (B, M, h c) -> (B, M, h, c)."""
         return x.unflatten(2, (self.num_heads, -1))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries (B, Q, D) to keys and values made from (B, M, S); both may be turned by their places."""
+    """Multi-head attention from queries (B, Q, D) to keys and values of (B, M, S); optionally rotates queries and keys."""
 
     def __init__(self, width: int, source: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -175,13 +175,13 @@ class CrossAttention(nn.Module):
         valid: Tensor | None = None,
         packing: tuple[Packing, Packing] | None = None,
     ) -> Tensor:
-        """(B, Q, D), (B, M, S) -> (B, Q, D); rotations of the queries and of the keys. `valid`, `packing`: see `Attention`."""
+        """(B, Q, D), (B, M, S) -> (B, Q, D). `rotary`: for queries and for keys. `valid`, `packing`: see `Attention`."""
         return self.proj(self.attention(*self.queries_keys_values(x, source, rotary), valid, packing))
 
     def queries_keys_values(
         self, x: Tensor, source: Tensor, rotary: tuple[Rotary, Rotary] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries (B, Q, D) and keys (B, M, D) as they are compared, and values (B, M, D)."""
+        """Returns queries (B, Q, D) and keys (B, M, D), after rotations, and values (B, M, D)."""
         q = self.q(x)
         k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, 2D) -> (B, M, D) each
         if rotary is not None:
@@ -191,9 +191,9 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between, or with a gate: SiLU of the first half of what `fc1` gives times the second.
+    """Two linear layers with an exact GELU between them, or with a gate: SiLU of the first half of `fc1`'s output times the second.
 
-    The gated one is SwiGLU (Shazeer, arXiv 2002.05202) as timm's `SwiGLUPacked` and DINOv2 have it.
+    The gated version is SwiGLU (Shazeer, arXiv 2002.05202), as in timm's `SwiGLUPacked` and in DINOv2.
     """
 
     def __init__(self, width: int, hidden: int, *, activation: Activation = "gelu", bias: bool = True) -> None:
@@ -212,7 +212,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor for each value of a block's branch (Touvron et al., "CaiT", ICCV 2021)."""
+    """A learned factor for each value of a block's branch (Touvron et al., "CaiT", ICCV 2021)."""
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class LayerScale(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """A norm without a mean and a bias (Zhang and Sennrich, NeurIPS 2019), computed in the precision of its weight."""
+    """A norm without mean and bias (Zhang and Sennrich, NeurIPS 2019), computed in the precision of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -232,7 +232,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def make_norm(norm: Norm, width: int, epsilon: float, *, weight: bool = True) -> nn.Module:
-    """A layer norm, or one without a mean and a bias; without a weight where it is to have none."""
+    """Returns a layer norm, or a norm without mean and bias (RMS); `weight`: whether it has weights."""
     kind = nn.LayerNorm if norm == "layer" else RMSNorm
     return kind(width, eps=epsilon, elementwise_affine=weight)
 
@@ -262,7 +262,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, round(width * mlp_ratio), activation=activation, bias=bias)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
-        from timm.layers import DropPath  # here: timm takes longer to import than torch
+        from timm.layers import DropPath  # imported here because importing timm takes longer than importing torch
 
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -276,17 +276,16 @@ class Block(nn.Module):
         packing: Packing | None = None,
         relative: RelativePlaces | None = None,
     ) -> Tensor:
-        """(B, M, D) -> (B, M, D).
+        """Applies the block, (B, M, D) -> (B, M, D).
 
         Args:
             x: the tokens.
-            rotary: their rotations.
-            last: return only the last `last` tokens, (B, last, D). The others are keys and values, and nothing else is computed
-                for them.
-            added: the output of the MLP, before its scale and dropped paths, is appended to it.
-            valid: bool (B, M), which tokens are no padding; None: all.
-            packing: where samples of different lengths are in x, (1, T, D); None: B samples of one length.
-            relative: their relative positions, which give scores a bias; not beside `last` or `packing`.
+            rotary: rotation angles of the tokens.
+            last: return only the last `last` tokens, (B, last, D). The others are only used as keys and values.
+            added: a list to which the output of the MLP, before layer scale and drop path, is appended.
+            valid: bool (B, M), False for padding. None: all tokens are valid.
+            packing: the packing of x, (1, T, D), if it contains samples of different lengths. None: B samples of one length.
+            relative: relative positions of the tokens, for a bias of the scores; not with `last` or `packing`.
         """
         kept = x if last is None else x[:, -last:]
         x = kept + drop_samples(self.drop_path, self.ls1(self.attn(self.norm1(x), rotary, last, valid, packing, relative)), packing)
@@ -318,7 +317,7 @@ def make_blocks(
     qk_norm: bool = False,
     layer_scale: float | None = None,
 ) -> nn.ModuleList:
-    """Pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate."""
+    """Returns pre-norm blocks x + attention(norm x), x + mlp(norm x) on (B, M, D); drop path rises linearly to its full rate."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
         Block(
@@ -341,8 +340,8 @@ def make_blocks(
 def initialise(module: nn.Module) -> None:
     """MAE's initialisation (models_mae.py), for `Module.apply`.
 
-    Linear weights are Xavier-uniform, q, k and v as one matrix; biases 0; norms 1 and 0. Convolutions (the patch embedding's
-    holder) are Xavier-uniform as the matrix they stand for, and keep torch's own bias, as there.
+    Linear weights are Xavier-uniform, with q, k and v as one matrix; biases are 0; norms are 1 and 0. The convolution of a patch
+    embedding is Xavier-uniform as a matrix, and keeps torch's own bias, as in MAE.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

@@ -1,7 +1,7 @@
-"""Cross-attention pooling: a learned query reads all tokens (Bardes et al., "Revisiting Feature Prediction for Learning Visual
+"""Cross-attention pooling: a learned query attends to all tokens (Bardes et al., "Revisiting Feature Prediction for Learning Visual
 Representations from Video", 2024, V-JEPA's probe; Chen et al., "Context Autoencoder", IJCV 2023, section 3, its attentive probe).
 
-Shapes: B samples, R prefix tokens, M tokens of the grid, D width, Q queries, h heads, c values a head.
+Shapes: B samples, R prefix tokens, M tokens of the grid, D width, Q queries, h heads, c values per head.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from mmm.core.types import Shape
 from mmm.layers.transformer import MLP
 from mmm.pools.base import Pool, pools
 
-HEAD = 64  # values of a head, where their number is not given: that of every published vision transformer but the largest
+HEAD = 64  # default number of values per head: that of every published vision transformer except the largest
 
 
 @pools.register("attentive")
 class AttentivePool(Pool):
-    """query + attention(query, norm tokens), then + mlp(norm .); prefix tokens are read like all others."""
+    """query + attention(query, norm tokens), then + mlp(norm .); prefix tokens are treated like all others."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
         queries: Positive = 1
-        """Learned queries; their outputs are concatenated, so that the width is this number times the encoder's."""
+        """Number of learned queries; their outputs are concatenated, so that the width is this number times the encoder's."""
 
         heads: Positive | None = None
-        """Attention heads. None: one for every 64 of the width."""
+        """Number of attention heads. None: one per 64 values of the width."""
 
         mlp_ratio: AboveZero | None = 4.0
-        """Hidden width of the MLP after the attention, over the width. None: no MLP, as in CAE's probe."""
+        """Ratio of the hidden width of the MLP after the attention to the width. None: no MLP, as in CAE's probe."""
 
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """Pools the tokens of an encoder of this shape.
+        """Builds the pool for an encoder of this shape.
 
         Raises:
-            ValueError: the heads do not divide its width.
+            ValueError: the encoder's width is not a multiple of the heads.
         """
         super().__init__()
         width, heads = encoder.width, config.heads or max(1, encoder.width // HEAD)
@@ -58,7 +58,7 @@ class AttentivePool(Pool):
         self._initialise()
 
     def _initialise(self) -> None:
-        """V-JEPA's: normal with a deviation of 0.02, cut at 2; biases 0."""
+        """Initialises as V-JEPA: normal with a standard deviation of 0.02, truncated at 2; biases 0."""
         nn.init.trunc_normal_(self.query, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -66,7 +66,7 @@ class AttentivePool(Pool):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, R + M, D) -> (B, Q D)."""
+        """Pools tokens, (B, R + M, D) -> (B, Q D)."""
         query = self.query.expand(tokens.shape[0], -1, -1)
         q = rearrange(self.q(query), "b q (h c) -> b h q c", h=self.num_heads)
         k, v = rearrange(self.kv(self.norm1(tokens)), "b m (two h c) -> two b h m c", two=2, h=self.num_heads)

@@ -15,8 +15,8 @@ class Pool(nn.Module):
     """Combines the tokens of a sample into one vector. It is built with the shape of the `encoder`.
 
     Attributes:
-        config: the user's choices.
-        width: D', of the pooled vector.
+        config: options of the pool.
+        width: width of the pooled vector, D'.
     """
 
     config: PartConfig
@@ -24,4 +24,4 @@ class Pool(nn.Module):
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, R + M, D), `Features.last`, the R prefix tokens first -> (B, D')."""
+        """Pools `Features.last`, with the R prefix tokens first, (B, R + M, D) -> (B, D')."""

@@ -16,7 +16,7 @@ from mmm.pools.base import Pool, pools
 
 @pools.register("mean")
 class MeanPool(Pool):
-    """The mean of the grid's tokens; prefix tokens are left out."""
+    """The mean of the grid's tokens, without prefix tokens."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -25,12 +25,12 @@ class MeanPool(Pool):
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """Pools the tokens of an encoder of this shape."""
+        """Builds the pool for an encoder of this shape."""
         super().__init__()
         self.config, self.width, self.prefix = config, encoder.width, encoder.prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, R + M, D) -> (B, D)."""
+        """Pools tokens, (B, R + M, D) -> (B, D)."""
         return tokens[:, self.prefix :].mean(1)
 
 
@@ -45,7 +45,7 @@ class ClassPool(Pool):
     config: Config
 
     def __init__(self, config: Config, *, encoder: Shape) -> None:
-        """Pools the tokens of an encoder of this shape.
+        """Builds the pool for an encoder of this shape.
 
         Raises:
             ValueError: the encoder has no class token.
@@ -56,5 +56,5 @@ class ClassPool(Pool):
         self.config, self.width, self.class_tokens = config, encoder.width, encoder.class_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, R + M, D) -> (B, D)."""
+        """Pools tokens, (B, R + M, D) -> (B, D)."""
         return tokens[:, : self.class_tokens].mean(1)

@@ -1,6 +1,6 @@
 """The interface of targets.
 
-Shapes: B samples, N tokens, P values a token, mB masks, kmB rows of Q predicted tokens, K values predicted a token.
+Shapes: B samples, N tokens, P values per token, mB masks, kmB rows of Q predicted tokens, K predicted values per token.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mmm.core.types import Alone, Collective, Features
 
 targets: Registry[Target] = Registry("target")
 
-TargetValues = Tensor | tuple[Any, ...]  # several: of several targets, or of the class token too
-Samples = Callable[[int], Iterator[Tensor]]  # returns that many training samples, normalised, in batches (B, C, s...)
+TargetValues = Tensor | tuple[Any, ...]  # a tuple for several targets, or if the class token also has a target
+Samples = Callable[[int], Iterator[Tensor]]  # yields this number of training samples, normalised, in batches (B, C, s...)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class TargetConfig(PartConfig):
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """Targets of every token of a batch, from which those of a mask are picked.
+    """The targets of every token of a batch, from which those for a mask are selected.
 
     Attributes:
         tokens: the targets of every token, (B, N, ...) for the default `pick`.
-        loss: loss of the target's own parameters, (), which is added to that of the predictions. None: there is none.
+        loss: loss of the target's own parameters, (), which is added to that of the predictions. None: no such loss.
     """
 
     tokens: Any
@@ -46,13 +46,13 @@ class TokenTargets:
 class Target(nn.Module):
     """Computes the values to predict, and the loss.
 
-    Built with the `token`'s size, `data` and the `encoder`, of which a teacher may keep a copy.
+    It is built with the size of a `token`, the `data` and the `encoder`, which a teacher may copy.
 
     Attributes:
         config: options of the target.
         width: number of predicted values per token, K.
-        collective: communication between the processes of a training. Used only in training mode, because in an evaluation
-            processes may compute different numbers of batches.
+        collective: communication between the processes of a training. Used only in training mode, because processes may have
+            different numbers of batches in an evaluation.
     """
 
     config: TargetConfig
@@ -66,12 +66,12 @@ class Target(nn.Module):
 
     @property
     def may_collapse(self) -> bool:
-        """True if the training also learns the targets, so that all may become equal (collapse); the run then monitors it."""
+        """True if the training also learns the targets, so that they may all become equal (collapse); the run then monitors it."""
         return False
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The numbers of values of each of several joined targets; here of one."""
+        """The numbers of values of joined targets; one number for a single target."""
         return (self.width,)
 
     @abstractmethod
@@ -79,9 +79,9 @@ class Target(nn.Module):
         """Returns the targets of every token, computed once for all masks.
 
         Args:
-            x: the model's input, (B, C, H, W) or (B, C, T, H, W).
-            patches: its tokens' raw values, (B, N, P).
-            grid: the arrangement of the N tokens.
+            x: input of the model, (B, C, H, W) or (B, C, T, H, W).
+            patches: raw values of its tokens, (B, N, P).
+            grid: grid of the N tokens.
         """
 
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
@@ -90,10 +90,10 @@ class Target(nn.Module):
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the loss of predictions (kmB, Q, K), (); the features are for the target of a class token."""
+        """Returns the loss of predictions (kmB, Q, K), (); the features are for a target of the class token."""
 
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Returns the attention of a teacher to each token, (B, N), at least 0; for a masker that `needs_scores`.
+        """Returns a teacher's attention to each token, (B, N), at least 0, for a masker that `needs_scores`.
 
         Raises:
             ValueError: the target has no teacher.
@@ -101,15 +101,15 @@ class Target(nn.Module):
         raise ValueError(f"target.name {self.config.name} has no teacher whose attention masker.name attention could follow")
 
     def begin(self, model: nn.Module, load: Callable[[str], nn.Module], samples: Samples | None) -> None:
-        """Prepares a training, before its weights are sharded or a checkpoint is restored; teachers are made here.
+        """Prepares a training, before its weights are sharded or a checkpoint is restored; teachers are created here.
 
-        The result of the first process is then copied to all others.
+        The result on the first process is then copied to all others.
 
         Args:
             model: the unwrapped model, with its initial weights.
             load: reads a model from a path, as `mmm.load` does.
-            samples: reads a number of training samples, the same each time, on the device of the training. None: the saved state of
-                the target was copied from other weights, and must not change.
+            samples: reads a number of training samples, the same in each call, onto the device of the training. None: the saved
+                state of the target was copied from other weights, and must not change.
         """
 
     def unsaved(self) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class Target(nn.Module):
         return type(self).update is not Target.update
 
     def update(self, model: nn.Module, step: int, steps: int, made: Tensor) -> None:
-        """Updates the target after each update of a training, of which the first is step 1; teachers follow the encoder here.
+        """Updates the target after each update of a training; the first has step 1. Averages of the encoder are updated here.
 
         Args:
             model: the unwrapped model.
@@ -135,5 +135,5 @@ class Target(nn.Module):
         return False
 
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
-        """Returns predictions as normalised pixels, (kmB, Q, P); None if they are not pixels."""
+        """Returns predictions as normalised pixels, (kmB, Q, P), or None if they are not pixels."""
         return None

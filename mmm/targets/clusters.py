@@ -1,10 +1,10 @@
 """Clusters that are learned during the training as the target (Darcet et al., "CAPI", 2025).
 
 A teacher, the encoder's moving average, sees the whole sample. Its tokens are assigned to clusters by Sinkhorn and Knopp's
-algorithm, separately for each place of the grid, over the samples of all processes, so that at each place all clusters are used
-equally often. The clusters learn from their own assignments, and the model predicts the assignments of hidden tokens.
+algorithm, separately for each position of the grid, over the samples of all processes, so that all clusters are used equally often
+at each position. The clusters are trained on these assignments, and the model predicts the assignments of hidden tokens.
 
-Shapes: B samples, N tokens, D the encoder's width, K clusters, kmB rows of Q predicted tokens.
+Shapes: B samples, N tokens, D width of the encoder, K clusters, kmB rows of Q predicted tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmm.targets.losses import mean_loss
 
 @targets.register("clusters")
 class ClusterTarget(Target):
-    """The clusters of a teacher's tokens, which are trained in the same run. Predictions are logits."""
+    """Assignments of a teacher's tokens to clusters that are trained in the same run. Predictions are logits."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
@@ -35,7 +35,7 @@ class ClusterTarget(Target):
         """Decay of the average per update at the beginning of the run."""
 
         decay_end: ZeroToOne = 0.9999
-        """Decay at the end of `decay_until`, which it approaches linearly. After that it is constant."""
+        """Decay at the end of `decay_until`. It changes linearly up to that point, and is constant afterwards."""
 
         clusters: Positive = 16384
         """Number of clusters."""
@@ -44,21 +44,21 @@ class ClusterTarget(Target):
         """Temperature of the cluster assignments; a lower value makes them harder."""
 
         prediction_temperature: AboveZero = 0.12
-        """Temperature of the predictions that are compared with the assignments."""
+        """Temperature of the predictions, which are compared with the assignments."""
 
         iterations: Positive = 3
-        """Number of iterations that balance the assignments over the clusters and normalise those of each token."""
+        """Number of iterations; each balances the assignments over the clusters and normalises those of each token."""
 
         learning_rate: AboveZero = 0.5
-        """Factor of the clusters' learning rate (CAPI: 5e-4 over 1e-3)."""
+        """Factor of the learning rate for the clusters (CAPI: 5e-4 over 1e-3)."""
 
         weight_decay: NonNegative = 0.1
-        """Factor of the clusters' weight decay (CAPI: 0.01 over 0.1)."""
+        """Factor of the weight decay for the clusters (CAPI: 0.01 over 0.1)."""
 
     config: Config
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds it with a copy of the encoder."""
+        """Builds the target with a copy of the encoder."""
         super().__init__()
         self.config, self.width = config, config.clusters
         self.teacher = Average(encoder)
@@ -79,7 +79,7 @@ class ClusterTarget(Target):
         return True
 
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
-        """Makes the teacher equal to the encoder."""
+        """Sets the teacher equal to the encoder."""
         if samples is not None:
             self.teacher.restart(model.encoder)
 
@@ -94,11 +94,11 @@ class ClusterTarget(Target):
 
     @torch.no_grad()
     def assign(self, logits: Tensor) -> Tensor:
-        """Returns the share of each token in each cluster, (B, N, K). Shares of a token sum to 1, and clusters are balanced."""
+        """Returns the share of each cluster for each token, (B, N, K); a token's shares sum to 1, and clusters are balanced."""
         collective = self.collective if self.training else Alone()
         logits = logits / self.config.temperature
-        shares = (logits - collective.max(logits.amax(0))).exp_()  # a factor of a place's cluster is divided away at once
-        least = torch.finfo(shares.dtype).tiny  # not 0 / 0
+        shares = (logits - collective.max(logits.amax(0))).exp_()  # subtracting the maximum changes nothing after the division
+        least = torch.finfo(shares.dtype).tiny  # avoids 0 / 0
         for _ in range(self.config.iterations):
             shares.div_(collective.sum(shares.sum(0)).clamp_(min=least))
             shares.div_(shares.sum(2, keepdim=True).clamp_(min=least))
@@ -110,7 +110,7 @@ class ClusterTarget(Target):
         return self._cross_entropy(prediction, target, mask.weight)
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
-        """Moves the average towards the encoder."""
+        """Updates the moving average from the encoder."""
         self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
 
     def _cross_entropy(self, logits: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:

@@ -24,32 +24,32 @@ from mmm.targets.vocabularies import PATCHES, DalleVocabulary, KMeansVocabulary,
 
 @targets.register("codes")
 class CodeTarget(Target):
-    """The code of each token, one of K, in a fixed vocabulary. Predictions are logits."""
+    """The code of each token, one of K in a fixed vocabulary. Predictions are logits."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
         vocabulary: Literal["kmeans", "dalle", "vqkd"] = "kmeans"
-        """Vocabulary. kmeans: directions that k-means finds in the training samples when the training begins. dalle: DALL-E's
+        """Vocabulary. kmeans: directions that k-means computes from training samples before the training. dalle: DALL-E's
         tokenizer (BEiT). vqkd: the tokenizer of BEiT v2."""
 
         codes: Positive = 8192
         """Number of codes."""
 
         source: str = PATCHES
-        """Values that kmeans clusters. patches: patches, each less its mean. A run folder, a file or a name: features of its frozen
-        encoder, see target.teacher of latent. For dalle and vqkd: folder or file of the tokenizer."""
+        """Values that kmeans clusters. patches: patches, each minus its mean. A run folder, a file or a name: features of its
+        frozen encoder, see target.teacher of latent. For dalle and vqkd: folder or file of the tokenizer."""
 
         source_width: Positive | None = None
-        """Width of the features that are clustered. None: the encoder's."""
+        """Width of the features for kmeans. None: the encoder's width."""
 
         block: Positive | None = None
-        """The block, counted from 1, whose outputs are clustered. None: the last output, after the final norm."""
+        """The block, counted from 1, whose output is clustered. None: the last output, after the final norm."""
 
         samples: Positive = 10000
-        """Number of training samples for k-means, of which at most 64 tokens for each code are used."""
+        """Number of training samples for k-means; it uses at most 64 of their tokens per code."""
 
         iterations: Positive = 10
-        """Steps of k-means."""
+        """Number of iterations of k-means."""
 
         def validate(self) -> None:
             if self.vocabulary != "kmeans" and self.source == PATCHES:
@@ -60,7 +60,7 @@ class CodeTarget(Target):
     config: Config
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds the target; the encoder only determines the default width of features."""
+        """Builds the target; the encoder only determines the default width of the features."""
         super().__init__()
         self.config, self.width = config, config.codes
         self.vocabulary: Vocabulary
@@ -81,7 +81,7 @@ class CodeTarget(Target):
             self.vocabulary = published(config.source, data, token)
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Reads or makes the vocabulary."""
+        """Reads or computes the vocabulary."""
         self.vocabulary.begin(model, load, samples)
 
     def unsaved(self) -> dict[str, Tensor]:
@@ -94,5 +94,5 @@ class CodeTarget(Target):
         return TokenTargets(self.vocabulary(x, patches, grid))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the mean cross-entropy of a predicted token, ()."""
+        """Returns the mean cross-entropy per predicted token, ()."""
         return mean_loss("cross_entropy", prediction, target, mask.weight)

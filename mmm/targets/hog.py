@@ -1,11 +1,11 @@
 """Histograms of oriented gradients as the target (Wei et al., "MaskFeat", CVPR 2022; slowfast/models/operators.py).
 
-The histograms are computed from normalised pixels, channel by channel. Gradients come from Sobel's kernels, with reflection at the
-border. The magnitude of each gradient counts for one unsigned orientation, counted from the vertical. Magnitudes are summed over
-square cells, and the histogram of each cell has norm 1. Only the first frame of a tube is used.
+The histograms are computed from normalised pixels, separately for each channel. Gradients are computed with Sobel's kernels, with
+reflection at the border. Each gradient adds its magnitude to the bin of its unsigned orientation, measured from the vertical.
+Magnitudes are summed over square cells, and the histogram of each cell has norm 1. Only the first frame of a tube is used.
 
-Shapes: B samples (T' frames a sample), C channels, H and W pixels, h and w tokens, o orientations, c cells along a token's side,
-N tokens, K = C o c^2 values a token.
+Shapes: B samples (T' frames per sample), C channels, H and W pixels, h and w tokens, o orientations, c cells along a token's side,
+N tokens, K = C o c^2 values per token.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from mmm.targets.losses import ValueLoss, mean_loss
 
 @targets.register("hog")
 class HogTarget(Target):
-    """Histograms of oriented gradients of each token's cells."""
+    """Histograms of oriented gradients in the cells of each token."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TargetConfig):
         cell: Positive = 8
-        """Side of a cell in pixels, which has one histogram; a divisor of the token's side."""
+        """Side in pixels of a cell, which has one histogram; a divisor of the token's side."""
 
         orientations: Positive = 9
         """Number of bins of a histogram, over half a turn."""
 
         loss: ValueLoss = "mse"
-        """Loss of a token."""
+        """Loss per token."""
 
     config: Config
 
@@ -62,11 +62,11 @@ class HogTarget(Target):
         return TokenTargets(rearrange(histograms, "(b t) c o (h y) (w x) -> b (t h w) (c o y x)", **shape))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the mean loss of a predicted token, ()."""
+        """Returns the mean loss per predicted token, ()."""
         return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     def _histograms(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, o, H / cell, W / cell)."""
+        """Returns histograms, (B, C, H, W) -> (B, C, o, H / cell, W / cell)."""
         padded, config = F.pad(x, (1, 1, 1, 1), mode="reflect"), self.config
         rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # (B, C, H, W + 2)
         columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]  # (B, C, H + 2, W)
@@ -77,5 +77,5 @@ class HogTarget(Target):
         return F.normalize(votes, dim=2)
 
     def _sums(self, values: Tensor) -> Tensor:
-        """Sums over cells, (B, C, H, W) -> (B, C, H / cell, W / cell)."""
+        """Returns sums over cells, (B, C, H, W) -> (B, C, H / cell, W / cell)."""
         return values.unflatten(3, (-1, self.config.cell)).sum(4).unflatten(2, (-1, self.config.cell)).sum(3)

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from mmm.core.rng import sample_keys, scores
 
-SCORES = 2**26  # similarities that are held at once
+SCORES = 2**26  # number of similarities that are in memory at the same time
 
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int = 0) -> Tensor:
-    """Returns centres of norm 1 (K, D) of points (n, D) with any norms; n is at least K.
+    """Returns K centres of norm 1, (K, D), of points (n, D) with any norms; n is at least K.
 
-    It starts from random points. A cluster without points is moved to the point that fits its own centre worst, and the next such
-    cluster to the next worst point.
+    The initial centres are random points. A cluster without points is moved to the point with the smallest similarity to its
+    centre, the next such cluster to the point with the second smallest, and so on.
     """
     points = F.normalize(points, dim=1)
     chance = scores(sample_keys(seed, 0, 0), len(points))[0].to(points.device)
@@ -28,14 +28,14 @@ def spherical_kmeans(points: Tensor, clusters: int, iterations: int, seed: int =
         codes, fit = nearest(points, centres)
         empty = torch.bincount(codes, minlength=clusters) == 0
         sums = torch.zeros_like(centres).index_add_(0, codes, points)
-        worst = fit.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]  # for the first empty cluster the worst point
+        worst = fit.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]  # the first empty cluster gets the worst point
         centres = F.normalize(torch.where(empty[:, None], points[worst], sums), dim=1)
     return centres
 
 
 @torch.no_grad()
 def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the centre to which each point has the smallest angle, int64 (n,), and their scalar product, (n,)."""
-    with torch.autocast(points.device.type, enabled=False):  # in bf16 a token between two centres would go to either
+    """Returns the centre with the smallest angle to each point, int64 (n,), and their scalar product, (n,)."""
+    with torch.autocast(points.device.type, enabled=False):  # bf16 would not distinguish two similar centres
         found = [(part @ centres.T).max(1) for part in points.split(max(1, SCORES // len(centres)))]
     return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])

@@ -5,8 +5,8 @@ I-JEPA (Assran et al., CVPR 2023) and V-JEPA (Bardes et al., 2024) predict the n
 SdAE (Chen et al., ECCV 2022) the average sees only the hidden tokens. SALT (Li et al., 2025), UMT (Li et al., ICCV 2023) and
 EVA use a frozen model.
 
-Shapes: B samples, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, L concatenated blocks, D the teacher's width,
-K values of a token, D or L D.
+Shapes: B samples, N tokens of the grid, mB masks, kmB rows of Q predicted tokens, L concatenated blocks, D width of the teacher,
+K values per token, D or L D.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EMA = "ema"
 
 @targets.register("latent")
 class LatentTarget(Target):
-    """The teacher's features of the predicted tokens."""
+    """The features of the predicted tokens in the teacher."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AverageConfig):
@@ -43,10 +43,10 @@ class LatentTarget(Target):
         timm:NAME or transformers:NAME: a frozen vision transformer of images from a library, by name or folder."""
 
         teacher_width: Positive | None = None
-        """Width of a frozen teacher's features. None: the encoder's."""
+        """Width of a frozen teacher's features. None: the encoder's width."""
 
         blocks: tuple[Positive, ...] | None = None
-        """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve). None: its
+        """The teacher's blocks, counted from 1, whose outputs are the target (data2vec 2.0: the last ten of twelve). None: the
         last output, after the final norm."""
 
         block_output: Literal["block", "mlp"] = "block"
@@ -65,13 +65,13 @@ class LatentTarget(Target):
         """Norm of the target, over each token's values, without weights."""
 
         norm_prediction: bool = False
-        """Norm the predictions too, over each token's values, without weights (BootMAE)."""
+        """Also norm the predictions, over each token's values, without weights (BootMAE)."""
 
         view: Literal["all", "hidden"] = "all"
         """Tokens that the teacher sees. all: the whole sample. hidden: only the predicted tokens (SdAE)."""
 
         loss: ValueLoss = "smooth_l1"
-        """Loss of a token."""
+        """Loss per token."""
 
         class_weight: NonNegative = 0.0
         """Weight of the loss between the encoder's class token and the mean target of all tokens (data2vec 2.0)."""
@@ -95,7 +95,7 @@ class LatentTarget(Target):
     teacher: Average | FrozenEncoder | None
 
     def __init__(self, config: Config, *, token: tuple[int, ...], data: Input, encoder: Any) -> None:
-        """Builds the target with a copy of the encoder. `begin` reads a frozen teacher."""
+        """Builds the target with a copy of the encoder; `begin` reads a frozen teacher."""
         super().__init__()
         self.config, self.data, self.token, shape = config, data, token, encoder.shape
         if config.class_weight and not shape.class_tokens:
@@ -112,24 +112,24 @@ class LatentTarget(Target):
         if config.teacher == EMA:
             self._refuse_missing_blocks(shape.depth)
             self.teacher = Average(encoder, config.block_output)
-        # a frozen teacher is read again by each training, and not kept in its checkpoints
+        # each training reads a frozen teacher again, so that its checkpoints do not contain it
         leave_out_frozen(self)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The numbers of values of each concatenated block, or of all values."""
+        """The number of values of each concatenated block; otherwise the number of all values."""
         return (self.width // self.levels,) * self.levels
 
     @property
     def may_collapse(self) -> bool:
-        """True if the teacher follows the encoder."""
+        """True if the teacher is the encoder's moving average."""
         return self.config.teacher == EMA
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Makes the teacher equal to the encoder, or reads a frozen teacher.
+        """Sets the average equal to the encoder, or reads a frozen teacher.
 
         Raises:
-            ValueError: the teacher cannot be read, or does not fit.
+            ValueError: the teacher cannot be read, or its features have another shape.
         """
         if isinstance(self.teacher, Average):
             if samples is not None:
@@ -142,12 +142,12 @@ class LatentTarget(Target):
         self.teacher = found.to(next(model.parameters()).device)
 
     def unsaved(self) -> dict[str, Tensor]:
-        """Returns a frozen teacher's weights."""
+        """Returns the weights of a frozen teacher."""
         return self.teacher.state_dict() if isinstance(self.teacher, Frozen) else {}
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """Returns the values of every token, (B, N, K). If the teacher sees only the predicted tokens, returns its input."""
+        """Returns the values of every token, (B, N, K), or the teacher's input if it sees only the predicted tokens."""
         if self.teacher is None:
             raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
         return TokenTargets((x, patches, grid) if self.config.view == "hidden" else self._encode(x, patches, grid, None))
@@ -165,7 +165,7 @@ class LatentTarget(Target):
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
-        """Returns the predicted tokens' values, (kmB, Q, K), with `class_weight` also those of each class token, (mB, K)."""
+        """Returns the values of the predicted tokens, (kmB, Q, K), and with `class_weight` those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             x, patches, grid = token_targets.tokens
             return self._encode(x, patches, grid, Mask(mask.predict, mask.predict, valid=mask.valid_predict))
@@ -173,10 +173,10 @@ class LatentTarget(Target):
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the mean loss of a predicted token plus that of the class token, ()."""
+        """Returns the mean loss per predicted token plus that of the class token, ()."""
         tokens, pooled = target if isinstance(target, tuple) else (target, None)
         levels, weight = self.levels, mask.weight
-        if levels > 1:  # each by itself, (kmB, Q, L D) -> (kmB, Q L, D)
+        if levels > 1:  # compares each block separately, (kmB, Q, L D) -> (kmB, Q L, D)
             prediction, tokens = (one.unflatten(2, (levels, -1)).flatten(1, 2) for one in (prediction, tokens))
             weight = None if weight is None else weight.repeat_interleave(levels, dim=1)
         if self.config.norm_prediction:
@@ -187,7 +187,7 @@ class LatentTarget(Target):
         return loss + self.config.class_weight * mean_loss(self.config.loss, features.last[:, :1], pooled[:, None], None)
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
-        """Moves the average towards the encoder."""
+        """Updates the moving average from the encoder."""
         if isinstance(self.teacher, Average):
             self.teacher.follow(model.encoder, self.config.decay_at(step, steps), made)
 

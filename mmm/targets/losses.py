@@ -1,6 +1,6 @@
-"""Losses of one token, and their mean.
+"""Losses per token, and their mean.
 
-Shapes: B rows, Q tokens, K values (or classes) a token.
+Shapes: B rows, Q tokens, K values (or classes) per token.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Computes the cross-entropy of K logits with an int64 class."""
+    """Computes the cross-entropy of K logits and an int64 class."""
     return F.cross_entropy(prediction.transpose(1, -1), target, reduction="none")
 
 
 def soft_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Computes the cross-entropy of K logits with the shares of K classes."""
+    """Computes the cross-entropy of K logits and the shares of K classes."""
     return -(target * prediction.log_softmax(-1)).sum(-1)
 
 
 def scaled_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Computes the sum of squared differences divided by the root of their number (data2vec 2.0)."""
+    """Computes the sum of squared differences divided by the square root of their number (data2vec 2.0)."""
     return (prediction - target).square().sum(-1) / prediction.shape[-1] ** 0.5
 
 
@@ -46,7 +46,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def mean_loss(loss: str, prediction: Tensor, target: Tensor | tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
-    """Computes the mean over tokens of a token's loss, in fp32 (or better) for any precision of the forward.
+    """Computes the mean loss over tokens, in fp32 or better for any precision of the forward pass.
 
     Args:
         loss: a name in `LOSSES`.
@@ -55,7 +55,7 @@ def mean_loss(loss: str, prediction: Tensor, target: Tensor | tuple[Tensor, ...]
         weight: factor of each token's loss, (B, Q), or None.
 
     Returns:
-        (). The sum is divided by the number of tokens, not by the sum of the weights, which would couple the samples of a batch.
+        The mean, (). The sum is divided by the number of tokens; dividing by the sum of weights would couple the batch's samples.
     """
     assert isinstance(target, Tensor), "one loss is of one target"
     exact = prediction if prediction.dtype.itemsize >= 4 else prediction.float()

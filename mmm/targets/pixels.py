@@ -2,10 +2,10 @@
 
 MAE (He et al., CVPR 2022, section 3) standardises each patch over all its values, with epsilon inside the root. VideoMAE
 standardises each tube and channel of un-normalised pixels, with epsilon outside, and OmniMAE each channel, with epsilon inside.
-SimMIM does not standardise. PixMIM (Liu et al., arXiv 2303.02416) leaves out high frequencies; MotionMAE (Yang et al., arXiv
-2210.04154) predicts differences of frames, too.
+SimMIM does not standardise. PixMIM (Liu et al., arXiv 2303.02416) removes high frequencies; MotionMAE (Yang et al., arXiv
+2210.04154) also predicts differences between frames.
 
-Shapes: kmB rows, B samples, N tokens, Q predicted tokens, P values a token, C channels, n = P / C pixels a token.
+Shapes: kmB rows, B samples, N tokens, Q predicted tokens, P values per token, C channels, n = P / C pixels per token.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PixelTarget(Target):
         VideoMAE)."""
 
         epsilon: NonNegative = 1e-6
-        """Small number that keeps the division by the deviation finite."""
+        """Small number that keeps the division by the standard deviation finite."""
 
         epsilon_inside: bool = True
         """Add epsilon to the variance, inside the root (MAE). False: add it to the deviation (VideoMAE)."""
@@ -48,17 +48,17 @@ class PixelTarget(Target):
         """Divide the variance by n - 1 (MAE, VideoMAE). False: by n (BootMAE)."""
 
         pixels: Literal["normalised", "unit"] = "normalised"
-        """Pixels. normalised: as in the model's input (MAE). unit: scaled back to [0, 1] (VideoMAE)."""
+        """Scale of the pixels. normalised: as in the model's input (MAE). unit: scaled back to [0, 1] (VideoMAE)."""
 
         low_pass: Cutoff | None = None
         """Highest frequency that is kept, in cycles per pixel, in all directions of a frame (PixMIM: 40 in 224 pixels, 0.18).
         None: all frequencies."""
 
         differences: bool = False
-        """Predict the difference of each frame to the frame before (MotionMAE), 0 for the first frame."""
+        """Predict the difference between each frame and the previous one (MotionMAE), 0 for the first frame."""
 
         loss: ValueLoss = "mse"
-        """Loss of a token."""
+        """Loss per token."""
 
     config: Config
     mean: Tensor
@@ -80,7 +80,7 @@ class PixelTarget(Target):
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """Returns the filtered patches; only predicted ones are standardised later."""
+        """Returns the filtered patches; standardisation follows later, for the predicted tokens only."""
         return TokenTargets(self._filtered(patches, grid))
 
     @torch.no_grad()
@@ -91,20 +91,20 @@ class PixelTarget(Target):
         return ((raw - centre) / spread).flatten(2)
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the mean loss of a predicted token, ()."""
+        """Returns the mean loss per predicted token, ()."""
         return mean_loss(self.config.loss, prediction, target, mask.weight)
 
     @property
     def uses_original(self) -> bool:
-        """True if `show` uses the original's mean and deviation, which a prediction does not contain."""
+        """True if `show` uses the original's mean and standard deviation, which a prediction does not contain."""
         return self.config.standardise != "none"
 
     @torch.no_grad()
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
-        """Predictions as pixels that can be joined to a picture: normalised as the model's input is, (kmB, Q, P).
+        """Returns predictions as pixels that can be joined to an image, normalised like the model's input, (kmB, Q, P).
 
-        Where the target is standardised, a prediction holds no brightness or contrast: the ORIGINAL's are put back, token by
-        token, and `uses_original` says so. Differences of frames are no picture.
+        If the target is standardised, a prediction contains no brightness or contrast; those of the ORIGINAL token are used, and
+        `uses_original` is True. Returns None for differences of frames.
         """
         if self.config.differences:
             return None
@@ -135,7 +135,7 @@ class PixelTarget(Target):
         return pixels * self.std + self.mean if self.config.pixels == "unit" else pixels
 
     def _statistics(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the centre, which is subtracted, and the spread, which is divided by; both broadcast over (kmB, Q, n, C)."""
+        """Returns the mean to subtract and the standard deviation to divide by; both broadcast over (kmB, Q, n, C)."""
         if self.config.standardise == "none":
             return pixels.new_zeros(()), pixels.new_ones(())
         over = (2, 3) if self.config.standardise == "patch" else (2,)

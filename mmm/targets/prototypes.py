@@ -1,10 +1,11 @@
 """Prototypes of a teacher as the target: iBOT (Zhou et al., ICLR 2022), with DINO's head, centre and sharpening.
 
-A head converts features to similarities with K prototypes. The teacher is the moving average of the encoder and of the head. The
-softmax of its similarities, minus their running mean (the centre) and divided by a low temperature, are shares of the prototypes.
-Patches are compared within a sample, and class tokens between the samples of one input: its R views (`data.repeats`).
+A head converts features to similarities with K prototypes. The teacher is the moving average of the encoder and the head. The
+teacher's similarities, minus their running mean (the centre) and divided by a low temperature, pass through a softmax and become
+shares of the prototypes. Patches are compared within a sample, and class tokens between the samples of one input: its R views
+(`data.repeats`).
 
-Shapes: B samples, N tokens, D the encoder's width, K prototypes, mB masks, kmB rows of Q predicted tokens, R views of an input.
+Shapes: B samples, N tokens, D width of the encoder, K prototypes, mB masks, kmB rows of Q predicted tokens, R views of an input.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PrototypeHead(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., K), in fp32 or better."""
+        """Returns similarities in fp32 or better, (..., D) -> (..., K)."""
         first, second, last = self.layers
         x = last(F.gelu(second(F.gelu(first(x)))))
         with torch.autocast(x.device.type, enabled=False):
@@ -58,19 +59,19 @@ class PrototypeTarget(Target):
         """Number of prototypes."""
 
         hidden: Positive = 2048
-        """Hidden width of the head."""
+        """Width of the hidden layers of the head."""
 
         bottleneck: Positive = 256
-        """Width in which prototypes are compared."""
+        """Width of the vectors that are compared with the prototypes."""
 
         temperature: AboveZero = 0.04
         """Temperature of the teacher's shares at the beginning of the run."""
 
         temperature_end: AboveZero = 0.07
-        """Temperature at the end of `temperature_until`, which it approaches linearly."""
+        """Temperature at the end of `temperature_until`; it changes linearly up to that point."""
 
         temperature_until: ZeroToOne = 0.0375
-        """Part of the run, from 0 to 1, over which the temperature changes (iBOT: 30 of 800 epochs)."""
+        """Fraction of the run, from 0 to 1, over which the temperature changes (iBOT: 30 of 800 epochs)."""
 
         prediction_temperature: AboveZero = 0.1
         """Temperature of the predictions."""
@@ -79,12 +80,12 @@ class PrototypeTarget(Target):
         """Decay of the centre per update."""
 
         class_weight: NonNegative = 0.0
-        """Weight of the loss between class tokens: the encoder's of the visible tokens, and the teacher's of the other samples
-        of the same input (data.repeats; iBOT: 2) or, without others, of the whole sample. iBOT: 1. 0: only patches are
+        """Weight of the loss between class tokens (iBOT: 1): the encoder's for the visible tokens, and the teacher's for the other
+        samples of the same input (data.repeats; iBOT: 2) or, if there are none, for the whole sample. 0: only patches are
         compared."""
 
         class_temperature: AboveZero = 0.04
-        """Temperature of the teacher's shares of class tokens."""
+        """Temperature of the teacher's shares for class tokens."""
 
     config: Config
     centre: Tensor
@@ -104,7 +105,7 @@ class PrototypeTarget(Target):
         self.register_buffer("temperature", torch.tensor(config.temperature))
         if config.class_weight:
             self.register_buffer("class_centre", torch.zeros(config.prototypes))
-        self.sums: Tensor | None = None  # of this update, of each centre: similarities (K,), and their number
+        self.sums: Tensor | None = None  # in this update, for each centre: sums of similarities, (K,), and their number
 
     @property
     def across_batch(self) -> bool:
@@ -117,16 +118,16 @@ class PrototypeTarget(Target):
         return True
 
     def begin(self, model: Any, load: Any, samples: Samples | None) -> None:
-        """Makes the teacher equal to the encoder and the head."""
+        """Sets the teacher equal to the encoder and the head."""
         if samples is not None:
             self.teacher.restart(model.encoder)
             self.teacher_head.load_state_dict(self.head.state_dict())
 
     @torch.no_grad()
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
-        """Returns the teacher's similarities of every token, (B, N, K), and of class tokens, (B, K), if they are compared.
+        """Returns the teacher's similarities for every token, (B, N, K), and for class tokens, (B, K), if these are compared.
 
-        In training mode their sums are accumulated for the centres.
+        In training mode, their sums are accumulated for the centres.
         """
         features = self.teacher(patches, grid, None)
         found = [self.teacher_head(features.tokens)]
@@ -140,19 +141,19 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def pick(self, token_targets: TokenTargets, mask: Mask) -> TargetValues:
-        """Returns the shares of the predicted tokens, (kmB, Q, K), and of the class tokens, (mB, K), if they are compared."""
+        """Returns the shares for the predicted tokens, (kmB, Q, K), and for the class tokens, (mB, K), if these are compared."""
         tokens, *classes = token_targets.tokens
         shares = ((take(tokens, mask.predict) - self.centre) / self.temperature).softmax(-1)
         if not classes:
             return shares
         own = ((classes[0] - self.class_centre) / self.config.class_temperature).softmax(-1)  # (B, K)
-        if self.training and self.views > 1:  # in an evaluation each input has one sample
+        if self.training and self.views > 1:  # in an evaluation each input has only one sample
             views = own.unflatten(0, (-1, self.views))  # (B / R, R, K)
-            own = ((views.sum(1, keepdim=True) - views) / (self.views - 1)).flatten(0, 1)  # the mean of the others
+            own = ((views.sum(1, keepdim=True) - views) / (self.views - 1)).flatten(0, 1)  # the mean of the other views
         return shares, repeat_rows(own, len(mask.visible))
 
     def loss(self, prediction: Tensor, target: TargetValues, mask: Mask, features: Features) -> Tensor:
-        """Returns the mean cross-entropy between the head's shares and the teacher's, plus that of class tokens, ()."""
+        """Returns the mean cross-entropy between the head's shares and the teacher's, plus that of the class tokens, ()."""
         shares, own = target if isinstance(target, tuple) else (target, None)
         loss = self._cross_entropy(prediction, shares, mask.weight)
         if own is None:
@@ -161,7 +162,7 @@ class PrototypeTarget(Target):
 
     @torch.no_grad()
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
-        """Moves the centre towards the mean of this update's similarities, over all processes, and the teacher to the encoder."""
+        """Updates the centres from the similarities of this update on all processes, and the teacher from encoder and head."""
         config = self.config
         if self.sums is not None:
             sums, self.sums = self.collective.sum(self.sums), None

@@ -1,9 +1,9 @@
 """Frozen teachers: trained encoders whose features are a target.
 
 A teacher is a run or any weights that `mmm.load` reads. With `timm:NAME` or `transformers:NAME` it is a vision transformer of
-images from a library (EVA, CLIP, DINOv2), which sees the frames of a clip one by one.
+images from a library (EVA, CLIP, DINOv2), which reads the frames of a clip separately.
 
-Shapes: B samples, C channels, s... the sample's axes, N tokens of the grid, M of them that are seen, R prefix tokens, D width.
+Shapes: B samples, C channels, s... axes of a sample, N tokens of the grid, M visible tokens, R prefix tokens, D width.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ LIBRARIES = ("timm", "transformers")
 
 
 class Frozen(nn.Module):
-    """A trained network that gets no gradient and is never saved: each training reads it again.
+    """A trained network without gradients, which checkpoints do not contain: each training reads it again.
 
-    Its inputs are normalised like the model's input, even if its own normalisation differs.
+    Its inputs are normalised like the model's input, even if the network was trained with another normalisation.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Wraps a network that was trained on pixels of this mean and deviation; its inputs are normalised as `own` says."""
+        """Wraps a network that was trained with this mean and standard deviation; `own` is the normalisation of its inputs."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         (own_mean, own_std), (mean_, std_) = ([torch.tensor(one) for one in pair] for pair in ((own.mean, own.std), (mean, std)))
@@ -45,17 +45,17 @@ class Frozen(nn.Module):
         self.register_buffer("shift", (own_mean - mean_) / std_, persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, also when the model is set to training mode."""
+        """Keeps evaluation mode, also if the model is set to training mode."""
         return super().train(False)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Converts inputs (B, C, s...) to the network's own normalisation."""
-        shape = (-1, *(1 for _ in x.shape[2:]))  # over (B, C, s...)
+        """Converts inputs (B, C, s...) to the normalisation of the network."""
+        shape = (-1, *(1 for _ in x.shape[2:]))  # broadcasts over (B, C, s...)
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
 class FrozenEncoder(Frozen, ABC):
-    """A trained encoder.
+    """A trained encoder without gradients.
 
     Attributes:
         width: width of the features, D.
@@ -66,19 +66,19 @@ class FrozenEncoder(Frozen, ABC):
     depth: int
 
     def features(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None = None) -> list[Tensor]:
-        """Returns the outputs of these blocks, counted from 1, or the last, normed one, for the visible tokens, (B, M, D) each.
+        """Returns the outputs of these blocks, counted from 1 (None: the normed last output), for visible tokens, (B, M, D) each.
 
         Args:
-            x: normalised like the model's input, (B, C, s...).
-            mask: None: all tokens of the grid, in order.
+            x: input, normalised like the model's input, (B, C, s...).
+            mask: the mask of visible tokens. None: all tokens of the grid, in order.
         """
         return self.outputs(self.pixels(x), grid, blocks, mask)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """Applies the norm after the last block to a block's output (B, M, D).
+        """Applies the network's final norm to the output of a block, (B, M, D).
 
         Raises:
-            ValueError: the network has no norm there.
+            ValueError: the network has no final norm.
         """
         for name in ("norm", "fc_norm", "layernorm", "post_layernorm", "post_layer_norm"):
             layer = getattr(self.network, name, None)
@@ -91,16 +91,16 @@ class FrozenEncoder(Frozen, ABC):
         """Returns the attention of the last block to each token, (B, N): see `mmm.layers.attention_map`.
 
         Args:
-            x: normalised like the model's input, (B, C, s...).
+            x: input, normalised like the model's input, (B, C, s...).
         """
 
     @abstractmethod
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
-        """Returns the same for pixels with the network's own normalisation."""
+        """Returns the same as `features`, for pixels with the network's own normalisation."""
 
 
 class FrozenRun(FrozenEncoder):
-    """A masked model's encoder with its tokenizer."""
+    """The encoder of a masked model, with its tokenizer."""
 
     def __init__(self, model: Any, own: Input) -> None:
         data = model.data or own
@@ -120,13 +120,13 @@ class FrozenRun(FrozenEncoder):
 class FrozenImages(FrozenEncoder):
     """A vision transformer of images from a library.
 
-    Pictures are resized so that its patches form the model's grid, as UMT and EVA do. Only the first frame of a tube is used.
+    Images are resized so that its patches form the model's grid, as in UMT and EVA. Only the first frame of a tube is used.
     """
 
     def __init__(
         self, network: nn.Module, own: Input, mean: Sequence[float], std: Sequence[float], *, patch: int, frames: int
     ) -> None:
-        """Wraps a network whose patches have a side of `patch` pixels; tokens have this number of `frames`."""
+        """Wraps a network whose patches have a side of `patch` pixels, for tokens of `frames` frames."""
         super().__init__(network, own, mean, std)
         self.patch, self.frames = patch, frames
 
@@ -140,17 +140,17 @@ class FrozenImages(FrozenEncoder):
         return self.attention(self.pictures(self.pixels(x), grid), grid).reshape(len(x), -1)  # (B T', N') -> (B, N)
 
     def pictures(self, x: Tensor, grid: Grid) -> Tensor:
-        """Returns the first frames of tubes in the size of this grid, (B, C, s...) -> (B T', C, H, W)."""
+        """Returns the first frames of tubes, resized for this grid, (B, C, s...) -> (B T', C, H, W)."""
         pictures, size = first_frames(x, self.frames), (grid[-2] * self.patch, grid[-1] * self.patch)
         return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
 
     @abstractmethod
     def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
-        """Returns features of the tokens of pictures (B, C, H, W), without the prefix, (B, N', D) each."""
+        """Returns features of the tokens of images (B, C, H, W), without prefix tokens, (B, N', D) each."""
 
     @abstractmethod
     def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
-        """Returns the last block's attention to the tokens of pictures (B, C, H, W), (B, N')."""
+        """Returns the attention of the last block to the tokens of images (B, C, H, W), (B, N')."""
 
 
 class FrozenTimm(FrozenImages):
@@ -195,12 +195,12 @@ class FrozenTransformers(FrozenImages):
         network: Any = self.network
         found = network(pixel_values=pictures, output_hidden_states=True, **self._size(pictures))
         chosen = [found.last_hidden_state] if blocks is None else [found.hidden_states[block] for block in blocks]
-        return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # the prefix comes first
+        return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # prefix tokens come first
 
     def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
         network: Any = self.network
         usual = network.config._attn_implementation
-        network.set_attn_implementation("eager")  # the others give no weights
+        network.set_attn_implementation("eager")  # other implementations do not return attention weights
         try:
             weights = network(pixel_values=pictures, output_attentions=True, **self._size(pictures)).attentions[-1]  # (B, h, L, L)
         finally:
@@ -210,7 +210,7 @@ class FrozenTransformers(FrozenImages):
         return asking.float().mean((1, 2))[:, -tokens:]
 
     def _size(self, pictures: Tensor) -> dict[str, bool]:
-        """Returns the argument for pictures of another size than the network's own."""
+        """Returns an argument for images whose size is not the network's own."""
         network: Any = self.network
         size = network.config.image_size
         own = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -218,7 +218,7 @@ class FrozenTransformers(FrozenImages):
 
 
 def attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
-    """Computes the attention of the class token or, without a prefix, of all tokens to the last `tokens`, (B, h, L, c) -> (B,
+    """Returns the attention of the class token (without prefix tokens: of all tokens) to the last `tokens`, (B, h, L, c) -> (B,
     N')."""
     query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
     asking = query if query.shape[2] == tokens else query[:, :, :1]
@@ -235,11 +235,11 @@ def read_teacher(name: str, load: Callable[[str], Any], own: Input, token: tuple
     """Reads a frozen teacher for a model of this data and these tokens.
 
     Args:
-        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or what `load` reads.
+        name: `timm:NAME` or `transformers:NAME` (a name or a folder), or anything that `load` reads.
         load: reads a masked model from a path, as `mmm.load` does.
 
     Raises:
-        ValueError: the teacher cannot be read, or its grid is another one.
+        ValueError: the teacher cannot be read, or its grid differs from the model's.
     """
     grid = tuple(size // side for size, side in zip(own.size, token[-len(own.size) :], strict=True))
     library, _, rest = name.partition(":")
@@ -268,7 +268,7 @@ def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
     from transformers import AutoImageProcessor, AutoModel
 
     network = AutoModel.from_pretrained(name)
-    network = getattr(network, "vision_model", network)  # CLIP and SigLIP have a text model beside
+    network = getattr(network, "vision_model", network)  # CLIP and SigLIP also have a text model
     try:
         pixels = AutoImageProcessor.from_pretrained(name)
         mean, std = pixels.image_mean, pixels.image_std
@@ -279,7 +279,7 @@ def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
 
 
 def leave_out_frozen(part: nn.Module) -> None:
-    """Leaves every frozen network that is an attribute of `part` out of its state dict; a state dict without it can be loaded."""
+    """Excludes every frozen network that is an attribute of `part` from its state dict; loading does not require them either."""
     part.register_state_dict_post_hook(_leave_out)
     part.register_load_state_dict_post_hook(_miss_none)
 

@@ -1,8 +1,8 @@
-"""Vocabularies: frozen tokenizers that give each token of the grid one of K codes.
+"""Vocabularies: frozen tokenizers that map each token of the grid to one of K codes.
 
-`kmeans` is computed from the training samples. `dalle` and `vqkd` are the published vocabularies of BEiT and BEiT v2, from files.
+`kmeans` is computed from training samples. `dalle` and `vqkd` are the published vocabularies of BEiT and BEiT v2, read from files.
 
-Shapes: B samples, N tokens, P values a token, K codes, D values that are compared.
+Shapes: B samples, N tokens, P values per token, K codes, D values that are compared.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mmm.targets.kmeans import nearest, spherical_kmeans
 from mmm.targets.teachers import Frozen, FrozenEncoder, first_frames, leave_out_frozen, read_teacher
 
 PATCHES = "patches"
-POINTS = 64  # tokens for each code that k-means sees at most
+POINTS = 64  # maximum number of tokens per code that k-means uses
 
 
 class Vocabulary(nn.Module, ABC):
-    """Gives each token a code from 0 to K - 1.
+    """Maps each token to a code from 0 to K - 1.
 
     Attributes:
-        frozen: the network of the vocabulary, which each training reads, or None.
+        frozen: the network of the vocabulary, which each training reads again, or None.
     """
 
     frozen: Frozen | None
@@ -47,11 +47,11 @@ class Vocabulary(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Returns the codes of every token, int64 (B, N), of a normalised input (B, C, s...) and its patches (B, N, P)."""
+        """Returns the codes of every token, int64 (B, N), for a normalised input (B, C, s...) and its patches (B, N, P)."""
 
 
 class KMeansVocabulary(Vocabulary):
-    """The nearest of K directions to each patch less its mean, or to the features of a frozen encoder.
+    """The nearest of K directions to each patch minus its mean, or to the features of a frozen encoder.
 
     Before a training, the directions are random (as in Chiu et al., "BEST-RQ", ICML 2022).
     """
@@ -71,7 +71,7 @@ class KMeansVocabulary(Vocabulary):
         own: Input,
         token: tuple[int, ...],
     ) -> None:
-        """Clusters values of this `width`: patches, or the features of the encoder that `source` names."""
+        """Creates random directions for values of this `width`: patches, or features of the encoder that `source` names."""
         super().__init__()
         self.codes, self.source, self.blocks = codes, source, None if block is None else (block,)
         self.samples, self.iterations, self.own, self.token = samples, iterations, own, token
@@ -97,7 +97,7 @@ class KMeansVocabulary(Vocabulary):
             if self.frozen is not None:
                 self.frozen.to(x.device)
             values = self.values(x, model.tokenizer.split(x), model.tokenizer.grid(x)).flatten(0, 1)
-            share = -(-POINTS * self.codes * len(x) // self.samples)  # of this batch
+            share = -(-POINTS * self.codes * len(x) // self.samples)  # number of tokens from this batch
             chance = scores(sample_keys(0, 0, number), len(values))[0].to(x.device)
             found.append(values[chance.argsort()[:share]])
         points = torch.cat(found)
@@ -124,7 +124,7 @@ class KMeansVocabulary(Vocabulary):
 
 
 class PublishedVocabulary(Vocabulary):
-    """Base of vocabularies that are read from files; their networks need RGB pictures."""
+    """Base of vocabularies that are read from files; their networks need RGB images."""
 
     def __init__(self, source: str, own: Input, token: tuple[int, ...]) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class PublishedVocabulary(Vocabulary):
 
     @property
     def network(self) -> Any:
-        """The network that a training has read, with its weights.
+        """The network that the training has read, with its weights.
 
         Raises:
             ValueError: it has not been read.
@@ -144,23 +144,23 @@ class PublishedVocabulary(Vocabulary):
         return self.frozen.network
 
     def pictures(self, x: Tensor, grid: Grid, patch: int) -> Tensor:
-        """Returns the first frames of tubes for the network, resized so that its patches form the grid, (B T', 3, H, W)."""
+        """Returns the first frames of tubes, resized so that the network's patches form the grid, (B T', 3, H, W)."""
         assert self.frozen is not None
         pictures, size = self.frozen.pixels(first_frames(x, self.token[0])), (grid[-2] * patch, grid[-1] * patch)
         return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
 
 
 class DalleVocabulary(PublishedVocabulary):
-    """The 8192 codes of DALL-E's tokenizer (Ramesh et al., ICML 2021), which BEiT predicts, as transformers reads it.
+    """The 8192 codes of DALL-E's tokenizer (Ramesh et al., ICML 2021), which BEiT predicts, as read by transformers.
 
-    A code describes 8 x 8 pixels. Pictures are resized so that the grid of codes is the model's (BEiT: 112 pixels).
+    A code describes 8 x 8 pixels. Images are resized so that the grid of codes is the model's grid (BEiT: 112 pixels).
     """
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
         """Reads the tokenizer.
 
         Raises:
-            ValueError: there is none at the path.
+            ValueError: the path contains no tokenizer.
         """
         try:
             from transformers import FlavaImageCodebook
@@ -171,7 +171,7 @@ class DalleVocabulary(PublishedVocabulary):
                 f"target.source {self.source} holds no DALL-E tokenizer as transformers stores it (facebook/flava-image-codebook): "
                 f"{str(error).strip().splitlines()[0]}; target.vocabulary kmeans needs no file"
             ) from error
-        # 0.1 + 0.8 pixel: DALL-E's map away from the ends, where its likelihood is not defined
+        # 0.1 + 0.8 pixel: DALL-E's map of pixels away from 0 and 1, where its likelihood is not defined
         self.frozen = Frozen(network, self.own, [-0.125] * 3, [1.25] * 3)
 
     def forward(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
@@ -180,10 +180,10 @@ class DalleVocabulary(PublishedVocabulary):
 
 
 class VqkdVocabulary(PublishedVocabulary):
-    """The codes of BEiT v2's tokenizer (Peng et al., 2022): the nearest of its directions to an encoder's projected features."""
+    """The codes of BEiT v2's tokenizer (Peng et al., 2022): the nearest of its directions to its encoder's projected features."""
 
     def begin(self, model: Any, load: Callable[[str], Any], samples: Samples | None) -> None:
-        """Reads a file of its weights (`vqkd_encoder_base_decoder_*.pth`).
+        """Reads a weight file of the tokenizer (`vqkd_encoder_base_decoder_*.pth`).
 
         Raises:
             ValueError: the file does not exist, or contains something else.
@@ -206,13 +206,13 @@ class VqkdVocabulary(PublishedVocabulary):
 
 
 class Ignored:
-    """Replaces and ignores the options of a training in a file of weights."""
+    """Replaces the training options in a weight file, which are ignored."""
 
     def __init__(self, *arguments: object) -> None:
-        """Forgets its arguments."""
+        """Ignores its arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Forgets its state."""
+        """Ignores the state."""
 
 
 class VqkdEncoder(nn.Module):
@@ -248,7 +248,7 @@ class VqkdEncoder(nn.Module):
         self.load_state_dict(kept | {"codes": self.codes})
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Returns the codes of the patches of pictures (B, 3, H, W) in [-1, 1], int64 (B N,)."""
+        """Returns the codes of the patches of images (B, 3, H, W) in [-1, 1], int64 (B N,)."""
         tokens = self.encoder.fc_norm(self.encoder.forward_features(pictures)[:, 1:])  # (B, N, D)
         directions = F.normalize(self.encode_task_layer(tokens).flatten(0, 1).float(), dim=1)
         return nearest(directions, self.codes.float())[0]

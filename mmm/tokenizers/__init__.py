@@ -1,4 +1,4 @@
-"""Tokenizers, which cut samples into tokens."""
+"""Tokenizers, which split samples into tokens."""
 
 from mmm.tokenizers.grid import GridTokenizer, Patches, Tubes, tokenizers
 

@@ -1,6 +1,6 @@
-"""Cutting images and clips into tokens: one n-D implementation, of which patches and tubes are two forms.
+"""Splits images and clips into tokens: one n-D implementation for both patches and tubes.
 
-Shapes: B samples, C channels, s... the sample's axes (H, W or T, H, W), N tokens, P = C * token volume values a token.
+Shapes: B samples, C channels, s... axes of a sample (H, W or T, H, W), N tokens, P = C * token volume values per token.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ AXES = {2: ("height", "width"), 3: ("frames", "height", "width")}
 
 
 class GridTokenizer(nn.Module):
-    """Cuts (B, C, s...) into a grid of equal boxes; without weights.
+    """Splits (B, C, s...) into a grid of equal boxes; has no weights.
 
     Attributes:
         size: size of a token along each axis, in pixels or frames.
         channels: C.
-        width: P, values a token.
+        width: values per token, P.
     """
 
     def __init__(self, size: tuple[int, ...], channels: int) -> None:
@@ -34,14 +34,14 @@ class GridTokenizer(nn.Module):
         self.size, self.channels = size, channels
         self.width = channels * math.prod(size)
         inner = [f"i{axis}" for axis in range(len(size))]  # position inside a token
-        outer = [f"o{axis}" for axis in range(len(size))]  # token's place on the grid
+        outer = [f"o{axis}" for axis in range(len(size))]  # position of the token on the grid
         boxes = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
         self._image = f"b c {boxes}"
-        self._patches = f"b ({' '.join(outer)}) ({' '.join(inner)} c)"  # the channel is the fastest, as MAE's targets have it
+        self._patches = f"b ({' '.join(outer)}) ({' '.join(inner)} c)"  # the channel varies fastest, as in MAE's targets
         self._sizes = dict(zip(inner, size, strict=True))
 
     def grid(self, x: Tensor) -> Grid:
-        """The tokens' arrangement for an input (B, C, s...)."""
+        """Returns the grid of the tokens for an input (B, C, s...)."""
         if x.dim() < 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"the input is {tuple(x.shape)}; expected (samples, {self.channels} channels, {', '.join(AXES[len(self.size)])})"
@@ -49,10 +49,10 @@ class GridTokenizer(nn.Module):
         return self.grid_of(tuple(x.shape[2:]))
 
     def grid_of(self, size: tuple[int, ...]) -> Grid:
-        """The tokens' arrangement for a sample of this size (s...).
+        """Returns the grid of the tokens for a sample of this size (s...).
 
         Raises:
-            ValueError: where a token's size does not divide the sample's.
+            ValueError: the size is not a multiple of the token's size.
         """
         size = self._lifted(size)
         if len(size) != len(self.size):
@@ -65,21 +65,21 @@ class GridTokenizer(nn.Module):
         return tuple(pixels // token for pixels, token in zip(size, self.size, strict=True))
 
     def split(self, x: Tensor) -> Tensor:
-        """The raw values of every token, (B, C, s...) -> (B, N, P), channel fastest."""
-        self.grid(x)  # refuses what does not fit, in words
+        """Returns the raw values of every token, (B, C, s...) -> (B, N, P), with the channel varying fastest."""
+        self.grid(x)  # raises a clear error if the size is not valid
         return rearrange(self._lift(x), f"{self._image} -> {self._patches}", **self._sizes)
 
     def join(self, patches: Tensor, grid: Grid) -> Tensor:
-        """The inverse of `split`: (B, N, P) -> (B, C, s...)."""
+        """Joins tokens to samples, the inverse of `split`: (B, N, P) -> (B, C, s...)."""
         places = {f"o{axis}": size for axis, size in enumerate(grid)}
         return rearrange(patches, f"{self._patches} -> {self._image}", **self._sizes, **places)
 
     def _lifted(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """The size that a sample of `size` is treated as: an image, among tubes, is one tube long."""
+        """Returns the size that the tokenizer uses for a sample of `size`: for tubes, an image has the length of one tube."""
         return self.size[: max(0, len(self.size) - len(size))] + size if len(size) > 1 else size
 
     def _lift(self, x: Tensor) -> Tensor:
-        """Repeats an image (B, C, H, W) along the leading axes of a token: for tubes, the result is one tube without motion."""
+        """Repeats an image (B, C, H, W) along the leading axes of a token; for tubes, the result is one tube without motion."""
         missing = len(self.size) + 2 - x.dim()
         for length in reversed(self.size[:missing]) if missing > 0 else ():
             x = x.unsqueeze(2).expand(-1, -1, length, *x.shape[2:])
@@ -102,7 +102,7 @@ class Patches(GridTokenizer):
 
 @tokenizers.register("tubes")
 class Tubes(GridTokenizer):
-    """Boxes of a clip, some frames deep; an image becomes one tube without motion."""
+    """Boxes of a clip that span several frames; an image becomes one tube without motion."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -110,7 +110,7 @@ class Tubes(GridTokenizer):
         """Side of a tube, in pixels."""
 
         frames: Positive = 2
-        """Depth of a tube, in frames."""
+        """Number of frames of a tube."""
 
     def __init__(self, config: Config, *, channels: int) -> None:
         super().__init__((config.frames, config.size, config.size), channels)
