@@ -59,7 +59,8 @@ PACE = (8, 72)  # updates of the two runs whose difference gives the time of an 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
     """Returns a recipe's preset for small data, with the common size of encoder and the given number of updates."""
     recipe, _, encoder = name.partition("@")[0].partition("+")
-    preset: pretrain.Config = importlib.import_module(f"recipes.{recipe}").PRESETS["demo" if options.videos else "cifar10"]
+    presets = importlib.import_module(f"recipes.{recipe}").PRESETS
+    preset: pretrain.Config = presets.get("demo_student", presets["demo"]) if options.videos else presets["cifar10"]
     changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that the processor time includes reading
     if not options.videos:
         changes["data"] = replace(preset.data, source=options.source, workers=0)
@@ -117,7 +118,7 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     """
     pace = found["paces"].get(name)
     if pace is None:
-        train(name, options, 1, seed, scratch / f"{name}-{seed}-1")  # imports
+        train(name, options, 2, seed, scratch / f"{name}-{seed}-2")  # imports; two updates, the first of which may be a teacher's
         few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
         pace = found["paces"][name] = (more - few) / (PACE[1] - PACE[0])
     steps = max(1, round(60 * options.minutes / pace))

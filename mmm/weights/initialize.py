@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmm.weights.fit import Inflation, fitted_state
 from mmm.weights.formats import FORMATS, Model, Options, Stored
@@ -15,6 +15,8 @@ from mmm.weights.load import find_stored, read_stored, without_head
 from mmm.weights.matching import match_state_dict, shorten_list
 
 logger = logging.getLogger(__name__)
+
+MASK_TOKEN = "encoder.mask_token"
 
 
 def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | None = None) -> set[str]:
@@ -56,7 +58,7 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
             state = fitted_state(mine, theirs, str(path), inflate)
             found = {name: value for name, value in found.items() if not name.startswith(f"{part}.")}
             found |= {f"{part}.{name}": value for name, value in state.items()}
-    chosen = {name: value for name, value in found.items() if name.split(".")[0] in parts}
+    chosen = _with_mask_token({name: value for name, value in found.items() if name.split(".")[0] in parts}, own, str(path))
     match_state_dict(chosen, {name: value for name, value in own.items() if name.split(".")[0] in parts}, str(path))
     if "heads" in known:
         _warn_of_heads(model, source, str(path))
@@ -67,6 +69,18 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
         if alone:
             logger.warning("--init: only %s has a %s; it was left as it is", where, shorten_list(alone))
     return parts
+
+
+def _with_mask_token(chosen: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Returns the weights without a mask token of the encoder that the model lacks, or with the model's own if the file has
+    none."""
+    if (MASK_TOKEN in chosen) == (MASK_TOKEN in own):
+        return chosen
+    if MASK_TOKEN in own:
+        logger.warning("--init: %s has no mask token for the encoder; it keeps its random initialisation", where)
+        return chosen | {MASK_TOKEN: own[MASK_TOKEN]}
+    logger.warning("--init: the mask token of %s is left out, because this model's encoder has none", where)
+    return {name: value for name, value in chosen.items() if name != MASK_TOKEN}
 
 
 def _read(stored: Stored, options: dict[str, Any]) -> Model:

@@ -121,8 +121,10 @@ def measure_micro_step(training: Training, trial: Trial, samples: int) -> MicroS
                 raise
             training.optimizer.zero_grad(set_to_none=True)
             tried //= 2
-    more = min(samples, int(few * CPU_SECONDS / step.seconds)) if cpu and tried == few else 0
-    return _measure(training, trial.make_batch(more), trial.loss, more) if more > few else step
+    more = min(samples, int(few * CPU_SECONDS / step.seconds))
+    if not cpu or tried < few or more <= few or training.accelerator.num_processes > 1:  # processes would disagree about `more`
+        return step
+    return _measure(training, trial.make_batch(more), trial.loss, more)
 
 
 def _measure(training: Training, batch: Any, loss_of: LossOf, samples: int) -> MicroStep:

@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mmm.core.types import RequiredFeatures
+from mmm.core.types import Input, RequiredFeatures
 from mmm.encoders import VisionTransformer
-from mmm.weights.formats.base import Model, Options, Stored, register
+from mmm.weights.formats.base import Model, Options, Stored, find_input, register
 from mmm.weights.formats.build import HEADS
+from mmm.weights.formats.transformers import LATER
 from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT, ViTFormat, same, separate
 from mmm.weights.matching import renamed, shorten_list
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "relative_position_bias_table"
 TABLES = (f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}")  # one for all blocks, or that of the first
-CHOICES: dict[str, Any] = {"qkv_bias": "qv"}
+CHOICES: dict[str, Any] = {"qkv_bias": "qv", "class_token": True}
 FREE = ("layer_scale", "relative_bias", "positions")
 REASON = "this is read as an encoder"
 KINDS = {"beit": "BeitModel", "data2vec-vision": "Data2VecVisionModel"}
@@ -53,6 +54,13 @@ class BEiTLayout(ViTFormat):
 
     choices, free = CHOICES, FREE
 
+    def input(self, stored: Stored, size: tuple[int, ...], channels: int) -> Input:
+        """Assumes a mean and std of 0.5, as published for BEiT; BEiT v2 has ImageNet's."""
+        second = "beitv2" in str(stored).lower() or any(name.startswith("cls_pt_layers.") for name in stored.tensors)
+        if second or "image_mean" in stored.processor:
+            return super().input(stored, size, channels)
+        return find_input(size, channels, (0.5,) * channels, (0.5,) * channels)
+
     def required(self, tensors: Mapping[str, Tensor]) -> RequiredFeatures:
         return RequiredFeatures(last=renamed("encoder.norm.weight", self.outside) in tensors)
 
@@ -72,6 +80,7 @@ class BEiT(BEiTLayout, OfficialViT):
     blocks, heads, key = "blocks.", HEADS, "model"
     outside = (
         ("encoder.cls_token", "cls_token"),
+        ("encoder.mask_token", "mask_token"),
         ("encoder.pos_embed", "pos_embed"),
         ("encoder.patch_embed.", "patch_embed."),
         ("encoder.rel_pos_bias.", "rel_pos_bias."),
@@ -95,7 +104,7 @@ class BEiT(BEiTLayout, OfficialViT):
 
     def tensors(self, stored: Stored) -> dict[str, Tensor]:
         found = {name: value for name, value in stored.tensors.items() if not name.endswith("relative_position_index")}
-        parts = ("mask_token", "lm_head.", "fc_norm.", "head.", "cls_pt_layers.")
+        parts = ("lm_head.", "fc_norm.", "head.", "cls_pt_layers.")
         return self.leave_out(stored, *parts, reason=REASON, what="rest", tensors=found)
 
     def describe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -133,11 +142,17 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
 
     title = "transformers' BEiT"
     kinds, defaults = KINDS, DEFAULTS
-    unread = ("embeddings.mask_token", "classifier.", "lm_head.", "pooler.", "decode_head.", "auxiliary_head.", "fpn")
-    spellings = ((r"^data2vec_vision\.", ""),)
+    unread = ("classifier.", "lm_head.", "pooler.", "decode_head.", "auxiliary_head.", "fpn")
+    spellings = (
+        (r"^data2vec_vision\.", ""),
+        *LATER,
+        (r"^shared_position_bias\.", "encoder.relative_position_bias."),
+        (r"(layer\.\d+)\.relative_position_bias\.", r"\1.attention.attention.relative_position_bias."),
+    )
     blocks = "encoder.layer."
     outside = (
         ("encoder.cls_token", "embeddings.cls_token"),
+        ("encoder.mask_token", "embeddings.mask_token"),
         ("encoder.pos_embed", "embeddings.position_embeddings"),
         ("encoder.patch_embed.proj.", "embeddings.patch_embeddings.projection."),
         ("encoder.rel_pos_bias.", "encoder.relative_position_bias."),
@@ -157,6 +172,11 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
         ("ls2.gamma", ("lambda_2",)),
     )
 
+    def detect(self, stored: Stored) -> bool:
+        """Returns whether config.json names such a model, with relative positions of at most one kind."""
+        both = ("use_shared_relative_position_bias", "use_relative_position_bias")
+        return super().detect(stored) and not all(stored.config.get(name) for name in both)
+
     def spelled(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
         found = {name: value for name, value in tensors.items() if not name.endswith("relative_position_index")}
         if "beit.layernorm.weight" in found:  # the norm of BeitForMaskedImageModeling's head is another one
@@ -168,8 +188,6 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
 
     def describe(self, said: Said, kind: str) -> dict[str, Any]:
         shared, each = said["use_shared_relative_position_bias"], said["use_relative_position_bias"]
-        if shared and each:
-            raise ValueError("use_shared_relative_position_bias and use_relative_position_bias are both true")
         return {
             "mlp_ratio": said["intermediate_size"] / said["hidden_size"],
             "relative_bias": "shared" if shared else "blocks" if each else "none",
@@ -185,5 +203,6 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
             "use_relative_position_bias": config.relative_bias == "blocks",
             "use_absolute_position_embeddings": config.positions == "learned",
             "layer_scale_init_value": config.layer_scale or 0.0,
+            "use_mask_token": encoder.mask_token is not None,
             "use_mean_pooling": not encoder.required.last,  # there is no norm behind the last block then
         }

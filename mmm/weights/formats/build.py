@@ -78,6 +78,7 @@ def build(
     tokenizer: PartConfig,
     data: Input,
     required: RequiredFeatures,
+    blanks: bool = False,
     decoder: DecoderConfig | None = None,
     target: PixelTarget.Config | None = None,
     masker: MaskerConfig | None = None,
@@ -86,7 +87,7 @@ def build(
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
     with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
-        body = encoders.build(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required)
+        body = encoders.build(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required, blanks=blanks)
         head = None if decoder is None else decoders.build(decoder, encoder=body.shape, grid=grid, outputs=(cutter.width,))
     pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=body)
     return MaskedModel(cutter, maskers.build(masker or RandomMasker.Config()), body, head, pixels, data=data)

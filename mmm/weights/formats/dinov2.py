@@ -17,7 +17,7 @@ from mmm.weights.formats.base import Stored, register
 from mmm.weights.formats.build import HEADS
 from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
-CHOICES: dict[str, Any] = {"positions": "learned", "layer_scale": 1.0}
+CHOICES: dict[str, Any] = {"positions": "learned", "class_token": True, "layer_scale": 1.0}
 FREE = ("layer_scale", "activation", "registers")
 OFFICIAL_HEADS = HEADS | {1536: 24}
 OUTPUTS = ("mlp.fc2.weight", "mlp.w3.weight")

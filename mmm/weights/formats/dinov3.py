@@ -132,6 +132,9 @@ class DINOv3Transformers(TransformersViT):
         biases = [said[name] for name in ("query_bias", "key_bias", "value_bias")]
         if biases != [True, False, True] or said["proj_bias"] != said["mlp_bias"] or said["rope_theta"] != TEMPERATURE:
             raise ValueError(f"query, key and value biases {biases}, proj_bias, mlp_bias or rope_theta are not DINOv3's own")
+        activation = "silu" if said["use_gated_mlp"] else "gelu"
+        if said.get("hidden_act", activation) != activation:
+            raise ValueError(f"hidden_act is {said['hidden_act']!r}; only {activation!r} is supported")
         more: dict[str, Any] = {"mlp_ratio": said["intermediate_size"] / said["hidden_size"], "bias": said["mlp_bias"]}
         return more | {"registers": said["num_register_tokens"], "activation": "swiglu" if said["use_gated_mlp"] else "gelu"}
 

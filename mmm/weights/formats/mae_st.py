@@ -34,6 +34,7 @@ from mmm.weights.formats.build import (
 from mmm.weights.matching import fill, renamed, tensors_under
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3  # of the released models
+CHOICES = {"positions": "separate", "qkv_bias": "all", "class_token": True}
 SPATIAL, TEMPORAL, CLASS = "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
 POSITIONS = tuple((f"encoder.{name}", name) for name in (SPATIAL, TEMPORAL, CLASS))
 PLAIN = (*POSITIONS, *(row for row in ENCODER if row[0] != "encoder.pos_embed"))
@@ -69,14 +70,10 @@ class MAEST(Format):
         if side != across or not channels * frames * side:
             shape = tuple(tensors["patch_embed.proj.weight"].shape)
             raise ValueError(f"{source} has patch_embed.proj.weight as {shape}; tubes must be square")
-        places, times = (needed(tensors, name, 3, source).shape[1] for name in (SPATIAL, TEMPORAL))
-        grid = find_grid(places, side, options.image_size, source)
-        stack = read_stack(tensors, "blocks", source)
-        heads = find_heads("heads", options.heads, stack.width, HEADS, source)
-        usual = channels == len(MEAN)
-        data = find_input(
-            (times * frames, grid[0] * side, grid[1] * side), channels, MEAN if usual else None, STD if usual else None
-        )
+        places, times = (needed(tensors, name, 3, source).shape[1] for name in (SPATIAL, TEMPORAL)) grid = find_grid(places, side,
+        options.image_size, source) stack = read_stack(tensors, "blocks", source) heads = find_heads("heads", options.heads,
+        stack.width, HEADS, source) size, usual = (times * frames, grid[0] * side, grid[1] * side), channels == len(MEAN) and
+        "image_mean" not in stored.processor data = find_input(size, channels, MEAN, STD) if usual else stored.input(size, channels)
         config = VisionTransformer.Config(
             width=stack.width, depth=stack.depth, heads=heads, mlp_ratio=stack.mlp_ratio, positions="separate"
         )
@@ -96,8 +93,10 @@ class MAEST(Format):
         encoder = model.encoder
         if not isinstance(encoder, VisionTransformer) or len(encoder.home) != 3:
             raise ValueError(f"{self.title} takes encoder.name vit of clips; export --to folder")
-        if encoder.config.positions != "separate":
-            raise ValueError(f"{self.title} has no place for encoder.positions {encoder.config.positions}; export --to folder")
+        for name, value in CHOICES.items():
+            if getattr(encoder.config, name) != value:
+                raise ValueError(f"{self.title} has no place for encoder.{name} {getattr(encoder.config, name)}; export --to
+                folder")
         headed = isinstance(model, Classifier)
         if not headed and model.decoder is not None:
             raise ValueError(f"{self.title} is written of an encoder or a classifier; load the model without its decoder")

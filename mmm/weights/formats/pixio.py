@@ -13,7 +13,7 @@ from mmm.weights.formats.base import Stored, register
 from mmm.weights.formats.build import HEADS
 from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
-CHOICES: dict[str, Any] = {"positions": "learned"}
+CHOICES: dict[str, Any] = {"positions": "learned", "class_token": True}
 FREE = ("class_tokens",)
 OFFICIAL_HEADS = HEADS | {1536: 24, 3072: 32}
 KINDS = {"pixio": "PixioModel"}

@@ -78,6 +78,10 @@ class ViTFormat(Format):
 
         return names
 
+    def input(self, stored: Stored, size: tuple[int, ...], channels: int) -> Input:
+        """Returns size and normalisation of samples, which are partly assumed."""
+        return stored.input(size, channels)
+
     def required(self, tensors: Mapping[str, Tensor]) -> RequiredFeatures:
         """Returns the features that need weights of their own: those behind the last norm, which every file has here."""
         return RequiredFeatures()
@@ -86,7 +90,8 @@ class ViTFormat(Format):
         self, stored: Stored, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: Any, data: Input
     ) -> Model:
         """Returns the model of this encoder, with all tensors in their places."""
-        model = build(config, tokenizer=token, data=data, required=self.required(tensors))
+        blanks = renamed("encoder.mask_token", self.outside) in tensors
+        model = build(config, tokenizer=token, data=data, required=self.required(tensors), blanks=blanks)
         about = f"encoder of width {config.shape.width} and {config.shape.depth} blocks, samples of {data.size}"
         fill(model, tensors, self.names(config), f"{stored} (read as {self.title}: {about})")
         self.report(stored, tensors, about, f"{config.head_count} heads, {describe_pixels(data)}")
@@ -159,7 +164,7 @@ class OfficialViT(ViTFormat):
         )
         tokenizer: PartConfig = Tubes.Config(size=token[-1], frames=token[0]) if self.clips else Patches.Config(size=token[-1])
         return self.fill(
-            stored, tensors, config, tokenizer, stored.input(self.size(tensors, config, token, options, source), channels)
+            stored, tensors, config, tokenizer, self.input(stored, self.size(tensors, config, token, options, source), channels)
         )
 
     def size(
@@ -222,6 +227,11 @@ class TransformersViT(ViTFormat):
     def read(self, stored: Stored, options: Options) -> Model:
         kind, at = stored.config["model_type"], stored.folder / CONFIG
         said = {**self.defaults, **{name: value for name, value in stored.config.items() if value is not None}}
+        if said.get("hidden_act") != self.defaults.get("hidden_act", said.get("hidden_act")):
+            raise ValueError(f"{at}: hidden_act is {said['hidden_act']!r}; only {self.defaults['hidden_act']!r} is supported")
+        for name in (self.side, "patch_size"):
+            if isinstance(said[name], list) and len(set(said[name])) == 1:
+                said[name] = said[name][0]
         for name, default in self.defaults.items():
             if type(said[name]) is not type(default) and not (isinstance(default, float) and type(said[name]) is int):
                 raise ValueError(f"{at}: {name} is {said[name]!r}; expected something like {default!r}")
@@ -243,7 +253,7 @@ class TransformersViT(ViTFormat):
         side = said[self.side] // patch * patch
         size = (said["frames_per_clip"], side, side) if self.clips else (side, side)
         tokenizer: PartConfig = Tubes.Config(size=patch, frames=said["tubelet_size"]) if self.clips else Patches.Config(size=patch)
-        data = stored.input(size, said[self.channels])
+        data = self.input(stored, size, said[self.channels])
         return self.fill(stored, tensors, config, tokenizer, data)
 
     def spelled(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
