@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-# the splits that evaluation takes, in this order, when none is named
+# the splits that evaluation uses if none is named; the first that exists is used
 EVALUATION = ("validation", "valid", "val", "eval", "dev", "test")
 
 

@@ -1,4 +1,4 @@
-"""Several sources as one: `data.source a+b` holds the samples of a, then those of b."""
+"""Several sources as one: `data.source a+b` contains the samples of a, then those of b."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConcatColumn:
         return self.columns[source][place]
 
     def prefetch(self, rows: list[int]) -> None:
-        """Tells the columns that prefetch which rows are read next."""
+        """Announces the rows that are read next to the columns that have `prefetch`."""
         for column, start, end in zip(self.columns, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
             if hasattr(column, "prefetch"):
                 column.prefetch([row - start for row in rows if start <= row < end])

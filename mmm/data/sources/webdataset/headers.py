@@ -82,7 +82,7 @@ class Walk:
     def _after(self, kind: bytes, header: bytes, member: Member) -> int:
         """Returns the position of the next header."""
         place = member.offset
-        if kind in b"123456":  # these have no content, whatever their headers say
+        if kind in b"123456":  # these have no content, even if their headers give a size
             return place
         extended = kind == b"S" and header[482]
         while extended:
