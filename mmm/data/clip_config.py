@@ -26,9 +26,9 @@ class ClipsConfig(DataConfig):
 
     source: str | None = None
     """A folder of videos or of folders of frames (its sub-folders are the classes), a list file of `path label` lines, parquet
-    files, WebDataset tars (file, folder, glob, {000..146}), a name on the hub (with `:subset` where it has several), or
-    builtin:motion (short videos, rendered once). Tars, parquet files and folders are also read at addresses, as for images. a+b
-    names several sources."""
+    files, WebDataset tars (file, folder, glob, {000..146}), a name on the hub (with `:subset` if it has several), or builtin:motion
+    (short videos, rendered once). Tars, parquet files and folders are also read at addresses, as for images. a+b names several
+    sources."""
     frame_folders: bool = False
     """Read the images of a folder as the frames of a video without a check. False: raise an error if their names do not count in
     equal steps and neighbouring images differ as much as distant ones."""

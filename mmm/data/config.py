@@ -58,11 +58,10 @@ class DataConfig(CheckedConfig):
     """Give each training sample the aspect ratio of its image, and at most the area of image_size or of one of `sides`. Only for
     images; needs `pack`."""
     size_step: Positive = 16
-    """With `aspects` and `keep_aspect`, the sides of samples are multiples of this number of pixels; give the side of a token or a
-    multiple of it."""
+    """Step of the sides of samples in pixels with `aspects` and `keep_aspect`; give the side of a token or a multiple of it."""
     pack: bool = False
-    """For pretraining: the samples of an update may differ in size. Transformer blocks process them as one sequence, in which the
-    tokens of a sample attend only to tokens of the same sample."""
+    """Let the samples of a pretraining update differ in size. Transformer blocks process them as one sequence, in which the tokens
+    of a sample attend only to tokens of the same sample."""
     channels: Positive = 3
     """Number of channels: 1 for grey, 3 for RGB, 4 for RGB and alpha. Any other number must be that of the files (.npy,
     .tiff)."""
@@ -175,9 +174,9 @@ class ImagesConfig(DataConfig):
     source: str | None = None
     """A folder of images (its sub-folders are the classes), image files (a path or glob), a list file of `path label` lines,
     parquet files, WebDataset tars (file, folder, glob, {000..146}), a .npy array, a folder of `Dataset.save_to_disk`, a name on the
-    hub (with `:subset` where it has several), builtin:photographs, or registered:NAME (data from Python, see `register_source`).
-    Tars are also read at https addresses; tars, parquet files and folders also at hf://, s3://, gs:// and other addresses that
-    fsspec opens. a+b names several sources."""
+    hub (with `:subset` if it has several), builtin:photographs, or registered:NAME (data from Python, see `register_source`). Tars
+    are also read at https addresses; tars, parquet files and folders also at hf://, s3://, gs:// and other addresses that fsspec
+    opens. a+b names several sources."""
     image_column: str | None = None
     """Column of images in a table. None: found by type."""
     cache: bool = False

@@ -67,8 +67,7 @@ class Drawing:
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
     def fitted(self, grid: Grid) -> Drawing:
-        """Returns the mask for another grid, with the same fraction hidden. It hides the tokens with the largest hidden area
-        here."""
+        """Returns the mask for another grid, with the same fraction hidden. It hides the tokens that this mask covers most."""
         if grid == self.grid:
             return self
         planes, size = self.hidden.double().view(1, 1, *self.grid), cast(Any, grid)

@@ -25,7 +25,7 @@ from mmm.transform import Transform
 
 MAX_BYTES = 64 * 2**20  # largest size of an upload
 MAX_FRAMES = 3600  # largest number of frames of a video: two minutes at 30 frames per second
-MAX_FRAME_PIXELS = 9_000_000  # largest size of a frame of a video: a little more than 4K
+MAX_FRAME_PIXELS = 9_000_000  # largest number of pixels of a frame of a video: a little more than 4K
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "camera.png")
 PANNED = ("astronaut.png", "coffee.png")  # photographs over which a built-in video moves
 WINDOW, STEP, LENGTH = 256, 3, 64  # side of a built-in video, pixels that it moves from frame to frame, and its frames

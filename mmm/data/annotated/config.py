@@ -72,8 +72,8 @@ class MasksConfig(PairsConfig):
     """Options of images with a class for each pixel."""
 
     classes: Annotated[int, Limit("from 1 to 65,534", lambda value: 1 <= value <= 65534)] | None = None
-    """Number of classes. None: the number that the source names, or one more than the largest label of all training masks, which
-    are then read."""
+    """Number of classes. None: the number of classes that the source names, or one more than the largest label of all training
+    masks, which are then read."""
     ignore: int = 255
     """Label of pixels that are neither trained on nor evaluated."""
     zero_is_ignored: bool = False

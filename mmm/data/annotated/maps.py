@@ -20,7 +20,7 @@ from mmm.data.decode.image import FORMATS, NUMPY, PNG, check_png
 from mmm.data.errors import Unreadable
 
 IGNORE = 65535  # number of a pixel that is neither trained on nor evaluated
-STEPS = 65534  # largest number of a depth; the numbers are evenly spread over `data.range`
+STEPS = 65534  # depths are numbered from 0 to this, evenly spread over `data.range`
 SHOWN = 3  # largest number of labels in a message
 
 Numbers = NDArray[np.uint16]

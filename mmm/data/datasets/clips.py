@@ -1,7 +1,7 @@
 """Clips of the videos of one split; a video is decoded once for all samples that are cut from it.
 
 Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels are kept in the memory layout
-    of decoders, channels last.
+of decoders, channels last.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Dataset(Generic[C]):
         return part
 
     def prefetch(self, index: Tensor) -> None:
-        """Announces the inputs that are read next to a remote source, so that it can request them together."""
+        """Announces to a remote source which inputs are read next, so that it can request them together."""
         column: Any = self.table.column
         if hasattr(column, "prefetch"):
             column.prefetch(self.rows[index].tolist())

@@ -2,11 +2,10 @@
 
 A decoder can crash the process. It can also hang in C code while it holds Python's global lock, so that threads, exceptions and
 SIGTERM have no effect (reported for decord). Each worker therefore writes into shared memory which input it reads, and sets an
-alarm before it reads one (worker_watchdog.py). The default action of SIGALRM ends the process, whatever it is doing. The parent
-process notices the end within a second, restarts the workers at the first batch that it has not received, and tells them which
-input is lost. Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of workers.
-Requests are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle of a
-training step.)
+alarm before it reads one (worker_watchdog.py). The default action of SIGALRM ends the process in any state. The parent process
+notices the end within a second, restarts the workers at the first batch that it has not received, and tells them which input is
+lost. Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of workers. Requests
+are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle of a training step.)
 
 Without workers there is no deadline. Windows has no SIGALRM, so there is no deadline on Windows either.
 """
@@ -65,7 +64,7 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
     """
     if workers > cores():
         _warn_of_many(workers)
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's warning about the same
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's own warning about too many workers
     lost: dict[int, str] = {}
     done = deaths = 0
     while True:

@@ -64,7 +64,7 @@ def number_labels(values: Sequence[int | str | None], names: Sequence[str] | Non
     """Converts labels to whole numbers.
 
     Args:
-        values: whole numbers, or names, which are numbered in alphabetical order; None where a sample has no label.
+        values: whole numbers, or names, which are numbered in alphabetical order; None if a sample has no label.
         names: the names of the classes, in the order of whole numbers, if known.
         title: description of the values for messages.
 

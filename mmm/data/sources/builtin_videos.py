@@ -67,7 +67,7 @@ def motion_folder(cache: Path | None = None, counts: Mapping[str, int] | None = 
 
     Args:
         cache: parent folder; None: the user's cache.
-        counts: videos of each split; None: COUNTS.
+        counts: number of videos of each split; None: COUNTS.
 
     Returns:
         A folder of `SPLIT/DIRECTION/NUMBER.mp4`.

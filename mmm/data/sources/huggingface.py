@@ -82,7 +82,7 @@ class Parquet:
     Args:
         files: their paths or addresses, sorted, and their sizes in bytes.
         root: the folder that holds them, or the address that was given.
-        column, label_column: the columns of samples and labels, where they are named.
+        column, label_column: the columns of samples and labels, if they are named.
         medium: images or videos.
     """
 
@@ -194,7 +194,7 @@ def dataset_table(
     Args:
         rows: the split.
         split: its name.
-        columns: the columns of samples and labels, where they are named.
+        columns: the columns of samples and labels, if they are named.
         medium: images or videos.
         root: see `ArrowColumn`.
         fingerprint: fingerprint of the samples. None: that of the data set.

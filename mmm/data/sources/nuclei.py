@@ -60,7 +60,7 @@ def nuclei(split: str) -> Tiles:
     """Cuts the tiles of a split.
 
     Raises:
-        ValueError: the package is not installed, or holds other files.
+        ValueError: the package is not installed, or contains other files.
     """
     image, masks = (_read(nuclei_folder() / file) for file in FILES)
     start, end, stride = PARTS[split]

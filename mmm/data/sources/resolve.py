@@ -90,7 +90,7 @@ def _builtin(name: str, config: DataConfig) -> Source:
         return Photographs(name, config.channels)
     if name != "motion":
         raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
-    from mmm.data.sources.builtin_videos import motion_folder  # imported here: it imports the video readers, which import this
+    from mmm.data.sources.builtin_videos import motion_folder  # here, because the video readers import this module
 
     return Folder(motion_folder(), VIDEOS)
 

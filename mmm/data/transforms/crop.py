@@ -202,7 +202,7 @@ def _taps(length: int, out: int) -> tuple[Tensor, int]:
     """Returns weights of `length` pixels for each of `out` pixels, as integers (out, L), and the number of bits of their
     shift."""
     step = length / out  # pixels of the box per pixel of the sample
-    stretch = max(step, 1.0)  # antialiasing: the kernel is wider where the image is reduced
+    stretch = max(step, 1.0)  # antialiasing: the kernel is wider if the image is reduced
     centre = step * (torch.arange(out, dtype=torch.float64) + 0.5)[:, None]  # (out, 1)
     first, end = ((centre + sign * 2 * stretch + 0.5).long().clamp(0, length) for sign in (-1, 1))  # (out, 1)
     pixel = torch.arange(length)[None]  # (1, L)

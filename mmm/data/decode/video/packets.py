@@ -1,4 +1,4 @@
-"""Lists the packets of a video through PyAV: the frames, their times, and the keyframes, where decoding can start.
+"""Lists the packets of a video with PyAV: the frames, their times, and the keyframes, where decoding can start.
 
 Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour. The frames of a clip alone need
 16 ms and 0.6 MB. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.

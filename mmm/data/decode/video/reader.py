@@ -23,7 +23,7 @@ from mmm.data.decode.video.validate import check_file, reasons
 from mmm.data.errors import Unreadable
 from mmm.data.transforms import resize as resizing
 
-# seconds; a container that counts in milliseconds (Matroska) may give a frame a time this much too late
+# seconds; a container that counts in milliseconds (Matroska) may store a time that is too late by this much
 SLACK = 1e-3
 # bytes of the frames of a block: together with a crop and the sample that is made from it, they fit into the second-level cache of
 # a core, 2 MiB. Compared with reading whole clips (on one of two busy cores), four crops per decode took 3 to 15 % less time, one

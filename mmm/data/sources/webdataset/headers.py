@@ -1,9 +1,8 @@
 """Finds the members of a tar by reading its headers.
 
 Nothing is extracted, and no name in a tar is ever opened: a member is an offset and a size. Members that are not regular files
-(links, devices, sparse files) are skipped and counted. Formats: POSIX.1-2017, "pax Interchange Format"; GNU tar's long names
-and large numbers. This module takes 10 us per member, where the standard library takes 23, and limits the sizes that a header
-may request.
+(links, devices, sparse files) are skipped and counted. Formats: POSIX.1-2017, "pax Interchange Format"; GNU tar's long names and
+large numbers. This module takes 10 us per member (the standard library takes 23), and limits the sizes that a header may request.
 """
 
 from __future__ import annotations
