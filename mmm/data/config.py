@@ -58,7 +58,7 @@ class DataConfig(CheckedConfig):
     """Give each training sample the aspect ratio of its image, and at most the area of image_size or of one of `sides`. Only for
     images; needs `pack`."""
     size_step: Positive = 16
-    """Step of the sides of samples in pixels with `aspects` and `keep_aspect`; give the side of a token or a multiple of it."""
+    """Divisor of the sides of samples in pixels, with `aspects` and `keep_aspect`; give the side of a token or a multiple of it."""
     pack: bool = False
     """Let the samples of a pretraining update differ in size. Transformer blocks process them as one sequence, in which the tokens
     of a sample attend only to tokens of the same sample."""
