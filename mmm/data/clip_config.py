@@ -17,20 +17,20 @@ class ClipsConfig(DataConfig):
     """Options of videos and of the clips that are cut from them.
 
     A dense clip has `frames` frames at a constant distance, from a random start. A clip of segments has one frame from each of
-    `frames` equal segments of the video. In a video that is shorter than a clip, the last frame of the clip is repeated.
-    Evaluation spreads its clips evenly over the video, resizes them until they just cover the sample, and spreads its crops
-    evenly along the long side. All clips and crops come from one decode.
+    `frames` equal segments of the video. In a video that is shorter than a clip, the last frame of the clip is repeated. Evaluation
+    spreads its clips evenly over the video, resizes them so that they just cover the sample, and spreads its crops evenly along the
+    long side. A video is decoded once for all its clips and crops.
     """
 
     medium: ClassVar[Medium] = VIDEOS
 
     source: str | None = None
     """A folder of videos or of folders of frames (its sub-folders are the classes), a list file of `path label` lines, parquet
-    files, WebDataset tars (file, folder, glob, {000..146}), a name on the hub (with `:subset` where it has several), or
-    builtin:motion (short videos, rendered once). Tars, parquet files and folders are also read at addresses, as images are. a+b
-    takes several sources."""
+    files, WebDataset tars (file, folder, glob, {000..146}), a name on the hub (with `:subset` if it has several), or builtin:motion
+    (short videos, rendered once). Tars, parquet files and folders are also read at addresses, as for images. a+b names several
+    sources."""
     frame_folders: bool = False
-    """Read the images of a folder as the frames of a video in any case. False: raise an error if their names do not count in
+    """Read the images of a folder as the frames of a video without a check. False: raise an error if their names do not count in
     equal steps and neighbouring images differ as much as distant ones."""
     video_column: str | None = None
     """Column of videos in a table. None: found by type."""
@@ -43,7 +43,8 @@ class ClipsConfig(DataConfig):
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames at a constant distance. segments: one random frame from each of equal segments of the video."""
     repeat: Literal["crop", "clip"] = "crop"
-    """Difference between the samples of one decode (data.repeats). crop: only the crop. clip: also the frames."""
+    """Difference between the samples of one decoded video (data.repeats). crop: they differ in the crop only. clip: also in the
+    frames."""
     crop: Literal["multi_scale", "random_resized"] = "multi_scale"
     """multi_scale: height and width are shares of the short side (`crop_sides`), at one of 13 places. random_resized: area
     (`crop_scale`), ratio (`crop_ratio`) and place are random."""
@@ -57,8 +58,8 @@ class ClipsConfig(DataConfig):
     eval_crops: Positive = 1
     """Number of crops of each clip in evaluation."""
     backend: str = "av"
-    """Decoder. av: PyAV, exact for all files. decord, torchcodec (needs FFmpeg): PyAV reads the files for which they are not
-    exact."""
+    """Decoder. av: PyAV, which is exact for all files. decord, torchcodec (needs FFmpeg): other libraries; PyAV reads the files for
+    which they are not exact."""
 
     @property
     def size(self) -> tuple[int, int, int]:

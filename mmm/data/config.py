@@ -16,10 +16,10 @@ class DataConfig(CheckedConfig):
     """Options that images and videos share.
 
     Splits: a source has named splits (from folders, file names or the hub); a source without names has the single split
-    `train`. Training uses `split`. Evaluation uses `eval_split`, or else the first of validation, valid, val, eval, dev and
-    test that exists; training then uses all samples of its split. Where none exists, a share `holdout` of the training split is
-    held out for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With
-    `eval_source`, evaluation uses `eval_split` of that source, or its own split for evaluation, or all of it.
+    `train`. Training uses `split`. Evaluation uses `eval_split`, or else the first of validation, valid, val, eval, dev and test
+    that exists; training then uses all samples of its split. If none exists, a share `holdout` of the training split is held out
+    for evaluation, chosen by a hash of the sample's index that does not depend on the run's seed. With `eval_source`, evaluation
+    uses `eval_split` of that source, or else its split for evaluation, or else all of its samples.
     """
 
     medium: ClassVar[Medium]
@@ -49,18 +49,19 @@ class DataConfig(CheckedConfig):
     image_size: Positive | tuple[Positive, Positive] = 224
     """Size of a sample in pixels: one number for a square, or height and width."""
     sides: tuple[Positive, ...] = ()
-    """Several sizes in one training: sides in pixels, of which each update takes one (with `pack`, each sample) by a draw from the
-    seed; evaluation keeps image_size. Empty: that of image_size."""
+    """Several sizes in one run: sides in pixels. Each update (with `pack`, each sample) uses one of them, drawn at random from the
+    seed; evaluation uses image_size. Empty: the side of image_size."""
     aspects: tuple[AboveZero, ...] = ()
-    """Several widths over heights, drawn beside `sides`: samples have about the area of a square of the side, and `crop_ratio`
-    counts from the aspect. Empty: that of image_size."""
+    """Several aspect ratios (width over height) in one run, drawn like `sides`. Samples have about the area of a square of the
+    side, and `crop_ratio` is relative to the aspect ratio. Empty: that of image_size."""
     keep_aspect: bool = False
-    """Images: give each training sample the aspect of its image, with at most the area of image_size, or of one of `sides`; needs
-    `pack`."""
+    """Give each training sample the aspect ratio of its image, and at most the area of image_size or of one of `sides`. Only for
+    images; needs `pack`."""
     size_step: Positive = 16
-    """The sides of samples of `aspects` and `keep_aspect` are multiples of this many pixels; give a token's side or a multiple."""
+    """Divisor of the sides of samples in pixels, with `aspects` and `keep_aspect`; give the side of a token or a multiple of it."""
     pack: bool = False
-    """Pretraining: samples of one update differ in size; blocks compute them as one sequence, in which each attends to itself."""
+    """Let the samples of a pretraining update differ in size. Transformer blocks process them as one sequence, in which the tokens
+    of a sample attend only to tokens of the same sample."""
     channels: Positive = 3
     """Number of channels: 1 for grey, 3 for RGB, 4 for RGB and alpha. Any other number must be that of the files (.npy,
     .tiff)."""
@@ -83,8 +84,8 @@ class DataConfig(CheckedConfig):
     """Number of samples, with different crops, from each decoded input. An epoch decodes each input once."""
     resize: Literal["worker", "device"] = "worker"
     """Place where training crops are resized. worker: the process that decodes. device: the device of the model, which leaves
-    worker processes more time to decode, above all with several crops per input. On a CPU the bits are the same. On other
-    devices they differ by at most 1 of 255 on photographs and 2 at hard edges. Workers always resize samples of up to 48 pixels
+    worker processes more time to decode, above all with several crops per input. On a CPU, both give the same bits. On other
+    devices, pixels differ by at most 1 of 255 on photographs and 2 at hard edges. Workers always resize samples of up to 48 pixels
     per side."""
     workers: Count = 2
     """Number of processes per rank that decode and crop. 0: the training process decodes, which is best for cached small
@@ -101,7 +102,7 @@ class DataConfig(CheckedConfig):
 
     @classmethod
     def variant(cls, names: set[str]) -> type[DataConfig]:
-        """The first kind of data that has fields of all these names; images where none has."""
+        """Returns the first kind of data that has fields of all these names, or images if there is none."""
         kinds = cls.__subclasses__() or [cls]
         return next((kind for kind in kinds if names <= {field.name for field in fields(kind)}), kinds[0])
 
@@ -122,19 +123,19 @@ class DataConfig(CheckedConfig):
 
     @property
     def views(self) -> int:
-        """Samples from each input in evaluation."""
+        """Number of samples from each input in evaluation."""
         return 1
 
     @property
     def column(self) -> str | None:
-        """Name of the table's column of samples; None where it is not given."""
+        """Name of the table's column of samples; None if it is not given."""
         return None
 
     def input(self) -> Input:
         """The properties of the data that the parts of a model need.
 
         Raises:
-            ValueError: naming the field whose value cannot be used.
+            ValueError: a value cannot be used; the message names its field.
         """
         self.check()
         return Input(size=self.size, channels=self.channels, mean=self.mean, std=self.std, repeats=self.repeats)
@@ -172,15 +173,15 @@ class ImagesConfig(DataConfig):
 
     source: str | None = None
     """A folder of images (its sub-folders are the classes), image files (a path or glob), a list file of `path label` lines,
-    parquet files, WebDataset tars (file, folder, glob, {000..146}), a .npy array, a folder of `Dataset.save_to_disk`, a name on
-    the hub (with `:subset` where it has several), builtin:photographs, or registered:NAME (data from Python, see
-    `register_source`). Tars are read at https addresses too; tars, parquet files and folders also at hf://, s3://, gs:// and
-    other addresses that fsspec opens. a+b takes several sources."""
+    parquet files, WebDataset tars (file, folder, glob, {000..146}), a .npy array, a folder of `Dataset.save_to_disk`, a name on the
+    hub (with `:subset` if it has several), builtin:photographs, or registered:NAME (data from Python, see `register_source`). Tars
+    are also read at https addresses; tars, parquet files and folders also at hf://, s3://, gs:// and other addresses that fsspec
+    opens. a+b names several sources."""
     image_column: str | None = None
     """Column of images in a table. None: found by type."""
     cache: bool = False
-    """Decode each image once when the data is opened, and keep the pixels in memory. For small images; large JPEGs are then decoded
-    at their full size, which otherwise happens at 1/2, 1/4 or 1/8 where samples allow it."""
+    """Decode each image once when the data is opened, and keep the pixels in memory. For small images, because large JPEGs are then
+    decoded at their full size; without it they are decoded at 1/2, 1/4 or 1/8 of it if samples are small enough."""
 
     @property
     def size(self) -> tuple[int, int]:

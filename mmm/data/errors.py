@@ -34,8 +34,8 @@ class BadInputs:
         write: whether this process writes the file; only one process of a run does.
 
     Attributes:
-        found: the problems that all processes know, by name.
-        pending: the problems of this process that the others do not know yet. Loops and evaluations append to it.
+        found: the problems that have been shared between all processes, by name.
+        pending: the problems of this process that have not been shared yet. Loops and evaluations append to it.
     """
 
     def __init__(self, path: Path | None, total: int, max_bad: float, *, write: bool = True) -> None:
@@ -52,7 +52,7 @@ class BadInputs:
         """Collects the problems of a training batch.
 
         Raises:
-            ValueError: this process knows of more problems than `max_bad` allows.
+            ValueError: this process has found more problems than `max_bad` allows.
         """
         new = list(problems)
         self.pending += new

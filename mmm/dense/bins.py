@@ -1,4 +1,4 @@
-"""Depths from scores of bins (AdaBins, Bhat et al., CVPR 2021; DINOv2's linear probe).
+"""Computes depths from scores of bins (AdaBins, Bhat et al., CVPR 2021; DINOv2's linear probe).
 
 Shapes: B samples, K bins, (h, w) pixels.
 """
@@ -16,7 +16,7 @@ def depth_of(logits: Tensor, range: tuple[float, float]) -> Tensor:
 
     Args:
         logits: (B, K, h, w).
-        range: the first and the last bin, metres.
+        range: depths of the first and the last bin in metres.
 
     Returns:
         float32 (B, h, w).

@@ -1,5 +1,5 @@
-"""A detector: a plain vision transformer with attention in windows (ViTDet, Li et al., ECCV 2022), or a hierarchical encoder as it
-is, and layers that find objects.
+"""A detector: a plain vision transformer with attention in windows (ViTDet, Li et al., ECCV 2022), or an unchanged hierarchical
+encoder, followed by layers that find objects.
 
 Shapes: B samples, C channels, (H, W) pixels, n objects.
 """
@@ -53,7 +53,7 @@ class Detector(Pretrained, nn.Module):
 
         Args:
             classes: number of classes, without the background.
-            data: size and normalisation of the images; with relative positions this is the only size.
+            data: size and normalisation of the images; with relative positions, images must have this size.
             labels: names of the classes. None: they have no names.
 
         Raises:
@@ -106,7 +106,7 @@ class Detector(Pretrained, nn.Module):
             targets: in training, for each image `boxes` (n, 4), `labels` (n,), from 1, and `masks` (n, H, W).
 
         Returns:
-            In training losses by name. In evaluation, for each image `boxes` float32 (m, 4), `labels` (m,), `scores` (m,) and, if
+            In training, losses by name. In evaluation, for each image `boxes` float32 (m, 4), `labels` (m,), `scores` (m,) and, if
             the layers predict them, `masks`, (m, 1, 28, 28) in [0, 1].
         """
         patches, size = self.tokenizer.split(x), (x.shape[-2], x.shape[-1])

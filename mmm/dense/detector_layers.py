@@ -26,7 +26,7 @@ class DetectorConfig(PartConfig):
     """Side of the windows of attention in tokens. None: all attention is global. Like the next two options, this is for a plain
     vision transformer: hierarchical encoders (hiera, swin) keep their own attention."""
     global_blocks: tuple[int, ...] = ()
-    """Blocks whose attention is global, counted from 1. Empty: four, at the ends of quarters of the depth."""
+    """Blocks whose attention is global, counted from 1. Empty: four blocks, the last one of each quarter of the depth."""
     relative: bool = True
     """Learn biases of relative rows and columns in the attention of every block, which start at zero."""
     detections: Positive = 100
@@ -42,13 +42,13 @@ class DetectorLayers(nn.Module):
     """Finds objects in the maps of an encoder.
 
     Built with the `widths` of the maps, `token`, and the number of `classes`. A plain vision transformer has one map, and `token`
-    is the side of its places in pixels. A hierarchical encoder has one for each stage, and `token` is four times the side of the
-    finest map's places.
+    is the side of its places in pixels. A hierarchical encoder has one map for each stage, and `token` is four times the side of
+    the finest map's places.
     """
 
     @abstractmethod
     def forward(self, maps: list[Tensor], size: tuple[int, int], targets: list[Target] | None) -> dict[str, Tensor] | list[Target]:
-        """Losses by name in training; in evaluation the objects of each image. See `Detector.forward`.
+        """Returns losses by name in training, and the objects of each image in evaluation. See `Detector.forward`.
 
         Args:
             maps: (B, D, h, w) each, from fine to coarse.

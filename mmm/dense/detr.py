@@ -1,4 +1,4 @@
-"""DETR (Carion et al., ECCV 2020) of transformers, on the last map of an encoder. It predicts boxes, and no masks.
+"""DETR (Carion et al., ECCV 2020) from the library transformers, on the last map of an encoder. It predicts boxes, and no masks.
 
 Shapes: B samples, D width of the encoder's last map, (h, w) its grid, (H, W) pixels, q queries, K classes.
 """
@@ -46,7 +46,7 @@ class Detr(DetectorLayers):
         dropout: Rate = 0.1
         """Rate of dropout in the transformer's layers."""
         auxiliary: bool = True
-        """Compute the loss on the output of every layer of the decoder. False: on that of the last one only."""
+        """Compute the loss on the output of every layer of the decoder. False: only on the output of the last layer."""
         nothing: NonNegative = 0.1
         """Weight of the class "no object" in the loss."""
 
@@ -58,11 +58,11 @@ class Detr(DetectorLayers):
         except ImportError as error:
             raise ValueError(f"detector.name detr needs transformers and scipy: {error}") from error
         self.most = config.detections
-        # a backbone of the same width, which is replaced
+        # builds a backbone of the same width, which is then replaced
         tiny: Any = VitDetConfig(
             hidden_size=widths[-1], num_hidden_layers=1, num_attention_heads=1, image_size=token, patch_size=token
         )
-        make: Any = DetrConfig  # whose keywords its annotations do not list
+        make: Any = DetrConfig  # its annotations do not list its keywords
         whole = make(
             backbone_config=tiny,
             use_timm_backbone=False,
@@ -105,7 +105,7 @@ def to_shares(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def find_best(logits: Tensor, boxes: Tensor, size: tuple[int, int], most: int) -> list[Target]:
-    """Selects the most probable class of each query, and of these the most probable objects.
+    """Selects the most probable class of each query, and then the most probable of these objects.
 
     Args:
         logits: (B, q, K + 1); the last class is "no object".

@@ -27,16 +27,16 @@ heads: Registry[DenseHead] = Registry("dense_head")
 class DenseHeadConfig(PartConfig):
     """Base of the `Config` of every head."""
 
-    kind: ClassVar[str] = "dense_head"  # a field `head` of other configs holds a classifier's
+    kind: ClassVar[str] = "dense_head"  # a field `head` of other configs is the head of a classifier
 
     @property
     def flag(self) -> str:
-        """The name of the group of its flags, which is that of the field."""
+        """The name of the group of its flags, which is the name of the field."""
         return "head"
 
     @abstractmethod
     def required_features(self, shape: Shape) -> RequiredFeatures:
-        """Returns the features that the head reads of an encoder of this shape.
+        """Returns the features that the head reads from an encoder of this shape.
 
         Raises:
             ValueError: a block does not exist.
@@ -77,7 +77,7 @@ def check_blocks(blocks: tuple[int, ...], depth: int) -> None:
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
-    """Returns four blocks for UperNet: 4, 6, 8 and 12 of 12 (BEiT, MAE); for other depths quarters."""
+    """Returns four blocks for UperNet: 4, 6, 8 and 12 of 12 (BEiT, MAE); for other depths, the last one of each quarter."""
     return (4, 6, 8, 12) if depth == 12 else tuple(max(1, round(depth * part / 4)) for part in (1, 2, 3, 4))
 
 
@@ -189,11 +189,11 @@ class UperNetHead(DenseHead):
     @dataclass(frozen=True, kw_only=True)
     class Config(DenseHeadConfig):
         blocks: tuple[int, ...] = ()
-        """Four blocks, counted from 1, whose outputs are read without the final norm. Empty: 4 6 8 12 of 12 blocks, else quarters
-        of the depth. Of a hierarchical encoder the stages are always read."""
+        """Four blocks, counted from 1, whose outputs are read without the final norm. Empty: 4 6 8 12 of 12 blocks, otherwise the
+        last block of each quarter of the depth. With a hierarchical encoder, its stages are always read."""
 
         channels: Positive | None = None
-        """Width of the head. None: the encoder's."""
+        """Width of the head. None: the encoder's width."""
 
         pools: tuple[int, ...] = (1, 2, 3, 6)
         """Sides to which the coarsest map is average-pooled."""
@@ -217,7 +217,7 @@ class UperNetHead(DenseHead):
                 raise ValueError(f"head.blocks has {len(self.blocks)} blocks; UperNet reads four")
 
     config: Config
-    smallest_batch = 2  # a map of one place has no variance
+    smallest_batch = 2  # batch norm cannot normalise a single value per channel, as in a map of one place
 
     def __init__(self, config: Config, *, shape: Shape, classes: int) -> None:
         super().__init__(config)

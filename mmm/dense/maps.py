@@ -13,7 +13,7 @@ from mmm.core.types import Features, Stage
 
 
 def to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """Arranges the tokens of a grid as a map, (B, N, D) -> (B, D, h, w); of a clip, the mean over time."""
+    """Arranges the tokens of a grid as a map, (B, N, D) -> (B, D, h, w). For a clip, the map is the mean over time."""
     image = tokens.unflatten(1, grid).movedim(-1, 1)  # (B, D, ..., h, w)
     return image if image.dim() == 4 else image.mean(2)
 
@@ -25,7 +25,7 @@ def block_maps(features: Features, grid: Grid, blocks: tuple[int, ...]) -> list[
 
 
 def stage_map(tokens: Tensor, grid: Grid, stage: Stage) -> Tensor:
-    """Arranges a stage of a hierarchical encoder as a map, (B, N, a b D') -> (B, D', h a, w b); of a clip, the mean over time."""
+    """Arranges a stage of a hierarchical encoder as a map, (B, N, a b D') -> (B, D', h a, w b); for a clip, the mean over time."""
     axes = len(grid)
     x = tokens.unflatten(1, grid).unflatten(-1, (*stage.inner, stage.width))  # (B, ..., h, w, ..., a, b, D')
     if axes == 3:
@@ -36,7 +36,7 @@ def stage_map(tokens: Tensor, grid: Grid, stage: Stage) -> Tensor:
 def stage_maps(features: Features, grid: Grid, stages: tuple[Stage, ...]) -> list[Tensor]:
     """Arranges all stages of a hierarchical encoder as maps, (B, D', h', w') each, whose sides halve from one to the next.
 
-    A last stage that has the grid of the one before it (Hiera with tokens of 16 pixels) is pooled by the maximum.
+    A last stage that has the grid of the one before it (Hiera with tokens of 16 pixels) is reduced by max pooling.
     """
     maps: list[Tensor] = []
     for stage in stages:
@@ -55,7 +55,7 @@ class FourScales(nn.Module):
             nn.ConvTranspose2d(width, width, 2, 2), nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2)
         )
         self.up2 = nn.ConvTranspose2d(width, width, 2, 2)
-        self.down2 = nn.MaxPool2d(2, 2, ceil_mode=True)  # a map of one row keeps it
+        self.down2 = nn.MaxPool2d(2, 2, ceil_mode=True)  # with ceil_mode, a map of one row keeps it
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Four maps (B, D, h, w) -> (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w), (B, D, h/2, w/2)."""

@@ -1,7 +1,7 @@
 """torchvision's Mask R-CNN with the layers of ViTDet (Li et al., ECCV 2022), on a pyramid of maps.
 
-A plain vision transformer gets ViTDet's simple pyramid of its one map. The stages of a hierarchical encoder get a feature pyramid
-network (Lin et al., CVPR 2017).
+The single map of a plain vision transformer is the input of ViTDet's simple pyramid. The stages of a hierarchical encoder are the
+inputs of a feature pyramid network (Lin et al., CVPR 2017).
 
 Shapes: B samples, D width of a map, (h, w) its grid, C channels of the pyramid.
 """
@@ -19,7 +19,7 @@ from mmm.core.checks import Positive
 from mmm.dense.detector_layers import DetectorConfig, DetectorLayers, Target, detectors
 
 LEVELS = ("0", "1", "2", "3", "pool")  # torchvision's names of the maps; boxes and masks are read from the first four
-ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels, one a level, for tokens of 16 pixels
+ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels, one per level, for tokens of 16 pixels
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -69,7 +69,7 @@ class SimplePyramid(nn.Module):
 
 
 class StagePyramid(nn.Module):
-    """Five maps of four, whose sides halve from one to the next: coarse maps are added to finer ones."""
+    """Makes five maps from four, whose sides halve from one to the next: coarse maps are added to finer ones."""
 
     def __init__(self, widths: tuple[int, ...], channels: int) -> None:
         """Builds layers from maps of these widths to maps of this number of channels."""

@@ -19,7 +19,7 @@ from mmm.layers.transformer import Attention, SelfAttention
 class RelativeBias(Attention):
     """Attention whose scores get a bias for each head and relative position. Biases start at zero.
 
-    The class token has three biases: to the others, from the others, and to itself.
+    The class token has three biases: for its attention to other tokens, for their attention to it, and for its attention to itself.
     """
 
     index: Tensor
@@ -36,7 +36,7 @@ class RelativeBias(Attention):
         """(B, h, M, c) each -> (B, h, M, c).
 
         Raises:
-            ValueError: the tokens are of another grid.
+            ValueError: the tokens have another grid.
         """
         assert valid is None  # a whole grid has no padding
         if q.shape[2] != len(self.index):
@@ -49,10 +49,10 @@ class RelativeBias(Attention):
 
 
 def add_relative_bias(encoder: nn.Module, grid: Grid) -> None:
-    """Gives the attention of each block a bias, in place.
+    """Adds a bias to the attention of each block, in place.
 
     Raises:
-        ValueError: the encoder has several prefix tokens, or blocks of another kind.
+        ValueError: the encoder has several prefix tokens, or its blocks have no self-attention to which a bias can be added.
     """
     plain: Any = encoder
     blocks = getattr(encoder, "blocks", None)

@@ -47,7 +47,7 @@ class Segmenter(Pretrained, nn.Module):
         data: Input | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> None:
-        """Joins an encoder and a head that fit each other; `build` makes them.
+        """Joins an encoder and a head for it; `build` also makes the head.
 
         Args:
             classes: number of classes.
@@ -77,7 +77,7 @@ class Segmenter(Pretrained, nn.Module):
         labels: tuple[str, ...] | None = None,
         seed: int | None = None,
     ) -> Self:
-        """Builds the head for an encoder, which only gets a bias of relative positions if requested.
+        """Builds the head for an encoder, and adds a bias of relative positions to the encoder if requested.
 
         Args:
             classes, frozen, relative_bias, data, labels: see `__init__`.
@@ -119,7 +119,7 @@ class Segmenter(Pretrained, nn.Module):
             whole: score the image at once. False: average overlapping windows of the size of training.
 
         Raises:
-            ValueError: the model does not know its size.
+            ValueError: the model has no `data`, so the size of the windows is not known.
         """
         data, training = self._known_data(), self.training
         height, width = data.size[-2:]

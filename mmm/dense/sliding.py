@@ -1,4 +1,4 @@
-"""Scores of images of any size, by windows of one size (mmsegmentation's rule) or at once.
+"""Scores images of any size, in windows of one size (mmsegmentation's rule) or as a whole.
 
 Shapes: B samples, C channels, (H, W) of an image, K classes.
 """
@@ -47,10 +47,11 @@ def slide(score: Score, x: Tensor, window: tuple[int, int]) -> Tensor:
 def score_image(score: Score, x: Tensor, window: tuple[int, int], token: tuple[int, int], *, whole: bool) -> Tensor:
     """Scores images of any size, (B, C, H, W) -> (B, K, H, W).
 
-    The image is resized so that it just covers a window and keeps its aspect ratio. The scores are resized to the image's own size.
+    The image is resized so that it just covers a window and keeps its aspect ratio. The scores are resized to the image's original
+    size.
 
     Args:
-        score: scores images of a size that tokens divide.
+        score: scores images whose sides are multiples of the token's.
         window: height and width in pixels.
         token: height and width in pixels.
         whole: score the resized image at once; its sides are then rounded to multiples of the token's.

@@ -16,12 +16,12 @@ from mmm.layers.transformer import Attention, SelfAttention
 
 
 def default_global_blocks(depth: int) -> tuple[int, ...]:
-    """Returns four blocks for global attention, at the ends of quarters of the depth: 3, 6, 9 and 12 of 12."""
+    """Returns four blocks for global attention, the last one of each quarter of the depth: 3, 6, 9 and 12 of 12."""
     return tuple(sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)}))
 
 
 class DecomposedBias(Attention):
-    """Attention whose scores get q · R of the relative row and of the relative column (MViTv2). R starts at zero."""
+    """Attention that adds q · R of the relative row and of the relative column to its scores (MViTv2). R starts at zero."""
 
     def __init__(self, heads: int, channels: int, grid: tuple[int, int]) -> None:
         """Builds the tables for queries and keys of one grid, without prefix tokens.

@@ -1,6 +1,6 @@
-"""A Space of the Hugging Face hub with the page: app.py, requirements.txt, README.md, the models, and this package itself.
+"""Writes a Space of the Hugging Face hub with the page: app.py, requirements.txt, README.md, the models, and this package itself.
 
-The package is copied, because a Space cannot install a package that is on no index, and because a copy does not change.
+The package is copied, because a Space cannot install a package that is not on an index, and because a copy does not change.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def export_space(paths: Sequence[str], folder: Path, *, norm_pix: bool | None = 
     """Writes a Space and returns its folder.
 
     Args:
-        paths: paths of the models. The newest checkpoint of a run is written; a name on the hub stays a name.
+        paths: paths of the models. The newest checkpoint of a run is written; a name on the hub is kept as a name.
         folder: a new or empty folder.
 
     Raises:
@@ -71,7 +71,7 @@ def export_space(paths: Sequence[str], folder: Path, *, norm_pix: bool | None = 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--export {folder} is not empty; give a new folder")
     models = Models(paths, norm_pix=norm_pix)
-    models.check()  # before anything is written
+    models.check()  # so that errors are raised before anything is written
     names = []
     for number, (path, first) in enumerate(models.first.items(), start=1):
         place = Path(path).expanduser()

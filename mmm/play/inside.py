@@ -90,5 +90,5 @@ def look_inside(model: MaskedModel, x: Tensor) -> Inside:
         else:
             features = model.encode(x)
     grid, count = model.tokenizer.grid(x), features.last.shape[1]
-    whole = [(layer, inputs) for layer, inputs in kept if inputs[0].shape[:2] == (1, count)]  # not those of windows
+    whole = [(layer, inputs) for layer, inputs in kept if inputs[0].shape[:2] == (1, count)]  # no attention in windows
     return Inside(features.tokens[0].float().cpu(), features.pooled().cpu(), grid, features.prefix, whole)

@@ -23,7 +23,7 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import Grid
 from mmm.maskers import MaskerConfig, mask_from_pixels, maskers
 
-# the page has a control of its own for the ratio, and shows one mask, of which all hidden tokens are predicted
+# the page has a separate control for the ratio, and shows one mask, whose hidden tokens are all predicted
 APART = ("ratio", "ratio_end", "predict", "running_cell", "predict_visible", "masks", "blank")
 
 
@@ -67,7 +67,7 @@ class Drawing:
         return Mask(self.visible[None], hidden[None], hidden[None] if blank else None)
 
     def fitted(self, grid: Grid) -> Drawing:
-        """Returns the mask for another grid, with the same fraction hidden. It hides the tokens of which most is hidden here."""
+        """Returns the mask for another grid, with the same fraction hidden. It hides the tokens that this mask covers most."""
         if grid == self.grid:
             return self
         planes, size = self.hidden.double().view(1, 1, *self.grid), cast(Any, grid)
@@ -110,7 +110,7 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
 def drawing_of(mask: Mask, config: MaskerConfig, grid: Grid) -> Drawing:
     """Returns the first mask of one sample that a masker of this config drew."""
     mask = mask.trimmed()
-    # with `masker.blank` the mask tokens are the hidden ones; a masker may leave others (UM-MAE)
+    # with `masker.blank` the mask tokens are the hidden tokens; otherwise they are those of UM-MAE's secondary masking
     replaced = None if config.blank or mask.blank is None else mask.blank[0]
     return Drawing((1, *grid)[-3:], _first(mask, 1)[0], drawn=True, replaced=replaced)
 

@@ -40,7 +40,7 @@ class Models:
     """Models by their names on the page, loaded when they are used; thread-safe.
 
     Attributes:
-        entries: the models by name, in the given order; of a run the newest checkpoint comes first.
+        entries: the models by name, in the given order; the newest checkpoint of a run comes first.
         first: name of the first model of each path.
     """
 
@@ -48,7 +48,7 @@ class Models:
         """Lists the models.
 
         Args:
-            paths: run folders, checkpoints in one, files of weights or names on the hub.
+            paths: run folders, checkpoints in run folders, files of weights, or names on the hub.
             device: device of the models. None: the CPU.
             norm_pix: see `mmm.load`.
 

@@ -26,9 +26,9 @@ from mmm.play.sample import MAX_BYTES, builtin, builtin_names, read_sample
 TITLE = "A masked model to play with"
 NO_OTHER = "no other model"
 ALL_HEADS = "mean of all heads"
-FONTS = ("system-ui", "sans-serif")  # those of the machine: the page asks no other host for anything
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of every event
-WAITING = 32  # requests that may wait; more are turned away
+FONTS = ("system-ui", "sans-serif")  # fonts of the machine, because the page loads nothing from other hosts
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of every event
+WAITING = 32  # largest number of waiting requests; further ones are refused
 _turns = itertools.count()
 
 
@@ -129,7 +129,7 @@ def build(player: Player) -> gr.Blocks:
                 board = player.open(_session(request), read_sample(path), left)
             except Unreadable as error:
                 raise _Partly(f"This file cannot be read: {error}", (None, *[gr.skip()] * 5)) from error
-            finally:  # the page keeps the bytes of the visit, and no file
+            finally:  # the page keeps the file's bytes during the visit, and not the file
                 Path(path).unlink(missing_ok=True)
             return see(request, left, right, None, None, None, board)
 
@@ -189,8 +189,8 @@ def serve(player: Player, *, host: str = "127.0.0.1", port: int | None = None, b
     """Opens the page on an address of this machine.
 
     Args:
-        host: 127.0.0.1 is reached from this machine only, 0.0.0.0 from every machine that can reach this one.
-        port: None: the first free one from 7860.
+        host: 127.0.0.1 can be reached from this machine only, 0.0.0.0 from every machine that can reach this one.
+        port: number of the port. None: the first free one from 7860.
         block: whether to return only when the server is stopped.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pixels for the page: PNG files in its text, strips of frames, and maps over a picture.
+"""Pictures for the page: PNG files in `data:` addresses, strips of frames, and maps drawn over a picture.
 
 Shapes: T frames, (H, W) of a frame, C channels, (T', H', W') the grid of tokens.
 """
@@ -19,9 +19,9 @@ from mmm.core.tokens import Grid
 from mmm.evaluate.plots.image_grid import to_rgb
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
-WARM = (255, 106, 0)  # of what a map marks
+WARM = (255, 106, 0)  # colour of the places that a map marks
 FADED = 0.45  # share of the grey picture that shows through a map
-SMALLEST = 96  # side to which smaller pictures are enlarged where pixels need not be kept, pixels
+SMALLEST = 96  # pixels; smaller pictures are enlarged to this side if their pixels need not be kept
 
 
 def frames_of(pixels: Tensor) -> Frames:
@@ -38,7 +38,7 @@ def to_png(frames: Frames) -> str:
 
 
 def from_png(address: str) -> Frames:
-    """Returns the pixels (H, W, 3) of such an address."""
+    """Returns the pixels (H, W, 3) of a PNG file in a `data:` address."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
@@ -93,6 +93,6 @@ def enlarged(frames: Frames) -> Frames:
 
 
 def normalised(values: Tensor) -> Tensor:
-    """Returns values from their smallest to their largest as 0 to 1."""
+    """Scales values so that the smallest is 0 and the largest is 1."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)

@@ -41,9 +41,9 @@ from mmm.play.sample import Sample
 Value = dict[str, Any]
 
 VISITS = 64  # visitors whose samples are kept; the one that asked least recently is dropped first
-ANIMATION_STEPS = 24  # checkpoints in a video of a run's steps; of more, as many evenly spread ones
+ANIMATION_STEPS = 24  # largest number of checkpoints in a video of a run's steps; they are spread evenly if there are more
 TITLES = ("original", "visible", "predicted", "visible + predicted")
-SEARCHED = 2000  # images of a folder whose features are compared
+SEARCHED = 2000  # largest number of images of a folder whose features are compared
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Visit:
         drawing: its mask.
         token: the clicked token as a place on the grid (t, row, column), with that grid.
         prepared: the inputs of each model, by its name.
-        inside: features and attention, by model; of at most two models.
+        inside: features and attention of at most two models, by model.
     """
 
     sample: Sample | None = None
@@ -66,10 +66,11 @@ class Visit:
 
 
 class Player:
-    """Answers a page. Every method returns plain values, and raises ValueError or Unreadable with a message for the visitor."""
+    """Computes the answers of a page. Every method returns plain values, and raises ValueError or Unreadable with a message for the
+    visitor."""
 
     def __init__(self, models: Models, folders: Sequence[str] = (), *, searched: int = SEARCHED) -> None:
-        """Answers for these models.
+        """Creates a player for these models.
 
         Args:
             models: the models that can be chosen.
@@ -104,7 +105,7 @@ class Player:
         """Stores a file, and returns the board of a model with a mask that its own masker draws."""
         with self._lock:
             model = self.models.load(name)
-            x = sample.prepare(_data(model))  # first: what cannot be read leaves the visit as it was
+            x = sample.prepare(_data(model))  # first, so that an unreadable file does not change the visit
             visit = self.visit(session)
             visit.sample, visit.token, visit.prepared, visit.inside = sample, None, {name: x}, OrderedDict()
             if visit.drawing is None:
@@ -198,7 +199,7 @@ class Player:
                 return reconstruct_masked(model, x.to(self.models.device), _data(model), mask.to(self.models.device))
 
     def steps(self, session: str, name: str) -> Value:
-        """Returns an animation of the predictions of a run's checkpoints for the same mask; of clips, their middle frames.
+        """Returns an animation of the predictions of a run's checkpoints for the same mask; for clips, of their middle frames.
 
         Raises:
             ValueError: the run has fewer than two checkpoints.
@@ -229,7 +230,7 @@ class Player:
         Args:
             block: counted from 1; the last block if the model has fewer.
             head: counted from 1. None: the mean of the heads.
-            token: number of the clicked token in this model's grid. None: the token before, else the middle one.
+            token: number of the clicked token in this model's grid. None: the last clicked token, or else the middle one.
         """
         with self._lock:
             visit, model = self.visit(session), self.models.load(name)
@@ -290,7 +291,7 @@ class Player:
         return (1, *self.models.load(name).tokenizer.grid(self._prepared(visit, name)))[-3:]
 
     def _drawing(self, visit: Visit, grid: Grid) -> Drawing:
-        assert visit.drawing is not None  # it came with the picture
+        assert visit.drawing is not None  # it was set together with the picture
         return visit.drawing.fitted(grid)
 
     def _token(self, visit: Visit, grid: Grid) -> int | None:
@@ -352,7 +353,7 @@ def _view(panels: list[Value], notes: list[str], *, moving: bool, labels: Sequen
     """Returns panels with one slider for their frames, each with a label.
 
     Args:
-        moving: whether the animation starts by itself.
+        moving: whether the animation starts automatically.
     """
     count = max(panel["frames"] for panel in panels)
     labels = labels or [f"frame {number + 1} of {count}" for number in range(count)]

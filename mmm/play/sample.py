@@ -23,9 +23,9 @@ from mmm.data.media import VIDEO_SUFFIXES
 from mmm.data.sources.builtin_images import photograph
 from mmm.transform import Transform
 
-MAX_BYTES = 64 * 2**20  # of an upload
-MAX_FRAMES = 3600  # of a video: two minutes at 30 frames a second
-MAX_FRAME_PIXELS = 9_000_000  # of a frame of a video: a little more than 4K has
+MAX_BYTES = 64 * 2**20  # largest size of an upload
+MAX_FRAMES = 3600  # largest number of frames of a video: two minutes at 30 frames per second
+MAX_FRAME_PIXELS = 9_000_000  # largest number of pixels of a frame of a video: a little more than 4K
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "camera.png")
 PANNED = ("astronaut.png", "coffee.png")  # photographs over which a built-in video moves
 WINDOW, STEP, LENGTH = 256, 3, 64  # side of a built-in video, pixels that it moves from frame to frame, and its frames
@@ -62,7 +62,7 @@ class Sample:
             if not self.video:
                 image = decode_image(self._image(data), data.channels)
                 return transform(np.broadcast_to(image, (data.size[0], *image.shape)).copy())
-            if isinstance(self.source, bytes):  # the clip that a task reads of the same file
+            if isinstance(self.source, bytes):  # the clip that a task reads from the same file
                 return Transform(data if data.stride is not None else replace(data, stride=ClipsConfig.stride))(self.source)
             numbers = np.arange(data.size[0]) * (len(self.source) - 1) // max(data.size[0] - 1, 1)
             return transform([decode_image(self.source[number], data.channels) for number in numbers])
@@ -83,7 +83,7 @@ def read_sample(path: str | Path, name: str | None = None) -> Sample:
     """Reads an uploaded file by its content, not by its name; at most MAX_BYTES and MAX_FRAMES.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     path = Path(path)
     name = name or path.name

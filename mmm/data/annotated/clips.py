@@ -22,7 +22,7 @@ from mmm.data.sources.scenes import COUNTS, FRAMES, render
 logger = logging.getLogger(__name__)
 
 FRAMES_FOLDER, MASKS_FOLDER, LIST = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017/val.txt"  # DAVIS 2017
-MOST = 255  # objects of a clip; masks are 8-bit
+MOST = 255  # largest number of objects of a clip; masks are 8-bit
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _objects(file: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
     values = decode_map(file)
     if values.shape != tuple(size):
         raise Unreadable(f"{file.name} has {values.shape[0]} x {values.shape[1]} pixels and its frame {size[0]} x {size[1]}")
-    values = np.where(values == 255, 0, values)  # pixels that DAVIS leaves out
+    values = np.where(values == 255, 0, values)  # pixels that DAVIS does not evaluate
     if values.max() > MOST or values.min() < 0:
         raise Unreadable(f"{file.name} has the label {values.max()}; 0 is the background, and 1 to {MOST} are objects")
     return values.astype(np.uint8)

@@ -29,7 +29,7 @@ from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "instances_"  # of the names of annotation files
+PREFIX = "instances_"  # start of the names of annotation files
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class SceneObjects:
 
 
 class NucleiObjects:
-    """`builtin:nuclei`, with the part of each nucleus that a tile shows. Very small parts count as crowds: they are not trained on,
-    and may be found or not."""
+    """`builtin:nuclei`, with the part of each nucleus that is visible in a tile. Very small parts count as crowds: they are not
+    trained on, and evaluation ignores whether they are found."""
 
     splits = tuple(nuclei.PARTS)
 
@@ -73,7 +73,7 @@ class NucleiObjects:
         nuclei.nuclei_folder()
 
     def table(self, split: str) -> ObjectTable:
-        """The tiles of one split."""
+        """Returns the tiles of one split."""
         tiles, found = nuclei.nuclei(split), []
         for instances in tiles.instances:
             masks = torch.from_numpy(instances == np.arange(1, int(instances.max()) + 1)[:, None, None])  # (n, S, S)
@@ -82,11 +82,11 @@ class NucleiObjects:
 
 
 def objects_of(masks: torch.Tensor, labels: list[int], crowd: torch.Tensor | None = None) -> Objects:
-    """Objects whose boxes just hold their masks.
+    """Returns objects with the smallest boxes that contain their masks.
 
     Args:
         masks: bool (n, H, W), none of them empty.
-        labels: from 0, (n,).
+        labels: classes, counted from 0, (n,).
         crowd: bool (n,), True for an object that is a group of several. None: there are no groups.
     """
     rows, columns = (masks.any(axis) for axis in (2, 1))  # (n, H), (n, W)
@@ -142,7 +142,7 @@ def find_objects(config: ObjectsConfig) -> SceneObjects | NucleiObjects | Coco:
     """Opens the source that `data.source` names.
 
     Raises:
-        ValueError: it does not exist, or has no annotations.
+        ValueError: the source does not exist, or has no annotations.
     """
     name = config.source
     if not name:

@@ -23,8 +23,8 @@ class AnnotatedConfig(DataConfig):
     medium: ClassVar[Medium] = IMAGES
 
     scale: tuple[AboveZero, AboveZero] = (0.5, 2.0)
-    """Smallest and largest scale of a training image before it is cropped to `image_size`, uniformly distributed. At scale 1
-    its shorter side (for objects: its longer side) is that of the crop."""
+    """Smallest and largest scale of a training image before it is cropped to `image_size`, uniformly distributed. At scale 1, its
+    shorter side (for objects: its longer side) is as long as that of the crop."""
     photometric: bool = False
     """Change brightness, contrast, saturation and hue of training crops, each for half of them (SSD's photometric distortion)."""
 
@@ -56,11 +56,11 @@ class PairsConfig(AnnotatedConfig):
     file names and the same sub-folders for splits (ADE20K's layout); a folder of images, with `maps`; or parquet files, a folder
     of `Dataset.save_to_disk` or a name on the hub, with a column of images and one of maps."""
     maps: str | None = None
-    """Folder of the maps, or the table's column. None: found by its usual name."""
+    """Folder of the maps, or their column in a table. None: found by its usual name."""
     image_column: str | None = None
     """Column of images in a table. None: `image`."""
     whole_maps: bool = False
-    """Evaluate a whole image at once. False: in windows of `image_size`, which overlap by a third and whose scores are averaged."""
+    """Evaluate each image as a whole. False: evaluate windows of `image_size` that overlap by a third, and average their scores."""
 
     @property
     def column(self) -> str | None:
@@ -72,14 +72,15 @@ class MasksConfig(PairsConfig):
     """Options of images with a class for each pixel."""
 
     classes: Annotated[int, Limit("from 1 to 65,534", lambda value: 1 <= value <= 65534)] | None = None
-    """Number of classes. None: the source's, or one more than the largest label of all training masks, which are read for it."""
+    """Number of classes. None: the number of classes that the source names, or one more than the largest label of all training
+    masks, which are then read."""
     ignore: int = 255
     """Label of pixels that are neither trained on nor evaluated."""
     zero_is_ignored: bool = False
     """Ignore label 0 too; label 1 is then the first class (ADE20K)."""
     largest_class: Share = 0.75
-    """Largest share of the labelled pixels of a crop that one class may cover; else another crop is drawn, at most ten
-    times."""
+    """Largest share of the labelled pixels of a crop that one class may cover. If it covers more, another crop is drawn, at most
+    ten times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class ObjectsConfig(AnnotatedConfig):
     """Images and their objects: builtin:scenes (rendered); builtin:nuclei (a micrograph); COCO's folder, with
     annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/); or a folder of images, with `annotations`."""
     annotations: str | None = None
-    """Annotation file of the images in `source`, in COCO's format. None: those of COCO's layout."""
+    """Annotation file of the images in `source`, in COCO's format. None: annotations/instances_SPLIT.json."""
     classes: Positive | None = None
     """Number of classes; found when the data is opened, and kept in the run's config."""
     one_class: bool = False

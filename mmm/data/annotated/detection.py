@@ -1,8 +1,8 @@
 """A data set of images with objects.
 
 Every sample is a canvas of one size. For training, the image is scaled at random, and cropped or padded (large-scale jitter, Ghiasi
-et al., CVPR 2021); for evaluation, its longer side is that of the canvas. The objects of a sample follow from the annotations of
-its image and from its key, as the crop does.
+et al., CVPR 2021); for evaluation, it is resized so that it just fits into the canvas. The objects of a sample, like its crop, are
+determined by its image and its key.
 
 Shapes: b images, C channels, (h, w) of the canvas.
 """
@@ -33,7 +33,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
 
     Args:
         table, config, rows, where: see `Dataset`.
-        objects: those of each image of the table.
+        objects: the objects of each image of the table.
         masks: whether samples have masks.
     """
 
@@ -44,18 +44,18 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         self.all_objects, self.masks = objects, masks
 
     def subset(self, index: Tensor) -> AnnotatedObjects:
-        """The images at these indices, int64 (K,), in this order."""
+        """Returns the images at these indices, int64 (K,), in this order."""
         return AnnotatedObjects(self.table, self.config, self.rows[index], self.where, self.all_objects, masks=self.masks)
 
     def objects(self, index: int) -> Objects:
-        """The objects of an image, as annotated."""
+        """Returns the annotated objects of an image."""
         return self.all_objects[int(self.rows[index])]
 
     def read(self, index: int) -> Pixels:
         """Decodes an image, uint8 (H, W, C).
 
         Raises:
-            Unreadable: with the reason; also where its size is not the annotated one.
+            Unreadable: the image cannot be decoded, or its size is not the annotated one.
         """
         with watched(index, self.config.deadline):
             pixels = decode_image(self.raw(index), self.config.channels)
@@ -65,7 +65,7 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return pixels
 
     def placement(self, index: int, key: Tensor | None) -> Placement:
-        """Places an image in its sample: at random with the key of a training sample, as a whole without a key."""
+        """Places an image in its sample: at random for the key of a training sample, and as a whole without a key."""
         (height, width), (high, wide) = self.config.frame_size, self.objects(index).size
         if key is None:
             return fitted((high, wide), (height, width))
@@ -82,18 +82,20 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
         return Placement((whole[0] / high, whole[1] / wide), (float(offset[0]), float(offset[1])), (height, width), inside, flipped)
 
     def targets(self, index: Tensor, keys: Tensor, train: bool) -> tuple[dict[str, Tensor], ...]:
-        """Returns the objects of training samples; see `place_objects`. In evaluation (): boxes are compared in the image."""
+        """Returns the objects of training samples; see `place_objects`. In evaluation it returns (), because boxes are then
+        compared in the image."""
         if not train:
             return ()
         pairs = zip(index.tolist(), keys, strict=True)
         return tuple(place_objects(self.objects(row), self.placement(row, key), masks=self.masks) for row, key in pairs)
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Canvases before they are flipped, uint8 (b, C, h, w), and the reasons why images could not be read, by row."""
+        """Returns the canvases before they are flipped, uint8 (b, C, h, w), and the reasons why images could not be read, by
+        row."""
         return self._views(index, list(keys))
 
     def eval_views(self, index: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Canvases with the whole images, returned as by `train_views`."""
+        """Returns canvases with the whole images, as `train_views` does."""
         return self._views(index, [None] * len(index))
 
     def _views(self, index: Tensor, keys: list[Any]) -> tuple[Tensor, dict[int, str]]:
@@ -102,14 +104,14 @@ class AnnotatedObjects(Dataset[ObjectsConfig]):
 
 
 def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
-    """Places a whole image at the first row and column of a canvas, as large as it fits. Sizes are (H, W)."""
+    """Places a whole image at the top left of a canvas, as large as possible. Sizes are (H, W)."""
     fit = min(canvas[0] / size[0], canvas[1] / size[1])
     inside = (max(1, round(size[0] * fit)), max(1, round(size[1] * fit)))
     return Placement((inside[0] / size[0], inside[1] / size[1]), (0.0, 0.0), canvas, inside)
 
 
 def empty_canvas(channels: tuple[float, ...], size: tuple[int, int]) -> Tensor:
-    """A canvas of the mean colour, uint8 (C, h, w)."""
+    """Returns a canvas of the mean colour, uint8 (C, h, w)."""
     fill = torch.tensor([round(255 * value) for value in channels], dtype=torch.uint8)
     return fill[:, None, None].repeat(1, *size)
 

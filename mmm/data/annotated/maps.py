@@ -20,8 +20,8 @@ from mmm.data.decode.image import FORMATS, NUMPY, PNG, check_png
 from mmm.data.errors import Unreadable
 
 IGNORE = 65535  # number of a pixel that is neither trained on nor evaluated
-STEPS = 65534  # numbers of depths, evenly spread over `data.range`
-SHOWN = 3  # labels that are named in a message
+STEPS = 65534  # depths are numbered from 0 to this, evenly spread over `data.range`
+SHOWN = 3  # largest number of labels in a message
 
 Numbers = NDArray[np.uint16]
 
@@ -30,10 +30,10 @@ def decode_map(source: Any) -> NDArray[Any]:
     """Decodes a map to its stored numbers, (H, W).
 
     Args:
-        source: encoded bytes, a path, or an array (H, W). A palette image holds the indices of its colours.
+        source: encoded bytes, a path, or an array (H, W). A palette image is decoded to the indices of its colours.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     try:
         if isinstance(source, np.ndarray):
@@ -42,7 +42,7 @@ def decode_map(source: Any) -> NDArray[Any]:
             values = _decode(source if isinstance(source, bytes) else _bytes_of(source))
     except Unreadable:
         raise
-    except UnidentifiedImageError as error:  # its message holds an address in memory
+    except UnidentifiedImageError as error:  # its message contains an address in memory
         raise Unreadable("its map is not an image of a known format") from error
     except Exception as error:  # decoders raise errors of many kinds
         raise Unreadable(f"its map cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error

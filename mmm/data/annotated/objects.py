@@ -1,4 +1,4 @@
-"""Objects of an image, their masks, and how both follow a crop of the image.
+"""Objects of an image and their masks, and the transformation of both when the image is cropped.
 
 Shapes: n objects, (H, W) pixels of an image, (h, w) of a sample.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SMALLEST = 1.0  # pixels; an object of which a crop shows less along an axis is left out of the sample
+SMALLEST = 1.0  # pixels; an object whose visible part is smaller than this along an axis is left out of the sample
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Objects:
         size: (H, W).
         boxes: float32 (n, 4), left, top, right, bottom in pixels.
         labels: int64 (n,), classes from 0.
-        crowd: bool (n,), objects that stand for several; they are not trained on.
+        crowd: bool (n,), objects that are groups of several; they are not trained on.
         masks: one for each object: polygons (lists of x, y, x, y, ...), a run-length encoding ({"size", "counts"}), bool (H,
             W), or None.
     """
@@ -41,8 +41,8 @@ class Placement:
     """The position of an image in a sample.
 
     Attributes:
-        scale: pixels of the sample for one of the image, along rows and columns.
-        offset: row and column of the image's first pixel in the sample; negative where a crop begins later.
+        scale: pixels of the sample per pixel of the image, along rows and columns.
+        offset: row and column of the image's first pixel in the sample; negative if a crop begins after it.
         size: (h, w) of the sample.
         inside: the part of the sample that shows the image, height and width from its first pixel.
         flipped: whether the sample is then flipped horizontally.
@@ -156,7 +156,7 @@ def place_objects(objects: Objects, placement: Placement, *, masks: bool) -> dic
         rows = kept.nonzero()[:, 0].tolist()
         drawn = [placement.mask(objects.masks[row], objects.size) for row in rows]
         target["masks"] = torch.stack(drawn).byte() if drawn else torch.zeros(0, *placement.size, dtype=torch.uint8)
-        seen = target["masks"].bool().flatten(1).any(1)  # a polygon thinner than a pixel covers none
+        seen = target["masks"].bool().flatten(1).any(1)  # a polygon thinner than a pixel covers no pixel
         target = {name: value[seen] for name, value in target.items()}
     return target
 

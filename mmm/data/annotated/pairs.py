@@ -26,12 +26,12 @@ from mmm.system.files import digest
 logger = logging.getLogger(__name__)
 
 MAPS = ("annotations", "annotation", "masks", "mask", "labels", "label", "segmentation", "depth", "depths")  # folders and columns
-# of builtin:motorcycle, as scikit-image documents them: files, focal length in pixels, baseline in metres, and the distance of the
-# two images' centres in pixels, by which disparities are shifted
+# builtin:motorcycle, as documented by scikit-image: files, focal length in pixels, baseline in metres, and the distance of the two
+# images' centres in pixels, by which disparities are shifted
 FILE, DISPARITIES, FOCAL, BASELINE, SHIFT = "motorcycle_left.png", "motorcycle_disp.npz", 994.978, 0.193001, 31.086
 HALVES = {"train": (0.0, 0.5), "test": (0.55, 1.0)}  # shares of the width
-NAMES = "classes.txt"  # names of the classes beside images/, one a line
-LISTED = 3  # names in a message
+NAMES = "classes.txt"  # file beside images/ with the names of the classes, one per line
+LISTED = 3  # largest number of names in a message
 
 
 class PairColumn:
@@ -131,7 +131,7 @@ class Nuclei:
         nuclei.nuclei_folder()
 
     def table(self, split: str) -> Table:
-        """The tiles of one split."""
+        """Returns the tiles of one split."""
         tiles = nuclei.nuclei(split)
         pixels, masks = tiles.pixels, (tiles.instances > 0).astype(np.uint8)
         pairs = PairColumn(ArrayColumn(pixels, tiles.names), ArrayColumn(masks, tiles.names))
@@ -141,7 +141,7 @@ class Nuclei:
 class PairedFolders:
     """A folder of images and one of maps with the same relative paths, apart from suffixes.
 
-    Sub-folders `training` or `train` and those of EVALUATION (or `validation`, ...) are splits where both folders have them.
+    Sub-folders `training` and `train`, and those named in EVALUATION (`validation`, ...), are splits if both folders have them.
 
     Args:
         images, maps: the folders.

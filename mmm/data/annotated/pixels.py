@@ -29,8 +29,8 @@ from mmm.data.transforms.resize import resize
 
 logger = logging.getLogger(__name__)
 
-LISTED = 5  # labels in a message
-TRIES = 10  # crops that are drawn at most for `data.largest_class`
+LISTED = 5  # largest number of labels in a message
+TRIES = 10  # largest number of crops that are drawn for `data.largest_class`
 
 C = TypeVar("C", bound=PairsConfig)
 
@@ -41,7 +41,7 @@ class LabelledPixels(Dataset[C], Generic[C]):
     Args:
         table: its column holds pairs of an image and a map.
         config, rows, where: see `Dataset`.
-        classes: K of masks; 0 for depths.
+        classes: number of classes of masks; 0 for depths.
     """
 
     def __init__(self, table: Table, config: C, rows: Tensor, where: str, classes: int = 0) -> None:
@@ -49,14 +49,14 @@ class LabelledPixels(Dataset[C], Generic[C]):
         self.count = classes
 
     def subset(self, index: Tensor) -> LabelledPixels[C]:
-        """The images at these indices, int64 (K,), in this order."""
+        """Returns the images at these indices, int64 (K,), in this order."""
         return LabelledPixels(self.table, self.config, self.rows[index], self.where, self.count)
 
     def read(self, index: int) -> tuple[Pixels, Numbers]:
         """Decodes an image, uint8 (H, W, C), and its map, uint16 (H, W), in which IGNORE marks pixels to leave out.
 
         Raises:
-            Unreadable: with the reason; also where the two do not have the same size.
+            Unreadable: one of the two cannot be decoded, or their sizes differ.
         """
         image, numbers = self.raw(index)
         with watched(index, self.config.deadline):
@@ -71,7 +71,7 @@ class LabelledPixels(Dataset[C], Generic[C]):
         return pixels, class_numbers(values, config, self.count)
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Cuts scaled crops, a pure function of the images and the keys.
+        """Cuts scaled crops, which depend only on the images and the keys.
 
         Args:
             index: indices of the images, int64 (b,).
@@ -106,7 +106,7 @@ class LabelledPixels(Dataset[C], Generic[C]):
         (height, width), config = self.config.frame_size, self.config
         draws = uniform(stream(key[None], Stream.CROP), 1 + 2 * TRIES)[0].double().tolist()
         factor = config.scale[0] + draws[0] * (config.scale[1] - config.scale[0])
-        shorter = min(image.shape[:2]) / (min(height, width) * factor)  # pixels of the image for one of the sample
+        shorter = min(image.shape[:2]) / (min(height, width) * factor)  # pixels of the image per pixel of the sample
         box = [min(max(1, round(side * shorter)), whole) for side, whole in zip((height, width), image.shape[:2], strict=True)]
         inner = [min(max(1, round(side / shorter)), whole) for side, whole in zip(box, (height, width), strict=True)]
         largest = getattr(config, "largest_class", 1.0)
@@ -172,7 +172,7 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
             values = decode_map(part.raw(index)[1]).astype(np.int64)
         except Unreadable as error:
             first = first or str(error)
-            continue  # named where it is loaded
+            continue  # reported when it is loaded
         seen = np.union1d(seen, values[values != config.ignore])
     largest = int(seen.max(initial=-1))
     count = largest + 1 - int(config.zero_is_ignored)

@@ -18,7 +18,7 @@ SHARE = 0.5  # largest share of the machine's memory that the pixels may take
 
 
 class CachedColumn:
-    """The pixels of all images in one array, which worker processes share; a list of arrays would be copied into each.
+    """The pixels of all images in one array, which worker processes share; a list of arrays would be copied into each process.
 
     Args:
         column: encoded images.
@@ -54,7 +54,8 @@ class CachedColumn:
 
     @property
     def images(self) -> NDArray[np.uint8] | None:
-        """All images as one array (N, H, W, C), which shares the memory; None if sizes differ or an image cannot be read."""
+        """All images as one array (N, H, W, C), which shares its memory with this column; None if sizes differ or an image cannot
+        be read."""
         same = len(self) > 0 and bool((self.shapes == self.shapes[0]).all()) and not self.unreadable
         return self.pixels.reshape(len(self), *self.shapes[0].tolist()) if same else None
 

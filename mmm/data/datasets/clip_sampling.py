@@ -50,7 +50,7 @@ def even_frames(times: Times, config: ClipsConfig) -> Frames:
     if config.sampling == "segments":
         first, length = _segments(count, config.frames)
         return first + (length * (clips + 0.5) / config.eval_clips).astype(np.int64)  # (V, T), interleaved
-    share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1; one clip: middle
+    share = clips / (config.eval_clips - 1) if config.eval_clips > 1 else np.full_like(clips, 0.5)  # from 0 to 1; 0.5 for one clip
     if config.fps is None:
         spare = max(0, count - config.frames * config.stride)
         return _by_stride((share * spare).round().astype(np.int64), count, config)
@@ -78,13 +78,13 @@ def _segments(count: int, parts: int) -> tuple[Frames, Frames]:
 
 
 def _by_stride(start: Frames, count: int, config: ClipsConfig) -> Frames:
-    """Returns the frames of clips from their first, (V, 1) to (V, T)."""
+    """Returns the frames of clips, given their first frames, (V, 1) to (V, T)."""
     last = (count - 1 - start) // config.stride  # strides until the end of the video, (V, 1)
     return start + config.stride * np.minimum(np.arange(config.frames), last)
 
 
 def _by_time(start: Times, times: Times, config: ClipsConfig) -> Frames:
-    """Returns the frames that are visible in clips from their start in seconds, (V, 1) to (V, T)."""
+    """Returns the frames that are visible in clips, given their starts in seconds, (V, 1) to (V, T)."""
     assert config.fps is not None
     last = np.floor((times[-1] - start) * config.fps + 1e-6).clip(0)  # steps until the end of the video, (V, 1)
     return frames_at(times, start + np.minimum(np.arange(config.frames), last) / config.fps)

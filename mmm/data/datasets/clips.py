@@ -1,7 +1,7 @@
 """Clips of the videos of one split; a video is decoded once for all samples that are cut from it.
 
-Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels lie in memory as they are
-decoded, channels last.
+Shapes: b videos, V clips of each, T frames, (H, W) of a video, (h, w) of a sample, C channels. Pixels are kept in the memory layout
+of decoders, channels last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mmm.data.transforms.device_resize import Box, DeferredCrop, DeferredCrops, 
 logger = logging.getLogger(__name__)
 
 ENOUGH = 16  # videos that are read before a warning that all are shorter than a clip
-FOLDERS, IMAGES = 3, 6  # folders of frames whose images are checked on opening, and images of each
+FOLDERS, IMAGES = 3, 6  # number of folders of frames that are checked when the data is opened, and of images in each
 
 
 class Lengths:
@@ -68,7 +68,7 @@ class Lengths:
 class Clips(Dataset[ClipsConfig]):
     """Videos of one split, and the clips that are cut from them."""
 
-    lengths: Lengths | None = None  # of the videos that have been read
+    lengths: Lengths | None = None  # lengths of the videos that have been read
 
     def subset(self, index: Tensor) -> Self:
         part = super().subset(index)
@@ -76,7 +76,7 @@ class Clips(Dataset[ClipsConfig]):
         return part
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Cuts random clips and crops, a pure function of the videos and the keys.
+        """Cuts random clips and crops, which depend only on the videos and the keys.
 
         Args:
             index: numbers of the videos, int64 (b,).
@@ -97,7 +97,7 @@ class Clips(Dataset[ClipsConfig]):
         """Checks a whole video and returns facts about it; see `mmm.data.decode.video.info.inspect`.
 
         Raises:
-            Unreadable: with the reason.
+            Unreadable: reading fails; the message gives the reason.
         """
         with watched(index, self.config.deadline):
             return inspect(self._source(index))
@@ -106,7 +106,7 @@ class Clips(Dataset[ClipsConfig]):
         """Returns frames, seconds (of a whole file), height and width of a video, without decoding all of it.
 
         Raises:
-            Unreadable: with the reason.
+            Unreadable: reading fails; the message gives the reason.
         """
         source = self._source(index)
         with watched(index, self.config.deadline):
@@ -191,7 +191,8 @@ class Clips(Dataset[ClipsConfig]):
         return crop_boxes(keys, heights, widths, config.crop_scale, config.crop_ratio).tolist()
 
     def _eval(self, index: int, views: Tensor, choose: Callable[[Times], Frames]) -> None:
-        """Fills the views of a video, crop after crop of each clip; `choose` chooses the clips, (V, T), by the times."""
+        """Fills the views of a video, crop after crop of each clip; `choose` returns the frames of the clips, (V, T), from the
+        times of all frames."""
         config = self.config
         small = torch.empty(0)
         with watched(index, config.deadline), OpenVideo(self._source(index), config.backend) as video:
@@ -239,7 +240,8 @@ def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def open_clips(config: ClipsConfig, split: str) -> Clips:
-    """Opens the videos of a split; see `select_rows` for the arguments and errors. The library of `data.backend` must be there."""
+    """Opens the videos of a split; see `select_rows` for the arguments and errors. The library of `data.backend` must be
+    installed."""
     table, rows, where = select_rows(config, split)
     require(config.backend)
     clips = Clips(table, config, rows, where)

@@ -30,11 +30,11 @@ C = TypeVar("C", bound=DataConfig)
 
 
 class Dataset(Generic[C]):
-    """Rows of one split. Subclasses add how samples are cut from an input.
+    """Rows of one split. Subclasses implement how samples are cut from an input.
 
     Args:
         table: the split.
-        config: how it is read.
+        config: options of the data.
         rows: the rows of the table that belong to the data set, int64 (N,).
         where: name of the split or its part in messages: "train (held out)".
 
@@ -54,7 +54,7 @@ class Dataset(Generic[C]):
 
     @property
     def title(self) -> str:
-        """The data set in messages: "the images of train (held out)"."""
+        """Name of the data set in messages: "the images of train (held out)"."""
         return f"the {self.config.medium.noun} of {self.where}"
 
     def labels(self) -> Tensor | None:
@@ -80,7 +80,8 @@ class Dataset(Generic[C]):
         return WeightedOrder(groups, self.config.weights, seed, source)
 
     def at_size(self, size: tuple[int, int]) -> Self:
-        """The same inputs with training samples of one other size, (h, w) in pixels; `crop_ratio` counts from their aspect."""
+        """Returns the same inputs with training samples of another size, (h, w) in pixels. `crop_ratio` is relative to its aspect
+        ratio."""
         config = self.config
         height, width = config.frame_size
         stretch = size[1] / size[0] * height / width
@@ -90,13 +91,13 @@ class Dataset(Generic[C]):
         return part
 
     def prefetch(self, index: Tensor) -> None:
-        """Tells a remote source which inputs are read next, so that it can request them together."""
+        """Announces to a remote source which inputs are read next, so that it can request them together."""
         column: Any = self.table.column
         if hasattr(column, "prefetch"):
             column.prefetch(self.rows[index].tolist())
 
     def augment(self, index: int, frames: Tensor, key: Tensor) -> None:
-        """Applies `data.augment`, where it is set, to one training sample in place.
+        """Applies `data.augment`, if it is set, to one training sample in place.
 
         Args:
             index: index of the input that the sample was cut from.
@@ -119,7 +120,7 @@ class Dataset(Generic[C]):
         return False
 
     def deferred_train_views(self, index: Tensor, keys: Tensor) -> tuple[DeferredCrops, dict[int, str]]:
-        """The samples of `train_views` before the device resizes them, where `defers_resize`."""
+        """Returns the samples of `train_views` before the device resizes them; used if `defers_resize` is true."""
         raise NotImplementedError
 
     def each(self, index: Tensor, work: Callable[[int, int], None]) -> dict[int, str]:
@@ -167,7 +168,7 @@ def select_rows(config: DataConfig, split: str, source: Source | None = None) ->
 
 
 def _open_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str]:
-    """Opens the samples of `data.eval_source`, with labels that count the classes of `data.source`."""
+    """Opens the samples of `data.eval_source`, with labels that are the numbers of the classes of `data.source`."""
     source = find_source(replace(config, source=name, eval_source=None, weights=()))
     own = [split for split in (source.splits[0], *EVALUATION) if split in EVALUATION and split in source.splits]
     split = config.eval_split or (own or source.splits)[0]
@@ -189,7 +190,7 @@ def _open_eval_source(config: DataConfig, name: str) -> tuple[Table, Tensor, str
     return table, torch.arange(len(table.column)), f"{split} of {name}"
 
 
-@cache  # once, however often a run opens its data
+@cache  # logs once, even if a run opens its data several times
 def _announce_held_out(source: str, held: int, total: int, holdout: float) -> None:
     logger.info(
         "data.source %s has no split for evaluation: %d of its %d samples %s held out for it (data.holdout %g)",

@@ -32,7 +32,7 @@ def describe_source(
     Args:
         source: value of `data.source`.
         options: values of other fields of `DataConfig`, by name.
-        medium: type of the inputs. None: found by the files.
+        medium: type of the inputs. None: found from the files.
         root: value of `data.root`.
         column: column of images or videos in a table. None: found by type.
     """
@@ -42,7 +42,7 @@ def describe_source(
 
 
 def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> MediumName:
-    """Returns "videos" or "images", by the files of a folder or by the first input of any other source."""
+    """Returns "videos" or "images", found from the files of a folder or from the first input of any other source."""
     try:
         found = find_source(ClipsConfig(source=source, root=root, list_columns=list_columns))
         found = found.sources[0] if isinstance(found, ConcatSource) else found
@@ -50,7 +50,7 @@ def detect_medium(source: str | None, root: str | None = None, list_columns: tup
             return "images" if found.medium is FRAMES else "videos"
         first = found.table(found.splits[0]).column[0]
     except (ValueError, Unreadable):
-        return "images"  # what is wrong with the source is reported when it is opened
+        return "images"  # errors of the source are reported when it is opened
     if isinstance(first, FrameRange):
         return "videos"
     if not isinstance(first, (bytes, Path)):  # decoded pixels

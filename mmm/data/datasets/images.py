@@ -32,7 +32,7 @@ from mmm.data.transforms.crop import (
 )
 from mmm.data.transforms.device_resize import DeferredCrop, DeferredCrops, bounding_box
 
-GROUP = 64  # small images that are cropped at once: more leave the processor's cache (32 x 32: 12 us each, 17 with 256)
+GROUP = 64  # small images that are cropped at once: more do not fit into the processor's cache (32 x 32: 12 us each, 17 with 256)
 MAX_DECODED = 2**26  # bytes of decoded images that a process holds at once; their boxes are drawn together
 
 
@@ -40,7 +40,7 @@ class Images(Dataset[ImagesConfig]):
     """Images of one split, or of a part of it.
 
     Attributes:
-        size: of a sample, (h, w).
+        size: size of a sample, (h, w).
         in_memory: small cached images of one size, uint8 (N, H, W, C), which are cropped many at once; else None.
     """
 
@@ -50,7 +50,7 @@ class Images(Dataset[ImagesConfig]):
         self._fit()
 
     def _fit(self) -> None:
-        """Sets what depends on the size of samples."""
+        """Sets the attributes that depend on the size of samples."""
         column, config = self.table.column, self.config
         images = column.images if isinstance(column, CachedColumn) and config.augment is None else None
         fits = images is not None and is_small(images.shape[1], images.shape[2], config.size)
@@ -63,11 +63,11 @@ class Images(Dataset[ImagesConfig]):
         return part
 
     def aspect(self, index: int) -> float:
-        """The width over the height of an image, read from its header; 1 where the image cannot be read."""
+        """Returns the width over the height of an image, read from its header, or 1 if the image cannot be read."""
         try:
             height, width = image_size(self.raw(index), self.config.channels)
         except Unreadable:
-            return 1.0  # reading it fails again, and names it
+            return 1.0  # the error is reported when the image is decoded
         return width / height
 
     def read(self, index: int, size_hint: int | None = None) -> Pixels:
@@ -78,7 +78,7 @@ class Images(Dataset[ImagesConfig]):
             size_hint: the image may be decoded to a smaller size, with neither side below this many pixels.
 
         Raises:
-            Unreadable: with the reason.
+            Unreadable: reading fails; the message gives the reason.
         """
         raw = self.raw(index)
         with watched(index, self.config.deadline):
@@ -88,7 +88,7 @@ class Images(Dataset[ImagesConfig]):
         """Decodes an image and returns its size and channels.
 
         Raises:
-            Unreadable: with the reason.
+            Unreadable: reading fails; the message gives the reason.
         """
         return dict(zip(("height", "width", "channels"), self.read(index).shape, strict=True))
 
@@ -97,7 +97,7 @@ class Images(Dataset[ImagesConfig]):
         return {name: value for name, value in self.inspect(index).items() if name != "channels"}
 
     def train_views(self, index: Tensor, keys: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """Cuts random resized crops, a pure function of the images and the keys.
+        """Cuts random resized crops, which depend only on the images and the keys.
 
         Args:
             index: indices of the images, int64 (b,).

@@ -89,7 +89,7 @@ class Mixture:
         """Reads a micro-batch of a source in this process, to measure its memory and time."""
         part = self.parts[source]
         if part.config.varies:
-            part = part.at_size(max(train_sizes(part.config), key=math.prod))  # the one that takes most
+            part = part.at_size(max(train_sizes(part.config), key=math.prod))  # the largest size
         config = replace(part.config, workers=0, repeats=1)
         return next(train_batches(part, config, seed=self.seed, batch_size=samples, steps=1, source=source))
 

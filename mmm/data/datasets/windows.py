@@ -22,14 +22,14 @@ from mmm.data.loading.scan import map_inputs
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
 
-TOGETHER = 8  # windows of a video that are decoded together: neighbours share frames, and all are held after resizing
+TOGETHER = 8  # windows of a video that are decoded together: neighbours share frames, and all stay in memory after resizing
 
 
 class Windows(Clips):
     """Windows of the videos of one split, video after video.
 
     Args:
-        table, config, rows, where: see `Dataset`; `rows` has the row of each window's video.
+        table, config, rows, where: see `Dataset`; `rows` contains the row of each window's video.
         times: seconds from a video's first frame to the first of the window, float64 (N,).
     """
 
@@ -60,14 +60,14 @@ class Windows(Clips):
 
 
 def open_windows(clips: Clips, every: float) -> Windows:
-    """Returns the windows of videos. Each fits into its video; a short video has one.
+    """Returns the windows of videos. Each window fits into its video; a video shorter than a window has one.
 
     Args:
         clips: the videos.
         every: seconds between the starts of two windows.
 
     Raises:
-        ValueError: the clips are not dense, or several are read from a video.
+        ValueError: the clips are not dense, or more than one is read from each video.
     """
     config = clips.config
     if config.sampling != "dense" or config.eval_clips != 1:
@@ -78,7 +78,7 @@ def open_windows(clips: Clips, every: float) -> Windows:
             return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
     findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos")
-    counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is reported on reading
+    counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is reported later
     rows = clips.rows.repeat_interleave(counts)
     times = np.concatenate([np.arange(count) * every for count in counts.tolist()])
     return Windows(clips.table, config, rows, f"{clips.where}, a window every {every:g} s", torch.from_numpy(times))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mmm.data.errors import Unreadable
 
-MAX_BYTES = 2**30  # of a file that is read whole; a sparse file of a terabyte takes no space on the disk
-MAX_PIXELS = 50_000_000  # of an image: a PNG of 100 KB can expand to 1.6 GB (measured: 12 s in Pillow)
+MAX_BYTES = 2**30  # largest size of a file that is read whole; a sparse file of a terabyte takes no space on the disk
+MAX_PIXELS = 50_000_000  # largest number of pixels of an image: a PNG of 100 KB can expand to 1.6 GB (measured: 12 s in Pillow)
 # opening a pipe without O_NONBLOCK waits for a writer; O_BINARY is for Windows
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 REASONS = {
@@ -23,10 +23,10 @@ REASONS = {
 
 
 def read_file(path: str | Path) -> bytes:
-    """Reads a file whole.
+    """Reads a whole file.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     try:
         descriptor = os.open(path, FLAGS)

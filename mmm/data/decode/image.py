@@ -1,19 +1,18 @@
 """Decodes one image, encoded or in memory, to uint8 pixels (H, W, C), upright, with the requested channels.
 
-JPEGs are decoded by simplejpeg where it is installed (measured: 1.9 times as fast as the usual Pillow pipeline, with the same
-pixels; mmm/data/decode/jpeg.py), and other formats by Pillow. Channels that are neither grey, RGB nor RGBA come from .npy
-arrays and from multi-channel TIFFs. The format is read from the bytes and not from the name.
+JPEGs are decoded by simplejpeg if it is installed (measured: 1.9 times as fast as the usual Pillow pipeline, with the same pixels;
+mmm/data/decode/jpeg.py), and other formats by Pillow. Channels that are neither grey, RGB nor RGBA come from .npy arrays and from
+multi-channel TIFFs. The format is read from the bytes and not from the name.
 
 Rules:
 
 - 16-bit values are divided by 257, so that 65535 becomes 255 (Pillow divides those of RGB PNGs by 256).
 - Floating point values must go from 0 to 1. Arrays may have their channels last or first.
-- CMYK becomes RGB, and palettes are looked up. Transparency is composed with white, unless 4 channels are requested.
-- EXIF orientation is applied. Colour profiles are not. Of an animation, the first frame is read.
+- CMYK becomes RGB, and palettes are looked up. Transparent pixels are blended with white, unless 4 channels are requested.
+- EXIF orientation is applied. Colour profiles are not. The first frame of an animation is read.
 - Images of more than MAX_PIXELS are refused before they are decoded.
-- An image that a decoder calls damaged is unreadable, even if a part of it could be shown. A PNG that lacks only what
-  follows its
-  last pixel is complete.
+- An image that a decoder reports as damaged is unreadable, even if a part of it could be shown. A PNG is complete if only data
+  after its last pixel is missing.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ def decode_image(
         source: the encoded bytes, the path of a file, or an image in memory: Pillow's, or an array or tensor (H, W), (H, W, C) or
             (C, H, W).
         channels: C of the result.
-        size_hint: a JPEG may come back at 1/2, 1/4 or 1/8 of its size, as long as neither side is below this many pixels.
+        size_hint: a JPEG may be returned at 1/2, 1/4 or 1/8 of its size, as long as neither side is below this many pixels.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     try:
         return np.ascontiguousarray(_decode(source, channels, size_hint))
@@ -71,17 +70,17 @@ def decode_image(
 
 
 def image_size(source: bytes | str | Path | Image.Image | NDArray[Any] | Tensor, channels: int) -> tuple[int, int]:
-    """Returns height and width of an image upright, as `decode_image` takes it, from its header where it has one.
+    """Returns the height and width of an upright image, from its header if it has one. Takes the same sources as `decode_image`.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     if isinstance(source, (bytes, str, Path)):
         try:
             with Image.open(io.BytesIO(source if isinstance(source, bytes) else read_file(source)), formats=_formats()) as image:
                 width, height = image.size
                 return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
-        except (OSError, SyntaxError, ValueError):  # no format of Pillow's
+        except (OSError, SyntaxError, ValueError):  # not a format that Pillow reads
             pass
     height, width, _ = decode_image(source, channels).shape
     return height, width
@@ -114,7 +113,7 @@ def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
 
 
 def _from_bytes(data: bytes, channels: int, size_hint: int | None) -> NDArray[Any]:
-    """Decodes with the first decoder that knows the format, to (H, W, C)."""
+    """Decodes with the first decoder that supports the format, to (H, W, C)."""
     if data.startswith(NUMPY):
         return _from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data.startswith(TIFF) and channels not in MODES:
@@ -158,7 +157,7 @@ def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
 
 def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
     """Converts a loaded image to (H, W, C), in its stored orientation."""
-    if image.mode.startswith("I"):  # I;16 and its variants, and I, which older Pillows use for a 16-bit PNG
+    if image.mode.startswith("I"):  # I;16 and its variants, and I, which older versions of Pillow use for a 16-bit PNG
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise Unreadable("32-bit integers have no defined range; store uint8, uint16 or floating point values from 0 to 1")
@@ -170,7 +169,7 @@ def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
     if channels != 4 and image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    pixels = np.array(image.convert(MODES[channels]))  # a copy: torch warns of arrays that it must not write
+    pixels = np.array(image.convert(MODES[channels]))  # a copy, because torch warns about read-only arrays
     return pixels if pixels.ndim == 3 else pixels[:, :, None]  # (H, W, C)
 
 
@@ -229,8 +228,8 @@ def _from_array(values: NDArray[Any], channels: int) -> NDArray[Any]:
 
 
 def accepted_channels(channels: int) -> tuple[int, ...]:
-    """Returns the numbers of channels of an array that can be converted to `channels` channels: grey and RGB become each
-    other."""
+    """Returns the numbers of channels of an array that can be converted to `channels` channels: grey is converted to RGB, and RGB
+    to grey."""
     return (channels, 4 - channels) if channels in (1, 3) else (channels,)
 
 
@@ -242,6 +241,6 @@ def _to_uint8(values: NDArray[Any]) -> NDArray[Any]:
     if not np.issubdtype(values.dtype, np.floating):
         raise Unreadable(f"holds {values.dtype}; uint8, uint16 or floating point values from 0 to 1 are expected")
     least, largest = values.min(), values.max()
-    if not (least >= 0 and largest <= 1):  # also NaN
+    if not (least >= 0 and largest <= 1):  # also true for NaN
         raise Unreadable(f"floating point pixels from {least:g} to {largest:g}; they must go from 0 to 1")
     return (values.astype(np.float32) * 255).round().astype(np.uint8)

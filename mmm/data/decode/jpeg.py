@@ -1,8 +1,8 @@
 """JPEG decoding with simplejpeg, which reports damage that Pillow does not.
 
-libjpeg continues after damage, with grey or shifted pixels, and leaves a warning. A file with such a warning is unreadable
-here. Measured: among 400 photographs with one flipped bit, 109 had pixels that were off by more than 2 of 255 on average, and
-libjpeg warned of 48 of these. A flipped bit that leaves a valid stream cannot be detected. Without simplejpeg, no damage can.
+libjpeg continues after damage, with grey or shifted pixels, and emits a warning. A file with such a warning is unreadable here.
+Measured: among 400 photographs with one flipped bit, 109 had pixels that were off by more than 2 of 255 on average, and libjpeg
+warned of 48 of these. A flipped bit that leaves a valid stream cannot be detected. Without simplejpeg, no damage is detected.
 
 Shapes: (H, W) of the image, C channels.
 """
@@ -20,7 +20,7 @@ from mmm.data.errors import Unreadable
 
 try:
     import simplejpeg
-except ImportError:  # the extra `fast`
+except ImportError:  # simplejpeg is in the extra `fast`
     simplejpeg = None
 
 Pixels = NDArray[np.uint8]
@@ -73,7 +73,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turns an image of an EXIF orientation upright. (H, W, C) -> (H, W, C) or (W, H, C)."""
+    """Rotates or flips an image with this EXIF orientation so that it is upright. (H, W, C) -> (H, W, C) or (W, H, C)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

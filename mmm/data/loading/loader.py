@@ -1,8 +1,8 @@
-"""Batches: the samples of each step and process, in order, made in worker processes, the same for any number of them.
+"""Makes the batches of each step and process, in order, in worker processes. They are the same for any number of workers.
 
-The loader does not distinguish images from clips: a data set is whatever has the methods of `Samples`. One decoded input may
-give several views, each of which is a sample for the model: R in training (`data.repeats`), V in evaluation. They are adjacent
-in a batch.
+The loader does not distinguish images from clips: a data set is any object with the methods of `Samples`. One decoded input may
+yield several views, each of which is a sample for the model: R in training (`data.repeats`), V in evaluation. They are adjacent in
+a batch.
 
 Shapes: b inputs, B = b R or b V samples of a micro-batch, C channels, (..., h, w) of a sample.
 """
@@ -46,7 +46,7 @@ class Order:
         n: number of samples in the data set.
         seed: random seed of the run.
         source: number of the data set if a run mixes several; data sets of equal length have different permutations.
-        group: number of these samples among the groups of one source.
+        group: number of this group of samples within its source.
     """
 
     def __init__(self, n: int, seed: int, source: int = 0, group: int = 0) -> None:
@@ -94,7 +94,8 @@ class Samples(Protocol):
         ...
 
     def train_views(self, index: Tensor, keys: Tensor, /) -> tuple[Tensor, dict[int, str]]:
-        """Inputs (b,) and a key for each view, (b R,), to uint8 (b R, C, ..., h, w), and reasons for unreadable inputs, by row."""
+        """Reads inputs (b,) with a key for each view, (b R,): uint8 (b R, C, ..., h, w), and reasons for unreadable inputs, by
+        row."""
         ...
 
     def deferred_train_views(self, index: Tensor, keys: Tensor, /) -> tuple[DeferredCrops, dict[int, str]]:
@@ -102,7 +103,7 @@ class Samples(Protocol):
         ...
 
     def eval_views(self, index: Tensor, /) -> tuple[Tensor, dict[int, str]]:
-        """Inputs (b,) to uint8 (b V, C, ..., h, w), and reasons for unreadable inputs, by row."""
+        """Reads inputs (b,): uint8 (b V, C, ..., h, w), and reasons for unreadable inputs, by row."""
         ...
 
 
@@ -124,16 +125,16 @@ class Batch:
     """One micro-batch of one process.
 
     Attributes:
-        pixels: uint8 (B, C, ..., h, w); empty before `to` where the crops are deferred.
+        pixels: uint8 (B, C, ..., h, w); empty until `to` is called if the crops are deferred.
         keys: the source of all random numbers of a sample, int64 (B,).
         index: indices of the samples in the data set, int64 (B,). A replaced input has the index of its substitute.
         epoch: int64 (B,).
         labels: int64 (B,), or None.
         problems: the inputs of this batch that could not be read.
-        deferred: crops that are resized on the device (`data.resize device`); None where workers resized them.
+        deferred: crops that are resized on the device (`data.resize device`); None if workers resized them.
         source: number of the source of the samples.
         targets: the objects of each sample, for data sets with objects; stays on the CPU.
-        also: further samples of this batch, in batches of one other size each (`data.pack`).
+        also: further samples of this batch, one batch for each further size (`data.pack`).
     """
 
     pixels: Tensor
@@ -152,11 +153,11 @@ class Batch:
 
     @property
     def parts(self) -> tuple[Batch, ...]:
-        """The samples of each size."""
+        """One batch for each size of the samples."""
         return (replace(self, also=()), *self.also) if self.also else (self,)
 
     def pin_memory(self) -> Batch:
-        """Copies the batch into page-locked memory; torch's loader calls this where there is a GPU."""
+        """Copies the batch into page-locked memory; torch's loader calls this if there is a GPU."""
         batch = replace(self._each(Tensor.pin_memory), also=tuple(part.pin_memory() for part in self.also))
         return batch if self.deferred is None else replace(batch, deferred=self.deferred.pin_memory())
 
@@ -184,8 +185,8 @@ class _Views(Dataset[Batch]):
         self.sizes = TrainSizes(samples, seed, source) if train and samples.config.varies else None
 
     def __getitems__(self, request: Request) -> Batch | ValueError:
-        """Makes a batch in a worker. Returns an error that ends the run: if raised, it would reach the parent as a
-        traceback."""
+        """Makes a batch in a worker. Returns an error that ends the run instead of raising it, because the parent would get a
+        raised error as a traceback."""
         try:
             return self.batch(request)
         except ValueError as error:
@@ -242,11 +243,11 @@ class _Views(Dataset[Batch]):
         return pixels.unflatten(0, (-1, self.repeats)), failed
 
     def _batch(self, views: Tensor | DeferredCrops, keys: Tensor, index: Tensor, epoch: Tensor, problems: list[Problem]) -> Batch:
-        """A batch with one row for each view."""
+        """Returns a batch with one row for each view."""
         index, epoch = (values.repeat_interleave(self.repeats) for values in (index, epoch))
         labels = None if self.labels is None else self.labels[index]
         if isinstance(views, Tensor):
-            made = getattr(self.samples, "targets", None)  # of data sets with objects
+            made = getattr(self.samples, "targets", None)  # only data sets with objects have it
             targets = () if made is None else made(index, keys.flatten(), self.train)
             return Batch(views.flatten(0, 1), keys.flatten(), index, epoch, labels, problems, source=self.source, targets=targets)
         nothing = torch.empty(0, dtype=torch.uint8)
@@ -279,9 +280,9 @@ def train_batches(
     """Yields the micro-batches of one process, from step `start_step` to the end of the run.
 
     Step s trains on samples s * G .. (s + 1) * G - 1 of the run, G = batch_size * world * accumulation. A process takes the
-    contiguous `rank`-th part of them, in `accumulation` micro-batches. All have one size, which follows from the step; with
-    `data.pack` each sample has its own size, which follows from its key. A start in the middle of a run takes no extra time.
-    Sample n is view n mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
+    contiguous `rank`-th part of them, in `accumulation` micro-batches. All of them have one size, which depends on the step; with
+    `data.pack` the size of each sample depends on its key. Starting in the middle of a run takes no extra time. Sample n is view n
+    mod R of input n // R of the order, so an epoch reads each input once and trains on R samples of it.
 
     Args:
         samples: the data set.
@@ -315,9 +316,9 @@ def train_batches(
 def eval_batches(samples: Samples, config: LoaderConfig, *, batch_size: int, world: int = 1, rank: int = 0) -> Iterator[Batch]:
     """Yields every input once, in order, in batches that do not depend on the number of processes.
 
-    Rank r takes the contiguous r-th part of the batches, which may be empty. The keys are the same in every run and at every
-    step (seed 0, epoch 0), and so are masks drawn from them. An unreadable input is left out of its batch, which may become
-    empty, and is named in the batch's problems.
+    Rank r takes the contiguous r-th part of the batches, which may be empty. The keys, and the masks drawn from them, are the same
+    in every run and at every step (seed 0, epoch 0). An unreadable input is left out of its batch, which may become empty, and is
+    named in the batch's problems.
 
     Args:
         samples: the data set.
@@ -349,7 +350,7 @@ def prepare(batch: Batch, config: DataConfig, *, train: bool) -> Tensor:
     """Normalises the pixels of a batch on its device, after flips and lighting in training. float32 (B, C, ..., h, w).
 
     Raises:
-        ValueError: samples of different sizes are packed; then each of `Batch.parts` is prepared.
+        ValueError: samples of different sizes are packed; prepare each of `Batch.parts` instead.
     """
     if batch.also:
         raise ValueError("data.pack is for pretraining; leave it out, so that the samples of an update have one size")

@@ -51,7 +51,8 @@ class WeightedOrder:
 
 
 def spread(shares: Sequence[int]) -> list[int]:
-    """Makes a cycle that contains each number i shares[i] times, spread evenly: the next number is the one that lags most."""
+    """Makes a cycle that contains each number i shares[i] times, spread evenly: the next number is the one that is furthest behind
+    its share."""
     total = sum(shares)
     cycle: list[int] = []
     for place in range(1, total + 1):

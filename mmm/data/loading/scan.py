@@ -1,4 +1,5 @@
-"""Processes every input of a data set once in worker processes, and reports what is there and what cannot be read."""
+"""Processes every input of a data set once in worker processes, and reports facts about the inputs and which of them cannot be
+read."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from mmm.data.errors import Unreadable
 from mmm.data.loading.worker_pool import cores, load
 
-PREFETCH = 8  # inputs that wait for a worker: they take unequal times, and results come in order
+PREFETCH = 8  # inputs that each worker gets in advance: they take unequal times, and results are returned in order
 
 
 class Inspectable(Protocol):
@@ -35,7 +36,7 @@ class Finding(NamedTuple):
 
 
 class _Inputs(Dataset[Any]):
-    """Inputs whose batches are findings."""
+    """Inputs for `load`, whose batches are lists of findings."""
 
     def __init__(self, name: Callable[[int], str], work: Callable[[int], dict[str, Any]]) -> None:
         self.name, self.work = name, work
@@ -81,11 +82,12 @@ def scan(samples: Inspectable, *, workers: int) -> dict[str, Any]:
 
     Args:
         samples: a data set.
-        workers: processes.
+        workers: number of worker processes.
 
     Returns:
-        `inputs` and `unreadable`: counts. `reasons`: counts by reason. `files`: each unreadable input with its reason. `facts`
-        of the readable inputs: counts of each text or truth value, and least, median (`middle`) and largest of each number.
+        `inputs` and `unreadable`: counts. `reasons`: counts by reason. `files`: each unreadable input with its reason. `facts` of
+        the readable inputs: the count of each text or truth value, and the least, median (`middle`) and largest value of each
+        number.
     """
     findings = list(map_inputs(samples.name, samples.inspect, len(samples), workers=workers, title="scan"))
     bad = [finding for finding in findings if finding.reason is not None]

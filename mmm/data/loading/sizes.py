@@ -18,7 +18,7 @@ Size = tuple[int, int]  # h, w
 
 
 def train_sizes(config: DataConfig) -> tuple[Size, ...]:
-    """Returns the sizes of which each update or sample takes one. With `keep_aspect` they are squares of the largest area."""
+    """Returns the sizes, of which each update or sample uses one. With `keep_aspect` they are squares of the largest area."""
     height, width = config.frame_size
     sides = config.sides or (math.sqrt(height * width),)
     if config.keep_aspect or (config.sides and not config.aspects and height == width):
@@ -29,17 +29,17 @@ def train_sizes(config: DataConfig) -> tuple[Size, ...]:
 
 
 def size_of(side: float, aspect: float, step: int) -> Size:
-    """Returns the size of an aspect, in multiples of `step`, whose area is near that of a square and at most it.
+    """Returns the size with an aspect ratio, in multiples of `step`, whose area is close to that of a square but not larger.
 
     Args:
-        side: of the square, in pixels.
+        side: side of the square in pixels.
         aspect: width over height.
-        step: in pixels.
+        step: number of pixels that divides both sides.
     """
     area = max(1, math.floor(side * side / step**2))  # in squares of step x step
     rows = min(max(1, round(side / math.sqrt(aspect) / step)), area)
     columns = min(max(1, round(side * math.sqrt(aspect) / step)), area)
-    if rows * columns > area:  # the longer side gives way
+    if rows * columns > area:  # the longer side is shortened
         rows, columns = (rows, area // rows) if columns >= rows else (area // columns, columns)
     return rows * step, columns * step
 
@@ -80,7 +80,7 @@ class TrainSizes:
         return [(self._at(size), torch.tensor(rows[size])) for size in sorted(rows, key=lambda size: (math.prod(size), size))]
 
     def _at(self, size: Size) -> Any:
-        """The data set with samples of a size; kept, as there are few sizes."""
+        """Returns the data set with samples of a size. It is cached, because there are few sizes."""
         if size not in self._made:
             self._made[size] = self.samples.at_size(size)
         return self._made[size]

@@ -32,12 +32,12 @@ class Statistics:
     """Results of `measure`.
 
     Attributes:
-        inputs: in the data set.
-        read: inputs that were measured.
+        inputs: number of inputs in the data set.
+        read: number of inputs that were measured.
         unreadable: the names of those that cannot be read, with the reasons.
         mean, std: mean and standard deviation of each channel over all pixels of evaluation samples, from 0 to 1.
         grey: whether the channels of every sample are equal.
-        facts: least, median and largest of each property, for instance height in pixels.
+        facts: least, median and largest value of each property, for instance height in pixels.
     """
 
     inputs: int

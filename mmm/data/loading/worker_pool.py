@@ -1,12 +1,11 @@
 """Worker processes that may hang or crash without ending the run: the input that they were reading counts as unreadable.
 
-A decoder can crash the process. It can also hang in C code while it holds Python's lock, so that threads, exceptions and
+A decoder can crash the process. It can also hang in C code while it holds Python's global lock, so that threads, exceptions and
 SIGTERM have no effect (reported for decord). Each worker therefore writes into shared memory which input it reads, and sets an
-alarm before it reads one (worker_watchdog.py). The default action of SIGALRM ends the process, whatever it is doing. The parent
-process notices the end within a second, restarts the workers at the first batch that it has not received, and tells them which
-input is lost. Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of
-workers. Requests are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle
-of a training step.)
+alarm before it reads one (worker_watchdog.py). The default action of SIGALRM ends the process in any state. The parent process
+notices the end within a second, restarts the workers at the first batch that it has not received, and tells them which input is
+lost. Reading this input raises `Unreadable`, so the result is the same as for a damaged file, with any number of workers. Requests
+are pure functions of the step, so nothing else is lost. (torch's own loader raises an exception in the middle of a training step.)
 
 Without workers there is no deadline. Windows has no SIGALRM, so there is no deadline on Windows either.
 """
@@ -35,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT = 600  # seconds without a batch after which the run ends
 POLL_INTERVAL = 1.0  # seconds between two checks of whether the workers are alive
-SHUTDOWN_TIMEOUT = 20.0  # seconds that a worker may take to end after its connections have: it frees its memory first
-MAX_DEATHS = 3  # times that others may kill workers without a batch in between before the run ends
+SHUTDOWN_TIMEOUT = 20.0  # seconds for a worker to end after its connections are closed: it frees its memory first
+MAX_DEATHS = 3  # number of times that workers may be killed from outside, without a batch in between, before the run ends
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
 
 
@@ -45,7 +44,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache  # once in a process
+@cache  # warns once per process
 def _warn_of_many(workers: int) -> None:
     logger.warning("data.workers %d are more than the %d cores that this process may use; fewer are as fast", workers, cores())
 
@@ -55,7 +54,7 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
 
     Args:
         views: makes the batches. If it returns a ValueError instead of a batch, the error is raised here.
-        requests: starts the same sequence of requests at each call.
+        requests: returns the same sequence of requests at each call.
         workers: number of processes. 0: the batches are made in this process.
         prefetch: number of requests that each worker gets in advance.
 
@@ -65,7 +64,7 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
     """
     if workers > cores():
         _warn_of_many(workers)
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's own words for the same
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's own warning about too many workers
     lost: dict[int, str] = {}
     done = deaths = 0
     while True:
@@ -97,7 +96,7 @@ class WorkerPool:
         self.failure = ""
         parallel: dict[str, Any] = {}
         if workers > 0:
-            # fork: a worker imports nothing again, and shares what is cached in memory
+            # with fork, a worker need not import modules again, and shares data that is cached in memory
             start = "fork" if sys.platform == "linux" else None
             parallel = {"timeout": POLL_INTERVAL, "multiprocessing_context": start, "prefetch_factor": prefetch}
         self.loader: DataLoader[Any] = DataLoader(
@@ -125,7 +124,7 @@ class WorkerPool:
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, EOFError, OSError) as error:  # the last two where a worker dies while it sends a batch
+            except (RuntimeError, EOFError, OSError) as error:  # the last two if a worker dies while it sends a batch
                 timed_out = isinstance(error, RuntimeError) and "timed out" in str(error)
                 seconds = 0 if timed_out else POLL_INTERVAL if isinstance(error, RuntimeError) else SHUTDOWN_TIMEOUT
                 self.failure = self._find_failure(seconds)

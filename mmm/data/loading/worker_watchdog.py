@@ -1,4 +1,5 @@
-"""The worker's side of the watchdog: it reports which input it reads, and limits the time of a read. See `worker_pool`."""
+"""Code of the watchdog that runs in the worker: it reports which input is read, and limits the time of a read. See
+`worker_pool`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Files at addresses, read in place: the base of all protocols, and the protocols that fsspec opens (hf://, s3://, gs://, ...).
 
-The libraries of fsspec find their credentials by themselves: the login of huggingface_hub, the files and environment variables
-of AWS and Google. The samples of a batch are requested together, which hides the latency. Only the indices of tars are kept on
-disk. Failed requests are repeated after increasing pauses.
+The libraries of fsspec use the credentials that they find: the login of huggingface_hub, the files and environment variables of AWS
+and Google. The samples of a batch are requested together, which hides the latency. Only the indices of tars are kept on disk.
+Failed requests are repeated after increasing pauses.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class RemoteFiles:
             except Unreadable as error:
                 raise ValueError(f"data.source {self.addresses[number]}: {error}") from error
 
-        with ThreadPoolExecutor(PARALLEL) as threads:  # which end here, before data workers are forked
+        with ThreadPoolExecutor(PARALLEL) as threads:  # the threads end here, before data workers are forked
             found = list(threads.map(ask, range(len(self.addresses))))
         self._stamps = dict(enumerate(found))
         return found
@@ -223,14 +223,14 @@ class FsspecFiles(RemoteFiles):
             else:
                 system.invalidate_cache(path)
                 stamp = checked[number] = int(system.info(path)["size"]), system.ukey(path)
-            # a file system without a range request of its own opens the file, and would read ahead
+            # a file system without range requests opens the file, and would read ahead
             options = {"cache_type": "none"} if type(system).cat_file is AbstractFileSystem.cat_file else {}
             return bytes(system.cat_file(path, start=offset, end=offset + size, **options)), stamp
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise Unreadable(_line(error)) from error
         except OSError:
             raise
-        except Exception as error:  # each library has its own errors, and repeats requests by itself
+        except Exception as error:  # each library has its own errors, and repeats requests itself
             raise Unreadable(_line(error)) from error
 
 

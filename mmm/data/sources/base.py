@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-# the splits that evaluation takes, in this order, when none is named
+# the splits that evaluation uses if none is named; the first that exists is used
 EVALUATION = ("validation", "valid", "val", "eval", "dev", "test")
 
 
@@ -64,7 +64,7 @@ def number_labels(values: Sequence[int | str | None], names: Sequence[str] | Non
     """Converts labels to whole numbers.
 
     Args:
-        values: whole numbers, or names, which are numbered in alphabetical order; None where a sample has no label.
+        values: whole numbers, or names, which are numbered in alphabetical order; None if a sample has no label.
         names: the names of the classes, in the order of whole numbers, if known.
         title: description of the values for messages.
 

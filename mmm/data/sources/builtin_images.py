@@ -1,10 +1,10 @@
 """Built-in images: tiles of the photographs in scikit-image's wheel. Nothing is downloaded.
 
 The label of a tile is the photograph that it was cut from. The splits are regions: the left half of each photograph is for
-training, a strip in its middle for validation, and its right part for test, with gaps between, so that no pixel is in two
-splits. In each photograph the left and right parts show the same kind of content, so that the test has the content of training.
-Tiles of almost uniform grey are left out. Each tile gets a random brightness and contrast. Otherwise the brightness would
-reveal the photograph, and an untrained encoder would classify two of three tiles correctly.
+training, a strip in its middle for validation, and its right part for test, with gaps between, so that no pixel is in two splits.
+In each photograph the left and right parts show the same kind of content, so that test tiles resemble training tiles. Tiles of
+almost uniform grey are left out. Each tile gets a random brightness and contrast. Otherwise the brightness would reveal the
+photograph, and an untrained encoder would classify two of three tiles correctly.
 
 Shapes: N tiles, (H, W) of a tile, C channels.
 """
@@ -48,7 +48,7 @@ class Photographs:
         channels: 1 for grey, or 3.
 
     Raises:
-        ValueError: the name or the number of channels is another one.
+        ValueError: the name is unknown, or the tiles do not have this number of channels.
     """
 
     splits = tuple(STRIPS)

@@ -4,11 +4,11 @@ directions, which is the class.
 The photographs come with scikit-image; nothing is downloaded. Training shows the left half of each and validation a strip of its
 right half, with a gap between them; the test videos show other photographs, so that no texture is in two splits.
 
-A single frame does not reveal the class, by construction: mirror images continue a part of a photograph to an infinite plane,
-and a video starts at a place drawn uniformly over one period of it. In each frame of each class the place is therefore uniform
-too. No place is excluded for its content. All videos have the same brightness and contrast.
+A single frame does not reveal the class, by construction: mirror images extend a part of a photograph to an infinite plane, and a
+video starts at a position drawn uniformly over one period of it. In each frame of each class the position is therefore also
+uniform. No position is excluded because of its content. All videos have the same brightness and contrast.
 
-The folder gets its name when it is complete. The name contains a hash of everything that the videos depend on. A list of file
+The folder gets its final name when it is complete. The name contains a hash of everything that the videos depend on. A list of file
 sizes in the folder shows whether it is still complete; if it is not, the videos are rendered again.
 
 Shapes: T frames, (H, W) of a part of a photograph, (h, w) of a video.
@@ -36,7 +36,7 @@ from mmm.system.files import digest, replacing, user_cache
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the videos change
+VERSION = 1  # increase it when the videos change
 COUNTS = {"train": 1600, "validation": 400, "test": 800}  # videos of each split
 SIZES = "sizes.json"
 
@@ -55,9 +55,9 @@ DIRECTIONS = {
     "up": (-1.0, 0.0),
     "up_right": (-DIAGONAL, DIAGONAL),
 }
-SIDE, FRAMES, RATE = 40, 20, 10.0  # pixels, frames, frames a second
-SPEED = (0.9, 2.0)  # pixels a frame, drawn uniformly
-# of 255: mean and standard deviation of each video, and what is added to the original deviation so that noise is not amplified
+SIDE, FRAMES, RATE = 40, 20, 10.0  # pixels, frames, frames per second
+SPEED = (0.9, 2.0)  # pixels per frame, drawn uniformly
+# of 255: mean and standard deviation of each video, and a value added to the original deviation so that noise is not amplified
 BRIGHTNESS, CONTRAST, FLOOR = 128.0, 48.0, 2.0
 ENCODING = EncodeConfig(short_side=None, crf=23, preset="superfast")  # with slower presets libx264 is not deterministic
 
@@ -67,7 +67,7 @@ def motion_folder(cache: Path | None = None, counts: Mapping[str, int] | None = 
 
     Args:
         cache: parent folder; None: the user's cache.
-        counts: videos of each split; None: COUNTS.
+        counts: number of videos of each split; None: COUNTS.
 
     Returns:
         A folder of `SPLIT/DIRECTION/NUMBER.mp4`.
@@ -87,7 +87,7 @@ def _hash(counts: Mapping[str, int]) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """True if all files are there with their sizes."""
+    """True if all files exist with the listed sizes."""
     try:
         sizes: dict[str, int] = json.loads((folder / SIZES).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -97,7 +97,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _render(folder: Path, counts: Mapping[str, int]) -> None:
     """Encodes all videos into a temporary folder, which then replaces the old one."""
-    for left in folder.parent.glob(f".{folder.name}.*tmp"):  # by a process that was killed: this one holds the lock
+    for left in folder.parent.glob(f".{folder.name}.*tmp"):  # left by a killed process, because this process holds the lock
         shutil.rmtree(left, ignore_errors=True)
     names = [(split, index) for split, count in counts.items() for index in range(count)]
     logger.info("rendering %d short videos into %s, once", len(names), folder)
@@ -130,7 +130,7 @@ def motion_frames(split: str, index: int) -> Pixels:
     down, right = list(DIRECTIONS.values())[index % len(DIRECTIONS)]
     photographs = PARTS[split][0]
     plane = _plane(photographs[int(which * len(photographs))], split)  # (2 H, 2 W)
-    # the window moves against the content
+    # the window moves in the direction opposite to that of the content
     moved = np.arange(FRAMES) * (SPEED[0] + fast * (SPEED[1] - SPEED[0]))
     rows = (top * plane.shape[0] - down * moved)[:, None] + np.arange(SIDE)  # (T, h)
     columns = (left * plane.shape[1] - right * moved)[:, None] + np.arange(SIDE)  # (T, w)

@@ -1,4 +1,4 @@
-"""Several sources as one: `data.source a+b` holds the samples of a, then those of b."""
+"""Several sources as one: `data.source a+b` contains the samples of a, then those of b."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConcatColumn:
         return self.columns[source][place]
 
     def prefetch(self, rows: list[int]) -> None:
-        """Tells the columns that prefetch which rows are read next."""
+        """Announces to the columns that have `prefetch` which rows are read next."""
         for column, start, end in zip(self.columns, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
             if hasattr(column, "prefetch"):
                 column.prefetch([row - start for row in rows if start <= row < end])
@@ -52,7 +52,7 @@ class ConcatColumn:
 
 
 class ConcatSource:
-    """Several sources. It has the splits that all of them have, and labels where all of them have the same classes.
+    """Several sources. It has the splits that all of them have, and labels if all of them have the same classes.
 
     Args:
         sources: two or more.

@@ -1,4 +1,4 @@
-"""A list file: one sample a line, `path label`, as VideoMAE's repositories keep Kinetics and Something-Something."""
+"""A list file: one sample per line, `path label`, as in VideoMAE's repositories for Kinetics and Something-Something."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HINT = "say which column is which, for instance data.list_columns path start end
 
 
 class Row(NamedTuple):
-    """A path and, where there are any, a label (a whole number or a name) and a range of frames: the first, and their number."""
+    """A path and, if the list has them, a label (a whole number or a name) and a range of frames: the first, and their number."""
 
     path: str
     label: str | None
@@ -54,7 +54,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def named(cls, names: Sequence[str]) -> Columns:
-        """Returns the places of these names; others are left out."""
+        """Returns the positions of known names in a list of names; other names are left out."""
         return cls(**{name: names.index(name) for name in HEADERS if name in names})
 
     def format(self) -> str:
@@ -95,20 +95,21 @@ class RangeColumn:
 class ListFile:
     """Lines of a path and, in all or in none of them, a label: a whole number, which keeps its value, or a name.
 
-    Columns are separated by a tab, a comma, or else by spaces. A path that contains such a character must be in quotes. Empty
-    lines and lines that start with # are ignored. A header (`path,label`) names the columns, and columns of other names are
-    ignored. Without a header, `data.list_columns` names them. Without either, their number and content decide, if only one
+    Columns are separated by a tab, a comma, or else by spaces. A path that contains such a character must be in quotes. Empty lines
+    and lines that start with # are ignored. A header (`path,label`) names the columns, and columns of other names are ignored.
+    Without a header, `data.list_columns` names them. Without either, the format is found from their number and content, if only one
     format fits.
 
-    A row with a start and an end, or with a start and a number of frames, is that part of the video (VideoMAE V2's
-    `path start total label`; a number below 0 is the rest of the video). Frames are counted from 0 in a file, and by the
-    numbers in their names in a folder. The end belongs to the range. A number of frames without a start (`path total label`) is
-    ignored. A file train.csv, val.csv, ... is that split, and lists beside it with the same ending are the other splits.
+    A row with a start and an end, or with a start and a number of frames, is a sample of that part of the video (VideoMAE V2's
+    `path start total label`; a number below 0 selects the rest of the video). Frames are counted from 0 in a file, and by the
+    numbers in their names in a folder. The end is included in the range. A number of frames without a start (`path total label`) is
+    ignored. A file named train.csv, val.csv, ... is the split of that name, and lists in the same folder with the same ending are
+    the other splits.
 
     Args:
         file: the list.
         medium: type of the samples.
-        root: folder from which relative paths start. None: the list's own.
+        root: folder from which relative paths start. None: the list's own folder.
         columns: `data.list_columns`.
 
     Raises:
@@ -119,7 +120,7 @@ class ListFile:
         self.medium, self.root = medium, file.parent if root is None else Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root {root} is not a folder; give the folder from which the paths in {file} start")
-        self.names = tuple(" ".join(columns).split())  # also in one word, "path label"
+        self.names = tuple(" ".join(columns).split())  # also given as one word, "path label"
         for name in self.names:
             if name not in (*HEADERS, "ignore"):
                 raise ValueError(f"data.list_columns {name}: no such column{suggest(name, [*HEADERS, 'ignore'])}")
@@ -216,7 +217,7 @@ def _range(words: list[str], columns: Columns, where: str) -> tuple[int, int | N
     return None if first == 0 and count is None else (first, count)
 
 
-@cache  # once, however often a run opens its data
+@cache  # logs once, even if a run opens its data several times
 def _announce_header(file: Path, line: int, text: str) -> None:
     logger.info("%s: line %d is taken as a header: %s", file, line, text)
 

@@ -130,7 +130,7 @@ class Folder:
         tree, below = self.tree, f"{split}/" if self.split_folders else ""
         parents = [f"{name}/" for name in self.splits] if self.split_folders else [""]
         classes = tuple(sorted({name for parent in parents for name in tree.folders(parent)}))
-        labelled = self._has_classes(below)  # a test split often has none where the other splits have
+        labelled = self._has_classes(below)  # a test split often has no classes although the other splits have them
         paths = self._sample_paths(below, labelled)
         labels = None
         if labelled:
@@ -200,7 +200,7 @@ def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset(),
         root: the folder.
         below: a folder in it; its path ends with `/`.
         seen: the folders above it.
-        every: also yields pipes and broken links, which cannot be read.
+        every: whether to also yield pipes and broken links, which cannot be read.
 
     Raises:
         ValueError: a folder cannot be listed.

@@ -82,7 +82,7 @@ class Parquet:
     Args:
         files: their paths or addresses, sorted, and their sizes in bytes.
         root: the folder that holds them, or the address that was given.
-        column, label_column: the columns of samples and labels, where they are named.
+        column, label_column: the columns of samples and labels, if they are named.
         medium: images or videos.
     """
 
@@ -104,7 +104,7 @@ class Parquet:
         return rows, self.root, digest([split, len(rows), *((PurePath(file).name, self.sizes[file]) for file in files)])
 
     def table(self, split: str) -> Table:
-        """The samples of one split."""
+        """Returns the samples of one split."""
         rows, root, fingerprint = self.rows(split)
         return dataset_table(rows, split, self.columns, self.medium, root=root, fingerprint=fingerprint)
 
@@ -131,7 +131,7 @@ class Hub:
         return rows, None, digest([self.name, split, len(rows), sorted(rows.features.items())])
 
     def table(self, split: str) -> Table:
-        """The samples of one split."""
+        """Returns the samples of one split."""
         rows, _, fingerprint = self.rows(split)
         return dataset_table(rows, split, self.columns, self.medium, fingerprint=fingerprint)
 
@@ -159,7 +159,7 @@ class SavedDataset:
         return rows, self.root, digest([split, rows._fingerprint])
 
     def table(self, split: str) -> Table:
-        """The samples of one split."""
+        """Returns the samples of one split."""
         rows, root, fingerprint = self.rows(split)
         return dataset_table(rows, split, self.columns, self.medium, root=root, fingerprint=fingerprint)
 
@@ -189,15 +189,15 @@ def dataset_table(
     root: Path | str | None = None,
     fingerprint: str | None = None,
 ) -> Table:
-    """One split of a data set of `datasets`.
+    """Returns the table of one split of a data set of `datasets`.
 
     Args:
         rows: the split.
         split: its name.
-        columns: the columns of samples and labels, where they are named.
+        columns: the columns of samples and labels, if they are named.
         medium: images or videos.
         root: see `ArrowColumn`.
-        fingerprint: fingerprint of the samples. None: the data set's own.
+        fingerprint: fingerprint of the samples. None: that of the data set.
 
     Raises:
         ValueError: the column of the samples cannot be found, or labels are neither whole numbers nor names.

@@ -43,7 +43,7 @@ def register_source(name: str, data: object) -> None:
     """Registers data under a name, so that `data.source registered:NAME` opens it in this process.
 
     Args:
-        name: the name of the source.
+        name: name of the source.
         data: one of the following, a mapping of splits (train, test, ...) to such data, or a function that returns it, called
             when the source is opened:
 
@@ -52,8 +52,8 @@ def register_source(name: str, data: object) -> None:
             - a list of files or images, or of tuples of one of them and a label; a single file or image;
             - an array or tensor of images, (N, H, W), (N, H, W, C) or (N, C, H, W).
 
-            An image is a path, encoded bytes, a Pillow image, or an array or tensor in either channel order, with uint8, uint16
-            or floating point values from 0 to 1. An index must return the same image each time: crops and flips come from mmm.
+            An image is a path, encoded bytes, a Pillow image, or an array or tensor in either channel order, with uint8, uint16 or
+            floating point values from 0 to 1. An index must return the same image each time: mmm makes the crops and flips.
     """
     _registered[name] = data
 

@@ -1,7 +1,7 @@
-"""Built-in microscopy: 125 cell nuclei with a mask each, in one fluorescence image that comes with the package `stardist`.
+"""Built-in microscopy: 125 cell nuclei with one mask each, in one fluorescence image that comes with the package `stardist`.
 
-The image is of the 2018 Data Science Bowl (Caicedo et al., Nature Methods 2019). Only the package's two files are read and none of
-its code is run, so that `pip install --no-deps stardist` is enough. Tiles of the left part are for training, tiles of the right
+The image is from the 2018 Data Science Bowl (Caicedo et al., Nature Methods 2019). Only the package's two files are read and none
+of its code is run, so that `pip install --no-deps stardist` is enough. Tiles of the left part are for training, tiles of the right
 part for testing; there is a gap between the parts, so that no pixel is in both.
 
 Shapes: N tiles, S side of a tile in pixels.
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from mmm.system.files import digest
 
-FILES = ("data/images/img2d.tif", "data/images/mask2d.tif")  # in the package
+FILES = ("data/images/img2d.tif", "data/images/mask2d.tif")  # paths in the package
 TILE = 64  # pixels
 # columns of the image where each split starts and ends, and the distance between the corners of its tiles
 PARTS = {"train": (0, 240, 16), "test": (256, 512, 64)}
-SMALLEST = 16  # pixels; a smaller part of a nucleus, at the edge of a tile, may be found or not
+SMALLEST = 16  # pixels; evaluation ignores whether smaller parts of nuclei, at the edge of a tile, are found
 CLASSES = ("background", "nucleus")
 
 
@@ -34,7 +34,7 @@ class Tiles:
     Attributes:
         pixels: uint8 (N, S, S), grey.
         instances: uint8 (N, S, S), 0 for the background, then the nuclei of a tile from 1.
-        names: of the tiles.
+        names: names of the tiles.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,10 +43,10 @@ class Tiles:
 
 
 def nuclei_folder() -> Path:
-    """The folder of the package stardist.
+    """Returns the folder of the package stardist.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package is not installed.
     """
     package = importlib.util.find_spec("stardist")  # not imported: only its files are needed
     folders = package.submodule_search_locations if package else None
@@ -60,7 +60,7 @@ def nuclei(split: str) -> Tiles:
     """Cuts the tiles of a split.
 
     Raises:
-        ValueError: the package is not installed, or holds other files.
+        ValueError: the package is not installed, or contains other files.
     """
     image, masks = (_read(nuclei_folder() / file) for file in FILES)
     start, end, stride = PARTS[split]
@@ -81,10 +81,10 @@ def nuclei_fingerprint(split: str) -> str:
 
 
 def _read(file: Path) -> NDArray[np.uint8]:
-    """A file of the package, (512, 512).
+    """Reads a file of the package, (512, 512).
 
     Raises:
-        ValueError: it is not there, or is another one.
+        ValueError: the file does not exist, or has other content.
     """
     import tifffile
 

@@ -90,7 +90,7 @@ def _builtin(name: str, config: DataConfig) -> Source:
         return Photographs(name, config.channels)
     if name != "motion":
         raise ValueError(f"data.source builtin:{name}: no such built-in {config.medium.noun}{suggest(name, ['motion'])}")
-    from mmm.data.sources.builtin_videos import motion_folder  # here: it imports the video readers, which import this module
+    from mmm.data.sources.builtin_videos import motion_folder  # here, because the video readers import this module
 
     return Folder(motion_folder(), VIDEOS)
 
@@ -104,7 +104,7 @@ def _remote(name: str, config: DataConfig) -> Source:
     """Opens a source at an address that fsspec opens: tars, parquet files, or a folder of files.
 
     Raises:
-        ValueError: there is none of these.
+        ValueError: the address has none of these.
     """
     sizes, folders = dict[str, int](), list[str]()
     for address in expand(name):
@@ -124,7 +124,7 @@ def _remote(name: str, config: DataConfig) -> Source:
 
 
 def _video_medium(root: Path, medium: Medium) -> Medium:
-    """Returns the medium of a folder of videos, files or folders of frames, by the first of either in it."""
+    """Returns the medium of a folder of videos: files or folders of frames, whichever is found first."""
     if medium is not VIDEOS:
         return medium
     for path in files_below(root):

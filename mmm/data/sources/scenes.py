@@ -31,17 +31,17 @@ BACKGROUNDS = ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "moon.png",
 CLASSES = ("background", *(file.rsplit(".", 1)[0] for file in MATERIALS))
 COUNTS = {"train": 400, "validation": 60, "test": 120}
 SIDE = 64  # pixels
-FRAMES = 12  # of a clip
+FRAMES = 12  # number of frames of a clip
 OBJECTS = (2, 6)  # smallest number of objects, and the first that is too large
-VISIBLE = 24  # pixels of an object that must be seen in the first frame; another object is left out of the scene
+VISIBLE = 24  # smallest number of visible pixels of an object in the first frame; an object with fewer is left out of the scene
 HORIZON = 0.25  # row of the horizon, as a share of the side
 NEAR, FAR = 2.0, 10.0  # depth of the lowest row and largest depth, metres
 DISTANCES = (2.2, 6.0)  # depth of an object, metres, with a uniform logarithm
 RADIUS = (0.45, 0.8)  # radius of an object in sides, at a depth of one metre
-SPEED = 1.25  # largest speed of an object along an axis, pixels a frame; the background moves at most a third as fast
+SPEED = 1.25  # largest speed of an object along an axis, pixels per frame; the background moves at most a third as fast
 ZOOM = 3.0  # depth in metres at which a texture has the scale of its photograph
 HAZE, HAZE_DEPTH = 140.0, 12.0  # grey value of the haze, and the depth in metres over which contrast falls by e
-VERSION = 1  # of the renderer; changes the fingerprint
+VERSION = 1  # version of the renderer; changes the fingerprint
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,19 @@ class _Object:
     label: int
     depth: float
     centre: tuple[float, float]  # row and column in the first frame, pixels
-    speed: tuple[float, float]  # rows and columns a frame
+    speed: tuple[float, float]  # rows and columns per frame
     radius: float  # pixels
     corners: int  # 2: an ellipse
     angle: float  # radians
-    stretch: float  # of the columns
+    stretch: float  # factor of the columns
     texture: tuple[float, float]  # where it is cut from its photograph, shares of the region
     brightness: float
     deviation: float
 
 
 def check_scenes(name: str, channels: int) -> None:
-    """Raises ValueError if the text after `builtin:` is not `scenes`, or if scenes do not have these channels; the other names
-    are taken before."""
+    """Raises ValueError if the text after `builtin:` is not `scenes`, or if scenes do not have these channels; the other names are
+    handled before."""
     if name != "scenes":
         raise ValueError(f"data.source builtin:{name}: no such built-in data with masks{suggest(name, ['scenes', 'nuclei'])}")
     if channels not in (1, 3):
@@ -91,7 +91,7 @@ def check_scenes(name: str, channels: int) -> None:
 
 @cache
 def scenes(split: str) -> tuple[Scene, ...]:
-    """Renders all images of a split, about 2 ms each; pure functions of the split and their number."""
+    """Renders all images of a split, about 2 ms each. Each depends only on the split and its index."""
     return tuple(render(split, index) for index in range(COUNTS[split]))
 
 
@@ -119,7 +119,7 @@ def _draw(draws: list[float]) -> _Object:
     """Makes an object from 14 random numbers in [0, 1)."""
     depth = DISTANCES[0] * (DISTANCES[1] / DISTANCES[0]) ** draws[0]
     radius = SIDE * (RADIUS[0] + draws[1] * (RADIUS[1] - RADIUS[0])) / depth
-    ground = SIDE * (HORIZON + (1 - HORIZON) * NEAR / depth)  # the row where it stands
+    ground = SIDE * (HORIZON + (1 - HORIZON) * NEAR / depth)  # row of the ground at this depth
     return _Object(
         label=1 + int(draws[2] * len(MATERIALS)),
         depth=depth,

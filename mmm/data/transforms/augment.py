@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmm.core.rng import Stream, kept, seed, seeded, stream, uniform
 
-# timm ignores what it does not know, so that `rand-9` would mean `rand-m10`
+# timm ignores parts that it does not support, so that `rand-9` would mean `rand-m10`
 PART = re.compile(r"(m|n|mmax)\d+|(p|mstd)\d+(\.\d+)?|inc[01]|t(weights|3a|3aw)")
 
 
@@ -29,7 +29,7 @@ def rand_augment(frames: Tensor, key: Tensor, policy: str, mean: tuple[float, ..
     Args:
         frames: uint8 (T, h, w, C), C 1 or 3.
         key: the sample's key, int64 ().
-        policy: in timm's notation.
+        policy: the operations in timm's notation.
         mean: the mean of each channel, from 0 to 1.
 
     Raises:
@@ -61,12 +61,12 @@ def erase(x: Tensor, keys: Tensor, probability: float) -> Tensor:
     transform: Any = RandomErasing(probability=1.0, mode="pixel", device=x.device)
     for row in chosen.nonzero().flatten().tolist():
         with seeded(keys[row], x.device):
-            x[row] = transform(x[row].flatten(0, -3)).view(x.shape[1:])  # frames as channels, (C T, h, w)
+            x[row] = transform(x[row].flatten(0, -3)).view(x.shape[1:])  # frames are treated as channels, (C T, h, w)
     return x
 
 
 def check_policy(policy: str, channels: int) -> None:
-    """Raises ValueError for a policy that timm does not know, or a number of channels that it does not support."""
+    """Raises ValueError for a policy that timm does not support, or a number of channels that it does not support."""
     first, *parts = policy.split("-")
     wrong = [part for part in parts if not PART.fullmatch(part)] if first == "rand" else [first]
     if wrong:

@@ -1,4 +1,4 @@
-"""Cuts crops from the frames of a clip: one box for all frames, and uint8 until the device.
+"""Cuts crops from the frames of a clip: one box for all frames. Pixels stay uint8 until they are on the device.
 
 Shapes: B samples, T frames, (H, W) of a video, (h, w) of a sample, C channels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from mmm.core.rng import Stream, integers, stream
 from mmm.data.transforms import resize as resizing
 
-SNAP = 3  # pixels: a side as near as this to the sample's is made equal to it, and not resized
+SNAP = 3  # pixels; a side that differs from the sample's by at most this is made equal to it, and not resized
 # top and left of the 13 places of a crop, in quarters of the space that it leaves: corners, middles of the sides, the middle, and
 # the middles of the quarters
 PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))

@@ -1,4 +1,4 @@
-"""Crops of images, small ones many at once; flipping, lighting and normalisation of a batch.
+"""Crops of images, with small images in batches; flipping, lighting and normalisation of a batch.
 
 All random numbers come from the samples' keys.
 
@@ -19,7 +19,7 @@ from mmm.core.rng import Stream, stream, uniform
 from mmm.data.transforms.resize import resize, resize_into
 
 TRIES = 10  # as in torchvision's RandomResizedCrop
-SMALL_SIDE = 48  # of small images and samples, in pixels; above it the lookup is not faster (and takes 68 MB at 64 pixels)
+SMALL_SIDE = 48  # largest side of small images and samples; above it the lookup is not faster (and takes 68 MB at 64 pixels)
 EXACT = 2**24  # float32 represents every integer up to this one
 
 # Evaluation resizes to 256/224 of the sample's size and crops the centre, as MAE does up to 224 pixels. Above 224 MAE uses no
@@ -81,7 +81,7 @@ def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
     """
     margin = margin_of(size)
     target = [round(side * margin) for side in size]
-    if target[0] * width >= target[1] * height:  # the height is the tighter limit
+    if target[0] * width >= target[1] * height:  # the height limits the size
         return target[0], max(target[1], int(target[0] * width / height))
     return max(target[0], int(target[1] * height / width)), target[1]
 
@@ -135,7 +135,7 @@ def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------- crops of small images, many at once
-# Equal bit for bit to `resized_crop` of each. For a small image the function calls of a crop cost more than its arithmetic
+# The crops equal those of `resized_crop` bit for bit. For a small image the function calls of a crop cost more than its arithmetic
 # (32 x 32, one core: 62 us one by one, 12 us here). Resizing is linear, so the crops of a batch are two batched matrix products,
 # whose weights depend on a box's offset and length.
 #
@@ -202,7 +202,7 @@ def _taps(length: int, out: int) -> tuple[Tensor, int]:
     """Returns weights of `length` pixels for each of `out` pixels, as integers (out, L), and the number of bits of their
     shift."""
     step = length / out  # pixels of the box per pixel of the sample
-    stretch = max(step, 1.0)  # antialiasing: the kernel is wider where the image is reduced
+    stretch = max(step, 1.0)  # antialiasing: the kernel is wider if the image is reduced
     centre = step * (torch.arange(out, dtype=torch.float64) + 0.5)[:, None]  # (out, 1)
     first, end = ((centre + sign * 2 * stretch + 0.5).long().clamp(0, length) for sign in (-1, 1))  # (out, 1)
     pixel = torch.arange(length)[None]  # (1, L)

@@ -1,7 +1,7 @@
 """Crops that are resized on the training device, so that worker processes have more time to decode (`data.resize device`).
 
-A worker copies from each decoded input the rectangle that contains all of its crops, and sends it with their boxes. One buffer
-holds the rectangles of a whole batch: one block of shared memory and one transfer.
+A worker copies the rectangle that contains all crops of a decoded input, and sends it with their boxes. One buffer holds the
+rectangles of a whole batch: one block of shared memory and one transfer.
 
 Shapes: b inputs, R crops of each, B = b R samples, T frames (absent for images), (H, W) of a region, (h, w) of a sample, C
 channels.

@@ -14,7 +14,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, 0.5, 0.5, 18.0  # largest changes:
 
 
 def distort(x: Tensor, keys: Tensor) -> Tensor:
-    """Changes brightness, contrast, saturation and hue, each for half of the samples; contrast before or after the other two.
+    """Changes brightness, contrast, saturation and hue, each for half of the samples. Contrast is changed before or after the other
+    two.
 
     Args:
         x: float (B, 3, h, w), RGB from 0 to 255.

@@ -1,7 +1,8 @@
-"""Antialiased resizing of uint8 images: with the compiled kernel (_resize.c) where it exists, else with torch's, with equal bits.
+"""Antialiased resizing of uint8 images: with the compiled kernel (_resize.c) if it exists, otherwise with torch's; both give the
+same bits.
 
-The kernel is built with the package where a C compiler is found, and runs on x86 processors with AVX-512 VBMI and VNNI. It is
-2.2 to 3.3 times as fast as torch's (measured, benchmarks/data/resize.py).
+The kernel is built with the package if a C compiler is found, and runs on x86 processors with AVX-512 VBMI and VNNI. It is 2.2 to
+3.3 times as fast as torch's (measured, benchmarks/data/resize.py).
 
 Shapes: T images, C channels, (H, W) before, (h, w) after. All memory layouts are accepted; the compiled kernel reads and writes the
 layout of decoders, in which the channels of a pixel are adjacent.
@@ -21,7 +22,8 @@ from torch.nn import functional
 
 Kernel = Literal["bilinear", "bicubic"]
 NUMBER, COUNT, ADDRESS = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
-# of mmm_resize: the images' address, strides in bytes, count and size; the result's address, strides and size; whether bicubic
+# arguments of mmm_resize: the images' address, strides in bytes, count and size; the result's address, strides and size; whether
+# bicubic
 ARGUMENTS = [ADDRESS, NUMBER, NUMBER, COUNT, COUNT, COUNT, COUNT, ADDRESS, NUMBER, NUMBER, COUNT, COUNT, COUNT]
 TORCH_KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}
 
@@ -78,7 +80,7 @@ def resize_into(result: Tensor, images: Tensor, kernel: Kernel) -> None:
 
 
 def _resize_compiled(result: Tensor, images: Tensor, kernel: Kernel) -> bool:
-    """Resizes with the compiled kernel and returns whether it could: not below about 1/6 of the size, or 1/4 for bicubic."""
+    """Resizes with the compiled kernel, if it can; returns whether it did. It cannot reduce below about 1/6, or 1/4 for bicubic."""
     run = compiled()
     if run is None:
         return False

@@ -1,4 +1,4 @@
-"""Videos through decord, for files of which it returns what PyAV returns; PyAV reads the others.
+"""Reads videos with decord if it returns the same frames as PyAV; PyAV reads the other files.
 
 decord 0.6 returns other frames than requested, without an error, on open groups of pictures (measured: 7 clips of 12 of HEVC files;
 H.264 too), on H.264 in AVI, on MPEG-TS, MPEG-PS and ASF, and on damaged streams (12 frames of 15); other colours for 10-bit and
@@ -41,5 +41,5 @@ class DecordVideo:
 
 def open_decord(source: Source) -> Video:
     """Opens a file with decord, or with PyAV if decord is not exact."""
-    decord.logging.set_level(decord.logging.QUIET)  # else its FFmpeg writes a line for each frame of some files
+    decord.logging.set_level(decord.logging.QUIET)  # otherwise its FFmpeg writes a line for each frame of some files
     return open_verified(source, "decord", DecordVideo)

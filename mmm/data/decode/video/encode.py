@@ -28,13 +28,14 @@ class EncodeConfig(CheckedConfig):
     """Options of the encoding of videos for training."""
 
     short_side: Annotated[int, Limit("of at least 2", lambda value: value >= 2)] | None = 256
-    """Short side of encoded videos in pixels, rounded to an even number. Smaller videos keep their size. None: all keep it."""
+    """Short side of encoded videos in pixels, rounded to an even number. Smaller videos keep their size. None: all videos keep
+    their size."""
 
     group: Positive = 12
     """Largest number of frames from one keyframe to the next. Fewer frames make reading a clip faster and the file larger."""
 
     crf: Annotated[int, Limit("from 0 to 51", lambda value: 0 <= value <= 51)] = 23
-    """Constant rate factor of libx264, from 0 (lossless) to 51. 18 looks like the source."""
+    """Constant rate factor of libx264, from 0 (lossless) to 51. At 18, a video looks like its source."""
 
     preset: str = "medium"
     """Preset of libx264. Slower presets make smaller files."""
@@ -48,7 +49,7 @@ class EncodeConfig(CheckedConfig):
 
 
 def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeConfig, unit: Fraction, rate: Fraction) -> int:
-    """Writes frames into an MP4 file, whole or not at all.
+    """Writes frames into an MP4 file atomically.
 
     Args:
         frames: frames with their times, in multiples of `unit`.
@@ -100,7 +101,7 @@ def write_video(path: Path, clip: Iterable[Pixels], *, fps: float, config: Encod
 
 
 def reencode(source: Source, path: Path, config: EncodeConfig) -> dict[str, Any]:
-    """Encodes a video or a folder of frames. The times of its frames are kept, sound is left out, frames are rotated upright.
+    """Encodes a video or a folder of frames. The times of its frames are kept, sound is left out, and frames are rotated upright.
 
     Returns:
         The number of frames, and the bytes before and after.

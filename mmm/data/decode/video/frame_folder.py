@@ -17,9 +17,10 @@ from mmm.data.decode.video.reader import Source
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGE_SUFFIXES
 
-FEWEST, PAIRS = 16, 6  # images of a folder, and neighbours that are compared, to tell frames from images
-ALIKE, LEAST = 0.6, 10.0  # largest difference of neighbours, as a share of that of images far apart, and of 255
-REGULAR = 0.9  # least share of the steps from one number to the next that are equal
+FEWEST, PAIRS = 16, 6  # smallest number of images for a check, and number of pairs of neighbours that it compares
+# largest difference of neighbouring frames, as a share of the difference of distant frames, or in grey values from 0 to 255
+ALIKE, LEAST = 0.6, 10.0
+REGULAR = 0.9  # smallest share of equal steps from one number to the next
 
 
 class FrameFolder:
@@ -68,7 +69,7 @@ def doubt(folder: Path) -> str | None:
     if len(np.unique(numbers)) < len(numbers) or (steps == np.median(steps)).mean() < REGULAR:
         return f"their names do not count in equal steps: {paths[0].name}, {paths[1].name}, {paths[2].name}"
     places = np.linspace(0, len(paths) - 2, PAIRS).round().astype(int)
-    with suppress(Exception):  # what cannot be read is reported when it is
+    with suppress(Exception):  # an unreadable image is reported when it is read as a frame
         first, second = (np.stack([_thumbnail(paths[place + after]) for place in places]) for after in (0, 1))  # (PAIRS, 8, 8)
         near = np.median(np.abs(first - second).mean((1, 2)))
         far = np.median(np.abs(first - np.roll(first, PAIRS // 2, axis=0)).mean((1, 2)))
@@ -90,7 +91,7 @@ def _thumbnail(path: Path) -> NDArray[np.float64]:
 
 
 def image_sizes(folder: Path, count: int) -> set[tuple[int, int]]:
-    """Returns the heights and widths of the first images of a folder, by their headers; unreadable ones are left out."""
+    """Returns the heights and widths of the first images of a folder, from their headers; unreadable ones are left out."""
     sizes = set()
     for path in _images_in(folder)[:count]:
         with suppress(Exception), Image.open(path) as image:

@@ -1,8 +1,8 @@
 """Finds gaps in an H.264 stream by the frame numbers in its slice headers (ITU-T H.264, sections 7.3.2 to 7.4.3).
 
-FFmpeg conceals a missing reference frame with a copy of another one and reports nothing. Which copy depends on the packets that
-the decoder was given, so the pixels of one frame differed with the frames read beside it (measured: 55 of 600 clips of files that
-lacked three packets). A missing packet to which no frame refers is not seen here, and changes no other frame.
+FFmpeg conceals a missing reference frame with a copy of another one and reports nothing. The copy depends on the packets that the
+decoder received, so the pixels of a frame depended on which other frames were read (measured: 55 of 600 clips of files that lacked
+three packets). A missing packet to which no frame refers is not detected here, and changes no other frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SLICES, IDR, SPS, PPS = (1, 2, 5), 5, 7, 8  # types of units
 # profiles whose parameter sets describe the chroma format
 HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
-SEARCHED = 1 << 16  # bytes of a packet in which its first slice is looked for
+SEARCHED = 1 << 16  # bytes of a packet that are searched for its first slice
 PREFIX, SETS = 24, 1 << 10  # bytes of a slice, and of a parameter set, that are read
 
 
@@ -46,7 +46,7 @@ class FrameNumbers:
             self._keep(unit)
 
     def checked(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Yields the packets, all of them; the check begins at the first keyframe.
+        """Yields all packets; the check begins at the first keyframe.
 
         Raises:
             Unreadable: a reference frame is missing; raised before the packet that follows it.
@@ -57,12 +57,12 @@ class FrameNumbers:
             if started and packet.size:
                 try:
                     last = self._next(packet, last)
-                except (ValueError, IndexError, KeyError):  # not understood, or an unknown parameter set
+                except (ValueError, IndexError, KeyError):  # the header cannot be parsed, or its parameter set is unknown
                     last = None
             yield packet
 
     def _next(self, packet: Packet, last: int | None) -> int | None:
-        """Returns the frame number of the last reference frame, this packet's included."""
+        """Returns the frame number of the last reference frame up to this packet."""
         for unit in self._units(memoryview(packet)):
             kind, reference = unit[0] & 31, unit[0] & 0x60
             if kind == IDR:
@@ -88,7 +88,7 @@ class FrameNumbers:
             at += size
 
     def _keep(self, unit: bytes) -> None:
-        """Remembers a parameter set."""
+        """Stores a parameter set."""
         if unit and unit[0] & 31 == SPS:
             identity, sequence = _sequence(unit)
             self.sequences[identity] = sequence

@@ -35,7 +35,7 @@ class VideoInfo:
         duration: seconds, including the time for which the last frame is shown.
         fps: frames per second, on average.
         variable: whether the intervals between frames differ by more than a fifth of their mean.
-        height, width: of an upright frame, pixels.
+        height, width: size of an upright frame in pixels.
         rotation: degrees by which a stored frame is rotated to be upright.
         codec, container: FFmpeg's names.
         group: frames from one keyframe to the next, on average; clips are read faster from short groups.
@@ -60,7 +60,7 @@ def open_av(source: Source) -> Iterator[AvVideo]:
     """Opens a video file with PyAV.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     from mmm.data.decode.video.pyav import AvVideo
 
@@ -75,10 +75,10 @@ def open_av(source: Source) -> Iterator[AvVideo]:
 
 
 def probe(source: Source | str) -> VideoInfo:
-    """Returns facts about a video, by its packets and its first frame; takes about a millisecond for 300 frames.
+    """Returns facts about a video from its packets and its first frame; takes about a millisecond for 300 frames.
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
     with open_av(Path(source) if isinstance(source, str) else source) as video:
         first = next(video.frames(), None)

@@ -1,7 +1,7 @@
 """Checks the header of an MP4 or MOV file before FFmpeg reads it; takes about 0.1 ms.
 
-FFmpeg makes a table of all frames that the header promises. A header of 400 bytes that promises 60 million frames takes 4 GB
-and 20 s (measured). Frames of 8192 x 8192 pixels take 0.7 s and 160 MB before their size can be queried.
+FFmpeg makes a table of all frames that the header declares. A header of 400 bytes that declares 60 million frames takes 4 GB and 20
+s (measured). Frames of 8192 x 8192 pixels take 0.7 s and 160 MB before their size can be queried.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_boxes(source: Source) -> None:
     """Checks the boxes of a file, if it is an MP4 or MOV file.
 
     Raises:
-        Unreadable: the file promises more frames than it has bytes, or frames too large to decode.
+        Unreadable: the file declares more frames than it has bytes, or frames too large to decode.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", buffering=1 << 14) as file:
         if file.read(8)[4:] not in STARTS:
@@ -71,7 +71,7 @@ def _boxes(file: BinaryIO, total: int) -> Iterator[Box]:
             size, start = struct.unpack(">Q", head[8:])[0], at + 16
         end = open_until[-1] if size == 0 else min(at + size, open_until[-1])
         if end < start:
-            return  # FFmpeg will report what is wrong with it
+            return  # FFmpeg will report the error
         yield Box(kind, start, end)
         if kind in PARENTS:
             open_until.append(end)
@@ -81,13 +81,13 @@ def _boxes(file: BinaryIO, total: int) -> Iterator[Box]:
 
 
 def _read(file: BinaryIO, box: Box, offset: int, count: int) -> bytes:
-    """Reads some bytes of a box's content, fewer if it ends before."""
+    """Reads some bytes of a box's content, fewer at its end."""
     file.seek(box.start + offset)
     return file.read(max(0, min(count, box.end - box.start - offset)))
 
 
 def _frames(file: BinaryIO, box: Box) -> int:
-    """Returns the number of frames that a table promises or, if all have the same size, their bytes."""
+    """Returns the number of frames that a table declares or, if all have the same size, their total bytes."""
     head = _read(file, box, 4, 8)
     if len(head) < 8:
         return 0

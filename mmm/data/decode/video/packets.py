@@ -1,7 +1,7 @@
-"""Lists the packets of a video through PyAV: the frames, their times, and the keyframes, where decoding can start.
+"""Lists the packets of a video with PyAV: the frames, their times, and the keyframes, where decoding can start.
 
-Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour. The frames of a clip need 16
-ms and 0.6 MB of these. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.
+Listing packets reads the whole file: about 1 ms for 300 frames, but 370 ms and 159 MB for an hour. The frames of a clip alone need
+16 ms and 0.6 MB. The lists of long videos are therefore cached, in the memory of each process and in the user's cache.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,rm,ivf,gif,h264,hevc,m4v,mjpeg,dv,nut,live_flv"
 # max_pixels: opening a file decodes some of it, and a frame may be larger than the file's header says
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-VERSION = 1, av.library_versions["libavformat"]  # raise it when the list of the same file changes
-LONG = 1000  # frames from which a list is cached: making it (7 ms) takes longer than reading it (1 ms)
+VERSION = 1, av.library_versions["libavformat"]  # increase it when the list of an unchanged file changes
+LONG = 1000  # number of frames from which a list is cached: making it (7 ms) takes longer than reading it (1 ms)
 CACHED = 64  # lists that a process holds in memory, 0.9 MB for an hour of video
-SKIPPING = ("h264", "hevc")  # codecs of which frames without references to them can be skipped; AV1 lost requested frames
+SKIPPING = ("h264", "hevc")  # codecs whose frames can be skipped if no frame refers to them; with AV1, requested frames were lost
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class Packets:
 
 
 def open_container(source: Source) -> InputContainer:
-    """Opens a file for reading. Raises Unreadable for playlists, other protocols, and headers that promise too much."""
+    """Opens a file for reading. Raises Unreadable for playlists, other protocols, and headers that declare too many or too large
+    frames."""
     check_boxes(source)
     try:
         if isinstance(source, bytes):
@@ -127,7 +128,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> Packets:
         open_group |= bool(keys) and stamp < keys[-1]
         if packet.is_keyframe:
             keys.append(stamp)
-        if not packet.is_discard:  # what an edit list cuts off is decoded, but not shown
+        if not packet.is_discard:  # frames that an edit list cuts off are decoded, but not shown
             stamps.append(stamp)
     # AVI stores no presentation times: if frames are shown in another order than stored, the times here are wrong
     guessed = container.format.name == "avi" and (stream.codec_context.has_b_frames or stream.codec_context.name in SKIPPING)
@@ -150,12 +151,12 @@ def _read(identity: tuple[object, ...]) -> Packets | None:
 
 
 def _write(identity: tuple[object, ...], packets: Packets) -> None:
-    """Writes packets to the cache, whole or not at all. Without a cache, each process lists them once."""
+    """Writes packets to the cache atomically. Without a cache, each process lists them once."""
     path = _path(identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            steps = np.diff(packets.stamps, prepend=0)  # constant for most videos, and then a few bytes
+            steps = np.diff(packets.stamps, prepend=0)  # equal steps in most videos, which compress to a few bytes
             np.savez_compressed(file, steps=steps, keys=packets.keys, flags=[packets.open_group, packets.ordered])
     except OSError as error:
         logger.debug("%s: %s", path, error)

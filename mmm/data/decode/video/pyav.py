@@ -1,4 +1,4 @@
-"""Videos through PyAV: index-exact, by presentation time.
+"""Reads videos with PyAV: frames are selected exactly, by their presentation time.
 
 The packets are listed first, without decoding, to get the keyframes and the time of every frame (`packets.py`). Frames are then
 decoded from the last keyframe at or before the first requested frame. They are selected by their time, never by counting from a
@@ -12,11 +12,11 @@ Damage is reported. FFmpeg conceals the broken parts of a frame and marks it; su
 Measured: FFmpeg noticed 160 of 240 H.264 and MPEG-4 files with one to three flipped bits, and all 160 are refused. A flipped
 bit that leaves a valid stream with other pixels (almost all in HEVC) could only be found by a checksum of the file.
 
-If packets are missing, a frame is refused, or has the same pixels whichever frames are read with it. H.264: gaps are found by
-the numbers of the frames (`h264.py`). HEVC: FFmpeg returns no frames whose references are missing. The returned frames of both
-are therefore those of the whole file. VP8, VP9, AV1, MPEG-2, MPEG-4, FLV and WMV: the stream does not show that a packet is
-missing. The frames after it, up to the next keyframe, differ from those of the whole file, but are always the same (measured:
-40 files each that lacked three packets, 12 of VP8).
+If packets are missing, a frame is refused, or its pixels do not depend on the other frames that are read. H.264: gaps are found by
+the numbers of the frames (`h264.py`). HEVC: FFmpeg returns no frames whose references are missing. For both, the returned frames
+therefore equal those of the complete file. VP8, VP9, AV1, MPEG-2, MPEG-4, FLV and WMV: the stream does not show that a packet is
+missing. The frames after it, up to the next keyframe, differ from those of the complete file, but are always the same (measured: 40
+files each that lacked three packets, 12 of VP8).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AvVideo:
             raise
         unit = float(self.stream.time_base or Fraction(1, 30))
         self.times = (self.packets.stamps - self.packets.stamps[0]) * unit
-        self._pixels = VideoReformatter()  # one for all frames: PyAV's own to_ndarray costs 0.31 ms a frame, this 0.06
+        self._pixels = VideoReformatter()  # one for all frames: to_ndarray of PyAV takes 0.31 ms per frame, this 0.06
 
     def close(self) -> None:
         self.container.close()
@@ -96,7 +96,7 @@ class AvVideo:
         """Decodes all frames from the first to the last.
 
         Raises:
-            Unreadable: at the first damaged one. Errors of PyAV are raised as they are.
+            Unreadable: a frame is damaged. Errors of PyAV are raised unchanged.
         """
         with open_container(self.source) as container:
             stream = open_stream(container)
@@ -196,9 +196,9 @@ def _decode(stream: VideoStream, packets: Iterable[Packet], requested: set[int] 
 def _libvpx(context: VideoCodecContext, packet: Packet) -> VideoCodecContext:
     """Returns libvpx's decoder for the packets from a keyframe on, if this FFmpeg has it.
 
-    FFmpeg's own decoder of VP8 reads memory that it has not written if packets are missing: 3 to 10 % of the frames of such
-    files depended on which other frames were read. Whole files are the same in both, bit for bit. A rotated stream keeps
-    FFmpeg's decoder, because only that one reports the rotation.
+    FFmpeg's own decoder of VP8 reads memory that it has not written if packets are missing: 3 to 10 % of the frames of such files
+    depended on which other frames were read. Both decode complete files to the same bits. A rotated stream keeps FFmpeg's decoder,
+    because only that one reports the rotation.
     """
     if "libvpx" not in codecs_available or any(frame.rotation for frame in context.decode(packet)):
         return context

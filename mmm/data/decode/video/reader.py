@@ -23,11 +23,11 @@ from mmm.data.decode.video.validate import check_file, reasons
 from mmm.data.errors import Unreadable
 from mmm.data.transforms import resize as resizing
 
-# seconds; a container that counts in milliseconds (Matroska) may give a frame a time this much too late
+# seconds; a container that counts in milliseconds (Matroska) may store a time that is too late by this much
 SLACK = 1e-3
-# bytes of the frames of a block: with a crop of them and the sample it makes, they fit 2 MiB, a core's second-level cache. Beside
-# reading whole clips (one core of two busy ones) four crops a decode took 3 to 15 % less time, one crop as much as before, and a
-# clip of 1280 x 720 held 2.8 MB instead of 44.
+# bytes of the frames of a block: together with a crop and the sample that is made from it, they fit into the second-level cache of
+# a core, 2 MiB. Compared with reading whole clips (on one of two busy cores), four crops per decode took 3 to 15 % less time, one
+# crop took the same time, and a clip of 1280 x 720 needed 2.8 MB of memory instead of 44.
 BLOCK = 3 * 2**19
 
 
@@ -58,7 +58,7 @@ class StreamingVideo(Protocol):
 
 @runtime_checkable
 class NumberedVideo(Protocol):
-    """A video whose frames have numbers of their own, for instance those in file names.
+    """A video whose frames have stored numbers, for instance those in file names.
 
     Attributes:
         numbers: int64 (N,), ascending.
@@ -101,7 +101,7 @@ class FrameRange:
 
 
 BACKENDS: dict[str, Callable[[Source], Video]] = {}
-"""Openers by name, the value of `data.backend`."""
+"""Functions that open a video, by name (the value of `data.backend`)."""
 
 
 def backend(name: str) -> Callable[[Callable[[Source], Video]], Callable[[Source], Video]]:
@@ -118,7 +118,7 @@ def find_backend(name: str) -> Callable[[Source], Video]:
     """Returns the backend of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no backend of this name.
     """
     if name not in BACKENDS:
         raise ValueError(f"data.backend {name}: no such backend{suggest(name, BACKENDS)}")
@@ -136,7 +136,7 @@ class OpenVideo:
         times: time of each frame in seconds from the first, float64 (N,).
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
     """
 
     def __init__(self, source: Source | FrameRange | str, name: str = "av") -> None:
@@ -168,7 +168,7 @@ class OpenVideo:
 
         Raises:
             IndexError: the video has no frame of this number.
-            Unreadable: with the reason.
+            Unreadable: reading fails; the message gives the reason.
         """
         requested, place = self._unique(frames)
         with reasons("cannot be decoded"):
@@ -176,14 +176,14 @@ class OpenVideo:
         return clip if len(place) == len(requested) and (place[:-1] < place[1:]).all() else clip[place]
 
     def blocks(self, frames: Sequence[int] | NDArray[np.int64], channels: int = 3) -> Iterator[tuple[list[int], Pixels]]:
-        """Decodes frames by number, each once, in blocks that fit into a processor's cache until they are cropped.
+        """Decodes frames by number, each once, in blocks that stay in a processor's cache until they are cropped.
 
         Yields:
             The numbers, ascending, and uint8 (n, H, W, C), which the next block overwrites.
 
         Raises:
             IndexError: the video has no frame of this number.
-            Unreadable: with the reason, maybe after some blocks.
+            Unreadable: reading fails, possibly after some blocks; the message gives the reason.
         """
         requested, _ = self._unique(frames)
         stored = [number + self.first for number in requested]
@@ -215,7 +215,7 @@ class OpenVideo:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.video.close()  # PyAV without it kept 159 KiB a clip and an open file each
+        self.video.close()  # without this, PyAV kept 159 KiB and an open file for each clip
 
 
 def read_clip(
@@ -241,7 +241,7 @@ def read_clip(
         uint8 (T, H, W, C).
 
     Raises:
-        Unreadable: with the reason.
+        Unreadable: reading fails; the message gives the reason.
         IndexError: the video does not have the frame.
     """
     with OpenVideo(source, backend) as video:

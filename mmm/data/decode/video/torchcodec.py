@@ -1,7 +1,7 @@
-"""Videos through torchcodec, an optional library: it needs FFmpeg's libraries on the system, and its PyPI wheel for x86_64 CUDA's.
+"""Reads videos with torchcodec, an optional library. It needs FFmpeg's libraries, and its PyPI wheel for x86_64 also CUDA's.
 
-It scans a file when it opens it (`exact`), which was also the faster mode for clips. On MPEG-TS it returned other frames than a
-full decode (0.17). PyAV reads the files for which it is not exact.
+In its mode `exact` it scans a file when it opens it; this was also the faster mode for clips. With MPEG-TS, version 0.17 returned
+other frames than a full decode. PyAV reads the files for which it is not exact.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from mmm.data.errors import Unreadable
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises Unreadable for frames that are too large to decode, by the header."""
+    """Raises Unreadable if the header declares frames that are too large to decode."""
     if height * width > MAX_PIXELS:
         raise Unreadable(f"its frames have {height} x {width} pixels, more than the {MAX_PIXELS:,} that are decoded")
 

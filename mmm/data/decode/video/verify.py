@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMPARED = 12  # frames
+COMPARED = 12  # number of frames that are compared
 
-_exact: dict[object, bool] = {}  # by library and file, in this process
+_exact: dict[object, bool] = {}  # results of this process, by library and file
 
 
 def open_verified(source: Source, name: str, opener: Callable[[Source, AvVideo], Video]) -> Video:
@@ -39,7 +39,7 @@ def open_verified(source: Source, name: str, opener: Callable[[Source, AvVideo],
         key = name, _identity(source)
         if key not in _exact:
             _exact[key] = _is_exact(source, video, opener)
-            if not _exact[key]:  # one warning a process: a set of HEVC files would fill the log
+            if not _exact[key]:  # one warning per process: a set of HEVC files would fill the log
                 level = logging.WARNING if list(_exact.values()).count(False) == 1 else logging.INFO
                 logger.log(level, "%s and others like it: %s is not exact, PyAV reads them instead", _title(source), name)
         if not _exact[key]:
@@ -66,7 +66,7 @@ def _is_exact(source: Source, video: AvVideo, opener: Callable[[Source, AvVideo]
             return len(sums) == len(chosen) and all(same)
         finally:
             other.close()
-    except Exception:  # damage, or what the library cannot read: PyAV reports it when it reads the file
+    except Exception:  # the file is damaged, or the library cannot read it: PyAV reports damage when it reads the file
         return False
 
 

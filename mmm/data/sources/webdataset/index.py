@@ -2,7 +2,7 @@
 
 Members with the same path up to the first dot of the file's name are one sample. The text after that dot is a column, as in a
 table: `0001.jpg`, `0001.cls`, `0001.json`. Only columns of images or videos are used, and those of `cls`, `txt` and `json` that
-hold a label.
+contain a label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXT_LABELS = ("cls", "txt")  # columns whose text is a label; other labels are 
 METADATA = frozenset({"cls", "txt", "json"})  # columns that are not counted as left out
 MAX_LABEL = 1 << 8  # bytes of a text label
 MAX_JSON = 1 << 22  # bytes of a json member
-MAX_SAMPLE = (1 << 31) - (1 << 12)  # bytes of a sample; the system reads no more at once
+MAX_SAMPLE = (1 << 31) - (1 << 12)  # bytes of a sample; the operating system reads no more at once
 
 
 class Selection(NamedTuple):
@@ -42,7 +42,7 @@ class Index:
     Attributes:
         names: the members' names, N of them.
         offsets, sizes: the positions of their bytes.
-        labels: as text, or None where a sample has none.
+        labels: the text of each sample's label, or None if it has none.
         skipped: number of members that are left out, by reason.
         damage: why the tar could not be read to its end, or None.
     """

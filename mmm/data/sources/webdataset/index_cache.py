@@ -15,8 +15,8 @@ from mmm.data.sources.webdataset.headers import Read
 from mmm.data.sources.webdataset.index import Index, Selection, make_index
 from mmm.system.files import digest, replacing, user_cache
 
-VERSION = 2  # raise it where an index of the same file changes
-WORKERS = 16  # processes that wait for a network
+VERSION = 2  # increase it when the index of an unchanged file changes
+WORKERS = 16  # processes that make indices over a network
 SHORT, LONG, FAR = 1 << 14, 1 << 22, 1 << 16  # bytes of a read after a jump of more than FAR, and after a shorter jump
 
 CachedIndex = tuple[Any, dict[str, Any]]

@@ -35,7 +35,7 @@ class HttpFiles(RemoteFiles):
                 answer.read(1 << 16)
                 whole = answer.isclosed()
             except BaseException as error:
-                connection.close()  # the rest of this answer would be read as the next one
+                connection.close()  # the rest of this answer would be read as the next answer
                 if isinstance(error, http.client.HTTPException):
                     raise OSError(f"{type(error).__name__}: {error}") from error
                 raise
@@ -44,7 +44,7 @@ class HttpFiles(RemoteFiles):
         raise Unreadable(f"its address leads on to another, more than {REDIRECTS} times")
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
-        """Returns this thread's connection to a host, which opens and reopens itself."""
+        """Returns this thread's connection to a host, which opens when it is used, also again after it was closed."""
         known: dict[tuple[str, str], http.client.HTTPConnection] = self.local.thread.__dict__.setdefault("known", {})
         if (scheme, host) not in known:
             kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection

@@ -20,11 +20,11 @@ from mmm.data.sources.webdataset.source import Tars
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MAX_NAMES = 10_000_000  # names that braces may stand for
+MAX_NAMES = 10_000_000  # largest number of names that braces may be expanded to
 
 
 def tars_at(name: str, config: DataConfig) -> Tars | None:
-    """Opens the tars that a name stands for; returns None if it names no tars.
+    """Opens the tars that a name refers to; returns None if it names no tars.
 
     Raises:
         ValueError: a tar does not exist, or the address is of another kind.
@@ -49,7 +49,7 @@ def tars_at(name: str, config: DataConfig) -> Tars | None:
 
 
 def expand(name: str) -> list[str]:
-    """Returns the names that braces stand for: {000..146} counts with this number of digits, and {a,b} lists.
+    """Expands braces to names: {000..146} counts with this number of digits, and {a,b} lists alternatives.
 
     Raises:
         ValueError: a range is empty, or there are too many names.
@@ -76,7 +76,7 @@ def _choices(inside: str) -> list[str]:
 
 
 def _addresses(name: str) -> list[str]:
-    """Returns addresses of tars at http and https. WebDataset's `pipe:` would run a program; its `file:` would read any
+    """Returns addresses of tars, at http and https only: WebDataset's `pipe:` would run a program, and its `file:` would read any
     file."""
     addresses = expand(name)
     for address in addresses:

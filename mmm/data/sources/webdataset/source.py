@@ -1,7 +1,8 @@
 """WebDataset tars: indexed once, then read in place.
 
-A sample is a position in a tar, so that order, exact resume, process counts and labels are those of any other source. The index
-of a new or changed tar is made by reading its headers. At an address this transfers the tar once, for images almost all of it.
+A sample is a position in a tar, so that order, exact resume, numbers of processes and labels work as for any other source. The
+index of a new or changed tar is made by reading its headers. For a tar at an address, this transfers the tar once (if it contains
+images, almost all of it).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class TarColumn:
         return content
 
     def prefetch(self, rows: list[int]) -> None:
-        """Announces the rows that are read next; at an address they are requested together."""
+        """Announces the rows that are read next; tars at addresses request them together."""
         self.files.prefetch([tuple(place) for place in self.places[:, rows].T.tolist()])
 
     def name(self, row: int) -> str:
@@ -135,7 +136,7 @@ class Tars:
                 logger.warning("%s is damaged: %s; the %d %s before are used", address, facts["damage"], len(table), noun)
 
 
-@cache  # once, however often a run opens its data
+@cache  # logs once, even if a run opens its data several times
 def _announce(title: str, checks: str) -> None:
     logger.info(
         "%s is read over the network, with weaker guarantees than a disk: order, crops, masks, resume and process counts are exact "
