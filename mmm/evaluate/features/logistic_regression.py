@@ -1,6 +1,6 @@
 """Multinomial logistic regression on frozen features with few labels. A part of the labels chooses the L2 penalty.
 
-Which labels are used, and which of them choose the penalty, is drawn by key. The test samples are scored once.
+The labels that are used, and those that choose the penalty, are drawn by key. The test samples are scored once.
 
 Shapes: n labelled samples, m test samples, D values a feature, C classes.
 """
@@ -97,7 +97,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def few_label_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, each: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """Trains on `each` labels per class and scores the test part.
+    """Trains on `each` labels per class and scores the test samples.
 
     Args:
         train: features (N, D), on the device of the computation. Few of them are used.
