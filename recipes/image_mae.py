@@ -92,7 +92,7 @@ SMALL = pretrain.Config(
 )
 
 # The target is raw pixels, because standardised patches of 4 x 4 pixels are hard to predict: a linear model of the neighbouring
-# patches explains 9 % of their variance, and 46 % of that of raw pixels. In a few minutes the model would learn nothing.
+# patches explains 9 % of their variance, but 46 % of that of raw pixels. In a few minutes the model would learn nothing.
 DEMO = pretrain.Config(
     data=ImagesConfig(
         source="builtin:photographs",

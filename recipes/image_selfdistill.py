@@ -1,5 +1,5 @@
-"""Self-distilled masked autoencoding on images: a teacher, which is the moving average of the encoder, sees the image, and the
-decoder predicts its features of the hidden tokens instead of their pixels.
+"""Self-distilled masked autoencoding on images: the teacher, which is the moving average of the encoder, gets the whole image, and
+the decoder predicts the teacher's features of the hidden tokens instead of their pixels.
 
     python recipes/image_selfdistill.py                                the demonstration: minutes on a CPU, no download
     python recipes/image_selfdistill.py --data.source /data/imagenet   ViT-B/16

@@ -50,7 +50,7 @@ KINETICS = pretrain.Config(
         epochs=1600,
         batch_size=2048,
         learning_rate=1.5e-4,  # for 256 clips
-        final_learning_rate=1e-5 / 1.5e-4,  # their code scales both with the batch
+        final_learning_rate=1e-5 / 1.5e-4,  # the authors' code scales both with the batch
         warmup_epochs=40,
         weight_decay=0.05,
         decay_tokens=False,
@@ -134,9 +134,9 @@ DEMO_CLIPS = ClipsConfig(
     workers=1,
 )
 
-# A tube has four frames, so that it contains motion: with two, a probe finds nothing after so short a run. Masks are drawn over
-# space and time, because the model learned more slowly with tube masks (at another learning rate). The target is raw pixels, as
-# in image_mae.py.
+# A tube has four frames, so that it contains motion: with two frames, the accuracy of a probe does not improve in such a short run.
+# Masks are drawn over space and time, because the model learned more slowly with tube masks (at another learning rate). The target
+# is raw pixels, as in image_mae.py.
 DEMO = pretrain.Config(
     data=DEMO_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),
@@ -153,7 +153,7 @@ DEMO = pretrain.Config(
         betas=(0.9, 0.95),
         clip_norm=1.0,
         precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
-        threads=1,  # the other core decodes
+        threads=1,  # the second core decodes the videos
         log_every=100,
     ),
     evaluate=EvaluatorSet.of(

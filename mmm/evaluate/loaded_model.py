@@ -41,7 +41,7 @@ class LoadedModelConfig(CheckedConfig):
     """Images or videos to use, in the form of --data.source of a recipe. None: those of the run."""
 
     root: str | None = None
-    """Folder to which relative paths in a list file refer. None: the folder of the list file, or that of the run."""
+    """Folder from which relative paths in a list file start. None: the folder of the list file, or that of the run."""
 
     list_columns: tuple[str, ...] = ()
     """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""

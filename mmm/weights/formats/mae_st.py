@@ -1,8 +1,8 @@
 """MAE-ST's official layout (Feichtenhofer et al., NeurIPS 2022; models_mae.py, models_vit.py), encoders and classifiers of clips.
 
-The decoder predicts one frame of each tube, which no target here does, and is left out.
+The decoder predicts one frame of each tube. No target of mmm does this, so the decoder is left out.
 
-Legend: D width, N places, T times, t frames and p pixels of a tube's sides, C channels.
+Legend: D width, N positions in space, T positions in time, t frames and p pixels of a tube's sides, C channels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mmm.weights.formats.build import (
 )
 from mmm.weights.matching import fill, renamed, tensors_under
 
-MEAN, STD = (0.45,) * 3, (0.225,) * 3  # of the released models
+MEAN, STD = (0.45,) * 3, (0.225,) * 3  # normalisation of the released models
 SPATIAL, TEMPORAL, CLASS = "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
 POSITIONS = tuple((f"encoder.{name}", name) for name in (SPATIAL, TEMPORAL, CLASS))
 PLAIN = (*POSITIONS, *(row for row in ENCODER if row[0] != "encoder.pos_embed"))
@@ -41,7 +41,7 @@ POOLED = (*(row for row in PLAIN if row[0] != "encoder.norm."), ("head.fc_norm."
 
 
 def names(ours: str, *, headed: bool) -> tuple[str, ...] | None:
-    """Returns MAE-ST's names of one of our weights; a classifier's `norm` follows the mean of its tokens."""
+    """Returns MAE-ST's names for a weight of mmm; a classifier's `norm` follows the mean of its tokens."""
     theirs = renamed(ours, POOLED if headed else PLAIN)
     if theirs is None:
         return None
@@ -57,7 +57,7 @@ class MAEST(Format):
     options = frozenset({"heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether positions of places and of times are stored separately."""
+        """Returns whether positions in space and in time are stored separately."""
         return any(name in stored.tensors for name in (SPATIAL, TEMPORAL, CLASS))
 
     def read(self, stored: Stored, options: Options) -> Model:
