@@ -70,7 +70,7 @@ CIFAR10 = pretrain.Config(
     evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
-# For some tens to some ten thousand images of your own: a small model, and a length in updates, so that few images are seen often.
+# For your own images, from some tens to ten thousand: a small model, and a length in updates, so that few images are used often.
 SMALL = pretrain.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),

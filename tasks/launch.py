@@ -70,7 +70,7 @@ class Config(CheckedConfig):
     """Further options of sbatch, for instance qos=long constraint=h100 mem=0."""
 
     dry_run: bool = False
-    """Print the script, and submit nothing."""
+    """Print the script without submitting it."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def format_summary(split: str, found: dict[str, Any]) -> str:
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if the folder holds videos that were encoded with other settings."""
+    """Raises ValueError if the folder contains videos that were encoded with other settings."""
     if (out / REPORT).exists():
         other = json.loads((out / REPORT).read_text(encoding="utf-8"))["settings"]
         differing = [name for name in settings if other.get(name) != settings[name]]

@@ -26,7 +26,7 @@ def save(config: Any, path: str | Path) -> None:
     Raises:
         ValueError: the file would not load to an equal object.
     """
-    again = from_dict(type(config), to_dict(config))  # also turns an int into a float where the field is a float
+    again = from_dict(type(config), to_dict(config))  # also turns an int into a float if the field is a float
     if again != config:
         raise ValueError(f"this config would not load to an equal object: {config}")
     Path(path).write_text(yaml.dump(to_dict(again), Dumper=_Dumper, sort_keys=False, width=120), encoding="utf-8")

@@ -33,7 +33,7 @@ def all_gather(own: T) -> list[T]:
 
 
 def read_batches(part: Any, what: str, problems: list[Problem], *, batch_size: int, alone: bool = False) -> Iterator[Batch]:
-    """Yields the batches of this process that hold a sample, and shows the progress.
+    """Yields the batches of this process that contain a sample, and shows the progress.
 
     Args:
         part: the samples.

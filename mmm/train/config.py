@@ -167,7 +167,7 @@ def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dic
     Args:
         config: nested config of a task.
         runtime: dotted names of the task's own options that may change, in addition to `RUNTIME` and `DATA_RUNTIME`. The name of a
-            group stands for all its options.
+            group includes all its options.
     """
     flat = json.loads(json.dumps(flatten(config)))  # as JSON returns it: tuples become lists
     return {name: value for name, value in flat.items() if not _may_change(name, runtime)}

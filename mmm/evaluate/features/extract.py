@@ -136,7 +136,7 @@ def extract(
         The manifest, see `mmm.evaluate.features.store`.
 
     Raises:
-        ValueError: the store holds other features, or no input can be read.
+        ValueError: the store contains other features, or no input can be read.
     """
     make = layered(model, config, dtype)
     device = next(model.parameters()).device

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mmm.core.rng import sample_keys, scores, stream
 from mmm.evaluate.progress import progress
 
-LABELS = 101  # stream of random numbers of this file; those of `mmm.core.rng.Stream` belong to training
+LABELS = 101  # number of a stream of random numbers for this file; those of `mmm.core.rng.Stream` are for training
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, because each fit starts from the weights of the fit before
 BLOCK = 2**26  # number of logits in memory at once: 256 MiB in fp32
 HELD_BACK = 0.2  # fraction of the labels that choose the penalty

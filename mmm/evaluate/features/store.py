@@ -147,7 +147,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     """Reads a file of pooled features.
 
     Raises:
-        ValueError: the path is not a file of features, or the file holds all tokens.
+        ValueError: the path is not a file of features, or the file contains all tokens.
     """
     path = Path(path).expanduser()
     if path.suffix not in READERS or not path.is_file():

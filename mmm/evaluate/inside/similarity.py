@@ -40,7 +40,7 @@ class MinibatchCKA:
             second: the layers of the other network on the same samples. None: compares the layers of `first` with each other.
 
         Raises:
-            ValueError: a batch holds fewer than 4 samples, or the two networks saw different numbers of samples.
+            ValueError: a batch has fewer than 4 samples, or the two networks got different numbers of samples.
         """
         a = torch.stack([_unbiased_gram(values) for values in first])  # (L, n * n)
         b = a if second is None else torch.stack([_unbiased_gram(values) for values in second])  # (M, n * n)

@@ -29,7 +29,7 @@ def to_rgb(x: Tensor) -> Tensor:
     """Converts samples to colours. One or two channels become grey, more than three are cut to three; clips show the middle frame.
 
     Args:
-        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN where there is nothing to show.
+        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN in empty areas.
 
     Returns:
         uint8 (B, H, W, 3).

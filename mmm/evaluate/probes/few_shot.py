@@ -27,7 +27,7 @@ from mmm.train.config import TrainConfig
 from mmm.train.schedule import learning_rate, set_learning_rate
 
 AtLeastTwo = Annotated[int, Limit("of at least 2, because some labels choose the learning rate", lambda value: value >= 2)]
-BATCHES = 103  # stream of random numbers of this file
+BATCHES = 103  # number of a stream of random numbers for this file
 WARMUP = 0.1  # share of the updates over which the learning rate rises
 
 

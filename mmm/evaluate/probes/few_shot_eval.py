@@ -2,8 +2,8 @@
 and for controls without an encoder.
 
 All encoders get the same labels, initial weights of the probe, batches and learning rates (`mmm.evaluate.probes.few_shot`). The
-test samples are scored once. A second probe sees one frame instead of the clip, and the controls are linear classifiers on pixels.
-Both measure how much can be classified without motion.
+test samples are scored once. A second probe gets one frame instead of the clip, and the controls are linear classifiers on pixels.
+Both measure the accuracy that is possible without motion.
 
 Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the encoder's width.
 """

@@ -30,7 +30,7 @@ def has_weights(pool: nn.Module) -> bool:
 
 
 class Probes(nn.Module):
-    """S heads, each with its own pool if the pool has weights. They compute in fp32, whatever the precision of the encoder is."""
+    """S heads, each with its own pool if the pool has weights. They compute in fp32 for every precision of the encoder."""
 
     def __init__(self, count: int, pool: PartConfig, head: HeadConfig, *, encoder: Shape, classes: int, seed: int) -> None:
         """Initialises all heads with the same weights, drawn from the seed."""

@@ -61,7 +61,7 @@ def check_sharding(environment: Mapping[str, str], processes: PartialState, *, p
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Shards a model in place over all processes, and gives the sharded parameters to the optimizer, which has no state yet.
+    """Shards a model in place over all processes, and passes the sharded parameters to the optimizer, which has no state yet.
 
     Args:
         model: on the CPU or its device; each unit is moved to the device and sharded separately.

@@ -124,7 +124,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def set_threads(requested: int | None, environment: Mapping[str, str]) -> None:
-    """Gives this process its share of the cores, and logs a change."""
+    """Sets the number of threads to this process's share of the cores, and logs a change."""
     before = torch.get_num_threads()
     threads = choose_threads(requested, environment, usable_cores())
     if threads is None or threads == before:

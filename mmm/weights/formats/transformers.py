@@ -358,7 +358,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _pair(said: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
-    """Returns height and width; a single number stands for both."""
+    """Returns height and width. A single number is used for both."""
     value = said[name]
     sides = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
