@@ -1,6 +1,6 @@
 """A classifier on a pretrained encoder: tokenizer -> encoder, without a mask -> pool -> norm -> dropout -> linear.
 
-Shapes: B samples, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's, K classes.
+Shapes: B samples, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's width, K classes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Classifier(Pretrained, nn.Module):
             pool: None: the mean of the tokens.
             head: None: `HeadConfig()`.
             frozen: see `__init__`.
-            seed: random seed of the new weights. torch's generator is then not changed.
+            seed: random seed of the new weights. With a seed, torch's generator is not changed.
             data, labels: see `__init__`.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):

@@ -65,7 +65,7 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def small_config(kind: str, name: str) -> PartConfig:
-    """The default config of a part, small where it has fields called size, width, depth and heads, or parts of its own."""
+    """Returns the default config of a part, with small values for its size, width, depth and heads, also in the parts inside it."""
     config: Any = REGISTRIES[kind][name].Config()
     inner = {field.name: getattr(config, field.name) for field in fields(config)}
     parts = {field: small_config(one.kind, one.name) for field, one in inner.items() if isinstance(one, PartConfig)}
@@ -75,8 +75,9 @@ def small_config(kind: str, name: str) -> PartConfig:
 def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, channels: int = 3) -> MaskedModel:
     """Builds MAE on patches or tubes of 4 pixels, with the given parts in place of its own.
 
-    An encoder that needs tokens of another side gets them, and as many. A masker that blanks is taken where the decoder or the
-    encoder requires it. Trained weights get noise, so that an error is not hidden by a bias of 0 or a norm of 1.
+    For an encoder that needs tokens of another side, tokens and samples have that size, and the number of tokens is the same. The
+    masker has blank tokens if the decoder or the encoder requires them. Noise is added to trained weights, because a bias of 0 or
+    a norm of 1 could hide an error.
     """
     side = SIDE if "tokenizer" in parts else getattr(parts.get("encoder"), "token", None) or SIDE
     size = (*size[:-2], *(axis * side // SIDE for axis in size[-2:]))
@@ -105,7 +106,7 @@ def small_model(size: tuple[int, ...], parts: Mapping[str, PartConfig], *, chann
 
 
 def draw(model: MaskedModel, samples: int = 4) -> tuple[Tensor, Mask]:
-    """Noise as a batch of the size that the model was built for, (B, C, ...), and its mask."""
+    """Returns a batch of noise of the size that the model was built for, (B, C, ...), and its mask."""
     assert model.data is not None
     x = torch.randn(samples, model.data.channels, *model.data.size)
     return x, model.draw_masks(x, sample_keys(0, 0, torch.arange(samples)))
@@ -141,14 +142,14 @@ def check_device(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     except (RuntimeError, NotImplementedError) as error:
         if "expected device" in str(error):
             raise ContractError(f"the masker mixes tensors of the CPU with keys of another device: {error}") from error
-        return  # it reads values, which this device has none of
+        return  # the masker reads values, but tensors on the device `meta` have none
     require(there.visible.device == keys.device, "mask.visible does not lie on the device of the keys")
     require(there.predict.device == keys.device, "mask.predict does not lie on the device of the keys")
 
 
 def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """Checks that visible, blank and predicted tokens are tokens of the grid, that no set has a token twice, and that no token is
-    visible and hidden."""
+    both visible and hidden."""
     tokens = math.prod(model.tokenizer.grid(x))
     mask.checked(len(x), tokens)
     for one in mask.families:
@@ -173,7 +174,7 @@ def check_order(model: MaskedModel, x: Tensor, mask: Mask) -> None:
     """Checks that the order of units is a permutation, and that each token belongs to one unit."""
     masker, grid = model.masker, model.tokenizer.grid(x)
     if type(masker).order is Masker.order:
-        return  # it works without an order
+        return  # the masker has no order
     members = masker.members(grid)
     require(torch.equal(members.flatten().sort().values, torch.arange(math.prod(grid))), "`members` must hold each token once")
     keys, seen = stream(sample_keys(0, 0, torch.arange(len(x))), Stream.MASK), masker.counts(len(members), masker.ratio(0, 1))[0]
@@ -191,16 +192,16 @@ def _same(one: Mask, other: Mask) -> bool:
 
 
 def _counts(index: Tensor, valid: Tensor, tokens: int) -> Tensor:
-    """Counts each token in each row, but no padding, (rows, N)."""
+    """Counts each token in each row, without padding, (rows, N)."""
     return torch.zeros(len(index), tokens, dtype=torch.int64).scatter_add(1, index, valid.long())
 
 
 def _parts(index: Tensor, valid: Tensor, first: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The first tokens of each row, and the others, each with `valid`."""
+    """Returns the first tokens of each row, and the other tokens, both with `valid`."""
     return (index[:, :first], valid[:, :first]), (index[:, first:], valid[:, first:])
 
 
-# --- what flows where -----------------------------------------------------------------------------------------------------------
+# --- the flow of data -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -224,7 +225,7 @@ def check_hidden(model: MaskedModel, x: Tensor, mask: Mask) -> None:
 
 @torch.no_grad()
 def check_types(model: MaskedModel, x: Tensor, mask: Mask) -> None:
-    """Checks the types of what tokenizer, encoder, decoder and target return."""
+    """Checks the types of the results of tokenizer, encoder, decoder and target."""
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)
     features = model.encoder(patches, grid, mask.families[0])
     returned: list[tuple[str, object, type]] = [
@@ -331,7 +332,7 @@ CHECKS: dict[str, Check] = {TYPES: check_types, **QUICK} | {
 }
 
 
-# --- running it -----------------------------------------------------------------------------------------------------------------
+# --- running the checks ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -354,7 +355,7 @@ class Finding:
 def check_part(kind: str, name: str) -> list[Finding]:
     """Runs all checks on a small model with one part, on images and on clips. torch's generator is not changed.
 
-    A medium for which no model can be built (patches for clips) is left out, unless that is the case for both.
+    A medium for which no model can be built (patches for clips) is left out, unless no model can be built for either.
     """
     found: list[Finding] = []
     refused: list[Finding] = []

@@ -37,10 +37,10 @@ class Output:
     """The result of one forward.
 
     Attributes:
-        loss: fp32, (). For a mask with further masks in `also`, the mean over them; for samples of different sizes, the mean over
-            the samples of each one's loss.
-        prediction: (kmB, Q, K), in the precision of the forward. With further masks in `also`, that of the first mask. With samples
-            of different sizes, this, `target` and `mask` are those of the first size.
+        loss: fp32, (). If a mask has further masks in `also`, the mean over all of them. If the samples have different sizes, the
+            mean over all samples.
+        prediction: (kmB, Q, K), in the precision of the forward. If there are further masks in `also`, that of the first mask. If
+            the samples have different sizes, prediction, target and mask are those of the first size.
         target: fp32 (kmB, Q, K), or int64 (kmB, Q) if the target is a class, or a tuple of these; without gradient.
         mask: the mask that was used.
     """
@@ -115,7 +115,7 @@ class MaskedModel(Pretrained, nn.Module):
             raise ValueError(f"decoder.name {config.decoder.name} needs features of hidden tokens; set masker.blank")
         if config.masker.unit % shape.unit:
             raise ValueError(f"encoder.name {config.encoder.name} has units of {shape.unit} x {shape.unit} tokens; set masker.unit")
-        if not required.last and shape.depth not in required.blocks:  # what nobody reads gets no gradient, and DDP waits for it
+        if not required.last and shape.depth not in required.blocks:  # an unused output gets no gradient, and DDP waits for it
             raise ValueError(f"decoder.fusion_blocks leave out the encoder's last block, {shape.depth}; add it")
         encoder = encoders.build(
             config.encoder,
@@ -133,12 +133,12 @@ class MaskedModel(Pretrained, nn.Module):
         return cls(tokenizer, maskers.build(config.masker), encoder, decoder, target, data=data)
 
     def forward(self, x: Tensor | Sequence[Tensor], mask: Mask | Sequence[Mask] | None = None) -> Output:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
-            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W); or several of these, of different sizes, which are computed
-                together: each sample attends to itself alone.
-            mask: visible and predicted tokens; of each size where there are several. None: drawn with torch's generator.
+            x: normalised pixels, (B, C, H, W) or (B, C, T, H, W); or several such tensors of different sizes, which are computed
+                together without attention between samples.
+            mask: visible and predicted tokens; one mask for each size if there are several. None: drawn with torch's generator.
         """
         if self.decoder is None:
             raise ValueError("this model has no decoder and therefore no loss; use `encode` for features")
@@ -155,7 +155,7 @@ class MaskedModel(Pretrained, nn.Module):
     def _predict(
         self, patches: list[Tensor], grids: list[Grid], masks: Sequence[Mask], token_targets: list[TokenTargets]
     ) -> Output:
-        """The loss of one mask of each sample."""
+        """Computes the loss of one mask of each sample."""
         features = self.encoder.packed(patches, grids, masks)  # only of the visible (and blank) tokens
         predictions = self.decoder.packed(features, masks, grids)  # (kmB, Q, K) each
         targets = list(map(self.target.pick, token_targets, masks))  # (kmB, Q, K) or (kmB, Q) each
@@ -163,7 +163,7 @@ class MaskedModel(Pretrained, nn.Module):
         return Output(loss, predictions[0], targets[0], masks[0])
 
     def _masks(self, inputs: list[Tensor], patches: list[Tensor], mask: Mask | Sequence[Mask] | None) -> list[Mask]:
-        """The masks of inputs of one size each; drawn, where none are given."""
+        """Returns one mask for each size of the inputs. Masks that are not given are drawn."""
         for one in inputs:
             if not one.shape[0]:
                 raise ValueError(f"the input has no samples: {tuple(one.shape)}")
@@ -192,7 +192,7 @@ class MaskedModel(Pretrained, nn.Module):
         Args:
             x: as `encode` takes it.
             ratio: fraction of hidden tokens. None: that of the masker.
-            hidden: instead of drawn masks, pixels to hide, as `mmm.maskers.mask_from_pixels` takes them.
+            hidden: pixels to hide instead of drawn masks, see `mmm.maskers.mask_from_pixels`.
             seed: random seed of the masks.
 
         Returns:
@@ -208,12 +208,12 @@ class MaskedModel(Pretrained, nn.Module):
     def draw_masks(
         self, x: Tensor, keys: Tensor | None = None, *, masker: Masker | None = None, step: int = 0, steps: int = 1
     ) -> Mask:
-        """Draws the masks of a batch, with scores of its tokens from the target where the masker needs them.
+        """Draws the masks of a batch. If the masker needs scores of the tokens, they come from the target.
 
         Args:
             x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
-            keys: int64 (B,), of the samples. None: outside a training run samples have none, and torch's own generator seeds them.
-            masker: instead of the model's own.
+            keys: keys of the samples, int64 (B,). None: keys are drawn with torch's generator, for samples outside a training run.
+            masker: used instead of the masker of the model.
             step, steps: the current update, and the number of updates.
         """
         masker, grid = masker or self.masker, self.tokenizer.grid(x)
@@ -225,7 +225,7 @@ class MaskedModel(Pretrained, nn.Module):
 
 
 def mean_over_samples(losses: Iterable[Tensor], inputs: list[Tensor]) -> Tensor:
-    """Returns the mean loss of all samples, (), from the means of those of each size, so that a sample counts as it does alone."""
+    """Returns the mean loss of all samples, (), from the mean losses of each size. Each sample has the same weight."""
     losses = list(losses)
     if len(losses) == 1:
         return losses[0]

@@ -30,9 +30,10 @@ class Transform:
 
     An image may be a Pillow image, the path of a file, encoded bytes, an array or a tensor: uint8, or floating point from 0 to 1;
     (H, W), (H, W, C) or (C, H, W). A clip may be the path or the encoded bytes of a video, an array or a tensor (T, H, W, C) or
-    (T, C, H, W), or a list of images, its frames. For a video, the middle clip is taken, as in evaluation. If there are more frames
-    than the model takes, evenly spaced frames are taken. Several samples are given as a list or along an additional first axis; the
-    bytes of a video are given alone. A single sample becomes a batch of one. Without `training` the pixels are those of evaluation.
+    (T, C, H, W), or a list of images, which are its frames. For a video, the middle clip is used, as in evaluation. If there are
+    more frames than the model takes, evenly spaced frames are used. Several samples are given as a list or along an additional
+    first axis; the bytes of a video are given one at a time. A single sample becomes a batch of one. Without `training` the pixels
+    are those of evaluation.
 
     Example:
         x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
@@ -53,7 +54,7 @@ class Transform:
         """Returns normalised samples, fp32 (B, C, H, W) or (B, C, T, H, W), on the CPU.
 
         Raises:
-            ValueError: a sample has a form, a number of channels or of frames that the model cannot take.
+            ValueError: the model does not accept the form, the number of channels or the number of frames of a sample.
         """
         try:
             clips = [self._frames(sample) for sample in self._listed(samples)]
@@ -67,8 +68,8 @@ class Transform:
         return x if len(self.data.size) == 3 else x[:, :, 0]
 
     def _listed(self, samples: Any) -> list[Any]:
-        """Returns the samples one by one."""
-        axes = len(self.data.size) + 1  # of one sample with its channels
+        """Returns a list of the samples."""
+        axes = len(self.data.size) + 1  # number of axes of one sample with its channels
         if isinstance(samples, (np.ndarray, Tensor)):
             return list(samples) if samples.ndim == axes + 1 else [samples]
         if not isinstance(samples, Sequence) or isinstance(samples, (str, bytes)):
@@ -77,7 +78,7 @@ class Transform:
         return [list(samples)] if frames and len(samples) else list(samples)
 
     def _frames(self, sample: Any) -> list[np.ndarray[Any, Any]]:
-        """Returns the frames of one sample, uint8 (h, w, C) each; one for an image."""
+        """Returns the frames of one sample, uint8 (h, w, C) each. An image has one frame."""
         if len(self.data.size) == 2:
             hint = None if self.training else max(covering_size(1, 1, self.data.size))
             return [decode_image(sample, self.data.channels, hint)]

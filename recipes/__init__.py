@@ -1,1 +1,1 @@
-"""Recipes: the values of one experiment each, as named presets of a task's config."""
+"""Recipes. Each contains the values of an experiment, as named presets of a task's config."""

@@ -27,7 +27,7 @@ NYU = depth.Config(
         batch_size=16,
         learning_rate=3e-4,
         scale_learning_rate=None,
-        warmup_steps=1500,  # as in their segmentation
+        warmup_steps=1500,  # as in the authors' segmentation
         weight_decay=1e-3,
         evaluate_every=9600,
     ),
@@ -61,7 +61,7 @@ DEMO = depth.Config(
     ),
 )
 
-# the left half of one photograph to train on, the right half to test on: a check on measured depths, not a benchmark
+# the left half of one photograph for training, the right half for testing: a check with measured depths, not a benchmark
 MOTORCYCLE = replace(DEMO, data=replace(DEMO.data, source="builtin:motorcycle", range=(2.0, 5.2), scale=(1.0, 1.5), holdout=0.0))
 
 PRESETS = {"nyu": NYU, "demo": DEMO, "motorcycle": MOTORCYCLE}

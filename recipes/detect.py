@@ -62,7 +62,7 @@ DEMO = detect.Config(
         std=(0.18,),
         scale=(0.8, 1.3),
         lighting=0.2,
-        one_class=True,  # to learn the names of textures takes far more than minutes
+        one_class=True,  # because learning the classes of textures would take far more than minutes
         workers=0,
     ),
     tokenizer=Patches.Config(size=4),
@@ -80,7 +80,7 @@ DEMO = detect.Config(
     ),
 )
 
-# transformers' DETR on the same encoder, with the values of its paper (Carion et al., ECCV 2020) where they apply; boxes alone
+# transformers' DETR on the same encoder, with those values of its paper (Carion et al., ECCV 2020) that apply; only boxes
 DETR = replace(
     BASE,
     data=replace(BASE.data, scale=(0.6, 1.6)),

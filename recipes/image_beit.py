@@ -1,5 +1,5 @@
-"""BEiT on images (Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022): the codes that a frozen tokenizer
-gives to hidden tokens are predicted.
+"""BEiT on images (Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022): the decoder predicts the codes that a
+frozen tokenizer assigns to hidden tokens.
 
     python recipes/image_beit.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_beit.py --data.source /data/imagenet          codes by k-means on patches, no download
@@ -9,8 +9,8 @@ gives to hidden tokens are predicted.
 
 With `--target.source runs/pretrain-1` k-means clusters the features of your own model instead of patches.
 
-Differences from the authors' code: counts of hidden tokens are exact; there is no colour jitter; DALL-E's tokenizer reads the
-model's input, resized, instead of a second resizing of the crop. BEiT v2's second head, on the class token, is left out.
+Differences from the authors' code: the number of hidden tokens is exact; there is no colour jitter; DALL-E's tokenizer reads the
+resized input of the model instead of a second resizing of the crop. BEiT v2's second head, on the class token, is left out.
 
 Results. An independent reproduction with DALL-E's codes reports a top-1 accuracy of 83.1 % (B) after 300 epochs and
 fine-tuning. This recipe has not been run on ImageNet yet. `cifar10`: docs/methods.md."""

@@ -1,18 +1,19 @@
 """CAPI on images (Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", TMLR 2025): a
-teacher's features are clustered while the training runs, and the clusters of hidden tokens are predicted.
+teacher's features are clustered during training, and the clusters of hidden tokens are predicted.
 
     python recipes/image_capi.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_capi.py --data.source /data/imagenet          ViT-L/14
     python recipes/image_capi.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The encoder sees a rectangle that wraps around the borders. A few of the hidden tokens are predicted, each separately. Assignments
-to clusters are balanced over the batch of all processes at each place of the image; with accumulated gradients, over a
-micro-batch.
+The visible tokens form a rectangle that wraps around the borders. A few of the hidden tokens are predicted, each separately.
+Assignments to clusters are balanced at each position of the image, over the batch of all processes; with accumulated gradients,
+over a micro-batch.
 
 Differences from the authors' code: drop path rises from 0 to 0.2 over the encoder and drops branches of samples; the authors use
-0.2 in every block of encoder and predictor and compute a part of the batch. Norms are not decayed; the authors decay them by a
-tenth. The teacher's decay moves linearly from the first update; the authors' moves along a cosine after the warm-up. The head of
-the student is a plain linear layer. The cosine of the learning rate is not cut at four fifths.
+0.2 in every block of encoder and predictor and compute only a part of the batch. Norms have no weight decay; the authors use a
+tenth of the weight decay. The decay of the teacher's average changes linearly from the first update; in the authors' code it
+follows a cosine after the warm-up. The head of the student is a plain linear layer. The cosine of the learning rate is not cut at
+four fifths.
 
 Results. `cifar10`: docs/methods.md. This recipe has not been run on ImageNet yet."""
 

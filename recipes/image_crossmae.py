@@ -7,7 +7,7 @@ blocks.
     python recipes/image_crossmae.py --preset imagenet_75 --data.source /data/imagenet       all hidden tokens predicted
     python recipes/image_crossmae.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The other published sizes, in either of the first two presets:
+Flags for the other published sizes, with each of the first two presets:
 
     --encoder.size small --decoder.width 256 --decoder.heads 8
     --encoder.size large
@@ -31,8 +31,8 @@ from tasks import pretrain
 
 QUARTER = RandomMasker.Config(ratio=0.75, predict=0.25, rounding="truncate")
 
-# scale_by_predicted: the learning rate is multiplied by the fraction of the hidden tokens that is predicted, here a third. This
-# is the default of the authors' code.
+# scale_by_predicted: the learning rate is multiplied by the fraction of the hidden tokens that are predicted, here a third, as by
+# default in the authors' code.
 IMAGENET_25 = replace(
     IMAGENET,
     masker=QUARTER,

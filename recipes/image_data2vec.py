@@ -1,6 +1,6 @@
 """data2vec 2.0 on images (Baevski et al., "Efficient Self-supervised Learning with Contextualized Target Representations for
-Vision, Speech and Language", ICML 2023): 16 masks of each image, a convolutional decoder, and a teacher that follows the
-encoder.
+Vision, Speech and Language", ICML 2023): 16 masks of each image, a convolutional decoder, and a teacher that is a moving average
+of the encoder.
 
     python recipes/image_data2vec.py                                   the demonstration: minutes on a CPU, no download
     python recipes/image_data2vec.py --data.source /data/imagenet      ViT-B/16
@@ -61,7 +61,7 @@ MASKS = InverseBlockMasker.Config(ratio=0.8, side=3, masks=8)
 
 
 def features(blocks: tuple[int, ...]) -> LatentTarget.Config:
-    """The target of a small model, whose teacher follows faster."""
+    """Returns the target of a small model, with a smaller decay of the teacher's average."""
     return LatentTarget.Config(
         blocks=blocks, block_output="mlp", block_norm="instance", norm="layer", loss="scaled_mse", decay=0.99, decay_end=0.9998
     )

@@ -8,7 +8,7 @@
     python recipes/image_finetune.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
 The demonstration needs a run of the demonstration of recipes/image_mae.py, and `cifar10` a run of its preset `cifar10`. Images
-may be larger than in the pretraining: --data.image_size 448. With `--held_back 0.02`, 2 % of the training images are held back,
+may be larger than in pretraining: --data.image_size 448. With `--held_back 0.02`, 2 % of the training images are held back,
 and the weights with the best accuracy on them are evaluated instead of the last ones.
 
 Results. `imagenet`: the authors report a top-1 accuracy of 83.6 (B), 85.9 (L) and 86.9 % (H) after 1,600 epochs of pretraining.
@@ -39,7 +39,7 @@ IMAGENET = finetune.Config(
         epochs=100,
         batch_size=1024,
         learning_rate=5e-4,  # for 256 images
-        final_learning_rate=1e-6 / 2e-3,  # their code does not scale its 1e-6 with the batch
+        final_learning_rate=1e-6 / 2e-3,  # the authors' code does not scale its 1e-6 with the batch
         warmup_epochs=5,
         weight_decay=0.05,
         betas=(0.9, 0.999),
@@ -84,7 +84,7 @@ CIFAR10 = replace(
     ),
 )
 
-# for a run of the preset `small` of image_mae.py, on some hundreds to some ten thousand labelled images of your own
+# for a run of the preset `small` of image_mae.py, with your own labelled images, from a few hundred to some ten thousand
 SMALL = finetune.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),

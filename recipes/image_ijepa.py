@@ -1,11 +1,11 @@
 """I-JEPA on images (Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR
-2023): from the features of a context block, a predictor computes the features that a teacher gives to four target blocks.
+2023): a predictor computes the teacher's features of four target blocks from the encoder's features of a context block.
 
     python recipes/image_ijepa.py                                      the demonstration: minutes on a CPU, no download
     python recipes/image_ijepa.py --data.source /data/imagenet         ViT-H/14
     python recipes/image_ijepa.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The teacher is the moving average of the encoder and sees the whole image. Its features are normed over the values of each
+The teacher is the moving average of the encoder and gets the whole image. Its features are normalised over the values of each
 token.
 
 Differences from the authors' code: the numbers of tokens are exact, so that no batch is cut to its shortest sample; blocks may

@@ -1,4 +1,4 @@
-"""Linear probe of a frozen image encoder as MAE publishes it (He et al., CVPR 2022, appendix A.2; main_linprobe.py).
+"""Linear probe of a frozen image encoder, as published for MAE (He et al., CVPR 2022, appendix A.2; main_linprobe.py).
 
     python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
     python recipes/image_linear_probe.py --model runs/pretrain-1          for a run of the demonstration of image_mae.py
@@ -6,7 +6,7 @@
     python recipes/image_linear_probe.py --preset cifar10 --model runs/pretrain-2 --data.source uoft-cs/cifar10
 
 All heads share one forward pass of the encoder. `--rates 0.5 1 2 --held_back 0.01` tries three learning rates in little more time
-than one, and chooses by the accuracy on one percent of the training samples. Use `--pool.name mean` for an encoder without a class
+than one, and chooses one by the accuracy on 1 % of the training samples. Use `--pool.name mean` for an encoder without a class
 token or without a final norm (CrossMAE).
 
 Results. `imagenet`: the authors report a top-1 accuracy of 68.0 (B), 75.8 (L) and 76.6 % (H). This recipe has not been run on

@@ -70,7 +70,7 @@ CIFAR10 = pretrain.Config(
     evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
-# For some tens to some ten thousand images of your own: a small model, and a length in updates, so that few images are seen often.
+# For your own images, from some tens to ten thousand: a small model, and a length in updates, so that few images are used often.
 SMALL = pretrain.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),
@@ -92,7 +92,7 @@ SMALL = pretrain.Config(
 )
 
 # The target is raw pixels, because standardised patches of 4 x 4 pixels are hard to predict: a linear model of the neighbouring
-# patches explains 9 % of their variance, and 46 % of that of raw pixels. In a few minutes the model would learn nothing.
+# patches explains 9 % of their variance, but 46 % of that of raw pixels. In a few minutes the model would learn nothing.
 DEMO = pretrain.Config(
     data=ImagesConfig(
         source="builtin:photographs",

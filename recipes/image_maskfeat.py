@@ -1,12 +1,12 @@
-"""MaskFeat on images (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): histograms
-of oriented gradients of hidden tokens are predicted.
+"""MaskFeat on images (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): the model
+predicts histograms of oriented gradients of hidden tokens.
 
     python recipes/image_maskfeat.py                                   the demonstration: minutes on a CPU, no download
     python recipes/image_maskfeat.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_maskfeat.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The learning rate for 256 images and its end, warm-up, crops, clipping, ratio and target are the authors'. The batch size is our
-choice. A token of 4 pixels is one cell, with 9 values for each channel.
+The initial and the final learning rate for 256 images, warm-up, crops, clipping, ratio and target are the authors'. The batch size
+is our choice. A token of 4 pixels is one cell, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
 been run on ImageNet yet. `cifar10`: docs/methods.md."""

@@ -31,7 +31,7 @@ IMAGENET = pretrain.Config(
     decoder=SelfAttentionDecoder.Config(width=512, depth=32, heads=16, positions="learned"),
     target=PixelTarget.Config(standardise="patch"),
     train=TrainConfig(
-        steps=642_000,  # 400 of their epochs
+        steps=642_000,  # 400 of the authors' epochs
         batch_size=8192,
         learning_rate=2.5e-5,  # for 256 images
         warmup_steps=64_200,

@@ -1,5 +1,5 @@
-"""Self-distilled masked autoencoding on images: a teacher, which is the moving average of the encoder, sees the image, and the
-decoder predicts its features of the hidden tokens instead of their pixels.
+"""Self-distilled masked autoencoding on images: the teacher, which is the moving average of the encoder, gets the whole image, and
+the decoder predicts the teacher's features of the hidden tokens instead of their pixels.
 
     python recipes/image_selfdistill.py                                the demonstration: minutes on a CPU, no download
     python recipes/image_selfdistill.py --data.source /data/imagenet   ViT-B/16
@@ -7,7 +7,7 @@ decoder predicts its features of the hidden tokens instead of their pixels.
     python recipes/image_selfdistill.py --preset imagenet_bootmae --data.source /data/imagenet
     python recipes/image_selfdistill.py --preset cifar10 --data.source uoft-cs/cifar10
 
-`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher sees only the hidden tokens, and the loss is the cosine
+`imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher gets only the hidden tokens, and the loss is the cosine
 distance. SdAE's authors split the hidden tokens into several sequences, and compute the cosine over another axis.
 `imagenet_bootmae` follows BootMAE (Dong et al., ECCV 2022): two decoders predict pixels and features. Both read the encoder's last
 features; the pixel decoder attends to the output of the first block, and the feature decoder to that of the last one. The weight

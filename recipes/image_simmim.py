@@ -28,7 +28,7 @@ PIXELS = PixelTarget.Config(standardise="none", loss="l1")
 IMAGENET = pretrain.Config(
     data=ImagesConfig(image_size=224, crop_scale=(0.67, 1.0), workers=10),
     tokenizer=Patches.Config(size=16),
-    masker=RandomMasker.Config(ratio=30 / 49, unit=2, blank=True),  # their code rounds 0.6 of 49 squares up
+    masker=RandomMasker.Config(ratio=30 / 49, unit=2, blank=True),  # the authors' code rounds 0.6 of 49 squares up
     encoder=VisionTransformer.Config(
         size="base", positions="none", relative_bias="shared", qkv_bias="qv", layer_scale=0.1, drop_path=0.1
     ),

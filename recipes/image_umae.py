@@ -1,5 +1,5 @@
 """Uniform masking (Li et al., "Uniform Masking: Enabling MAE Pre-training for Pyramid-based Vision Transformers with Locality",
-arXiv 2205.10063): one token of every 2 x 2 is visible, so that the visible tokens form a grid for windows and pyramids.
+arXiv 2205.10063): one of every 2 x 2 tokens is visible, so that the visible tokens form a grid for windows and pyramids.
 
     python recipes/image_umae.py                                       the demonstration: minutes on a CPU, no download
     python recipes/image_umae.py --data.source /data/imagenet          Swin-T at 256 pixels

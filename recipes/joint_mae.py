@@ -5,12 +5,12 @@ CVPR 2023): an image is a clip of one constant tube, and each update is on image
     python recipes/joint_mae.py --data.source /data/ssv2 --second.data.source /data/imagenet     the authors' schedule
     python recipes/joint_mae.py ... --second.updates 2 1          two of three updates on clips, one on images
 
-Flags of the images begin with --second; all others are of the videos or of both. An epoch passes once over the videos.
+Flags for the images begin with --second; all others are for the videos or for both. An epoch passes once over the videos.
 
 `ssv2_imagenet` follows the authors' published configuration, omnimae_vitbase_ssv2_in1k.yaml, of 800 epochs; the paper trains for
-1,600. The authors count an epoch as one pass over the images. In it a quarter of the videos is decoded, with four crops of each,
-which makes one sample for each video; 800 of these epochs are 200 passes over the videos. Among 43 updates, 38 are on images and 5
-on clips, which is the authors' proportion (626 to 82 updates per epoch on 64 GPUs). The decoder's attention has no biases, as in
+1,600. The authors count an epoch as one pass over the images. During an epoch a quarter of the videos are decoded, with four crops
+of each; 800 of these epochs are 200 passes over the videos. Among 43 updates, 38 are on images and 5 on clips, which is the
+authors' proportion (626 to 82 updates per epoch on 64 GPUs). The decoder's attention has no biases, as in
 the released weights; the configuration has biases. Two things differ from the authors' code. Positions are sines and cosines of
 (time, row, column), with time 0 for images; the authors take them from a table over the flattened index. The mask token and the
 decoder's positions have the decoder's width; the authors' have the encoder's, and are projected together with the features.
@@ -40,7 +40,7 @@ from tasks import pretrain
 SSV2_IMAGENET = pretrain.Config(
     data=ClipsConfig(
         frames=16,
-        fps=16 / 2.7,  # 16 frames of 2.7 seconds
+        fps=16 / 2.7,  # 16 frames in 2.7 seconds
         image_size=224,
         crop="random_resized",
         crop_scale=(0.08, 1.0),
@@ -68,7 +68,7 @@ SSV2_IMAGENET = pretrain.Config(
     ),
 )
 
-# the demonstrations of videos and of images take turns, one update each
+# the updates of the demonstrations of videos and of images alternate
 DEMO = replace(
     MOTION,
     second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),

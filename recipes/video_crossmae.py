@@ -1,6 +1,6 @@
 """CrossMAE's decoder on videos: VideoMAE's setting with a decoder of cross-attention only. A quarter of the tokens is predicted,
-and each decoder block reads its own weighted sum of the encoder's blocks. Fu et al. (TMLR 2025) trained on images and name videos
-as future work.
+and each decoder block reads its own weighted sum of the encoder's blocks. Fu et al. (TMLR 2025) trained on images and mention
+videos as future work.
 
     python recipes/video_crossmae.py                                           the demonstration: minutes on a CPU
     python recipes/video_crossmae.py --data.source /data/kinetics400/train     ViT-B, 25 % of the tokens predicted
@@ -9,8 +9,7 @@ as future work.
 A clip has 1,568 tokens, of which 1,408 are hidden. Self-attention over all of them costs more than the encoder. Here 392 tokens are
 predicted, and attend to the 160 visible ones only.
 
-Results. There is no published result on Kinetics, and we have none. The demonstration has not been
-compared with that of VideoMAE.
+Results. There is no published result on Kinetics, and we have none. The demonstration has not been compared with that of VideoMAE.
 """
 
 from dataclasses import replace

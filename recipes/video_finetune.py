@@ -63,7 +63,7 @@ KINETICS = finetune.Config(
         epochs=75,
         batch_size=768,
         learning_rate=2.5e-4,  # for 256 samples; 5e-4 for 256 videos
-        final_learning_rate=1e-6 / 5e-4,  # their code scales both with the batch
+        final_learning_rate=1e-6 / 5e-4,  # the authors' code scales both with the batch
         warmup_epochs=5,
         weight_decay=0.05,
         betas=(0.9, 0.999),
@@ -132,7 +132,7 @@ DEMO = finetune.Config(
     ),
 )
 
-# for a run of the preset `small` of video_mae.py, on some hundreds to some thousand labelled videos of your own
+# for a run of the preset `small` of video_mae.py, with your own labelled videos, from a few hundred to a few thousand
 SMALL = replace(
     DEMO,
     data=replace(SMALL_CLIPS, eval_clips=2),

@@ -5,14 +5,14 @@
     python recipes/video_linear_probe.py --model runs/pretrain-1             for a run of the demonstration of video_mae.py
     python recipes/video_linear_probe.py --model runs/pretrain-1/config.yaml          the same model with random weights
 
-The score of a video is the mean over clips and crops (`--data.eval_clips 5 --data.eval_crops 3`), which are cut from one decode.
+The score of a video is the mean over clips and crops (`--data.eval_clips 5 --data.eval_crops 3`). The video is decoded once.
 Set `--data.flip 0` for data in which left and right have a meaning (Something-Something).
 
 Results. `kinetics` has the clips and test views of VideoMAE and the classifier of MAE; no paper states such a recipe in full, and
 this one has not been run. `attentive` follows the evaluation of V-JEPA (Bardes et al., 2024), which reports 80.8 % for its own
 ViT-L on Kinetics-400 with 16 frames, 8 clips and 3 crops. Two things differ from the authors' code: the scores of the clips are
-averaged here, where the authors' probe attends to all clips of a video at once; and the authors use AutoAugment. The learning rate
-is that of the authors' code; it does not contain the other values of the schedule."""
+averaged here, whereas the authors' probe attends to all clips of a video at once; and the authors use AutoAugment. The learning
+rate is that of the authors' code, which does not contain the other values of the schedule."""
 
 from dataclasses import replace
 

@@ -8,7 +8,7 @@ Pre-Training", NeurIPS 2022).
     python recipes/video_mae.py --preset ucf101 --data.source /data/ucf101
 
 Each preset has the batch size of the authors' script for this size and data set, from which the learning rate follows: 2,048 clips
-for ViT-B, 1,024 for ViT-S and ViT-H, 512 for ViT-L. The paper says 1,024 for all.
+for ViT-B, 1,024 for ViT-S and ViT-H, 512 for ViT-L. The paper states 1,024 for all.
 
 `mmm prepare_video` re-encodes a data set once, so that it reads several times faster. `--data.repeats 4` cuts four samples from
 each decoded clip (VideoMAE V2). An update then has the same number of samples as before and an epoch has four times as many:
@@ -50,7 +50,7 @@ KINETICS = pretrain.Config(
         epochs=1600,
         batch_size=2048,
         learning_rate=1.5e-4,  # for 256 clips
-        final_learning_rate=1e-5 / 1.5e-4,  # their code scales both with the batch
+        final_learning_rate=1e-5 / 1.5e-4,  # the authors' code scales both with the batch
         warmup_epochs=40,
         weight_decay=0.05,
         decay_tokens=False,
@@ -98,7 +98,7 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
-# For some tens to some thousand videos of your own: a small model, and a length in updates, so that few videos are seen often.
+# For your own videos, from some tens to some thousand: a small model, and a length in updates, so that few videos are used often.
 SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, holdout=0.1, workers=2)
 SMALL = pretrain.Config(
     data=SMALL_CLIPS,
@@ -134,9 +134,9 @@ DEMO_CLIPS = ClipsConfig(
     workers=1,
 )
 
-# A tube has four frames, so that it contains motion: with two, a probe finds nothing after so short a run. Masks are drawn over
-# space and time, because the model learned more slowly with tube masks (at another learning rate). The target is raw pixels, as
-# in image_mae.py.
+# A tube has four frames, so that it contains motion: with two frames, the accuracy of a probe does not improve in such a short run.
+# Masks are drawn over space and time, because the model learned more slowly with tube masks (at another learning rate). The target
+# is raw pixels, as in image_mae.py.
 DEMO = pretrain.Config(
     data=DEMO_CLIPS,
     tokenizer=Tubes.Config(size=8, frames=4),
@@ -153,7 +153,7 @@ DEMO = pretrain.Config(
         betas=(0.9, 0.95),
         clip_norm=1.0,
         precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
-        threads=1,  # the other core decodes
+        threads=1,  # the second core decodes the videos
         log_every=100,
     ),
     evaluate=EvaluatorSet.of(

@@ -1,13 +1,13 @@
-"""VideoMAE V2 on videos (Wang et al., "VideoMAE V2: Scaling Video Masked Autoencoders with Dual Masking", CVPR 2023): VideoMAE
-that predicts only a part of the hidden tokens, chosen by a pattern that moves with time.
+"""VideoMAE V2 on videos (Wang et al., "VideoMAE V2: Scaling Video Masked Autoencoders with Dual Masking", CVPR 2023): as VideoMAE,
+but it predicts only a part of the hidden tokens, chosen by a pattern that moves with time.
 
     python recipes/video_mae_v2.py                                         the demonstration: minutes on a CPU, no download
     python recipes/video_mae_v2.py --data.source /data/unlabelled_hybrid   the released setting of ViT-B
     python recipes/video_mae_v2.py --preset hybrid_giant --data.source /data/unlabelled_hybrid
     python recipes/video_mae_v2.py --data.source list.csv --data.root /data     their list of `path 0 -1` lines
 
-Four samples are cut from each decoded clip, each with its own mask. The authors count 1,200 epochs for 300 passes with four
-samples each.
+Four samples are cropped from each decoded clip, each with its own mask. The authors count 300 passes with four samples each as
+1,200 epochs.
 
 Differences from the authors' code: the authors' decoder also computes visible positions, without a loss; this one computes only
 the predicted ones, 704 of 1,568. The authors' clips of Something-Something have a stride of 2: train on its list in a separate

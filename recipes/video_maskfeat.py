@@ -1,12 +1,12 @@
-"""MaskFeat on videos (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): histograms
-of oriented gradients of the first frame of each hidden tube are predicted.
+"""MaskFeat on videos (Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022): the model
+predicts histograms of oriented gradients of the first frame of each hidden tube.
 
     python recipes/video_maskfeat.py                                       the demonstration: minutes on a CPU, no download
     python recipes/video_maskfeat.py --data.source /data/kinetics400/train
 
-Hidden tokens form boxes of squares of 32 pixels, from one to all time slots long. The authors' encoder is MViTv2; this one is a
-ViT. Ratio, target, crops, clipping, epochs, warm-up and the learning rate for 32 clips are the authors'. The batch size is our
-choice.
+Hidden tokens form boxes that consist of squares of 32 pixels and extend over one or more time steps, up to all. The authors'
+encoder is MViTv2; this one is a ViT. Ratio, target, crops, clipping, epochs, warm-up and the learning rate for 32 clips are the
+authors'. The batch size is our choice.
 
 Results. This recipe has not been run on Kinetics yet. `demo`: docs/methods.md."""
 

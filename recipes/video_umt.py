@@ -1,12 +1,12 @@
 """Unmasked Teacher on videos, first stage (Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundation Models",
-ICCV 2023): a frozen image model looks at every frame, its attention chooses which tokens the student sees, and the student
-predicts the teacher's features of these tokens.
+ICCV 2023): the teacher, a frozen image model, processes every frame. Its attention determines which tokens are visible to the
+student, and the student predicts the teacher's features of these tokens.
 
     python recipes/video_umt.py                                            the demonstration: minutes on a CPU, no download
     python recipes/video_umt.py --data.source /data/kinetics400/train      CLIP ViT-B/16 as the teacher, from the hub through timm
     python recipes/video_umt.py --target.teacher runs/pretrain-1 --data.source /data/kinetics400/train
 
-The demonstration has no teacher to download: its teacher is the moving average of its own encoder.
+The demonstration does not download a teacher: its teacher is the moving average of the encoder.
 
 Differences from the authors' code: CLIP's projection after the last norm is left out; the loss is 1 - cos instead of 2 - 2 cos,
 which does not change the updates of AdamW.
@@ -31,7 +31,7 @@ LAST = tuple(range(7, 13))  # the last six of twelve blocks
 KINETICS = pretrain.Config(
     data=replace(CLIPS, frames=8, sampling="segments", flip=0.5),
     tokenizer=Tubes.Config(size=16, frames=1),
-    masker=AttentionMasker.Config(ratio=156 / 196, predict_visible=True),  # 40 of 196 are seen
+    masker=AttentionMasker.Config(ratio=156 / 196, predict_visible=True),  # 40 of 196 are visible
     encoder=VisionTransformer.Config(size="base", class_token=False, positions="flat_sine_cosine", qkv_bias="qv", drop_path=0.1),
     decoder=LinearDecoder.Config(levels=LAST, positions="flat_sine_cosine", norm=True),
     target=LatentTarget.Config(

@@ -1,21 +1,21 @@
 """V-JEPA on videos (Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024;
-V-JEPA 2: Assran et al., arXiv 2506.09985): a predictor computes the features that a teacher, the moving average of the encoder,
-gives to large blocks of space through all the time.
+V-JEPA 2: Assran et al., arXiv 2506.09985): a predictor computes the features of large spatial blocks, which extend over all frames,
+as a teacher computes them. The teacher is the moving average of the encoder.
 
     python recipes/video_vjepa.py                                          the demonstration: minutes on a CPU, no download
     python recipes/video_vjepa.py --data.source /data/videos               V-JEPA, ViT-L
     python recipes/video_vjepa.py --preset vjepa2 --data.source /data/videos      V-JEPA 2, ViT-L at 256 pixels, rotary positions
     python recipes/video_vjepa.py --preset vjepa2_1 --data.source /data/videos    V-JEPA 2.1: four levels, visible tokens too
 
-Each sample has two masks: the union of eight small blocks and the union of two large ones. The clip is read once, and the teacher
-is computed once for both.
+Each sample has two masks: the union of eight small blocks and the union of two large ones. For both masks together, the clip is
+read once, and the teacher is computed once.
 
-Differences from the authors' code: counts of tokens are exact, so that no batch is cut to its shortest sample. Both masks share
+Differences from the authors' code: numbers of tokens are exact, so that no batch is cut to its shortest sample. Both masks share
 one mask token; V-JEPA has one for each mask, and the released runs of V-JEPA 2 trained only one of them. Weights are initialised
 Xavier-uniform instead of truncated normal. The schedule ends with the run; V-JEPA's is 1.25 times as long. The gradient of all
 weights is clipped together and from the beginning; the authors clip it by part and after the warm-up. V-JEPA 2's cooldown on
-longer clips is a second run with --init. V-JEPA 2.1 also trains on images on half of its processes, and norms the teacher's levels
-with learned factors.
+longer clips is a second run with --init. V-JEPA 2.1 also trains on images on half of its processes, and normalises the teacher's
+levels with learned factors.
 
 Results. The authors report a top-1 accuracy of 80.8 % (L, Kinetics-400, attentive probe) and 69.5 % (Something-Something V2).
 This recipe has not been run on these data sets yet. `demo`: docs/methods.md."""

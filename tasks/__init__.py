@@ -1,1 +1,1 @@
-"""Tasks: procedures on the parts of `mmm`. Each file holds a `Config` and a function `run(config) -> dict`."""
+"""Tasks: procedures on the parts of `mmm`. Each file contains a `Config` and a function `run(config) -> dict`."""

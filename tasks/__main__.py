@@ -1,6 +1,6 @@
 """The console script `mmm TASK [RECIPE] [flags]`. It imports only the chosen task.
 
-Help and mistakes in flags are answered without torch, whose import takes seconds."""
+Help and errors about flags are printed without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one task, and returns the exit code of the process.
 
     Args:
-        argv: without the program's name. None: the process's own.
+        argv: arguments without the program's name. None: those of this process.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     known = summaries(Path(__file__).parent)
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer_early(name: str, argv: list[str]) -> None:
-    """Answers a request for help or a mistake in a flag without torch, and ends the process. Returns if there is neither."""
+    """Prints help or an error about a flag without importing torch, and ends the process. Returns if there is neither."""
     if any(word == "--use" or word.startswith("--use=") for word in argv):
-        return  # the user's own file may need the libraries
-    with contextlib.suppress(Exception), placeholders():  # the command itself meets whatever else is wrong
+        return  # the user's file may need the libraries
+    with contextlib.suppress(Exception), placeholders():  # `run_task` reports other errors
         from mmm.config import cli
         from mmm.core.checks import FlagError
 
@@ -91,7 +91,7 @@ def read_command(name: str, argv: list[str]) -> tuple[ModuleType, dict[str, Any]
     """Imports a task and the recipe that the command line names, and returns the task and the options of `cli.main`.
 
     Raises:
-        FlagError: there is no such recipe, or it is for another task, or the task needs one.
+        FlagError: there is no such recipe, it is for another task, or the task needs a recipe and none is given.
     """
     from mmm.core.checks import FlagError, nearest
 
@@ -131,7 +131,7 @@ def default_of(task: ModuleType, name: str, argv: Sequence[str]) -> Any:
     from mmm.config.serialize import load
     from mmm.core.checks import FlagError
 
-    if hasattr(task, "defaults"):  # they depend on other flags
+    if hasattr(task, "defaults"):  # the defaults depend on other flags
         return task.defaults(dict(group_flags(argv)))
     needed = [field.name for field in fields(task.Config) if field.default is field.default_factory is MISSING]
     if not needed:

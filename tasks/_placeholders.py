@@ -2,7 +2,7 @@
 
 Flags are the fields of configs. Configs are declared in the files of tasks, recipes and parts, next to code that imports torch, and
 torch takes several times as long to import as all of these files. None of them computes anything when it is imported, so that the
-configs are the same with placeholders, which answer every attribute, call and subclassing.
+configs are the same with placeholders, which support every attribute, call and subclass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REAL = {*sys.stdlib_module_names, *OWN, "yaml", "_yaml"}  # yaml reads saved con
 
 @contextmanager
 def placeholders() -> Iterator[None]:
-    """Imports placeholders instead of libraries within the block. Afterwards, forgets them and each module that saw them."""
+    """Imports placeholders instead of libraries inside the `with` block. Then removes them and all modules that imported them."""
     before, finder = set(sys.modules), _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -36,7 +36,7 @@ def placeholders() -> Iterator[None]:
 class _Placeholder(ModuleType):
     """A module, class, function or value of a library."""
 
-    __iter__ = None  # else `__getitem__` would make an endless sequence of it
+    __iter__ = None  # otherwise `__getitem__` would make it an endless sequence
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -59,7 +59,7 @@ class _Placeholder(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds a placeholder for each module that is neither of mmm nor of the standard library."""
+    """Finds a placeholder for each module that belongs neither to mmm nor to the standard library."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         return None if name.partition(".")[0] in REAL else ModuleSpec(name, self, is_package=True)
@@ -68,4 +68,4 @@ class _Finder(MetaPathFinder, Loader):
         return _Placeholder(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """A placeholder has no code."""
+        """Does nothing, because a placeholder has no code."""

@@ -74,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def make_runs(config: Config, folder: Path) -> list[Path]:
-    """Runs the variants of the recipe one by one. An unfinished run in the folder is continued, a finished one only evaluated
+    """Runs the variants of the recipe one by one. An unfinished run in the folder is resumed, and a finished run is only evaluated
     again.
 
     Raises:
@@ -91,8 +91,8 @@ def make_runs(config: Config, folder: Path) -> list[Path]:
 
 
 def commands(config: Config, folder: Path) -> list[tuple[Path, list[str]]]:
-    """Returns folder and command of every run. All variants of a seed come before the next seed, so that an interrupted comparison
-    is fair."""
+    """Returns the folder and the command of every run. All variants of a seed come before the next seed, so that an interrupted
+    comparison is fair."""
     if config.recipe is None:
         return []
     start = shlex.split(config.launcher) if config.launcher else [sys.executable]
@@ -107,14 +107,14 @@ def commands(config: Config, folder: Path) -> list[tuple[Path, list[str]]]:
 
 
 def flags(changes: Sequence[str]) -> list[str]:
-    """Returns the flags of a variant: "decoder.name=linear,data.mean=0.5 0.5" becomes --decoder.name linear --data.mean 0.5 0.5.
+    """Returns the flags of a variant. "decoder.name=linear,data.mean=0.5 0.5" becomes --decoder.name linear --data.mean 0.5 0.5.
 
     Raises:
         ValueError: a word is not a change.
     """
     found: list[str] = []
     for change in changes:
-        for one in re.split(r",(?=[\w.]+=)", change):  # a comma inside a value is kept
+        for one in re.split(r",(?=[\w.]+=)", change):  # does not split at a comma inside a value
             name, equals, value = one.partition("=")
             if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
                 raise ValueError(f"{one!r} is not a change of a flag; write name=value, for instance masker.name=block")

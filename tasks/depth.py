@@ -93,7 +93,7 @@ def finish(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> dic
 
 
 def draw(session: Session, model: Segmenter, test: LabelledPixels[Any]) -> Path:
-    """Draws images that are evenly spread over the test split, with true and predicted depths. Near is dark."""
+    """Draws images that are evenly spread over the test split, with true and predicted depths. Near pixels are dark."""
     device, data = session.training.accelerator.device, test.config
     columns: list[list[Tensor]] = [[], [], []]
     for batch in eval_batches(spread(test, SHOWN), data, batch_size=1):

@@ -114,7 +114,7 @@ def draw(session: Session, model: Detector, test: AnnotatedObjects) -> Path:
             if model.config.predicts_masks and len(objects.masks):
                 truth[-1]["masks"] = torch.stack([torch.from_numpy(as_pixels(mask, objects.size)).bool() for mask in objects.masks])
             (one,) = detect(model, normalise(batch.pixels.to(device), config.mean, config.std))
-            likely = one["scores"].topk(min(len(objects.boxes), len(one["scores"]))).indices  # a short training scores all low
+            likely = one["scores"].topk(min(len(objects.boxes), len(one["scores"]))).indices  # scores are low after short training
             found.append(in_image({name: value[likely] for name, value in one.items()}, part, index))
     path = session.folder.path / "pictures" / f"detection_{step:08d}.png"
     title = f"{session.folder.path.name}, step {step:,}: the likeliest objects, as many as are annotated"

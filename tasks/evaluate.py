@@ -1,4 +1,4 @@
-"""Evaluate a model with any of the evaluations of pretraining, or with your own.
+"""Evaluate a model with any of the evaluations of pretraining, or with your own evaluation.
 
 mmm evaluate runs/pretrain-1 --evaluate features reconstruction
 mmm evaluate runs/pretrain-1 --evaluate few_shot --evaluate.few_shot.labels_per_class 10

@@ -6,9 +6,9 @@ mmm extract videomae.pth --source clips.csv --eval_clips 5 --eval_crops 3 --view
 mmm extract videomae.pth --source films --every 2.0 --out windows.parquet      # a clip every two seconds
 torchrun --nproc_per_node 8 -m tasks extract runs/pretrain-1 --source /data/imagenet --out imagenet.safetensors
 
-After an interruption, the same command continues. NAME.json beside the file contains the inputs' names, the unreadable inputs, and
-the model and layers of the features. A .safetensors file contains index, label and a tensor for each layer (last, block_6); a
-.parquet file has them as columns.
+After an interruption, the same command continues. NAME.json beside the file contains the names of the inputs, the unreadable
+inputs, and the model and layers of the features. A .safetensors file contains index, label and a tensor for each layer (last,
+block_6); a .parquet file contains them as columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmm.train.distributed.setup import start
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-COVERED = 0.1  # smallest share of the videos, covered by the clips of evaluation, that is not reported
+COVERED = 0.1  # if the clips of evaluation cover a smaller share of the videos, this is reported
 
 
 @dataclass(frozen=True, kw_only=True)

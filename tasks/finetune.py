@@ -46,13 +46,13 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """Returns the config that the flags change. If the model is a run, the data is that of the run. With another source, only size
-    and normalisation of the pixels are those of the run."""
+    """Returns the config that the flags change. If the model is from a run, the data is that of the run. With another source, only
+    the size and normalisation of the pixels are those of the run."""
     model = flags.get("model")
     data = run_data(model[-1]) if model else None
     if data is None:
         return Config()
-    if "data.source" in flags:  # which has its own splits and columns
+    if "data.source" in flags:  # another source has its own splits and columns
         column = data.medium.flag.removeprefix("data.")
         names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root", "label_column", column)) | {"split": "train"}
         data = replace(data, **names)
@@ -77,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints, layer_decay=config.layer_decay
     )
     objective = FineTuneObjective(config.data, config.soft, splits.classes, accelerator.device)
-    if config.dry_run:  # the few samples of a dry run are not mixed
+    if config.dry_run:  # a dry run does not mix its few samples
         unmixed = FineTuneObjective(config.data, SoftConfig(), splits.classes, accelerator.device)
         accelerator.print(text := preview(config, training, unmixed, data, plan, unit=PAIRS))
         return {"dry_run": text}
@@ -106,7 +106,7 @@ def evaluate(session: Session, model: Classifier, splits: LabelledSplits, best: 
 
 
 def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str, Any]:
-    """Scores the model on samples with its present weights."""
+    """Scores the model on samples with its current weights."""
     size, device = session.plan.micro_batch_size, session.training.accelerator.device
     return classify(model, part, batch_size=size, device=device, problems=session.bad_inputs.pending)
 
@@ -114,8 +114,8 @@ def score(session: Session, model: Classifier, part: Images | Clips) -> dict[str
 def finish(
     config: Config, session: Session, model: Classifier, splits: LabelledSplits, best: BestWeights | None, weights: str
 ) -> dict[str, Any]:
-    """Scores the test samples with all views and the best weights on the held-back samples, or with the last weights if none were
-    held back."""
+    """Scores the test samples with all views. Uses the weights with the best score on held-back samples, or the last weights if no
+    samples were held back."""
     step = session.training.step
     with session.training.averaged():
         if best is not None and best.step is not None:

@@ -39,7 +39,7 @@ from mmm.system.files import write_json
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "models"
-FEWEST = 4  # samples of a batch that unbiased CKA needs
+FEWEST = 4  # smallest number of samples of a batch for unbiased CKA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Config(LoadedModelConfig):
     """Inspect one or two models."""
 
     models: tuple[str, ...] = ()
-    """One or two models: run folders, checkpoints or weights. The config.yaml of a run means its model with random weights."""
+    """One or two models: run folders, checkpoints or weights. The config.yaml of a run selects its model with random weights."""
 
     samples: Positive | None = 256
     """Samples, chosen by key. None: all."""
@@ -59,8 +59,8 @@ class Config(LoadedModelConfig):
     """Samples whose features and attention are drawn."""
 
     token: tuple[int, ...] = ()
-    """Place on the grid of the token whose attention is drawn, counted from 0: row and column, for clips first the place in time.
-    Empty: the middle one."""
+    """Position on the grid of the token whose attention is drawn, counted from 0: row and column, for clips preceded by the
+    position in time. Empty: the middle token."""
 
     mask_seed: int = 0
     """Random seed for the masks and for the choice of samples."""
@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, Any]:
     logger.info("%s on %s", " and ".join(loaded.name for loaded in loaded_models), describe_data(part))
     models = [loaded.model for loaded in loaded_models]
     for model in models:
-        _place(config.token, model.tokenizer.grid_of(part.config.size))  # refuses a place that does not exist
+        _place(config.token, model.tokenizer.grid_of(part.config.size))  # raises an error if the position does not exist
     inspections = [Inspection(model, loaded.data.input()) for model, loaded in zip(models, loaded_models, strict=True)]
     across, problems = MinibatchCKA(), []
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
@@ -169,10 +169,10 @@ def _maps_note(model: MaskedModel, token: tuple[int, ...], x: Tensor) -> str:
 
 
 def _place(token: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the place of the token whose attention is drawn: the middle one where none is chosen.
+    """Returns the position of the token whose attention is drawn, by default the middle one.
 
     Raises:
-        ValueError: the grid has no such place.
+        ValueError: the grid has no such position.
     """
     place = token or tuple(count // 2 for count in grid)
     if len(place) != len(grid) or any(not 0 <= one < count for one, count in zip(place, grid, strict=True)):
@@ -208,7 +208,7 @@ def _as_picture(values: Tensor, grid: tuple[int, ...], token: tuple[int, ...]) -
 
 
 def _flat(place: tuple[int, ...], grid: tuple[int, ...]) -> int:
-    """Returns the number of a place in the grid's flat order."""
+    """Returns the number of a position in the grid's flat order."""
     number = 0
     for one, count in zip(place, grid, strict=True):
         number = number * count + one

@@ -3,8 +3,8 @@
 mmm launch "pretrain image_mae --data.source /data/imagenet --folder runs/mae" --slurm --nodes 2 --gpus 8 --time 24:00:00
 mmm launch "pretrain image_mae --data.source /data/imagenet --folder runs/mae" --slurm --dry_run
 
-The script starts one process per GPU. Slurm sends SIGUSR1 before the time ends; the run saves its step and exits, and the script
-puts the job into the queue again, where it continues from that step.
+The script starts one process per GPU. Slurm sends SIGUSR1 before the time ends; the run saves a checkpoint and exits, and the
+script puts the job into the queue again. The job then continues from this checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmm.core.checks import CheckedConfig, Count, Positive, suggest
 
 POSITIONAL = "command"
 
-STOPPED = 143  # the exit code of a run that a signal stopped after it saved its step
+STOPPED = 143  # exit code of a run that saved a checkpoint and stopped because of a signal
 RESUMABLE = ("pretrain", "finetune", "linear_probe", "attentive_probe")
 
 
@@ -31,7 +31,7 @@ class Config(CheckedConfig):
     """Run a task on a cluster."""
 
     command: str | None = None
-    """The task with its recipe and flags, in quotes, as after `mmm`. It must name the run's folder (--folder)."""
+    """The task with its recipe and flags in quotes, without `mmm`. It must name the run's folder (--folder)."""
 
     slurm: bool = False
     """Submit the job with Slurm's sbatch."""
@@ -49,10 +49,10 @@ class Config(CheckedConfig):
     """Processor cores of each process. None: the cluster's default."""
 
     time: str = "24:00:00"
-    """Time limit of the job between two entries into the queue, in Slurm's format: minutes, HH:MM:SS or D-HH:MM:SS."""
+    """Time limit of the job each time it runs, in Slurm's format: minutes, HH:MM:SS or D-HH:MM:SS."""
 
     notice: Positive = 180
-    """Seconds before the time limit at which the run is told to save and stop."""
+    """Number of seconds before the time limit at which the run gets the signal to save and stop."""
 
     partition: str | None = None
     """Partition of the cluster. None: its default."""
@@ -70,7 +70,7 @@ class Config(CheckedConfig):
     """Further options of sbatch, for instance qos=long constraint=h100 mem=0."""
 
     dry_run: bool = False
-    """Print the script, and submit nothing."""
+    """Print the script without submitting it."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, Any]:
         return {"script": script}
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch was not found: submit the job on a machine of the cluster, or look at its script with --dry_run")
-    jobs = folder.with_name(f"{folder.name}.slurm")  # beside the run: a run folder holds what its training wrote
+    jobs = folder.with_name(f"{folder.name}.slurm")  # beside the run folder, which contains only files of the training
     jobs.mkdir(parents=True, exist_ok=True)
     path = jobs / "job.sh"
     path.write_text(script, encoding="utf-8")

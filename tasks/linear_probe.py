@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier on a frozen encoder, trained by gradient as published, or fitted exactly.
+"""Linear probe: a linear classifier on a frozen encoder, trained by gradient descent as published, or fitted exactly.
 
 mmm linear_probe runs/pretrain-1                                        exact: features once, then several penalties
 mmm linear_probe runs/pretrain-1/config.yaml                            the same model with random weights
@@ -23,7 +23,7 @@ class Config(ProbeConfig):
     """Probe an encoder with a linear classifier."""
 
     methods: tuple[Literal["trained", "exact"], ...] = ("exact",)
-    """trained: by gradient on augmented samples (options train, rates, optimizer). exact: logistic regression on features."""
+    """trained: gradient descent on augmented samples (options train, rates, optimizer). exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
     """Options of the exact method."""
 

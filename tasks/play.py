@@ -4,8 +4,8 @@
     mmm play runs/pretrain-1 mae_visualize_vit_base.pth --norm_pix false --folders my_photographs
     mmm play runs/pretrain-1 --export my_space
 
-The page needs `pip install 'masked-modelling[play]'`. It is reached from this machine only, unless --host says otherwise. The file
-of a visitor is kept in memory until the visitor leaves. --export writes a Space for the Hugging Face hub with the same page.
+The page needs `pip install 'masked-modelling[play]'`. Only this machine can reach it, unless --host allows others. The file of a
+visitor is kept in memory until the visitor leaves. --export writes a Space for the Hugging Face hub with the same page.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ class Config(CheckedConfig):
     """Open a page to play with models."""
 
     models: tuple[str, ...] = ()
-    """Run folders, checkpoints or files of weights in them, published weights, or names on the hub. A run folder stands for all its
+    """Run folders, checkpoints or files of weights in them, published weights, or names on the hub. A run folder selects all its
     checkpoints."""
 
     folders: tuple[str, ...] = ()
-    """Folders of images or videos in which the page searches for those most similar to a visitor's. Every visitor can see them."""
+    """Folders of images or videos in which the page searches for the samples most similar to that of a visitor. Every visitor can
+    see them."""
 
     searched: Positive = SEARCHED
     """Largest number of samples of a folder that are searched, chosen by key."""
 
     host: str = "127.0.0.1"
-    """Address on which the page is served. 127.0.0.1 is reached from this machine only, 0.0.0.0 from other machines too."""
+    """Address at which the page is served. 127.0.0.1: only this machine can reach it; 0.0.0.0: other machines too."""
 
     port: Annotated[int, Limit("from 1 to 65535", lambda value: 1 <= value <= 65535)] | None = None
     """Port of the page. None: the first free one from 7860."""
@@ -78,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
     models = Models(config.models, device=choose_device(config.device), norm_pix=config.norm_pix)
     models.check()
     with tempfile.TemporaryDirectory(prefix="mmm-play-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # gone with the server, also where a visitor left in the middle of an upload
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # deleted with the server, also if a visitor left during an upload
         from mmm.play.page import serve
 
         page, address = serve(

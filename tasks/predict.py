@@ -1,4 +1,4 @@
-"""Classify images or videos with a fine-tuned model, or predict the classes of pixels or the objects.
+"""Classify images or videos with a fine-tuned model, or predict the classes of pixels, or detect objects.
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
@@ -6,8 +6,8 @@
     mmm predict runs/segment-1 holiday_pictures --masks masks
     mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
-A source is a file, a folder, a list, or any other that a training takes. The probabilities of a video are the mean over its
-clips and crops. A segmenter prints the share of each class in an image, and a detector prints the objects.
+A source is a file, a folder, a list, or any other source of training data. The probabilities of a video are the mean over its
+clips and crops. For a segmenter, the share of each class in an image is printed, and for a detector, the objects.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mmm.system.files import write_json
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "inputs"
-PRINTED = 50  # rows that are printed; the file holds all rows
+PRINTED = 50  # number of rows that are printed; the file contains all rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class Config(CheckedConfig):
     """File for all rows: .csv or .json. None: no file."""
 
     image_size: Positive | None = None
-    """Side of the images or frames that the model gets, in pixels. None: the model's own."""
+    """Side of the images or frames that the model gets, in pixels. None: that of the model."""
 
     masks: str | None = None
-    """Folder for the masks of a segmenter or detector: for each image a picture, and a PNG with the class of each pixel or the
+    """Folder for the masks of a segmenter or detector: for each image a picture, and a PNG file with the class of each pixel or the
     number of its object, in the order of scores. None: no files."""
 
     least: ZeroToOne = 0.5
@@ -119,7 +119,7 @@ def predict_source(model: Classifier | Segmenter | Detector, source: str, config
     The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`.
 
     Raises:
-        ValueError: the source cannot be opened, or it has several splits and none was chosen.
+        ValueError: the source cannot be opened, or it has several splits and no split was chosen.
     """
     data = _data(model, source, config)
     splits = find_source(data).splits

@@ -3,9 +3,9 @@
     mmm prepare_video /data/kinetics --out /data/kinetics_256 --workers 32
     mmm prepare_video train.csv --out /data/ssv2_256 --short_side 240
 
-Folders keep their structure. For a list file, a new list is written next to the videos. A table becomes a folder for each class.
-Encoded videos are skipped, so that the same command continues after an interruption. Videos that cannot be decoded are left out
-and reported.
+The structure of folders is kept. For a list file, a new list is written next to the videos. For a table, a folder is made for each
+class. Videos that are already encoded are skipped, so that the same command continues after an interruption. Videos that cannot be
+decoded are left out and reported.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Config(EncodeConfig):
     """Encode a set of videos for training."""
 
     source: str | None = None
-    """The videos, as data.source of a recipe."""
+    """The videos, in the form of data.source of a recipe."""
 
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
 
     list_columns: tuple[str, ...] = ()
-    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+    """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""
 
     out: str | None = None
     """Folder for the encoded videos and the report."""
@@ -150,7 +150,7 @@ def format_summary(split: str, found: dict[str, Any]) -> str:
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if the folder holds videos that were encoded with other settings."""
+    """Raises ValueError if the folder contains videos that were encoded with other settings."""
     if (out / REPORT).exists():
         other = json.loads((out / REPORT).read_text(encoding="utf-8"))["settings"]
         differing = [name for name in settings if other.get(name) != settings[name]]

@@ -48,19 +48,19 @@ class Config(RunConfig):
     second: SecondSource | None = None
     """Options of a second source for the same training."""
     init: str | None = None
-    """Weights to start from: a run folder, or a file that mmm.load reads. Positions of another size are resized."""
+    """Initial weights: a run folder, or a file that mmm.load reads. Positions for another size are resized."""
     inflate: Inflation | None = None
-    """Start an encoder of clips from one of images. average: every frame of a tube gets the weights of a patch, divided by the
-    number of frames (I3D). centre: the middle frame gets them, the others zeros (ViViT)."""
+    """Initialise an encoder of clips from one of images. average: every frame of a tube gets the weights of a patch, divided by the
+    number of frames (I3D). centre: the middle frame gets these weights, and the others get zeros (ViViT)."""
     scale_by_predicted: bool = False
-    """Multiply the learning rate by the share of the hidden tokens that is predicted, masker.predict / masker.ratio (CrossMAE)."""
+    """Multiply the learning rate by the share of hidden tokens that are predicted, masker.predict / masker.ratio (CrossMAE)."""
     evaluate: EvaluatorSet = EvaluatorSet.of(MaskedLoss.Config(), ReconstructionGallery.Config())
-    """Names of evaluations during the training or at its end. `health` is added if the target may collapse."""
+    """Names of evaluations during or after training. `health` is added if the target may collapse."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Pretrains, and returns the last metrics and the results of the evaluations that the config names."""
-    model = build_model(config)  # first: parts that do not fit together are refused before anything is opened
+    model = build_model(config)  # first, so that parts that do not fit together are refused before any data is opened
     check_own_parts(model)
     check_sizes(config, model)
     accelerator = start(config.train)
@@ -73,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         accelerator, model, config, runtime=RUNTIME, fingerprints=fingerprints(model, streams, plan), can_shard=True
     )
     objective = MaskedObjective(streams, model, accelerator.device, plan.steps)
-    unit = None if model.target.across_batch else 1  # the micro-batch is not searched where the target looks across it
+    unit = None if model.target.across_batch else 1  # no search if the target depends on the whole micro-batch
     if config.dry_run:
         tokens = objective.count_tokens(config.seed)
         accelerator.print(text := preview(config, training, objective, data, plan, tokens=tokens, unit=unit))
@@ -100,7 +100,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def build_model(config: Config) -> MaskedModel:
-    """The model of a config, its weights drawn from the seed."""
+    """Builds the model of a config. Its weights are drawn from the seed."""
     parts = ModelConfig(
         tokenizer=config.tokenizer, masker=config.masker, encoder=config.encoder, decoder=config.decoder, target=config.target
     )
@@ -111,7 +111,7 @@ def check_sizes(config: Config, model: MaskedModel) -> None:
     """Refuses sizes of training samples with which a run would fail later.
 
     Raises:
-        ValueError: naming the flag.
+        ValueError: a size is not possible; the message names the flag.
     """
     for name, data, masker in named_sources(config):
         if not data.varies:
@@ -133,14 +133,14 @@ def check_sizes(config: Config, model: MaskedModel) -> None:
 
 
 def named_sources(config: Config) -> list[tuple[str, DataConfig, Masker]]:
-    """The flag of each source, its options and its masker."""
+    """Returns the flag, the options and the masker of each source."""
     first = ("data", config.data, maskers.build(config.masker))
     second = config.second
     return [first] if second is None else [first, ("second.data", second.data, maskers.build(second.masker))]
 
 
 def scaled(config: Config) -> TrainConfig:
-    """The training choices, the learning rate scaled where the config asks for it."""
+    """Returns the options of training, with a scaled learning rate if the config requests it."""
     masker = config.masker
     if not config.scale_by_predicted or masker.predict is None:
         return config.train
@@ -148,7 +148,7 @@ def scaled(config: Config) -> TrainConfig:
 
 
 def make_context(config: Config, stream: DataStream, training: Training, steps: int) -> Context:
-    """The context of the evaluations for a source; the run's folder is not open yet."""
+    """Returns the context of the evaluations for a source. The run's folder need not be open yet."""
     device = training.accelerator.device
     return Context(
         data=stream.data,

@@ -33,8 +33,8 @@ from mmm.system.files import write_json
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
-SHOWN = 5  # frames of a clip in a picture
-DRAWN = 3  # clips that are drawn
+SHOWN = 5  # number of frames of a clip in a picture
+DRAWN = 3  # number of clips that are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class Config(CheckedConfig):
     """Propagate masks through videos."""
 
     model: str | None = None
-    """A run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run means its model with
+    """A run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run selects its model with
     random weights. Frames are encoded one by one."""
     source: str = "builtin:scenes"
-    """builtin:scenes (rendered); DAVIS's folder; or a video with `mask`, as a file or a folder of frames."""
+    """builtin:scenes (rendered); the folder of DAVIS; or, together with `mask`, a video as a file or a folder of frames."""
     mask: str | None = None
     """PNG with the objects of a video's first frame, 0 for the background."""
     side: Positive | None = None

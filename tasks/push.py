@@ -26,7 +26,7 @@ class Config(CheckedConfig):
     """Folder that mmm export wrote."""
 
     repo: str | None = None
-    """Repository on the hub, user/name. It is made if it does not exist."""
+    """Repository on the hub, user/name. It is created if it does not exist."""
 
     private: bool = True
     """Make a new repository private. The visibility of an existing repository does not change."""

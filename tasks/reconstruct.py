@@ -46,8 +46,8 @@ class Config(GalleryConfig, LoadedModelConfig):
     """State that published weights predict standardised patches (true) or not (false); their file does not contain it."""
 
     out: str | None = None
-    """PNG file to write; for clips also .webp and .mp4 files. None: a file in `pictures` of the run folder, whose name contains
-    changed options, or in the working directory for weights without a run."""
+    """PNG file to write; for clips also .webp and .mp4 files. None: a file in `pictures` of the run folder, or in the working
+    directory for weights without a run. Its name contains changed options."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmm.evaluate.builtin  # noqa: F401 - registers the evaluations, whose figures have titles
+import mmm.evaluate.builtin  # noqa: F401 - registers the evaluations, which contain the titles of results
 from mmm.core.checks import CheckedConfig
 from mmm.evaluate.report.page import write_report
 from mmm.evaluate.run_results import Record

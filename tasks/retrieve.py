@@ -4,7 +4,7 @@ mmm retrieve runs/pretrain-1
 mmm retrieve runs/pretrain-1 --source my_photographs --queries my_queries --k 8 --out found.png
 mmm retrieve runs/pretrain-1 --source /data/imagenet --features imagenet.safetensors --layer 6
 
-Without --queries, some of the samples themselves are the queries. Clips are shown by their middle frames.
+Without --queries, some of the searched samples are the queries. Clips are shown by their middle frames.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Config(LoadedModelConfig):
     """Retrieve samples."""
 
     queries: str | None = None
-    """Source of the queries, as --source. None: some of the searched samples."""
+    """Source of the queries, in the form of --source. None: some of the searched samples."""
 
     samples: Positive = 8
     """Number of queries, chosen by key."""
@@ -44,7 +44,7 @@ class Config(LoadedModelConfig):
     """Number of nearest samples per query."""
 
     pooling: Pooling | None = None
-    """Feature of a sample: the mean of its tokens, or the class token. None: that of the file of features, else the mean."""
+    """Feature of a sample: the mean of its tokens, or the class token. None: that of the file of features, or the mean."""
 
     layer: str = "last"
     """Layer whose features are compared: last, or the number of a block."""

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 POSITIONAL = "folder"
 
-SIDE = ("steps", "samples", "seconds")  # figures that have a column of their own, or none
+SIDE = ("steps", "samples", "seconds")  # figures that are shown in a separate column, or not at all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Config(CheckedConfig):
     """List runs."""
 
     folder: str = "runs"
-    """Folder that holds runs, at any depth."""
+    """Folder that contains runs, at any depth."""
 
     sort: str | None = None
     """Result to sort by, the largest first, for instance psnr. None: the newest first."""
@@ -45,7 +45,7 @@ def run(config: Config) -> dict[str, Any]:
     """Prints the table and returns its rows.
 
     Raises:
-        ValueError: the folder does not exist or holds no run, or no run has the figure to sort by.
+        ValueError: the folder does not exist or contains no run, or no run has the result to sort by.
     """
     root = Path(config.folder)
     if not root.is_dir():
@@ -73,7 +73,7 @@ def read_all(root: Path) -> Iterator[Record]:
     for path, folders, files in os.walk(root):
         folders.sort()
         if "config.yaml" in files:
-            folders.clear()  # nothing in a run is another run
+            folders.clear()  # a run folder contains no other run
             try:
                 yield Record.read(path)
             except ValueError as error:
@@ -96,7 +96,7 @@ def describe(record: Record) -> dict[str, Any]:
 
 
 def format_rows(rows: Sequence[dict[str, Any]], records: Sequence[Record]) -> str:
-    """Returns the table as text. Parts that all runs share are named once, below it."""
+    """Returns the table as text. Parts that all runs share are listed once, below it."""
     shown = {name: column for name, column in columns(records).items() if name not in SIDE}
     shown = {name: column for name, column in shown.items() if any(name in row["figures"] for row in rows)}
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["parts"]))

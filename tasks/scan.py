@@ -23,7 +23,7 @@ from mmm.system.files import write_json
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "source"
-PRINTED = 20  # unreadable inputs that are printed; the report holds all of them
+PRINTED = 20  # number of unreadable inputs that are printed; the report contains all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,16 @@ class Config(CheckedConfig):
     """Check a data set."""
 
     source: str | None = None
-    """The data to check, as data.source of a recipe."""
+    """The data to check, in the form of data.source of a recipe."""
 
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
 
     list_columns: tuple[str, ...] = ()
-    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+    """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""
 
     medium: MediumName | None = None
-    """Type of the inputs. None: found by the files; folders of images are read as images."""
+    """Type of the inputs. None: determined from the files; folders of images are read as images."""
 
     column: str | None = None
     """Column of videos or images in a table. None: found by type."""

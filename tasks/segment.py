@@ -80,7 +80,7 @@ def run(config: Config) -> dict[str, Any]:
     opened = RunFolder.open(config.folder, "segment", config, accelerator=accelerator, resume=config.resume)
     with (
         opened as folder,
-        # batch norms see a micro-batch, so that its size is a choice and not what fits
+        # batch norms depend on the micro-batch, so that the user chooses its size, and no size is searched
         open_session(folder, config, training, objective, data, plan, evaluated=len(test), unit=None) as session,
     ):
         for update in session:

@@ -20,12 +20,12 @@ from mmm.system.files import write_json
 
 POSITIONAL = "source"
 
-FEW = 20_000  # inputs below which the length of a run is best given in updates, not in passes over the data
-# size of a sample and of a token in pixels, for inputs whose shorter side is below the limit; larger ones take the last row
+FEW = 20_000  # with fewer inputs, the proposed length of a run is in updates, and not in passes over the data
+# limit of the shorter side of inputs, then sizes of a sample and of a token in pixels; the last row is for all larger inputs
 SIZES = ((48, 32, 4), (96, 64, 8), (192, 96, 8), (10**9, 128, 16))
 CLIP_SIZES = ((96, 32, 8), (10**9, 64, 8))
-LARGE_SIZE = (224, 16)  # with many inputs
-SAMPLE, FRAMES = 128, 4  # pixels of a side, and frames of a clip, over which mean and standard deviation are taken
+LARGE_SIZE = (224, 16)  # sizes for many inputs
+SAMPLE, FRAMES = 128, 4  # pixels of a side, and frames of a clip, for computing mean and standard deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,16 @@ class Config(CheckedConfig):
     """Measure a data set."""
 
     source: str | None = None
-    """The data to measure, as data.source of a recipe."""
+    """The data to measure, in the form of data.source of a recipe."""
 
     root: str | None = None
     """Folder from which relative paths in a list file start. None: the list's own folder."""
 
     list_columns: tuple[str, ...] = ()
-    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+    """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""
 
     medium: MediumName | None = None
-    """Type of the inputs. None: found by the files; folders of images are read as images."""
+    """Type of the inputs. None: determined from the files; folders of images are read as images."""
 
     column: str | None = None
     """Column of videos or images in a table. None: found by type."""
@@ -51,7 +51,7 @@ class Config(CheckedConfig):
     """Split to measure."""
 
     channels: Positive = 3
-    """Channels of a sample, as data.channels of a recipe."""
+    """Number of channels of a sample, as in data.channels of a recipe."""
 
     samples: Positive = 2000
     """Largest number of inputs to read, chosen at random."""
@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def propose(found: Statistics, noun: str, config: Config) -> str:
-    """Returns the command of a recipe with the sizes, channels, mean and standard deviation that suit the data."""
+    """Returns the command of a recipe with sizes, channels, mean and standard deviation that fit the data."""
     images, few = noun == "images", found.inputs < FEW
     side = min(found.facts["height"][1], found.facts["width"][1])
     flags: list[str] = [] if config.root is None else ["--data.root", config.root]

@@ -1,4 +1,4 @@
-"""The command line of every recipe and task: flags become a config, a task runs, and mistakes end in one line."""
+"""The command line of every recipe and task: turns flags into a config, runs the task, and reports a mistake in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmm.system.redact import Redacting, redact
 T = TypeVar("T")
 
 HELP, HELP_ALL = {"-h", "--help"}, {"--help_all", "--help-all"}
-GRACE = 5.0  # seconds that other processes wait for the launcher to end them, once rank 0 has said what is wrong
+GRACE = 5.0  # seconds that other processes wait for the launcher to end them, after rank 0 has printed the error
 
 
 def main(
@@ -41,11 +41,11 @@ def main(
 
     Args:
         run: the task.
-        presets: named values, the publication's first; `demo` runs if neither a preset nor --data.source is given. Or one
-            default; or the config's type, whose defaults or else --config give the values.
+        presets: configs by name, that of the publication first; `demo` runs if neither a preset nor --data.source is given. Or
+            one default config. Or the config's type: the values are then its defaults or those of --config.
         doc: shown by --help.
-        argv: without the program's name. None: the process's own.
-        prog: the command as the user types it, without flags. None: the process's own.
+        argv: arguments without the program's name. None: those of this process.
+        prog: the command as the user types it, without flags. None: that of this process.
 
     Returns:
         The task's results.
@@ -62,7 +62,7 @@ def main(
 
 
 def parse(presets: Mapping[str, T] | T | type[T], argv: Sequence[str], *, doc: str = "", prog: str | None = None) -> T:
-    """The config of one run: a preset or `--config FILE`, then the parts that are named, then all other flags.
+    """Returns the config of one run: a preset or `--config FILE`, changed by the flags that name parts, then by all other flags.
 
     Raises:
         ValueError: one line that names the flag and the nearest choice.
@@ -90,14 +90,14 @@ def closed_output_ends_quietly() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it exits
         sys.exit(1)
 
 
 def _show_messages(rank: int) -> None:
     """Shows the log messages of the library and the tasks: all of rank 0, warnings of the other ranks."""
     logging.basicConfig(format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s")
-    for handler in logging.getLogger().handlers:  # a filter of a logger would not see what its children log
+    for handler in logging.getLogger().handlers:  # a filter of a logger does not get the messages of its child loggers
         if not any(isinstance(own, Redacting) for own in handler.filters):
             handler.addFilter(Redacting())
     for name in ("mmm", "tasks"):

@@ -1,4 +1,4 @@
-"""The text that `--help` prints: where a config starts from, its parts, and its flags with their values and descriptions."""
+"""The text that `--help` prints: the starting point of a config, its parts, and its flags with their values and descriptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmm.config.serialize import to_dict
 from mmm.core.checks import arms
 from mmm.core.registry import REGISTRIES
 
-# the flags that `--help` shows, where a config has them; `--help_all` shows every flag
+# the flags that `--help` shows if a config has them; `--help_all` shows every flag
 COMMON = (
     *("model", "source", "data.source", "second.data.source", "data.image_size", "data.workers", "masker.ratio", "encoder.size"),
     *("train.epochs", "train.steps", "train.batch_size", "train.micro_batch_size", "train.learning_rate"),
@@ -26,12 +26,12 @@ FEW = 25  # a config with at most this number of flags is shown completely
 
 
 def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: bool) -> str:
-    """The help of a command.
+    """Returns the help of a command.
 
     Args:
-        config: as the other flags of the command line have made it, apart from single values.
-        presets: as `main` has them.
-        doc: printed first, with its lines as they are.
+        config: the config after the flags that choose its starting point and its parts, but not those that set single values.
+        presets: see `mmm.config.cli.main`.
+        doc: text that is printed first, with its own line breaks.
         prog: the command without its flags.
         everything: list all flags, and not only the most used ones.
     """
@@ -54,7 +54,7 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
 
 
 def _starting_points(presets: Any) -> Iterator[str]:
-    """The flags that name the config which the other flags change."""
+    """Yields the flags that choose the config which the other flags change."""
     if isinstance(presets, Mapping):
         demo = " Default without --data.source: demo." if "demo" in presets else ""
         yield from _entry(f"--preset {_choices(list(presets))}", f"Named values; the first are those of the publication.{demo}")
@@ -64,7 +64,7 @@ def _starting_points(presets: Any) -> Iterator[str]:
 
 
 def _flag(path: str, hint: Any, value: Any, text: str) -> Iterator[str]:
-    """One flag with its value, its choices where it has some, and its description."""
+    """Yields the lines of one flag: its value, its choices if there are any, and its description."""
     plain = to_dict(value)
     shown = (
         " ".join(map(str, plain)) if isinstance(plain, list) else str(plain).lower() if plain in (None, True, False) else str(plain)
@@ -74,7 +74,7 @@ def _flag(path: str, hint: Any, value: Any, text: str) -> Iterator[str]:
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
-    """The choices of a Literal, or of a list of them."""
+    """Returns the choices of a Literal, or of a list of Literals."""
     if get_origin(hint) is tuple:
         return _literals(get_args(hint)[0])
     return get_args(hint) if get_origin(hint) is Literal else ()
@@ -91,7 +91,7 @@ def _entry(flag: str, text: str) -> Iterator[str]:
 
 
 def field_texts(config: Any, where: str = "") -> dict[str, str]:
-    """The text under each field of a config's class, by the field's dotted name; no text where the source is not there."""
+    """Returns the text under each field of a config's class, by the dotted name of the field. Needs the source of the class."""
     texts: dict[str, str] = {}
     for kind in reversed(type(config).__mro__):
         if "__dataclass_fields__" in kind.__dict__:

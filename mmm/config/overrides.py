@@ -46,14 +46,14 @@ def pull(flags: Flags, name: str) -> list[str]:
 
 
 def use_file(path: Path, *, short: bool = False) -> None:
-    """Imports a user's file, which registers parts. `short`: an error in it is one line, and not its traceback."""
+    """Imports a user's file, which registers parts. `short`: reports an error in the file as one line without a traceback."""
     name = str(path.resolve())  # name of the module, distinct for files of the same name in two folders
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, name)
     if spec is None or spec.loader is None:
         raise ValueError(f"--use {path}: not a Python file; its name must end in .py")
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: its annotations are looked up there
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # before it runs: annotations are looked up here
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -73,7 +73,7 @@ def is_demonstration(presets: Any, flags: Mapping[str, list[str]]) -> bool:
 
 
 def resumed_config(flags: Mapping[str, list[str]]) -> Path | None:
-    """The saved config of the run that the flags resume. None: they resume none, or name a preset or another config."""
+    """Returns the saved config of the run that the flags resume. None: they resume no run, or name a preset or another config."""
     folder, resume = flags.get("folder"), flags.get("resume", ["false"])
     if not folder or resume == ["false"] or "preset" in flags or "config" in flags:
         return None
@@ -82,7 +82,7 @@ def resumed_config(flags: Mapping[str, list[str]]) -> Path | None:
 
 
 def about_demonstration(presets: Any, prog: str) -> str:
-    """One line that names the demonstration, and the command for the publication's setting."""
+    """Returns one line that names the demonstration, and the command for the publication's setting."""
     command = f"python {prog}" if prog.endswith(".py") else prog
     return (
         f"No --data.source was given, so this is the demonstration on {presets['demo'].data.source}, which needs no download. "
@@ -91,7 +91,7 @@ def about_demonstration(presets: Any, prog: str) -> str:
 
 
 def starting_point(presets: Any, flags: Flags) -> Any:
-    """The config that the other flags change: a saved one, a preset, or the only default."""
+    """Returns the config that the other flags change: a saved config, a preset, or the only default."""
     demonstration, resumed = is_demonstration(presets, dict(flags)), resumed_config(dict(flags))
     names = pull(flags, "preset") if isinstance(presets, Mapping) else []
     files = pull(flags, "config")
@@ -124,23 +124,23 @@ def walk(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def part_configs(config: Any) -> dict[str, PartConfig]:
-    """The config of every part by its dotted name, except for parts in a set, whose names are fixed."""
+    """Returns the config of every part by its dotted name, except for parts in a set, whose names are fixed."""
     sets = set_members(config)
     return {path: value for path, _, value in walk(config) if isinstance(value, PartConfig) and path not in sets}
 
 
 def sets_of(config: Any) -> dict[str, PartSet]:
-    """Every set of parts by its dotted name."""
+    """Returns every set of parts by its dotted name."""
     return {path: value for path, _, value in walk(config) if isinstance(value, PartSet)}
 
 
 def set_members(config: Any) -> set[str]:
-    """The dotted names of the parts in sets."""
+    """Returns the dotted names of the parts in sets."""
     return {f"{path}.{name}" for path, value in sets_of(config).items() for name in value.names}
 
 
 def _replace(config: T, values: Mapping[str, Any]) -> T:
-    """A copy with other values under these dotted names, given as YAML has them."""
+    """Returns a copy of a config with other values, given by dotted name and as YAML represents them."""
     tree = to_dict(config)
     for path, value in values.items():
         *outer, name = path.split(".")
@@ -149,7 +149,7 @@ def _replace(config: T, values: Mapping[str, Any]) -> T:
 
 
 def swap_parts(config: T, flags: Flags) -> T:
-    """Swaps in the parts that the flags name. A part that the config has already keeps its values."""
+    """Replaces parts by those that the flags name. A part that the config already has keeps its values."""
     for path, parts in sets_of(config).items():  # `--evaluate features knn` names the parts of the set
         named = [values for flag, values in flags if flag == path]
         if named:
@@ -158,7 +158,7 @@ def swap_parts(config: T, flags: Flags) -> T:
             return swap_parts(_replace(config, {path: {name: known.get(name) for name in named[-1]}}), flags)
     for path, part in part_configs(config).items():
         names = pull(flags, f"{path}.name")
-        if names:  # from the beginning: the new part may have parts of its own
+        if names:  # starts again, because the new part may contain other parts
             return swap_parts(config if names[-1] == part.name else _replace(config, {path: {"name": names[-1]}}), flags)
     return config
 
@@ -170,7 +170,7 @@ def apply_flags(config: T, flags: Flags) -> T:
 
 
 def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -> tuple[str, Any]:
-    """The name and the value, as YAML would have it, that a flag sets."""
+    """Returns the name and the value, as YAML represents it, that a flag sets."""
     group, dot, name = flag.rpartition(".")
     negated = f"{group}{dot}{name.removeprefix('no_')}"
     if flag not in hints and hints.get(negated) is bool and not values:
@@ -186,7 +186,7 @@ def _meaning(flag: str, values: list[str], hints: dict[str, Any], config: Any) -
 
 
 def _elsewhere(flag: str, config: Any) -> str:
-    """The end of an error message if another part of the same kind has the flag, else an empty text."""
+    """Returns the end of an error message if another part of the same kind has the flag, else an empty text."""
     path, _, name = flag.rpartition(".")
     for where, parts in sets_of(config).items():
         name_of, _, _ = flag.removeprefix(f"{where}.").partition(".")
@@ -199,7 +199,8 @@ def _elsewhere(flag: str, config: Any) -> str:
 
 
 def _nearest_flag(flag: str, hints: dict[str, Any], config: Any) -> str:
-    """The end of an error message. A flag without a dot is compared with last names, so that --steps finds --train.steps."""
+    """Returns the end of an error message. A flag without a dot is compared with the last parts of names: --steps finds
+    --train.steps."""
     parts = [f"{path}.name" for path in part_configs(config)]
     if f"{flag}.name" in parts:
         return f"; did you mean '--{flag}.name'?"

@@ -26,7 +26,7 @@ def save(config: Any, path: str | Path) -> None:
     Raises:
         ValueError: the file would not load to an equal object.
     """
-    again = from_dict(type(config), to_dict(config))  # also turns an int into a float where the field is a float
+    again = from_dict(type(config), to_dict(config))  # also turns an int into a float if the field is a float
     if again != config:
         raise ValueError(f"this config would not load to an equal object: {config}")
     Path(path).write_text(yaml.dump(to_dict(again), Dumper=_Dumper, sort_keys=False, width=120), encoding="utf-8")
@@ -48,7 +48,7 @@ def load(kind: type[T], path: str | Path) -> T:
 
 
 def read_yaml(text: str) -> Any:
-    """Reads nested dicts, lists and scalars. Safe for files from strangers.
+    """Reads nested dicts, lists and scalars. Safe for untrusted files.
 
     Raises:
         yaml.YAMLError: the text is not YAML, names a Python type, repeats values by aliases, or is nested too deeply.
@@ -63,7 +63,7 @@ def read_yaml(text: str) -> Any:
 
 
 def to_dict(config: Any) -> Any:
-    """Nested dicts, lists and scalars, with the `name` of every part; in a set of parts, the names are the keys."""
+    """Returns nested dicts, lists and scalars, with the `name` of every part; in a set of parts, the names are the keys."""
     if isinstance(config, PartSet):
         return {part.name: {name: value for name, value in to_dict(part).items() if name != "name"} for part in config}
     if dataclasses.is_dataclass(config):
@@ -75,12 +75,12 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(kind: type[T], tree: Any, where: str = "") -> T:
-    """The inverse of `to_dict`. A scalar may also be text, as it is on the command line.
+    """Inverts `to_dict`. A scalar may also be text, as it is on the command line.
 
     Args:
         kind: the config's type.
         tree: its values by name.
-        where: put before names in messages.
+        where: prefix of names in messages.
 
     Raises:
         ValueError: a name is unknown or missing, or a value does not fit its field.
@@ -144,7 +144,7 @@ def _convert(hint: Any, value: Any) -> Any:
     """Converts a plain value to its annotation. Raises ValueError or TypeError if it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if len(arms(hint)) > 1:
-        for arm in sorted(args, key=lambda arm: arm is not types.NoneType):  # None first: else `none` would become a text
+        for arm in sorted(args, key=lambda arm: arm is not types.NoneType):  # None first, otherwise `none` would become a text
             with contextlib.suppress(ValueError, TypeError):
                 return _convert(arm, value)
     elif origin is Literal:
@@ -167,7 +167,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases: a dozen lines of them name a billion values, which every message and copy would write out."""
+    """Refuses aliases: a dozen lines of them can stand for a billion values, which every message and copy would write out."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

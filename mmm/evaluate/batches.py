@@ -1,4 +1,4 @@
-"""The batches of an evaluation, shared by all processes: each reads its part of the samples, and all learn the results."""
+"""The batches of an evaluation, shared by all processes: each reads its part of the samples, and all get the results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def all_gather(own: T) -> list[T]:
 
 
 def read_batches(part: Any, what: str, problems: list[Problem], *, batch_size: int, alone: bool = False) -> Iterator[Batch]:
-    """Yields the batches of this process that hold a sample, and shows the progress.
+    """Yields the batches of this process that contain a sample, and shows the progress.
 
     Args:
         part: the samples.
         what: name of the work, for instance "features".
         problems: the inputs that this process could not read are added here.
         batch_size: number of views per process and batch.
-        alone: read all samples in this process, which does the work alone.
+        alone: read all samples in this process, and none in the other processes.
     """
     (rank, world), views = (0, 1) if alone else rank_and_world(), part.config.views
     batches = eval_batches(part, part.config, batch_size=batch_size, world=world, rank=rank)
@@ -52,10 +52,10 @@ def read_batches(part: Any, what: str, problems: list[Problem], *, batch_size: i
 
 
 def check_read(read: bool, part: Any, problems: list[Problem]) -> None:
-    """Checks that a process has read a sample. All processes call it.
+    """Checks that at least one process has read a sample. All processes call it.
 
     Raises:
-        ValueError: no process has read one.
+        ValueError: no process has read a sample.
     """
     shares = all_gather((read, problems[:1]))
     if not any(one for one, _ in shares):

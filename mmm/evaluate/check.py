@@ -1,4 +1,4 @@
-"""Checks of a user's own evaluations and formats of weights, on a small model with random weights."""
+"""Checks a user's evaluations and formats of weights on a small model with random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_evaluator(name: str) -> list[Finding]:
 
 
 def check_run(name: str, model: MaskedModel, context: Context) -> None:
-    """Checks what an evaluation returns, and that it leaves the model as it was."""
+    """Checks the result of an evaluation, and that the evaluation does not change the model."""
     evaluator: Evaluator = evaluators.build(evaluators[name].Config())  # type: ignore[attr-defined]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     reason = evaluator.why_not(model, context)
@@ -42,7 +42,7 @@ def check_run(name: str, model: MaskedModel, context: Context) -> None:
         return
     found = evaluator.run(model, context)
     require(isinstance(found, dict), f"run returns {type(found).__name__}, and not a dict of values by name")
-    json.dumps(found)  # they are written to evaluations.jsonl
+    json.dumps(found)  # the results are written to evaluations.jsonl
     figures = evaluator.figures(found)
     wrong = [key for key, value in figures.items() if not isinstance(value, (int, float))]
     require(not wrong, f"figures returns values that are no numbers: {', '.join(wrong)}")
@@ -67,7 +67,7 @@ def check_format(form: Format) -> list[Finding]:
 
 
 def check_detect(form: Format, folder: Path) -> None:
-    """Checks that a format detects only weights of its own."""
+    """Checks that a format does not detect weights of other formats."""
     found = form.detect(Stored(folder))
     require(isinstance(found, bool), f"detect returns {type(found).__name__}, and not True or False")
     require(not found, "detect returns True for weights of another format, which could then not be loaded")
@@ -79,7 +79,7 @@ def check_round_trip(form: Format, model: MaskedModel, folder: Path) -> None:
     try:
         lines = form.write(model, folder)
     except ValueError:
-        return  # the format has no place for such a model
+        return  # the format cannot store such a model
     fine = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
     require(fine, "write does not return a list of lines of Python")
     first = next((other for other in FORMATS.values() if other.detect(Stored(folder))), None)

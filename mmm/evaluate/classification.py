@@ -27,8 +27,8 @@ def classify(
     """Scores a classifier. Unreadable inputs are left out and reported, never replaced.
 
     Args:
-        model: unwrapped. It keeps its mode.
-        part: samples with labels. Its config says which views of an input are averaged.
+        model: unwrapped. Its mode is not changed.
+        part: samples with labels. Its config determines which views of an input are averaged.
         batch_size: number of views per process and batch.
         problems: unreadable inputs of this process are added here.
 
@@ -56,7 +56,7 @@ def classify(
 
 
 def log_mean_of_views(logits: Tensor, views: int) -> Tensor:
-    """Computes the logarithm of `mean_of_views`, also for shares that are too small for fp32. (b V, K) -> fp32 (b, K)."""
+    """Computes the logarithm of `mean_of_views`, also for probabilities that are too small for fp32. (b V, K) -> fp32 (b, K)."""
     shares = logits.float().log_softmax(-1).unflatten(0, (-1, views))  # (b, V, K)
     return shares.logsumexp(1) - math.log(views)
 

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 NOT_A_CHOICE = {"folder", "resume", "allow", "init", "dry_run", "evaluate", "data.workers"}
 NOT_A_CHOICE |= {f"train.{name}" for name in ("threads", "log_every", "save_every", "keep_last", "evaluate_every")}
 NOT_A_CHOICE |= {"train.tracker", "train.tracker_options"}
-# options that make losses incomparable, except for the way in which hidden tokens are kept from the encoder
+# options that make losses incomparable, except for the way in which hidden tokens are withheld from the encoder
 OTHER_LOSS = ("target.", "masker.", "tokenizer.", "data.")
 SAME_LOSS = ("masker.blank",)
-LONGEST = 60  # characters of a label that says what differs; above it, rows are named by their folders
+LONGEST = 60  # characters of a label that names the differing options; if labels are longer, rows are named by their folders
 FIRST = {"steps": Column("updates", "{:,.0f}"), "samples": Column("samples", "{:,.0f}"), "loss": Column("loss", "{:.4f}")}
 LAST = {"seconds": Column("seconds", "{:,.0f}")}
 
@@ -64,7 +64,7 @@ def figures(run: Record) -> dict[str, float | None]:
 
 
 def columns(runs: Sequence[Record]) -> dict[str, Column]:
-    """Returns the columns of the table: those of the training, those that evaluations declare, then all other results."""
+    """Returns the columns of the table: first the results of the training, then those that evaluations declare, then all others."""
     declared = {name: column for part in evaluators.parts.values() for name, column in part.columns.items()}
     there = dict.fromkeys(name for run in runs for name in run.figures)
     known = {name: column for name, column in declared.items() if name in there}
@@ -206,5 +206,5 @@ def _cell(figure: dict[str, float | None], form: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Returns a value as it is written after a flag."""
+    """Returns a value in the form in which it is written after a flag."""
     return " ".join(map(_plain, value)) if isinstance(value, list) else "none" if value is None else str(value)

@@ -11,7 +11,7 @@ An evaluation is a class with a nested `Config`, registered under the name that 
         def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
             return {"width": model.encoder.shape.width}
 
-What it finds is appended to the run's evaluations.jsonl, which `mmm compare` reads. In a training, its figures are also logged in
+Its result is appended to the run's evaluations.jsonl, which `mmm compare` reads. During training, its figures are also logged in
 metrics.jsonl and by trackers, and printed at the end of the run.
 """
 
@@ -45,11 +45,11 @@ class EvaluatorConfig(PartConfig):
     """Base of the `Config` of each evaluation."""
 
     every: Positive | None = None
-    """Updates between two of these evaluations during training. None: only after the training."""
+    """Updates between two of these evaluations during training. None: only after training."""
 
     @property
     def flag(self) -> str:
-        """Common beginning of its flags."""
+        """Common prefix of its flags."""
         return f"evaluate.{self.name}"
 
 
@@ -190,8 +190,8 @@ class Result:
 
     Attributes:
         name: name of the evaluation and of the source.
-        found: what `Evaluator.run` returned.
-        figures: its numbers, by names that include the source.
+        found: the value that `Evaluator.run` returned.
+        figures: the numbers of the result, by names that include the source.
         text: the result as text.
     """
 
@@ -279,10 +279,10 @@ class Evaluations:
         return figures
 
     def finish(self, model: MaskedModel, step: int | None, *, again: bool = False) -> Iterator[Result]:
-        """Runs the evaluations that follow a training, one by one. A failed evaluation is logged as an error and left out.
+        """Runs the evaluations that follow training, one by one. A failed evaluation is logged as an error and left out.
 
         Args:
-            again: also run those that run during training, as `mmm evaluate` does.
+            again: also run the evaluations that already run during training, as `mmm evaluate` does.
         """
         for evaluator, context in self.pairs:
             if again or not evaluator.online:
@@ -295,7 +295,7 @@ class Evaluations:
     def _result(self, evaluator: Evaluator, context: Context, model: MaskedModel, step: int | None) -> Result:
         context.step = step
         training = model.training
-        model.eval()  # in the course of a training it is not
+        model.eval()  # after training, the model may be in training mode
         try:
             found = evaluator.run(model, context)
         finally:

@@ -24,7 +24,7 @@ from mmm.targets import Target
 
 logger = logging.getLogger(__name__)
 
-RANK = 2.0  # below it all features lie on about one line, or nearly all tokens have one class
+RANK = 2.0  # below this value all features lie nearly on one line, or nearly all tokens have one class
 TARGET_STD, PREDICTION_STD = 0.1, 0.01  # data2vec 2.0 stops below these
 
 
@@ -53,7 +53,7 @@ class Health(Evaluator):
         return "the model is an encoder without a decoder, so it has no targets" if model.decoder is None else None
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns numbers of the samples that can be read, the same on all processes.
+        """Returns measures over the samples that can be read, the same on all processes.
 
         Returns:
             rankme: effective number of directions of the mean tokens (Garrido et al., "RankMe", ICML 2023). feature_std: standard
@@ -75,7 +75,7 @@ class Health(Evaluator):
             with inference(model, context.dtype):
                 mask = model.draw_masks(x, batch.keys.to(context.device), masker=context.masker, steps=context.steps)
                 features.append(model.encode(x).pooled("mean").cpu())
-                with torch.set_grad_enabled(not norms):  # of the first batch
+                with torch.set_grad_enabled(not norms):  # gradients are computed for the first batch only
                     output = model(x, mask=mask)
                 norms = norms or gradient_norms(model, output.loss)
             found = {"prediction": output.prediction.detach()} | dict(tokens_of(output.target))
@@ -148,7 +148,7 @@ def tokens_of(target: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def moments(values: Tensor, width: int) -> tuple[Tensor, Tensor, int]:
     """Returns the sums of values and of their squares over tokens, (K,) each in fp64 on the CPU, and the number of tokens.
 
-    For numbers of classes, of which there are at most `width`, these are counts.
+    If the values are numbers of classes (at most `width` classes), the sums are counts of each class.
     """
     if not values.is_floating_point():
         counts = torch.bincount(values.flatten(), minlength=width).cpu().double()

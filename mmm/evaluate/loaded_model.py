@@ -25,7 +25,7 @@ from mmm.weights.formats.run import CONFIG, read_config, read_data, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
-# options that change the data; a result with one of them is not the result of the run itself
+# options that change the data; a result with one of them is not a result of the run itself
 OTHER_DATA = ("source", "test_split", "holdout", "image_size", "column", "eval_clips", "eval_crops")
 
 
@@ -35,16 +35,16 @@ class LoadedModelConfig(CheckedConfig):
 
     model: str | None = None
     """A run folder, a checkpoint or a file of weights in one, or published weights (.pth, .safetensors). The config.yaml of a run
-    means its model with random weights."""
+    selects its model with random weights."""
 
     source: str | None = None
-    """Images or videos to use, as --data.source of a recipe. None: those of the run."""
+    """Images or videos to use, in the form of --data.source of a recipe. None: those of the run."""
 
     root: str | None = None
-    """Folder from which relative paths in a list file start. None: the list's own folder, or the run's."""
+    """Folder from which relative paths in a list file start. None: the folder of the list file, or that of the run."""
 
     list_columns: tuple[str, ...] = ()
-    """Meaning of the columns of a list file, as data.list_columns of a recipe."""
+    """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""
 
     test_split: str | None = None
     """Split of the source to evaluate on. None: the evaluation split, as in training."""
@@ -74,7 +74,7 @@ class LoadedModelConfig(CheckedConfig):
     """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the model; what is computed from its features is always fp32."""
+    """Precision of the model. Everything that is computed from its features is always fp32."""
 
     batch_size: Positive = 256
     """Samples that the model processes at once."""
@@ -95,7 +95,7 @@ class LoadedModel:
     """A model to evaluate.
 
     Attributes:
-        trained: the trained model, on its device. None: a config.yaml was given, which holds no weights.
+        trained: the trained model, on its device. None: a config.yaml was given, which contains no weights.
         untrained: the same model with the random initialisation of the run, on the same device.
         data: the images or clips.
         path: path of the model, as it was given.
@@ -112,7 +112,7 @@ class LoadedModel:
 
     @property
     def model(self) -> MaskedModel:
-        """The trained model; the untrained one where a config.yaml was given."""
+        """The trained model, or the untrained one if a config.yaml was given."""
         return self.trained or self.untrained
 
     @property
@@ -200,8 +200,7 @@ def open_test(data: DataConfig, split: str | None = None) -> Images | Clips:
 
 
 def open_shown(config: LoadedModelConfig, data: DataConfig) -> Images | Clips:
-    """Opens the samples to show: as `open_test`, but all samples of a source that the user gave and that has no split for
-    evaluation."""
+    """Opens the samples to show: those of `open_test`, or all samples if the user gave a source without an evaluation split."""
     if config.source is None or config.test_split is not None or set(EVALUATION) & set(find_source(data).splits):
         return open_test(data, config.test_split)
     return open_data(replace(_uncached(data), holdout=0.0), "train")

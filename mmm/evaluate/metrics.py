@@ -76,8 +76,8 @@ class Tally:
         return (self.first.sum(1).cpu().double() / self.seen.sum().cpu()).tolist()
 
     def result(self, classifier: int) -> dict[str, Any]:
-        """Returns the accuracies of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without a sample) and
-        `mean_per_class`; and the number of `samples`."""
+        """Returns the accuracies of one classifier, in [0, 1]: `top1`, `top5`, `per_class` (None for a class without samples) and
+        `mean_per_class`; and `samples`, the number of samples."""
         first, among, seen = (count.cpu().double() for count in (self.first[classifier], self.among[classifier], self.seen))
         shares = (first / seen)[seen > 0]
         return {

@@ -1,4 +1,4 @@
-"""Progress of an evaluation: a bar on a terminal, else a log line every ten seconds."""
+"""Progress of an evaluation: a bar on a terminal, otherwise a log line every ten seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 10.0  # between two log lines
 
 
 def progress(items: Iterable[T], total: int, what: str, count: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """Yields the items, and shows in the main process how many are done.
+    """Yields the items, and shows the progress in the main process.
 
     Args:
         total: sum of the counts.

@@ -29,12 +29,12 @@ def evaluation_protocol(
     *,
     conditions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns all that is needed to repeat a measurement, as plain values of JSON.
+    """Returns everything that is needed to repeat a measurement, as plain JSON values.
 
     Args:
         accelerator: accelerator of the processes that measure.
-        data: how samples are read.
-        splits: samples that were trained on, that chose among settings, and that were scored.
+        data: options of reading the samples.
+        splits: samples for training, for the choice of settings, and for the scores.
         conditions: further values, by name: `task`; `pool`, `head` and `schedule`, how the classifier was made and trained;
             `precision` of the encoder; `model`, the path of the pretrained model; `step`, the updates of its weights;
             `weights`, the fingerprint of the encoder. They replace values of the same name.
@@ -62,7 +62,7 @@ def evaluation_protocol(
 
 
 def _split(part: Images | Clips | None, classes: int) -> dict[str, Any] | None:
-    """Describes a part whose samples all have labels. None: there is none."""
+    """Describes a part whose samples all have labels. None: there is no such part."""
     if part is None:
         return None
     labels = part.labels()
@@ -72,7 +72,7 @@ def _split(part: Images | Clips | None, classes: int) -> dict[str, Any] | None:
 
 
 def sampling_of(data: DataConfig) -> dict[str, Any]:
-    """Returns the options of the data that say how training samples are cut."""
+    """Returns the options of the data for cropping training samples."""
     names = {field.name for field in fields(data)}
     return {name: getattr(data, name) for name in SAMPLES if name in names}
 

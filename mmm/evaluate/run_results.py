@@ -23,7 +23,7 @@ from mmm.train.run.lock import find_holder
 
 EVALUATIONS = "evaluations.jsonl"
 KINDS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool")
-NOT_IN_NAMES = re.compile(r"[^\w.]+")  # of files
+NOT_IN_NAMES = re.compile(r"[^\w.]+")  # characters that names of files do not contain
 # numbers in metrics.jsonl that are not results of evaluations
 OF_TRAINING = frozenset(
     ("step", "epoch", "loss", "learning_rate", "grad_norm", "skipped", "samples_per_second", "data_wait", "clock")
@@ -74,7 +74,8 @@ class Record:
         """Reads a run folder. The run may still be in progress.
 
         Args:
-            trained: whether the folder must be that of a training. Otherwise it may be an exported model, without training options.
+            trained: whether the folder must be that of a training run. Otherwise it may also be an exported model, which has no
+                training options.
 
         Raises:
             ValueError: the folder is not a run folder, or a file in it cannot be read.
@@ -115,7 +116,7 @@ class Record:
 
     @property
     def planned(self) -> int | None:
-        """Number of updates of the whole run; None if it is stated in epochs and nothing was logged yet."""
+        """Number of updates of the whole run. None: it is stated in epochs, and nothing has been logged yet."""
         steps, epochs = self.config.get("train.steps"), self.config.get("train.epochs")
         if steps is not None or epochs is None or not self.metrics:
             return steps

@@ -1,1 +1,1 @@
-"""Objectives, which a training minimises."""
+"""Objectives, which training minimises."""

@@ -32,7 +32,7 @@ UNUSED = {"mask_token", "norm.weight", "norm.bias", "expand.weight", "expand.bia
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig(RunConfig):
-    """An encoder to start from, and how its layers are trained."""
+    """An encoder to start from, and options for training its layers."""
 
     model: str | None = None
     """Weights to start from: a run folder, a checkpoint or a file of weights in one, or published weights. Tokenizer and encoder
@@ -71,7 +71,7 @@ def start_encoder(
     """Returns the tokenizer and the encoder of a config: with new weights, or with those of a pretrained model.
 
     Args:
-        required: what the model reads of the encoder.
+        required: the features of the encoder that the model uses.
     """
     if pretrained is None:
         tokenizer = tokenizers.build(config.tokenizer, channels=data.channels)
@@ -120,7 +120,7 @@ def run_data(path: str | Path) -> DataConfig | None:
     run = run_of(Path(path).expanduser())
     if run is None:
         return None
-    read_parts(run / CONFIG)  # refuses anything else
+    read_parts(run / CONFIG)  # raises an error if it is not the config of a run
     return read_data(run / CONFIG)
 
 
@@ -167,7 +167,7 @@ class DenseObjective(Generic[D]):
     """Base of the losses of models with an output for each pixel or object.
 
     Args:
-        data: options of reading.
+        data: options of reading the samples.
         device: device of the model.
     """
 

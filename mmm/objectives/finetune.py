@@ -56,7 +56,7 @@ class FineTuneObjective:
     """The cross-entropy of a classifier. All random numbers come from the keys of the samples.
 
     Args:
-        data: how samples are read.
+        data: options of reading the samples.
         soft: options of label smoothing and mixing.
         classes: K.
         device: device of the computation.
@@ -68,7 +68,7 @@ class FineTuneObjective:
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """Returns the mean loss of a micro-batch, ()."""
-        keys, batch = batch.keys, batch.to(self.device)  # the keys also stay on the CPU, where seeds are read from them
+        keys, batch = batch.keys, batch.to(self.device)  # seeds are read from the copy of the keys on the CPU
         assert batch.labels is not None
         x = prepare(batch, self.data, train=True)  # (B, C, ..., h, w)
         x, target = self.targets(erase(x, keys, self.soft.erase), batch.labels, keys[0])

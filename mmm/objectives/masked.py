@@ -76,7 +76,7 @@ class DataStream:
         """Opens the training samples.
 
         Raises:
-            ValueError: there are none; the message names the flag of this source.
+            ValueError: there are no samples; the message names the flag of this source.
         """
         try:
             samples = open_data(data, "train")
@@ -123,7 +123,7 @@ class MaskedObjective:
 
     @staticmethod
     def connect(model: MaskedModel, accelerator: Accelerator) -> None:
-        """Connects targets that depend on the whole batch with all processes."""
+        """Connects all processes for targets that depend on the whole batch."""
         if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
             raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
         for part in model.modules():
@@ -146,7 +146,7 @@ class MaskedObjective:
 def initialise(
     model: MaskedModel, weights: str | None, stream: DataStream, device: torch.device, inflate: Inflation | None = None
 ) -> None:
-    """Loads the initial weights, if any are given, and initialises the target, the same on all processes."""
+    """Loads the initial weights, if any are given, and initialises the target in the same way on all processes."""
     from accelerate.utils import broadcast
 
     copied = set() if weights is None else initialise_from(model, weights, inflate=inflate)

@@ -31,7 +31,7 @@ class DenseConfig(AdaptConfig):
     frozen: bool = False
     """Train only the head, on the features of the frozen encoder."""
     relative_bias: bool = False
-    """Learn a bias of attention for each relative position, which starts at zero (BEiT; MAE on ADE20K)."""
+    """Learn an attention bias for each relative position, initialised with zero (BEiT; MAE on ADE20K)."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=16, learning_rate=1e-3, scale_learning_rate=None)
     """Options of the training."""
 
@@ -91,10 +91,10 @@ def build_dense(config: DenseConfig, pretrained: MaskedModel | None, outputs: in
 
 
 def prepare_pixels(batch: Batch, data: PairsConfig) -> tuple[Tensor, Tensor]:
-    """Flips images and maps together, changes colours, and normalises the pixels of a training batch, on its device.
+    """Flips images and maps together, changes colours, and normalises the pixels of a training batch on its device.
 
     Returns:
-        float32 (B, C, h, w), and the map's numbers, int64 (B, h, w).
+        Pixels, float32 (B, C, h, w), and the numbers of the maps, int64 (B, h, w).
     """
     image, numbers = split_planes(flip(batch.pixels, batch.keys, data.flip), data.channels)
     x = image.float() if data.lighting or data.photometric else image

@@ -1,4 +1,4 @@
-"""Files that stay complete after a kill or with a full disk: JSON lines, atomic replacement, the cache of the user, and hashes."""
+"""Files that stay complete if the process is killed or the disk is full: JSON lines, atomic replacement, user cache, and hashes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """A file of one JSON object per line, which a run appends to and a resume truncates to a step. It need not exist yet.
+    """A file with one JSON object per line. A run appends lines, and a resume removes those after a step. It need not exist yet.
 
-    Lines that cannot be written to a full disk are kept and written with the next line.
+    Lines that cannot be written because the disk is full are kept in memory and written with the next line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class Journal:
         self.waiting: list[str] = []
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Appends a line and the lines that wait. A partly written line is removed, with a warning."""
+        """Appends the lines that are kept in memory and a new one. A partly written line is removed, with a warning."""
         self.waiting.append(json.dumps(line) + "\n")
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -62,7 +62,7 @@ class Journal:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` for a file or folder, which replaces `path` at the end.
 
-    A kill or an error leaves `path` as it was.
+    If the process is killed or an error occurs, `path` is not changed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -82,13 +82,13 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a value as JSON atomically, and makes the folder."""
+    """Writes a value as JSON atomically, and creates the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_text(Path(path), json.dumps(value, indent=2) + "\n")
 
 
 def user_cache() -> Path:
-    """Returns the folder for data that can be made again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Returns the folder for data that can be computed again: `mmm` in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmm"
 
 

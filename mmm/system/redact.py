@@ -16,11 +16,11 @@ SECRETS = re.compile(
     re.IGNORECASE,
 )
 NAMES = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
-SHORTEST = 8  # characters: a shorter value would hide ordinary words
+SHORTEST = 8  # characters of a secret, at least; shorter values could be ordinary words
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Replaces the secrets in a text by ***.
+    """Replaces the secrets in a text with ***.
 
     Args:
         text: for instance a log message.
@@ -33,7 +33,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def refuse_secrets(flat: Mapping[str, Any]) -> None:
-    """Refuses a config with secrets, because it is written into the run folder, which people share.
+    """Refuses a config with secrets, because it is written into the run folder, which may be shared.
 
     Args:
         flat: values of the config by dotted name.

@@ -1,6 +1,6 @@
 """The weights with the best score so far on a validation split, kept beside the checkpoints.
 
-    best/step_00000700/     a checkpoint that holds the weights alone (their moving average, where the run keeps one)
+    best/step_00000700/     a checkpoint that contains only the weights (their moving average, if the run has one)
 
 The best step is read from metrics.jsonl, so that a resumed run agrees with an uninterrupted one.
 """

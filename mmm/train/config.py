@@ -1,4 +1,4 @@
-"""Options of a training. Numbers from papers belong in recipes."""
+"""Options of training. Numbers from papers belong in recipes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TrainConfig(CheckedConfig):
     """Samples for one update, over all processes together."""
     micro_batch_size: Positive | None = None
     """Samples that one process computes at once. Gradients are accumulated up to `batch_size`. None: the largest number that
-    fits into memory, at most batch_size / processes; it is found when the run begins, and kept."""
+    fits into memory, at most batch_size / processes; it is determined when the run begins, and then kept."""
     checkpoint_blocks: bool = False
-    """Keep only the input of each block for the backward pass, and compute the rest again. Needs less memory and about a third
-    more computation."""
+    """Keep only the input of each block for the backward pass, and recompute the rest. Needs less memory and about a third more
+    computation."""
     learning_rate: AboveZero
     """Peak learning rate for `scale_learning_rate` samples per update."""
     scale_learning_rate: Positive | None = 256
@@ -69,8 +69,8 @@ class TrainConfig(CheckedConfig):
     clip_norm: AboveZero | None = None
     """Largest norm of the gradient of all weights; larger gradients are scaled down to it. None: no clipping."""
     max_skipped: Count = 5
-    """Largest number of successive updates that are skipped because a loss or a gradient is not finite. One more stops the
-    run."""
+    """Largest number of successive updates that are skipped because a loss or a gradient is not finite. If one more must be
+    skipped, the run stops."""
     ema: Fraction | None = None
     """Decay per update of an exponential moving average of the weights, which is saved with them. None: no average."""
     precision: Precision = "auto"
@@ -94,7 +94,7 @@ class TrainConfig(CheckedConfig):
     evaluate_every: Positive | None = None
     """Updates between two evaluations during training. None: only at the end."""
     timeout: AboveZero = 600.0
-    """Seconds after which the run ends if a process is alive and does not answer."""
+    """Seconds after which the run ends if a process is alive but does not respond."""
     tracker: str | None = None
     """Experiment tracker that Accelerate supports, for instance tensorboard, wandb, trackio, mlflow or swanlab. It also gets
     the pictures of the run. None: only metrics.jsonl is written."""
@@ -133,10 +133,10 @@ class RunConfig(CheckedConfig):
     """Names of options that may differ from those of the run that is resumed, for instance train.steps, or data.fingerprint for
     the content of the data. The result is then not that of the first command."""
     dry_run: bool = False
-    """Print parameters, tokens, steps, memory and the estimated time, and end without training."""
+    """Print parameters, tokens, steps, memory and the estimated time, and exit without training."""
 
 
-# These options do not change results beyond rounding: a resumed run may choose them again.
+# These options do not change results beyond rounding: a resumed run may use other values.
 RUNTIME = frozenset(("folder", "resume", "allow", "dry_run")) | frozenset(
     f"train.{name}"
     for name in (
@@ -167,7 +167,7 @@ def identity(config: Mapping[str, Any], *, runtime: Collection[str] = ()) -> dic
     Args:
         config: nested config of a task.
         runtime: dotted names of the task's own options that may change, in addition to `RUNTIME` and `DATA_RUNTIME`. The name of a
-            group stands for all its options.
+            group includes all its options.
     """
     flat = json.loads(json.dumps(flatten(config)))  # as JSON returns it: tuples become lists
     return {name: value for name, value in flat.items() if not _may_change(name, runtime)}

@@ -3,15 +3,15 @@
 A sum of floats depends on its order. Here the micro-batches of an update, over all processes, are the leaves of a binary tree, and
 gradients are added along the tree. Each process holds a contiguous part of the leaves. With a power of two of processes this part
 is a subtree, which the process sums alone; the processes then add their sums pair by pair. The result depends neither on the
-process that computed a micro-batch nor on stops and resumes on other numbers of processes.
+process that computed a micro-batch nor on resumes with another number of processes.
 
 The same bits are guaranteed for weights, the optimizer's state, averages, and `loss` and `grad_norm` in the metrics, on one kind of
 CPU with one version of torch and with the same `train.micro_batch_size` and `train.threads`. Evaluations between updates are
-divided among the processes, and agree to rounding. On GPUs torch is asked for its deterministic kernels; this has not been tried
-there.
+divided among the processes, and agree up to rounding. On GPUs torch's deterministic kernels are selected; the guarantee has not
+been tested there.
 
-Memory: log2(micro-batches of a process) + 1 gradients, and 1.5 more with several processes. Gradients are not exchanged during the
-backward pass, as DDP does.
+Memory: log2(micro-batches of a process) + 1 gradients, and 1.5 more with several processes. In contrast to DDP, gradients are not
+exchanged during the backward pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmm.train.state import Training
 
 
 class FixedOrderGradients:
-    """Computes the gradients of one update on this process and sums them over all."""
+    """Computes the gradients of one update on this process and sums them over all processes."""
 
     def __init__(self, training: Training, plan: Plan, config: TrainConfig) -> None:
         """Raises ValueError if the task uses another micro-batch size than the config."""
@@ -78,7 +78,7 @@ class FixedOrderGradients:
         return gradients
 
     def _refuse_counting(self, before: dict[str, Tensor]) -> None:
-        """Raises ValueError if the model updates a buffer in its forward, which would depend on one process only."""
+        """Raises ValueError if the model updates a buffer in its forward, because its value would depend on one process only."""
         self.first = False
         now = dict(self.training.unwrapped.named_buffers())
         if changed := [name for name, value in before.items() if not torch.equal(value, now[name])]:
@@ -89,8 +89,9 @@ class FixedOrderGradients:
 def add_over_processes(tensors: Sequence[Tensor]) -> None:
     """Sums tensors of one dtype over the processes, in place and in the order of the tree. A single process does nothing.
 
-    The exchange is recursive halving and doubling: halves are exchanged with the neighbour, quarters with the next pair, and so on,
-    until each process has its part of the sum; then in reverse. Each process sends about two gradients for any number of processes.
+    The algorithm is recursive halving and doubling: halves are exchanged with the neighbour, quarters with the next pair, and so
+    on, until each process has its part of the sum. Then the parts are exchanged in reverse order. Each process sends about two
+    gradients for any number of processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -107,7 +108,7 @@ def add_over_processes(tensors: Sequence[Tensor]) -> None:
         _swap(mine, others, peer)
     pieces = flat.split([tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.copy_(piece.view_as(tensor))  # into memory laid out as on one process
+        tensor.copy_(piece.view_as(tensor))  # keeps the memory layout that a single process has
 
 
 def _swap(sent: Tensor, received: Tensor, peer: int) -> None:

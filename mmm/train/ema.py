@@ -27,10 +27,11 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float, made: Tensor | None = None) -> None:
-        """Moves each average towards the model's tensor of the same name; integers (counters) are copied.
+        """Updates each average with the model's tensor of the same name; integers (counters) are copied.
 
         Args:
-            made: whether the update was made, a bool () on the device; otherwise the averages of floats do not change. None: yes.
+            made: whether the update was made, a bool () on the device; if not, the averages of floats do not change. None: it was
+                made.
         """
         live = model.state_dict()
         floats = [name for name, value in self.averages.items() if value.is_floating_point()]

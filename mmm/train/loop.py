@@ -4,9 +4,9 @@
 (distributed/preemption.py).
 
 All processes skip an update whose loss or gradient is not finite, and no host waits for a device. A non-finite loss makes its
-gradient NaN, and the sum over the processes carries the NaN to all of them, so that nothing else is exchanged. The flag that the
-norm of the whole gradient is finite stays on the device. The fused optimizer reads it there, as it reads the flag of a gradient
-scaler. The host learns of it at the next line of metrics.
+gradient NaN, and the sum over the processes is then NaN on all of them, so that nothing else is exchanged. A flag on the device
+records whether the norm of the whole gradient is finite. The fused optimizer reads it there, as it reads the flag of a gradient
+scaler. The host reads it at the next line of metrics.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mmm.train.state import Training
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the model that
-# it is given, never its `forward`: DDP and mixed precision are in the call.
+# computes the mean loss of one micro-batch: (model, batch, step) -> () tensor. It moves the batch to the device, and calls the
+# given model itself, never its `forward`, because DDP and mixed precision work in the call.
 LossOf = Callable[[nn.Module, Any, int], Tensor]
 
 
@@ -42,8 +42,8 @@ class Update:
 
     Attributes:
         step: number of updates so far.
-        metrics: at a log line, those of the updates since the last line (`MetricsAccumulator.flush`), else empty. A task adds the
-            results of its evaluations.
+        metrics: at a log line, the metrics of the updates since the last line (`MetricsAccumulator.flush`), otherwise empty. A task
+            adds the results of its evaluations.
         skipped: updates without a step of the optimizer, among those synchronised since the last `Update`.
         save: whether a checkpoint is due.
         last: whether this is the last update, of the plan or before a requested stop.
@@ -76,9 +76,8 @@ def fit(
 ) -> Iterator[Update]:
     """Trains from `training.step` to the end of the plan.
 
-    Lines of metrics are written every `log_every` and
-    `save_every`. The losses are checked before anything is saved; a checkpoint between two lines, after a signal, keeps what the
-    next line holds so far.
+    Lines of metrics are written every `log_every` and `save_every` updates. The losses are checked before a checkpoint is saved. A
+    checkpoint between two lines, after a signal, contains the metrics since the last line.
 
     Args:
         batches: micro-batches of this process from `training.step` on, `plan.accumulation` for each update.
@@ -87,14 +86,14 @@ def fit(
         name_samples: returns the ids of an update's samples, in the global batch's order; called when a loss is not finite.
 
     Yields:
-        An `Update` after each.
+        An `Update` after each update.
 
     Raises:
         NonFiniteError: more than `max_skipped` successive updates were skipped. Raised on all processes, at the next line.
         Stopped: a signal requested it, and the caller could save. Raised on all processes.
     """
     if training.step >= plan.steps:
-        return  # a finished run is resumed: one process could be gone before another has met it in the agreement's group
+        return  # a finished run was resumed; one process could exit before another has joined the group of `StopAgreement`
     accelerator = training.accelerator
     metrics = MetricsAccumulator(accelerator, plan, name_samples, config.max_skipped, training.partial_metrics)
     fixed_order = FixedOrderGradients(training, plan, config) if config.strict else None
@@ -125,7 +124,7 @@ def fit(
             metrics.since += perf_counter() - away
             if stop or (made == plan.steps and agreement.stops(made, last=True)):
                 for tracker in accelerator.trackers:
-                    tracker.finish()  # writes what it holds back
+                    tracker.finish()  # writes its buffered values
                 raise Stopped
 
 
@@ -184,14 +183,14 @@ def seed_noise(device: torch.device, seed: int, step: int, part: int) -> None:
 
 
 def nan_if_nonfinite(loss: Tensor) -> Tensor:
-    """Returns the loss, with a gradient of NaN if it is not finite. () -> ()."""
-    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # times 1 changes no bit
+    """Returns the loss; its gradient is NaN if the loss is not finite. () -> ()."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # a factor of 1 changes no bit
 
 
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
-    """Clips the gradient if `clip_norm` is set, and returns its norm before, ().
+    """Clips the gradient if `clip_norm` is set, and returns its norm before clipping, ().
 
-    The norm is finite exactly if the whole gradient is finite.
+    The norm is finite if and only if the whole gradient is finite.
     """
     if clip_norm is not None:
         norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
@@ -206,9 +205,9 @@ def step_if_finite(norm: Tensor, optimizer: torch.optim.Optimizer, scaler: objec
 
     Args:
         norm: norm of the gradient, () on the device.
-        optimizer: as Accelerate prepared it. Only fused Adam reads the flag on the device. Others do not (timm's Lars), or build
-            their state from it (the first momentum of fused SGD is then uninitialised memory); for them the host waits.
-        scaler: of fp16, which makes this decision itself.
+        optimizer: the optimizer from Accelerate. Only fused Adam uses the flag on the device correctly. Others ignore it (timm's
+            Lars), or their state becomes wrong (the first momentum of fused SGD is uninitialised memory); for them the host waits.
+        scaler: the scaler of fp16, which makes this decision itself.
     """
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     if scaler is not None:

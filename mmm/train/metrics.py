@@ -1,9 +1,9 @@
 """Accumulates losses and gradient norms on the device between log lines, so that logging costs one synchronisation.
 
-Data-loading time is counted here too: the time between the request for a micro-batch and its arrival. On a CPU nothing is computed
-meanwhile. A GPU continues with queued work, so it is idle for at most that long; a share of a few percent is overhead of the host.
-Each process measures its own time, and the first process's is shown. (Where another process is slower, the first waits in the
-exchange of gradients.)
+Data-loading time is measured here too: the time between the request for a micro-batch and its arrival. On a CPU nothing is computed
+during this time. A GPU continues with queued work, so it is idle for at most this time; a share of a few percent is overhead of the
+host. Each process measures its own time, and that of the first process is shown. (If another process is slower, the first waits in
+the exchange of gradients.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 NameSamples = Callable[[int], list[int]]
 
-MUCH = 0.1  # share of the time spent waiting for data above which there is advice
+MUCH = 0.1  # share of the time spent waiting for data above which advice is given
 ADVICE = (
     "To wait less: more data.workers where cores are idle; data.repeats, several samples of a decoded input; smaller inputs "
     "(videos: mmm prepare_video; photographs: copies not much larger than a sample)"
@@ -40,7 +40,7 @@ class Skipped:
     Attributes:
         step: counted from 0.
         what: loss or gradient.
-        samples: ids of the samples of the micro-batches concerned.
+        samples: ids of the samples of the affected micro-batches.
     """
 
     step: int
@@ -53,11 +53,11 @@ class Skipped:
 
 
 class NonFiniteError(ValueError):
-    """Too many updates in a row had a loss or a gradient that is not a finite number.
+    """Too many successive updates had a loss or a gradient that is not finite.
 
     Attributes:
-        step: the last of them.
-        samples: ids of the samples of its micro-batches concerned.
+        step: the last of these updates.
+        samples: ids of the samples of its affected micro-batches.
     """
 
     def __init__(self, last: Skipped, row: int) -> None:
@@ -71,7 +71,7 @@ class NonFiniteError(ValueError):
 
 @dataclass
 class PartialMetrics:
-    """The part of the next line of metrics that is already on the host; a checkpoint between two lines keeps it.
+    """The part of the next line of metrics that is already on the host. A checkpoint between two lines contains it.
 
     Attributes:
         losses, norms: means over the samples of each update that was made.
@@ -96,7 +96,7 @@ class MetricsAccumulator:
         losses: losses of each update, (A,) on the device. The loop appends them.
         norms: norm of the whole gradient of each update, () on the device. The loop appends them.
         waited: seconds in which this process waited for data since the last line. The loop adds to it.
-        since: start of the line, later by the time that the caller spends on evaluating and saving.
+        since: start of the line, plus the time that the caller spends on evaluating and saving.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class MetricsAccumulator:
         first, found, partial = step - len(norms), [], self.partial
         for offset in range(len(norms)):
             if losses[:, offset].isfinite().all() and norms[offset].isfinite():
-                partial.losses.append(losses[:, offset].flatten().mean().item())  # in one order, whoever computed which
+                partial.losses.append(losses[:, offset].flatten().mean().item())  # in an order independent of processes
                 partial.norms.append(norms[offset].item())
                 partial.row = 0
             elif skipped := self._count_skipped(first + offset, losses[:, offset]):
@@ -142,8 +142,8 @@ class MetricsAccumulator:
             rate: the learning rate of the last update.
 
         Returns:
-            loss: mean over the samples of the updates that were made. learning_rate, epoch: of the last update. grad_norm: mean,
-            before clipping. skipped: number of skipped updates, where there were any. samples_per_second: over all processes.
+            loss: mean over the samples of the updates that were made. learning_rate, epoch: values of the last update. grad_norm:
+            mean before clipping. skipped: number of skipped updates, if there were any. samples_per_second: total of all processes.
             data_wait: share of the time that this process waited for data.
         """
         partial, seconds = self.partial, perf_counter() - self.since
@@ -182,7 +182,7 @@ class DataWait:
         self.waited = self.seconds = 0.0
 
     def add(self, metrics: Mapping[str, float], samples: int) -> None:
-        """Counts a line; `samples` were trained on since the line before."""
+        """Adds a line. `samples`: number of training samples since the previous line."""
         seconds = samples / metrics["samples_per_second"]
         self.waited += metrics["data_wait"] * seconds
         self.seconds += seconds

@@ -50,14 +50,14 @@ def check_mixing(config: SoftConfig, micro_batch_size: int) -> None:
 
 
 class SoftTargets:
-    """Mixes a micro-batch with itself, backwards, and softens its labels to match."""
+    """Mixes a micro-batch with the same samples in reverse order, and mixes its labels accordingly."""
 
     def __init__(self, config: SoftConfig, classes: int) -> None:
-        """Mixes samples and labels of this number of classes."""
+        """Makes the mixing for labels of this number of classes."""
         self.config, self.classes = config, classes
         self.mixing: Any = None
         if config.mixes:
-            from timm.data.mixup import Mixup  # here: it brings in torchvision
+            from timm.data.mixup import Mixup  # imported here, because it imports torchvision
 
             self.mixing = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
 
@@ -76,7 +76,7 @@ class SoftTargets:
             hard = F.one_hot(labels, self.classes).float()
             return x, hard * (1 - self.config.smoothing) + self.config.smoothing / self.classes
         with seeded(stream(key[None], Stream.MIX)[0]):
-            mixed, targets = self.mixing(x.flatten(1, -3), labels)  # frames as further channels: timm cuts the third axis
+            mixed, targets = self.mixing(x.flatten(1, -3), labels)  # frames as channels: timm cuts boxes along the third axis
         return mixed.view(x.shape), targets
 
 

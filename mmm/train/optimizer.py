@@ -21,7 +21,7 @@ from mmm.core.types import UpdateScale
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.fsdp import DDP, shard_like, sharding_asked
 
-# a classifier's parameters by layer, as timm's models say it of themselves; what is not named comes last, with the head
+# parameters of a classifier by layer, in the form in which timm's models define them; all others belong to the head's layer
 LAYERS: dict[str, Any] = {
     "embedding": r"encoder\.(?:backbone\.)?(?:cls_token|reg_token|mask_token|pos_embed|patch_embed|stem)",
     "blocks": [
@@ -31,16 +31,16 @@ LAYERS: dict[str, Any] = {
     ],
 }
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
-UNDECAYED = tuple(f"encoder.{name}" for name in TOKENS if name != "mask_token")  # MAE's main_finetune.py; nor are vectors
+UNDECAYED = tuple(f"encoder.{name}" for name in TOKENS if name != "mask_token")  # MAE's main_finetune.py; nor vectors
 
 
 ADAMW_BETAS = (0.9, 0.999)
-REFUSED = ("kron", "adahessian", "fused", "bnb")  # random state, second derivatives; other libraries' (apex, bitsandbytes)
-MOMENTUM = 0.9  # timm's, of optimizers whose own is 0
-HYBRID = ("muon", "nmuon", "adamuon", "nadamuon")  # for matrices; they hold an AdamW for the rest
-TO_ADAMW = ("patch_embed.", "head.", "last_layer.")  # of a hybrid, what is a matrix and does not go to it
-ELEMENTWISE = ("adamw", "lion")  # may be computed on a part of a parameter: under FSDP2, tested
-OWN = ("params", "lr_scale", "decay_scale", "use_fallback")  # keys of a group that are not the optimizer's
+REFUSED = ("kron", "adahessian", "fused", "bnb")  # random state; second derivatives; from other libraries (apex, bitsandbytes)
+MOMENTUM = 0.9  # timm's value, for optimizers whose own default is 0
+HYBRID = ("muon", "nmuon", "adamuon", "nadamuon")  # update matrices, and contain an AdamW for other parameters
+TO_ADAMW = ("patch_embed.", "head.", "last_layer.")  # matrices that a hybrid optimizer updates with AdamW
+ELEMENTWISE = ("adamw", "lion")  # can update a part of a parameter, as FSDP2 needs it; tested
+OWN = ("params", "lr_scale", "decay_scale", "use_fallback")  # keys of a group that are not options of the optimizer
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float | None = None) -> torch.optim.Optimizer:
@@ -192,7 +192,7 @@ def load_optimizer(
         if name.isdigit():
             groups[int(name)][key] = tensors[entry].clone() if entry in tensors else rest[entry]
             continue
-        # copied, for safetensors maps the file: it could not be freed while the run lives
+        # copied, because safetensors maps the file, whose space could not be freed during the run
         value = shard_like(parameters[name], tensors[entry]) if entry in tensors else rest[entry]
         state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on a terminal, lines in a file."""
+"""Progress of training: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SILENCE = 60.0  # seconds after which a log file gets a line between two lines o
 
 
 class Progress:
-    """Shows samples per second, the last loss and the time left; at the end, the time spent waiting for data.
+    """Shows samples per second, the last loss and the remaining time; at the end, the time spent waiting for data.
 
     Attributes:
         bar: advanced by the samples of each update.
@@ -60,13 +60,13 @@ class Progress:
 
 
 def shows_bar() -> bool:
-    """True if the output is a terminal that shows a bar; tqdm shows nothing on one with 0 columns."""
+    """True if the output is a terminal that can show a bar. tqdm shows nothing on a terminal with 0 columns."""
     if not sys.stderr.isatty():
         return False
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except OSError:
-        return True  # it has no size
+        return True  # the size is unknown
 
 
 def format_metrics(update: Update, plan: Plan) -> str:

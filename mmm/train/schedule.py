@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW_UPDATES = 300  # a training from new weights that makes fewer learns next to nothing
+FEW_UPDATES = 300  # with fewer updates, a model with new weights learns almost nothing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_plan(config: TrainConfig, *, samples: int, processes: int) -> Plan:
     """Computes the plan of a run before it starts.
 
     Raises:
-        ValueError: neither steps nor epochs are given, or the batch size does not divide.
+        ValueError: neither steps nor epochs are given, or the batch size does not divide evenly.
     """
     micro_batch_size, accumulation = split_batch(config, processes)
     scale = 1.0 if config.scale_learning_rate is None else config.batch_size / config.scale_learning_rate
@@ -92,7 +92,7 @@ def count_steps(config: TrainConfig, samples: int) -> int:
         return config.steps
     if config.epochs is None:
         raise ValueError("the length of the run is not given: set train.steps or train.epochs")
-    steps = math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is a hair above 3
+    steps = math.ceil(round(config.epochs * samples / config.batch_size, 6))  # 0.1 * 30 / 1 is slightly above 3
     if steps < FEW_UPDATES:
         logger.warning(
             "train.epochs %g of %s samples are only %d updates of %s samples; with few samples set train.steps and a smaller "
@@ -120,7 +120,7 @@ def count_warmup(config: TrainConfig, samples: int, steps: int) -> float:
 
 
 def split_batch(config: TrainConfig, processes: int) -> tuple[int, int]:
-    """Returns the number of samples of a micro-batch, and of micro-batches that a process computes for one update.
+    """Returns the number of samples of a micro-batch, and the number of micro-batches that a process computes for one update.
 
     Raises:
         ValueError: batch_size is not processes x micro_batch_size x a whole number.
@@ -207,5 +207,5 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
 
 
 def due(step: int, every: int | None, steps: int) -> bool:
-    """True if an event that happens every `every` updates, and after the last, is due after this update."""
+    """True if an event that happens every `every` updates, and after the last update, is due after this update."""
     return step == steps or (every is not None and step % every == 0)

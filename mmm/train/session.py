@@ -1,4 +1,4 @@
-"""One training of a task, from the start of its run folder to the last checkpoint.
+"""The training of a task, from the start of its run folder to the last checkpoint.
 
     with RunFolder.open(config.folder, "pretrain", config, ...) as folder, open_session(folder, config, ...) as session:
         for update in session:
@@ -103,7 +103,7 @@ class Session:
                 yield update
                 if update.metrics or update.save:
                     self._record(update)
-        finally:  # also where the run was asked to stop
+        finally:  # also if a stop was requested
             progress.close()
 
     def _batches(self) -> Iterator[Batch]:
@@ -132,7 +132,7 @@ class Session:
         """Ends the run with its scores: checks the unreadable inputs, and writes result.json from the main process.
 
         Args:
-            found: the scores; its `step`, if there is one, is that of the scored weights.
+            found: the scores. If it contains `step`, this is the step of the scored weights.
 
         Returns:
             The content of the file: the `run`, the `step`, and the scores.
@@ -184,7 +184,7 @@ def open_session(
         with advise_on_memory(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
             if config.resume:
                 folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)
-                folder.cut_metrics(training.step)  # also where the run was killed before its first checkpoint
+                folder.cut_metrics(training.step)  # also if the run was killed before its first checkpoint
             tracker = Tracker(
                 accelerator, train.tracker, folder.path, training.identity, options=train.tracker_options, step=training.step
             )
@@ -194,7 +194,7 @@ def open_session(
             announce(data, plan, folder.path)
             yield Session(config, training, objective, data, plan, folder, bad_inputs, tracker)
             tracker.log_pictures(training.step)
-            accelerator.end_training()  # last: it ends the process group, through which evaluations share their work
+            accelerator.end_training()  # last, because it ends the process group, which evaluations use
 
 
 def fitting_plan(

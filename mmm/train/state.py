@@ -1,6 +1,6 @@
-"""`Training`: the state that a checkpoint saves and a resume restores, which is model, optimizer, average of the weights and step.
+"""`Training`: the state that a checkpoint saves and a resume restores: model, optimizer, average of the weights, and step.
 
-There is no state per process and no state of a generator: samples, masks and noise are functions of the step (mmm/core/rng.py).
+No process has its own state, and no generator state is saved: samples, masks and noise are functions of the step (mmm/core/rng.py).
 Tensors may be sharded, here and in the checkpoint.
 """
 
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Training:
-    """A model being trained.
+    """A model during training.
 
     Attributes:
         accelerator: the result of `setup.start`.
-        model: the model from Accelerate; call this one to train.
+        model: the model from Accelerate, which must be called for training.
         optimizer: the optimizer from Accelerate.
         identity: the options that identify the run (`config.identity`); a checkpoint of another run is refused.
         ema: average of the weights, if the run has one.
@@ -107,16 +107,16 @@ class Training:
         ema: bool = False,
         sharded: bool = False,
     ) -> Training:
-        """Passes the model and the optimizer to Accelerate, not the loaders (they resume wrongly) or the schedule (it steps per
-        process).
+        """Passes the model and the optimizer to Accelerate, but neither the loaders (they would resume wrongly) nor the schedule
+        (it would step once per process).
 
         Args:
             ema: whether to keep an average of the weights.
             sharded: whether to shard the model; for tasks whose evaluations use `gathered`.
 
         Raises:
-            ValueError: Accelerate's configuration asks for FSDP, and the task cannot shard; or for torch.compile, which cannot
-                train a part of the model.
+            ValueError: Accelerate's configuration selects FSDP, and the task cannot shard; or it selects torch.compile, which
+                cannot train only a part of the model.
         """
         reasons = [module.no_compile for module in model.modules() if getattr(module, "no_compile", None)]
         if reasons and accelerator.state.dynamo_plugin.backend.value != "NO":
@@ -139,14 +139,14 @@ class Training:
 
     @cached_property
     def unwrapped(self) -> nn.Module:
-        """The user's module without DDP, mixed precision and compilation; its names have no prefix."""
+        """The user's module without DDP, mixed precision and compilation. Its names have no prefix."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
         """Returns a model for evaluation whose forward needs no other process: the unwrapped model, or a copy of a sharded one.
 
-        All processes must enter it together.
+        All processes must enter the `with` block together.
         """
         sharded = self.meta_copy is not None
         yield gathered_copy(self.meta_copy, self.unwrapped, self.accelerator) if sharded else self.unwrapped  # type: ignore[arg-type]
@@ -167,11 +167,11 @@ class Training:
 
         Args:
             keep, keep_every: see `writer.prune`.
-            needed: whether this is the last checkpoint of the run, which is written before this returns. Any other checkpoint
-                is lost if the disk is full, with a warning when the next is due.
+            needed: whether this is the last checkpoint of the run, which is written before the method returns. If the disk is full,
+                any other checkpoint is lost, with a warning when the next is due.
 
         Raises:
-            ValueError: a weight is not finite. Such a checkpoint would replace a good one, and a resume would use it.
+            ValueError: a weight is not finite. Such a checkpoint would replace a good one, and a resume would load it.
             OSError: a needed checkpoint cannot be written. Raised on all processes.
         """
         self.wait_for_checkpoint()
@@ -215,11 +215,11 @@ class Training:
         }
 
     def _refuse_nonfinite_weights(self) -> None:
-        """Raises ValueError on all processes if a weight is not finite: a resume would use the checkpoint."""
+        """Raises ValueError on all processes if a weight is not finite, because a resume would load the checkpoint."""
         weights = dict(self.unwrapped.named_parameters())
         finite = torch.stack([local(value).isfinite().all() for value in weights.values()])
         if self.meta_copy is not None:
-            finite = self.accelerator.gather(finite[None].int()).all(0)  # each process has seen its own part
+            finite = self.accelerator.gather(finite[None].int()).all(0)  # each process has checked its own part
         bad = [name for name, good in zip(weights, finite.tolist(), strict=True) if not good]  # one synchronisation
         if bad:
             raise ValueError(
@@ -274,13 +274,13 @@ class Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:
-        """Raises ValueError for the weights of another model, which an allowed change of the config can cause."""
+        """Raises ValueError if the weights do not fit the model, which an allowed change of the config can cause."""
         for name, value in self.unwrapped.state_dict().items():
             if plain(name) not in found or found[plain(name)].shape != value.shape:
                 raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
 
     def _fingerprint(self) -> dict[str, Any]:
-        """Returns the environment; a resume reports differences."""
+        """Returns the environment, whose differences a resume reports."""
         return {**fingerprint(self.accelerator), "sharded": self.meta_copy is not None}
 
     def _names(self) -> dict[Tensor, str]:

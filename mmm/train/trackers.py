@@ -1,4 +1,4 @@
-"""Experiment trackers, through Accelerate: one project, one run for each run folder, also after a resume, with its pictures."""
+"""Experiment trackers, through Accelerate: one project, and one run with its pictures for each run folder, also after a resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROJECT = "mmm"  # where `train.tracker_options` names none
+PROJECT = "mmm"  # project if `train.tracker_options` names none
 RECORD = "tracker.json"  # in the run folder: the id of the run by the tracker's name
 MOVING = (".gif", ".mp4")
 PICTURES = (".png", *MOVING)
@@ -93,10 +93,10 @@ class Tracker:
         own = {name: start_arguments(name, folder, known or f"{folder.name}-{uuid4().hex[:8]}", known is not None, step) | chosen}
         accelerator.project_configuration.set_directories(str(folder))
         accelerator.log_with = filter_trackers([name], str(folder))
-        # trackers take numbers and text; tensorboard raises on anything else
+        # trackers accept numbers and text; tensorboard raises an error for other types
         plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
         place = folder.name if name == "tensorboard" else project
-        # MLflow refuses other values of the choices that a run was started with
+        # MLflow does not accept changed values when a run is resumed
         accelerator.init_trackers(place, config=None if known else plain, init_kwargs=own)
         if accelerator.is_main_process:
             write_json(record, ids | {name: run_id(name, accelerator, own[name])})
@@ -134,7 +134,7 @@ def start_arguments(name: str, folder: Path, run: str, resumed: bool, step: int)
     title = folder.name
     if name == "wandb":
         return {"id": run, "name": title, "dir": str(folder), "resume": "allow"}
-    if name == "trackio":  # it identifies a run by its name
+    if name == "trackio":  # trackio identifies a run by its name
         return {"name": run, "resume": "allow"}
     if name == "swanlab":
         return {"id": run.replace("-", "")[-21:], "experiment_name": title, "logdir": str(folder / "swanlab"), "resume": "allow"}
@@ -160,7 +160,7 @@ def log_picture(name: str, run: Any, path: Path, step: int) -> None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        image = Summary.Image(encoded_image_string=path.read_bytes())  # a GIF moves
+        image = Summary.Image(encoded_image_string=path.read_bytes())  # a GIF is animated
         run._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=title, image=image)]), step)
     elif name in ("wandb", "trackio", "swanlab"):
         from importlib import import_module

@@ -19,7 +19,7 @@ from mmm.weights.model_card import CARD, LOAD, Origin, model_card
 
 
 def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
-    """Writes a folder with a model in a format, preprocessor_config.json and a card. A failure leaves nothing behind.
+    """Writes a folder with a model in a format, preprocessor_config.json and a card. After a failure, no files remain.
 
     Args:
         to: the name of the format.
@@ -27,10 +27,10 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
         origin: source of the model, for the card.
 
     Returns:
-        Lines of Python that load it.
+        Lines of Python that load the model.
 
     Raises:
-        ValueError: the folder is not empty, or the format cannot hold the model.
+        ValueError: the folder is not empty, or the format does not support the model.
     """
     refuse_full(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -40,7 +40,7 @@ def export(model: Model, to: str, out: Path, origin: Origin) -> list[str]:
         public = [line.replace(str(aside), out.name) for line in lines]  # a card contains no path of this machine
         model_card(model, origin, [*public, *find_format(to).usage(model)]).save(aside / CARD)
         if out.exists():
-            out.rmdir()  # empty
+            out.rmdir()  # succeeds only if it is empty
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -57,7 +57,7 @@ def save(model: Model, folder: Path, *, license: str, results: Mapping[str, floa
 
 
 def write_files(model: Model, to: str, folder: Path) -> list[str]:
-    """Writes a model's weights and configs into a folder that exists, and returns the lines of Python that load it.
+    """Writes a model's weights and configs into an existing folder, and returns the lines of Python that load it.
 
     Raises:
         ValueError: the format does not support the model.
@@ -77,7 +77,7 @@ def refuse_full(folder: Path) -> None:
 
 
 def processor_config(data: Input) -> dict[str, Any]:
-    """Returns preprocessor_config.json, with which transformers prepares samples as evaluation does.
+    """Returns the content of preprocessor_config.json, with which transformers prepares samples as in evaluation.
 
     Samples are resized to cover the crop (images with a margin), cropped at the centre, scaled to [0, 1] and normalised.
     """

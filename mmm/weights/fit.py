@@ -1,4 +1,4 @@
-"""Weights of a part fitted to a model of another size: positions of another grid, and image models inflated to tubes.
+"""Fits the weights of a part to a model of another size: resizes positions to another grid, and inflates image models to tubes.
 
 Shapes: D width, C channels, (p, p) a patch or (t, p, p) a tube, k prefix tokens, N tokens of a frame, T' tubes of a clip.
 """
@@ -22,11 +22,11 @@ TABLE, SPATIAL, TEMPORAL, CLASS = "pos_embed", "pos_embed_spatial", "pos_embed_t
 
 
 def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = None) -> dict[str, Tensor]:
-    """Returns the state of a part for the home grid of another one.
+    """Returns the state of a part, converted to the home grid of another part.
 
     Args:
-        own: the part that gets the weights.
-        other: the part of the file.
+        own: the part into which the weights will be copied.
+        other: the part from the file.
         where: name of the file for messages.
         inflate: how to convert the weights of an image's patch to those of a tube.
 
@@ -64,9 +64,9 @@ def _state_at(part: Any, grid: tuple[int, ...]) -> dict[str, Tensor]:
 def _inflated(own: nn.Module, state: dict[str, Tensor], how: Inflation) -> dict[str, Tensor]:
     """Converts the state of a part for images to that of a part for clips.
 
-    A tube responds to a constant clip as the patch does. Its frames have the weights of the patch divided by the tube's depth
-    (average: Carreira and Zisserman, CVPR 2017), or the middle frame has the weights and the others zeros (centre: Arnab et al.,
-    ViViT, ICCV 2021). Learned positions are repeated over time; fixed positions are those of the clip model.
+    For a constant clip, a tube has the same output as the patch. Its frames have the weights of the patch divided by the tube's
+    depth (average: Carreira and Zisserman, CVPR 2017), or the middle frame has the weights and the others have zeros (centre:
+    Arnab et al., ViViT, ICCV 2021). Learned positions are repeated over time; fixed positions are those of the clip model.
     """
     mine = own.state_dict()
     if EMBEDDING in state:
@@ -80,7 +80,7 @@ def _inflated(own: nn.Module, state: dict[str, Tensor], how: Inflation) -> dict[
     table = state.pop(TABLE, None)
     if table is None:
         return state
-    if SPATIAL in mine:  # one table of places and one of times
+    if SPATIAL in mine:  # one table for positions in space and one for positions in time
         places = mine[SPATIAL].shape[1]
         prefix, table = table.split([table.shape[1] - places, places], dim=1)
         state |= {CLASS: prefix} if prefix.shape[1] else {}

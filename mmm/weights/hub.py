@@ -25,7 +25,7 @@ def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | N
         revision, token: see `huggingface_hub.snapshot_download`.
 
     Raises:
-        ValueError: the repository does not exist, it may not be read, or the hub cannot be reached.
+        ValueError: the repository does not exist or is not accessible, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -42,7 +42,7 @@ def pull_folder(repo: str, *, revision: str | None = None, token: str | bool | N
 
 
 def push_folder(folder: str | Path, repo: str, *, private: bool = True, message: str = "Upload by mmm") -> str:
-    """Uploads the files of an exported folder in one commit. The repository is made if it does not exist.
+    """Uploads the files of an exported folder in one commit. The repository is created if it does not exist.
 
     Args:
         folder: folder that `mmm export` or `save_pretrained` wrote.
@@ -54,7 +54,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, message:
         The address of the commit.
 
     Raises:
-        ValueError: the folder was not exported, the hub refuses, or it cannot be reached.
+        ValueError: the folder was not exported, the hub refuses the upload, or it cannot be reached.
     """
     folder = Path(folder).expanduser()
     if not NAME.fullmatch(repo):

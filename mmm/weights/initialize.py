@@ -20,11 +20,11 @@ MASK_TOKEN = "encoder.mask_token"
 
 
 def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | None = None) -> set[str]:
-    """Copies weights into a model of the same width and depth, part by part; `--init` of the command line.
+    """Copies weights into a model of the same width and depth, part by part (`--init` on the command line).
 
     Encoder, decoder and target are each copied completely or refused. A part that only the file or only the model has is skipped
-    with a warning: with the weights of an encoder alone, the decoder keeps its random initialisation. Positions of
-    another grid are resized as the model of the file resizes them. With `inflate`, a model of clips can start from one of images.
+    with a warning: for example, if the file contains only an encoder, the decoder keeps its random initialisation. Positions of
+    another grid are resized as the model in the file resizes them. With `inflate`, a model of clips can start from one of images.
 
     Args:
         model: the unwrapped model, not inside DDP or a compiled module.
@@ -84,10 +84,10 @@ def _with_mask_token(chosen: dict[str, Tensor], own: dict[str, Tensor], where: s
 
 
 def _read(stored: Stored, options: dict[str, Any]) -> Model:
-    """Returns the model of a file, which may be of another size than the options say.
+    """Returns the model in a file, whose size may differ from that of the options.
 
     Raises:
-        ValueError: it cannot be read at either size.
+        ValueError: it can be read neither with the size of the options nor with its own.
     """
     try:
         return read_stored(stored, Options(**options))
@@ -110,7 +110,7 @@ def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
 
 
 def _options_of(model: Any) -> dict[str, Any]:
-    """Returns the values of the model for options that files do not state."""
+    """Returns the values of the model for options that files do not contain."""
     heads, data = _heads(model), getattr(model, "data", None)
     found: dict[str, Any] = {"decoder_heads": 1}  # for a decoder without heads, which does not fit any stored decoder
     for name, beginning in (("heads", "encoder."), ("decoder_heads", "decoder.")):
@@ -135,7 +135,7 @@ def _refuse_other_positions(name: str, own: Any, other: Any, where: str) -> None
 
 
 def _warn_of_heads(model: nn.Module, source: Any, where: str) -> None:
-    """Warns if the number of heads, which files do not state, is not the published one for this width."""
+    """Warns if the number of heads, which files do not contain, is not the published one for this width."""
     width, own = source.encoder.shape.width, {heads for name, heads in _heads(model).items() if name.startswith("encoder.")}
     if width in HEADS and own != {HEADS[width]}:
         logger.warning(

@@ -42,23 +42,24 @@ def load(
 ) -> Model:
     """Loads the model in a folder or a file of weights, on the CPU and in evaluation mode.
 
-    A run folder means its newest complete checkpoint, a folder `checkpoints/step_*` this checkpoint, and the file `ema.safetensors`
-    in it the moving average of the weights. Published weights may be in the official layout of MAE, CrossMAE or VideoMAE, or
-    of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with config.json. If there is
-    only an encoder, the `decoder` of the model is None, so that it can encode but has no loss. No code in a file is executed.
+    From a run folder, the newest complete checkpoint is loaded. A folder `checkpoints/step_*` selects a checkpoint, and the file
+    `ema.safetensors` in it selects the moving average of the weights. Published weights may be in the official layout of MAE,
+    CrossMAE or VideoMAE, or of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with
+    config.json. If there is only an encoder, the `decoder` of the model is None: the model can encode but has no loss. No code in a
+    file is executed.
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).
         heads: attention heads of the encoder, which files do not contain. None: the published number for its width.
         decoder_heads: attention heads of the decoder. None: the published number for its width.
-        image_size: size of the images of the file's positions, in pixels: a side, or height and width. None: the square that fits,
-            and 224 for VideoMAE, whose files contain no positions.
+        image_size: size of the images for which the file has positions, in pixels: a side, or height and width. None: the square
+            that fits, and 224 for VideoMAE, whose files contain no positions.
         norm_pix: whether targets were standardised, which files do not contain. None: they were, as in MAE's `*_full` files. MAE's
-            `mae_visualize_*` files predict plain pixels: give False.
-        predict: fraction of all tokens that the model's own masks predict, which files do not contain. None: all hidden tokens.
-            CrossMAE's files were trained with 0.25 or 0.75. It does not limit masks that are given to the model.
-        fusion_blocks: for a file in CrossMAE's layout, the fused encoder blocks, counted from 1, after a 0 if the encoder's
-            input is fused too. None: all blocks, and the input if there is one map more.
+            `mae_visualize_*` files predict plain pixels and need False.
+        predict: fraction of all tokens that are predicted with the masks of the model's masker, which files do not contain. None:
+            all hidden tokens. CrossMAE's files were trained with 0.25 or 0.75. It does not limit masks that are given to the model.
+        fusion_blocks: for a file in CrossMAE's layout, the fused encoder blocks, counted from 1, preceded by 0 if the encoder's
+            input is fused too. None: all blocks, and the input if there is one more map.
         frames: for a file in VideoMAE's layout, the number of frames of its training clips. None: 16.
 
     Returns:
@@ -85,7 +86,7 @@ def load_masked(path: str | Path, *, norm_pix: bool | None = None) -> MaskedMode
 
 
 def without_head(model: Model, source: str) -> MaskedModel:
-    """Returns a masked model unchanged, and the encoder of another model as a model without a decoder.
+    """Returns a masked model unchanged. From a model of another class, returns the encoder as a model without a decoder.
 
     Raises:
         ValueError: the encoder cannot be used without its head.
@@ -120,7 +121,7 @@ def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, tok
 
 
 def find_stored(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Stored:
-    """Returns the weights at a path. If the path does not exist and is a name on the hub (`user/name`), it is downloaded.
+    """Returns the weights at a path. If the path does not exist and is a name on the hub (`user/name`), they are downloaded.
 
     Raises:
         ValueError: the path does not exist.
@@ -137,7 +138,7 @@ def read_stored(stored: Stored, options: Options) -> Model:
     """Reads a model in the first format that detects it.
 
     Raises:
-        ValueError: no format detects it, or the format refuses it.
+        ValueError: no format detects the weights, or the format refuses them.
     """
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
     if form is None:

@@ -1,4 +1,4 @@
-"""Matching of stored weights with those of a model. Each name on both sides is used, or reported in an error."""
+"""Matches stored weights with those of a model. Each name on both sides is used, or reported in an error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from mmm.core.positions import flat_sine_cosine
 
 Names = Callable[[str], tuple[str, ...] | None]
-"""The stored names whose concatenated tensors form a weight of the model; () if files leave it out, and None if the format cannot
-hold it."""
+"""Maps the name of a weight of the model to the stored names whose concatenated tensors form it. (): files do not contain it; None:
+the format does not support it."""
 
-# options of blocks that no weight shows, and their values in all formats except that of mmm
+# options of blocks that do not follow from weights, and their values in all formats except that of mmm
 BLOCK_CHOICES = {
     "rotary": "none",
     "norm": "layer",
@@ -79,7 +79,7 @@ def tensors_under(
     """Returns the weights of a model under the names of a format, as views.
 
     Args:
-        choices: the fixed values of the format for options that no weight shows.
+        choices: the fixed values of the format for options that do not follow from weights.
 
     Raises:
         ValueError: the format does not support some weights or options of a block; the message names them.
@@ -118,7 +118,7 @@ def shorten_list(names: Iterable[str]) -> str:
 
 
 def _mismatch(name: str, value: Tensor, expected: Tensor) -> str:
-    """Returns why a tensor does not fit, or an empty string."""
+    """Returns the reason why a tensor does not fit, or an empty string."""
     if value.shape != expected.shape:
         return f"has {name} as {tuple(value.shape)} instead of {tuple(expected.shape)}"
     if value.is_floating_point() != expected.is_floating_point() or value.layout is not torch.strided:
@@ -128,7 +128,7 @@ def _mismatch(name: str, value: Tensor, expected: Tensor) -> str:
 
 @torch.no_grad()
 def _allocate(model: nn.Module) -> None:
-    """Allocates parts that are on the meta device, and computes the positions that files leave out."""
+    """Allocates parts that are on the meta device, and computes the positions that files do not contain."""
     for part in model.children():
         if not any(weight.is_meta for weight in part.parameters()):
             continue

@@ -148,7 +148,7 @@ def _source(source: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Returns a value as one line of plain text. A run folder may come from anybody, so markup is escaped."""
+    """Returns a value as one line of plain text. Markup is escaped, because a run folder may be untrusted."""
     return html.escape(" ".join(str(value).split()), quote=False).replace("`", "'").replace("|", "&#124;")
 
 

@@ -1,8 +1,8 @@
-"""Reads the tensors in files from other people without executing code in them.
+"""Reads the tensors in untrusted files without executing code in them.
 
 A `.pth` file is a pickle, which can contain code. torch's restricted unpickler (`weights_only=True`) builds only tensors and
-plain values, and refuses the `argparse.Namespace` that official files hold beside their weights. This protection stays on: the few
-harmless classes in such files are read as `Inert`, which stores nothing and does nothing.
+plain values, and refuses the `argparse.Namespace` that official files contain in addition to weights. This protection is kept: the
+few harmless classes in such files are read as `Inert`, which stores nothing and does nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: for names such as x.pth.tar, which are not tars
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: for names such as x.pth.tar, which are not tar archives
 WRAPPINGS = ("model", "module", "state_dict", "model_state")  # keys under which training scripts store the weights, possibly nested
 PREFIXES = ("module.", "_orig_mod.")  # prefixes of all names after DDP and torch.compile
 
@@ -28,13 +28,13 @@ class Inert:
     __slots__ = ()
 
     def __init__(self, *arguments: object) -> None:
-        """Ignores its arguments."""
+        """Ignores the arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Ignores its state."""
+        """Ignores the state."""
 
 
-# training scripts save their options, in which submitit's jobs keep paths (pathlib._local: as Python 3.13 names them)
+# training scripts save their options, which contain paths in jobs of submitit (pathlib._local: the name in Python 3.13)
 PATHS = [f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")]
 HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 
@@ -42,10 +42,10 @@ HARMLESS: list[Any] = [(Inert, name) for name in ("argparse.Namespace", *PATHS)]
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Returns the weights in a file by name, on the CPU, without the other contents of training checkpoints.
 
-    If a file holds several models, each name begins with that of its model: `teacher.blocks.0.norm1.weight`.
+    If a file contains several models, each name begins with that of its model: `teacher.blocks.0.norm1.weight`.
 
     Raises:
-        ValueError: the file cannot be read, reading it would execute code, or it holds no weights.
+        ValueError: the file cannot be read, reading it would execute code, or it contains no weights.
     """
     if path.suffix == ".safetensors":
         found: object = _read_safetensors(path)
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pickle(path)
     else:
         raise ValueError(f"{path} is not a checkpoint by its name; expected a run folder, .safetensors or {', '.join(PICKLES)}")
-    for _ in WRAPPINGS:  # they may be nested; a pickle may even contain itself
+    for _ in WRAPPINGS:  # they may be nested, but a pickle may contain itself, so that the depth is limited
         inner = [found[name] for name in WRAPPINGS if isinstance(found.get(name), dict)] if isinstance(found, dict) else []
         found = inner[0] if inner else found
     if isinstance(found, dict) and (models := {name: value for name, value in found.items() if _is_state_dict(value)}):
@@ -89,7 +89,7 @@ def _read_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can raise any error
         message = _error_message(path, error)
-    raise ValueError(message)  # without the error of torch, which suggests turning off the protection
+    raise ValueError(message)  # without the error of torch, which suggests disabling the protection
 
 
 def _error_message(path: Path, error: Exception) -> str:

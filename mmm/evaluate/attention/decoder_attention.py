@@ -9,8 +9,8 @@ average token.
 CrossMAE's argument against MAE's decoder rests on attention (Fu et al., TMLR 2025, figure 1 and table 6): 1.42 to visible tokens,
 0.39 to masked ones. Those are mean weights for one key, summed over the 8 blocks and 16 heads of the decoder, with the class token
 among the visible: 50 * 1.418 + 147 * 0.388 = 127.9 = 8 * 16 (the rows of table 6 sum to 16 each with 50 keys, and not with 49). In
-the measures of this file, visible and class tokens get 55.4 % of the attention, a token of them 2.18 times what even attention
-gives, and a masked token 0.60 times. `crossmae` in the result holds their measure beside ours.
+the measures of this file, visible and class tokens get 55.4 % of the attention, each of these tokens 2.18 times as much as under
+even attention, and a masked token 0.60 times as much. `crossmae` in the result is the measure of CrossMAE.
 
 The weights are computed a second time from the input of each attention layer; the decoder itself runs unchanged.
 
@@ -143,7 +143,7 @@ class DecoderAttention:
         }
 
     def _summed(self, layers: list[Layer]) -> dict[str, float | None]:
-        """CrossMAE's measure: the mean attention to one key, summed over the heads of these layers; prefix tokens are visible."""
+        """Returns CrossMAE's measure: the mean attention to one key, summed over heads; prefix tokens count as visible."""
         found: dict[str, float | None] = {}
         for name, sets in (("visible", slice(0, 2)), ("masked", slice(2, 4))):
             counts = [(layer.evenly[sets].sum() * layer.keys).item() for layer in layers]

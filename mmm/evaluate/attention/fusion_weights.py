@@ -4,7 +4,7 @@ The weights alone are hard to compare, because the maps differ in size and each 
 measures: the weights themselves, and the contribution of each map, which is |weight| times its root mean square, as a share of the
 sum over the maps of the block.
 
-Shapes: d decoder blocks, k maps (0 is what enters the encoder's first block).
+Shapes: d decoder blocks, k maps (0 is the input of the encoder's first block).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmm.decoders.fusion import LinearFusion
 
 
 def fusion_of(decoder: nn.Module) -> LinearFusion | None:
-    """Returns the learned fusion of a decoder. None: it has none."""
+    """Returns the learned fusion of a decoder. None: the decoder has no fusion."""
     return next((part for part in decoder.modules() if isinstance(part, LinearFusion)), None)
 
 

@@ -116,7 +116,7 @@ def _bars(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
 
 
 def _marks(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Draws a broken line at the share of even attention across each bar."""
+    """Draws a dashed line across each bar, at the share that even attention would have."""
     for place, layer in enumerate(layers):
         even = layer["evenly"]["prefix"] + layer["evenly"]["visible"]
         if 0 < even < 1:

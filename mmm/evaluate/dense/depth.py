@@ -41,7 +41,7 @@ def depth_errors(depth: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate_depth(model: Segmenter, part: LabelledPixels[Any], device: torch.device, problems: list[Problem]) -> dict[str, Any]:
-    """Scores a probe of depth; what cannot be read, or has no depth at all, is left out and named.
+    """Scores a depth probe. Images that cannot be read, or that have no depth at all, are left out and reported.
 
     Returns:
         `delta1`, `rmse` in metres, `absrel`, and `samples`, the number of images.

@@ -39,7 +39,7 @@ class DetectionScore:
 
     def __init__(self, classes: int, *, masks: bool) -> None:
         """Starts with no image."""
-        mask_api()  # says what is missing
+        mask_api()  # raises an error that names a missing package
         from torchmetrics.detection import MeanAveragePrecision
 
         self.classes = classes
@@ -109,7 +109,7 @@ def in_image(found: Found, part: AnnotatedObjects, index: int) -> Found:
 def evaluate_detector(
     model: Detector, part: AnnotatedObjects, device: torch.device, problems: list[Problem], *, batch_size: int
 ) -> dict[str, Any]:
-    """Scores a detector. Unreadable images are left out and named.
+    """Scores a detector. Unreadable images are left out and reported.
 
     Returns:
         The values of `DetectionScore.result`, and `samples`, the number of images.

@@ -1,7 +1,8 @@
 """Segmentation by nearest patches, without training (the protocol of CAPI, Darcet et al., 2025).
 
-Every image is resized to one square. A pixel of a patch gets the most frequent label at its place among the k nearest training
-patches. Features are standardised on the training patches; k and the distance are chosen on a tenth of the training images.
+Every image is resized to one square. A pixel of a patch gets the most frequent label of the pixels at the same position in the k
+nearest training patches. Features are standardised on the training patches; k and the distance are chosen on a tenth of the
+training images.
 
 Shapes: n patches, D width, p side of a patch in pixels, k neighbours, K classes.
 """
@@ -62,7 +63,7 @@ def patch_labels(numbers: Numbers, grid: tuple[int, int], token: tuple[int, int]
 
 @torch.no_grad()
 def read_patches(model: MaskedModel, part: LabelledPixels[Any], problems: list[Problem]) -> Patches:
-    """Encodes all images of a split, resized to the size of the data's crops. Unreadable images are named and left out.
+    """Encodes all images of a split, resized to the size of the data's crops. Unreadable images are left out and reported.
 
     Raises:
         ValueError: no image can be read.
@@ -118,7 +119,7 @@ def vote(train: Patches, queries: Tensor, *, distance: Distance, ks: tuple[int, 
         near = (2 * block @ keys.T - squares).topk(min(max(ks), len(keys)), dim=1).indices  # (m, k)
         labels = train.labels[near]  # (m, k, p * p)
         for k in ks:
-            chosen = labels[:, :k].clamp(max=classes)  # IGNORE becomes one class more, which gets no vote
+            chosen = labels[:, :k].clamp(max=classes)  # IGNORE becomes an additional class, which gets no vote
             votes = torch.zeros(len(block), classes + 1, chosen.shape[2])
             votes.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=votes.dtype))
             found[k].append(votes[:, :classes].argmax(1))

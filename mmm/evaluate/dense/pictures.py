@@ -17,7 +17,7 @@ from mmm.core.rng import sample_keys, uniform
 from mmm.data.annotated.maps import IGNORE
 from mmm.data.decode.image import Pixels
 
-SHOWN = 6  # images of a picture
+SHOWN = 6  # number of images in a picture
 SIDE = 320  # pixels to which a larger image is reduced
 BLEND = 0.65  # share of a class's colour over its image
 FIRST = ((0, 0, 0), (228, 26, 28), (55, 126, 184), (77, 175, 74), (255, 200, 40), (152, 78, 163), (255, 127, 0), (80, 220, 210))
@@ -101,11 +101,11 @@ def paint_objects(image: Pixels, objects: dict[str, Tensor], classes: int) -> Te
 def draw_beside(
     images: list[Pixels], columns: dict[str, list[Any]], path: Path, paint: Callable[[Pixels, Any], Tensor], *, title: str
 ) -> Path:
-    """Draws images, and beside each what belongs to it, by the title of its column.
+    """Draws images, one per row, and beside each image its values in further columns.
 
     Args:
-        columns: a value for each image.
-        paint: lays a value over its image, see `paint_classes` and `paint_objects`.
+        columns: values by the title of the column, one value for each image.
+        paint: draws a value over its image, see `paint_classes` and `paint_objects`.
     """
     from mmm.evaluate.plots.image_grid import draw_grid
 

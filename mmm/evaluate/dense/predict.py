@@ -87,7 +87,7 @@ def dense_row(model: Segmenter | Detector, image: Pixels, stem: Path | None, *, 
         values = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
         row = {"objects": [{"class": names[label], "score": score, "box": box} for label, score, box in values]}
         numbers, picture = torch.zeros(image.shape[:2], dtype=torch.int64), paint_objects(image, found, count)
-        for number in reversed(range(len(found["labels"]) if "masks" in found else 0)):  # the likeliest lies on top
+        for number in reversed(range(len(found["labels"]) if "masks" in found else 0)):  # the highest score last
             numbers[found["masks"][number]] = number + 1
     if stem is not None:
         _write(numbers, picture, stem)

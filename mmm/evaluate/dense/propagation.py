@@ -1,7 +1,7 @@
 """Propagation of masks through a video by features of single frames, without training (Jabri et al., NeurIPS 2020; DINO's values).
 
-A patch of a frame gets the labels of the most similar patches in the first frame and in the frames before, within a window
-around its place. Labels stay soft from frame to frame.
+A patch of a frame gets the labels of the most similar patches in the first frame and in the preceding frames, within a window
+around its position. Labels are propagated as probabilities.
 
 Shapes: T frames, C channels, (H, W) pixels, (h, w) the grid of a frame, N = h w, D width, K labels, the background first.
 """
@@ -89,7 +89,7 @@ def propagate(features: Tensor, grid: tuple[int, int], first: Tensor, config: Pr
         similar = features[frame] @ keys.T / config.temperature  # (N, F N)
         similar = similar.masked_fill(~inside.repeat(1, len(kept)), -math.inf)
         value, place = similar.topk(min(config.neighbours, similar.shape[1]), dim=1)
-        weight = value.softmax(1)  # the window holds the patch's own place, so that one is finite
+        weight = value.softmax(1)  # the window contains the patch's own position, so at least one value is finite
         source = torch.cat([labels[number] for number in kept])  # (F N, K)
         labels.append((weight[:, :, None] * source[place]).sum(1))
         context.append(frame)
@@ -97,7 +97,7 @@ def propagate(features: Tensor, grid: tuple[int, int], first: Tensor, config: Pr
 
 
 def patch_shares(mask: Labels, grid: tuple[int, int], count: int) -> Tensor:
-    """Returns the labels of patches, which are those of the pixels in their middles, as one-hot float (N, K)."""
+    """Returns the label of the pixel in the middle of each patch, as one-hot float (N, K)."""
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(grid, mask.shape, strict=True))
     return F.one_hot(torch.from_numpy(mask[rows[:, None], columns].astype(np.int64)), count).flatten(0, 1).float()
 

@@ -64,11 +64,11 @@ class SegmentationScore:
 def evaluate_segmenter(
     model: Segmenter, part: LabelledPixels[Any], device: torch.device, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Scores a segmenter on each image, by windows or on whole images as `data.whole_maps` says.
+    """Scores a segmenter on each image, by windows or on whole images according to `data.whole_maps`.
 
     Args:
         part: images with masks.
-        problems: what this process could not read is added here; it is left out.
+        problems: inputs that this process could not read are added here. They are left out.
 
     Returns:
         The values of `SegmentationScore.result`, and `samples`, the number of images.

@@ -1,7 +1,7 @@
 """Features of a data set in a file: any layers of an encoder, pooled or all tokens. Finished shards are kept if the work is
 interrupted.
 
-The inputs and batches of a shard depend only on its number, so that it has the same bits whichever process computes it.
+The inputs and batches of a shard depend only on its number, so that its bits do not depend on the process that computes it.
 
 Shapes: b inputs, V views of each, C channels, R prefix tokens, N tokens, D width.
 """
@@ -50,8 +50,8 @@ class ExtractConfig(CheckedConfig):
     """Features of a video: the mean over its clips and crops, or a row for each of them."""
 
     every: AboveZero | None = None
-    """Seconds between the starts of sliding windows over whole videos, each a row with its time. None: the clips of evaluation
-    (eval_clips)."""
+    """Seconds between the starts of sliding windows over whole videos; each window is a row with its time. None: the clips of
+    evaluation (eval_clips)."""
 
     shard: Positive = 4096
     """Inputs per shard. An interruption loses at most one unfinished shard per process."""
@@ -99,7 +99,7 @@ def layered(model: MaskedModel, config: ExtractConfig, dtype: torch.dtype | None
 
 
 def identity_of(model: MaskedModel, part: Images | Clips) -> dict[str, Any]:
-    """Returns plain values that identify features: they change with the model, the data, and the way in which samples are cut."""
+    """Returns plain values that identify features: they depend on the model, the data, and the way in which samples are cropped."""
     data = part.config
     clips = {"eval_clips": getattr(data, "eval_clips", 1), "eval_crops": getattr(data, "eval_crops", 1)}
     names = ("frames", "stride", "fps", "sampling")
@@ -136,7 +136,7 @@ def extract(
         The manifest, see `mmm.evaluate.features.store`.
 
     Raises:
-        ValueError: the store holds other features, or no input can be read.
+        ValueError: the store contains other features, or no input can be read.
     """
     make = layered(model, config, dtype)
     device = next(model.parameters()).device

@@ -47,7 +47,7 @@ class Rows:
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
             with safe_open(path, "pt") as file:
-                if "index" in file.keys():  # noqa: SIM118 (it is not a mapping): without it not one input could be read
+                if "index" in file.keys():  # noqa: SIM118 (the file is not a mapping); a shard without `index` has no readable input
                     kept.append(path)
                     indices.append(file.get_tensor("index"))
                     shapes = {name: tuple(file.get_slice(name).get_shape()[1:]) for name in file.keys()}  # noqa: SIM118
@@ -82,7 +82,7 @@ class Rows:
 
 
 def write_safetensors(path: Path, rows: Rows, names: Sequence[str]) -> None:
-    """Writes one tensor per column; names stay in the manifest, because the format holds no text.
+    """Writes one tensor per column. Names are only in the manifest, because the format cannot store text.
 
     The file consists of the length of the header (8 bytes, little endian), the header as JSON, and the bytes of the tensors.
     """

@@ -31,10 +31,10 @@ class FeatureEvalConfig(CheckedConfig):
     """Options of the features and of the classifiers."""
 
     k: Positive = 20
-    """Nearest training samples that vote for the class of a sample."""
+    """Number of nearest training samples that vote for the class of a sample."""
 
     labels_per_class: Positive = 200
-    """Labels per class for the linear classifier, chosen by key. A class with fewer labels is used completely."""
+    """Labels per class for the linear classifier, chosen by key. All labels of a class with fewer labels are used."""
 
     pooling: Pooling = "mean"
     """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""
@@ -68,7 +68,7 @@ class FrozenFeatures(Evaluator):
     }
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns what `evaluate_features` returns."""
+        """Returns the result of `evaluate_features`."""
         models = {"trained": model, "untrained": context.untrained()}
         return evaluate_features(models, context.train, context.test, self.config, **context.compute)
 
@@ -97,14 +97,14 @@ def evaluate_features(
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
         train: samples whose labels may be used.
-        test: samples to score. No setting is chosen by them.
+        test: samples to score. They are not used to choose any setting.
         dtype: type for autocast. None: fp32.
 
     Returns:
         See `score_features`.
 
     Raises:
-        ValueError: there are not labels, no class of the test samples occurs in training, or no sample can be read.
+        ValueError: there are no labels, no class of the test samples occurs in training, or no sample can be read.
     """
     parts = choose(train, config.train_samples, config.label_seed), choose(test, config.test_samples, config.label_seed)
     for part in parts:
@@ -136,8 +136,7 @@ def score_features(
     Returns:
         `train`, `test`, `classes`: numbers of samples and classes; `largest_class`: the accuracy of always predicting the most
         frequent class of the test samples; `neighbours` and `linear`: the results of `nearest_neighbours` and `few_label_accuracy`
-        by name of the feature; `k`,
-        `labels_per_class`, `pooling`; `problems`: inputs that could not be read.
+        by name of the feature; `k`, `labels_per_class`, `pooling`; `problems`: inputs that could not be read.
     """
     name = next(iter(train))
     labels = test[name].labelled("cpu")[1]

@@ -16,7 +16,7 @@ from mmm.evaluate.metrics import ranks
 from mmm.evaluate.progress import progress
 
 TEMPERATURE = 0.07  # of the votes; Wu et al., section 3.4
-BLOCK = 2**26  # similarities held at once: 256 MiB in fp32
+BLOCK = 2**26  # number of similarities in memory at once: 256 MiB in fp32
 
 
 def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20) -> Tensor:
@@ -40,7 +40,7 @@ def neighbour_votes(train: Tensor, labels: Tensor, test: Tensor, classes: int, k
     blocks = range(0, len(test), rows)
     for first in progress(blocks, len(test), "nearest neighbours of test features", lambda first: rows):
         nearest = (F.normalize(test[first : first + rows], dim=1) @ bank.T).topk(k, dim=1)  # (b, k)
-        weights = ((nearest.values - 1) / TEMPERATURE).exp()  # a common factor of exp(-1 / 0.07) changes no order
+        weights = ((nearest.values - 1) / TEMPERATURE).exp()  # the common factor exp(-1 / 0.07) does not change the order
         votes[first : first + rows].scatter_add_(1, labels[nearest.indices], weights)
     return votes
 

@@ -1,6 +1,6 @@
 """Multinomial logistic regression on frozen features with few labels. A part of the labels chooses the L2 penalty.
 
-Which labels are used, and which of them choose the penalty, is drawn by key. The test samples are scored once.
+The labels that are used, and those that choose the penalty, are drawn by key. The test samples are scored once.
 
 Shapes: n labelled samples, m test samples, D values a feature, C classes.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mmm.core.rng import sample_keys, scores, stream
 from mmm.evaluate.progress import progress
 
-LABELS = 101  # stream of random numbers of this file; those of `mmm.core.rng.Stream` belong to training
+LABELS = 101  # number of a stream of random numbers for this file; those of `mmm.core.rng.Stream` are for training
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # from strong to weak, because each fit starts from the weights of the fit before
 BLOCK = 2**26  # number of logits in memory at once: 256 MiB in fp32
 HELD_BACK = 0.2  # fraction of the labels that choose the penalty
@@ -97,7 +97,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def few_label_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, each: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """Trains on `each` labels per class and scores the test part.
+    """Trains on `each` labels per class and scores the test samples.
 
     Args:
         train: features (N, D), on the device of the computation. Few of them are used.

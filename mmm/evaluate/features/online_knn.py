@@ -34,7 +34,7 @@ class OnlineKnn(Evaluator):
         """Number of evaluation samples that are classified, chosen by key."""
 
         k: Positive = 20
-        """Nearest training samples that vote for the class of a sample."""
+        """Number of nearest training samples that vote for the class of a sample."""
 
         pooling: Pooling = "mean"
         """Feature of a sample: the mean of its tokens, the class token, or both concatenated."""

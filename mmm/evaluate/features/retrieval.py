@@ -39,7 +39,7 @@ class FeatureIndex:
         return FeatureIndex(self.part, FeatureTable(table.values[rows], labels, table.index[rows], table.problems))
 
     def describe(self, row: int) -> dict[str, Any]:
-        """Returns index, name and label of the sample in a row."""
+        """Returns the index, name and label of the sample in a row."""
         index = int(self.table.index[row])
         label = None if self.table.labels is None else int(self.table.labels[row])
         classes = self.part.classes
@@ -109,7 +109,7 @@ def draw_neighbours(found: dict[str, Any], queries: FeatureIndex, bank: FeatureI
 
 
 def samples(part: Images | Clips, index: Sequence[int]) -> Tensor:
-    """Returns the first view of samples as the model gets it, in [0, 1]: (q, C, s...)."""
+    """Returns the first view of each sample, as the model gets it but in [0, 1]: (q, C, s...)."""
     pixels, _ = part.eval_views(torch.tensor(index, dtype=torch.int64))
     return pixels[:: part.config.views].float() / 255
 

@@ -2,9 +2,9 @@
 
     features.parquet          index, name, label, [view], and a column for each layer
     features.parquet.json     their `identity`, names, classes, problems: see `Store.finish`
-    features.parquet.parts/   until it is finished: identity.json and 00000.safetensors, ...
+    features.parquet.parts/   until the file is finished: identity.json and 00000.safetensors, ...
 
-Everything is written under another name and then renamed, so that a file with its final name is complete.
+Every file is written under another name and then renamed, so that a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Store:
         """
         if self.out.exists():
             self._refuse_others(read_manifest(self.out)["identity"], self.out)
-            shutil.rmtree(self.parts, ignore_errors=True)  # left by an interruption just before the end
+            shutil.rmtree(self.parts, ignore_errors=True)  # exists if the work was interrupted just before its end
             return []
         self.parts.mkdir(parents=True, exist_ok=True)
         known = self.parts / IDENTITY
@@ -107,7 +107,7 @@ class Store:
             "names": names,
         }
         write_json(manifest_of(self.out), manifest)
-        with replacing(self.out) as temporary:  # last: a file that is there is complete
+        with replacing(self.out) as temporary:  # last, because a file that exists must be complete
             WRITERS[self.out.suffix](temporary, rows, names)
         shutil.rmtree(self.parts)
         return manifest
@@ -147,7 +147,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     """Reads a file of pooled features.
 
     Raises:
-        ValueError: the path is not a file of features, or the file holds all tokens.
+        ValueError: the path is not a file of features, or the file contains all tokens.
     """
     path = Path(path).expanduser()
     if path.suffix not in READERS or not path.is_file():

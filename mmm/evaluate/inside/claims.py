@@ -18,8 +18,8 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
         found: the result of `Inspection.result`.
 
     Returns:
-        Rows with `claim`, `formula`, `expected` (of the paper, in words), `value`, and `holds`: True, False, or None where
-        the claim names no bound.
+        Rows with `claim`, `formula`, `expected` (the expectation of the paper, in words), `value`, and `holds`: True, False, or
+        None if the claim names no bound.
     """
     rows = []
 

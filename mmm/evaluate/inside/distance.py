@@ -15,7 +15,7 @@ RINGS = (1.0, 2.0, 4.0, 8.0, math.inf)
 
 
 def token_places(grid: tuple[int, ...], token: tuple[int, ...]) -> Tensor:
-    """Returns where each token's centre is, in pixels (and frames), fp32 (N, a), in the grid's order.
+    """Returns the position of each token's centre, in pixels (and frames), fp32 (N, a), in the grid's order.
 
     Args:
         grid: number of tokens along each axis.
@@ -28,16 +28,16 @@ def token_places(grid: tuple[int, ...], token: tuple[int, ...]) -> Tensor:
 def attention_distance(weights: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Returns the mean distance over which each head attends (Dosovitskiy et al., ICLR 2021, figure 11).
 
-    Attention to tokens without a place (class token, registers) is left out, and the rest is divided by its sum. Common code
-    leaves it out without the division, which makes heads that attend to the class token look local.
+    Attention to tokens without a position (class token, registers) is left out, and the rest is divided by its sum. Common code
+    omits the division, so that heads that attend to the class token look local.
 
     Args:
-        weights: (B, h, Q, K) over the keys that have a place.
-        queries: places of the queries, (B or 1, Q, a).
-        keys: places of the keys, (B or 1, K, a).
+        weights: (B, h, Q, K) over the keys that have a position.
+        queries: positions of the queries, (B or 1, Q, a).
+        keys: positions of the keys, (B or 1, K, a).
 
     Returns:
-        fp32 (h,), in the places' unit.
+        fp32 (h,), in the unit of the positions.
     """
     away = torch.cdist(queries, keys)[:, None]  # (B or 1, 1, Q, K)
     weights = weights / weights.sum(-1, keepdim=True)
@@ -54,8 +54,8 @@ def ring_shares(weights: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor,
 
     Args:
         weights: (B, h, Q, K).
-        queries: places in tokens, (B or 1, Q, a).
-        keys: places in tokens, (B or 1, K, a).
+        queries: positions in tokens, (B or 1, Q, a).
+        keys: positions in tokens, (B or 1, K, a).
 
     Returns:
         fp32 (h, len(RINGS)) and (len(RINGS),), rows of sum 1.
@@ -69,7 +69,7 @@ def ring_shares(weights: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor,
 
 
 def tokens_read(weights: Tensor) -> Tensor:
-    """Returns exp(entropy) of each head's attention, the number of keys that it reads in effect, fp32 (h,).
+    """Returns exp(entropy) of each head's attention, the effective number of keys that it reads, fp32 (h,).
 
     Args:
         weights: (B, h, Q, K), rows of sum 1.

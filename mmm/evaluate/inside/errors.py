@@ -15,7 +15,7 @@ from mmm.core.mask import Mask
 from mmm.core.tokens import take
 
 DISTANCES = (1.0, math.sqrt(2), 2.0, math.sqrt(5), math.inf)
-"""Distances between the centres of tokens, in tokens, that a hidden token's nearest visible token is sorted by."""
+"""Upper ends of the bins for the distance from a hidden token to its nearest visible token, from centre to centre, in tokens."""
 
 
 def nearest_visible(mask: Mask, places: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def nearest_visible(mask: Mask, places: Tensor) -> Tensor:
 
     Args:
         mask: one row per sample.
-        places: places of all tokens, (N, a).
+        places: positions of all tokens, (N, a).
     """
     places = places.expand(len(mask.visible), *places.shape)
     return torch.cdist(take(places, mask.predict), take(places, mask.visible)).amin(2)
@@ -43,7 +43,7 @@ class ErrorByBin:
 
     def add(self, error: Tensor, measure: Tensor) -> None:
         """Adds predicted tokens: their mean squared error, and the measure, of one shape."""
-        bins = torch.bucketize(measure.detach().cpu(), torch.tensor(self.ends[:-1]) * (1 + 1e-4)).flatten()  # rounding
+        bins = torch.bucketize(measure.detach().cpu(), torch.tensor(self.ends[:-1]) * (1 + 1e-4)).flatten()  # allows for rounding
         self.sums.index_add_(0, bins, error.detach().cpu().double().flatten())
         self.counts += torch.bincount(bins, minlength=len(self.ends))
 
@@ -58,8 +58,8 @@ class ErrorByBin:
 class ErrorByFrequency:
     """Accumulates the energy of an error and of the original by spatial frequency.
 
-    Energies are summed over samples and channels before they are divided. A Hann window keeps the frame of the image from leaking
-    into all frequencies.
+    Energies are summed over samples and channels before they are divided. A Hann window prevents the edges of the image from
+    contributing to all frequencies.
     """
 
     def __init__(self, bins: int = 8) -> None:
@@ -72,7 +72,7 @@ class ErrorByFrequency:
         self.error, self.energy = torch.zeros(bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64)
 
     def add(self, prediction: Tensor, original: Tensor) -> None:
-        """Adds images, (B, C, H, W) each; frames of clips are images here."""
+        """Adds images, (B, C, H, W) each. The frames of clips are passed as images."""
         height, width = original.shape[-2:]
         window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
         vertical, horizontal = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
@@ -90,17 +90,17 @@ class ErrorByFrequency:
 
 
 MOTIONS = (0.01, 0.02, 0.04, 0.08, math.inf)
-"""Upper ends of the motion by which tokens of clips are sorted: mean change of a pixel from frame to frame, of a range of 1."""
+"""Upper ends of the bins for the motion of a token: mean change of a pixel from frame to frame, with pixels in [0, 1]."""
 
 
 def token_motion(clip: Tensor, split: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns the mean absolute change of the pixels of each token from a frame to the next one, (B, N).
 
-    The last frame's change is that of the frame before.
+    The last frame gets the change of the frame before it.
 
     Args:
         clip: (B, C, T, H, W) in [0, 1], of at least two frames.
-        split: the tokenizer's, to raw values (B, N, P).
+        split: the tokenizer's `split`, which returns raw values (B, N, P).
     """
     change = (clip[:, :, 1:] - clip[:, :, :-1]).abs()
     return split(torch.cat([change, change[:, :, -1:]], dim=2)).mean(2)

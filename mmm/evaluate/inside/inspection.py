@@ -1,7 +1,7 @@
 """Measures a model over batches: its encoder without a mask, its decoder and predictions with masks as in training.
 
 For a hierarchical encoder, an encoder without a decoder, or a target other than pixels, only the applicable measures are computed;
-the result says what was left out.
+the result names those that were left out.
 
 Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens, D width, h heads, K keys, Q predicted tokens.
 """
@@ -50,7 +50,7 @@ class Mean:
         self.count += samples
 
     def list(self) -> Any:
-        """Returns the mean as nested lists of floats; an empty list where nothing was added."""
+        """Returns the mean as nested lists of floats, or an empty list if nothing was added."""
         return [] if self.total is None else (self.total / self.count).tolist()
 
 
@@ -68,8 +68,8 @@ class Inspection:
         """Prepares to measure.
 
         Args:
-            model: on its device, in evaluation mode, called without gradients by the caller.
-            data: how samples are normalised.
+            model: on its device and in evaluation mode. The caller disables gradients.
+            data: normalisation of the samples.
         """
         self.model, self.data, self.samples = model, data, 0
         self.cka = MinibatchCKA()
@@ -78,7 +78,7 @@ class Inspection:
         self.attention: dict[str, list[Mean]] = {name: [] for name in measures}
         self.even: float | None = None
         self.decoder, self.even_rings = DecoderAttention(), Mean()
-        self.rings: dict[str, Mean] = {}  # of the decoder's layers that read visible tokens
+        self.rings: dict[str, Mean] = {}  # for the decoder's layers that read visible tokens
         self.by_distance, self.by_frequency, self.by_motion = ErrorByBin(DISTANCES), ErrorByFrequency(), ErrorByBin(MOTIONS)
         self.maps = MapSizes()
         self.by_ratio: dict[float, HiddenError] = {}
@@ -92,8 +92,8 @@ class Inspection:
     def layers(self, x: Tensor) -> list[Tensor]:
         """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask.
 
-        The finer tokens of a hierarchical encoder follow each other, (B, N a b, D'). Of an encoder whose blocks cannot be read,
-        the last output alone is returned.
+        The finer tokens of a hierarchical encoder are concatenated, (B, N a b, D'). If the blocks of an encoder cannot be read,
+        only the last output is returned.
         """
         encoder, numbers = self.model.encoder, tuple(range(self.model.encoder.shape.depth + 1))
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
@@ -109,7 +109,7 @@ class Inspection:
         return layers
 
     def add(self, x: Tensor, keys: Tensor) -> list[Tensor]:
-        """Adds a batch, and returns each layer's tokens averaged over the sample, (B, D) each, for a comparison with another model.
+        """Adds a batch, and returns the mean token of each layer, (B, D) each, for a comparison with another model.
 
         Args:
             x: normalised, (B, C, s...); at least 4 samples.
@@ -163,7 +163,7 @@ class Inspection:
         return pooled
 
     def _decoder(self, x: Tensor, keys: Tensor) -> None:
-        """Measures to which tokens the predicted tokens attend, with a mask as in training."""
+        """Measures the attention of predicted tokens to other tokens, with a mask as in training."""
         patches, grid = self.model.tokenizer.split(x), self.model.tokenizer.grid(x)
         mask = self.model.draw_masks(x, keys).trimmed()
         features = self.model.encoder(patches, grid, mask)
@@ -214,7 +214,7 @@ class Inspection:
                 self.model.masker = masker
 
     def _mask_of(self, visible: Tensor) -> Mask:
-        """Returns the mask that a picture of visible tokens shows: hidden ones are not a number."""
+        """Returns the mask of a picture of visible tokens, in which the values of hidden tokens are NaN."""
         hidden = self.model.tokenizer.split(visible).isnan().any(-1)  # (B, N)
         order = hidden.byte().argsort(dim=1, stable=True)
         count = int((~hidden[0]).sum())
@@ -286,13 +286,13 @@ def _left_out(model: MaskedModel) -> dict[str, str]:
 
 
 def _blocks(encoder: nn.Module) -> list[nn.Module]:
-    """Returns the encoder's blocks in their order; none where it does not list them as `blocks`."""
+    """Returns the encoder's blocks in their order, or an empty list if the encoder has no attribute `blocks`."""
     blocks = getattr(encoder, "blocks", None)
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
 
 
 def _asymmetries(block: nn.Module) -> list[float]:
-    """Returns the asymmetry of each head's query-key form, the preceding norm's gain multiplied in."""
+    """Returns the asymmetry of each head's query-key form, multiplied by the gain of the preceding norm."""
     attention = getattr(block, "attn", None)
     if not isinstance(attention, SelfAttention):
         return []

@@ -1,4 +1,4 @@
-"""Attention as an integral kernel over tokens, and how many directions features use.
+"""Measures of attention as an integral kernel over tokens, and of the number of directions that features use.
 
 "How to Understand Masked Autoencoders" (Cao, Xu and Clifton, 2022) reads attention as a learned, non-symmetric kernel. The paper
 gives no procedure to measure it; each measure here states its formula.
@@ -13,10 +13,11 @@ from torch import Tensor
 
 
 def asymmetry(query: Tensor, key: Tensor) -> float:
-    """Returns how far the bilinear form of one head is from a symmetric one.
+    """Returns the asymmetry of the bilinear form of one head.
 
-    With M = Wq^T Wk it is ||M - M^T|| / (2 ||M||): 0 for a symmetric form, 1 for a skew one, about 0.71 for random weights.
-    Computed from c x c products alone: sqrt((t1 - t2) / (2 t1)) with t1 = tr(Wq Wq^T Wk Wk^T) and t2 = tr((Wk Wq^T)^2).
+    With M = Wq^T Wk it is ||M - M^T|| / (2 ||M||): 0 for a symmetric form, 1 for a skew-symmetric one, about 0.71 for random
+    weights. It is computed from c x c products alone: sqrt((t1 - t2) / (2 t1)) with t1 = tr(Wq Wq^T Wk Wk^T) and
+    t2 = tr((Wk Wq^T)^2).
 
     Args:
         query: the head's query weights, (c, D); a preceding norm's gain is multiplied into the columns.
@@ -57,7 +58,7 @@ def effective_rank(shares: Tensor) -> Tensor:
 
 
 def participation_ratio(features: Tensor) -> float:
-    """Returns (sum of l)^2 / sum of l^2 over the eigenvalues l of the features' covariance: how many directions carry the variance.
+    """Returns (sum of l)^2 / sum of l^2 over the eigenvalues l of the features' covariance: the effective number of directions.
 
     Args:
         features: (n, D), at least 2 rows.

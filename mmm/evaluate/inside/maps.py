@@ -18,8 +18,8 @@ def feature_colours(tokens: Tensor, *, centre_places: bool) -> Tensor:
 
     Args:
         tokens: features of every token, (B, N, D).
-        centre_places: subtract the mean over samples at each place first. The first component of a masked autoencoder is often
-            the position; this removes it.
+        centre_places: first subtract the mean over samples at each position. The first component of a masked autoencoder is often
+            the position, and the subtraction removes it.
 
     Returns:
         fp32 (B, N, 3) in [0, 1]; each component from its 2nd to its 98th percentile.
@@ -30,7 +30,7 @@ def feature_colours(tokens: Tensor, *, centre_places: bool) -> Tensor:
     rows = rows - rows.mean(0)
     _, _, directions = torch.linalg.svd(rows, full_matrices=False)
     found = rows @ directions[:3].T  # (B N, 3)
-    found = found * found.pow(3).mean(0).sign()  # the sign of a component is arbitrary: the longer tail is bright
+    found = found * found.pow(3).mean(0).sign()  # the sign of a component is arbitrary; here the longer tail is bright
     low, high = found.quantile(0.02, dim=0), found.quantile(0.98, dim=0)
     return ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float().view(*values.shape[:2], -1)
 
@@ -40,10 +40,10 @@ def token_attention(model: MaskedModel, x: Tensor, token: int) -> tuple[Tensor, 
 
     Args:
         x: normalised samples, (B, C, s...).
-        token: its number in the grid's order.
+        token: number of the token in the grid's order.
 
     Returns:
-        Two (B, N), each of sum 1 over the tokens of the grid.
+        Two tensors (B, N), each of sum 1 over the tokens of the grid.
     """
     kept: list[Tensor] = []
 

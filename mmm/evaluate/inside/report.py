@@ -1,4 +1,4 @@
-"""Plots of an inspection, and one static page that holds them."""
+"""Plots of an inspection, and one static page that contains them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
 
     Args:
         models: by name, as `Inspection.result` returns them; one or two.
-        across: CKA between the layers of the first and of the second, or None.
+        across: CKA between the layers of the first and of the second model, or None.
         folder: folder for the PNG files.
 
     Returns:
-        For each picture its file, a title and a sentence that says how to read it.
+        For each picture its file, a title and a sentence that explains it.
     """
     made = [
         (
@@ -101,7 +101,7 @@ def draw_inspection(models: Models, across: list[list[float]] | None, folder: Pa
 
 
 def _summed(models: Models) -> str:
-    """CrossMAE's measure of each model whose decoder reads all tokens, as a sentence."""
+    """Returns CrossMAE's measure of each model whose decoder reads all tokens, as a sentence."""
     parts = []
     for name, found in models.items():
         one = found.get("decoder", {}).get("mean", {}).get("all", {}).get("crossmae", {})
@@ -242,7 +242,7 @@ def _bars(axes: Axes, groups: Sequence[tuple[str, list[dict[str, Any]], str, str
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Names the models below the plots."""
+    """Draws a legend with the names of the models below the plots."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=INK, fontsize=8)
 

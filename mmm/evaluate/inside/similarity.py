@@ -3,8 +3,8 @@
 Linear CKA of features X (n, p) and Y (n, q) of the same n samples compares their Gram matrices: it is 1 where they are equal up to
 a rotation and a scale, and near 0 where they are unrelated (Kornblith et al., ICML 2019). The plain form is biased upwards unless
 n is far above the widths: independent Gaussian features of 64 samples and 768 values give 0.92. The unbiased form averages
-unbiased estimates of HSIC over batches and takes one ratio at the end (Nguyen, Raghu and Kornblith, ICLR 2021, section 2.2); ratios
-of batches are never averaged.
+unbiased estimates of HSIC over batches and computes one ratio at the end (Nguyen, Raghu and Kornblith, ICLR 2021, section 2.2);
+ratios of batches are never averaged.
 
 Shapes: n samples of a batch, L and M layers, D values of a feature.
 """
@@ -40,7 +40,7 @@ class MinibatchCKA:
             second: the layers of the other network on the same samples. None: compares the layers of `first` with each other.
 
         Raises:
-            ValueError: a batch holds fewer than 4 samples, or the two networks saw different numbers of samples.
+            ValueError: a batch has fewer than 4 samples, or the two networks got different numbers of samples.
         """
         a = torch.stack([_unbiased_gram(values) for values in first])  # (L, n * n)
         b = a if second is None else torch.stack([_unbiased_gram(values) for values in second])  # (M, n * n)
@@ -80,5 +80,5 @@ def _unbiased_gram(values: Tensor) -> Tensor:
 
 
 def _as_rows(values: Tensor) -> Tensor:
-    """Returns features as fp64 on the CPU: Gram matrices of nearly equal rows cancel, and some devices have no fp64."""
+    """Returns features as fp64 on the CPU: nearly equal rows cause cancellation in Gram matrices, and some devices have no fp64."""
     return values.detach().cpu().double()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 def layer_changes(layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the relative change and the cosine of each step from one layer to the next, means over tokens.
+    """Returns the relative change and the cosine of each step from one layer to the next, averaged over tokens.
 
     Args:
         layers: the input of the first block, then the output of each block, (B, M, D) each.
@@ -32,7 +32,7 @@ def layer_changes(layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def noise_gain(block: Callable[[Tensor], Tensor], x: Tensor, *, share: float = 0.01, seed: int = 0) -> float:
-    """Returns ||F(x + d) - F(x)|| / ||d|| for a random d whose norm is a share of the norm of x, the mean over samples.
+    """Returns the mean over samples of ||F(x + d) - F(x)|| / ||d||, for a random d whose norm is a share of the norm of x.
 
     Args:
         block: maps (B, M, D) to (B, M, D).

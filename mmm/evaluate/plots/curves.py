@@ -1,4 +1,4 @@
-"""Curves of the metrics of a run, and of several runs in comparison."""
+"""Curves of the metrics of one run, and comparisons of the curves of several runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw_loss(folder: Path, path: Path) -> Path:
 
 
 def _neighbours(axes: Axes, run: Record) -> None:
-    """Draws the accuracy of nearest neighbours, if it was measured, on a second axis on the right; and the legend."""
+    """Draws the accuracy of nearest neighbours, if it was measured, on a second axis on the right, and draws the legend."""
     handles, labels = axes.get_legend_handles_labels()
     steps, top1 = run.series("knn_top1")
     if steps:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 INK, FAINT, NOTHING = "#1c1e22", "#60646e", (205, 212, 226)
 CELL = 168  # side towards which a small sample is enlarged, pixels
 LARGEST = 320  # side to which a large sample is reduced, pixels
-GAP, MARGIN, LINE = 6, 28, 20  # between cells, around the grid, and from one line of text to the next, pixels
+GAP, MARGIN, LINE = 6, 28, 20  # distances between cells, around the grid, and from one line of text to the next, pixels
 TITLE, TEXT, SMALL = 16, 13, 11  # heights of text, pixels
-CHARACTER = 0.56  # mean width of a character, of its height
+CHARACTER = 0.56  # mean width of a character, as a fraction of its height
 
 
 def to_rgb(x: Tensor) -> Tensor:
     """Converts samples to colours. One or two channels become grey, more than three are cut to three; clips show the middle frame.
 
     Args:
-        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN where there is nothing to show.
+        x: (B, C, H, W) or (B, C, T, H, W) in [0, 1]; NaN in empty areas.
 
     Returns:
         uint8 (B, H, W, 3).
@@ -83,7 +83,7 @@ def paint_grid(
         notes: sentences below the grid.
         figures: numbers and their meanings, one per line, below the notes.
         groups: number of groups side by side, each with its share of the rows.
-        captions: for each column, a line below each of its samples, shortened to the sample's width.
+        captions: for each column, one line of text for each of its samples, shown below it and shortened to its width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from mmm.train.config import TrainConfig
 from mmm.train.schedule import learning_rate, set_learning_rate
 
 AtLeastTwo = Annotated[int, Limit("of at least 2, because some labels choose the learning rate", lambda value: value >= 2)]
-BATCHES = 103  # stream of random numbers of this file
+BATCHES = 103  # number of a stream of random numbers for this file
 WARMUP = 0.1  # share of the updates over which the learning rate rises
 
 
@@ -39,7 +39,7 @@ class FewShotConfig(CheckedConfig):
     """Labels per class, chosen by key. A fifth of them first chooses the learning rate, and is then used for training too."""
 
     heads: Positive | None = None
-    """Attention heads of the probe. None: one per 64 of the encoder's width."""
+    """Attention heads of the probe. None: the encoder's width divided by 64."""
 
     rates: tuple[AboveZero, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates that are tried for each encoder."""
@@ -66,8 +66,8 @@ def probe_few_shot(
     """Chooses a learning rate, trains with it on all labels, and scores the test samples.
 
     Args:
-        train: tokens (n, R + N, D) and labels int64 (n,), on the device that computes.
-        chooses: whether each label is held back at first, to choose the learning rate, bool (n,).
+        train: tokens (n, R + N, D) and labels int64 (n,), on the device of the computation.
+        chooses: True for the labels that are first held back to choose the learning rate, bool (n,).
         test: tokens (m, R + N, D) and labels (m,) to score.
         shape: shape of the encoder.
         classes: K.
@@ -76,7 +76,7 @@ def probe_few_shot(
         `top1` on the test samples; the chosen `rate`; `held_back`, the accuracy of each rate on the held-back labels.
     """
     tokens, labels = train
-    centre, spread = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)  # (D,) each, as batch norm would have them
+    centre, spread = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)  # (D,) each, as in batch norm
     tokens = (tokens - centre) / spread
     tried = _train(tokens[~chooses], labels[~chooses], config.rates, shape, classes, config)
     right = _accuracies(tried, tokens[chooses], labels[chooses])

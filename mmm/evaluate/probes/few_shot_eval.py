@@ -2,8 +2,8 @@
 and for controls without an encoder.
 
 All encoders get the same labels, initial weights of the probe, batches and learning rates (`mmm.evaluate.probes.few_shot`). The
-test samples are scored once. A second probe sees one frame instead of the clip, and the controls are linear classifiers on pixels.
-Both measure how much can be classified without motion.
+test samples are scored once. A second probe gets one frame instead of the clip, and the controls are linear classifiers on pixels.
+Both measure the accuracy that is possible without motion.
 
 Shapes: B samples, C channels, R prefix tokens, N tokens of the grid, D the encoder's width.
 """
@@ -44,12 +44,12 @@ class FewShotProbe(Evaluator):
     }
 
     def run(self, model: MaskedModel, context: Context) -> dict[str, Any]:
-        """Returns what `evaluate_few_shot` returns."""
+        """Returns the result of `evaluate_few_shot`."""
         models = {"trained": model, "untrained": context.untrained()}
         return evaluate_few_shot(models, context.train, context.test, self.config, **context.compute)
 
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the accuracy of both encoders."""
+        """Returns the accuracies of both encoders."""
         return {"few_shot_top1": found["probe"]["trained"]["top1"], "few_shot_untrained": found["probe"]["untrained"]["top1"]}
 
     def format(self, found: Mapping[str, Any]) -> str:
@@ -67,23 +67,23 @@ def evaluate_few_shot(
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Evaluates several encoders of one shape at equal settings.
+    """Evaluates several encoders of the same shape with equal settings.
 
     Args:
         models: by name, for instance `trained` and `untrained`, on the device.
         train: labelled samples, of which few are used.
-        test: samples to score. No setting is chosen by them.
+        test: samples to score. They are not used to choose any setting.
         dtype: type for the encoders' autocast. None: fp32.
         batch_size: number of samples that an encoder gets at once.
 
     Returns:
-        `labels`, the number of labels that were used, and `labels_per_class`; `test`, `classes`: numbers of them; `probe` and, for
-        clips,
-        `one_frame`: for each model `top1` on the test part, the chosen learning `rate`, and `held_back`, the accuracy of each rate
-        on the labels that choose; `controls`: top1 of linear classifiers on pixels; `problems`: inputs that could not be read.
+        `labels`, the number of labels that were used, and `labels_per_class`; `test`, `classes`: numbers of test samples and of
+        classes; `probe` and, for clips, `one_frame`: for each model `top1` on the test samples, the chosen learning `rate`, and
+        `held_back`, the accuracy of each rate on the held-back labels; `controls`: top1 of linear classifiers on pixels;
+        `problems`: inputs that could not be read.
 
     Raises:
-        ValueError: there are not labels, or no sample can be read.
+        ValueError: there are no labels, or no sample can be read.
     """
     train, test = labelled(train), labelled(test)
     labels, others = cast(Tensor, train.labels()), cast(Tensor, test.labels())
@@ -130,7 +130,7 @@ def _extracts(models: Mapping[str, MaskedModel], *, clips: bool, dtype: torch.dt
 
 
 def _middle(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> (B, C, H, W)."""
+    """Returns the middle frames of clips, (B, C, T, H, W) -> (B, C, H, W)."""
     return x[:, :, x.shape[2] // 2]
 
 

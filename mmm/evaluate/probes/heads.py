@@ -1,8 +1,8 @@
 """Several heads on the same frozen tokens, trained at once: each batch is encoded once for all of them.
 
-The heads differ only in their learning rate, and share only the batches: each has its own gradient.
+The heads differ only in their learning rates. They share the batches, but each has its own gradient.
 
-Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's, S heads, K classes.
+Shapes: B samples of a batch, R prefix tokens, N tokens of the grid, D the encoder's width, D' the pool's width, S heads, K classes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ Optimizer = Literal["lars", "adamw"]
 
 
 def has_weights(pool: nn.Module) -> bool:
-    """True if a pool is trained, so that it must see the tokens in every step."""
+    """True if a pool is trained, so that it needs the tokens in every update."""
     return any(True for _ in pool.parameters())
 
 
 class Probes(nn.Module):
-    """S heads, each with its own pool if the pool has weights. They compute in fp32, independent of the precision of the
-    encoder."""
+    """S heads, each with its own pool if the pool has weights. They compute in fp32 for every precision of the encoder."""
 
     def __init__(self, count: int, pool: PartConfig, head: HeadConfig, *, encoder: Shape, classes: int, seed: int) -> None:
         """Initialises all heads with the same weights, drawn from the seed."""
@@ -59,14 +58,14 @@ class Probes(nn.Module):
             return torch.stack([head(pool(values)) for pool, head in zip(self.pools, self.heads, strict=True)])
 
     def parts(self, number: int) -> tuple[nn.Module, nn.Module]:
-        """Returns pool and head of one probe. Together with the encoder they form a `Classifier`."""
+        """Returns the pool and the head of one probe. Together with the encoder they form a `Classifier`."""
         pool = self.shared if self.pools is None else self.pools[number]
         assert pool is not None
         return pool, self.heads[number]
 
 
 def probes_loss(probes: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
-    """Returns the sum of the mean cross-entropies of the heads, (). The gradient of each head is that of its own loss.
+    """Returns the sum of the mean cross-entropies of the heads, (). The gradient of each head depends only on its own loss.
 
     Args:
         probes: `Probes`, wrapped or unwrapped.

@@ -1,7 +1,7 @@
 """The exact linear probe: logistic regression on features, to convergence, for each of several L2 penalties.
 
-The problem is convex and has one solution, so there is no schedule and no augmentation. Only the choice of the samples that choose
-the penalty is random.
+The problem is convex and has one solution, and there is no schedule and no augmentation. Only the samples that choose the penalty
+are drawn at random.
 
 Shapes: n training samples, m test samples, D values a feature, K classes.
 """
@@ -31,8 +31,8 @@ class SweepConfig(CheckedConfig):
     """The penalties that are tried, and the stopping conditions of a fit."""
 
     penalties: tuple[AboveZero, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-    """Factors of half the squared weights, which are added to the mean cross-entropy. A fifth of the training samples of each class
-    chooses one."""
+    """Penalties to try: factors of half the squared weights, which are added to the mean cross-entropy. A fifth of the training
+    samples of each class is used to choose one."""
     iterations: Positive = 200
     """Largest number of iterations of L-BFGS."""
     tolerance: AboveZero = 1e-5
@@ -51,7 +51,7 @@ def sweep(setup: ProbeSetup, pool: PartConfig, config: SweepConfig, *, batch_siz
     Args:
         pool: a pool without weights.
         batch_size: number of samples that the encoder gets at once.
-        seed: random seed of the choice of samples that choose the penalty.
+        seed: random seed for drawing the samples that choose the penalty.
 
     Returns:
         The result of `fit_penalties`, and `unreadable`, the number of unreadable inputs.

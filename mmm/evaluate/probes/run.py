@@ -1,4 +1,4 @@
-"""One probe from its start to result.json, which states the protocol of each number, and the result as text."""
+"""Runs a probe from its start to result.json, which states the protocol of each number, and formats the result as text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def run_probe(
         exact: options of the exact method.
 
     Returns:
-        The content of the file, and a text to print, which is empty in processes other than the main one. A dry run has no result.
+        The content of the file, and a text to print, which is empty in processes other than the main one. The content is empty
+        after a dry run.
     """
     accelerator = start(config.train)
     config = with_precision(config, accelerator)

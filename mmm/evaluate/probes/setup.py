@@ -34,7 +34,7 @@ class ProbeConfig(RunConfig):
 
     model: str | None = None
     """The pretrained model: a run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run
-    means its model with random weights."""
+    selects its model with random weights."""
     data: DataConfig = field(default_factory=ImagesConfig)
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
@@ -45,10 +45,10 @@ class ProbeConfig(RunConfig):
     momentum: Rate = 0.9
     """Momentum of LARS."""
     rates: tuple[AboveZero, ...] = (1.0,)
-    """Learning rates that are tried at once, as multiples of train.learning_rate; held-back samples choose among them. The logged
-    loss is the sum of their losses."""
+    """Learning rates that are tried at once, as multiples of train.learning_rate. The accuracy on held-back samples chooses one.
+    The logged loss is the sum of the losses of all rates."""
     held_back: Rate = 0.0
-    """Share of the training samples that is held back to choose the learning rate; needed if there are several rates."""
+    """Share of the training samples that is held back to choose the learning rate. Needed if there are several rates."""
     test_split: str | None = None
     """Split of the source to score. None: the evaluation split, as in training."""
 
@@ -68,7 +68,7 @@ class ProbeSetup:
     Attributes:
         model: the model, on the accelerator's device.
         loaded: the source of the model.
-        data: how samples are read.
+        data: options of reading the samples.
         splits: samples to train on, to choose the learning rate, and to score.
         dtype: type for the encoder's autocast. None: fp32.
     """
@@ -86,8 +86,8 @@ class ProbeSetup:
             return self.model.encode(x).last
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Returns tokens and labels of a batch, on the device. Training samples are flipped, and their lighting is changed, by
-        their keys."""
+        """Returns tokens and labels of a batch, on the device. Training samples are flipped, and their lighting is changed,
+        according to their keys."""
         batch = batch.to(self.accelerator.device)
         assert batch.labels is not None
         return self.tokens(prepare(batch, self.data, train=train)), batch.labels

@@ -1,4 +1,4 @@
-"""Trains heads on a frozen encoder, chooses one by held-back samples, and scores all on the test samples."""
+"""Trains heads on a frozen encoder, chooses one head with held-back samples, and scores all heads on the test samples."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ProbeObjective:
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """Heads, with all that is needed to train them.
+    """Heads, with everything that is needed to train them.
 
     Attributes:
         plan: plan of the run, with the encoder's micro-batches.
@@ -169,10 +169,10 @@ class ProbeTraining:
             return self.choose(session.bad_inputs)
 
     def choose(self, bad: BadInputs) -> dict[str, Any]:
-        """Scores all heads, and chooses the head with the best accuracy on the held-back samples (the first of equally good ones).
+        """Scores all heads, and chooses the head with the best accuracy on the held-back samples (the first if several are best).
 
         Returns:
-            `tried`, for each rate its peak `learning_rate`, and `top1` and `top5` on `held_back` (if there is such a part) and
+            `tried`, for each rate its peak `learning_rate`, and `top1` and `top5` on `held_back` (if samples are held back) and
             `test`; `chosen`, the position of the chosen head; and the values of `Tally.result` for that head on the test samples.
         """
         with self.training.averaged():

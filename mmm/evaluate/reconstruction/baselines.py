@@ -1,10 +1,10 @@
 """Reconstructions of hidden tokens by the model, and baselines without a model.
 
-A target that is standardised per token contains no brightness and no contrast. Those of the original make good pictures, but
-the score is then too good. Such a model therefore has two reconstructions. The first uses brightness and contrast of the
-original; their score without a model is a baseline. The second uses only visible tokens: the contrast of the nearest one, and
-the brightness of all, weighted by inverse distance (Shepard, "A two-dimensional interpolation function for irregularly-spaced
-data", 1968; a power of 3 scored best of five rules on photographs).
+A target that is standardised per token contains no brightness and no contrast. With those of the original, pictures are good,
+but the score is then too good. Such a model therefore has two reconstructions. The first uses brightness and contrast of the
+original; the score of these two values without a model is a baseline. The second uses only visible tokens: the contrast of the
+nearest one, and the brightness of all, weighted by inverse distance (Shepard, "A two-dimensional interpolation function for
+irregularly-spaced data", 1968; a power of 3 scored best of five rules on photographs).
 
 Shapes: B samples, C channels, N tokens, V visible, Q hidden, P values a token, n = P / C pixels.
 """
@@ -71,7 +71,7 @@ def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) ->
 
     Returns:
         Three tensors (B, N, P): contrast and brightness; brightness alone; and copies of the nearest visible token. Distances are
-        in tokens, in clips along time too; of equally near tokens the first in the mask is taken.
+        in tokens, in clips also along time; among equally near tokens, the first in the mask is used.
     """
     places = coordinates(grid).to(patches)  # (N, n)
     apart = torch.cdist(places, places)[visible].transpose(1, 2)  # (N, N) -> (B, V, N) -> (B, N, V)
@@ -85,6 +85,6 @@ def from_visible(patches: Tensor, visible: Tensor, grid: Grid, channels: int) ->
 
 
 def to_unit(patches: Tensor, data: Input) -> Tensor:
-    """Undoes the normalisation: tokens (B, M, P), the channel fastest, to pixels in [0, 1]."""
+    """Undoes the normalisation of tokens (B, M, P), whose last axis has the channel as fastest index. Returns pixels in [0, 1]."""
     mean, std = (torch.tensor(values, device=patches.device) for values in (data.mean, data.std))
     return (patches.float().unflatten(2, (-1, data.channels)) * std + mean).flatten(2)

@@ -105,7 +105,7 @@ def make_gallery(
     dtype: torch.dtype | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Reconstructs samples (of a video, the first view). Each process that calls it does all the work.
+    """Reconstructs samples (the first view of each video). Each process that calls it does all the work.
 
     Args:
         model: on its device.

@@ -160,7 +160,7 @@ def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:
 def every_hidden(mask: Mask, samples: int, tokens: int) -> Mask:
     """Returns the first mask of each sample, which predicts all hidden tokens, even if training predicts only a part of them.
 
-    Masks of different lengths show as many tokens as the one that shows the fewest.
+    If the masks have different numbers of visible tokens, all are reduced to the smallest number.
     """
     mask = mask.trimmed()
     first = len(mask.visible) // samples

@@ -1,4 +1,4 @@
-"""Reconstructions of clips: a strip of frames, an animated picture, and a video.
+"""Reconstructions of clips as a row of frames, as an animated picture, and as a video.
 
 Shapes: B samples, C channels, T frames, (H, W) of a frame.
 """
@@ -20,7 +20,7 @@ Columns = Sequence[tuple[str, Tensor]]
 
 STRIP = 6  # frames of a clip in a strip
 SIDE = 128  # largest side of a frame in a strip, in pixels
-FPS = 8.0  # frames per second of the animation: right for every fourth frame of a video with 30 frames per second
+FPS = 8.0  # frames per second of the animation: about real time for every fourth frame of a video with 30 frames per second
 ENCODING = EncodeConfig(short_side=None, crf=18, fast_decode=False)
 QUALITY = 85  # quality of the animated WebP, up to 100
 

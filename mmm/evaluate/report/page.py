@@ -17,8 +17,8 @@ from mmm.system.redact import redact
 
 TEMPLATE = Path(__file__).with_name("page.html")
 TYPES = {".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".mp4": "video/mp4"}
-LARGEST = 8 * 2**20  # bytes of a picture that is put into the page; a larger one is named
-POINTS = 2000  # of a curve; a longer one is thinned out
+LARGEST = 8 * 2**20  # largest size of a picture on the page, bytes; of a larger one, only the name is shown
+POINTS = 2000  # largest number of points of a curve; a longer one is subsampled
 
 
 def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
         path: path of the HTML file.
 
     Returns:
-        `page`, the path; `runs`; `curves` and `pictures`, the names of those on the page; `left_out`, pictures that are too large.
+        `page`, the path; `runs`; `curves` and `pictures`, the names of those on the page; `left_out`, the pictures that are too
+        large.
     """
     names = short_names([run.path for run in runs])
     curves = read_curves(runs, names)
@@ -47,7 +48,7 @@ def write_report(runs: Sequence[Record], path: Path) -> dict[str, Any]:
     body += [_details(run, name) for run, name in zip(runs, names, strict=True)]
     data = json.dumps(curves, allow_nan=False).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8")
-    texts = {"title": escape(title), "curves": data, "body": "\n".join(body)}  # the body last: it holds the user's text
+    texts = {"title": escape(title), "curves": data, "body": "\n".join(body)}  # the body last, because it contains the user's text
     for mark, text in texts.items():
         page = page.replace("{{" + mark + "}}", text, 1)
     replace_text(path, page)
@@ -78,18 +79,18 @@ def read_curves(runs: Sequence[Record], names: Sequence[str]) -> list[dict[str, 
 
 
 def pictures_of(runs: Sequence[Record]) -> tuple[list[tuple[Record, Path]], list[Path]]:
-    """Returns the newest picture of each kind in each run folder, and those that are too large for a page."""
+    """Returns the newest picture of each kind in each run folder, and the pictures that are too large for a page."""
     shown, left_out = [], []
     for run in runs:
         newest: dict[str, Path] = {}
         for path in sorted((run.path / "pictures").glob("*")):
             if path.suffix in TYPES:
                 kind = path.stem.split("_0")[0] + path.suffix
-                newest[kind] = path  # the names hold the step, so that the last one is the newest
+                newest[kind] = path  # the names contain the step, so the last one is the newest
         moving = {kind.rpartition(".")[0] for kind in newest if kind.endswith((".webp", ".gif"))}
         for kind, path in newest.items():
             if kind.endswith(".mp4") and kind.removesuffix(".mp4") in moving:
-                continue  # the same clips as the animation
+                continue  # shows the same clips as the animation
             if path.stat().st_size > LARGEST:
                 left_out.append(path)
             else:

@@ -1,7 +1,7 @@
-"""Asynchronous saving: an update waits for the copy to the host's memory, and threads do the rest.
+"""Asynchronous saving: an update only waits until the state is copied to the host's memory; threads write the files.
 
-Threads do not communicate with other processes. The thread of the first process waits for files by which the others report that
-their part is written. The main threads exchange the outcome when the next checkpoint is due or the run ends.
+Threads do not communicate with other processes. Each other process writes a file when its part is complete, and the thread of the
+first process waits for these files. The main threads exchange the outcome when the next checkpoint is due or the run ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Tensors = Mapping[str, Mapping[str, Tensor]]  # by file, then by name
 
-# seconds that the first process waits for others' files: when they are known to be written, and when the run ended in an error
+# seconds that the first process waits for the files of the others: if they are known to be written, or if the run failed
 PATIENCE, SHORT = 30.0, 5.0
 
 

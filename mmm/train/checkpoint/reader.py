@@ -29,7 +29,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def step_at(path: Path, run: Path) -> int | None:
-    """The step of the checkpoint at a path into a run. None: there is no checkpoint at this path."""
+    """Returns the step of the checkpoint at a path in a run folder. None: there is no checkpoint at this path."""
     folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
     return step_of(folder) if folder is not None and folder.name.startswith("step_") else None
 
@@ -76,7 +76,7 @@ def damage(checkpoint: Path) -> str | None:
     if checkpoint.name != f"step_{step:08}":
         return f"{MANIFEST} is of step {step}"
     if elsewhere := [name for name in files if Path(name).name != name]:
-        return f"{MANIFEST} names files elsewhere ({elsewhere[0]})"  # they are not opened: somebody else may have written it
+        return f"{MANIFEST} names files elsewhere ({elsewhere[0]})"  # they are not opened: the manifest may be malicious
     if STATE not in files:
         return f"{MANIFEST} does not list {STATE}"
     wrong = (_wrong(checkpoint / name, size, digest) for name, size, digest in expected)

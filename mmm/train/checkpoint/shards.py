@@ -1,6 +1,6 @@
 """Tensors in files, whole or in shards: each process of a sharded model writes its own rows.
 
-Shapes: R rows of a tensor, divided into P parts as by torch: each has ceil(R / P) rows, the last ones fewer or none.
+Shapes: R rows of a tensor, divided into P parts in torch's way: each has ceil(R / P) rows, the last parts have fewer or none.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def open_tensors(paths: Sequence[Path], shards: Mapping[str, Any]) -> dict[str, 
 
 
 class Joined(Mapping[str, Tensor]):
-    """The tensors of several files that hold their rows in order; each is joined when it is accessed."""
+    """Tensors whose rows are in several files, in order. Each tensor is joined when it is accessed."""
 
     def __init__(self, parts: Sequence[Mapping[str, Tensor]], shards: Mapping[str, Sequence[int]]) -> None:
         self.parts, self.shards = parts, shards

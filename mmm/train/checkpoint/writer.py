@@ -5,8 +5,8 @@
         state.json                                                     everything else, as data
         manifest.json                                                  size and sha256 of each file above
 
-A process that is killed leaves a `.tmp` folder, which is never read. Damage on the disk is found by the hashes: safetensors and
-torch load a tensor with a flipped bit without an error. No code is ever loaded.
+A process that is killed leaves a `.tmp` folder, which is never read. The hashes detect damage on the disk: safetensors and torch
+would load a tensor with a flipped bit without an error. No code is ever loaded.
 
 Each process of a sharded model writes its own rows of every tensor, in `model-00001-of-00002.safetensors` and so on; `shards` in
 state.json contains the number of rows of each. `shards.py` joins them; `reader.py` reads and verifies.
@@ -33,7 +33,7 @@ from mmm.train.checkpoint.reader import newest as newest
 from mmm.train.checkpoint.reader import read as read
 from mmm.train.checkpoint.shards import file_name
 
-Files = dict[str, dict[str, Any]]  # of a manifest: by name, bytes and sha256
+Files = dict[str, dict[str, Any]]  # bytes and sha256 of each file in a manifest, by name
 
 
 def write(
@@ -73,8 +73,8 @@ def begin(folder: Path, step: int) -> Path | None:
     if final.exists():
         if damage(final) is None:
             return None
-        shutil.rmtree(final)  # found damaged, and trained again from the one before
-    for remains in folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or deleted
+        shutil.rmtree(final)  # it is damaged, and the run was resumed from an earlier checkpoint
+    for remains in folder.glob("step_*.tmp"):  # files of a run that was killed while it wrote or deleted a checkpoint
         shutil.rmtree(remains, ignore_errors=True)
     aside = folder / f"{final.name}.tmp"
     aside.mkdir(parents=True)
@@ -92,7 +92,7 @@ def or_nothing(aside: Path) -> Iterator[None]:
 
 
 def write_part(aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], part: int = 0, parts: int = 1) -> Files:
-    """Writes and flushes the tensors of one process. All processes but the first then write a file for `found_part`."""
+    """Writes and flushes the tensors of one process. All processes except the first then write a file for `found_part`."""
     files = {}
     for name, values in tensors.items():
         path = aside / file_name(name, part, parts)
@@ -108,13 +108,13 @@ def found_part(aside: Path, part: int) -> Files | None:
     """Returns the files that another process wrote, or None if it has not written them yet."""
     try:
         found: Files = json.loads((aside / f"part-{part}.json").read_bytes())
-    except (FileNotFoundError, ValueError):  # or half of it is there
+    except (FileNotFoundError, ValueError):  # missing, or partly written
         return None
     return found
 
 
 def commit(aside: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
-    """Completes a folder that holds all tensors: writes state and manifest, flushes all files, and renames the folder."""
+    """Completes a folder with all tensors: writes state and manifest, flushes all files, and renames the folder."""
     for notice in aside.glob("part-*.json"):
         notice.unlink()
     _write_json(aside / STATE, {"step": step, **state})
@@ -133,16 +133,16 @@ def _entry(path: Path) -> dict[str, Any]:
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path, {"format": "pt"})
-    except SafetensorError as error:  # what the system said is in its text only
+    except SafetensorError as error:  # the message of the system is in its text only
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def prune(folder: Path, keep: int | None, step: int, keep_every: int | None = None) -> None:
-    """Deletes older checkpoints up to this step. Each is renamed first, so that a kill leaves no incomplete one.
+    """Deletes older checkpoints up to this step. Each is renamed first, so that no incomplete one remains if the process is killed.
 
     Args:
-        keep: number of newest checkpoints that stay. None: all.
+        keep: number of newest checkpoints that are kept. None: all.
         keep_every: checkpoints at multiples of this number of updates are never deleted.
     """
     past = [path for path in found(folder) if step_of(path) <= step]
@@ -156,7 +156,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk, so that they survive a loss of power."""
+    """Flushes a file, or the names in a folder, to the disk, so that they are not lost after a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

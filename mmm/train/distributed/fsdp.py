@@ -3,11 +3,12 @@
 It is selected in Accelerate's configuration (`accelerate launch --use_fsdp --fsdp_version 2 ...`) and implemented here with torch's
 `fully_shard` instead of Accelerate's plugin (1.15). The plugin wraps only modules that are named by class, casts the input, and so
 the targets, to bf16, sums gradients in bf16, and silently falls back to DDP on a CPU. With this implementation, two processes on a
-CPU test the code that GPUs run. Of the configuration, `fsdp_reshard_after_forward` is used.
+CPU test the code that GPUs run. The option `fsdp_reshard_after_forward` of the configuration is used.
 
-Every transformer block is a unit, which is gathered when it is computed; the root holds the rest. Weights are stored, sent and
-summed in fp32. Autocast computes products in bf16 if that is chosen, as without sharding, and targets and losses are fp32. Sending
-weights in bf16 would halve the traffic, but would also round norms, which layer norms on a CPU refuse beside fp32 inputs.
+Every transformer block is a unit, which is gathered when it is computed; the root unit contains the other weights. Weights and
+gradients are stored, sent and summed in fp32. Autocast computes products in bf16 if that is chosen, as without sharding, and
+targets and losses are fp32. Sending weights in bf16 would halve the traffic, but would also round the weights of norms, and layer
+norms on a CPU do not accept bf16 weights with fp32 inputs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DDP = "run `accelerate config` again, or give another --config_file, and choose 
 
 
 def sharding_asked(environment: Mapping[str, str]) -> bool:
-    """True if Accelerate's configuration asks for sharding."""
+    """True if Accelerate's configuration selects sharding."""
     return is_set(environment, "ACCELERATE_USE_FSDP")
 
 
@@ -60,27 +61,27 @@ def check_sharding(environment: Mapping[str, str], processes: PartialState, *, p
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Shards a model in place over all processes, and gives the sharded parameters to the optimizer, which has no state yet.
+    """Shards a model in place over all processes, and passes the sharded parameters to the optimizer, which has no state yet.
 
     Args:
         model: on the CPU or its device; each unit is moved to the device and sharded separately.
 
     Raises:
-        ValueError: there is no transformer block in it.
+        ValueError: the model has no transformer block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     plugin, dynamo = getattr(accelerator.state, "fsdp_plugin", None), accelerator.state.dynamo_plugin
-    reshard = plugin is None or plugin.reshard_after_forward  # a block's weights after its forward: less memory, more traffic
+    reshard = plugin is None or plugin.reshard_after_forward  # frees a block's weights after its forward: less memory, more traffic
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # all as it is
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # casts nothing
     names = {parameter: name for name, parameter in model.named_parameters()}
     for block in blocks_of(model):
         if dynamo.backend.value != "NO":
-            block.compile()  # in place: what `torch.compile` returns would be called past FSDP's hooks
+            block.compile()  # in place, because calls of the result of `torch.compile` would bypass FSDP's hooks
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
-    # the root's too are put back after a forward, so that its parameters are always the ones that the optimizer knows
+    # the root is resharded after a forward too, so that its parameters are always those of the optimizer
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     current = dict(model.named_parameters())
     for group in optimizer.param_groups:
@@ -136,7 +137,7 @@ def gathered_copy(meta_copy: nn.Module, model: nn.Module, accelerator: Accelerat
 
 def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
     """True if each process holds only some rows of this tensor."""
-    from torch.distributed.tensor import DTensor  # here: it takes a second to import, at every start
+    from torch.distributed.tensor import DTensor  # imported here, because the import takes a second
 
     return isinstance(value, DTensor)
 

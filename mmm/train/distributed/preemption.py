@@ -1,11 +1,11 @@
-"""Signals that stop a run: acknowledged at once, shared with all processes, and acted on between two updates.
+"""Signals that stop a run. They are acknowledged at once, shared with all processes, and obeyed between two updates.
 
-Python runs a signal's handler between two of its own instructions, and a backward pass on a CPU is a single one that may take
-minutes. Therefore the system's handler writes the signal's number into a pipe, and a thread reads it: it acknowledges the first
-request at once, and ends the process at the second.
+Python runs the handler of a signal between two bytecode instructions, and a backward pass on a CPU is a single instruction that may
+take minutes. Therefore the C handler of Python writes the number of the signal into a pipe, and a thread reads it. The thread
+acknowledges the first request at once, and ends the process at the second.
 
-The processes exchange their flags once per update, on the hosts alone: one number in a gloo group of its own, sent during the next
-update and read after it. No host waits for a device, and hosts may run ahead of their devices. All processes learn of a signal at
+The processes exchange their flags once per update, only between hosts: one number in a separate gloo group, sent during the next
+update and read after it. No host waits for a device, and hosts may run ahead of their devices. All processes detect a signal at
 the same update, at most one update after one of them received it.
 """
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of launchers and schedulers; of the keyboard; Slurm's warning before it kills
-EXIT_CODE = 143  # what a shell reports of a process that SIGTERM ended: schedulers take it for a stop and not for a failure
-RANKS = 1 << 20  # more than there will be
-AGAIN = 2.0  # seconds after which a signal is a second request: launchers hand on what the terminal sent to every process
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # from launchers and schedulers; from the keyboard; Slurm's warning before it kills
+EXIT_CODE = 143  # code of a process that SIGTERM ended in a shell: schedulers treat it as a stop and not as a failure
+RANKS = 1 << 20  # larger than any number of processes
+AGAIN = 2.0  # seconds after which a signal is a second request: launchers forward signals that processes already have received
 
 
 class Stopped(SystemExit):
-    """The run received a signal to stop, and has saved its step."""
+    """The run received a signal to stop, and has saved a checkpoint."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
@@ -55,20 +55,20 @@ class StopSignals:
     Attributes:
         launched: whether `accelerate launch` started this process.
         received: number of the first signal, or 0.
-        began: start of this update (`time.monotonic`), None between two. The loop sets it, to estimate the time left.
+        began: start of the current update (`time.monotonic`), None between updates. The loop sets it, to estimate the time left.
         seconds: duration of the last update, None before the first. The loop sets it.
     """
 
     def __init__(self, *, answers: bool = True) -> None:
-        """`answers`: whether this process logs when the run will stop; one of several does."""
+        """`answers`: whether this process logs the time at which the run will stop. Only one process does."""
         self.received, self.answers = 0, answers
         self.launched = "ACCELERATE_MIXED_PRECISION" in os.environ
         self._launcher = os.getppid() if self.launched else None
         self._before: dict[int, Any] = {}
-        self._wakeup = -1  # the descriptor that was written to before
+        self._wakeup = -1  # the previous wake-up descriptor
         self._pipe: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
-        self._asked: float | None = None  # when the first request to stop came
+        self._asked: float | None = None  # time of the first request to stop
         self.began: float | None = None
         self.seconds: float | None = None
 
@@ -85,15 +85,15 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pipe is None or self._thread is None or threading.current_thread() is not threading.main_thread():
-            return  # no handlers were set; or an abandoned loop is cleared away by another thread, which cannot set any
+            return  # no handlers were set, or another thread, which cannot set any, closes an abandoned loop
         for number, handler in self._before.items():
             warns = handler in (None, signal.SIG_DFL) and number == getattr(signal, "SIGUSR1", None)
             signal.signal(number, signal.SIG_IGN if warns else signal.SIG_DFL if handler is None else handler)
         reader, writer = self._pipe
         current = signal.set_wakeup_fd(-1)
-        with suppress(OSError):  # of a loop that was abandoned before this one began, and closed its descriptor since
+        with suppress(OSError):  # the descriptor may belong to an abandoned earlier loop, which has closed it
             signal.set_wakeup_fd(self._wakeup if current == writer else current)
-        os.write(writer, bytes([0]))  # not by closing it: data workers hold copies
+        os.write(writer, bytes([0]))  # ends the thread; closing the pipe would not, because data workers have copies
         self._thread.join()
         os.close(writer)
         os.close(reader)
@@ -102,7 +102,7 @@ class StopSignals:
         """Returns the number of the first signal, 0 if there was none.
 
         A launcher that has ended counts as SIGTERM: `accelerate launch` (1.15) ends at a SIGTERM without passing it on to the
-        single process that it started, which would go on training. torchrun passes it on.
+        single process that it started, which would continue training. torchrun passes it on.
         """
         if not self.received and self._launcher not in (None, os.getppid()):
             self.received = signal.SIGTERM
@@ -145,11 +145,11 @@ def end_now(code: int) -> NoReturn:
 
 
 class StopAgreement:
-    """Decides on all processes alike whether to stop, because one of them received a signal.
+    """Makes the same decision to stop on all processes if one of them received a signal.
 
     Attributes:
         every_update: whether `stops` must be called after each update, because there are other processes, or a launcher that may
-            end. Otherwise it is called after a signal.
+            end. Otherwise it is called only after a signal.
     """
 
     def __init__(self, accelerator: Accelerator, signals: StopSignals, timeout: float) -> None:
@@ -158,7 +158,7 @@ class StopAgreement:
             distributed.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if accelerator.num_processes > 1 else None
         )
         self.every_update = self.group is not None or signals.launched
-        self._sent: tuple[Any, torch.Tensor] | None = None  # of the update before
+        self._sent: tuple[Any, torch.Tensor] | None = None  # flag of the previous update
 
     def stops(self, step: int, *, last: bool = False) -> bool:
         """Returns whether to stop. All processes must call it after the same updates.

@@ -1,4 +1,4 @@
-"""Checks the number of processes that were started together, and makes decisions once for all of them."""
+"""Checks the number of processes that were started together, and makes decisions on one process for all of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HINT = (
 def on_main(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
     """Runs a function on the main process only, and returns its result on all.
 
-    A ValueError or an OSError (a full disk) is raised on all processes. Otherwise the others would wait for the main process for
-    half an hour.
+    A ValueError or an OSError (a full disk) is raised on all processes. Otherwise the other processes would wait half an hour for
+    the main process.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -43,7 +43,7 @@ def check_processes(environment: Mapping[str, str], running: int) -> None:
     """Refuses a start if fewer processes run together than were requested, because each would train alone.
 
     Raises:
-        ValueError: with the commands that work.
+        ValueError: too few processes run; the message contains the commands that work.
     """
     requested = int(environment.get("WORLD_SIZE", "1"))
     if requested > running:
@@ -59,7 +59,7 @@ def check_processes(environment: Mapping[str, str], running: int) -> None:
 
 
 def is_set(environment: Mapping[str, str], name: str) -> bool:
-    """True if a yes-or-no variable says yes, in any of the ways that Accelerate reads."""
+    """True if a boolean environment variable is set to one of the values that Accelerate reads as true."""
     return environment.get(name, "false").lower() in ("true", "1", "yes", "y", "t", "on")
 
 
@@ -67,7 +67,7 @@ def check_strategy(environment: Mapping[str, str]) -> None:
     """Refuses strategies of Accelerate that mmm does not support; for FSDP see `fsdp.check_sharding`.
 
     Raises:
-        ValueError: DeepSpeed or Megatron were requested.
+        ValueError: DeepSpeed or Megatron was requested.
     """
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if is_set(environment, f"ACCELERATE_USE_{name}"):

@@ -1,4 +1,4 @@
-"""Starts the processes of a training, and chooses and logs device, precision and threads."""
+"""Starts the processes of a training run, and chooses and logs device, precision and threads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(config: TrainConfig) -> Accelerator:
 
     check_strategy(os.environ)
     check_tracker(config.tracker, config.tracker_options)
-    # unless told that there is only a CPU, Accelerate 1.15 runs each of torchrun's processes there alone (measured)
+    # without `cpu=True`, Accelerate 1.15 does not connect torchrun's processes on a machine without an accelerator (measured)
     cpu = is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.timeout))
     check_processes(os.environ, processes.num_processes)
@@ -51,16 +51,16 @@ def start(config: TrainConfig) -> Accelerator:
     check_sharding(os.environ, processes, precision=precision, strict=config.strict)
     if processes.is_main_process:
         logger.info("precision %s (%s); device %s; processes %d", precision, reason, processes.device.type, processes.num_processes)
-    # DDP warns of weights with a dimension of 1, whose strides are a matter of taste; the user can change nothing
+    # DDP warns about weights with a dimension of 1, whose strides are arbitrary; the user cannot change them
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if cpu:
         set_threads(config.threads, os.environ)
         keep_memory()
     return Accelerator(
         mixed_precision=ACCELERATE_NAMES[precision],
-        # the loop divides; a launch configuration that names an accumulation would divide again
+        # the loop divides the loss; a launch configuration with accumulation steps would divide it again
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # block by block: the first of equal ones is compiled, in seconds, and the others take its code
+        # block by block: the first of several equal blocks is compiled, in seconds, and the others use its code
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True) if config.compile else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=keep_order(processes.num_processes))
@@ -75,7 +75,7 @@ def keep_order(processes: int) -> bool:
     another order than an uninterrupted run. The sum of two numbers does not depend on the order.
     """
     if processes > 2:
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none; see above
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # no parameter is unused; see above
     return processes > 2
 
 
@@ -95,7 +95,7 @@ def choose_precision(requested: str, environment: Mapping[str, str], device: tor
     Raises:
         ValueError: the device or mmm does not support the requested precision.
     """
-    configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` where none was chosen
+    configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # the launcher writes `no` if none was chosen
     if requested != "auto":
         named, reason = requested, "train.precision names it"
     elif configured != "no":
@@ -108,7 +108,7 @@ def choose_precision(requested: str, environment: Mapping[str, str], device: tor
     if precision is None:
         raise ValueError(f"Accelerate's configuration names precision {named}; mmm takes bf16, fp16 or fp32: set train.precision")
     if precision == "fp16" and device.type == "cpu":
-        # Accelerate 1.15 would compute in fp32 and say nothing
+        # Accelerate 1.15 would compute in fp32 without a message
         raise ValueError("train.precision fp16 is not computed on a CPU; use bf16 or fp32")
     return precision, reason
 
@@ -118,13 +118,13 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot say
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack the function
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
 
 
 def set_threads(requested: int | None, environment: Mapping[str, str]) -> None:
-    """Gives this process its share of the cores, and logs a change."""
+    """Sets the number of threads to this process's share of the cores, and logs a change."""
     before = torch.get_num_threads()
     threads = choose_threads(requested, environment, usable_cores())
     if threads is None or threads == before:
@@ -136,8 +136,8 @@ def set_threads(requested: int | None, environment: Mapping[str, str]) -> None:
 def choose_threads(requested: int | None, environment: Mapping[str, str], cores: int) -> int | None:
     """Chooses the number of CPU threads of this process. None: torch's choice.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 by themselves (measured). A number above 1, or a 1 without a launcher, is
-    the user's choice and is kept.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 if the user has not set it (measured). A number above 1, or a 1 without a
+    launcher, is the user's choice and is kept.
     """
     if requested is not None:
         return requested
@@ -162,7 +162,7 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
     """Refuses settings that round differently on another number of processes, and enables deterministic kernels.
 
     Raises:
-        ValueError: naming the flag to change.
+        ValueError: a setting is not supported; the message names the flag to change.
     """
     if not isinstance(config.micro_batch_size, int):
         raise ValueError(
@@ -181,5 +181,5 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
             )
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
-    torch.use_deterministic_algorithms(True, warn_only=True)  # gather's and attention's backward add atomically otherwise
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and dear
+    torch.use_deterministic_algorithms(True, warn_only=True)  # else the backward of gather and attention adds atomically
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for debugging only, and slow

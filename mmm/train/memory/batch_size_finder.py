@@ -2,8 +2,8 @@
 
 A process's whole share of the batch is tried first, then half of it, a quarter and so on; the first size that fits on all
 processes is used. On a GPU a real micro-step is computed, with memory reserved for the optimizer's state; it must leave a tenth of
-the memory free. On a CPU a step of a large model takes minutes, and a lack of memory ends the process without a message. There the
-bytes that two samples keep for their backward pass are counted and multiplied.
+the memory free. On a CPU a step of a large model takes minutes, and a lack of memory ends the process without a message.
+Therefore, on a CPU, the bytes that two samples keep for their backward pass are counted and multiplied.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 FILE = "micro_batch.json"
 SMALL = 2  # samples of a trial on a CPU
-SHARE = 0.9  # of the memory that may be taken
-TENSORS = {"SGD": 1, "SGDW": 1, "Lars": 1, "Lion": 1, "Muon": 1, "Adan": 4}  # of an optimizer's state for each weight; others: 2
-PASSING = 1.5  # a step on a CPU takes this times what it keeps: results on their way to others
+SHARE = 0.9  # share of the memory that may be used
+TENSORS = {"SGD": 1, "SGDW": 1, "Lars": 1, "Lion": 1, "Muon": 1, "Adan": 4}  # tensors of state for each weight; others: 2
+PASSING = 1.5  # memory of a step on a CPU relative to the tensors that it keeps; the rest is temporary results
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def find_micro_batch_size(
         folder: run folder, which stores the size. A resume on the same number of processes and the same device uses it again.
 
     Raises:
-        ValueError: even the smallest does not fit.
+        ValueError: even the smallest size does not fit.
     """
     from accelerate.utils import gather_object
 
@@ -89,7 +89,7 @@ def find_micro_batch_size(
 
 
 def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """Returns the first size that fits, of sizes in falling order. After a size that does not fit, the next is at most half of it.
+    """Returns the first size that fits, from sizes in falling order. After one that does not fit, the next is at most half of it.
 
     Raises:
         ValueError: no size fits.
@@ -107,7 +107,7 @@ def first_that_fits(known: Sequence[int], fits: Callable[[int], bool]) -> int:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- whether it fits
+# ------------------------------------------------------------------------------------------------------------------------ trials
 
 
 def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
@@ -127,7 +127,7 @@ def fits_when_tried(training: Training, trials: Sequence[Trial]) -> Callable[[in
 def can_compute(training: Training, trials: Sequence[Trial], size: int, placeholder: Callable[[], Any]) -> bool:
     """True if micro-steps of this size can be computed while the placeholder is allocated.
 
-    They use the unwrapped model, which does not communicate, so that no process waits for one that runs out of memory.
+    They use the unwrapped model, which does not communicate, so that no process waits for another one that runs out of memory.
     """
     try:
         held = placeholder()
@@ -147,7 +147,7 @@ def can_compute(training: Training, trials: Sequence[Trial], size: int, placehol
 
 
 def fits_when_counted(training: Training, trials: Sequence[Trial]) -> Callable[[int], bool]:
-    """True if a micro-step should fit on a CPU, estimated from the bytes that a small one keeps."""
+    """Returns a function that estimates whether a micro-step fits on a CPU, from the bytes that a small one keeps."""
     least = sum(weight.nbytes for weight in training.unwrapped.parameters() if weight.requires_grad) + state_bytes(training)
     try:
         kept = max(_saved_bytes(training, trial, SMALL) for trial in trials) / SMALL
@@ -185,7 +185,7 @@ def _untouched(training: Training) -> Iterator[None]:
         value.copy_(before[name])
 
 
-# ------------------------------------------------------------------------------------------------------------- what was found
+# ----------------------------------------------------------------------------------------------------------------- the result
 
 
 def _machine(accelerator: Accelerator) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from mmm.train.memory.batch_size_finder import Trial
 from mmm.train.schedule import Plan
 from mmm.train.state import Training
 
-# on a CPU a whole micro-batch of a large setting takes minutes and all the memory: a few samples are measured, and more of them if
-# they take less than this
+# on a CPU a whole micro-batch of a large model may take minutes and all of the memory: first a few samples are measured, and then
+# more samples if these take less than this number of seconds
 CPU_SAMPLES, CPU_SECONDS = 8, 1.0
 
 
@@ -31,7 +31,7 @@ class MicroStep:
     """One forward and backward of a micro-batch.
 
     Attributes:
-        samples: number of samples; fewer than planned if more did not fit, or on a CPU.
+        samples: number of samples; smaller than planned if more did not fit, and possibly on a CPU.
         memory: peak in bytes: of torch's allocator on a GPU, or the growth of the process on a CPU.
         seconds: duration after a warm-up step.
     """
@@ -92,7 +92,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
     """Returns the FLOPs of one sample, forward, and forward with backward, by torch's counter: a multiply-add counts as two."""
-    from torch.utils.flop_counter import FlopCounterMode  # here: it is slow to import
+    from torch.utils.flop_counter import FlopCounterMode  # imported here, because the import is slow
 
     with FlopCounterMode(display=False) as counter:
         loss = loss_of(model, one, 0)
@@ -104,7 +104,7 @@ def count_flops(model: nn.Module, one: Any, loss_of: LossOf) -> tuple[int, int]:
 
 
 def measure_micro_step(training: Training, trial: Trial, samples: int) -> MicroStep:
-    """Runs a micro-step on the device; if it runs out of memory, one with half the samples, and so on.
+    """Runs a micro-step on the device. If memory does not suffice, runs one with half the samples, and so on.
 
     Raises:
         torch.OutOfMemoryError: not even one sample fits.
@@ -168,7 +168,7 @@ def _growth(run: Callable[[], None]) -> int:
 
 
 def _return_free_memory() -> None:
-    """Returns memory that the C library has freed to the system; a step that reuses it would seem to need none."""
+    """Returns the free memory of the C library to the system. Otherwise a step that reuses it would seem to need no memory."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # musl has none
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Measures free memory and the memory of a backward pass, reduces the latter, and gives advice if memory runs out."""
+"""Measures free memory and the memory of a backward pass, reduces the latter, and gives advice if memory does not suffice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mmm.layers.transformer import blocks_in
 from mmm.train.schedule import Plan, sizes
 
-# what torch, its libraries and the system say, where no type tells
+# parts of messages of torch, its libraries and the system about a lack of memory, for errors without a specific type
 WORDS = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "bad_alloc")
 
 
@@ -46,7 +46,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
 
 
 class _Again:
-    """A forward that is recomputed in the backward pass; without gradients it is the forward itself."""
+    """A forward that is recomputed in the backward pass. Without gradients, it is the unchanged forward."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
@@ -59,7 +59,7 @@ class SavedTensors:
     """Counts the bytes that are saved for a backward pass inside its `with` block.
 
     Args:
-        model: its weights are not counted.
+        model: the model, whose weights are not counted.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -55,11 +55,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-@functools.cache  # of the source as it was when this process began
+@functools.cache  # the commit at the start of this process
 def _commit(folder: Path) -> str | None:
     """Returns the commit of the source, with "+changes" if it was edited; None if it is not under git."""
     try:
-        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's repository, it is not tracked
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # fails inside a repository that does not track it
         return _git(folder, "rev-parse", "HEAD") + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

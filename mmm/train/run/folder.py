@@ -1,8 +1,8 @@
 """The run folder: all files of one training.
 
-    config.yaml         enough to repeat it
+    config.yaml         everything that is needed to repeat the run
     environment.json    versions, machine and command, one entry for each start
-    metrics.jsonl       one line a log line or evaluation
+    metrics.jsonl       one line for each log line or evaluation
     skipped.jsonl       skipped updates and their samples, if there are any
     checkpoints/        see `checkpoint/writer.py`
     pictures/
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# what depends on the machine's mood and not on the run; kept apart so that two runs' lines can be compared
+# metrics that depend on the machine and its load; kept apart so that the lines of two runs can be compared
 CLOCK = ("samples_per_second", "data_wait", "seconds")
 
 
-RESULT = "result.json"  # scores of a run, where its task measures some
-# what a start makes before its first update; a folder with nothing else holds no run yet
+RESULT = "result.json"  # scores of a run, if its task measures any
+# files that a start makes before its first update; a folder with no other files does not contain a run yet
 EARLY = frozenset({"lock", ".lock", "environment.json", "config.yaml", "micro_batch.json", "bad_inputs.jsonl"})
 
 
@@ -53,7 +53,7 @@ class RunFolder:
     """The folder of a run that is in progress; use it as a context manager, so that its lock is released."""
 
     def __init__(self, path: Path, lock: RunLock | None) -> None:
-        """Use `open` instead. The main process, which writes, has a `lock`."""
+        """Use `open` instead. Only the main process, which writes the files, has a `lock`."""
         self.path, self.lock = path, lock
         self._metrics, self._skipped = Journal(path / "metrics.jsonl"), Journal(path / "skipped.jsonl")
 
@@ -119,7 +119,7 @@ class RunFolder:
         """
         if self.lock is not None:
             self._metrics.cut(step)
-            self._skipped.cut(step - 1)  # an update that was left out is named as counted from 0
+            self._skipped.cut(step - 1)  # the steps of skipped updates are counted from 0
 
     def record_changes(self, changed: Sequence[str], step: int, config: Any) -> None:
         """Records that the run continues with other options, in environment.json and in config.yaml; the old config is kept.
@@ -148,7 +148,7 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        if isinstance(error, SystemExit) and self.lock is not None:  # it was asked to stop, or another process is lost
+        if isinstance(error, SystemExit) and self.lock is not None:  # a stop was requested, or another process is lost
             logger.warning("to go on: %s", resume_command(self.path))
 
 
@@ -160,7 +160,7 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     write_json(record, [*starts, describe_environment(accelerator)])
     if not has_trained(folder):
         with replacing(folder / "config.yaml") as temporary:
-            save(config, temporary)  # last: a folder that has it is a run
+            save(config, temporary)  # last, because a folder with this file is a run folder
 
 
 def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:

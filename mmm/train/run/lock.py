@@ -15,19 +15,19 @@ from filelock import FileLock
 class RunLock:
     """Locks a folder until `release` or the end of this process.
 
-    The file `lock` names the holder: host, process id and start time of the process (process ids are reused). A lock whose process
-    has ended is replaced. The state of a process on another host is unknown; then the user must decide.
+    The file `lock` names the process that holds it: host, process id and start time (process ids are reused). A lock whose process
+    has ended is replaced. The state of a process on another host is unknown; in this case the user must decide.
     """
 
     def __init__(self, folder: Path) -> None:
         """Takes the lock.
 
         Raises:
-            ValueError: another living process holds it.
+            ValueError: another running process holds the lock.
         """
         self.path = folder / "lock"
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
-        # looking and taking are one act: of several starts that find the same dead lock, one gets it
+        # checking and taking are one atomic step: of several starts that find the same stale lock, only one gets it
         with FileLock(folder / ".lock"):
             self._refuse_if_held(folder)
             self.path.write_text(json.dumps(self.owner))
@@ -61,13 +61,13 @@ def find_holder(folder: Path) -> str | None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         owner = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError, RecursionError):  # a lock that was cut off while it was written is nobody's
+    except (FileNotFoundError, ValueError, RecursionError):  # a partly written lock has no holder
         return None
     return owner if isinstance(owner, dict) and owner.keys() == {"host", "pid", "began"} else None
 
 
 def _alive(pid: int, began: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - began) < 2  # seconds; a clock that is set moves what the system reports
+        return abs(psutil.Process(pid).create_time() - began) < 2  # seconds; the reported time changes if the clock is set
     except psutil.Error:
         return False

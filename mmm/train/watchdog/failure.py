@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-SILENCE = 3.0  # seconds without a heartbeat after which a process is gone, once a collective failed
+SILENCE = 3.0  # seconds without a heartbeat after which a process counts as gone, after a collective failed
 
-# starting: no heartbeat yet. lost_collective: a collective failed because of another process. notified: knows the failure report
+# starting: no heartbeat yet. lost_collective: a collective failed because of another process. notified: has the failure report
 # and is about to end
 State = Literal["starting", "running", "notified", "lost_collective", "failed", "done"]
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The report of a process about itself.
+    """The state that a process reports.
 
     Attributes:
         number: number of the heartbeat.
@@ -48,7 +48,7 @@ def find_lost_process(heartbeats: Sequence[Heartbeat], silent: Sequence[float], 
 
     Args:
         heartbeats: the last heartbeat of each rank.
-        silent: seconds since each of them.
+        silent: seconds since each of these heartbeats.
         limit: seconds after which a silent process counts as gone.
     """
     for rank, heartbeat in enumerate(heartbeats):

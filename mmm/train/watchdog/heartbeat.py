@@ -24,7 +24,7 @@ INTERVAL = 0.5  # seconds between two heartbeats of a process
 
 
 class Heartbeats:
-    """Exchanges heartbeats in a separate thread, because the store may block for ever.
+    """Exchanges heartbeats in a separate thread, because the store may block forever.
 
     Attributes:
         own: state of this process and its cause.
@@ -48,7 +48,7 @@ class Heartbeats:
         self.watching = self._start()
 
     def _start(self) -> bool:
-        """Opens or joins the store, and returns whether that worked. Behind a firewall it may not; then processes are not
+        """Opens or joins the store, and returns whether that worked. It may fail behind a firewall; then processes are not
         watched."""
         try:
             port = on_main(self.training.accelerator, self._open_store)
@@ -71,7 +71,7 @@ class Heartbeats:
         return self._store.port
 
     def known_failure(self) -> FailureReport | None:
-        """Returns the failure that this process knows of, or None."""
+        """Returns the report of the failure, if this process has received one, or None."""
         return self.failure or (self._find_failure() if self.rank else None)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
@@ -104,7 +104,7 @@ class Heartbeats:
             try:
                 self._exchange(Heartbeat(number, self.training.step, state, cause))
             except RuntimeError:
-                return  # the store is gone, and rank 0 with it
+                return  # the store is gone, because rank 0 has ended
             self.reported = state
             self._wake.wait(INTERVAL)
             self._wake.clear()
@@ -127,7 +127,7 @@ class Heartbeats:
             self.failure = found
 
     def _find_failure(self) -> FailureReport | None:
-        """Looks for a process that is lost or does not answer. All times are of this process's own clock."""
+        """Looks for a process that is lost or does not answer. All times are those of this process's clock."""
         now, heartbeats = monotonic(), list(self._last)
         heartbeats[self.rank] = Heartbeat(0, self.training.step, *self.own)
         silent = [0.0 if rank == self.rank else now - heard for rank, heard in enumerate(self._heard_at)]

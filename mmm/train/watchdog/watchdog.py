@@ -3,8 +3,8 @@
     with RunFolder.open(...) as folder, Watchdog(training, config.train.timeout):
         ...
 
-Each process sends a heartbeat twice a second, with its state and its step (`heartbeat.py`). A collective fails where another
-process is gone; gloo's do so at once. The process then waits for the failure report, and logs it instead of the traceback. A
+Each process sends a heartbeat twice a second, with its state and its step (`heartbeat.py`). A collective fails if another process
+is gone; with gloo it fails at once. The process then waits for the failure report, and logs it instead of the traceback. A
 process that raises an error reports it before it ends. Rank 0 watches the others, and each of the others watches rank 0, which
 holds the store of the heartbeats.
 
@@ -13,9 +13,9 @@ holds the store of the heartbeats.
 
 The exit code is 1; a process that raised an error keeps its own. Only the updates since the last checkpoint are lost, because a
 checkpoint is complete or does not exist. If the main thread does not return from its collective (NCCL waits on the device without
-an exception), a second thread ends the process, its data workers first. On GPUs a lost process is noticed when the flags of
-`preemption.py` are exchanged, which also uses gloo, or after `train.timeout`. This has not been tried on GPUs. Failures outside of
-the `with` block are not noticed, nor code that holds Python's lock for ever, by the process that runs it.
+an exception), a second thread ends first the data workers and then the process. On GPUs a lost process is detected when the flags
+of `preemption.py` are exchanged, which also uses gloo, or after `train.timeout`. This has not been tested on GPUs. Failures outside
+of the `with` block are not detected. A process that never releases Python's global lock cannot detect any failure itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from mmm.train.watchdog.heartbeat import INTERVAL, Heartbeats, first_line
 logger = logging.getLogger(__name__)
 
 PATIENCE = 7.0  # seconds that a process whose collective failed waits for the failure report
-RETURN = 2.0  # seconds that the main thread has to return from its collective, once the failure is known
-LEAVE = 5.0  # seconds that it then has to end, which finishes a checkpoint that is being written
+RETURN = 2.0  # seconds that the main thread has to return from its collective, after the failure is known
+LEAVE = 5.0  # seconds that the main thread then has to end and to finish a checkpoint that is being written
 EXIT_CODE = 1
 COLLECTIVES = (
     "gloo",
@@ -44,7 +44,7 @@ COLLECTIVES = (
     "connection closed",
     "connection reset",
     "processgroup",
-)  # words in their errors
+)  # words in the errors of collectives
 
 
 class RankLost(SystemExit):
@@ -63,7 +63,7 @@ class Watchdog:
     """Watches the other processes inside its `with` block, which all processes enter. A single process is not watched."""
 
     def __init__(self, training: Training, timeout: float) -> None:
-        """Watches processes; one without a heartbeat for `timeout` seconds is lost."""
+        """Prepares to watch processes. A process without a heartbeat for `timeout` seconds counts as lost."""
         self.training, self.timeout = training, timeout
         self.rank = training.accelerator.process_index
         self.heartbeats: Heartbeats | None = None
@@ -87,7 +87,7 @@ class Watchdog:
             self._close(error)
         finally:
             if error is not None:
-                self.training.writer.wait_alone()  # then the run's folder is unlocked, and another start may write there
+                self.training.writer.wait_alone()  # before the run's folder is unlocked, and another start may write there
 
     def _close(self, error: BaseException | None) -> None:
         heartbeats = self.heartbeats
@@ -100,7 +100,7 @@ class Watchdog:
             if found := heartbeats.known_failure():
                 self._report(heartbeats, found)
                 heartbeats.wait_until(heartbeats.all_notified, SILENCE)
-                self.lost = True  # the second thread goes on
+                self.lost = True  # the second thread continues to watch
                 raise RankLost(found.message) from error
         heartbeats.wait_until(lambda: heartbeats.reported == state and heartbeats.all_notified(), SILENCE)
         self._closed.set()
@@ -131,9 +131,9 @@ class Watchdog:
 
     def _end_if_lost(self) -> None:
         if self.lost:
-            end_now(EXIT_CODE)  # Python's own exit takes seconds, and may wait for the lost process again
+            end_now(EXIT_CODE)  # the normal exit takes seconds, and may wait for the lost process again
 
     def _report(self, heartbeats: Heartbeats, found: FailureReport) -> None:
-        """Logs the failure once, on the first living rank; on every rank if rank 0, which knows the others, is gone."""
+        """Logs the failure once, on the first remaining rank, or on every rank if rank 0, which has the heartbeats, is gone."""
         if heartbeats.failure is None or self.rank == (0 if found.rank != 0 else 1):
             logger.error("%s. The run ends here; --resume continues from its last checkpoint", found.message)

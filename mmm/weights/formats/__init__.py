@@ -1,7 +1,7 @@
-"""Formats of stored models, one in each file, and the list of them in the order of detection.
+"""Formats of stored models, one in each file, and their list in the order of detection.
 
-Specific formats come before general ones: formats with a config in the folder, then CrossMAE, which shares MAE's names, then
-MAE, and timm, whose names others share too, at the end.
+Specific formats come before general ones: first formats with a config in the folder, then CrossMAE, which has MAE's names too, then
+MAE, and at the end timm, whose names occur in other formats too.
 """
 
 # isort: off

@@ -1,7 +1,7 @@
 """The base class of formats of weights, and the list of all formats.
 
-A format is a class with `detect`, `read` and `write`, registered under its name; docs/adding_a_part.md shows one. `mmm.load` asks
-each format of the list, in order, whether the weights are of it; `mmm export --to NAME` writes in the format of that name.
+A format is a class with `detect`, `read` and `write`, registered under its name; docs/adding_a_part.md shows one. `mmm.load` calls
+`detect` of each format in the order of the list; `mmm export --to NAME` writes in the format of that name.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 Model = MaskedModel | Classifier | Segmenter | Detector
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of weights in a folder, as the hub has them
-FILE = "checkpoint.pth"  # name of weights in the official layouts; I-JEPA's ends with .tar
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of files of weights in a folder, as on the hub
+FILE = "checkpoint.pth"  # name of the file of weights in official layouts; that of I-JEPA ends with .tar
 NAMES = (WEIGHTS, PICKLED, FILE, f"{FILE}.tar")
 
 
 def find_input(size: tuple[int, ...], channels: int, mean: Any = None, std: Any = None) -> Input:
-    """Returns the size and normalisation of samples. Without mean and std, ImageNet's are assumed for 3 channels, else none."""
+    """Returns the size and normalisation of samples. Without mean and std, ImageNet's values are assumed for 3 channels, and no
+    normalisation otherwise."""
     if mean is not None and std is not None:
         return Input(size=size, channels=channels, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     if channels == 3:
@@ -63,10 +64,10 @@ class Stored:
 
     @cached_property
     def file(self) -> Path:
-        """The file of weights: the path itself, or the folder's.
+        """The file of weights: the path itself, or the file in the folder.
 
         Raises:
-            ValueError: a folder has none.
+            ValueError: the folder contains no such file.
         """
         if not self.path.is_dir():
             return self.path
@@ -82,7 +83,7 @@ class Stored:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of the config.json beside the weights; empty if there is none, or if the file does not have a usual name."""
+        """The content of the config.json beside the weights. Empty if there is none, or if the name of the file is unusual."""
         return self._json(CONFIG)
 
     @cached_property
@@ -91,7 +92,8 @@ class Stored:
         return self._json(PROCESSOR)
 
     def input(self, size: tuple[int, ...], channels: int) -> Input:
-        """Returns samples of this size; mean and std are those of the preprocessor_config.json, or assumed (`find_input`)."""
+        """Returns the properties of samples of this size. mean and std are those of preprocessor_config.json, or those that
+        `find_input` assumes."""
         return find_input(size, channels, self.processor.get("image_mean"), self.processor.get("image_std"))
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Properties that files do not contain and a user may give; see `mmm.load`. None: not given."""
+    """Properties that files do not contain and that a user may give; see `mmm.load`. None: not given."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -133,7 +135,7 @@ class Format:
     Attributes:
         name: name in the list.
         title: name in messages, for instance "MAE's layout".
-        options: names of the `Options` that `read` uses; others are refused.
+        options: names of the `Options` that `read` uses; other options are refused.
     """
 
     name: ClassVar[str] = ""
@@ -145,7 +147,7 @@ class Format:
         raise NotImplementedError
 
     def read(self, stored: Stored, options: Options) -> Model:
-        """Returns the model. Every tensor is used, or named in an error or a warning.
+        """Returns the model. Every tensor is used, or reported in an error or a warning.
 
         Raises:
             ValueError: tensors are missing, unexpected or have a wrong shape; one line names them.
@@ -155,13 +157,13 @@ class Format:
     def leave_out(
         self, stored: Stored, *beginnings: str, reason: str, what: str = "head", tensors: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Returns the tensors without those of a part, which a warning names.
+        """Returns the tensors without those of a part, and logs a warning that names this part.
 
         Args:
             beginnings: prefixes of the part's names.
-            reason: why the part cannot be used.
-            what: the part.
-            tensors: the tensors, where they are not named as in the file.
+            reason: the reason why the part cannot be used.
+            what: name of the part.
+            tensors: the tensors, if their names differ from those in the file.
         """
         tensors = stored.tensors if tensors is None else tensors
         left = [name for name in tensors if name.startswith(beginnings)]
@@ -170,7 +172,7 @@ class Format:
         return {name: value for name, value in tensors.items() if name not in left}
 
     def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:
-        """Logs which tensors were read, and the assumed properties that the file does not contain."""
+        """Logs the tensors that were read, and the assumed properties that the file does not contain."""
         logger.info("%s: %s, all %d weights used; %s; assumed: %s", stored, self.title, len(tensors), about, assumed)
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -182,7 +184,7 @@ class Format:
         raise ValueError(f"{self.title} is read here, not written")
 
     def usage(self, model: Model) -> list[str]:
-        """Returns lines of Python that call a model which the lines of `write` load. Default: none, because these load tensors."""
+        """Returns lines of Python that call the model after the lines of `write`. Default: none, as those only load tensors."""
         return []
 
 
@@ -192,7 +194,7 @@ def shape_of(model: Model) -> str:
 
 
 FORMATS: dict[str, Format] = {}
-"""The formats by name, in the order in which they are asked."""
+"""The formats by name, in the order of detection."""
 
 
 def register(name: str) -> Callable[[type[Format]], type[Format]]:
@@ -213,7 +215,7 @@ def register(name: str) -> Callable[[type[Format]], type[Format]]:
 
 
 def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes weights and config.json as timm and transformers have them."""
+    """Writes weights and config.json into a folder, as timm and transformers do."""
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
     write_json(folder / CONFIG, config)
 
@@ -235,7 +237,7 @@ def find_format(name: str) -> Format:
     """Returns the format of this name.
 
     Raises:
-        ValueError: there is none; the message names all and the nearest.
+        ValueError: there is no such format; the message lists all formats and names the nearest.
     """
     if name not in FORMATS:
         raise ValueError(f"--to {name}: no such format; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")

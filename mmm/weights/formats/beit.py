@@ -1,9 +1,9 @@
-"""BEiT (Bao et al., ICLR 2022), BEiT v2, and data2vec for images: the official files, whose names timm shares, and folders of
-transformers.
+"""BEiT (Bao et al., ICLR 2022), BEiT v2, and data2vec for images: the official files, whose names of weights timm uses too, and
+folders of transformers.
 
-The number of heads and the grid follow from the tables of relative positions. The indices into the tables are computed; those of a
-file are not read. A model that was fine-tuned on the mean of its tokens has no norm after the last block, and the encoder that is
-read from it has none either.
+The number of heads and the grid follow from the tables of relative positions. The indices into the tables are computed; those in a
+file are not read. A model that was fine-tuned on the mean of its tokens has no norm after the last block, so its encoder has none
+either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmm.weights.matching import renamed, shorten_list
 logger = logging.getLogger(__name__)
 
 TABLE = "relative_position_bias_table"
-TABLES = (f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}")  # one for all blocks, or that of the first
+TABLES = (f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}")  # one table for all blocks, or that of the first block
 CHOICES: dict[str, Any] = {"qkv_bias": "qv", "class_token": True}
 FREE = ("layer_scale", "relative_bias", "positions")
 REASON = "this is read as an encoder"
@@ -179,7 +179,7 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
 
     def spelled(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
         found = {name: value for name, value in tensors.items() if not name.endswith("relative_position_index")}
-        if "beit.layernorm.weight" in found:  # the norm of BeitForMaskedImageModeling's head is another one
+        if "beit.layernorm.weight" in found:  # the head of BeitForMaskedImageModeling has another norm
             head = [name for name in found if name.startswith("layernorm.")]
             if head:
                 logger.warning("the norm of the head is left out (%s), for %s", shorten_list(head), REASON)
@@ -204,5 +204,5 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
             "use_absolute_position_embeddings": config.positions == "learned",
             "layer_scale_init_value": config.layer_scale or 0.0,
             "use_mask_token": encoder.mask_token is not None,
-            "use_mean_pooling": not encoder.required.last,  # there is no norm behind the last block then
+            "use_mean_pooling": not encoder.required.last,  # then there is no norm after the last block
         }

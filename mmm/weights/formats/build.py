@@ -1,6 +1,6 @@
 """Builds models on the meta device from the shapes in a file; `mmm.weights.matching.fill` then copies the tensors.
 
-Files do not state the number of heads, the grid of the positions or the normalisation of pixels: published values are assumed.
+Files do not contain the number of heads, the grid of the positions or the normalisation of pixels: published values are assumed.
 
 Legend: p side of a patch, C channels, N tokens of the grid, D width.
 """
@@ -34,11 +34,11 @@ from mmm.tokenizers import Patches, tokenizers
 from mmm.weights.formats.base import Options, find_input
 
 HEADS = {width: heads for width, _, heads in SIZES.values()}
-MAE_DECODER_HEADS = {256: 8, 512: 16}  # MAE's and CrossMAE's
+MAE_DECODER_HEADS = {256: 8, 512: 16}  # by width, for MAE and CrossMAE
 VIDEOMAE_TARGET = PixelTarget.Config(standardise="channel", epsilon_inside=False, pixels="unit")
 
 
-# our name, that of timm, MAE and CrossMAE; those that end in a dot are beginnings
+# name in mmm, name in timm, MAE and CrossMAE; names that end in a dot are prefixes
 ENCODER = (
     ("encoder.cls_token", "cls_token"),
     ("encoder.pos_embed", "pos_embed"),
@@ -86,7 +86,7 @@ def build(
     """Returns a model whose encoder and decoder are on the meta device; `fill` allocates them."""
     cutter = tokenizers.build(tokenizer, channels=data.channels)
     grid = cutter.grid_of(data.size)
-    with torch.device("meta"):  # without memory, so that no initialisation is computed only to be overwritten
+    with torch.device("meta"):  # without memory, so that weights that will be overwritten are not initialised
         body = encoders.build(encoder, token=cutter.size, channels=data.channels, grid=grid, required=required, blanks=blanks)
         head = None if decoder is None else decoders.build(decoder, encoder=body.shape, grid=grid, outputs=(cutter.width,))
     pixels = PixelTarget(target or PixelTarget.Config(), token=cutter.size, data=data, encoder=body)
@@ -144,13 +144,13 @@ def read_image_encoder(
         pixels: content of a preprocessor_config.json.
 
     Raises:
-        ValueError: a tensor is missing or misshapen, or an option does not fit.
+        ValueError: a tensor is missing or has a wrong shape, or an option does not fit.
     """
     embedding, table = needed(weights, "patch_embed.proj.weight", 4, source), needed(weights, "pos_embed", 3, source)
     _, channels, patch, across = embedding.shape
     if patch != across or not channels or not patch:
         raise ValueError(f"{source} has patch_embed.proj.weight as {tuple(embedding.shape)}; patches must be square")
-    # without a class token where it may be absent, unless positions for a square and one more show that it was lost
+    # an optional class token is absent, unless there are positions for a square and one more: then its tensor was lost
     whole = options.image_size is None and math.isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1
     class_token = not optional or "cls_token" in weights or whole
     biased = not optional or any(name.endswith(".attn.qkv.bias") for name in weights)
@@ -189,7 +189,7 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str, source: str) -> int
 
 
 def read_stack(weights: Mapping[str, Tensor], prefix: str, source: str) -> Stack:
-    """Returns the size of the blocks under a prefix. The majority of the tensors counts, so that a later error names the odd one.
+    """Returns the size of the blocks under a prefix: that of most tensors, so that a later error names the tensor that differs.
 
     Raises:
         ValueError: a whole block is missing.
@@ -227,7 +227,7 @@ def find_grid(tokens: int, patch: int, image_size: int | tuple[int, int] | None,
 
 
 def find_heads(argument: str, given: int | None, width: int, published: Mapping[int, int], source: str) -> int:
-    """Returns the given number of heads or, for a published width, that of the published model.
+    """Returns the given number of heads or, for a published width, the number of the published model.
 
     Raises:
         ValueError: the argument is needed, or does not divide the width.
@@ -241,12 +241,12 @@ def find_heads(argument: str, given: int | None, width: int, published: Mapping[
 
 
 def is_fixed(table: Tensor, grid: Grid) -> bool:
-    """Returns whether a table (1, R + N, D) ends in sines and cosines of this grid, up to the rounding of its precision."""
+    """Returns whether a table (1, R + N, D) ends with sines and cosines of this grid, up to the rounding of its precision."""
     tokens = math.prod(grid)
     if table.dim() != 3 or table.shape[2] % 2 or table.shape[1] < tokens:
         return False
     fixed = sine_cosine(coordinates(grid), table.shape[2])
-    rounded = torch.equal(table, table.bfloat16().to(table.dtype))  # bf16 is off by up to 2^-9
+    rounded = torch.equal(table, table.bfloat16().to(table.dtype))  # the error of bf16 is at most 2^-9
     return torch.allclose(table[0, -tokens:].double(), fixed, atol=2**-8 if rounded else 1e-3)
 
 

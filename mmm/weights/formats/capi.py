@@ -77,7 +77,7 @@ class CAPI(OfficialViT):
 
 
 def frequencies(channels: int) -> Tensor:
-    """Returns CAPI's table of the angles of a distance of 1, of both axes: (2, c)."""
+    """Returns CAPI's table of rotation angles for a distance of 1 along each axis: (2, c)."""
     half = 2 * math.pi * 7 * 10000.0 ** -torch.linspace(0, 1, channels // 4)
     table = torch.zeros(2, channels)
     table[0, : channels // 2] = torch.cat([half, half])

@@ -3,9 +3,10 @@
 It is MAE's layout without the encoder's final norm and the decoder's embedding, with fusion weights, their norms, and
 cross-attention.
 
-Files contain the number of fused maps, but not which encoder blocks they are. If the number is that of all blocks, with or without
-the encoder's input, all are read. Files do not contain the number of tokens that were predicted in training; their names do, not
-always correctly. The authors' tables of positions are kept; those for 448 pixels count tokens too, and are not rescaled.
+Files contain the number of fused maps, but not the numbers of their encoder blocks. If there are as many maps as blocks, or one
+more for the encoder's input, all are fused. Files do not contain the number of tokens that were predicted in training; their names
+state it, but not always correctly. The authors' tables of positions are kept; those for 448 pixels also count in tokens, and are
+not rescaled.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from mmm.weights.formats.build import (
 from mmm.weights.matching import fill, renamed, tensors_under
 
 MIX = "wfm.linear.weight"
-# our name, CrossMAE's name; those that end in a dot are beginnings
+# name in mmm, name in CrossMAE; names that end in a dot are prefixes
 NAMES = (
     *(row for row in (*ENCODER, *DECODER) if row[0] != "encoder.norm."),
     ("decoder.fusion.mix.weight", MIX),
     ("decoder.fusion.norms.", "dec_norms."),
 )
-SELF = (".norm0.", ".self_attn.")  # what blocks have besides, where predicted tokens see each other
+SELF = (".norm0.", ".self_attn.")  # further weights of blocks in which predicted tokens attend to each other
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """Returns CrossMAE's name of one of our weights."""
+    """Returns CrossMAE's name for a weight of mmm."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None else (theirs,)
 

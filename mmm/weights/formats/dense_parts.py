@@ -17,7 +17,7 @@ from mmm.tokenizers import GridTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorParts:
-    """The parts of a detector beside its tokenizer and encoder; see `Detector`."""
+    """The parts of a detector in addition to its tokenizer and encoder; see `Detector`."""
 
     detector: DetectorConfig
     classes: int
@@ -25,7 +25,7 @@ class DetectorParts:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterParts:
-    """The parts of a segmenter beside its tokenizer and encoder; see `Segmenter`."""
+    """The parts of a segmenter in addition to its tokenizer and encoder; see `Segmenter`."""
 
     head: DenseHeadConfig
     classes: int

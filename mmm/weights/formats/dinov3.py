@@ -77,7 +77,7 @@ class DINOv3(OfficialViT):
         for name, value in found.items():
             if name.endswith(".attn.qkv.bias"):
                 made[name.replace("qkv.bias", "qkv.q_bias")], _, made[name.replace("qkv.bias", "qkv.v_bias")] = value.chunk(3)
-            elif not name.endswith(".attn.qkv.bias_mask"):  # which says that keys have no bias
+            elif not name.endswith(".attn.qkv.bias_mask"):  # it shows that keys have no bias
                 made[name] = value
         return made
 

@@ -1,9 +1,9 @@
-"""Hiera's official files (Ryali et al., ICML 2023): masked autoencoders of images, encoders and classifiers of images and clips,
-also as timm names them.
+"""Hiera's official files (Ryali et al., ICML 2023): masked autoencoders of images, and encoders and classifiers of images and
+clips, also with timm's names.
 
 A file contains neither the number of poolings nor the number of heads. Masked autoencoders pool twice, other models three
-times, and the heads are those of the published widths. The decoder of clips predicts one frame of each tube, which no target
-here does, and is left out.
+times, and the numbers of heads are those of the published widths. The decoder of clips predicts one frame of each tube. No target
+of mmm does this, so the decoder is left out.
 
 Legend: p side of a token, C channels.
 """
@@ -62,7 +62,7 @@ SPELLINGS = (("head.norm.", "norm."), ("head.fc.", "head.projection."))  # timm'
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """Returns Hiera's name of one of our weights."""
+    """Returns Hiera's name for a weight of mmm."""
     fusion = re.fullmatch(r"decoder\.fusion\.embeds\.(\d+)\.proj\.(.*)", ours)
     if fusion is not None:
         return (f"{FUSION}{fusion[1]}.{fusion[2]}",)
@@ -78,7 +78,7 @@ class HieraFormat(Format):
     options = frozenset({"heads", "decoder_heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether there are blocks under Hiera's names, one of which widens its tokens."""
+        """Returns whether there are blocks under Hiera's names, and one of them increases the width of its tokens."""
         widening = any(re.fullmatch(r"blocks\.\d+\.proj\.weight", name) for name in stored.tensors)
         return widening and "patch_embed.proj.weight" in stored.tensors and "pos_embed_win" not in stored.tensors
 
@@ -158,7 +158,7 @@ def _spelled(name: str) -> str:
 
 
 def _stages(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """Returns the number of blocks of each stage: the first of a later one widens its tokens."""
+    """Returns the number of blocks of each stage: the first block of each later stage increases the width of its tokens."""
     depth = count_blocks(tensors, "blocks.", source)
     starts = sorted(int(found[1]) for name in tensors if (found := re.fullmatch(r"blocks\.(\d+)\.proj\.weight", name)))
     bounds = [0, *starts, depth]
@@ -174,5 +174,5 @@ def _decoder(tensors: Mapping[str, Tensor], options: Options, source: str) -> Se
 
 
 def _pixel_order(side: int, channels: int) -> Tensor:
-    """Returns, for each of Hiera's values of a token, (C, p, p), its index among ours, (p, p, C)."""
+    """Returns, for each value of a token in Hiera's order (C, p, p), its index in the order of mmm, (p, p, C)."""
     return torch.arange(side * side * channels).view(side * side, channels).T.flatten()

@@ -1,6 +1,6 @@
 """I-JEPA's official checkpoints (Assran et al., CVPR 2023): the encoder, its moving average and the predictor under timm's names.
 
-The moving average (`target_encoder`) is read, which the paper evaluates; the trained encoder and the predictor are left out.
+The moving average (`target_encoder`), which the paper evaluates, is read; the trained encoder and the predictor are left out.
 """
 
 from __future__ import annotations

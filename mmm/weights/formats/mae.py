@@ -1,7 +1,7 @@
 """MAE's official layout (He et al., CVPR 2022; models_mae.py) of an encoder with its decoder. An encoder without its decoder
-has the names of timm's vision transformers, and is read as such.
+has the names of timm's vision transformers, and is read in timm's format.
 
-Files do not contain whether patches were standardised: those of `mae_pretrain_*_full` were (mae#8), those of `mae_visualize_*` were
+Files do not state whether patches were standardised: those of `mae_pretrain_*_full` were (mae#8), those of `mae_visualize_*` were
 not (mae#3).
 """
 
@@ -30,11 +30,11 @@ from mmm.weights.formats.build import (
 from mmm.weights.matching import fill, renamed, tensors_under
 
 NAMES = (*ENCODER, ("decoder.embed.", "decoder_embed."), *DECODER)
-DECODED = ("decoder_embed.", *(theirs for _, theirs in DECODER))  # how names begin that only a file with a decoder has
+DECODED = ("decoder_embed.", *(theirs for _, theirs in DECODER))  # prefixes of names that only a file with a decoder has
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """Returns MAE's name of one of our weights."""
+    """Returns MAE's name for a weight of mmm."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None else (theirs,)
 

@@ -1,8 +1,8 @@
 """MAE-ST's official layout (Feichtenhofer et al., NeurIPS 2022; models_mae.py, models_vit.py), encoders and classifiers of clips.
 
-The decoder predicts one frame of each tube, which no target here does, and is left out.
+The decoder predicts one frame of each tube. No target of mmm does this, so the decoder is left out.
 
-Legend: D width, N places, T times, t frames and p pixels of a tube's sides, C channels.
+Legend: D width, N positions in space, T positions in time, t frames and p pixels of a tube's sides, C channels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mmm.weights.formats.build import (
 )
 from mmm.weights.matching import fill, renamed, tensors_under
 
-MEAN, STD = (0.45,) * 3, (0.225,) * 3  # of the released models
+MEAN, STD = (0.45,) * 3, (0.225,) * 3  # normalisation of the released models
 CHOICES = {"positions": "separate", "qkv_bias": "all", "class_token": True}
 SPATIAL, TEMPORAL, CLASS = "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
 POSITIONS = tuple((f"encoder.{name}", name) for name in (SPATIAL, TEMPORAL, CLASS))
@@ -42,7 +42,7 @@ POOLED = (*(row for row in PLAIN if row[0] != "encoder.norm."), ("head.fc_norm."
 
 
 def names(ours: str, *, headed: bool) -> tuple[str, ...] | None:
-    """Returns MAE-ST's names of one of our weights; a classifier's `norm` follows the mean of its tokens."""
+    """Returns MAE-ST's names for a weight of mmm; a classifier's `norm` follows the mean of its tokens."""
     theirs = renamed(ours, POOLED if headed else PLAIN)
     if theirs is None:
         return None
@@ -58,7 +58,7 @@ class MAEST(Format):
     options = frozenset({"heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether positions of places and of times are stored separately."""
+        """Returns whether positions in space and in time are stored separately."""
         return any(name in stored.tensors for name in (SPATIAL, TEMPORAL, CLASS))
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -70,10 +70,13 @@ class MAEST(Format):
         if side != across or not channels * frames * side:
             shape = tuple(tensors["patch_embed.proj.weight"].shape)
             raise ValueError(f"{source} has patch_embed.proj.weight as {shape}; tubes must be square")
-        places, times = (needed(tensors, name, 3, source).shape[1] for name in (SPATIAL, TEMPORAL)) grid = find_grid(places, side,
-        options.image_size, source) stack = read_stack(tensors, "blocks", source) heads = find_heads("heads", options.heads,
-        stack.width, HEADS, source) size, usual = (times * frames, grid[0] * side, grid[1] * side), channels == len(MEAN) and
-        "image_mean" not in stored.processor data = find_input(size, channels, MEAN, STD) if usual else stored.input(size, channels)
+        places, times = (needed(tensors, name, 3, source).shape[1] for name in (SPATIAL, TEMPORAL))
+        grid = find_grid(places, side, options.image_size, source)
+        stack = read_stack(tensors, "blocks", source)
+        heads = find_heads("heads", options.heads, stack.width, HEADS, source)
+        size = (times * frames, grid[0] * side, grid[1] * side)
+        published = channels == len(MEAN) and "image_mean" not in stored.processor
+        data = find_input(size, channels, MEAN, STD) if published else stored.input(size, channels)
         config = VisionTransformer.Config(
             width=stack.width, depth=stack.depth, heads=heads, mlp_ratio=stack.mlp_ratio, positions="separate"
         )
@@ -94,9 +97,9 @@ class MAEST(Format):
         if not isinstance(encoder, VisionTransformer) or len(encoder.home) != 3:
             raise ValueError(f"{self.title} takes encoder.name vit of clips; export --to folder")
         for name, value in CHOICES.items():
-            if getattr(encoder.config, name) != value:
-                raise ValueError(f"{self.title} has no place for encoder.{name} {getattr(encoder.config, name)}; export --to
-                folder")
+            own = getattr(encoder.config, name)
+            if own != value:
+                raise ValueError(f"{self.title} has no place for encoder.{name} {own}; export --to folder")
         headed = isinstance(model, Classifier)
         if not headed and model.decoder is not None:
             raise ValueError(f"{self.title} is written of an encoder or a classifier; load the model without its decoder")

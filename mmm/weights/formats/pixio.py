@@ -1,5 +1,5 @@
-"""Pixio (Yang et al., "In Pursuit of Pixel Supervision for Visual Pre-training", 2025), the official files of its encoders and
-transformers' folders: MAE's names, with several class tokens and learned positions."""
+"""Pixio (Yang et al., "In Pursuit of Pixel Supervision for Visual Pre-training", 2025): the official files of its encoders and
+transformers' folders. Weights have MAE's names; there are several class tokens and learned positions."""
 
 from __future__ import annotations
 

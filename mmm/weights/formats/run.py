@@ -1,6 +1,6 @@
 """Folders that mmm writes: runs, with weights in checkpoints, and saved models, with weights beside config.yaml.
 
-Only the parts and the shape of the data are read from config.yaml. The rest belongs to the task that wrote it.
+Only the parts and the shape of the data are read from config.yaml. The other values belong to the task that wrote it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 CONFIG, AVERAGE = "config.yaml", "ema.safetensors"
 MASKED, HEADED = ("tokenizer", "masker", "encoder", "decoder", "target"), ("tokenizer", "encoder", "pool", "head")
 SHAPE = ("image_size", "channels", "mean", "std")
-SAMPLING = ("stride", "fps", "sampling")  # besides, how the frames of clips were chosen, where it is known
-HUB_CONFIG = "config.json"  # by which the hub counts downloads
+SAMPLING = ("stride", "fps", "sampling")  # further options, for the choice of the frames of clips, if they are known
+HUB_CONFIG = "config.json"  # file by which the hub counts downloads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Parts:
     """The parts of a stored model.
 
     Attributes:
-        decoded: whether there is a decoder; a masked model may consist of its encoder only.
-        headed: whether it is a classifier, with pool and head.
+        decoded: whether there is a decoder. A masked model may consist of only its encoder.
+        headed: whether the model is a classifier, with pool and head.
         dense: the head of a model with an output for each pixel or object, or None.
     """
 
@@ -82,7 +82,7 @@ class RunFolder(Format):
     title = "a folder of mmm's"
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether there is a config.yaml of mmm's."""
+        """Returns whether there is a config.yaml of mmm."""
         return run_of(stored.path) is not None
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -121,7 +121,7 @@ class RunFolder(Format):
 
 
 def run_of(path: Path) -> Path | None:
-    """Returns the run folder of a path: itself, or that of its checkpoint or file of weights. None: the path is not in a run."""
+    """Returns the run folder of a path to a run folder, a checkpoint or a file of weights. None: the path is not in a run."""
     place = _place(path)
     depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
@@ -143,7 +143,7 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
 
 
 def read_data(path: Path) -> DataConfig:
-    """Returns the data of the run of a config.yaml."""
+    """Returns the options of the data from the config.yaml of a run."""
     tree = read_yaml(path.read_text(encoding="utf-8"))["data"]
     return from_dict(DataConfig.variant(set(tree)), tree, "data.")
 
@@ -180,7 +180,7 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
     stored = {name.removeprefix("encoder.") for name in weights if name.startswith("encoder.")}
     with torch.random.fork_rng(devices=[]):
         tokenizer = tokenizers.build(parts.tokenizer, channels=data.channels)
-        for last in (True, False):  # whether the encoder ends with a norm, which the weights say
+        for last in (True, False):  # the names of the weights show whether the encoder ends with a norm
             encoder = encoders.build(
                 parts.encoder,
                 token=tokenizer.size,
@@ -216,7 +216,7 @@ def _tree(model: Model) -> dict[str, Any]:
     """Returns the content of config.yaml for a model.
 
     Raises:
-        ValueError: a part has no config, or the model does not know its data.
+        ValueError: a part has no config, or the model does not have the properties of its data.
     """
     given = {name: to_dict(value) for name, value in asdict(data_of(model)).items() if value is not None}
     *frames, height, width = given.pop("size")
@@ -244,7 +244,7 @@ def _check(model: Model, folder: Path) -> None:
 
 
 def _only(tree: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Returns these values of a tree. All must be present, because a default may differ from the value of the run."""
+    """Returns the named values of a tree. All must be present, because a default may differ from the value of the run."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'the config'}: expected names and values, not {tree!r}")
     for name in names:
@@ -263,12 +263,12 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
 
 
 def _place(path: Path) -> Path:
-    """Returns an absolute path. Links to folders are resolved; a file is taken from the folder in which it is named."""
+    """Returns an absolute path. Links to folders are resolved, but a link to a file is not followed."""
     return path.absolute() if path.is_file() else path.resolve()
 
 
 def _weights(path: Path, run: Path) -> Path:
-    """Returns the file of weights for a path into a run, after verifying its checkpoint."""
+    """Returns the file of weights for a path in a run folder, after verifying its checkpoint."""
     place = _place(path)
     if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
         return run / WEIGHTS

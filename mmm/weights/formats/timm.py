@@ -1,5 +1,5 @@
-"""timm's plain vision transformers (`vit_*`), encoders or classifiers of images; MAE's encoders and classifiers have the same
-names.
+"""timm's plain vision transformers (`vit_*`), encoders or classifiers of images. The weights of MAE's encoders and classifiers have
+the same names.
 
 A folder's config.json contains the architecture, its changes, and the normalisation of pixels (`pretrained_cfg`). A single file
 contains none of these: the assumed values are logged.
@@ -35,10 +35,10 @@ from mmm.weights.matching import fill, renamed, shorten_list, tensors_under
 logger = logging.getLogger(__name__)
 
 NAMES = (*ENCODER, ("head.fc_norm.", "fc_norm."), ("head.linear.", "head."))
-MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")  # either makes a file one of this layout
+MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")  # a file with one of these names has this layout
 ARCHITECTURE = "vit_{}_patch16_224"
-EPSILON = 1e-6  # of timm's norms
-ARGUMENTS = (  # of a config.json, what is handed to timm; weights that are named otherwise for it are refused by name
+EPSILON = 1e-6  # epsilon of timm's norms
+ARGUMENTS = (  # arguments in config.json that are passed to timm; weights with other names, which others cause, are refused
     *(
         "img_size",
         "patch_size",
@@ -56,7 +56,7 @@ ARGUMENTS = (  # of a config.json, what is handed to timm; weights that are name
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """Returns timm's name of one of our weights."""
+    """Returns timm's name for a weight of mmm."""
     theirs = renamed(ours, NAMES)
     return None if theirs is None or theirs.endswith(("q_bias", "v_bias")) else (theirs,)
 
@@ -69,7 +69,7 @@ class Timm(Format):
     options = frozenset({"heads", "image_size"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether blocks or patch embedding have timm's names; formats that share them come earlier in the list."""
+        """Returns whether blocks or patch embedding have timm's names. Other formats with these names come earlier in the list."""
         return any(mark in stored.tensors for mark in MARKS)
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -82,7 +82,7 @@ class Timm(Format):
             options = replace(options, heads=theirs.blocks[0].attn.num_heads, image_size=tuple(theirs.patch_embed.img_size))
         encoder = read_image_encoder(tensors, options, source, optional=True)
         config = encoder.config
-        if theirs is not None:  # a bare file may be MAE's as well, which interpolates its positions without antialiasing
+        if theirs is not None:  # a single file may also be MAE's, which interpolates positions without antialiasing
             config = replace(config, norm_epsilon=_epsilon(theirs), resize_positions="antialias")
         normed = "norm.weight" in tensors or "fc_norm.weight" not in tensors
         said = stored.config.get("pretrained_cfg") or {}
@@ -181,7 +181,7 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def _described(stored: Stored) -> Any:
-    """Returns the architecture that config.json names, on the meta device. None: it names none.
+    """Returns the architecture that config.json names, on the meta device. None: it names no architecture.
 
     Raises:
         ValueError: the architecture is not a plain vision transformer, or has an unsupported argument.
@@ -194,7 +194,7 @@ def _described(stored: Stored) -> Any:
 
     arguments = {key: value for key, value in (stored.config.get("model_args") or {}).items() if key != "num_classes"}
     path = stored.folder / CONFIG
-    if not isinstance(name, str) or not timm.is_model(name):  # a name may also mean a place to fetch from
+    if not isinstance(name, str) or not timm.is_model(name):  # a name may also be an address from which timm downloads
         raise ValueError(f"{path}: timm has no architecture {name!r}")
     strange = [key for key in arguments if key not in ARGUMENTS]
     if strange or arguments.get("depth", 0) > len(stored.tensors):

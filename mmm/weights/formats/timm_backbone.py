@@ -1,4 +1,4 @@
-"""Folders of timm with a backbone other than its plain vision transformers, as encoders: `encoder.name timm`.
+"""Folders of timm with a backbone other than a plain vision transformer. It is read as an encoder: `encoder.name timm`.
 
 A folder on the hub (`timm/beit_base_patch16_224...`, `timm/convnext_tiny...`) names its architecture in config.json. The head of a
 classifier is left out.
@@ -27,11 +27,11 @@ from mmm.weights.matching import fill, shorten_list, tensors_under
 logger = logging.getLogger(__name__)
 
 PREFIX = "encoder.backbone."
-KNOWN = ("num_classes", "img_size", "in_chans", "global_pool")  # of model_args; others change what is computed
+KNOWN = ("num_classes", "img_size", "in_chans", "global_pool")  # supported model_args; others change the computation
 
 
 def names(ours: str) -> tuple[str, ...] | None:
-    """Returns timm's name of one of our weights."""
+    """Returns timm's name for a weight of mmm."""
     return (ours.removeprefix(PREFIX),) if ours.startswith(PREFIX) else None
 
 

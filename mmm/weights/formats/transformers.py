@@ -1,6 +1,6 @@
 """Folders of transformers: ViTMAE, ViT, I-JEPA and VideoMAE, as an encoder, with a decoder or as a classifier.
 
-config.json contains the properties that weights do not show; values at transformers' defaults may be missing in it.
+config.json contains the properties that weights do not show. It may lack values that equal transformers' defaults.
 preprocessor_config.json contains the normalisation of pixels. Dropout, which published models do not use, is not read.
 
 Version 5 of transformers has other names for some modules, and saves a mixture of both spellings. All are converted to the first.
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["vit_mae", "vit", "ijepa", "videomae"]  # config.json's model_type
 BASE: dict[Kind, str] = {"vit_mae": "vit.", "vit": "vit.", "ijepa": "ijepa.", "videomae": "videomae."}
-TOKENED = ("vit_mae", "vit")  # with a class token
-CLASSES: dict[Kind, dict[str, str]] = {  # by what the model is
+TOKENED = ("vit_mae", "vit")  # kinds with a class token
+CLASSES: dict[Kind, dict[str, str]] = {  # names of classes, by the parts of the model
     "vit_mae": {"encoder": "ViTMAEModel", "decoder": "ViTMAEForPreTraining"},
     "vit": {"classifier": "ViTForImageClassification"},
     "ijepa": {"encoder": "IJepaModel", "classifier": "IJepaForImageClassification"},
@@ -47,9 +47,9 @@ CLASSES: dict[Kind, dict[str, str]] = {  # by what the model is
         "classifier": "VideoMAEForVideoClassification",
     },
 }
-HEAD_EPSILON = 1e-5  # of VideoMAE's norms before its heads, whatever config.json says
+HEAD_EPSILON = 1e-5  # epsilon of the norms before VideoMAE's heads, which does not depend on config.json
 
-# --- config.json: what transformers takes where it says nothing --------------------------------------------------------------
+# --- config.json: transformers' default values -------------------------------------------------------------------------------
 
 SHARED: dict[str, Any] = {
     "hidden_size": 768,
@@ -74,7 +74,7 @@ DEFAULTS: dict[Kind, dict[str, Any]] = {
 
 # --- names of weights --------------------------------------------------------------------------------------------------------
 
-# our name, theirs; those that end in a dot are beginnings
+# name in mmm, name in transformers; names that end in a dot are prefixes
 IMAGE_ENCODER = (
     ("encoder.cls_token", "vit.embeddings.cls_token"),
     ("encoder.pos_embed", "vit.embeddings.position_embeddings"),
@@ -110,9 +110,9 @@ OUTSIDE: dict[Kind, tuple[tuple[str, str], ...]] = {
         ("head.linear.", "classifier."),
     ),
 }
-TABLES = ("encoder.pos_embed", "decoder.pos_embed")  # which VideoMAE's files leave out
+TABLES = ("encoder.pos_embed", "decoder.pos_embed")  # VideoMAE's files do not contain them
 THREE = ("query", "key", "value")
-INSIDE = (  # a block
+INSIDE = (  # names inside a block
     ("norm1.", ("layernorm_before.",)),
     ("norm2.", ("layernorm_after.",)),
     ("attn.qkv.weight", tuple(f"attention.attention.{one}.weight" for one in THREE)),
@@ -122,7 +122,7 @@ INSIDE = (  # a block
     ("mlp.fc1.", ("intermediate.dense.",)),
     ("mlp.fc2.", ("output.dense.",)),
 )
-LATER = (  # a spelling of the fifth version, the first's
+LATER = (  # names in the fifth version, and in the first
     (r"^(vit\.|ijepa\.)?layers\.", r"\1encoder.layer."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -136,7 +136,7 @@ LATER_VIDEO = ((r"\.query\.bias$", ".q_bias"), (r"\.value\.bias$", ".v_bias"))
 
 
 def names_of(kind: Kind, *, alone: bool) -> Names:
-    """Returns the function that maps our names to transformers'. The names of a model without a head have no common prefix."""
+    """Returns the function that maps names in mmm to names in transformers. Without a head, names have no common prefix."""
 
     def names(ours: str) -> tuple[str, ...] | None:
         if kind == "videomae" and ours in TABLES:
@@ -358,7 +358,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _pair(said: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
-    """Returns height and width; a single number stands for both."""
+    """Returns height and width. A single number is used for both."""
     value = said[name]
     sides = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):

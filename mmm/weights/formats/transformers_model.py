@@ -1,4 +1,4 @@
-"""Folders of any other vision model of transformers, which transformers computes, for evaluations and as frozen teachers.
+"""Folders of any other vision model of transformers, which transformers itself computes, for evaluations or as a frozen teacher.
 
 From a model of images and texts (CLIP, SigLIP), only the vision model is read.
 """
@@ -28,7 +28,7 @@ class TransformersModel(Format):
     title = "a vision model of transformers"
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether config.json names a kind of model of transformers'."""
+        """Returns whether config.json names a kind of model of transformers."""
         kind = stored.config.get("model_type")
         if not isinstance(kind, str) or not stored.path.is_dir():
             return False

@@ -40,8 +40,8 @@ from mmm.weights.formats.build import (
 from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_under
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
-CLIP = (16, 224)  # frames and side of every released model's clips
-# our name, VideoMAE's name; those that end in a dot are beginnings
+CLIP = (16, 224)  # number of frames and side of the clips of every released model
+# name in mmm, name in VideoMAE; names that end in a dot are prefixes
 NAMES = (
     ("encoder.patch_embed.", "encoder.patch_embed."),
     ("encoder.blocks.", "encoder.blocks."),
@@ -55,12 +55,12 @@ NAMES = (
     ("head.linear.", "head."),
 )
 DECODED = ("encoder_to_decoder.", "mask_token", "decoder.")
-TABLES = ("encoder.pos_embed", "decoder.pos_embed")  # which files leave out
+TABLES = ("encoder.pos_embed", "decoder.pos_embed")  # files do not contain them
 EMBEDDING = "patch_embed.proj.weight"
 
 
 def names_with(prefix: str) -> Names:
-    """Returns the function that maps our names to VideoMAE's, with `prefix` before those of the encoder."""
+    """Returns the function that maps names in mmm to VideoMAE's, with `prefix` before those of the encoder."""
 
     def names(ours: str) -> tuple[str, ...] | None:
         if ours in TABLES:
@@ -82,7 +82,7 @@ class VideoMAE(Format):
     options = frozenset({"heads", "decoder_heads", "image_size", "frames", "norm_pix", "predict"})
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether only queries and values have biases, or tokens have a depth, without class token and positions."""
+        """Returns whether only queries and values have biases, or patches have a depth, without class token and positions."""
         tensors = stored.tensors
         if "cls_token" in tensors or any(name.startswith("pos_embed") for name in tensors):
             return False
@@ -142,8 +142,8 @@ class VideoMAE(Format):
 def to_videomae(model: Model) -> dict[str, torch.Tensor]:
     """Returns a model's weights under VideoMAE's names, as views, for `torch.save({"model": ...})` or `save_file`.
 
-    Without a decoder the names have no prefix, as in files from which classifiers start. Positions, which the layout computes, are
-    left out.
+    Without a decoder the names have no prefix, as in files with the initial weights of classifiers. Positions, which the layout
+    computes, are left out.
 
     Raises:
         ValueError: the layout does not support a weight or an option.
@@ -167,7 +167,7 @@ def _size(tokenizer: Tubes.Config, options: Options, source: str) -> tuple[int, 
     """Returns frames, height and width of a clip: the given ones, or those of the released models.
 
     Raises:
-        ValueError: tubes do not divide the clip.
+        ValueError: the size of a tube does not divide that of the clip.
     """
     length = CLIP[0] if options.frames is None else options.frames
     side = CLIP[1] if options.image_size is None else options.image_size

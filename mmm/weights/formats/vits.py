@@ -1,7 +1,7 @@
 """Common part of the formats of recent vision transformers, which differ in the names of weights and in options inside a block.
 
-A format consists of a table of names and the fixed options of `encoder.name vit` in its layout. Folders of transformers contain the
-other options in config.json; for official files they follow from shapes.
+A format consists of a table of names and the fixed options of `encoder.name vit` in its layout. In folders of transformers,
+config.json contains the other options; for official files they follow from shapes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmm.weights.formats.base import CONFIG, FILE, Format, Model, Options, Store
 from mmm.weights.formats.build import build, count_blocks, describe_pixels, find_grid, find_heads, needed
 from mmm.weights.matching import BLOCK_CHOICES, Names, fill, renamed, tensors_under
 
-Rows = tuple[tuple[str, tuple[str, ...]], ...]  # our name, theirs, which are concatenated; a name that ends in a dot is a beginning
+Rows = tuple[tuple[str, tuple[str, ...]], ...]  # name in mmm, names in the layout, to concatenate; a final dot marks a prefix
 Said = Mapping[str, Any]
 
 
@@ -31,12 +31,12 @@ PLAIN = ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2.") 
 
 
 def same(*names: str) -> Rows:
-    """Returns rows of names inside a block that are theirs as well as ours."""
+    """Returns rows for names inside a block that are the same in the layout and in mmm."""
     return tuple((name, (name,)) for name in names)
 
 
 def separate(prefix: str, *three: str, biases: bool = True) -> Rows:
-    """Returns rows for queries, keys and values that are stored apart, under `prefix` and these three names."""
+    """Returns rows for queries, keys and values that are stored separately, under `prefix` and these three names."""
     kinds = ("weight", "bias") if biases else ("weight",)
     return tuple((f"attn.qkv.{kind}", tuple(f"{prefix}{one}.{kind}" for one in three)) for kind in kinds)
 
@@ -45,12 +45,12 @@ class ViTFormat(Format):
     """A layout of an encoder of `encoder.name vit`.
 
     Attributes:
-        outside: our names of weights outside blocks, and theirs.
-        inside: our names of weights inside a block, and theirs.
-        gated: our names of weights of a gated MLP, and theirs, if the layout has one.
-        blocks: prefix of their names of blocks.
+        outside: rows for weights outside blocks.
+        inside: rows for weights inside a block.
+        gated: rows for the weights of a gated MLP, if the layout has one.
+        blocks: prefix of the names of blocks in the layout.
         choices: the fixed fields of the encoder's config in this layout.
-        free: the options inside a block that weights or config.json show.
+        free: the options inside a block that follow from weights or config.json.
         clips: whether the layout is for clips.
     """
 
@@ -63,7 +63,7 @@ class ViTFormat(Format):
     clips: ClassVar[bool] = False
 
     def names(self, config: VisionTransformer.Config) -> Names:
-        """Returns the function that maps our names to theirs."""
+        """Returns the function that maps names in mmm to names in the layout."""
         inside = (*(self.gated if config.activation == "swiglu" else ()), *self.inside)
 
         def names(ours: str) -> tuple[str, ...] | None:
@@ -83,13 +83,13 @@ class ViTFormat(Format):
         return stored.input(size, channels)
 
     def required(self, tensors: Mapping[str, Tensor]) -> RequiredFeatures:
-        """Returns the features that need weights of their own: those behind the last norm, which every file has here."""
+        """Returns the features that need additional weights: those after the last norm, which every file of these layouts has."""
         return RequiredFeatures()
 
     def fill(
         self, stored: Stored, tensors: Mapping[str, Tensor], config: VisionTransformer.Config, token: Any, data: Input
     ) -> Model:
-        """Returns the model of this encoder, with all tensors in their places."""
+        """Returns the model of this encoder, with all tensors copied into it."""
         blanks = renamed("encoder.mask_token", self.outside) in tensors
         model = build(config, tokenizer=token, data=data, required=self.required(tensors), blanks=blanks)
         about = f"encoder of width {config.shape.width} and {config.shape.depth} blocks, samples of {data.size}"
@@ -98,7 +98,7 @@ class ViTFormat(Format):
         return model
 
     def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
-        """Returns the encoder of a model, and its weights under their names, as views.
+        """Returns the encoder of a model, and its weights under the names of the layout, as views.
 
         Raises:
             ValueError: the layout does not support a part, a weight or an option.
@@ -118,7 +118,7 @@ class ViTFormat(Format):
         return encoder, tensors_under(alone, self.names(encoder.config), self.title, choices)
 
 
-BESIDES = ("positions", "class_token", "register_places", "qkv_bias")  # choices of a layout, which weights show but for their kind
+BESIDES = ("positions", "class_token", "register_places", "qkv_bias")  # choices whose kind does not follow from weights
 
 
 class OfficialViT(ViTFormat):
@@ -126,7 +126,7 @@ class OfficialViT(ViTFormat):
 
     Attributes:
         heads: published numbers of heads by width.
-        output: their names of the last matrix of the first block's MLP.
+        output: names in the layout of the last matrix of the first block's MLP.
         key: key of the weights in a written file. None: the weights are not nested.
     """
 
@@ -136,7 +136,7 @@ class OfficialViT(ViTFormat):
     key: ClassVar[str | None] = None
 
     def tensors(self, stored: Stored) -> dict[str, Tensor]:
-        """Returns the encoder's tensors under their names; a warning names those that are left out."""
+        """Returns the encoder's tensors under the names of the layout; a warning names those that are left out."""
         return stored.tensors
 
     def describe(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class OfficialViT(ViTFormat):
         return {}
 
     def complete(self, weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
-        """Returns the weights, and further ones that the official code expects."""
+        """Returns the weights, with further weights that the official code expects."""
         return weights
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -193,7 +193,7 @@ class TransformersViT(ViTFormat):
         kinds: the `model_type` in config.json, and the class of the encoder.
         defaults: default values of config.json.
         unread: prefixes of the names of weights that no encoder has.
-        spellings: other prefixes or parts of their names, and the ones used here.
+        spellings: other prefixes or parts of names in transformers, and their forms in the tables of this class.
         channels, side: names of the number of channels and of the side of a sample in config.json.
     """
 
@@ -213,7 +213,7 @@ class TransformersViT(ViTFormat):
         raise NotImplementedError
 
     def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
-        """Returns fields of config.json, from the encoder: the inverse of `describe`."""
+        """Returns fields of config.json, from the encoder. This is the inverse of `describe`."""
         raise NotImplementedError
 
     def kind_of(self, config: VisionTransformer.Config) -> str:
@@ -221,7 +221,7 @@ class TransformersViT(ViTFormat):
         return next(iter(self.kinds))
 
     def complete(self, weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-        """Returns the weights, and further ones that transformers expects."""
+        """Returns the weights, with further weights that transformers expects."""
         return weights
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -237,7 +237,7 @@ class TransformersViT(ViTFormat):
                 raise ValueError(f"{at}: {name} is {said[name]!r}; expected something like {default!r}")
         spelled = self.spelled(stored.tensors, kind)
         tensors = self.leave_out(stored, *self.unread, reason="this is read as an encoder", what="rest", tensors=spelled)
-        tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers, for instance
+        tensors = {name: value for name, value in tensors.items() if value.numel()}  # a table of no registers is empty
         if said["num_hidden_layers"] > len(tensors):
             raise ValueError(f"{at}: num_hidden_layers {said['num_hidden_layers']} is more than {stored.file} can hold")
         try:

@@ -1,7 +1,7 @@
-"""V-JEPA 2 (Assran et al., 2025), the encoder of clips of official files and of transformers' folders.
+"""V-JEPA 2 (Assran et al., 2025): the encoder of clips in official files and in transformers' folders.
 
-Rotary positions have the fault with which the released weights were trained. From an official file the moving average is read. Its
-predictor, and a table of positions that the official code does not use, are left out.
+Rotary positions contain the error with which the released weights were trained. The moving average is read from an official file;
+the predictor, and a table of positions that the official code does not use, are left out.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class VJEPA2(OfficialViT):
         masks = sum(name.startswith(MASKS) for name in stored.tensors)
         if masks in (1, 2) and "pos_embed" in found:
             raise ValueError(f"{stored} has {masks} mask tokens, as the first V-JEPA; only files of V-JEPA 2 can be read")
-        found.pop("pos_embed", None)  # stored, and not used: positions are rotary
+        found.pop("pos_embed", None)  # stored, but not used, because positions are rotary
         return found
 
     def size(
