@@ -23,8 +23,9 @@ def initialise_from(model: nn.Module, path: str | Path, *, inflate: Inflation | 
     """Copies weights into a model of the same width and depth, part by part (`--init` on the command line).
 
     Encoder, decoder and target are each copied completely or refused. A part that only the file or only the model has is skipped
-    with a warning: for example, if the file contains only an encoder, the decoder keeps its random initialisation. Positions of
-    another grid are resized as the model in the file resizes them. With `inflate`, a model of clips can start from one of images.
+    with a warning: for example, if the file contains only an encoder, the decoder keeps its random initialisation; likewise a mask
+    token of the encoder that only one of them has. Positions of another grid are resized as the model in the file resizes them.
+    With `inflate`, a model of clips can start from one of images.
 
     Args:
         model: the unwrapped model, not inside DDP or a compiled module.

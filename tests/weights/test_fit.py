@@ -81,6 +81,26 @@ def test_positions_of_place_and_time_start_from_those_of_an_image(build: Build, 
     assert torch.equal(model.encoder.pos_embed_class, source.encoder.pos_embed[:, :1])
 
 
+def test_positions_of_place_and_time_become_one_table(build: Build, tmp_path: Path) -> None:
+    source = build((4, 12, 16), encoder=replace(LEARNED, positions="separate"))
+    path = saved(source, tmp_path)
+    for size in ((4, 12, 16), (8, 16, 16)):
+        model = build(size, encoder=LEARNED)
+        initialise_from(model, path)
+        x = torch.randn(1, 3, *size)
+        assert torch.allclose(model.encode(x).last, source.encode(x).last, atol=1e-5)
+
+
+def test_a_mask_token_that_one_side_lacks_is_no_obstacle(build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, masked = build(), build(masker=RandomMasker.Config(blank=True))
+    own = masked.encoder.mask_token.clone()
+    initialise_from(masked, saved(plain, tmp_path / "plain"))
+    assert torch.equal(masked.encoder.mask_token, own)
+    assert "has no mask token for the encoder" in caplog.text
+    initialise_from(plain, saved(masked, tmp_path / "masked"))
+    assert "is left out, because this model's encoder has none" in caplog.text
+
+
 def test_fixed_positions_stay_the_clip_model_s_own(build: Build, tmp_path: Path) -> None:
     source, model = build((12, 16)), build((4, 12, 16))
     own = model.encoder.pos_embed.clone()

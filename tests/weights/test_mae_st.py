@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmm import MaskedModel
 from mmm.classifier import Classifier
 from mmm.encoders import VisionTransformer
+from mmm.weights.export import write_files
 from mmm.weights.formats import FORMATS
 from mmm.weights.load import load
 
@@ -99,6 +100,26 @@ def test_separate_positions_are_of_clips(build: Callable[..., MaskedModel], tmp_
         FORMATS["mae_st"].write(model, tmp_path)
     model(torch.randn(2, 3, 4, 12, 12)).loss.backward()
     assert all(weight.grad is not None for name, weight in model.encoder.named_parameters() if "pos_embed" in name)
+
+
+def test_a_saved_mean_is_read_again(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    model = build((4, 12, 16), encoder=VisionTransformer.Config(width=16, depth=2, heads=2, positions="separate"))
+    model.decoder = None
+    write_files(model, "mae_st", tmp_path)
+    assert load(tmp_path, heads=HEADS, image_size=(12, 16)).data == model.data
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("qkv_bias", "qv"), ("qkv_bias", "none"), ("class_token", False), ("positions", "learned")]
+)
+def test_an_encoder_that_the_layout_cannot_hold_is_refused(
+    option: str, value: object, build: Callable[..., MaskedModel], tmp_path: Path
+) -> None:
+    encoder = VisionTransformer.Config(**{"width": 16, "depth": 2, "heads": 2, "positions": "separate", option: value})
+    model = build((4, 12, 16), encoder=encoder)
+    model.decoder = None
+    with pytest.raises(ValueError, match=rf"no place for encoder\.{option} {value}"):
+        FORMATS["mae_st"].write(model, tmp_path)
 
 
 def test_every_name_is_accounted_for(tmp_path: Path) -> None:

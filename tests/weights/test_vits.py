@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
 from mmm import Mask, MaskedModel
+from mmm.decoders import LinearDecoder
 from mmm.encoders import VisionTransformer
+from mmm.maskers import RandomMasker
 from mmm.weights.formats import FORMATS
 from mmm.weights.formats.capi import frequencies
+from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
 
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4}
@@ -131,7 +135,8 @@ def test_what_is_written_is_theirs_bit_for_bit(case: str, tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, "mmm"):
         model = load(tmp_path / "theirs")
     before = load_file(tmp_path / "theirs" / "model.safetensors")
-    left = [name for name in before if "mask_token" in name or name.startswith(("predictor.", "pooler."))]
+    unread = () if KINDS[case][1] == "beit_transformers" else ("embeddings.mask_token",)
+    left = [name for name in before if name.startswith(("predictor.", "pooler.", *unread))]
     assert all(name in caplog.text or "more" in caplog.text for name in left)
     (tmp_path / "ours").mkdir()
     FORMATS[KINDS[case][1]].write(model, tmp_path / "ours")
@@ -142,7 +147,7 @@ def test_what_is_written_is_theirs_bit_for_bit(case: str, tmp_path: Path, caplog
         spelled = {
             name if "attention" in name else name.replace(".output.dense.", ".mlp.fc2."): one for name, one in spelled.items()
         }
-    assert_same({name: value for name, value in after.items() if "mask_token" not in name}, spelled)
+    assert_same({name: value for name, value in after.items() if not name.startswith(unread or "none")}, spelled)
     again = getattr(transformers, f"{KINDS[case][0]}Model").from_pretrained(tmp_path / "ours").eval()
     x = torch.randn(1, 3, *((4, 12, 12) if case == "vjepa2" else (12, 12)))
     assert (features(again, x) - features(theirs, x)).abs().max() < 1e-6
@@ -291,8 +296,10 @@ def test_official_files_of_beit(kind: str, tmp_path: Path, caplog: pytest.LogCap
         theirs.norm, theirs.fc_norm, theirs.head = nn.LayerNorm(48, eps=1e-6), nn.Identity(), nn.Identity()
     theirs = theirs.eval()
     weights = {name: value.clone() for name, value in theirs.state_dict().items()}
-    besides = {"mask_token": torch.zeros(1, 1, 48), "lm_head.weight": torch.zeros(7, 48)} if kind == "shared" else {}
-    index = {"rel_pos_bias.relative_position_index": torch.zeros(10, 10, dtype=torch.long)}
+    weights |= {"mask_token": torch.randn(1, 1, 48)} if kind == "shared" else {}
+    besides = {"lm_head.weight": torch.zeros(7, 48)} if kind == "shared" else {}
+    places = ("rel_pos_bias",) if kind == "shared" else ("blocks.0.attn", "blocks.1.attn")
+    index = {f"{place}.relative_position_index": torch.zeros(10, 10, dtype=torch.long) for place in places}
     torch.save({"model": weights | besides | index}, tmp_path / "beit.pth")
     with caplog.at_level(logging.WARNING, "mmm"):
         model = load(tmp_path / "beit.pth")
@@ -304,6 +311,12 @@ def test_official_files_of_beit(kind: str, tmp_path: Path, caplog: pytest.LogCap
     FORMATS["beit"].write(model.float(), tmp_path)
     again = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert_same(again, {name: value for name, value in weights.items() if name not in left})
+    assert model.data is not None
+    assert model.data.mean == (0.5,) * 3
+    torch.save({"model": weights | besides | index}, tmp_path / "beitv2_tiny.pth")
+    second = load(tmp_path / "beitv2_tiny.pth")
+    assert second.data is not None
+    assert second.data.mean != (0.5,) * 3  # BEiT v2 is trained with ImageNet's mean
     with pytest.raises(ValueError, match=r"has 25 relative positions, not those of \(16, 12\) pixels"):
         load(tmp_path / "beit.pth", image_size=(16, 12))
 
@@ -318,6 +331,52 @@ def test_the_head_s_norm_of_beit_is_not_its_encoder_s(tmp_path: Path, caplog: py
     assert "norm of the head is left out (layernorm.bias, layernorm.weight)" in caplog.text
     x = torch.randn(2, 3, 12, 12)
     assert (model.encode(x).last - theirs.eval().beit(x).last_hidden_state).abs().max() < 1e-5
+
+
+def test_names_and_options_of_beit_in_transformers(tmp_path: Path) -> None:
+    """The names of the weights in the fifth version are read too; other activations are refused."""
+    settings = transformers.BeitConfig(**BEIT | {"image_size": [12, 12]}, use_relative_position_bias=True, use_mean_pooling=False)
+    theirs = transformers.BeitModel(settings)
+    noisy(theirs)
+    theirs.save_pretrained(tmp_path)
+    old = load(tmp_path)
+    save_file({f"beit.{name}": value.clone() for name, value in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    assert_same(dict(load(tmp_path).state_dict()), dict(old.state_dict()))
+    assert old.data is not None
+    assert old.data.mean == (0.5,) * 3
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"gelu"', '"gelu_new"'))
+    with pytest.raises(ValueError, match="hidden_act is 'gelu_new'; only 'gelu' is supported"):
+        load(tmp_path)
+
+
+def test_a_training_starts_with_the_mask_token_of_beit(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    theirs = original("beit")
+    theirs.save_pretrained(tmp_path)
+    encoder = VisionTransformer.Config(
+        width=48, depth=2, heads=4, mlp_ratio=2, relative_bias="shared", positions="none", qkv_bias="qv"
+    )
+    encoder = replace(encoder, layer_scale=0.1, norm_epsilon=1e-12)
+    model = build((12, 12), masker=RandomMasker.Config(blank=True), encoder=encoder, decoder=LinearDecoder.Config())
+    assert initialise_from(model, tmp_path) == {"encoder"}
+    assert torch.equal(model.encoder.mask_token, theirs.embeddings.mask_token)
+    (tmp_path / "again").mkdir()
+    model.decoder = None
+    FORMATS["beit_transformers"].write(model, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").encoder.mask_token, model.encoder.mask_token)
+
+
+@pytest.mark.parametrize("name", ["beit", "beit_transformers", "dinov2", "pixio"])
+def test_a_layout_with_a_class_token_refuses_an_encoder_without_one(
+    name: str, build: Callable[..., MaskedModel], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"positions": "learned"}
+    if name.startswith("beit"):
+        options = {"relative_bias": "shared", "qkv_bias": "qv", "positions": "none"}
+    model = build((12, 12), encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False, **options))
+    model.decoder = None
+    with pytest.raises(ValueError, match=r"encoder\.class_token False"):
+        FORMATS[name].write(model, tmp_path)
 
 
 class Residual(nn.Module):
