@@ -182,13 +182,13 @@ def unknown_codec(seed: int) -> tuple[bytes, str]:
 def bomb_frames(seed: int) -> tuple[bytes, str]:
     """A file with a table of 400 bytes that announces six million frames."""
     data = patched(filmed(film(seed)), b"stsz", 4, ">II", 1, 6_000_000 + seed)
-    return patched(patched(data, b"stsc", 4, ">IIII", 1, 1, 6_000_000, 1), b"stts", 8, ">I", 6_000_000), "header promises 6,000"
+    return patched(patched(data, b"stsc", 4, ">IIII", 1, 1, 6_000_000, 1), b"stts", 8, ">I", 6_000_000), "header declares 6,000"
 
 
 @video
 def bomb_fragment(seed: int) -> tuple[bytes, str]:
     data = filmed(film(seed), movflags="frag_keyframe+empty_moov")
-    return patched(data, b"trun", 0, ">II", 1, 5_000_000 + seed), "header promises 5,000"
+    return patched(data, b"trun", 0, ">II", 1, 5_000_000 + seed), "header declares 5,000"
 
 
 @video

@@ -55,7 +55,7 @@ class Pretrained:
 
     def _known_data(self) -> Input:
         if self.data is None:
-            raise ValueError("this model does not know the size and normalisation of its samples; build it with data=Input(...)")
+            raise ValueError("the size and normalisation of this model's samples are unknown; build it with data=Input(...)")
         return self.data
 
     def save_pretrained(self, folder: str | Path, *, license: str = "unknown", results: Mapping[str, float] | None = None) -> None:

@@ -89,7 +89,7 @@ def read_sample(path: str | Path, name: str | None = None) -> Sample:
     name = name or path.name
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise Unreadable(f"{size / 2**20:,.0f} MB, more than the {MAX_BYTES // 2**20} MB that are taken")
+        raise Unreadable(f"the file has {size / 2**20:,.0f} MB; at most {MAX_BYTES // 2**20} MB are accepted")
     data = read_file(path)
     digest = hashlib.sha256(data).hexdigest()[:16]
     try:

@@ -35,7 +35,9 @@ class Journal:
                 file.write("".join(self.waiting))
             self.waiting.clear()
         except OSError as error:
-            logger.warning("a line of %s waits for the next: %s", self.path, error)
+            logger.warning(
+                "a line could not be written to %s; it will be written together with the next line: %s", self.path, error
+            )
             with suppress(OSError):
                 os.truncate(self.path, before)
 

@@ -277,7 +277,10 @@ class Training:
         """Raises ValueError if the weights do not fit the model, which an allowed change of the config can cause."""
         for name, value in self.unwrapped.state_dict().items():
             if plain(name) not in found or found[plain(name)].shape != value.shape:
-                raise ValueError(f"another model cannot go on where {plain(name)} was trained: {'; '.join(changed.values())}")
+                shown = "; ".join(changed.values())
+                raise ValueError(
+                    f"the checkpoint has another shape of {plain(name)}, so this model cannot continue from it: {shown}"
+                )
 
     def _fingerprint(self) -> dict[str, Any]:
         """Returns the environment, whose differences a resume reports."""

@@ -238,8 +238,11 @@ def test_the_hubs_form_with_subsets(tmp_path: Path) -> None:
         ("{tmp}/*.parquet", "no file matches"),
         ("{tmp}/empty", "holds no images; it is empty"),
         ("{tmp}/text", "holds no images, only 2 x .txt, 1 x .zip"),
-        ("{tmp}/text/c.zip", ".zip: of files, images, lists (.txt, .csv, .tsv, .list), parquet and tars are read"),
-        ("{tmp}/text/*", ".txt, .zip: of files, images, lists"),
+        (
+            "{tmp}/text/c.zip",
+            ".zip: this kind of file is not read; give images, lists (.txt, .csv, .tsv, .list), parquet files or tars",
+        ),
+        ("{tmp}/text/*", ".txt, .zip: this kind of file is not read"),
         ("{tmp}/pickled.npy", "pickled.npy cannot be read: "),
         ("{tmp}/flat.npy", "flat.npy has shape (5,)"),
         ("registered:nothing", "nothing is registered under this name"),

@@ -249,7 +249,7 @@ def test_what_is_no_tar_is_one_line(tmp_path: Path, pictures: list[bytes], sourc
 
 @pytest.mark.parametrize("source", ["pipe:cat a.tar", "file:///etc/passwd", "file:a.tar", "ftp://host/a.tar"])
 def test_only_known_protocols_are_opened_beside_paths(source: str) -> None:
-    with pytest.raises(ValueError, match="of addresses, http, https, abfs, .* are read; a path stands without"):
+    with pytest.raises(ValueError, match="addresses must begin with http, https, abfs, .*; give a path without"):
         opened(source)
 
 

@@ -64,7 +64,7 @@ def test_who_is_to_blame() -> None:
     assert find_unresponsive_process([cut, runs], 1.0, 60.0) is None
     slow = find_unresponsive_process([cut, runs], 5.0, 60.0)
     assert slow is not None
-    assert (slow.rank, slow.message) == (1, "rank 1 lives and has not answered within 60 s, at step 17")
+    assert (slow.rank, slow.message) == (1, "rank 1 is running but has not responded for 60 s, at step 17")
     nobody = find_unresponsive_process([cut, cut], 5.0, 60.0)
     assert nobody is not None
     assert (nobody.rank, nobody.message) == (None, "the processes lost each other, rank 0 at step 18: RuntimeError: closed")

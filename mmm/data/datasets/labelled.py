@@ -128,5 +128,7 @@ def check_classes(train: Tensor, test: Tensor, where: str, names: Sequence[str] 
         shown = ", ".join(str(label) if names is None else names[label] for label in missing[:5])
         if len(missing) == len(scored):
             hint = "give data.label_column with several samples of each class, or another split to score"
-            raise ValueError(f"{where}: no class of theirs is trained on ({shown}), so that each accuracy would be 0; {hint}")
+            raise ValueError(
+                f"{where}: none of their classes occurs in the training samples ({shown}), so that each accuracy would be 0; {hint}"
+            )
         logger.warning("%s: %d classes are never trained on: %s", where, len(missing), shown)

@@ -166,7 +166,7 @@ class RemoteFiles:
                 return self.fetch_once(number, offset, size)
             except OSError as error:
                 reason = f"{type(error).__name__}: {error}"
-        raise Unreadable(f"did not come in {len(PAUSES)} tries, at last for {reason}"[:200])
+        raise Unreadable(f"did not arrive in {len(PAUSES)} tries; the last error was {reason}"[:200])
 
     @property
     def local(self) -> _OfProcess:

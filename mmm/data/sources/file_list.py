@@ -224,7 +224,7 @@ def _announce_header(file: Path, line: int, text: str) -> None:
 
 @cache
 def _announce_columns(file: Path, columns: str) -> None:
-    logger.info("%s: its columns are taken as `%s`; data.list_columns says it otherwise", file, columns)
+    logger.info("%s: its columns are read as `%s`; set data.list_columns if this is wrong", file, columns)
 
 
 def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Columns | None:

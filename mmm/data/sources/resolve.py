@@ -81,7 +81,8 @@ def _files(name: str, files: list[Path], config: DataConfig) -> Source:
         return FileSource(files, medium)
     other = ", ".join(sorted(suffix or "no extension" for suffix in suffixes - medium.suffixes))
     raise ValueError(
-        f"data.source {name}: {other}: of files, {medium.noun}, lists ({', '.join(lists.SUFFIXES)}), parquet and tars are read"
+        f"data.source {name}: {other}: this kind of file is not read; "
+        f"give {medium.noun}, lists ({', '.join(lists.SUFFIXES)}), parquet files or tars"
     )
 
 

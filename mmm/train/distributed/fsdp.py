@@ -57,7 +57,7 @@ def check_sharding(environment: Mapping[str, str], processes: PartialState, *, p
     if precision == "fp16":
         raise ValueError("train.precision fp16 is not computed under FSDP; use bf16 or fp32")
     if strict:
-        raise ValueError(f"train.strict sums whole gradients in its own order; without it, or without FSDP: {DDP}")
+        raise ValueError(f"train.strict does not work with FSDP, because it sums complete gradients; remove one of them: {DDP}")
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:

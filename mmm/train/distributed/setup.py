@@ -173,7 +173,9 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
         count = processes.num_processes
         raise ValueError(f"train.strict adds processes in pairs, and {count} is not a power of two; start 2, 4 or 8")
     if config.compile:
-        raise ValueError("train.compile cuts the model where processes exchange, and rounds differently; not with train.strict")
+        raise ValueError(
+            "train.compile splits the model by the number of processes, which changes the rounding; leave it out with train.strict"
+        )
     if processes.device.type == "cpu":
         if config.threads is None:
             raise ValueError(

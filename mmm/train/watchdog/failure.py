@@ -78,6 +78,8 @@ def find_unresponsive_process(heartbeats: Sequence[Heartbeat], since: float, tim
     running = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.state == "running"]
     if running:
         rank = min(running, key=lambda one: heartbeats[one].step)
-        return FailureReport(rank, f"rank {rank} lives and has not answered within {timeout:g} s, at step {heartbeats[rank].step}")
+        return FailureReport(
+            rank, f"rank {rank} is running but has not responded for {timeout:g} s, at step {heartbeats[rank].step}"
+        )
     message = "; ".join(f"rank {rank} at step {heartbeat.step}: {heartbeat.cause}" for rank, heartbeat in lost[:1])
     return FailureReport(None, f"the processes lost each other, {message}")

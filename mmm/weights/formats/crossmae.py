@@ -111,8 +111,8 @@ def _mixed(depth: int, maps: int, given: tuple[int, ...] | None, source: str) ->
     if given is None:
         if maps not in (depth, depth + 1):
             raise ValueError(
-                f"{source} mixes {maps} maps of an encoder of {depth} blocks, and no shape says which; give fusion_blocks=, the "
-                "blocks counted from 1 in their order, after a 0 where the encoder's input is mixed too"
+                f"{source} fuses {maps} maps of an encoder of {depth} blocks, but does not contain their numbers; give "
+                "fusion_blocks=, the blocks counted from 1 in order, preceded by 0 if the encoder's input is fused too"
             )
         return None, maps == depth + 1
     with_input = given[:1] == (0,)

@@ -112,7 +112,7 @@ class DINOv2Transformers(TransformersViT):
         ratio = next(ratios, None)
         if ratio is None:
             raise ValueError(
-                f"{self.title} has whole mlp_ratios, and the hidden width {config.hidden} of encoder.mlp_ratio is none"
+                f"{self.title} supports only a whole number as mlp_ratio, which gives no hidden width of {config.hidden}"
             )
         said = {"mlp_ratio": ratio, "use_swiglu_ffn": gated, "qkv_bias": config.qkv_bias == "all"}
         return said | ({"num_register_tokens": config.registers} if config.registers else {})

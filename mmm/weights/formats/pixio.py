@@ -85,6 +85,6 @@ class PixioTransformers(TransformersViT):
     def said(self, encoder: VisionTransformer, kind: str) -> dict[str, Any]:
         config = encoder.config
         if config.hidden % config.shape.width:
-            raise ValueError(f"{self.title} has whole mlp_ratios, and encoder.mlp_ratio {config.mlp_ratio} is none")
+            raise ValueError(f"{self.title} supports only a whole number as mlp_ratio, not encoder.mlp_ratio {config.mlp_ratio}")
         ratio = config.hidden // config.shape.width
         return {"mlp_ratio": ratio, "n_cls_tokens": config.class_tokens, "qkv_bias": config.qkv_bias == "all"}

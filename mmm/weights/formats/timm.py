@@ -171,7 +171,7 @@ def timm_arguments(model: Model) -> tuple[str, dict[str, Any]]:
     normed = isinstance(model, Classifier) and model.head.config.norm == "layer"
     if normed and encoder.required.last:
         raise ValueError(
-            "timm's classifiers norm their tokens before the pool or after it; this one has head.norm layer beside its own"
+            "timm's classifiers have one norm, before or after the pool; this one has the encoder's last norm and head.norm layer"
         )
     given |= {"final_norm": encoder.required.last or normed, "fc_norm": normed}
     changed = {name: value for name, value in given.items() if value != usual[name]}

@@ -437,7 +437,9 @@ def _objective(model: Any, kind: Kind) -> dict[str, Any]:
     else:
         lost.append(f"masker.name {masker.name}")
     if lost and model.decoder is not None:
-        logger.warning("transformers' %s has no place for %s; a training that goes on there is another", kind, shorten_list(lost))
+        logger.warning(
+            "transformers' %s does not support %s; a training continued with transformers will differ", kind, shorten_list(lost)
+        )
     said: dict[str, Any] = {"norm_pix_loss": standardised}
     return said | ({"mask_ratio": masker.ratio} if images else {}) if kind != "ijepa" else {}
 

@@ -49,7 +49,7 @@ def check_boxes(source: Source) -> None:
             elif box.kind in (b"stsz", b"stz2", b"trun"):
                 promised += _frames(file, box)
                 if promised > total:
-                    raise Unreadable(f"its header promises {promised:,} frames in a file of {total:,} bytes")
+                    raise Unreadable(f"its header declares {promised:,} frames, but the file has only {total:,} bytes")
 
 
 def _boxes(file: BinaryIO, total: int) -> Iterator[Box]:

@@ -102,7 +102,7 @@ class Walk:
             return {}
         records = dict(_records(content))
         if kind == b"g" and ("path" in records or "size" in records):
-            raise Damaged(f"at byte {place:,} one name or size for all members")
+            raise Damaged(f"a global header at byte {place:,} sets one name or size for all members")
         return records
 
     def _whole(self, place: int, size: int) -> bytes:

@@ -23,7 +23,7 @@ class HttpFiles(RemoteFiles):
         for _ in range(REDIRECTS):
             where = urlsplit(address)
             if where.scheme not in SCHEMES:
-                raise Unreadable(f"its address leads on to one of {where.scheme}")
+                raise Unreadable(f"its address redirects to the protocol {where.scheme}, which is not read")
             connection = self._connection(where.scheme, where.netloc)
             try:
                 headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}

@@ -82,9 +82,9 @@ def _addresses(name: str) -> list[str]:
     for address in addresses:
         if urlsplit(address).scheme not in SCHEMES:
             known = ", ".join(sorted(PROTOCOLS - {"memory"}))
-            raise ValueError(f"data.source {name}: of addresses, http, https, {known} are read; a path stands without `file:`")
+            raise ValueError(f"data.source {name}: addresses must begin with http, https, {known}; give a path without `file:`")
         if not urlsplit(address).path.endswith(ENDINGS):
-            raise ValueError(f"data.source {name}: of http addresses only those of tars are read, which end in .tar")
+            raise ValueError(f"data.source {name}: http addresses must be those of tars, which end in .tar")
     return addresses
 
 
