@@ -69,20 +69,20 @@ class Mask:
         if self.weight is not None and not self.weight.is_floating_point():
             raise ValueError(f"mask.weight holds factors of the loss, a floating-point type, and not {self.weight.dtype}")
         if (self.valid is None) is not (self.valid_predict is None):
-            raise ValueError("mask.valid and mask.valid_predict say of all tokens which are no padding; give both or none")
+            raise ValueError("mask.valid and mask.valid_predict mark the tokens that are not padding; give both or none")
         for name, index in (("valid", self.where), ("valid_predict", self.predict)):
             valid = getattr(self, name)
             if valid is not None and (valid.shape != index.shape or valid.dtype != torch.bool):
                 raise ValueError(
-                    f"mask.{name} says of {tuple(index.shape)} tokens whether they are no padding, bool, and is "
-                    f"{tuple(valid.shape)} {valid.dtype}"
+                    f"mask.{name} marks the tokens that are not padding and must be bool of shape {tuple(index.shape)}, "
+                    f"not {valid.dtype} of shape {tuple(valid.shape)}"
                 )
         if not 0 <= self.echo <= self.predict.shape[1]:
             raise ValueError(f"echo {self.echo} is not among the {self.predict.shape[1]} tokens that are predicted")
         if self.echo > self.visible.shape[1]:
             raise ValueError(f"echo {self.echo} is more than the {self.visible.shape[1]} tokens that are visible")
         if any(mask.also for mask in self.also):
-            raise ValueError("a mask of mask.also has masks of its own; put all of them into one tuple")
+            raise ValueError("a mask in mask.also has its own mask.also; put all masks into one tuple")
 
     @property
     def families(self) -> tuple[Mask, ...]:
@@ -116,7 +116,7 @@ class Mask:
                 because the check would wait for another device).
         """
         if len(self.visible) % samples:
-            raise ValueError(f"the mask has {len(self.visible)} rows for {samples} samples; give each sample as many")
+            raise ValueError(f"the mask has {len(self.visible)} rows for {samples} samples; give each sample the same number")
         if self.visible.device.type == "cpu" and not torch.compiler.is_compiling():
             for name in ("visible", "predict", "blank"):
                 index = getattr(self, name)

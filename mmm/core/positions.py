@@ -77,7 +77,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = F
     if old == new:
         return table
     if len(old) != len(new):
-        raise ValueError(f"positions of a grid of {len(old)} axes {old} cannot serve one of {len(new)} {new}")
+        raise ValueError(f"positions of a grid of {len(old)} axes {old} cannot be resized to one of {len(new)} {new}")
     if antialias and len(old) != 2:
         raise ValueError(f"resize_positions antialias is for images; positions of {len(old)} axes need interpolate or recompute")
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]

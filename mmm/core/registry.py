@@ -115,7 +115,9 @@ class Registry(Generic[T]):
 
         def add(part: Part) -> Part:
             if name in self.parts:
-                raise ValueError(f"two parts are {self.kind} {name!r}: {self.parts[name].__qualname__}, {part.__qualname__}")
+                raise ValueError(
+                    f"two parts are registered as {self.kind} {name!r}: {self.parts[name].__qualname__}, {part.__qualname__}"
+                )
             config = _own_config(part)
             config.name, config.kind = name, self.kind
             self.parts[name] = part
@@ -130,7 +132,7 @@ class Registry(Generic[T]):
             ValueError: there is none; the message contains all names and the most similar one.
         """
         if name not in self.parts:
-            hint = nearest(name, self.parts) or "; one of your own: --use the file that registers it"
+            hint = nearest(name, self.parts) or "; to use your own, give the file that registers it with --use"
             raise ValueError(f"no {self.kind} is called {name!r}; choose from {', '.join(sorted(self.parts))}{hint}")
         return self.parts[name]
 
@@ -150,7 +152,7 @@ def _own_config(part: type) -> type[PartConfig]:
         )
     for own in fields(config):
         if own.name == "name":
-            raise ValueError(f"{config.__qualname__}.name: `name` is the part's own, call the field otherwise")
+            raise ValueError(f"{config.__qualname__}.name: `name` is reserved for the part's name; rename the field")
         if own.default is MISSING and own.default_factory is MISSING:
             raise ValueError(f"{config.__qualname__}.{own.name} needs a default, so that the part can be chosen by its name alone")
     return config

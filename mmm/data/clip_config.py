@@ -81,6 +81,6 @@ class ClipsConfig(DataConfig):
         super().check()
         find_backend(self.backend)
         if self.channels != 3 and self.backend != "av":
-            raise ValueError(f"data.channels {self.channels}: data.backend {self.backend} reads 3; take av")
+            raise ValueError(f"data.channels {self.channels}: data.backend {self.backend} reads 3 only; set data.backend av")
         if not self.crop_sides or list(self.crop_sides) != sorted(self.crop_sides, reverse=True):
             raise ValueError(f"data.crop_sides {' '.join(map(str, self.crop_sides))}: give shares in falling order")

@@ -151,11 +151,11 @@ class DataConfig(CheckedConfig):
             if least > largest:
                 raise ValueError(f"data.{name} {least:g} {largest:g}: give the smaller number first")
         if sum(self.weights) > 1000:
-            raise ValueError(f"data.weights {' '.join(map(str, self.weights))} are above 1000 together; give smaller numbers")
+            raise ValueError(f"data.weights {' '.join(map(str, self.weights))} add up to more than 1000; give smaller numbers")
         if self.keep_aspect and (not self.pack or self.aspects or self.medium is not IMAGES):
             raise ValueError(
-                "data.keep_aspect needs data.pack, because the samples of an update then differ in size, and images; "
-                "give data.aspects instead of it, not beside it"
+                "data.keep_aspect needs data.pack, because the samples of an update then differ in size; "
+                "it is for images only, and cannot be combined with data.aspects"
             )
         if self.pack and not self.varies:
             raise ValueError("data.pack is for samples that differ in size; set data.sides, data.aspects or data.keep_aspect")

@@ -116,7 +116,9 @@ class CrossAttentionDecoder(Decoder):
         self.config, self.home, self.prefix = config, grid, encoder.prefix
         self.around = encoder.registers if config.register_places == "around" else 0
         if config.register_places == "around" and (not self.around or self.around % 4 or len(grid) != 2):
-            raise ValueError(f"decoder.register_places around needs images and encoder.registers in fours, not {self.around}")
+            raise ValueError(
+                f"decoder.register_places around needs images and encoder.registers above 0 and divisible by 4, not {self.around}"
+            )
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.width), std=0.02))
         self.pos_embed = make_positions(config, grid, encoder.prefix)
         self.embed = nn.Linear(encoder.width, config.width) if config.encoded_queries else None

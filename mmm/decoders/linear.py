@@ -46,7 +46,7 @@ class LinearDecoder(Decoder):
             if self.levels is None and (self.norm or self.positions != "none"):
                 raise ValueError("decoder.norm and decoder.positions are for decoder.levels; set those")
             if self.levels == ():
-                raise ValueError("decoder.levels names no block; none: the last output")
+                raise ValueError("decoder.levels is empty; give blocks, or none for the last output")
 
         def required_features(self, encoder: Shape) -> RequiredFeatures:
             if self.levels is None:
@@ -72,7 +72,7 @@ class LinearDecoder(Decoder):
             self.head = nn.Linear(encoder.width, sum(outputs))
         else:
             if len(levels) != len(outputs):
-                raise ValueError(f"decoder.levels {levels} are {len(levels)} blocks for {len(outputs)} targets; give as many")
+                raise ValueError(f"decoder.levels {levels} are {len(levels)} blocks for {len(outputs)} targets; give one for each")
             self.level_norm = nn.LayerNorm(encoder.width, eps=config.norm_epsilon)
             self.heads = nn.ModuleList(nn.Linear(encoder.width, width) for width in outputs)
             last = (nn.LayerNorm(width, eps=config.norm_epsilon) if config.norm else nn.Identity() for width in outputs)
@@ -88,7 +88,9 @@ class LinearDecoder(Decoder):
         slots = repeat_rows(slots, len(mask.predict)).gather(1, mask.predict)  # (kmB, Q)
         # checked only on a CPU, because the check would wait for another device, whose own gather rejects -1
         if slots.device.type == "cpu" and not torch.compiler.is_compiling() and slots.min() < 0:
-            raise ValueError("a token is to be predicted that the encoder did not see, not even as a blank; add it to mask.blank")
+            raise ValueError(
+                "mask.predict has a token that the encoder did not get, neither visible nor blank; add it to mask.blank"
+            )
         if self.config.levels is None:
             return self.head(take(features.tokens, slots))  # (kmB, Q, K)
         levels = [self.level_norm(take(features.blocks[block][:, features.prefix :], slots)) for block in self.config.levels]

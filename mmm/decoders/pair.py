@@ -46,7 +46,7 @@ class PairDecoder(Decoder):
         """
         super().__init__()
         if len(outputs) != 2:
-            raise ValueError(f"decoder.name pair serves target.name pair; this target has {len(outputs)} parts")
+            raise ValueError(f"decoder.name pair needs target.name pair; this target has {len(outputs)} parts")
         self.config = config
         self.first = decoders.build(config.first, encoder=encoder, grid=grid, outputs=outputs[:1])
         self.second = decoders.build(config.second, encoder=encoder, grid=grid, outputs=outputs[1:])

@@ -67,7 +67,7 @@ class DenseHead(nn.Module):
 def refuse_stages(shape: Shape, name: str) -> None:
     """Raises ValueError for a hierarchical encoder, whose blocks have other grids than its output."""
     if shape.stages:
-        raise ValueError(f"head.blocks: head.name {name} reads blocks of encoders whose tokens keep one size; leave it empty")
+        raise ValueError(f"head.blocks: head.name {name} cannot read blocks of a hierarchical encoder; leave it empty")
 
 
 def check_blocks(blocks: tuple[int, ...], depth: int) -> None:

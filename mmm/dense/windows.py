@@ -84,7 +84,8 @@ class WindowedEncoder(nn.Module):
             )
         if getattr(plain.config, "relative_bias", "none") != "none":
             raise ValueError(
-                f"encoder.relative_bias {plain.config.relative_bias}: windows have positions of their own; detection needs none"
+                f"encoder.relative_bias {plain.config.relative_bias}: windows have their own relative positions; "
+                "detection needs encoder.relative_bias none"
             )
         if wrong := [number for number in global_blocks if not 1 <= number <= len(blocks)]:
             raise ValueError(f"detector.global_blocks {wrong[0]}: the encoder has the blocks 1 to {len(blocks)}")

@@ -69,7 +69,7 @@ class TimmEncoder(Encoder):
         super().__init__(config, grid=grid, required=required)
         described = describe(config.model)
         if len(token) != 2:
-            raise ValueError(f"encoder.model {config.model} is of images; for clips use encoder.name vit or hiera")
+            raise ValueError(f"encoder.model {config.model} is for images; for clips use encoder.name vit or hiera")
         if set(token) != {described.token}:
             raise ValueError(
                 f"tokenizer.size {token[-1]}: encoder.model {config.model} makes one feature of {described.token} pixels' side; "
@@ -95,8 +95,8 @@ class TimmEncoder(Encoder):
         name, described = self.config.model, describe(self.config.model)
         if described.first is None:
             raise ValueError(
-                f"encoder.model {name} has no {' and no '.join(FIRST)} that makes a map of the image, behind which tokens could be "
-                "replaced; it can be evaluated, and be a teacher"
+                f"encoder.model {name} has no {' and no '.join(FIRST)} that makes a map of the image, so no tokens can be replaced "
+                "by mask tokens; it can only be evaluated or be a teacher"
             )
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.backbone.modules()):
             raise ValueError(f"encoder.model {name} has batch norms, which mix the samples of a batch; choose one without")

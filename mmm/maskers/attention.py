@@ -44,7 +44,9 @@ class AttentionMasker(Masker):
             ValueError: there are no scores, or their grid is another one.
         """
         if scores is None:
-            raise ValueError("masker.name attention needs scores of the tokens, which a target with a teacher's attention gives")
+            raise ValueError(
+                "masker.name attention needs a score for each token; use a target with a teacher that computes attention"
+            )
         plane, tokens = math.prod(grid[-2:]), math.prod(grid)
         if scores.shape != (len(keys), tokens):
             raise ValueError(f"scores are {tuple(scores.shape)} for {len(keys)} samples of {tokens} tokens")

@@ -67,7 +67,9 @@ class MaskerConfig(PartConfig):
         if self.running_cell and self.predict is None:
             raise ValueError("masker.running_cell chooses a part of the hidden tokens; set masker.predict, the size of that part")
         if self.predict_visible and self.predict is not None:
-            raise ValueError(f"masker.predict {self.predict:g} counts hidden tokens, and masker.predict_visible predicts none")
+            raise ValueError(
+                f"masker.predict {self.predict:g} is for hidden tokens, but masker.predict_visible predicts visible ones; set one"
+            )
 
     @property
     def leaves_blanks(self) -> bool:

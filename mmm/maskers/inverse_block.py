@@ -51,7 +51,9 @@ class InverseBlockMasker(Masker):
         def validate(self) -> None:
             super().validate()
             if self.side is not None and self.side % 2 == 0:
-                raise ValueError(f"masker.side {self.side} is even; squares round a token have an odd side, or none")
+                raise ValueError(
+                    f"masker.side {self.side} is even; a square around a token has an odd side: give an odd number, or none"
+                )
 
     config: Config
 

@@ -89,7 +89,7 @@ class MultiBlockMasker(PlacedBlocksMasker):
         seen = self.counts(units, self.ratio(step, steps))[0]
         if seen > units - tall * wide:
             raise ValueError(
-                f"of {units} units a block of {tall} x {wide} leaves {units - tall * wide} to see, and masker.ratio "
+                f"a block of {tall} x {wide} leaves {units - tall * wide} of {units} units visible, but masker.ratio "
                 f"{self.ratio(step, steps):g} asks for {seen}; raise masker.ratio, or lower masker.scale"
             )
         chance = uniform(keys, 2 * CANDIDATES * (count + 1)).unflatten(1, (2, CANDIDATES, count + 1))  # (mB, 2, C, k + 1)

@@ -44,12 +44,13 @@ def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float 
     count, tokens = int(counts[0]), math.prod(grid)
     if int(counts.min()) != int(counts.max()):
         raise ValueError(
-            f"the samples hide from {int(counts.min())} to {int(counts.max())} tokens; masks of one batch must hide as many: give "
-            "the samples one at a time"
+            f"the samples hide from {int(counts.min())} to {int(counts.max())} tokens; all masks of a batch must hide the "
+            "same number: give the samples one at a time"
         )
     if not 0 < count < tokens:
         raise ValueError(
-            f"the painted pixels hide {count} of {tokens} tokens; paint at least {share:g} of one token's pixels, and leave one"
+            f"the painted pixels hide {count} of {tokens} tokens; paint at least {share:g} of one token's pixels, and leave one "
+            "token visible"
         )
     order = covered.to(torch.int8).argsort(dim=1, stable=True)  # visible ones first, each in the grid's order
     visible, predict = order[:, : tokens - count], order[:, tokens - count :]

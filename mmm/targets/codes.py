@@ -53,7 +53,7 @@ class CodeTarget(Target):
 
         def validate(self) -> None:
             if self.vocabulary != "kmeans" and self.source == PATCHES:
-                raise ValueError(f"target.vocabulary {self.vocabulary} needs target.source, the place of its weights")
+                raise ValueError(f"target.vocabulary {self.vocabulary} needs target.source, the path or name of its weights")
             if self.vocabulary != "kmeans" and self.codes != 8192:
                 raise ValueError(f"target.codes {self.codes}: the vocabulary {self.vocabulary} has 8192")
 

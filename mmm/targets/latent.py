@@ -85,7 +85,7 @@ class LatentTarget(Target):
             if self.block_norm == "final" and (self.blocks is None or self.teacher == EMA):
                 raise ValueError("target.block_norm final needs target.blocks and a frozen target.teacher")
             if self.blocks == ():
-                raise ValueError("target.blocks names no block; give blocks, or none for the last output")
+                raise ValueError("target.blocks is empty; give blocks, or none for the last output")
             if self.class_weight and self.view == "hidden":
                 raise ValueError(f"target.class_weight {self.class_weight} needs target.view all: the mean is of all tokens")
             if self.teacher == EMA and self.teacher_width is not None:
@@ -149,14 +149,14 @@ class LatentTarget(Target):
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """Returns the values of every token, (B, N, K), or the teacher's input if it sees only the predicted tokens."""
         if self.teacher is None:
-            raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no loss; a training reads it")
+            raise ValueError(f"target.teacher {self.config.teacher} was not loaded, so there is no loss; training loads it")
         return TokenTargets((x, patches, grid) if self.config.view == "hidden" else self._encode(x, patches, grid, None))
 
     @torch.no_grad()
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
         """Returns the attention of the teacher's last block to each token, (B, N)."""
         if self.teacher is None:
-            raise ValueError(f"target.teacher {self.config.teacher} was not read, so there is no attention; a training reads it")
+            raise ValueError(f"target.teacher {self.config.teacher} was not loaded, so there is no attention; training loads it")
         if isinstance(self.teacher, FrozenEncoder):
             return self.teacher.scores(x, grid)
         with last_attention(self.teacher) as look:

@@ -132,7 +132,7 @@ class FrozenImages(FrozenEncoder):
 
     def outputs(self, x: Tensor, grid: Grid, blocks: tuple[int, ...] | None, mask: Mask | None) -> list[Tensor]:
         if mask is not None:
-            raise ValueError("target.view hidden needs a teacher that can be shown some tokens alone: one of our runs, or ema")
+            raise ValueError("target.view hidden needs a teacher that can encode a part of the tokens: a run of mmm, or ema")
         found = self.tokens(self.pictures(x, grid), grid, blocks)  # (B T', N', D)
         return [one.reshape(len(x), -1, one.shape[-1]) for one in found]
 
@@ -274,7 +274,7 @@ def _from_transformers(name: str, own: Input, frames: int) -> FrozenEncoder:
         mean, std = pixels.image_mean, pixels.image_std
     except (OSError, ValueError):
         mean, std = own.mean, own.std
-        logger.warning("%s does not say how its pixels were normalised; they are taken to be as this run's data.mean and std", name)
+        logger.warning("%s does not say how its pixels were normalised; this run's data.mean and data.std are used", name)
     return FrozenTransformers(network, own, mean, std, frames)
 
 

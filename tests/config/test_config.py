@@ -260,7 +260,7 @@ class Room:
     ("flags", "said"),
     [
         ("--lamp.name desc", "--lamp.name: no lamp is called 'desc'; choose from desk, floor; did you mean 'desk'?"),
-        ("--lamp.name zzz", "--lamp.name: no lamp is called 'zzz'; choose from desk, floor; one of your own: --use the file"),
+        ("--lamp.name zzz", "--lamp.name: no lamp is called 'zzz'; choose from desk, floor; to use your own, give the file"),
         ("--lamp.name", "--lamp.name takes one value"),
         ("--lamp.wats 3", "there is no flag --lamp.wats; did you mean '--lamp.watts'?"),
         ("--trian.steps 3", "there is no flag --trian.steps; did you mean '--train.steps'?"),

@@ -365,7 +365,7 @@ def test_tokens_are_seen_in_proportion_to_their_scores() -> None:
     theirs = torch.multinomial(scores.repeat(3000, 1), 3, generator=torch.Generator().manual_seed(1)).view(3000, 2, 3)
     wanted = share((theirs + torch.tensor([[0], [12]])).flatten(1), 24)
     assert deviation(share(mask.visible, 24), wanted, 3000, 3000) < 5
-    for bad, words in ((None, "needs scores"), (torch.ones(3000, 5), r"scores are \(3000, 5\)")):
+    for bad, words in ((None, "needs a score for each token"), (torch.ones(3000, 5), r"scores are \(3000, 5\)")):
         with pytest.raises(ValueError, match=words):
             masker(MANY, (2, 3, 4), scores=bad)
 

@@ -115,7 +115,7 @@ def test_what_one_of_the_two_does_the_pair_does(build: Build) -> None:
 
 
 def test_two_decoders_need_two_targets(build: Build) -> None:
-    with pytest.raises(ValueError, match=r"decoder\.name pair serves target\.name pair"):
+    with pytest.raises(ValueError, match=r"decoder\.name pair needs target\.name pair"):
         build(decoder=PairDecoder.Config(first=SELF, second=SELF))
     with pytest.raises(ValueError, match=r"target\.weights"):
         PairTarget.Config(weights=(1.0, -1.0))

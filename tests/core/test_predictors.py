@@ -152,7 +152,7 @@ def test_registers_stand_around_the_keys(build: Build) -> None:
         model = build(encoder=encoder, decoder=CrossAttentionDecoder.Config(**options, register_places=places)).eval()
         found.append(model(x, mask=Mask(torch.arange(5).expand(2, -1), torch.arange(5, 12).expand(2, -1))).prediction)
     assert not torch.allclose(found[0], found[1])
-    with pytest.raises(ValueError, match="registers in fours"):
+    with pytest.raises(ValueError, match="registers above 0 and divisible by 4"):
         build(decoder=CrossAttentionDecoder.Config(**options, register_places="around"))
 
 

@@ -57,13 +57,13 @@ def test_build_takes_choices_from_the_config_and_the_rest_from_the_caller(bells:
 def test_an_unknown_name_is_answered_with_all_and_the_nearest(bells: Registry[Any]) -> None:
     with pytest.raises(ValueError, match=r"^no bell is called 'dooor'; choose from door; did you mean 'door'\?$"):
         bells["dooor"]
-    with pytest.raises(ValueError, match=r"^no bell is called 'xyz'; choose from door; one of your own: --use the file"):
+    with pytest.raises(ValueError, match=r"^no bell is called 'xyz'; choose from door; to use your own, give the file"):
         bells["xyz"]
 
 
 def test_a_name_is_given_once(bells: Registry[Any]) -> None:
     door = bells["door"]
-    with pytest.raises(ValueError, match="two parts are bell 'door'"):
+    with pytest.raises(ValueError, match="two parts are registered as bell 'door'"):
         bells.register("door")(type("Other", (door,), {"Config": type("Config", (door.Config,), {})}))
     assert bells["door"] is door
 
@@ -100,7 +100,7 @@ def test_no_field_is_called_name(bells: Registry[Any]) -> None:
         class Config(PartConfig):
             name: str = "x"  # type: ignore[misc]
 
-    with pytest.raises(ValueError, match="`name` is the part's own"):
+    with pytest.raises(ValueError, match="`name` is reserved for the part's name"):
         bells.register("named")(Named)
 
 

@@ -178,7 +178,7 @@ def test_no_more_is_fetched_than_is_read(local: Path, pictures: list[bytes]) -> 
     [
         ("memory://bucket/gone", r"data\.source memory://bucket/gone cannot be listed: FileNotFoundError"),
         ("memory://bucket/*.tar", r"there is no file at this address"),
-        ("memory://bucket", r"at an address, tars, parquet files and folders of images are read"),
+        ("memory://bucket", r"only tars, parquet files and folders of images can be read from an address"),
         ("oci://bucket/a.tar", r"data\.source oci://bucket/a\.tar: ImportError: .*[Ii]nstall"),
         ("github://someone:something@/a.tar", r"of addresses, http, https, abfs, .* s3, .* are read"),
         ("memory://a::file:///etc/passwd", r"of addresses, http, https"),

@@ -136,7 +136,7 @@ def test_what_a_data_set_cannot_read_is_counted(caplog: pytest.LogCaptureFixture
     assert [problem.index for problem in batch.problems] == [0]
     with caplog.at_level(logging.INFO):
         opened(FORMS["torch"])
-    assert "each sample is read for its label" in caplog.text
+    assert "each sample is read to get its label" in caplog.text
 
 
 def test_files_that_are_named_one_by_one(files: list[Path], tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_broken_sample_is_named_with_its_source(folders: Path, tmp_path: Path)
     [
         ({"weights": (1, 2, 3)}, r"data\.weights has 3 numbers for 2 of data\.source"),
         ({"weights": (1, 0)}, r"data\.weights \(1, 0\) is not a list, each a whole number of at least 1"),
-        ({"weights": (1000, 1)}, r"data\.weights 1000 1 are above 1000 together"),
+        ({"weights": (1000, 1)}, r"data\.weights 1000 1 add up to more than 1000"),
         ({"source": "{a}+{a}/gone"}, "gone does not exist"),
         ({"source": "{a}", "weights": (1, 1)}, r"data\.weights has 2 numbers for 1 of"),
         ({"source": "{a}+builtin:photographs", "split": "test"}, "no such split"),

@@ -166,8 +166,8 @@ def test_a_hostile_tar_gives_its_honest_samples_and_opens_nothing(
     (text,) = [record.getMessage() for record in caplog.records]
     for count in (
         *("2 x names that lead out", "1 x links", "1 x hard links", "1 x devices", "1 x pipes", "1 x members of an unknown kind"),
-        *("1 x sparse files", "1 x .pkl", "1 x .pickle", "1 x .pyd", "1 x .pth", "2 x hidden files", "1 x members whose name came"),
-        "1 x samples without",
+        *("1 x sparse files", "1 x .pkl", "1 x .pickle", "1 x .pyd", "1 x .pth", "2 x hidden files"),
+        *("1 x members with the name of an earlier one", "1 x samples without"),
     ):
         assert count in text, (count, text)
     assert sorted(file.name for file in path.parent.iterdir()) == ["a.tar"]

@@ -86,7 +86,7 @@ def test_classes_that_no_mask_has_are_said(folder: Path, caplog: Any) -> None:
     assert "no mask has" not in caplog.text
     write_pair(folder, "3", np.full((32, 48), 9), image=np.zeros((32, 48)))
     assert open_pixels(config(folder), "train").count == 10
-    assert "the largest label is 9, so that there are 10 classes, and no mask has the label 4, 5, 6, 7, 8;" in caplog.text
+    assert "the largest label is 9, which makes 10 classes, but no mask has the label 4, 5, 6, 7, 8;" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class DepthConfig(PairsConfig):
         """Raises ValueError for invalid values, naming the field."""
         super().check()
         if not self.range[0] < self.range[1]:
-            raise ValueError(f"data.range {self.range[0]:g} {self.range[1]:g}: give a smallest and a larger depth")
+            raise ValueError(f"data.range {self.range[0]:g} {self.range[1]:g}: give the smaller depth first")
 
 
 @dataclass(frozen=True, kw_only=True)

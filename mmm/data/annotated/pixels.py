@@ -166,7 +166,7 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
     if config.classes is not None or names is not None:
         return config.classes or len(names or ())
     seen, first = np.zeros(0, np.int64), ""
-    logger.info("%s: reading %s masks to count their classes; --data.classes K would save that", config.source, f"{len(part):,}")
+    logger.info("%s: reading %s masks to count their classes; set --data.classes K to skip this", config.source, f"{len(part):,}")
     for index in range(len(part)):
         try:
             values = decode_map(part.raw(index)[1]).astype(np.int64)
@@ -185,8 +185,8 @@ def count_classes(part: LabelledPixels[Any], config: MasksConfig) -> int:
     if absent := sorted(set(range(int(config.zero_is_ignored), largest)) - set(seen.tolist())):
         listed = ", ".join(map(str, absent[:LISTED])) + (", ..." if len(absent) > LISTED else "")
         logger.warning(
-            "%s: the largest label is %d, so that there are %d classes, and no mask has the label %s; if labels are wrong, give "
-            "--data.classes, which refuses others, or --data.ignore",
+            "%s: the largest label is %d, which makes %d classes, but no mask has the label %s; if labels are wrong, set "
+            "--data.classes, which refuses other labels, or --data.ignore",
             *(config.source, largest, count, listed),
         )
     return count

@@ -217,7 +217,7 @@ class Clips(Dataset[ClipsConfig]):
         source: Source | FrameRange = self.raw(index)
         whole = source.source if isinstance(source, FrameRange) else source
         if self.config.fps is not None and isinstance(whole, Path) and whole.is_dir():
-            raise Unreadable("a folder of frames does not say when they are shown; take data.stride, not data.fps")
+            raise Unreadable("a folder of frames has no times; set data.stride, not data.fps")
         return source
 
 
@@ -271,4 +271,6 @@ def _check_folders(clips: Clips) -> None:
             "take a recipe for images, or set data.frame_folders true if they are frames"
         )
     if folders:
-        logger.info("data.source %s: each of its folders of images is read as a video, an image as a frame", clips.config.source)
+        logger.info(
+            "data.source %s: each of its folders of images is read as a video, and each image as a frame", clips.config.source
+        )

@@ -127,7 +127,7 @@ class ListFile:
         if self.names and (
             "path" not in self.names or len(set(self.names)) + max(0, self.names.count("ignore") - 1) < len(self.names)
         ):
-            raise ValueError(f"data.list_columns {' '.join(self.names)}: name path, and each of the others once at most")
+            raise ValueError(f"data.list_columns {' '.join(self.names)}: give path, and each other column at most once")
         self.files = {"train": file}
         if file.stem in ("train", *EVALUATION):
             beside = {name: file.with_name(name + file.suffix) for name in (file.stem, "train", *EVALUATION)}

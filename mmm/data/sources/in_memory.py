@@ -231,7 +231,7 @@ def _labels(column: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, .
         if len(items) == 0 or _label(column, 0) is None:
             return None, None
         if not isinstance(items, Sequence):
-            logger.info("data.source %s: each sample is read for its label; an attribute `targets` would save that", title)
+            logger.info("data.source %s: each sample is read to get its label; an attribute `targets` avoids this", title)
         values = [_label(column, row) for row in range(len(items))]
     return number_labels([_plain(value) for value in values], getattr(items, "classes", None), f"data.source {title}: a label")
 

@@ -118,7 +118,7 @@ def _remote(name: str, config: DataConfig) -> Source:
             return Tars(FsspecFiles(tars), config, name)
         if tables := {address: size for address, size in sizes.items() if address.endswith(".parquet")}:
             return Parquet(tables, name, config.column, config.label_column, config.medium)
-        raise ValueError(f"data.source {name}: at an address, tars, parquet files and folders of {noun} are read")
+        raise ValueError(f"data.source {name}: only tars, parquet files and folders of {noun} can be read from an address")
     if len(folders) > 1:
         raise ValueError(f"data.source {name} names {len(folders)} folders; give one, or a+b")
     return Folder(RemoteTree(folders[0], sizes), config.medium)

@@ -115,7 +115,10 @@ def test_classes_of_images_are_no_videos(tmp_path: Path, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("n0144_{}.png", "their names do not count in equal steps: n0144_0.png"), ("{:05d}.png", "neighbours differ as much as")],
+    [
+        ("n0144_{}.png", "the numbers in their names do not increase in equal steps: n0144_0.png"),
+        ("{:05d}.png", "neighbours differ as much as"),
+    ],
 )
 def test_classes_of_images_of_one_size_are_no_videos_either(tmp_path: Path, name: str, reason: str) -> None:
     """Folders of images are refused unless `frame_folders` is set; then names with gaps are read in their order."""
@@ -149,7 +152,7 @@ def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
     ]
     by_time = opened(tmp_path, fps=10.0)
     (batch,) = eval_batches(by_time, by_time.config, batch_size=4)
-    assert "does not say when they are shown" in batch.problems[0].reason
+    assert "a folder of frames has no times" in batch.problems[0].reason
 
 
 @pytest.mark.parametrize(
@@ -303,8 +306,8 @@ def test_starts_without_ends_and_names_that_are_wrong(tmp_path: Path, video: byt
         assert len(part) == len(whole) - 4
     for columns, message in (
         ("path strat", "did you mean 'start'"),
-        ("start label", "name path"),
-        ("path end end", "once at most"),
+        ("start label", "give path"),
+        ("path end end", "at most once"),
     ):
         with pytest.raises(ValueError, match=message):
             opened(tmp_path / "list.csv", list_columns=tuple(columns.split()))

@@ -30,7 +30,7 @@ class DecordVideo:
 
     def read(self, frames: list[int], channels: int) -> Pixels:
         if channels != 3:
-            raise Unreadable(f"data.channels is {channels}; decord reads 3, data.backend av also 1")
+            raise Unreadable(f"data.channels is {channels}; decord reads 3 only, and data.backend av also reads 1")
         batch = self.reader.get_batch(frames)
         clip: Pixels = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # another type if a bridge is set
         return clip

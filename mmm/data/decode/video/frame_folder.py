@@ -67,7 +67,7 @@ def doubt(folder: Path) -> str | None:
     numbers = numbers_of(paths)
     steps = np.diff(numbers)
     if len(np.unique(numbers)) < len(numbers) or (steps == np.median(steps)).mean() < REGULAR:
-        return f"their names do not count in equal steps: {paths[0].name}, {paths[1].name}, {paths[2].name}"
+        return f"the numbers in their names do not increase in equal steps: {paths[0].name}, {paths[1].name}, {paths[2].name}"
     places = np.linspace(0, len(paths) - 2, PAIRS).round().astype(int)
     with suppress(Exception):  # an unreadable image is reported when it is read as a frame
         first, second = (np.stack([_thumbnail(paths[place + after]) for place in places]) for after in (0, 1))  # (PAIRS, 8, 8)

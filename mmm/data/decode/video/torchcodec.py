@@ -27,7 +27,7 @@ class TorchcodecVideo:
 
     def read(self, frames: list[int], channels: int) -> Pixels:
         if channels != 3:
-            raise Unreadable(f"data.channels is {channels}; torchcodec reads 3, data.backend av also 1")
+            raise Unreadable(f"data.channels is {channels}; torchcodec reads 3 only, and data.backend av also reads 1")
         clip: Pixels = self.decoder.get_frames_at(indices=frames).data.numpy()  # (T, H, W, C)
         return clip
 

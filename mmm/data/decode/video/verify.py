@@ -41,7 +41,7 @@ def open_verified(source: Source, name: str, opener: Callable[[Source, AvVideo],
             _exact[key] = _is_exact(source, video, opener)
             if not _exact[key]:  # one warning per process: a set of HEVC files would fill the log
                 level = logging.WARNING if list(_exact.values()).count(False) == 1 else logging.INFO
-                logger.log(level, "%s and others like it: %s is not exact, PyAV reads them instead", _title(source), name)
+                logger.log(level, "%s and similar files: %s does not read them exactly, so PyAV reads them", _title(source), name)
         if not _exact[key]:
             return video
         opened = opener(source, video)

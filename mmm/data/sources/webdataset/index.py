@@ -115,7 +115,7 @@ class _Sample:
             if selection.column is not None and column != selection.column:
                 return None
             if column in self.members:
-                return "members whose name came before"
+                return "members with the name of an earlier one"
             if member.size > MAX_SAMPLE:
                 return "members of more than 2 GiB"
             self.members[column] = member

@@ -41,7 +41,7 @@ class HttpFiles(RemoteFiles):
                 raise
             if not whole:
                 connection.close()
-        raise Unreadable(f"its address leads on to another, more than {REDIRECTS} times")
+        raise Unreadable(f"its address redirects more than {REDIRECTS} times")
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
         """Returns this thread's connection to a host, which opens when it is used, also again after it was closed."""
