@@ -166,7 +166,7 @@ def check_sets(model: MaskedModel, x: Tensor, mask: Mask) -> None:
             require(predicted.max() <= 1, "a token is predicted twice")
         both = predicted.view(len(seen), -1, tokens).sum(1) * seen
         require(
-            both.max() == 0, "a visible token is predicted; visible and predicted tokens must be disjoint (or mask.echo says so)"
+            both.max() == 0, "a visible token is predicted; visible and predicted tokens must be disjoint (except with mask.echo)"
         )
 
 

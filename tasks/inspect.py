@@ -176,7 +176,7 @@ def _place(token: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
     """
     place = token or tuple(count // 2 for count in grid)
     if len(place) != len(grid) or any(not 0 <= one < count for one, count in zip(place, grid, strict=True)):
-        raise ValueError(f"--token {' '.join(map(str, token))} is no place on the grid of {grid} tokens; places count from 0")
+        raise ValueError(f"--token {' '.join(map(str, token))} is not on the grid of {grid} tokens; positions count from 0")
     return place
 
 

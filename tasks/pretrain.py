@@ -129,7 +129,9 @@ def check_sizes(config: Config, model: MaskedModel) -> None:
         if data.pack and model.target.across_batch:
             raise ValueError(f"{name}.pack: target.name {config.target.name} compares samples of one grid; leave it out")
         if data.pack and config.train.compile:
-            raise ValueError(f"{name}.pack: the lengths of a sequence change in each update, so train.compile would not end")
+            raise ValueError(
+                f"{name}.pack: the lengths of a sequence change in each update, so train.compile would never finish; leave one out"
+            )
 
 
 def named_sources(config: Config) -> list[tuple[str, DataConfig, Masker]]:

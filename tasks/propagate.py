@@ -79,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
             draw(out, clip, found, loaded.name)
         number += 1
     if not number:
-        raise ValueError(f"--source {config.source}: not one clip can be read; see the warnings above")
+        raise ValueError(f"--source {config.source}: none of its clips can be read; see the warnings above")
     result: dict[str, Any] = {"model": loaded.name, "source": config.source, "clips": number}
     if scores:
         result |= mean_scores(list(scores.values())) | {"of_clips": scores}

@@ -109,7 +109,9 @@ def starting_point(presets: Any, flags: Flags) -> Any:
     if not names:
         return presets["demo"] if demonstration else default
     if names[-1] not in presets:
-        raise FlagError(f"--preset: none is called {names[-1]!r}; choose from {', '.join(presets)}{nearest(names[-1], presets)}")
+        raise FlagError(
+            f"--preset: no preset is called {names[-1]!r}; choose from {', '.join(presets)}{nearest(names[-1], presets)}"
+        )
     return presets[names[-1]]
 
 
@@ -191,7 +193,7 @@ def _elsewhere(flag: str, config: Any) -> str:
     for where, parts in sets_of(config).items():
         name_of, _, _ = flag.removeprefix(f"{where}.").partition(".")
         if flag.startswith(f"{where}.") and name_of in REGISTRIES[parts.kind].parts and name_of not in parts.names:
-            return f", for {name_of} is not chosen; --{where} {' '.join((*parts.names, name_of))} chooses it, too"
+            return f", because {name_of} is not chosen; to add it: --{where} {' '.join((*parts.names, name_of))}"
     part = part_configs(config).get(path)
     others = REGISTRIES[part.kind].parts if part else {}
     having = sorted(other for other in others if name in {field.name for field in dataclasses.fields(others[other].Config)})

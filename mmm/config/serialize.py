@@ -171,7 +171,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read; write the value out")
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not supported; write the value itself")
         return super().compose_node(parent, index)
 
 

@@ -45,7 +45,7 @@ def check_run(name: str, model: MaskedModel, context: Context) -> None:
     json.dumps(found)  # the results are written to evaluations.jsonl
     figures = evaluator.figures(found)
     wrong = [key for key, value in figures.items() if not isinstance(value, (int, float))]
-    require(not wrong, f"figures returns values that are no numbers: {', '.join(wrong)}")
+    require(not wrong, f"figures returns values that are not numbers: {', '.join(wrong)}")
     require(isinstance(evaluator.format(found), str), "format does not return a text")
     changed = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
     require(not changed, f"it changes the weights of the model, for instance {', '.join(changed[:1])}")

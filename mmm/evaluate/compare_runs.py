@@ -124,7 +124,9 @@ def warnings(runs: Sequence[Record]) -> list[str]:
         ("samples", [run.steps * run.config["train.batch_size"] for run in runs]),
     ):
         if len(set(value)) > 1:
-            said.append(f"not at equal {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}")
+            said.append(
+                f"the runs have different numbers of {unit}: {', '.join(f'{number:,.0f}' for number in sorted(set(value)))}"
+            )
     shared = sorted(set.intersection(*({name for name in run.config if name.startswith("evaluate.")} for run in runs)))
     if different := [name for name in _unlike(runs, shared) if not name.endswith(".every")]:
         said.append(f"they were evaluated differently: {', '.join(different)}")
@@ -132,7 +134,7 @@ def warnings(runs: Sequence[Record]) -> list[str]:
     if other:
         said.append(f"they differ in {', '.join(other)}, so their losses cannot be compared; compare the accuracies")
     if len({tuple(sorted(str(run.config.get("seed")) for run in group.runs)) for group in group_runs(runs)}) > 1:
-        said.append("not with the same seeds")
+        said.append("the runs have different seeds")
     return said
 
 

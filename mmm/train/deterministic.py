@@ -33,8 +33,8 @@ class FixedOrderGradients:
         """Raises ValueError if the task uses another micro-batch size than the config."""
         if plan.micro_batch_size != config.micro_batch_size:
             raise ValueError(
-                f"train.strict: this task computes {plan.micro_batch_size} samples together on {plan.processes} processes, "
-                f"whatever train.micro_batch_size {config.micro_batch_size} says; leave train.strict out"
+                f"train.strict: this task computes {plan.micro_batch_size} samples together on {plan.processes} processes "
+                f"and ignores train.micro_batch_size {config.micro_batch_size}; leave train.strict out"
             )
         self.training, self.accumulation, self.all = training, plan.accumulation, plan.processes * plan.accumulation
         self.weights = [weight for weight in training.unwrapped.parameters() if weight.requires_grad]

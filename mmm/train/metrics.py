@@ -62,8 +62,8 @@ class NonFiniteError(ValueError):
 
     def __init__(self, last: Skipped, row: int) -> None:
         super().__init__(
-            f"{last}. It was left out like {row - 1} before it, more than train.max_skipped {row - 1} in a row; the weights are "
-            "as they were before. The same samples would do the same again, so nothing is tried twice: look at them, lower "
+            f"{last}. It was skipped like the {row - 1} before it, more than train.max_skipped {row - 1} in a row; the weights "
+            "were not changed. The same samples would fail again, so they are not tried again: look at them, lower "
             "train.learning_rate or set train.clip_norm, and --resume from the last checkpoint"
         )
         self.step, self.samples = last.step, last.samples

@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, layer_decay: float 
     if config.optimizer == "adamw":
         # rate and decay are set before every step; fused is one kernel on every device, the CPU's too
         if config.momentum is not None:
-            raise ValueError(f"train.momentum {config.momentum}: adamw has none; set train.betas")
+            raise ValueError(f"train.momentum {config.momentum}: adamw has no momentum; set train.betas")
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas or ADAMW_BETAS, fused=True)
     return _named_optimizer(model, config, groups)
 
@@ -80,7 +80,7 @@ def _named_optimizer(model: nn.Module, config: TrainConfig, groups: list[dict[st
     name = config.optimizer
     listed: list[str] = [str(one) for one in list_optimizers()]
     if name not in (known := [one for one in listed if not any(part in one for part in REFUSED)]):
-        why = "cannot be resumed bit for bit, or needs more than gradients" if name in listed else "is none of timm's"
+        why = "cannot be resumed bit for bit, or needs more than gradients" if name in listed else "is not an optimizer of timm"
         raise ValueError(f"train.optimizer {name} {why}{nearest(name, known)}; for instance adamw, lion, lamb, lars, muon")
     if sharding_asked(os.environ) and name not in ELEMENTWISE:
         raise ValueError(

@@ -249,8 +249,8 @@ def about_sources(data: Mixture) -> dict[str, str]:
         return {}
     (first, second), names = data.updates, [part.config.source for part in data.parts]
     return {
-        "two sources": f"of {first + second} updates {first} on {names[0]}, which this table is of, and {second} on {names[1]}; "
-        "an epoch passes once over the first"
+        "two sources": f"of {first + second} updates, {first} on {names[0]} and {second} on {names[1]}; "
+        "this table and its epochs are about the first"
     }
 
 

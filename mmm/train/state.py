@@ -128,7 +128,7 @@ class Training:
             shard(model, optimizer, accelerator)
             optimizer = accelerator.prepare_optimizer(optimizer)
         elif sharding_asked(os.environ):
-            raise ValueError(f"Accelerate's configuration asks for FSDP, with which only pretraining runs; {DDP}")
+            raise ValueError(f"Accelerate's configuration asks for FSDP, which only pretraining supports; {DDP}")
         else:
             model, optimizer = accelerator.prepare(model, optimizer)
         training = cls(accelerator, model, optimizer, identity, meta_copy=without_values)
@@ -194,7 +194,7 @@ class Training:
             self._warn(step, error)
 
     def _warn(self, step: int, error: OSError) -> None:
-        logger.warning("the checkpoint of step %d was not written, and the run goes on until the next: %s", step, error)
+        logger.warning("the checkpoint of step %d was not written; the run continues until the next one: %s", step, error)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Returns weights, the optimizer's state and averages, by file and name, without copying."""
@@ -279,7 +279,7 @@ class Training:
             if plain(name) not in found or found[plain(name)].shape != value.shape:
                 shown = "; ".join(changed.values())
                 raise ValueError(
-                    f"the checkpoint has another shape of {plain(name)}, so this model cannot continue from it: {shown}"
+                    f"the checkpoint lacks {plain(name)} or has it in another shape, so this model cannot continue from it: {shown}"
                 )
 
     def _fingerprint(self) -> dict[str, Any]:

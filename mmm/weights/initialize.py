@@ -105,7 +105,7 @@ def _read(stored: Stored, options: dict[str, Any]) -> Model:
 def refuse_other_heads(model: nn.Module, source: nn.Module, where: str) -> None:
     """Refuses different numbers of attention heads, which shapes do not show."""
     own, other = _heads(model), _heads(source)
-    differ = [f"{name} has {own[name]}, there {other[name]}" for name in own if other.get(name, own[name]) != own[name]]
+    differ = [f"{name} has {own[name]} here, {other[name]} there" for name in own if other.get(name, own[name]) != own[name]]
     if differ:
         raise ValueError(f"{where} comes from a model with other numbers of attention heads: {shorten_list(differ)}")
 

@@ -143,7 +143,7 @@ def read_stored(stored: Stored, options: Options) -> Model:
     form = next((form for form in FORMATS.values() if form.detect(stored)), None)
     if form is None:
         other = next((layout for mark, layout in OTHERS.items() if any(name.startswith(mark) for name in stored.tensors)), None)
-        seen = f"looks like {other}" if other else "is of no known format"
+        seen = f"looks like {other}" if other else "has no known format"
         titles = ", ".join(form.title for form in FORMATS.values())
         raise ValueError(f"{stored} {seen}; what can be read: {titles}. Its first names: {shorten_list(stored.tensors)}")
     for name, value in options.given().items():

@@ -45,7 +45,7 @@ def match_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     both = [name for name in expected if name in found]
     problems = [
         ("lacks {}", [name for name in expected if name not in found]),
-        ("has {}, for which there is no place", [name for name in found if name not in expected]),
+        ("has {}, which the model does not have", [name for name in found if name not in expected]),
         ("{}", [_mismatch(name, found[name], expected[name]) for name in both]),
     ]
     said = [text.format(shorten_list(names)) for text, names in problems if any(names)]
@@ -90,10 +90,10 @@ def tensors_under(
         for name, usual in choices.items() if kind in ("encoder", "decoder") and hasattr(config, "heads") else ():
             value = getattr(config, name, usual)
             if value != usual:
-                raise ValueError(f"{title} has no place for {kind}.{name} {value}; export --to folder, which mmm.load takes")
+                raise ValueError(f"{title} cannot hold {kind}.{name} {value}; export --to folder, which mmm.load takes")
     foreign = [ours for ours in model.state_dict() if names(ours) is None]
     if foreign:
-        raise ValueError(f"{title} has no place for {shorten_list(foreign)}")
+        raise ValueError(f"{title} cannot hold {shorten_list(foreign)}")
     found: dict[str, Tensor] = {}
     for ours, value in model.state_dict().items():
         theirs = names(ours) or ()

@@ -272,7 +272,7 @@ class Room:
         ("--train.no_steps", "there is no flag --train.no_steps; did you mean '--train.steps'?"),
         ("--train.no_fused True", "there is no flag --train.no_fused"),
         ("--lamp.height 3", "there is no flag --lamp.height for lamp desk; floor has it: --lamp.name floor"),
-        ("--preset smal", "--preset: none is called 'smal'; choose from paper, small, demo; did you mean 'small'?"),
+        ("--preset smal", "--preset: no preset is called 'smal'; choose from paper, small, demo; did you mean 'small'?"),
         ("--preset", "--preset takes one value"),
         ("--preset small --config x.yaml", "--preset and --config both say what to start from"),
         ("--config missing.yaml", "missing.yaml: No such file or directory"),

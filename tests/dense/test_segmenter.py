@@ -79,7 +79,7 @@ def test_scores_are_those_of_plain_counting() -> None:
 def test_an_image_without_labels_counts_nothing() -> None:
     score = SegmentationScore(3)
     score.add(torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), IGNORE))
-    with pytest.raises(ValueError, match="not one pixel"):
+    with pytest.raises(ValueError, match="no evaluated pixel"):
         score.result()
 
 

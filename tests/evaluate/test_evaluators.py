@@ -78,7 +78,7 @@ def test_names_choose_evaluations_and_keep_what_was_chosen_of_them() -> None:
     ("flags", "said"),
     [
         (["--evaluate", "featurs"], "--evaluate: no evaluator is called 'featurs'.*did you mean 'features'"),
-        (["--evaluate.features.k", "7"], "features is not chosen; --evaluate masked_loss reconstruction features chooses it, too"),
+        (["--evaluate.features.k", "7"], "features is not chosen; to add it: --evaluate masked_loss reconstruction features"),
         (["--evaluate", "features", "--evaluate.features.j", "7"], "did you mean '--evaluate.features.k'"),
         (["--evaluate", "features", "--evaluate.features.k", "0"], "evaluate.features.k 0 is not a whole number of at least 1"),
         (["--evaluate", "knn", "--evaluate.knn.every", "0"], "evaluate.knn.every 0 is not a whole number of at least 1"),

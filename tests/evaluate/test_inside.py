@@ -277,7 +277,7 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     assert "non-symmetric kernel" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         ask(["inspect", str(run), "--token", "4", "0", *CPU])
-    assert "--token 4 0 is no place on the grid of (4, 4) tokens" in capsys.readouterr().err
+    assert "--token 4 0 is not on the grid of (4, 4) tokens" in capsys.readouterr().err
 
 
 def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., MaskedModel]) -> None:

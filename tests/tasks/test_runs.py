@@ -86,7 +86,7 @@ def test_the_report_is_one_page_with_curves_pictures_and_differences(two: tuple[
     ]
     assert [Path(picture).name for picture in found["pictures"]] == ["reconstruction_00000004.png"] * 2  # the newest
     assert "<td>decoder.name<td>self_attention<td>cross_attention" in text
-    assert "not at equal updates" in text
+    assert "the runs have different numbers of updates" in text
     assert "18.50 dB" in text
 
 

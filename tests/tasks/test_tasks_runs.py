@@ -255,7 +255,7 @@ def test_compare_says_what_differs_and_what_came_of_it(
     text = capsys.readouterr().out
     assert "masker.ratio=0.75 " in text
     assert "they differ in masker.ratio" in text
-    assert "not with the same seeds" in text
+    assert "the runs have different seeds" in text
     assert (tmp_path / "both" / "comparison.txt").read_text().strip() in text
     assert Image.open(tmp_path / "both" / "comparison.png").size[0] > 1000
     first, second = json.loads((tmp_path / "both" / "comparison.json").read_text())["rows"]
@@ -272,7 +272,7 @@ def test_unequal_steps_are_said(trained: Path, runs: dict[str, Path]) -> None:
     lines = (trained / "metrics.jsonl").read_text().splitlines(keepends=True)
     (trained / "metrics.jsonl").write_text(lines[0])
     told = compare.compare(compare.group_runs([Record.read(trained), Record.read(runs["75-4"])]), None)["warnings"]
-    assert told[:2] == ["not at equal updates: 1, 2", "not at equal samples: 8, 16"]
+    assert told[:2] == ["the runs have different numbers of updates: 1, 2", "the runs have different numbers of samples: 8, 16"]
 
 
 def test_another_part_is_named_without_its_own_choices(trained: Path, runs: dict[str, Path]) -> None:
@@ -349,7 +349,7 @@ def test_a_recipe_is_run_beside_a_run_and_gone_on_with(
     text = capsys.readouterr().out
     assert "train.batch_size=8" in text
     assert "train.batch_size=4 " in text
-    assert "not at equal samples: 8, 16" in text
+    assert "the runs have different numbers of samples: 8, 16" in text
     assert len(ran) == 1
     monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(ran.append(command) or command, 3))
     with pytest.raises(SystemExit):

@@ -39,7 +39,7 @@ def test_the_run_goes_on_and_saves_when_there_is_room_again(tmp_path, monkeypatc
     assert_same(state(whole), state(parts))
     assert seen[2:11] == [["step_00000003"]] * 9
     assert names(tmp_path / "parts") == ["step_00000003", "step_00000012"]
-    assert "checkpoint of step 9 was not written, and the run goes on until the next: [Errno 28] No space left" in caplog.text
+    assert "checkpoint of step 9 was not written; the run continues until the next one: [Errno 28] No space left" in caplog.text
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 

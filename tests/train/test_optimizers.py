@@ -146,12 +146,12 @@ def test_each_part_learns_at_its_own_rate(name: str, build: Callable[..., Masked
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optimizer": "lyon"}, r"train\.optimizer lyon is none of timm's.*lion"),
+        ({"optimizer": "lyon"}, r"train\.optimizer lyon is not an optimizer of timm.*lion"),
         ({"optimizer": "kron"}, r"kron cannot be resumed"),
         ({"optimizer": "adahessian"}, "adahessian cannot be resumed bit for bit, or needs more than gradients"),
         ({"optimizer": "lion", "momentum": 0.9}, r"train\.momentum 0\.9: train\.optimizer lion has no such option"),
         ({"optimizer": "adan", "betas": (0.9, 0.95)}, r"train\.betas \(0\.9, 0\.95\): train\.optimizer adan"),
-        ({"momentum": 0.9}, r"train\.momentum 0\.9: adamw has none"),
+        ({"momentum": 0.9}, r"train\.momentum 0\.9: adamw has no momentum"),
     ],
     ids=str,
 )

@@ -51,10 +51,10 @@ def test_who_is_to_blame() -> None:
     assert find_lost_process([runs, runs], [0.1, 59.0], 60.0) is None
     gone = find_lost_process([runs, runs], [0.1, 61.0], 60.0)
     assert gone is not None
-    assert (gone.rank, gone.message) == (1, "rank 1 is gone: not heard of for 61 s, last at step 17")
+    assert (gone.rank, gone.message) == (1, "rank 1 is gone: no heartbeat for 61 s, last at step 17")
     missed = find_lost_process([cut, runs, runs], [0.1, 0.2, 3.4], 3.0)
     assert missed is not None
-    assert missed.message == "rank 2 is gone: not heard of for 3 s, last at step 17; rank 0 missed it at step 18"
+    assert missed.message == "rank 2 is gone: no heartbeat for 3 s, last at step 17; rank 0 missed it at step 18"
     first = find_lost_process([cut, runs, failed], [0.1, 9.0, 0.2], 3.0)
     assert first is not None
     assert (first.rank, first.message) == (2, "rank 2 ended with an error at step 16: ValueError: no")
@@ -121,7 +121,7 @@ def check(way: Way, found: dict[str, Any], said: str) -> None:
     if kind == "raising":
         assert f"rank {rank} ended with an error at step {step}: RuntimeError: on fire, says ***. The run" in about[0]
     else:
-        assert f"rank {rank} is gone: not heard of for " in about[0]
+        assert f"rank {rank} is gone: no heartbeat for " in about[0]
         # the other rank waited for it in that step, or had not reached that step at the timeout
         assert re.search(rf"missed it at step {step}\.|last at step ({step - 1}|{step})\.", about[0]), about[0]
     assert not any("Traceback" in line for line in said.splitlines()) or kind == "raising", said

@@ -351,7 +351,7 @@ class GPUs:
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"FSDP_VERSION": "1"}, r"asks for FSDP 1; mmm shards with FSDP 2: --fsdp_version 2"),
+        ({"FSDP_VERSION": "1"}, r"asks for FSDP 1; mmm uses FSDP 2; set --fsdp_version 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "sets FSDP_OFFLOAD_PARAMS, which mmm does not follow"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "sets FSDP_ACTIVATION_CHECKPOINTING"),
     ],
@@ -368,7 +368,7 @@ def test_what_sharding_cannot_do_is_refused():
         check_sharding(FSDP2, GPUs, precision="fp16", strict=False)
     with pytest.raises(ValueError, match=r"train\.strict sums whole gradients"):
         check_sharding(FSDP2, GPUs, precision="fp32", strict=True)
-    with pytest.raises(ValueError, match="FSDP over one process"):
+    with pytest.raises(ValueError, match="FSDP with one process"):
         check_sharding(FSDP2, type("One", (GPUs,), {"num_processes": 1}), precision="fp32", strict=False)
 
 
@@ -384,7 +384,7 @@ def test_a_task_that_cannot_shard_says_so(monkeypatch):
     accelerator, model = start(SETTINGS), Net()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert sharding_asked(os.environ)
-    with pytest.raises(ValueError, match="asks for FSDP, with which only pretraining runs"):
+    with pytest.raises(ValueError, match="asks for FSDP, which only pretraining supports"):
         Training.prepare(accelerator, model, make_optimizer(model, SETTINGS), identity={})
 
 

@@ -54,7 +54,7 @@ def test_the_step_is_saved_and_the_resume_is_exact(tmp_path, number, caplog):
     before = signal.SIG_DFL if number == signal.SIGUSR1 else signal.getsignal(number)
     signal.signal(number, before)
     assert stop(tmp_path / "parts", loss=at(6, number)) == [7]
-    assert f"{number.name} came to rank 0: stopping after step 7" in caplog.text
+    assert f"{number.name} received by rank 0: stopping after step 7" in caplog.text
     # by default, SIGUSR1 would end what follows the training
     assert signal.getsignal(number) is (signal.SIG_IGN if number == signal.SIGUSR1 else before)
     assert not (tmp_path / "parts" / "lock").exists()
@@ -101,8 +101,8 @@ def test_the_first_request_is_answered_at_once_and_the_second_ends_the_process(t
 
     code, output = watch(script, seconds=60, act=act)
     assert code == 143, output
-    assert output.count("SIGINT: stopping after this update, about 1 s; again to stop now") == 1
-    assert "SIGINT came again: stopping now" in output
+    assert output.count("SIGINT: stopping after this update, about 1 s; send it again to stop now") == 1
+    assert "SIGINT received again: stopping now" in output
     assert [path.name for path in checkpoint.found(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
     assert train(tmp_path / "run", RARE, resume=True).step == 12
 
@@ -243,7 +243,7 @@ def test_torchrun_hands_the_signal_on(tmp_path):
     assert time.monotonic() - began < 120
     (saved,) = checkpoint.found(tmp_path / "run" / "checkpoints")
     assert checkpoint.damage(saved) is None, output
-    assert f"SIGTERM came to rank {0}" in output or "SIGTERM came to rank 1" in output
+    assert f"SIGTERM received by rank {0}" in output or "SIGTERM received by rank 1" in output
 
 
 def wait_for(there, seconds=150):

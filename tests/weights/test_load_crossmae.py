@@ -144,7 +144,7 @@ def test_some_blocks_are_told_by_an_argument(write: Callable[..., Path]) -> None
     path = write(weights)
     with pytest.raises(ValueError, match="mixes 3 maps of an encoder of 4 blocks, .* give fusion_blocks="):
         load_small(path)
-    with pytest.raises(ValueError, match=r"fusion_blocks=\(1, 2\) are 2, and .* mixes 3 maps"):
+    with pytest.raises(ValueError, match=r"fusion_blocks=\(1, 2\) gives 2 numbers, but .* mixes 3 maps"):
         load_small(path, fusion_blocks=(1, 2))
     for given, reads in (((2, 3, 4), (2, 3, 4)), ((0, 2, 4), (0, 2, 4))):
         model = load_small(path, fusion_blocks=given)
@@ -199,18 +199,18 @@ def test_each_misshapen_name_is_named(write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("name", ["norm.weight", "decoder_embed.weight", "dec_norms.2.weight", "decoder_blocks.0.attn.qkv.weight"])
 def test_extra_names_are_named(write: Callable[..., Path], name: str) -> None:
-    with pytest.raises(ValueError, match=f"has {name}, for which there is no place"):
+    with pytest.raises(ValueError, match=f"has {name}, which the model does not have"):
         load_small(write(crossmae_file() | {name: torch.zeros(3)}))
 
 
 def test_what_is_of_the_other_layout_is_refused(write: Callable[..., Path], build: Callable[..., MaskedModel]) -> None:
     with pytest.raises(ValueError, match=r"fusion_blocks=\(1,\) was given, but .* takes heads, image_size"):
         load(write(encoder_file()), heads=2, fusion_blocks=(1,))
-    with pytest.raises(ValueError, match=r"CrossMAE's layout has no place for encoder\.norm\.weight, .*decoder\.embed\.weight"):
+    with pytest.raises(ValueError, match=r"CrossMAE's layout cannot hold encoder\.norm\.weight, .*decoder\.embed\.weight"):
         to_crossmae(build(size=(12, 12)))
-    with pytest.raises(ValueError, match=r"no place for encoder\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"cannot hold encoder\.norm\.weight"):
         to_crossmae(build(size=(12, 12), decoder=CrossAttentionDecoder.Config(width=16, depth=2, heads=2)))
-    with pytest.raises(ValueError, match=r"no place for decoder\.embed\.weight"):
+    with pytest.raises(ValueError, match=r"cannot hold decoder\.embed\.weight"):
         to_crossmae(build(size=(12, 12), decoder=SelfAttentionDecoder.Config(width=16, depth=2, heads=2, fusion="linear")))
 
 
@@ -229,5 +229,5 @@ def test_a_run_may_start_from_such_a_file(write: Callable[..., Path], build: Cal
 def test_other_heads_of_cross_attention_are_refused(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """The number of heads appears in no shape, but changes what the weights mean."""
     one, other = (build(decoder=CrossAttentionDecoder.Config(width=16, depth=1, heads=heads)) for heads in (2, 4))
-    with pytest.raises(ValueError, match=r"decoder\.blocks\.0\.cross_attn has 2, there 4"):
+    with pytest.raises(ValueError, match=r"decoder\.blocks\.0\.cross_attn has 2 here, 4 there"):
         refuse_other_heads(one, other, "there")

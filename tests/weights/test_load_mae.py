@@ -267,7 +267,7 @@ def test_each_misshapen_name_is_named(write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("name", ["extra", "blocks.2.ls1.gamma", "norm_pre.weight", "decoder_blocks.0.attn.q_bias", "head.weight"])
 def test_extra_names_are_named(write: Callable[..., Path], name: str) -> None:
-    with pytest.raises(ValueError, match=f"has {name}, for which there is no place"):
+    with pytest.raises(ValueError, match=f"has {name}, which the model does not have"):
         load_small(write(full_file() | {name: torch.zeros(3)}))
 
 
@@ -307,9 +307,9 @@ def test_positions_of_no_square_ask_for_the_size(write: Callable[..., Path]) -> 
 
 def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> None:
     blank = RandomMasker.Config(blank=True)
-    with pytest.raises(ValueError, match=r"no place for encoder\.mask_token"):
+    with pytest.raises(ValueError, match=r"cannot hold encoder\.mask_token"):
         to_mae(build(masker=blank, decoder=LinearDecoder.Config()))
     with pytest.raises(ValueError, match="with a class token"):
         to_mae(build(encoder=VisionTransformer.Config(width=24, depth=2, heads=2, class_token=False)))
-    with pytest.raises(ValueError, match="is of images"):
+    with pytest.raises(ValueError, match="is for images"):
         to_mae(build(size=(4, 8, 8)))

@@ -156,7 +156,11 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1, 0.1]}, "data.std is missing"),
         ("data", {"image_size": 8, "channels": 2, "mean": [0.1], "std": [0.1, 0.1]}, "data.mean has 1 values"),
         ("data", {"image_size": "big", "channels": 2, "mean": [0.1] * 2, "std": [0.1] * 2}, "data.image_size"),
-        ("encoder", {"name": "vitt"}, r"encoder\.name 'vitt' is none of hiera, swin, timm, vit; one of your own: --use FILE"),
+        (
+            "encoder",
+            {"name": "vitt"},
+            r"encoder\.name 'vitt' is not one of hiera, swin, timm, vit; for a part of your own: --use FILE",
+        ),
         ("encoder", {"name": "vit", "widht": 16}, "encoder.widht is not known"),
         ("encoder", {"name": "vit", "width": 16, "depth": 3, "heads": 2}, r"lacks encoder\.blocks\.2"),
         (
@@ -164,7 +168,7 @@ def test_arguments_that_the_config_answers_are_refused(tmp_path: Path) -> None:
             {"name": "vit", "width": 24, "depth": 2, "heads": 2},
             r"encoder\.cls_token as \(1, 1, 16\) instead of \(1, 1, 24\)",
         ),
-        ("encoder", {"name": "vit", "width": 16, "depth": 1, "heads": 2}, r"has encoder\.blocks\.1.*for which there is no place"),
+        ("encoder", {"name": "vit", "width": 16, "depth": 1, "heads": 2}, r"has encoder\.blocks\.1.*which the model does not have"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
@@ -215,7 +219,10 @@ def test_initialise_from_an_encoder_keeps_the_decoder(tmp_path: Path, caplog: py
             replace(BASE, decoder=SelfAttentionDecoder.Config(width=16, depth=1, heads=2)),
             r"decoder\.embed\.weight as \(8, 16\) instead of",
         ),
-        (replace(BASE, encoder=VisionTransformer.Config(width=16, depth=2, heads=4)), r"encoder\.blocks\.0\.attn has 4, there 2"),
+        (
+            replace(BASE, encoder=VisionTransformer.Config(width=16, depth=2, heads=4)),
+            r"encoder\.blocks\.0\.attn has 4 here, 2 there",
+        ),
         (
             replace(BASE, tokenizer=Patches.Config(size=2)),
             r"patch_embed\.proj\.weight as \(16, 2, 4, 4\) instead of \(16, 2, 2, 2\)",

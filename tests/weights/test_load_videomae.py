@@ -208,7 +208,7 @@ def test_each_misshapen_name_is_named(write: Callable[..., Path]) -> None:
     "name", ["extra", "head.weight", "fc_norm.weight", "decoder.pos_embed", "encoder.blocks.0.attn.qkv.bias", "encoder.cls_token"]
 )
 def test_extra_names_are_named(write: Callable[..., Path], name: str) -> None:
-    with pytest.raises(ValueError, match=f"has {name}, for which there is no place"):
+    with pytest.raises(ValueError, match=f"has {name}, which the model does not have"):
         load_small(write(full_file() | {name: torch.zeros(3)}))
 
 
@@ -233,7 +233,7 @@ def test_export_refuses_what_has_no_place(build: Callable[..., MaskedModel]) -> 
         to_videomae(build(size=(4, 8, 8)))
     flat = VisionTransformer.Config(width=24, depth=1, heads=2, positions="flat_sine_cosine", qkv_bias="qv")
     decoder = SelfAttentionDecoder.Config(width=16, depth=1, heads=2, positions="flat_sine_cosine", qkv_bias="qv", embed_bias=False)
-    with pytest.raises(ValueError, match=r"no place for encoder\.cls_token"):
+    with pytest.raises(ValueError, match=r"cannot hold encoder\.cls_token"):
         to_videomae(build(size=(4, 8, 8), encoder=flat, decoder=decoder))
 
 

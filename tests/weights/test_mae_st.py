@@ -118,7 +118,7 @@ def test_an_encoder_that_the_layout_cannot_hold_is_refused(
     encoder = VisionTransformer.Config(**{"width": 16, "depth": 2, "heads": 2, "positions": "separate", option: value})
     model = build((4, 12, 16), encoder=encoder)
     model.decoder = None
-    with pytest.raises(ValueError, match=rf"no place for encoder\.{option} {value}"):
+    with pytest.raises(ValueError, match=rf"cannot hold encoder\.{option} {value}"):
         FORMATS["mae_st"].write(model, tmp_path)
 
 
@@ -129,5 +129,5 @@ def test_every_name_is_accounted_for(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"lacks {name.replace('.', '[.]')}($|,|;| )"):
             load(tmp_path / "a.pth", heads=HEADS)
     torch.save(weights | {"extra": torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="has extra, for which there is no place"):
+    with pytest.raises(ValueError, match="has extra, which the model does not have"):
         load(tmp_path / "a.pth", heads=HEADS)

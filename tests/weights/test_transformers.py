@@ -166,7 +166,7 @@ def test_every_name_is_accounted_for(tmp_path: Path, name: str) -> None:
             with pytest.raises(ValueError, match=f"{said}|has no {said}"):
                 load(tmp_path)
     save_file(whole | {"extra": torch.zeros(2)}, file)
-    with pytest.raises(ValueError, match="has extra, for which there is no place"):
+    with pytest.raises(ValueError, match="has extra, which the model does not have"):
         load(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_arguments_that_config_answers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="heads=2 was given, but .* takes predict; leave it out"):
         load(tmp_path, heads=2)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds none of model\.safetensors, pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"contains none of model\.safetensors, pytorch_model\.bin"):
         load(tmp_path)
 
 

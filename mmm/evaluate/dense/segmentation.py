@@ -55,7 +55,7 @@ class SegmentationScore:
         found = self.metrics.compute()
         counts = found["counts"]  # (K, K)
         if not bool(counts.sum()):
-            raise ValueError("not one pixel that is evaluated has a label; check data.ignore and the masks")
+            raise ValueError("no evaluated pixel has a label; check data.ignore and the masks")
         seen = (counts.sum(0) + counts.sum(1)).tolist()
         iou = [value if pixels else None for value, pixels in zip(found["iou"].cpu().double().tolist(), seen, strict=True)]
         return {"miou": found["miou"].item(), "pixel_accuracy": found["pixel_accuracy"].item(), "iou": iou}

@@ -56,7 +56,7 @@ def newest(folder: Path) -> Path | None:
         reason = damage(path)
         if reason is None:
             return path
-        logger.warning("checkpoint %s is damaged and passed over: %s", path, reason)
+        logger.warning("checkpoint %s is damaged and was skipped: %s", path, reason)
         damaged.append(f"{path.name} ({reason})")
     if damaged:
         raise ValueError(f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}; start again with another --folder")

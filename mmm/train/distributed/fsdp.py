@@ -46,11 +46,13 @@ def check_sharding(environment: Mapping[str, str], processes: PartialState, *, p
     if not sharding_asked(environment):
         return
     if environment.get("FSDP_VERSION", "1") != "2":
-        raise ValueError("Accelerate's configuration asks for FSDP 1; mmm shards with FSDP 2: --fsdp_version 2 (fsdp_version: 2)")
+        raise ValueError("Accelerate's configuration asks for FSDP 1; mmm uses FSDP 2; set --fsdp_version 2 (fsdp_version: 2)")
     if processes.device.type == "cpu":
         raise ValueError(f"Accelerate's configuration asks for FSDP, and on a CPU nothing is sharded; {DDP}, or start on GPUs")
     if processes.num_processes == 1:
-        raise ValueError("Accelerate's configuration asks for FSDP over one process; start several (--num_processes), or without")
+        raise ValueError(
+            "Accelerate's configuration asks for FSDP with one process; start several (--num_processes), or turn FSDP off"
+        )
     for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
         if is_set(environment, name):
             raise ValueError(f"Accelerate's configuration sets {name}, which mmm does not follow under FSDP; set it to false")

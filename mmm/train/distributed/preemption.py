@@ -128,9 +128,9 @@ class StopSignals:
             left = None if began is None or seconds is None else max(1.0, seconds - (now - began))
             estimate = "" if left is None else f", about {left:.0f} s"
             if self.answers:
-                logger.warning("%s: stopping after %s%s; again to stop now", number.name, update, estimate)
+                logger.warning("%s: stopping after %s%s; send it again to stop now", number.name, update, estimate)
         elif now - self._asked > AGAIN:
-            logger.warning("%s came again: stopping now; the run goes on from its last checkpoint", number.name)
+            logger.warning("%s received again: stopping now; --resume continues from the last checkpoint", number.name)
             end_now(EXIT_CODE)
 
 
@@ -173,7 +173,7 @@ class StopAgreement:
             found = self._receive() if last else 0
         if found and self.rank == 0:
             number, rank = divmod(found, RANKS)
-            logger.warning("%s came to rank %d: stopping after step %d", signal.Signals(number).name, rank, step)
+            logger.warning("%s received by rank %d: stopping after step %d", signal.Signals(number).name, rank, step)
         return found > 0
 
     def _own(self) -> int:

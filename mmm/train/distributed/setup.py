@@ -179,7 +179,7 @@ def prepare_strict(config: TrainConfig, processes: PartialState) -> None:
     if processes.device.type == "cpu":
         if config.threads is None:
             raise ValueError(
-                "train.threads none is the process's share of the cores, and changes sums; train.strict needs a number"
+                "train.threads none uses each process's share of the cores, which changes sums; train.strict needs a number"
             )
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use

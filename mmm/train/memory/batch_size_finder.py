@@ -84,7 +84,11 @@ def find_micro_batch_size(
         if folder is not None:
             on_main(accelerator, lambda: write_json(folder / FILE, {"micro_batch_size": found, "for": machine}))
     if accelerator.is_main_process:
-        logger.info("micro-batch: %d samples of a process's %d, the most that fits (train.micro_batch_size sets it)", found, share)
+        logger.info(
+            "micro-batch: %d of the %d samples of a process, the most that fits into memory (train.micro_batch_size sets it)",
+            found,
+            share,
+        )
     return replace(plan, micro_batch_size=found, accumulation=share // found)
 
 

@@ -134,7 +134,7 @@ def advise_on_memory(plan: Plan, *, checkpointed: bool, unit: int = 1) -> Iterat
 def memory_advice(plan: Plan, error: BaseException, *, checkpointed: bool, unit: int = 1) -> str:
     """Returns advice for a lack of memory."""
     if "DataLoader worker" in str(error):
-        return "a process that reads data has none left; lower data.workers"
+        return "a process that reads data ran out of memory; lower data.workers"
     micro = plan.micro_batch_size
     smaller = next((size for size in sizes(micro * plan.accumulation, unit) if size <= micro // 2), None)
     advice = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which gives the same updates"]

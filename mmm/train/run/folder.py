@@ -149,7 +149,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         if isinstance(error, SystemExit) and self.lock is not None:  # a stop was requested, or another process is lost
-            logger.warning("to go on: %s", resume_command(self.path))
+            logger.warning("to continue this run: %s", resume_command(self.path))
 
 
 def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:

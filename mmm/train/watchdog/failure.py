@@ -60,7 +60,7 @@ def find_lost_process(heartbeats: Sequence[Heartbeat], silent: Sequence[float], 
     rank = max(running, key=lambda one: silent[one])
     waiting = [(other, heartbeat.step) for other, heartbeat in enumerate(heartbeats) if heartbeat.state == "lost_collective"]
     missed = [f"; rank {other} missed it at step {step}" for other, step in waiting]
-    message = f"rank {rank} is gone: not heard of for {silent[rank]:.0f} s, last at step {heartbeats[rank].step}"
+    message = f"rank {rank} is gone: no heartbeat for {silent[rank]:.0f} s, last at step {heartbeats[rank].step}"
     return FailureReport(rank, message + "".join(missed[:1]))
 
 

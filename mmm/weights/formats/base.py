@@ -74,7 +74,7 @@ class Stored:
         for name in NAMES:
             if (self.path / name).is_file():
                 return self.path / name
-        raise ValueError(f"{self.path} is not a run folder, it has no config.yaml; and it holds none of {', '.join(NAMES)}")
+        raise ValueError(f"{self.path} is not a run folder (no config.yaml), and it contains none of {', '.join(NAMES)}")
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ class Format:
         tensors = stored.tensors if tensors is None else tensors
         left = [name for name in tensors if name.startswith(beginnings)]
         if left:
-            logger.warning("%s: the %s is left out (%s), for %s", stored, what, shorten_list(left), reason)
+            logger.warning("%s: the %s is left out (%s), because %s", stored, what, shorten_list(left), reason)
         return {name: value for name, value in tensors.items() if name not in left}
 
     def report(self, stored: Stored, tensors: Mapping[str, Tensor], about: str, assumed: str) -> None:
@@ -181,7 +181,7 @@ class Format:
         Raises:
             ValueError: the format does not support a property of the model, which the message names. Raised before writing.
         """
-        raise ValueError(f"{self.title} is read here, not written")
+        raise ValueError(f"{self.title} can be loaded, but not exported")
 
     def usage(self, model: Model) -> list[str]:
         """Returns lines of Python that call the model after the lines of `write`. Default: none, as those only load tensors."""

@@ -67,7 +67,7 @@ class BEiTLayout(ViTFormat):
     def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
         encoder, weights = super().encoder_tensors(model)
         if encoder.config.positions not in ("none", "learned"):
-            raise ValueError(f"{self.title} has no place for encoder.positions {encoder.config.positions}; export --to folder")
+            raise ValueError(f"{self.title} cannot hold encoder.positions {encoder.config.positions}; export --to folder")
         return encoder, weights
 
 
@@ -132,7 +132,7 @@ class BEiT(BEiTLayout, OfficialViT):
     def encoder_tensors(self, model: Model) -> tuple[VisionTransformer, dict[str, Tensor]]:
         encoder, weights = super().encoder_tensors(model)
         if encoder.config.relative_bias == "none":
-            raise ValueError(f"{self.title} has no place for encoder.relative_bias none; export --to folder")
+            raise ValueError(f"{self.title} cannot hold encoder.relative_bias none; export --to folder")
         return encoder, weights
 
 
@@ -182,7 +182,7 @@ class BEiTTransformers(BEiTLayout, TransformersViT):
         if "beit.layernorm.weight" in found:  # the head of BeitForMaskedImageModeling has another norm
             head = [name for name in found if name.startswith("layernorm.")]
             if head:
-                logger.warning("the norm of the head is left out (%s), for %s", shorten_list(head), REASON)
+                logger.warning("the norm of the head is left out (%s), because %s", shorten_list(head), REASON)
             found = {name: value for name, value in found.items() if name not in head}
         return super().spelled(found, kind)
 

@@ -102,7 +102,7 @@ def to_crossmae(model: Model) -> dict[str, torch.Tensor]:
     tensors = tensors_under(model, names, CrossMAE.title)
     if MIX not in tensors or "cls_token" not in tensors:
         lacking = "a class token" if MIX in tensors else "a decoder of cross-attention that mixes the encoder's blocks"
-        raise ValueError(f"{CrossMAE.title} is of a model with {lacking}, and this one has none")
+        raise ValueError(f"{CrossMAE.title} needs a model with {lacking}, and this one has none")
     return tensors
 
 
@@ -117,5 +117,5 @@ def _mixed(depth: int, maps: int, given: tuple[int, ...] | None, source: str) ->
         return None, maps == depth + 1
     with_input = given[:1] == (0,)
     if len(given) != maps:
-        raise ValueError(f"fusion_blocks={given} are {len(given)}, and {source} mixes {maps} maps")
+        raise ValueError(f"fusion_blocks={given} gives {len(given)} numbers, but {source} mixes {maps} maps")
     return given[1:] if with_input else given, with_input

@@ -112,7 +112,7 @@ class DINOv2Transformers(TransformersViT):
         ratio = next(ratios, None)
         if ratio is None:
             raise ValueError(
-                f"{self.title} supports only a whole number as mlp_ratio, which gives no hidden width of {config.hidden}"
+                f"{self.title} supports only whole numbers as mlp_ratio, and none gives a hidden width of {config.hidden}"
             )
         said = {"mlp_ratio": ratio, "use_swiglu_ffn": gated, "qkv_bias": config.qkv_bias == "all"}
         return said | ({"num_register_tokens": config.registers} if config.registers else {})

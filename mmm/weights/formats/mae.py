@@ -84,5 +84,5 @@ def to_mae(model: Model) -> dict[str, torch.Tensor]:
     tensors = tensors_under(model, names, MAE.title)
     encoder: Any = model.encoder
     if len(getattr(encoder, "home", ())) != 2 or "cls_token" not in tensors:
-        raise ValueError(f"{MAE.title} is of images, with a class token; this model has tokens of {model.tokenizer.size}")
+        raise ValueError(f"{MAE.title} is for images, with a class token; this model has tokens of {model.tokenizer.size}")
     return tensors

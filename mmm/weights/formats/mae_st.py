@@ -99,10 +99,10 @@ class MAEST(Format):
         for name, value in CHOICES.items():
             own = getattr(encoder.config, name)
             if own != value:
-                raise ValueError(f"{self.title} has no place for encoder.{name} {own}; export --to folder")
+                raise ValueError(f"{self.title} cannot hold encoder.{name} {own}; export --to folder")
         headed = isinstance(model, Classifier)
         if not headed and model.decoder is not None:
-            raise ValueError(f"{self.title} is written of an encoder or a classifier; load the model without its decoder")
+            raise ValueError(f"{self.title} holds only an encoder or a classifier; load the model without its decoder")
         if headed and not isinstance(model.pool, MeanPool):
             raise ValueError(f"{self.title} cannot hold pool.name {model.pool.config.name}; export --to folder")
         parts = {"encoder": encoder} | ({"head": model.head} if headed else {})

@@ -138,7 +138,7 @@ def read_config(path: Path) -> tuple[ModelConfig, Input]:
     """
     parts, data = read_parts(path)
     if not parts.decoded:
-        raise ValueError(f"{path} says no decoder: it is of a classifier or of an encoder alone")
+        raise ValueError(f"{path} names no decoder: its model is a classifier or only an encoder")
     return parts.model, data
 
 
@@ -239,7 +239,7 @@ def _check(model: Model, folder: Path) -> None:
     try:
         again = RunFolder().read(Stored(folder), Options()).state_dict()
     except ValueError as error:
-        raise ValueError(f"config.yaml cannot say what this model is: {str(error).replace(str(folder), 'the folder')}") from error
+        raise ValueError(f"config.yaml cannot describe this model: {str(error).replace(str(folder), 'the folder')}") from error
     assert all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
 
 
@@ -258,7 +258,7 @@ def _refuse_unknown(parts: Mapping[str, Any]) -> None:
         if kind in REGISTRIES and isinstance(part, Mapping) and part.get("name") not in REGISTRIES[kind].parts:
             known = ", ".join(sorted(REGISTRIES[kind].parts))
             raise ValueError(
-                f"{kind}.name {part.get('name')!r} is none of {known}; one of your own: --use FILE (in Python, import it)"
+                f"{kind}.name {part.get('name')!r} is not one of {known}; for a part of your own: --use FILE (in Python, import it)"
             )
 
 

@@ -76,7 +76,7 @@ class Timm(Format):
         tensors, source = stored.tensors, str(stored)
         strange = [name for name in tensors if renamed(name, [(there, ours) for ours, there in NAMES]) is None]
         if strange:
-            raise ValueError(f"{source} does not fit: it has {shorten_list(strange)}, for which there is no place")
+            raise ValueError(f"{source} does not fit: it has {shorten_list(strange)}, which the model does not have")
         theirs = _described(stored)
         if theirs is not None:
             options = replace(options, heads=theirs.blocks[0].attn.num_heads, image_size=tuple(theirs.patch_embed.img_size))

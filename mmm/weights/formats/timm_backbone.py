@@ -71,7 +71,7 @@ class TimmBackbone(Format):
         left = tuple(sorted(one for one in heads if not any(mine.startswith(one) for mine in own)))
         moved = "norm.weight" in own and "norm.weight" not in stored.tensors and "fc_norm.weight" in stored.tensors
         if moved:
-            logger.warning("%s: fc_norm, which follows the mean of the tokens there, norms every token here", stored)
+            logger.warning("%s: fc_norm is applied to every token here, and to the mean of the tokens in timm", stored)
             left = tuple(one for one in left if one != "fc_norm.")
         tensors = self.leave_out(stored, *left, reason="this is read as an encoder") if left else dict(stored.tensors)
         if moved:
@@ -83,7 +83,7 @@ class TimmBackbone(Format):
     def write(self, model: Model, folder: Path) -> list[str]:
         encoder = model.encoder
         if not isinstance(encoder, TimmEncoder) or isinstance(model, Classifier) or model.decoder is not None:
-            raise ValueError(f"{self.title} holds an encoder.name timm alone; export --to folder, or --to timm a vit")
+            raise ValueError(f"{self.title} holds only encoder.name timm; export --to folder, or a vit --to timm")
         weights: dict[str, Tensor] = tensors_under(model, names, self.title)
         config = {"architecture": encoder.config.model, "num_classes": 0, "num_features": encoder.shape.width}
         data, backbone = data_of(model), encoder.backbone

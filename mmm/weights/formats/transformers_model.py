@@ -69,7 +69,7 @@ class TransformersModel(Format):
         return MaskedModel(tokenizer, masker, encoder, None, target, data=data)
 
     def write(self, model: Model, folder: Path) -> list[str]:
-        raise ValueError(f"{self.title} is read here, not written; the folder with {CONFIG} that it came from is one")
+        raise ValueError(f"{self.title} can be loaded, but not exported; use the folder with {CONFIG} that it came from")
 
 
 def _side(value: Any) -> int | None:

@@ -159,7 +159,7 @@ def to_videomae(model: Model) -> dict[str, torch.Tensor]:
         )
     biased = [name for name in model.state_dict() if name.endswith(".qkv.bias")]
     if biased:
-        raise ValueError(f"VideoMAE's layout has no place for {shorten_list(biased)}; encoder.qkv_bias must be qv or none")
+        raise ValueError(f"VideoMAE's layout cannot hold {shorten_list(biased)}; encoder.qkv_bias must be qv or none")
     return tensors_under(model, names_with("" if decoder is None else "encoder."), VideoMAE.title)
 
 

@@ -107,11 +107,13 @@ class ViTFormat(Format):
         if not isinstance(encoder, VisionTransformer):
             raise ValueError(f"{self.title} cannot hold the encoder {encoder.config.name}; export --to folder")
         if isinstance(model, Classifier) or model.decoder is not None:
-            raise ValueError(f"{self.title} is written of an encoder alone; load it without decoder or head, or export --to folder")
+            raise ValueError(f"{self.title} holds only an encoder; load the model without decoder or head, or export --to folder")
         if len(encoder.home) != 2 + self.clips:
-            raise ValueError(f"{self.title} is of {'clips' if self.clips else 'images'}, and this model is not; export --to folder")
+            raise ValueError(
+                f"{self.title} is for {'clips' if self.clips else 'images'}, and this model is not; export --to folder"
+            )
         if encoder.config.activation == "swiglu" and not self.gated:
-            raise ValueError(f"{self.title} has no place for encoder.activation swiglu; export --to folder")
+            raise ValueError(f"{self.title} cannot hold encoder.activation swiglu; export --to folder")
         expected = BLOCK_CHOICES | {name: value for name, value in self.choices.items() if name in (*BLOCK_CHOICES, *BESIDES)}
         choices = {name: value for name, value in expected.items() if name not in self.free}
         alone = nn.ModuleDict({"encoder": encoder})
@@ -271,7 +273,7 @@ class TransformersViT(ViTFormat):
         config, kind, data = encoder.config, self.kind_of(encoder.config), data_of(model)
         sides = {*data.size[-2:]}
         if len(sides) > 1:
-            raise ValueError(f"{self.title} is of square samples, and this model's are {data.size}; export --to folder")
+            raise ValueError(f"{self.title} is for square samples, and this model's are {data.size}; export --to folder")
         content: dict[str, Any] = {
             "architectures": [self.kinds[kind]],
             "model_type": kind,
