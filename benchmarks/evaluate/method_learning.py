@@ -39,6 +39,7 @@ from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.targets import LatentTarget, PixelTarget
+from mmm.tokenizers import Patches
 from tasks import pretrain
 
 IMAGES = (
@@ -48,7 +49,7 @@ IMAGES = (
 VIDEOS = ("mae", "crossmae", "mae_v2", "maskfeat", "umt", "vjepa", "salt")
 ENCODERS: dict[str, EncoderConfig] = {  # encoders after a plus; their output has width 192, as that of the vision transformer
     "hiera": Hiera.Config(width=48, heads=1, stages=(1, 1, 3), patch=2, mask_unit=2, pools=1),
-    "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=2, window=4),
+    "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=4, window=4),  # tokens of 8 pixels, which SimMIM hides one by one
 }
 DEPTH = 4  # blocks of the image encoders
 BATCH, RATE = 64, 1e-3  # images per update, and the peak learning rate
@@ -65,6 +66,8 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
     if not options.videos:
         changes["data"] = replace(preset.data, source=options.source, workers=0)
         changes["encoder"] = ENCODERS[encoder] if encoder else replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
+        if encoder == "swin":
+            changes |= {"tokenizer": Patches.Config(size=8), "masker": replace(preset.masker, unit=1)}
         if getattr(preset.target, "blocks", None):
             changes["target"] = replace(preset.target, blocks=tuple(range(2, DEPTH + 1)))  # type: ignore[call-arg]
     if isinstance(preset.target, LatentTarget.Config) and preset.target.teacher.startswith("runs/"):
