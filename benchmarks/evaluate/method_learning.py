@@ -39,7 +39,7 @@ from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
 from mmm.targets import LatentTarget, PixelTarget
-from mmm.tokenizers import Patches
+from recipes.image_mae import CIFAR10
 from tasks import pretrain
 
 IMAGES = (
@@ -47,29 +47,25 @@ IMAGES = (
     *("mae+hiera", "simmim+swin"),
 )
 VIDEOS = ("mae", "crossmae", "mae_v2", "maskfeat", "umt", "vjepa", "salt")
-ENCODERS: dict[str, EncoderConfig] = {  # encoders after a plus; their output has width 192, as that of the vision transformer
-    "hiera": Hiera.Config(width=48, heads=1, stages=(1, 1, 3), patch=2, mask_unit=2, pools=1),
-    "swin": Swin.Config(width=96, heads=3, stages=(2, 4), patch=4, window=4),  # tokens of 8 pixels, which SimMIM hides one by one
+ENCODERS: dict[str, EncoderConfig] = {  # of methods with a plus in their name; as wide at the output as the vision transformer
+    "hiera": Hiera.Config(width=32, heads=1, stages=(1, 1, 3), patch=2, mask_unit=2, pools=1),
+    "swin": Swin.Config(width=64, heads=2, stages=(1, 3), patch=2, window=4),
 }
-DEPTH = 4  # blocks of the image encoders
-BATCH, RATE = 64, 1e-3  # images per update, and the peak learning rate
+BATCH, RATE = 64, 1.2e-3  # images of an update, and its peak learning rate
 MEASURED = ("neighbours", "linear")
 PACE = (8, 72)  # updates of the two runs whose difference gives the time of an update
 
 
 def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
-    """Returns a recipe's preset for small data, with the common size of encoder and the given number of updates."""
+    """Returns the demonstration of a recipe, on CIFAR-10 or on clips, with the given number of updates."""
     recipe, _, encoder = name.partition("@")[0].partition("+")
     presets = importlib.import_module(f"recipes.{recipe}").PRESETS
-    preset: pretrain.Config = presets.get("demo_student", presets["demo"]) if options.videos else presets["cifar10"]
-    changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that the processor time includes reading
+    preset: pretrain.Config = presets.get("demo_student", presets["demo"])
+    changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that reading counts
     if not options.videos:
-        changes["data"] = replace(preset.data, source=options.source, workers=0)
-        changes["encoder"] = ENCODERS[encoder] if encoder else replace(preset.encoder, depth=DEPTH)  # type: ignore[call-arg]
-        if encoder == "swin":
-            changes |= {"tokenizer": Patches.Config(size=8), "masker": replace(preset.masker, unit=1)}
-        if getattr(preset.target, "blocks", None):
-            changes["target"] = replace(preset.target, blocks=tuple(range(2, DEPTH + 1)))  # type: ignore[call-arg]
+        changes["data"] = replace(CIFAR10.data, source=options.source, workers=0)
+    if encoder:
+        changes["encoder"] = ENCODERS[encoder]
     if isinstance(preset.target, LatentTarget.Config) and preset.target.teacher.startswith("runs/"):
         changes["target"] = replace(preset.target, teacher=str(folder.parent / f"{folder.name}-teacher"))
     train = replace(
