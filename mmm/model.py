@@ -156,6 +156,7 @@ class MaskedModel(Pretrained, nn.Module):
         self, patches: list[Tensor], grids: list[Grid], masks: Sequence[Mask], token_targets: list[TokenTargets]
     ) -> Output:
         """Computes the loss of one mask of each sample."""
+        assert self.decoder is not None
         features = self.encoder.packed(patches, grids, masks)  # only of the visible (and blank) tokens
         predictions = self.decoder.packed(features, masks, grids)  # (kmB, Q, K) each
         targets = list(map(self.target.pick, token_targets, masks))  # (kmB, Q, K) or (kmB, Q) each

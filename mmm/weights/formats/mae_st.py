@@ -100,12 +100,13 @@ class MAEST(Format):
             own = getattr(encoder.config, name)
             if own != value:
                 raise ValueError(f"{self.title} cannot hold encoder.{name} {own}; export --to folder")
-        headed = isinstance(model, Classifier)
-        if not headed and model.decoder is not None:
+        parts: dict[str, nn.Module] = {"encoder": encoder}
+        if isinstance(model, Classifier):
+            if not isinstance(model.pool, MeanPool):
+                raise ValueError(f"{self.title} cannot hold pool.name {model.pool.config.name}; export --to folder")
+            parts["head"] = model.head
+        elif model.decoder is not None:
             raise ValueError(f"{self.title} holds only an encoder or a classifier; load the model without its decoder")
-        if headed and not isinstance(model.pool, MeanPool):
-            raise ValueError(f"{self.title} cannot hold pool.name {model.pool.config.name}; export --to folder")
-        parts = {"encoder": encoder} | ({"head": model.head} if headed else {})
-        weights = tensors_under(nn.ModuleDict(parts), lambda ours: names(ours, headed=headed), self.title)
+        weights = tensors_under(nn.ModuleDict(parts), lambda ours: names(ours, headed="head" in parts), self.title)
         torch.save({"model_state": {name: value.clone() for name, value in weights.items()}}, folder / FILE)
         return official_lines(folder / FILE, "models_vit.VisionTransformer", "model_state")
