@@ -33,9 +33,9 @@ class FusedDecoderConfig(DecoderConfig):
     """Base of the `Config` of decoders that can read a weighted sum of the encoder's blocks."""
 
     fusion: Literal["none", "linear", "stages", "levels"] = "none"
-    """Input from the encoder. none: its last, normed output. linear: a learned weighted sum of the outputs of its blocks, normed.
-    stages: the last output of a hierarchical encoder plus its finer stages, brought to that size by convolutions, normed. levels:
-    the outputs of several blocks, each normed, concatenated and passed through a linear layer and a GELU (V-JEPA 2.1)."""
+    """Input from the encoder: its last, normed output (none); a learned weighted sum of the normed outputs of its blocks (linear);
+    the last output of a hierarchical encoder plus its finer stages, which convolutions bring to that size, normed (stages); or the
+    normed outputs of several blocks, concatenated and passed through a linear layer and a GELU (levels: V-JEPA 2.1)."""
 
     fusion_blocks: tuple[int, ...] | None = None
     """The encoder's blocks that are read, counted from 1, if fusion is linear or levels. None: all blocks."""

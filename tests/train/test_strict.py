@@ -127,7 +127,7 @@ def well(pids: list[int], folder: Path) -> None:
     [
         ({"micro_batch_size": None}, 1, "train.micro_batch_size None follows from the machine; give a number"),
         ({}, 3, "3 is not a power of two; start 2, 4 or 8"),
-        ({"compile": True}, 1, "train.compile .* not with train.strict"),
+        ({"compile": True}, 1, "train.compile .* leave it out with train.strict"),
         ({"threads": None}, 1, "train.threads none .* train.strict needs a number"),
     ],
 )

@@ -142,7 +142,7 @@ def test_shapes_say_the_depth_the_maps_and_self_attention(write: Callable[..., P
 def test_some_blocks_are_told_by_an_argument(write: Callable[..., Path]) -> None:
     weights = crossmae_file(depth=4, maps=3)
     path = write(weights)
-    with pytest.raises(ValueError, match="mixes 3 maps of an encoder of 4 blocks, .* give fusion_blocks="):
+    with pytest.raises(ValueError, match="fuses 3 maps of an encoder of 4 blocks, .* give fusion_blocks="):
         load_small(path)
     with pytest.raises(ValueError, match=r"fusion_blocks=\(1, 2\) gives 2 numbers, but .* mixes 3 maps"):
         load_small(path, fusion_blocks=(1, 2))

@@ -28,7 +28,9 @@ def original(name: str) -> Any:
     if name == "CLIP":
         model: Any = transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8))
     elif name == "Beit":
-        model = transformers.BeitModel(transformers.BeitConfig(**VISION, use_relative_position_bias=True))
+        model = transformers.BeitModel(
+            transformers.BeitConfig(**VISION, use_relative_position_bias=True, use_shared_relative_position_bias=True)
+        )
     else:
         model = transformers.ConvNextModel(
             transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64)
