@@ -9,7 +9,7 @@ The initial and the final learning rate for 256 images, warm-up, crops, clipping
 is our choice. A token of 4 pixels is one cell, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
-been run on ImageNet yet. `cifar10`: docs/methods.md."""
+been run on ImageNet yet. `cifar10` has not been measured either."""
 
 from dataclasses import replace
 from typing import Any

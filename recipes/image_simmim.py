@@ -7,7 +7,7 @@ are replaced by a mask token, and one linear layer predicts their raw pixels.
     python recipes/image_simmim.py --preset cifar10 --data.source uoft-cs/cifar10
 
 Results. The authors report a top-1 accuracy of 83.8 (ViT-B) and 84.0 % (Swin-B) after fine-tuning. This recipe has not been run
-on ImageNet yet. `cifar10`: docs/methods.md."""
+on ImageNet yet. Six minutes on CIFAR-10: docs/methods.md."""
 
 from dataclasses import replace
 from typing import Any

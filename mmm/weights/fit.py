@@ -34,10 +34,11 @@ def fitted_state(own: Any, other: Any, where: str, inflate: Inflation | None = N
         ValueError: one part is for images and the other for clips, and `inflate` is not given.
     """
     home, theirs = getattr(own, "home", None), getattr(other, "home", None)
-    if hasattr(other, SPATIAL) and hasattr(other, "positions_of") and isinstance(getattr(own, TABLE, None), nn.Parameter):
+    kinds = [getattr(getattr(part, "config", None), "positions", None) for part in (other, own)]
+    if kinds == ["separate", "learned"] and len(own.home) == len(other.home):
         apart = (SPATIAL, TEMPORAL, CLASS)  # positions of places and of times become one table
         state = {name: value for name, value in other.state_dict().items() if name not in apart}
-        return state | {TABLE: other.positions_of(home).detach()}
+        return state | {TABLE: other.positions_of(own.home).detach()}
     if home is None or theirs is None or home == theirs:
         return other.state_dict()
     if len(home) == len(theirs):

@@ -91,6 +91,16 @@ def test_positions_of_place_and_time_become_one_table(build: Build, tmp_path: Pa
         assert torch.allclose(model.encode(x).last, source.encode(x).last, atol=1e-5)
 
 
+def test_a_model_of_clips_starts_no_model_of_images(build: Build, tmp_path: Path) -> None:
+    hiera = Hiera.Config(width=8, heads=1, stages=(1, 1, 1), mask_unit=4)
+    clips = build((4, 32, 32), tokenizer=Tubes.Config(size=16, frames=2), encoder=hiera, masker=RandomMasker.Config())
+    images = build((32, 32), tokenizer=Patches.Config(size=16), encoder=hiera, masker=RandomMasker.Config())
+    separate = build((4, 12, 16), encoder=replace(LEARNED, positions="separate"))
+    for number, (source, model) in enumerate([(clips, images), (separate, build((12, 16), encoder=LEARNED))]):
+        with pytest.raises(ValueError, match="choose a tokenizer of tubes"):
+            initialise_from(model, saved(source, tmp_path / str(number)))
+
+
 def test_a_mask_token_that_one_side_lacks_is_no_obstacle(build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain, masked = build(), build(masker=RandomMasker.Config(blank=True))
     own = masked.encoder.mask_token.clone()
