@@ -6,6 +6,7 @@ Shapes: N tokens of the grid, n axes of the grid, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from mmm.core.tokens import Grid
 Fixed = Literal["sine_cosine", "flat_sine_cosine"]  # positions that are not trained
 Positions = Literal["sine_cosine", "flat_sine_cosine", "learned"]
 Resize = Literal["interpolate", "antialias", "recompute"]  # how positions for another grid are obtained
+# the axes of the grid that a learned table is for, by the table's name: all of them, places or times
+TABLE_AXES = {"pos_embed": slice(None), "pos_embed_spatial": slice(1, None), "pos_embed_temporal": slice(1)}
 
 
 def coordinates(grid: Grid) -> Tensor:
@@ -84,6 +87,19 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, *, antialias: bool = F
     image = table.transpose(1, 2).unflatten(2, old)  # (1, D, *old)
     resized = F.interpolate(image, size=new, mode=mode, align_corners=False, antialias=antialias)
     return resized.flatten(2).transpose(1, 2)  # (1, N_new, D)
+
+
+def resize_tables(tables: Mapping[str, Tensor], old: Grid, new: Grid) -> dict[str, Tensor]:
+    """Returns learned tables by name, interpolated for another grid; see `TABLE_AXES` and `resize_positions`."""
+    return {name: resize_positions(table, old[TABLE_AXES[name]], new[TABLE_AXES[name]]) for name, table in tables.items()}
+
+
+def sum_of_tables(tables: Mapping[str, Tensor]) -> Tensor:
+    """Returns the positions of all tokens, (1, N, D): the only table, or the sums of the tables of places and of times."""
+    if "pos_embed" in tables:
+        return tables["pos_embed"]
+    places, times = tables["pos_embed_spatial"], tables["pos_embed_temporal"]  # (1, H' W', D), (1, T', D)
+    return (times[:, :, None] + places[:, None]).flatten(1, 2)
 
 
 def positions(table: Tensor, home: Grid, grid: Grid, prefix: int, kind: Positions, resize: Resize = "interpolate") -> Tensor:

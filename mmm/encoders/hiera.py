@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import Count, Positive, Rate
-from mmm.core.positions import resize_positions
+from mmm.core.positions import resize_tables, sum_of_tables
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape, Stage
 from mmm.encoders.base import Encoder, EncoderConfig, encoders
@@ -251,18 +251,12 @@ class Hiera(Encoder):
 
     def positions_of(self, patches: Grid) -> Tensor:
         """The positions of every patch of a grid, (1, patches, D'): at home as they are stored, elsewhere interpolated."""
-        tables = self.positions_at(patches)
-        if "pos_embed" in tables:
-            return tables["pos_embed"]
-        places, times = tables["pos_embed_spatial"], tables["pos_embed_temporal"]
-        return (times[:, :, None] + places[:, None]).flatten(1, 2)
+        return sum_of_tables(self.positions_at(patches))
 
     def positions_at(self, patches: Grid) -> dict[str, Tensor]:
         """The tables of positions for a grid of patches, by name."""
         home = self.patch_grid(self.home)
-        found = {name: getattr(self, name) for name in self._tables(home)}
-        axes = {"pos_embed": slice(None), "pos_embed_spatial": slice(1, None), "pos_embed_temporal": slice(1)}
-        return {name: resize_positions(table, home[axes[name]], patches[axes[name]]) for name, table in found.items()}
+        return resize_tables({name: getattr(self, name) for name in self._tables(home)}, home, patches)
 
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
         """The state of the same encoder for another home grid; see `Encoder.state_at`."""

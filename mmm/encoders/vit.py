@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, Count, NonNegative, Positive, Rate, check_width
 from mmm.core.mask import Mask
-from mmm.core.positions import Resize, learned_table, position_table, positions, resize_positions
+from mmm.core.positions import Resize, learned_table, position_table, positions, resize_tables, sum_of_tables
 from mmm.core.tokens import Grid, take
 from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.encoders.base import Encoder, EncoderConfig, encoders, shown
@@ -305,9 +305,7 @@ class VisionTransformer(Encoder):
     def positions_of(self, grid: Grid) -> Tensor:
         """The positions of the class tokens and of the tokens of a grid, (1, R - r + N, D)."""
         if self.config.positions == "separate":
-            tables = self.separate_at(grid)
-            spatial, temporal = tables["pos_embed_spatial"], tables["pos_embed_temporal"]  # (1, H' W', D), (1, T', D)
-            body = (temporal[:, :, None] + spatial[:, None]).flatten(1, 2)  # (1, N, D)
+            body = sum_of_tables(self.separate_at(grid))  # (1, N, D)
             return body if self.pos_embed_class is None else torch.cat([self.pos_embed_class, body], dim=1)
         assert self.pos_embed is not None
         if grid == self.home:
@@ -317,9 +315,8 @@ class VisionTransformer(Encoder):
 
     def separate_at(self, grid: Grid) -> dict[str, Tensor]:
         """The tables of places and of times for a grid, by name; resized where it is not the home grid."""
-        home, names = self.home, ("pos_embed_spatial", "pos_embed_temporal")
-        axes = (home[1:], grid[1:]), (home[:1], grid[:1])
-        return {name: resize_positions(getattr(self, name), *grids) for name, grids in zip(names, axes, strict=True)}
+        tables = {"pos_embed_spatial": self.pos_embed_spatial, "pos_embed_temporal": self.pos_embed_temporal}
+        return resize_tables(tables, self.home, grid)
 
     def state_at(self, grid: Grid) -> dict[str, Tensor]:
         """The state of the same encoder for another home grid; see `Encoder.state_at`."""

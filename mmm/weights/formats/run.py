@@ -34,8 +34,8 @@ from mmm.tokenizers import tokenizers
 from mmm.train.checkpoint.reader import damage, newest, read
 from mmm.train.checkpoint.shards import stem_of
 from mmm.train.run.folder import RESULT
+from mmm.weights.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
 from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register, shape_of
-from mmm.weights.formats.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
 from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 

@@ -229,8 +229,9 @@ class TransformersViT(ViTFormat):
     def read(self, stored: Stored, options: Options) -> Model:
         kind, at = stored.config["model_type"], stored.folder / CONFIG
         said = {**self.defaults, **{name: value for name, value in stored.config.items() if value is not None}}
-        if said.get("hidden_act") != self.defaults.get("hidden_act", said.get("hidden_act")):
-            raise ValueError(f"{at}: hidden_act is {said['hidden_act']!r}; only {self.defaults['hidden_act']!r} is supported")
+        activation = self.defaults.get("hidden_act")
+        if activation and said["hidden_act"] != activation:
+            raise ValueError(f"{at}: hidden_act is {said['hidden_act']!r}; only {activation!r} is supported")
         for name in (self.side, "patch_size"):
             if isinstance(said[name], list) and len(set(said[name])) == 1:
                 said[name] = said[name][0]
