@@ -9,7 +9,6 @@ Shapes: B samples, C channels, T frames, N tokens.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,46 +18,31 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.train.peers import build_lightly
 from mmm.core.tokens import keep_count
 from mmm.data import open_data
+from mmm.weights.formats.base import write_folder
 from tasks import pretrain
 
 
 def lightly(config: pretrain.Config, folder: Path) -> None:
     """Trains lightly's MAE on images, and writes the encoder with timm's names of weights."""
     from datasets import load_dataset
-    from lightly.models import utils
-    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
     from lightly.transforms.mae_transform import MAETransform
-    from timm.models.vision_transformer import VisionTransformer
 
     data: Any = config.data
     encoder, patch, decoder = sizes(config)
-    vit = VisionTransformer(data.image_size, patch, **encoder, num_classes=0, global_pool="")
-    body, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
-    width, depth, heads = decoder
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated; the replacement needs more parts for the same result
-        head = MAEDecoderTIMM(
-            tokens, patch, embed_dim=encoder["embed_dim"], decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads
-        )
+    model, loss, vit = build_lightly(data.image_size, patch, encoder, decoder, ratio=config.masker.ratio, raw=True)
     transform = MAETransform(data.image_size, min_scale=data.crop_scale[0], normalize={"mean": data.mean, "std": data.std})
     images = load_dataset(str(data.source), split="train").select_columns("img")
     images.set_transform(lambda rows: {"x": [transform(image)[0] for image in rows["img"]]})
     loader = DataLoader(images, batch_size=config.train.batch_size, shuffle=True, drop_last=True)
-
-    def loss(x: Tensor) -> Tensor:
-        keep, hide = utils.random_token_mask((len(x), tokens + 1), mask_ratio=config.masker.ratio, device=x.device)
-        seen = head.embed(body.encode(x, idx_keep=keep))
-        whole = utils.repeat_token(head.mask_token, (len(x), tokens + 1))
-        whole = head.decode(utils.set_at_index(whole, keep, seen.type_as(whole)))
-        prediction = head.predict(utils.get_at_index(whole, hide))
-        return nn.functional.mse_loss(prediction, utils.get_at_index(utils.patchify(x, patch), hide - 1))
-
-    model = nn.ModuleList([body, head])
-    train(config, model, loss, (rows["x"] for _ in range(config.train.steps) for rows in loader))
+    train(config, model, loss, (rows["x"] for _ in range(config.train.steps or 1) for rows in loader))
     folder.mkdir(parents=True)
-    torch.save(vit.state_dict(), folder / "checkpoint.pth")
+    names = ("embed_dim", "depth", "num_heads")
+    arguments = {"img_size": data.image_size, "patch_size": patch, "global_pool": "", **dict(zip(names, encoder, strict=True))}
+    content = {"architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": encoder[0], "model_args": arguments}
+    write_folder(folder, vit.state_dict(), content)
 
 
 def transformers(config: pretrain.Config, folder: Path) -> None:
@@ -74,10 +58,10 @@ def transformers(config: pretrain.Config, folder: Path) -> None:
         num_channels=data.channels,
         num_frames=data.frames,
         tubelet_size=frames,
-        hidden_size=encoder["embed_dim"],
-        num_hidden_layers=encoder["depth"],
-        num_attention_heads=encoder["num_heads"],
-        intermediate_size=4 * encoder["embed_dim"],
+        hidden_size=encoder[0],
+        num_hidden_layers=encoder[1],
+        num_attention_heads=encoder[2],
+        intermediate_size=4 * encoder[0],
         decoder_hidden_size=decoder[0],
         decoder_num_hidden_layers=decoder[1],
         decoder_num_attention_heads=decoder[2],
@@ -145,11 +129,11 @@ def train(config: pretrain.Config, model: nn.Module, loss: Any, batches: Iterato
         optimizer.zero_grad(set_to_none=True)
 
 
-def sizes(config: pretrain.Config) -> tuple[dict[str, int], int, tuple[int, int, int]]:
-    """Returns the encoder's arguments with timm's names, the side of a patch, and the decoder's width, depth and heads."""
+def sizes(config: pretrain.Config) -> tuple[tuple[int, int, int], int, tuple[int, int, int]]:
+    """Returns width, depth and heads of the encoder, the side of a patch, and width, depth and heads of the decoder."""
     encoder, decoder, token = config.encoder, config.decoder, config.tokenizer
-    arguments = {"embed_dim": encoder.shape.width, "depth": encoder.shape.depth, "num_heads": encoder.head_count}  # type: ignore[attr-defined]
-    return arguments, token.size, (decoder.width, decoder.depth, decoder.heads)  # type: ignore[attr-defined]
+    shape = encoder.shape.width, encoder.shape.depth, encoder.head_count  # type: ignore[attr-defined]
+    return shape, token.size, (decoder.width, decoder.depth, decoder.heads)  # type: ignore[attr-defined]
 
 
 LOOPS = {"lightly": lightly, "transformers": transformers}

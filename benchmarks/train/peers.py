@@ -113,28 +113,47 @@ def sizes(setting: Setting) -> dict[str, Any]:
 
 
 def lightly_mae(setting: Setting, x: Tensor) -> tuple[nn.Module, Loss]:
-    """Builds lightly's MAE from its modules; it draws its masks."""
+    """Builds lightly's MAE with the published decoder; it draws its masks."""
+    model, loss_of, _ = build_lightly(setting.image, 16, SIZES[setting.size], (512, 8, 16))
+    return model.to(x.device).train(), lambda: loss_of(x)
+
+
+def build_lightly(
+    image: int, patch: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int], *, ratio: float = 0.75, raw: bool = False
+) -> tuple[nn.Module, Callable[[Tensor], Tensor], nn.Module]:
+    """Builds lightly's MAE from its modules.
+
+    Args:
+        image, patch: sides in pixels.
+        encoder, decoder: width, depth and heads.
+        ratio: fraction of hidden tokens.
+        raw: predict raw pixels instead of standardised patches.
+
+    Returns:
+        The model, the function from images to its loss, and timm's vision transformer in the model.
+    """
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
 
-    width, depth, heads = SIZES[setting.size]
-    vit = VisionTransformer(setting.image, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="")
-    encoder, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
+    width, depth, heads = encoder
+    vit = VisionTransformer(image, patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="")
+    body, tokens = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.num_patches
+    inner = dict(zip(("decoder_embed_dim", "decoder_depth", "decoder_num_heads"), decoder, strict=True))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated; the replacement needs more parts for the same result
-        decoder = MAEDecoderTIMM(tokens, 16, embed_dim=width, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+        warnings.simplefilter("ignore")  # its successor asks for more parts that do the same
+        head = MAEDecoderTIMM(tokens, patch, embed_dim=width, **inner)
 
-    def loss() -> Tensor:
-        keep, hide = utils.random_token_mask((len(x), tokens + 1), mask_ratio=0.75, device=x.device)
-        seen = decoder.embed(encoder.encode(x, idx_keep=keep))
-        whole = utils.repeat_token(decoder.mask_token, (len(x), tokens + 1))
-        whole = decoder.decode(utils.set_at_index(whole, keep, seen.type_as(whole)))
-        prediction = decoder.predict(utils.get_at_index(whole, hide))
-        expected = utils.get_at_index(utils.patchify(x, 16), hide - 1)
-        return nn.functional.mse_loss(prediction, standardised(expected))
+    def loss_of(x: Tensor) -> Tensor:
+        keep, hide = utils.random_token_mask((len(x), tokens + 1), mask_ratio=ratio, device=x.device)
+        seen = head.embed(body.encode(x, idx_keep=keep))
+        whole = utils.repeat_token(head.mask_token, (len(x), tokens + 1))
+        whole = head.decode(utils.set_at_index(whole, keep, seen.type_as(whole)))
+        prediction = head.predict(utils.get_at_index(whole, hide))
+        expected = utils.get_at_index(utils.patchify(x, patch), hide - 1)
+        return nn.functional.mse_loss(prediction, expected if raw else standardised(expected))
 
-    return nn.ModuleList([encoder, decoder]).to(x.device).train(), loss
+    return nn.ModuleList([body, head]), loss_of, vit
 
 
 def standardised(expected: Tensor) -> Tensor:
