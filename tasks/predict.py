@@ -2,12 +2,14 @@
 
     mmm predict runs/finetune-1 photograph.jpg
     mmm predict runs/finetune-1 holiday_pictures --top 3 --out predictions.csv
+    mmm predict runs/finetune-1 /data/imagenet --split val
     mmm predict runs/finetune-1 video.mp4 --eval_clips 5 --eval_crops 3 --out predictions.json
     mmm predict runs/segment-1 holiday_pictures --masks masks
     mmm predict runs/detect-1 holiday_pictures --masks masks --out objects.json
 
 A source is a file, a folder, a list, or any other source of training data. The probabilities of a video are the mean over its
-clips and crops. For a segmenter, the share of each class in an image is printed, and for a detector, the objects.
+clips and crops. If the inputs of a classifier have labels, for instance sub-folders, the accuracy is printed too. For a segmenter,
+the share of each class in an image is printed, and for a detector, the objects.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import mmm
 from mmm.classifier import Classifier
@@ -32,7 +36,7 @@ from mmm.dense.segmenter import Segmenter
 from mmm.evaluate.dense.predict import dense_row
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.loaded_model import choose_device
-from mmm.evaluate.metrics import mean_of_views
+from mmm.evaluate.metrics import Tally, mean_of_views
 from mmm.model import MaskedModel
 from mmm.system.files import write_json
 
@@ -54,6 +58,9 @@ class Config(CheckedConfig):
 
     out: str | None = None
     """File for all rows: .csv or .json. None: no file."""
+
+    split: str | None = None
+    """Split of a source that has several, for instance val. None: the source has one split."""
 
     image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: that of the model."""
@@ -105,31 +112,44 @@ def run(config: Config) -> dict[str, Any]:
     model = model.to(choose_device(config.device))
     if config.masks is not None and isinstance(model, Classifier):
         raise ValueError(f"--masks is for segmenters and detectors; {path} names classes of whole inputs")
-    rows = [row for source in sources for row in predict_source(model, source, config)]
+    tally = Tally(1, model.head.classes) if isinstance(model, Classifier) else None
+    rows = [row for source in sources for row in predict_source(model, source, config, tally)]
     _show(rows)
+    found: dict[str, Any] = {"predictions": rows}
+    if tally is not None and tally.seen.any():
+        found["accuracy"] = accuracy = tally.result(0)
+        print(
+            f"top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%}, mean over classes {accuracy['mean_per_class']:.2%}, "
+            f"of {accuracy['samples']:,} labelled inputs"
+        )
     if config.out is not None:
         _write(rows, Path(config.out))
         print(f"predictions: {config.out}")
-    return {"predictions": rows}
+    return found
 
 
-def predict_source(model: Classifier | Segmenter | Detector, source: str, config: Config) -> list[dict[str, Any]]:
+def predict_source(
+    model: Classifier | Segmenter | Detector, source: str, config: Config, tally: Tally | None = None
+) -> list[dict[str, Any]]:
     """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
 
-    The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`.
+    The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`. For a classifier, rows of
+    labelled inputs have a `label`.
+
+    Args:
+        tally: labelled inputs of a classifier are counted here.
 
     Raises:
         ValueError: the source cannot be opened, or it has several splits and no split was chosen.
     """
     data = _data(model, source, config)
     splits = find_source(data).splits
-    if len(splits) > 1:
-        one = f"{source}/{next(iter(splits))}"
-        raise ValueError(f"{source} has the splits {', '.join(splits)}; give the folder or file of one of them, for instance {one}")
-    part = open_data(data, "train")
+    if len(splits) > 1 and config.split is None:
+        raise ValueError(f"{source} has the splits {', '.join(splits)}; choose one, for instance --split {next(iter(splits))}")
+    part = open_data(data, config.split or "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
     if isinstance(model, Classifier):
-        return list(_rows(model, part, config))
+        return list(_rows(model, part, config, Tally(1, model.head.classes) if tally is None else tally))
     assert isinstance(part, Images)
     return list(_dense_rows(model, part, config))
 
@@ -147,19 +167,44 @@ def _dense_rows(model: Segmenter | Detector, part: Images, config: Config) -> It
         yield {"name": name, **dense_row(model, image, stem, least=config.least, top=config.top)}
 
 
-def _rows(model: Classifier, part: Images | Clips, config: Config) -> Iterator[dict[str, Any]]:
+def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally) -> Iterator[dict[str, Any]]:
     """Yields the rows of a part, batch by batch."""
     device, views = next(model.parameters()).device, part.config.views
+    labels = _labels(model, part)
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         for problem in batch.problems:
             yield {"name": problem.name, "problem": problem.reason}
         if len(batch):
             with inference(model):
                 logits = model(normalise(batch.pixels.to(device), part.config.mean, part.config.std))
-            chances = mean_of_views(logits, views)  # (b V, K) -> (b, K)
-            names = [part.name(int(index)) for index in batch.index[::views]]
-            for name, classes in zip(names, model.named(chances, top=config.top), strict=True):
-                yield {"name": name, "classes": classes}
+            chances = mean_of_views(logits, views).cpu()  # (b V, K) -> (b, K)
+            index = batch.index[::views]
+            own = labels[index]
+            tally.add(chances[None, own >= 0], own[own >= 0])
+            for number, label, classes in zip(index.tolist(), own.tolist(), model.named(chances, top=config.top), strict=True):
+                row = {"name": part.name(number), "classes": classes}
+                yield row if label < 0 else row | {"label": model.names[label]}
+
+
+def _labels(model: Classifier, part: Images | Clips) -> torch.Tensor:
+    """Returns the classes of the model that the samples are labelled with, int64 (N,). -1: no label, or no class of the model.
+
+    Names of classes are compared if the model and the source have them. If one of them has no names, the numbers of the classes are
+    compared.
+    """
+    labels = part.labels()
+    if labels is None:
+        return torch.full((len(part),), -1)
+    if part.classes is not None and (model.labels is not None or len(part.classes) != model.head.classes):
+        numbers = {name: number for number, name in enumerate(model.names)}
+        known = torch.tensor([numbers.get(name, -1) for name in part.classes])
+    else:
+        known = torch.arange(max(int(labels.max()) + 1, 1))
+        known[model.head.classes :] = -1
+    found = known[labels.clamp(min=0)].where(labels >= 0, -1)
+    if other := int(((labels >= 0) & (found < 0)).sum()):
+        logger.info("%s inputs have a label that is no class of the model, and are not counted in an accuracy", f"{other:,}")
+    return found
 
 
 def _data(model: Classifier | Segmenter | Detector, source: str, config: Config) -> DataConfig:
@@ -211,10 +256,11 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     count = max((len(row.get("classes", ())) for row in rows), default=0)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "problem", *(f"{word}{n}" for n in range(1, count + 1) for word in ("class", "probability"))])
+        pairs = [f"{word}{n}" for n in range(1, count + 1) for word in ("class", "probability")]
+        writer.writerow(["name", "problem", "label", *pairs])
         for row in rows:
             pairs = [cell for pair in row.get("classes", {}).items() for cell in pair]
-            writer.writerow([row["name"], row.get("problem", ""), *pairs])
+            writer.writerow([row["name"], row.get("problem", ""), row.get("label", ""), *pairs])
 
 
 def _write_objects(rows: list[dict[str, Any]], path: Path) -> None:

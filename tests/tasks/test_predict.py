@@ -55,6 +55,35 @@ def test_a_folder_and_a_file(model: Path, folder: Path, tmp_path: Path, capsys: 
     assert float(row["probability1"]) + float(row["probability2"]) + float(row["probability3"]) == pytest.approx(1)
 
 
+def test_accuracy_of_labelled_inputs(
+    model: Path, build: Callable[..., MaskedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sub-folders with names of the model's classes are labels, in any order and number. Other sub-folders are not."""
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 30, 20, 3), dtype=np.uint8)
+    for number, values in enumerate(pixels):
+        file = tmp_path / "photographs" / "val" / ("owl", "cat", "2019")[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(file)
+    (tmp_path / "photographs" / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(pixels[0]).save(tmp_path / "photographs" / "train" / "cat" / "0.png")
+    found = ask(["predict", str(model), str(tmp_path / "photographs"), "--split", "val", *CPU])
+    rows = found["predictions"]
+    assert len(rows) == 12
+    assert all(row.get("label") == {"owl": "owl", "cat": "cat"}.get(Path(row["name"]).parent.name) for row in rows)
+    labelled = [row for row in rows if "label" in row]
+    right = [next(iter(row["classes"])) == row["label"] for row in labelled]
+    assert found["accuracy"]["samples"] == len(labelled) == 8
+    assert found["accuracy"]["top1"] == sum(right) / 8
+    assert found["accuracy"]["top5"] == 1
+    assert f"top-1 {sum(right) / 8:.2%}, " in capsys.readouterr().out
+    Classifier.of(build(), classes=3).save_pretrained(tmp_path / "unnamed")  # three sub-folders are its three classes
+    found = ask(["predict", str(tmp_path / "unnamed"), str(tmp_path / "photographs" / "val"), *CPU])
+    assert found["accuracy"]["samples"] == 12
+    assert {row["label"] for row in found["predictions"]} == {"0", "1", "2"}
+    other = ask(["predict", str(model), str(tmp_path / "photographs" / "val" / "2019"), *CPU])
+    assert "accuracy" not in other
+
+
 def test_a_film(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """The probabilities of a video are the mean over its clips."""
     classifier = Classifier.of(build(size=(4, 16, 16)), classes=2)
@@ -78,7 +107,7 @@ def test_what_cannot_be_is_said(model: Path, build: Callable[..., MaskedModel], 
     for split in ("train", "val"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "splits" / split / "cat" / "0.png")
-    with pytest.raises(ValueError, match="give the folder or file of one"):
+    with pytest.raises(ValueError, match="choose one, for instance --split train"):
         run(Config(inputs=(str(model), str(tmp_path / "splits")), device="cpu"))
 
 
