@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from mmm.train.checkpoint import writer as checkpoint
+from mmm.train.checkpoint.reader import BEST
 from mmm.train.distributed.processes import on_main
 from mmm.train.run.folder import RunFolder
 from mmm.train.state import Training, plain
@@ -35,7 +36,7 @@ class BestWeights:
         Args:
             metric: the name of the score in metrics.jsonl; larger scores are better.
         """
-        self.path, self.training = folder.path / "best", training
+        self.path, self.training = folder.path / BEST, training
         found = on_main(training.accelerator, lambda: _find(folder.path / "metrics.jsonl", self.path, metric))
         self.step: int | None = None if found is None else found[0]
         self.score = float("-inf") if found is None else found[1]

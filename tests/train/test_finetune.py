@@ -41,6 +41,7 @@ from mmm.evaluate.classification import classify
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.objectives.adapt_encoder import adapt_encoder
 from mmm.objectives.finetune import build_classifier
+from mmm.pools import ClassPool, MeanPool
 from mmm.tokenizers import Patches, Tubes
 from mmm.train.config import TrainConfig
 from mmm.train.mixup import SoftConfig
@@ -123,8 +124,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "clock"} for line in parsed]
 
 
-def weights(folder: Path, step: int, file: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step_{step:08d}" / f"{file}.safetensors")
+def weights(run: Path, step: int, file: str = "model", folder: str = "checkpoints") -> dict[str, torch.Tensor]:
+    return load_file(run / folder / f"step_{step:08d}" / f"{file}.safetensors")
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------------
@@ -150,18 +151,18 @@ def test_images_are_learned_with_soft_targets_and_all_is_recorded(images: Path, 
     assert load(finetune.Config, tmp_path / "run" / "config.yaml").train == config.train
 
 
-@pytest.mark.parametrize("norm", ["layer", "none"])
-def test_a_fine_tuned_run_loads_with_its_head(images: Path, tmp_path: Path, norm: Any, caplog: Any) -> None:
-    """The encoder keeps the norm after its last block unless the head has one in its place."""
-    run = tmp_path / "run"
-    result = finetune.run(image_config(images, run, head=HeadConfig(norm=norm), train={"steps": 2}))
+@pytest.mark.parametrize(("norm", "pool"), [("layer", MeanPool), ("none", MeanPool), ("layer", ClassPool)])
+def test_a_fine_tuned_run_loads_with_its_head(images: Path, tmp_path: Path, norm: Any, pool: Any, caplog: Any) -> None:
+    """The encoder keeps the norm after its last block unless the head has one in its place. On a class token the head has none."""
+    run, parts = tmp_path / "run", {"head": HeadConfig(norm=norm), "pool": pool.Config()}
+    result = finetune.run(image_config(images, run, **parts, train={"steps": 2}))
     model, saved = mmm.load(run), weights(run, 2)
     assert isinstance(model, Classifier)
     assert list(model.labels or ()) == result["classes"]
     assert model.state_dict().keys() == saved.keys()
-    assert ("encoder.norm.weight" in saved) == (norm == "none")
+    assert ("encoder.norm.weight" in saved) == (norm == "none" or pool is ClassPool)
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-    again = image_config(images, tmp_path / "again", head=HeadConfig(norm=norm), model=str(run), train={"steps": 1})
+    again = image_config(images, tmp_path / "again", **parts, model=str(run), train={"steps": 1})
     assert finetune.run(again)["samples"] == 21
     assert "only its encoder is used" in caplog.text
 
@@ -353,6 +354,12 @@ def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(image
     assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [f"step_{result['step']:08d}"]
     assert result["protocol"]["validation"]["samples"] == 11
     assert result["protocol"]["train"]["samples"] == 25
+    best = weights(tmp_path / "run", result["step"], folder="best")
+    for path in ("run", "run/best", f"run/best/step_{result['step']:08d}"):  # the run is used with the weights that were scored
+        loaded = mmm.load(tmp_path / path).state_dict()
+        assert all(torch.equal(loaded[name], best[name]) for name in best)
+    last = mmm.load(tmp_path / "run" / "checkpoints").state_dict()
+    assert not all(torch.equal(last[name], best[name]) for name in best)
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from mmm.train.checkpoint.shards import open_tensors
 logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
+CHECKPOINTS, BEST = "checkpoints", "best"  # folders in a run folder: all checkpoints, and the one with the best held-back score
 
 
 def found(folder: Path) -> list[Path]:
@@ -30,8 +31,18 @@ def step_of(checkpoint: Path) -> int:
 
 def step_at(path: Path, run: Path) -> int | None:
     """Returns the step of the checkpoint at a path in a run folder. None: there is no checkpoint at this path."""
-    folder = path.parent if path.is_file() else path if path.name.startswith("step_") else newest(run / "checkpoints")
+    folder = path.parent if path.is_file() else path if path.name.startswith("step_") else checkpoint_of(path, run)
     return step_of(folder) if folder is not None and folder.name.startswith("step_") else None
+
+
+def checkpoint_of(path: Path, run: Path) -> Path | None:
+    """Returns the checkpoint that is used for a run folder, or for its folder `checkpoints` or `best`. None: there is none.
+
+    For a run folder this is the checkpoint with the best score on held-back samples, if the run keeps one; otherwise the newest.
+    """
+    if path.name in (CHECKPOINTS, BEST) and path.resolve() == (run / path.name).resolve():
+        return newest(path)
+    return newest(run / BEST) or newest(run / CHECKPOINTS)
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:

@@ -31,7 +31,7 @@ from mmm.model import MaskedModel, ModelConfig
 from mmm.pools import MeanPool
 from mmm.targets import PixelTarget, TargetConfig, targets
 from mmm.tokenizers import tokenizers
-from mmm.train.checkpoint.reader import damage, newest, read
+from mmm.train.checkpoint.reader import BEST, CHECKPOINTS, checkpoint_of, damage, read
 from mmm.train.checkpoint.shards import stem_of
 from mmm.train.run.folder import RESULT
 from mmm.weights.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
@@ -96,6 +96,8 @@ class RunFolder(Format):
         average = file.with_name(AVERAGE)
         other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
         kind = "the moving average of the weights" if file == average else "the weights as they were trained"
+        if file.parent.parent.name == BEST:
+            kind = "the weights with the best score on held-back samples"
         logger.info("%s: %s, all %d used%s", file, kind, len(weights), other)
         return model
 
@@ -125,7 +127,7 @@ def run_of(path: Path) -> Path | None:
     place = _place(path)
     depth = 3 if f"{stem_of(place)}.safetensors" in (WEIGHTS, AVERAGE) else 0 if path.is_file() else 2
     run = next((folder for folder in (place, *place.parents[:depth]) if (folder / CONFIG).is_file()), None)
-    if run is None or place.relative_to(run).parts[:1] not in ((), ("checkpoints",), (WEIGHTS,)):
+    if run is None or place.relative_to(run).parts[:1] not in ((), (CHECKPOINTS,), (BEST,), (WEIGHTS,)):
         return None
     return run
 
@@ -196,6 +198,8 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
         if parts.headed:
             classes = len(weights.get("head.linear.weight", (None,)))
             pool, head = parts.pool, parts.head
+            if "head.fc_norm.weight" not in weights and head.norm == "layer":  # see `build_classifier`
+                head = replace(head, norm="none")
             return Classifier.build(tokenizer, encoder, classes=classes, pool=pool, head=head, data=data, labels=labels)
         target = targets.build(parts.target, token=tokenizer.size, data=data, encoder=encoder)
         return MaskedModel(tokenizer, maskers.build(parts.masker), encoder, None, target, data=data)
@@ -272,8 +276,8 @@ def _weights(path: Path, run: Path) -> Path:
     place = _place(path)
     if place in (run, run / WEIGHTS) and (run / WEIGHTS).is_file():
         return run / WEIGHTS
-    if place in (run, run / "checkpoints"):
-        found = newest(run / "checkpoints")
+    if place in (run, run / CHECKPOINTS, run / BEST):
+        found = checkpoint_of(place, run)
         if found is None:
             raise ValueError(f"{run} holds no checkpoint yet")
         return found / WEIGHTS
