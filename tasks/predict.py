@@ -113,7 +113,9 @@ def run(config: Config) -> dict[str, Any]:
     if config.masks is not None and isinstance(model, Classifier):
         raise ValueError(f"--masks is for segmenters and detectors; {path} names classes of whole inputs")
     tally = Tally(1, model.head.classes) if isinstance(model, Classifier) else None
-    rows = [row for source in sources for row in predict_source(model, source, config, tally)]
+    rows: list[dict[str, Any]] = []
+    for source in sources:
+        rows += predict_source(model, source, config, tally, first=len(rows))
     _show(rows)
     found: dict[str, Any] = {"predictions": rows}
     if tally is not None and tally.seen.any():
@@ -129,7 +131,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def predict_source(
-    model: Classifier | Segmenter | Detector, source: str, config: Config, tally: Tally | None = None
+    model: Classifier | Segmenter | Detector, source: str, config: Config, tally: Tally | None = None, first: int = 0
 ) -> list[dict[str, Any]]:
     """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
 
@@ -138,6 +140,7 @@ def predict_source(
 
     Args:
         tally: labelled inputs of a classifier are counted here.
+        first: number of the first input, for the names of files of masks.
 
     Raises:
         ValueError: the source cannot be opened, or it has several splits and no split was chosen.
@@ -151,10 +154,10 @@ def predict_source(
     if isinstance(model, Classifier):
         return list(_rows(model, part, config, Tally(1, model.head.classes) if tally is None else tally))
     assert isinstance(part, Images)
-    return list(_dense_rows(model, part, config))
+    return list(_dense_rows(model, part, config, first))
 
 
-def _dense_rows(model: Segmenter | Detector, part: Images, config: Config) -> Iterator[dict[str, Any]]:
+def _dense_rows(model: Segmenter | Detector, part: Images, config: Config, first: int) -> Iterator[dict[str, Any]]:
     """Yields the rows of images, one at a time and at their own size."""
     for index in range(len(part)):
         name = part.name(index)
@@ -163,7 +166,7 @@ def _dense_rows(model: Segmenter | Detector, part: Images, config: Config) -> It
         except Unreadable as error:
             yield {"name": name, "problem": str(error)}
             continue
-        stem = None if config.masks is None else Path(config.masks) / f"{index:05d}_{Path(name).stem}"
+        stem = None if config.masks is None else Path(config.masks) / f"{first + index:05d}_{Path(name).stem}"
         yield {"name": name, **dense_row(model, image, stem, least=config.least, top=config.top)}
 
 

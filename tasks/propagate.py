@@ -54,7 +54,8 @@ class Config(CheckedConfig):
     """Largest number of clips. None: all."""
     propagation: PropagationConfig = PropagationConfig()
     out: str | None = None
-    """Folder of masks (PNG), pictures and scores. None: `propagation` in the run's folder, or in the working directory."""
+    """Folder of masks (PNG), pictures and scores. None: a folder named by step and source, in the run's folder or in the working
+    directory."""
     device: str | None = None
     """Device, for instance cpu or cuda:1. None: the accelerator of this machine, else the CPU."""
 
@@ -65,7 +66,8 @@ def run(config: Config) -> dict[str, Any]:
     model = loaded.model.to(choose_device(config.device))
     data = model.data
     assert data is not None
-    out = Path(config.out) if config.out is not None else (loaded.run or Path()) / "propagation"
+    name = loaded.output("propagation", {"source": config.source}, suffix="").name
+    out = (loaded.run or Path()) / name if config.out is None else Path(config.out)
     scores: dict[str, dict[str, float]] = {}
     number = 0
     clips = masked_clips(config.source, config.mask, data.channels, config.clips)

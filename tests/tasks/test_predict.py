@@ -135,6 +135,8 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
             mean, std = (torch.tensor(values)[:, None, None] for values in (built.data.mean, built.data.std))
             x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
             assert (segmenter.segment(x).argmax(1)[0].numpy() == mask).mean() > 0.999
+    files = ["predict", str(tmp_path / "segmenter"), *[str(folder / "0.png")] * 2, "--masks", str(tmp_path / "twice"), *CPU]
+    assert len({row["files"][0] for row in ask(files)["predictions"]}) == 2  # sources may contain files of the same name
     small = MaskRCNN.Config(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
     other = build((16, 16))  # another model, because the detector adds relative positions to its attention
     Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data).save_pretrained(tmp_path / "detector")

@@ -54,7 +54,7 @@ def test_a_backbone_is_read_as_an_encoder(name: str, side: int, tmp_path: Path, 
     }
     found = load_file(tmp_path / "back" / "model.safetensors")
     assert_same(found, {key: kept[key if key in kept else f"fc_{key}"] for key in found})
-    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True, **options).eval()
+    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
     out = again.forward_features(x)
     assert (model.encode(x).last - (out.flatten(2).transpose(1, 2) if out.dim() == 4 else out)).abs().max() < 1e-5
 

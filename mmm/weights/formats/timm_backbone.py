@@ -87,13 +87,28 @@ class TimmBackbone(Format):
         weights: dict[str, Tensor] = tensors_under(model, names, self.title)
         config = {"architecture": encoder.config.model, "num_classes": 0, "num_features": encoder.shape.width}
         data, backbone = data_of(model), encoder.backbone
-        arguments = {"global_pool": ""} if getattr(backbone, "global_pool", None) == "" else {}
+        arguments: dict[str, Any] = {"global_pool": ""} if getattr(backbone, "global_pool", None) == "" else {}
+        if takes_size(encoder.config.model, data.size):
+            arguments["img_size"] = list(data.size)
         config |= {"model_args": arguments, "pretrained_cfg": pretrained_config(data, 0)}
         write_folder(folder, weights, config)
         return ["import timm", f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"]
 
     def usage(self, model: Model) -> list[str]:
         return [f"features = model.forward_features(x)  # x: normalised pixels, {shape_of(model)}"]
+
+
+def takes_size(name: str, size: tuple[int, ...]) -> bool:
+    """Returns whether an architecture of timm is built for one size of images, (h, w)."""
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, pretrained=False, img_size=size)
+    except TypeError:
+        return False
+    return True
 
 
 def is_plain(name: str) -> bool:
