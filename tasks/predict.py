@@ -27,9 +27,9 @@ import mmm
 from mmm.classifier import Classifier
 from mmm.core.checks import CheckedConfig, Count, Positive, ZeroToOne
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
+from mmm.data.datasets.detect import with_split
 from mmm.data.errors import Unreadable
 from mmm.data.loading.loader import eval_batches
-from mmm.data.sources.resolve import find_source
 from mmm.data.transforms.crop import normalise
 from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
@@ -60,7 +60,7 @@ class Config(CheckedConfig):
     """File for all rows: .csv or .json. None: no file."""
 
     split: str | None = None
-    """Split of a source that has several, for instance val. None: the source has one split."""
+    """Split of the sources, for instance val. None: the only split."""
 
     image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: that of the model."""
@@ -145,11 +145,8 @@ def predict_source(
     Raises:
         ValueError: the source cannot be opened, or it has several splits and no split was chosen.
     """
-    data = _data(model, source, config)
-    splits = find_source(data).splits
-    if len(splits) > 1 and config.split is None:
-        raise ValueError(f"{source} has the splits {', '.join(splits)}; choose one, for instance --split {next(iter(splits))}")
-    part = open_data(data, config.split or "train")
+    data = with_split(_data(model, source, config), config.split)
+    part = open_data(data, "train")
     logger.info("%s: %s %s", source, f"{len(part):,}", data.medium.noun)
     if isinstance(model, Classifier):
         return list(_rows(model, part, config, Tally(1, model.head.classes) if tally is None else tally))
@@ -198,9 +195,10 @@ def _labels(model: Classifier, part: Images | Clips) -> torch.Tensor:
     labels = part.labels()
     if labels is None:
         return torch.full((len(part),), -1)
-    if part.classes is not None and (model.labels is not None or len(part.classes) != model.head.classes):
+    named = part.classes is not None and list(part.classes) != [str(number) for number in range(len(part.classes))]
+    if named and (model.labels is not None or len(part.classes or ()) != model.head.classes):
         numbers = {name: number for number, name in enumerate(model.names)}
-        known = torch.tensor([numbers.get(name, -1) for name in part.classes])
+        known = torch.tensor([numbers.get(name, -1) for name in part.classes or ()])
     else:
         known = torch.arange(max(int(labels.max()) + 1, 1))
         known[model.head.classes :] = -1

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmm.core.checks import CheckedConfig, Count, Positive
 from mmm.data import ClipsConfig, open_data
-from mmm.data.datasets.detect import MediumName, describe_source
+from mmm.data.datasets.detect import MediumName, describe_source, with_split
 from mmm.data.loading.statistics import Statistics, measure
 from mmm.data.loading.worker_pool import cores
 from mmm.system.files import write_json
@@ -47,8 +47,8 @@ class Config(CheckedConfig):
     column: str | None = None
     """Column of videos or images in a table. None: found by type."""
 
-    split: str = "train"
-    """Split to measure."""
+    split: str | None = None
+    """Split to measure. None: train, or the only split."""
 
     channels: Positive = 3
     """Number of channels of a sample, as in data.channels of a recipe."""
@@ -65,16 +65,17 @@ class Config(CheckedConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Measures one split, prints the result and returns it."""
-    options: dict[str, Any] = {"split": config.split, "channels": config.channels, "holdout": 0.0, "image_size": SAMPLE}
+    options: dict[str, Any] = {"channels": config.channels, "holdout": 0.0, "image_size": SAMPLE}
     options |= {"list_columns": config.list_columns, "mean": (0.0,) * config.channels, "std": (1.0,) * config.channels}
     data = describe_source(config.source, options, medium=config.medium, root=config.root, column=config.column)
     if isinstance(data, ClipsConfig):
         data = replace(data, frames=FRAMES, eval_clips=1, eval_crops=1)
+    data = with_split(data, config.split, usual="train")
     samples = open_data(data, "train")
     noun = data.medium.noun
     found = measure(samples, count=config.samples, workers=config.workers)
     classes = None if samples.classes is None else len(samples.classes)
-    command = propose(found, noun, config)
+    command = propose(found, noun, replace(config, split=data.split))
     print(format_statistics(found, noun, f"{config.source}, {samples.where}", classes))
     print(f"a recipe for them:\n  {command}")
     result = {"source": config.source, "medium": noun, "classes": classes, **asdict(found), "proposal": command}
@@ -90,7 +91,7 @@ def propose(found: Statistics, noun: str, config: Config) -> str:
     side = min(found.facts["height"][1], found.facts["width"][1])
     flags: list[str] = [] if config.root is None else ["--data.root", config.root]
     flags += ["--data.list_columns", *config.list_columns] if config.list_columns else []
-    flags += [] if config.split == "train" else ["--data.split", config.split]
+    flags += [] if config.split in (None, "train") else ["--data.split", config.split]
     if few:
         size, token = next((size, token) for limit, size, token in (SIZES if images else CLIP_SIZES) if side < limit)
         flags += ["--preset", "small", "--data.image_size", str(size), "--tokenizer.size", str(token)]

@@ -82,6 +82,10 @@ def test_accuracy_of_labelled_inputs(
     assert {row["label"] for row in found["predictions"]} == {"0", "1", "2"}
     other = ask(["predict", str(model), str(tmp_path / "photographs" / "val" / "2019"), *CPU])
     assert "accuracy" not in other
+    lines = [f"photographs/val/{('owl', 'cat', '2019')[number % 3]}/{number}.png {number % 4}" for number in range(8)]
+    (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")  # its only split is called test, and its labels are numbers
+    found = ask(["predict", str(model), str(tmp_path / "test.csv"), *CPU])
+    assert [row.get("label") for row in found["predictions"]] == ["cat", "dog", "owl", None] * 2
 
 
 def test_a_film(build: Callable[..., MaskedModel], tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def test_the_columns_of_a_list_are_named_and_proposed(tmp_path: Path) -> None:
     found = stats.run(stats.Config(source=str(tmp_path / "list.txt"), list_columns=("label", "path"), medium="images", workers=0))
     np.testing.assert_allclose(found["mean"], colours.mean(0), rtol=0, atol=1e-9)
     assert parse(image_mae.PRESETS, shlex.split(found["proposal"])[3:]).data.list_columns == ("label", "path")
+    (tmp_path / "list.txt").rename(tmp_path / "test.txt")  # its only split is called test
+    found = stats.run(stats.Config(source=str(tmp_path / "test.txt"), list_columns=("label", "path"), medium="images", workers=0))
+    assert "--data.split test" in found["proposal"]
 
 
 def test_a_wrong_number_of_samples_is_refused(capsys: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmm.core.checks import suggest
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.config import DataConfig, ImagesConfig
 from mmm.data.decode.image import decode_image
@@ -39,6 +41,26 @@ def describe_source(
     if (medium or detect_medium(source, root, options.get("list_columns", ()))) == "images":
         return ImagesConfig(source=source, root=root, image_column=column, **options)
     return ClipsConfig(source=source, root=root, video_column=column, frame_folders=medium == "videos", **options)
+
+
+def with_split(data: DataConfig, split: str | None, *, usual: str | None = None) -> DataConfig:
+    """Returns the config that reads a split of its source as the training split.
+
+    Args:
+        data: names the source.
+        split: a split of the source. None: the only split, or `usual` if there are several.
+        usual: None: `split` must be given if there are several.
+
+    Raises:
+        ValueError: the source has no such split, or `split` is missing.
+    """
+    splits = find_source(data).splits
+    wanted = split or (splits[0] if len(splits) == 1 else usual)
+    if wanted is None:
+        raise ValueError(f"{data.source} has the splits {', '.join(splits)}; choose one, for instance --split {splits[0]}")
+    if wanted not in splits:
+        raise ValueError(f"--split {wanted}: {data.source} has no such split{suggest(wanted, splits)}")
+    return replace(data, split=wanted)
 
 
 def detect_medium(source: str | None, root: str | None = None, list_columns: tuple[str, ...] = ()) -> MediumName:
