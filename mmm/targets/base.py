@@ -134,6 +134,11 @@ class Target(nn.Module):
         """True if `show` uses values of the original that a prediction does not contain."""
         return False
 
+    @property
+    def shows_pixels(self) -> bool:
+        """True if `show` returns pixels. By default it does if it is implemented."""
+        return type(self).show is not Target.show
+
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
-        """Returns predictions as normalised pixels, (kmB, Q, P), or None if they are not pixels."""
+        """Returns predictions as normalised pixels, (kmB, Q, P), or None if they are not pixels; `shows_pixels` is then False."""
         return None

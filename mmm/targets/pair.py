@@ -121,6 +121,11 @@ class PairTarget(Target):
         """True if `show` of the first target uses values of the original."""
         return self.first.uses_original
 
+    @property
+    def shows_pixels(self) -> bool:
+        """True if `show` of the first target returns pixels."""
+        return self.first.shows_pixels
+
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
         """Returns the prediction of the first target as pixels, or None."""
         return self.first.show(prediction[..., : self.widths[0]], patches, mask)

@@ -99,6 +99,11 @@ class PixelTarget(Target):
         """True if `show` uses the original's mean and standard deviation, which a prediction does not contain."""
         return self.config.standardise != "none"
 
+    @property
+    def shows_pixels(self) -> bool:
+        """False for differences of frames."""
+        return not self.config.differences
+
     @torch.no_grad()
     def show(self, prediction: Tensor, patches: Tensor, mask: Mask) -> Tensor | None:
         """Returns predictions as pixels that can be joined to an image, normalised like the model's input, (kmB, Q, P).

@@ -30,7 +30,9 @@ from mmm.evaluate.inside.maps import feature_colours
 from mmm.evaluate.inside.report import draw_inspection, write_page
 from mmm.evaluate.inside.similarity import MinibatchCKA
 from mmm.evaluate.inside.stability import layer_changes, noise_gain
+from mmm.evaluate.reconstruction.gallery import why_not
 from mmm.maskers import RandomMasker
+from mmm.targets import LatentTarget, PairTarget, PixelTarget, TargetConfig
 from mmm.tokenizers import Patches, Tubes
 
 
@@ -291,6 +293,30 @@ def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., Ma
     assert "errors" not in found
     assert found["left_out"] == {"attention and errors of predictions": "the model has no decoder"}
     assert len(found["asymmetry"]) == len(found["attention"]["distance"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "target"),
+    [
+        ((12, 16), LatentTarget.Config()),
+        ((12, 16), PairTarget.Config(first=LatentTarget.Config(), second=PixelTarget.Config())),
+        ((4, 8, 12), PixelTarget.Config(differences=True, standardise="none")),
+    ],
+    ids=["latent", "pair", "differences"],
+)
+def test_a_target_without_pixels_leaves_out_only_the_errors(
+    build: Callable[..., MaskedModel], size: tuple[int, ...], target: TargetConfig
+) -> None:
+    model = build(size, target=target).eval()
+    inspection = Inspection(model, Input(size=size))
+    with torch.no_grad():
+        inspection.add(torch.randn(5, 3, *size), torch.arange(5))
+    found = inspection.result()
+    assert found["left_out"] == {"errors of predictions": f"{type(model.target).__name__} cannot be shown as pixels"}
+    assert "errors" not in found
+    assert found["decoder"]["rings"]
+    assert len(found["attention"]["distance"]) == 2
+    assert str(why_not(model)).startswith(f"target.name {target.name} does not predict pixels")
 
 
 def test_a_hierarchical_encoder_is_inspected_as_far_as_it_goes(build: Callable[..., MaskedModel], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Inspection:
     @property
     def predicts_pixels(self) -> bool:
         """True if the model has a decoder whose predictions can be shown as pixels."""
-        return self.model.decoder is not None and hasattr(self.model.target, "show")
+        return self.model.decoder is not None and self.model.target.shows_pixels
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """Returns the input of the first block and the output of each block, (B, R + N, D) each, without a mask.
@@ -280,7 +280,7 @@ def _left_out(model: MaskedModel) -> dict[str, str]:
     else:
         if not attends(decoder):
             found["attention of predicted tokens"] = f"{type(decoder).__name__} has no attention"
-        if not hasattr(model.target, "show"):
+        if not model.target.shows_pixels:
             found["errors of predictions"] = f"{type(model.target).__name__} cannot be shown as pixels"
     return found
 

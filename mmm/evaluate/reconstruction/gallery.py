@@ -23,7 +23,6 @@ from mmm.evaluate.reconstruction.baselines import BASELINES
 from mmm.evaluate.reconstruction.reconstruct import HiddenError, Reconstruction, reconstruct
 from mmm.evaluate.reconstruction.video import Columns, animate, strip_of
 from mmm.model import MaskedModel
-from mmm.targets import Target
 
 GIVEN = (
     "Brightness and contrast of each predicted token were taken from the ORIGINAL:  "
@@ -89,7 +88,7 @@ def why_not(model: MaskedModel) -> str | None:
     """Returns the reason why a model's predictions cannot be drawn. None: they can be drawn."""
     if model.decoder is None:
         return "the model is an encoder without a decoder, so there is no reconstruction to show; give a model with a decoder"
-    if type(model.target).show is Target.show:
+    if not model.target.shows_pixels:
         config: Any = model.target.config
         return f"target.name {config.name} does not predict pixels, so there is no reconstruction to show"
     return None
