@@ -187,8 +187,8 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/evaluate/attention/decoder_attention.py",
-        "q[:, :, -queries:].float()",
-        "q[:, :, :queries].float()",
+        "q[:, :, queries].float()",
+        "q.flip(2)[:, :, queries].float()",
         "evaluate/test_attention.py",
     ),
     # targets

@@ -1,6 +1,6 @@
 """Attention and features of one sample's tokens, computed once and then read token by token.
 
-Shapes: N tokens of the grid, R prefix tokens, D width, h heads, c values of a head.
+Shapes: N tokens of the grid, D width, h heads.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.core.tokens import Grid
-from mmm.evaluate.attention.decoder_attention import watching
+from mmm.evaluate.attention.decoder_attention import attention_weights, watching
 from mmm.evaluate.features.table import inference
 from mmm.evaluate.inside.maps import feature_colours
 from mmm.layers.transformer import SelfAttention
@@ -59,10 +58,8 @@ class Inside:
         if not self.layers:
             raise ValueError("the encoder of this model has no self-attention of a known kind, so there is none to show")
         layer, inputs = self.layers[block - 1]
-        queries, keys, _ = layer.queries_keys_values(*inputs[:2])  # (1, R + N, D)
-        row = queries[:, self.prefix + token : self.prefix + token + 1]
-        q, k = (rearrange(one.float(), "1 n (h c) -> h n c", h=layer.num_heads) for one in (row, keys))
-        weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(dim=2)[:, 0, self.prefix :]  # (h, N)
+        row = self.prefix + token
+        weights = attention_weights(layer, inputs, slice(row, row + 1))[0, :, 0, self.prefix :]  # (h, N)
         return (weights.mean(0) if head is None else weights[head - 1]).cpu()
 
     def similarity(self, token: int) -> Tensor:

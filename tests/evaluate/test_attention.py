@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmm import MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.decoders import CrossAttentionDecoder, LinearDecoder, SelfAttentionDecoder
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, Layer, _shares, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.run_results import Record
@@ -109,12 +110,32 @@ def test_the_weights_are_those_that_the_decoder_uses(decoder, build: Build) -> N
     assert torch.equal(watched, model(x, mask=mask).prediction)
     assert len(seen) == (4 if getattr(decoder, "self_attention", False) else 2)
     for layer, inputs in seen:
-        weights = attention_weights(layer, inputs, 5).double()
+        weights = attention_weights(layer, inputs, slice(-5, None)).double()
         assert torch.allclose(weights.sum(-1), torch.ones(()).double(), atol=1e-6)
         values = layer.kv(inputs[1])[..., 16:] if isinstance(layer, CrossAttention) else layer.qkv(inputs[0])[..., 32:]
         values = values.unflatten(2, (2, 8)).transpose(1, 2)  # (B, h, K, c)
         out = layer.proj((weights @ values).transpose(1, 2).flatten(2))
         assert (out - layer(*inputs)[:, -5:]).abs().max() <= 1e-6  # weights are fp32
+
+
+@pytest.mark.parametrize("kind", ["blocks", "shared"])
+def test_the_weights_have_the_bias_of_relative_positions(kind, build: Build) -> None:
+    """The weights times the layer's values give the layer's output, also for a grid other than that of the tables."""
+    model = build(encoder=VisionTransformer.Config(width=24, depth=2, heads=2, relative_bias=kind)).double()
+    for name, table in model.encoder.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            nn.init.normal_(table)
+    seen: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
+    with torch.no_grad(), watching(model.encoder, lambda name, layer, inputs: seen.append((layer, inputs))):
+        model.encode(torch.randn(2, 3, 24, 16, dtype=torch.float64))
+    assert len(seen) == 2
+    for layer, inputs in seen:
+        weights = attention_weights(layer, inputs)
+        assert weights.shape == (2, 2, 25, 25)
+        assert torch.allclose(attention_weights(layer, inputs, slice(3, 5)), weights[:, :, 3:5], atol=1e-6)
+        values = layer.qkv(inputs[0])[..., 48:].unflatten(2, (2, 12)).transpose(1, 2)  # (B, h, K, c)
+        out = layer.proj((weights.double() @ values).transpose(1, 2).flatten(2))
+        assert (out - layer(*inputs)).abs().max() <= 1e-6  # weights are fp32
 
 
 def test_sharp_attention_goes_where_it_is_drawn(build: Build) -> None:

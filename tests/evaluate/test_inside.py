@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from test_extract import CPU, ask, films, run, video_run  # noqa: F401 (fixtures)
 
 from mmm import Input, Mask, MaskedModel
-from mmm.encoders import Hiera
+from mmm.encoders import Hiera, VisionTransformer
 from mmm.evaluate.attention.decoder_attention import SETS
 from mmm.evaluate.inside.claims import claims
 from mmm.evaluate.inside.distance import (
@@ -293,6 +294,27 @@ def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., Ma
     assert "errors" not in found
     assert found["left_out"] == {"attention and errors of predictions": "the model has no decoder"}
     assert len(found["asymmetry"]) == len(found["attention"]["distance"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["blocks", "shared"])
+def test_the_gain_is_that_of_blocks_with_their_relative_positions(build: Callable[..., MaskedModel], kind: str) -> None:
+    """The function that is measured maps the output of each block to that of the next one."""
+    model = build(encoder=VisionTransformer.Config(width=24, depth=2, heads=2, relative_bias=kind)).eval()
+    encoder, inspection, x = model.encoder, Inspection(model, Input(size=(12, 16))), torch.randn(5, 3, 12, 16)
+    for name, table in encoder.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            torch.nn.init.normal_(table)
+    relative = encoder.relative((3, 4), torch.arange(12)[None])
+    with torch.no_grad():
+        layers, expected = inspection.layers(x), []
+        for block, before, after in zip(encoder.blocks, layers, layers[1:], strict=False):
+            whole = partial(block, relative=relative)
+            assert torch.allclose(whole(before), after, atol=1e-6)
+            expected.append(noise_gain(whole, before))
+        inspection.add(x, torch.arange(5))
+    found = inspection.result()
+    assert found["stability"]["noise_gain"] == pytest.approx(expected, rel=1e-6)
+    assert found["left_out"] == {}
 
 
 @pytest.mark.parametrize(

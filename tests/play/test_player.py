@@ -201,8 +201,9 @@ def test_encoders_without_decoder_say_so(save: Save) -> None:
 # --- inside ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_looking_inside_agrees_with_the_measures(save: Save) -> None:
-    player = Player(Models([save("a")]))
+@pytest.mark.parametrize("relative", ["none", "blocks"])
+def test_looking_inside_agrees_with_the_measures(relative: Any, save: Save) -> None:
+    player = Player(Models([save("a", encoder=VisionTransformer.Config(width=24, depth=2, heads=2, relative_bias=relative))]))
     player.open("me", builtin("rocket"), "a")
     view = player.look("me", "a", 2, None, token=19)
     assert view["panels"][0]["title"] == "the token: row 3, column 4"

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from mmm.core.mask import Mask
 from mmm.core.types import Features
+from mmm.layers.relative_bias import RelativePlaces
 from mmm.layers.transformer import CrossAttention, SelfAttention
 
 SETS = ("prefix", "visible", "itself", "other_hidden")
@@ -56,13 +57,22 @@ def watching(decoder: nn.Module, see: See) -> Iterator[None]:
             handle.remove()
 
 
-def attention_weights(layer: nn.Module, inputs: tuple[Tensor, ...], queries: int) -> Tensor:
-    """Returns the attention weights of the last `queries` tokens of a layer, fp32 (B, h, queries, K), computed from its input."""
+def attention_weights(layer: nn.Module, inputs: tuple[Any, ...], queries: slice = slice(None)) -> Tensor:
+    """Returns the attention weights of a layer, fp32 (B, h, queries, K), computed from its inputs.
+
+    Args:
+        layer: self-attention or cross-attention.
+        inputs: as `watching` passes them on. If relative positions are among them, their bias is added to the scores.
+        queries: the queries whose weights are returned; by default all.
+    """
     assert isinstance(layer, (SelfAttention, CrossAttention))
-    compared = layer.queries_keys_values(*cast(Any, inputs)[:2])
-    q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in compared)
-    q, k = q[:, :, -queries:].float(), k.float()
-    return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
+    q, k, _ = (rearrange(value, "b n (h c) -> b h n c", h=layer.num_heads) for value in layer.queries_keys_values(*inputs[:2]))
+    q, k = q[:, :, queries].float(), k.float()
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    for relative in inputs:
+        if isinstance(relative, RelativePlaces) and isinstance(layer, SelfAttention):
+            scores = scores + relative.bias(layer.relative_position_bias_table)[:, :, queries].float()
+    return scores.softmax(dim=3)
 
 
 @dataclass
@@ -102,7 +112,7 @@ class DecoderAttention:
         rows = len(mask.predict)
 
         def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            weights = attention_weights(layer, inputs, mask.predict.shape[1])
+            weights = attention_weights(layer, inputs, slice(-mask.predict.shape[1], None))
             reads, counts = _sets(layer, weights, features, mask)
             shares = _shares(weights, counts) * rows
             evenly = torch.tensor(counts, dtype=torch.float64) / weights.shape[3]

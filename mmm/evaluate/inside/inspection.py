@@ -9,15 +9,18 @@ Shapes: B samples, C channels, s... the sample's axes, N tokens, R prefix tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmm.core.mask import Mask
-from mmm.core.tokens import repeat_rows, take
+from mmm.core.tokens import Grid, repeat_rows, take
 from mmm.core.types import Input
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.attention.decoder_attention import DecoderAttention, attention_weights, watching
 from mmm.evaluate.attention.fusion_weights import MapSizes, fusion_of, fusion_weights
 from mmm.evaluate.inside.distance import RINGS, attention_distance, even_distance, ring_shares, token_places, tokens_read
@@ -131,7 +134,7 @@ class Inspection:
         prefix = self.model.encoder.shape.prefix
 
         def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            weights = attention_weights(layer, inputs, inputs[0].shape[1])  # (B, h, R + N, R + N)
+            weights = attention_weights(layer, inputs)  # (B, h, R + N, R + N)
             own = weights[:, :, prefix:]
             shares = spectrum(weights[:RANKED])  # (RANKED, h, R + N)
             found = {
@@ -155,7 +158,7 @@ class Inspection:
             for mean, value in zip((self.change, self.cosine), layer_changes(layers), strict=True):
                 mean.add(value, len(x))
         if GAIN not in self.left_out:
-            blocks = _blocks(self.model.encoder)
+            blocks = _whole_grid_blocks(self.model.encoder, grid, x.device)
             gains = [noise_gain(block, layer) for block, layer in zip(blocks, layers[:-1], strict=True)]
             self.gain.add(torch.tensor(gains), len(x))
         tokens = [layer[:, prefix:].flatten(0, 1) for layer in layers]
@@ -178,7 +181,7 @@ class Inspection:
         visible = repeat_rows(take(places[None], mask.visible), len(mask.predict))  # (kmB, V, a)
 
         def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            weights = attention_weights(layer, inputs, mask.predict.shape[1])  # (B, h, Q, K)
+            weights = attention_weights(layer, inputs, slice(-mask.predict.shape[1], None))  # (B, h, Q, K)
             first = features.prefix
             if weights.shape[-1] >= first + mask.visible.shape[1]:
                 found, even = ring_shares(weights[..., first : first + mask.visible.shape[1]], to, visible)
@@ -289,6 +292,15 @@ def _blocks(encoder: nn.Module) -> list[nn.Module]:
     """Returns the encoder's blocks in their order, or an empty list if the encoder has no attribute `blocks`."""
     blocks = getattr(encoder, "blocks", None)
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
+
+
+def _whole_grid_blocks(encoder: nn.Module, grid: Grid, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+    """Returns the encoder's blocks as functions of all tokens of a grid, (B, R + N, D) -> (B, R + N, D), with their relative
+    positions if the encoder has them."""
+    relative = None
+    if isinstance(encoder, VisionTransformer):
+        relative = encoder.relative(grid, torch.arange(math.prod(grid), device=device)[None])
+    return [block if relative is None else partial(block, relative=relative) for block in _blocks(encoder)]
 
 
 def _asymmetries(block: nn.Module) -> list[float]:

@@ -48,7 +48,7 @@ def token_attention(model: MaskedModel, x: Tensor, token: int) -> tuple[Tensor, 
     kept: list[Tensor] = []
 
     def see(_: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        kept.append(attention_weights(layer, inputs, inputs[0].shape[1]))  # (B, h, R + N, R + N)
+        kept.append(attention_weights(layer, inputs))  # (B, h, R + N, R + N)
 
     with watching(model.encoder, see):
         model.encode(x)
