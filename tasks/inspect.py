@@ -94,11 +94,10 @@ def run(config: Config) -> dict[str, Any]:
             continue  # the last batch may be too small for an unbiased comparison
         keys = sample_keys(config.mask_seed, 0, batch.index)
         layers: list[list[Tensor]] = []
-        for model, inspection in zip(models, inspections, strict=True):
-            device = next(model.parameters()).device
-            x = normalise(batch.pixels.to(device), part.config.mean, part.config.std)
-            with inference(model, config.dtype):
-                layers.append(inspection.add(x, keys.to(device)))
+        for loaded, inspection in zip(loaded_models, inspections, strict=True):
+            x = normalise(batch.pixels.to(loaded.device), loaded.data.mean, loaded.data.std)
+            with inference(loaded.model, config.dtype):
+                layers.append(inspection.add(x, keys.to(loaded.device)))
         if len(layers) == 2:
             across.add(*layers)
     if not inspections[0].samples:
@@ -114,11 +113,11 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _spread(part: Images | Clips, count: int) -> Tensor:
-    """Returns one normalised view of samples that are evenly spread over a part, because adjacent samples often have the same
-    class."""
+    """Returns the pixels of one view, from 0 to 255, of samples that are evenly spread over a part, because adjacent samples often
+    have the same class."""
     config = replace(part.config, workers=0)
     batches = [batch.pixels[:: config.views] for batch in eval_batches(spread(part, count), config, batch_size=config.views)]
-    return normalise(torch.cat([pixels for pixels in batches if len(pixels)]), config.mean, config.std)
+    return torch.cat([pixels for pixels in batches if len(pixels)])
 
 
 def _write(
@@ -182,15 +181,14 @@ def _place(token: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _draw_maps(
-    model: MaskedModel, loaded: LoadedModel, x: Tensor, title: str, path: Path, token: tuple[int, ...], note: str
+    model: MaskedModel, loaded: LoadedModel, pixels: Tensor, title: str, path: Path, token: tuple[int, ...], note: str
 ) -> None:
-    """Draws components of features and the attention of one token, one row per sample."""
-    x = x.to(next(model.parameters()).device)
+    """Draws components of features and the attention of one token, one row per sample. Pixels are from 0 to 255."""
+    x = normalise(pixels.to(loaded.device), loaded.data.mean, loaded.data.std)
     with inference(model):
         tokens, grid = model.encode(x).tokens, model.tokenizer.grid(x)
         looks = token_attention(model, x, _flat(_place(token, grid), grid)) if attends(model.encoder) else ()
-    mean, std = (torch.tensor(values).view(-1, *[1] * (x.dim() - 2)) for values in (loaded.data.mean, loaded.data.std))
-    columns = [("sample", x.cpu() * std + mean)]
+    columns = [("sample", pixels.float() / 255)]
     for name, centred in (("components", False), ("without the place", True)):
         columns.append((name, _as_picture(feature_colours(tokens, centre_places=centred), grid, model.tokenizer.size)))
     for name, weights in zip(("last block", "all blocks"), looks, strict=False):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image, ImageChops
 from test_extract import CPU, ask, films, run, video_run  # noqa: F401 (fixtures)
 
 from mmm import Input, Mask, MaskedModel
@@ -281,6 +283,24 @@ def test_inspect_writes_numbers_pictures_and_a_page(run: Path, tmp_path: Path, c
     with pytest.raises(SystemExit):
         ask(["inspect", str(run), "--token", "4", "0", *CPU])
     assert "--token 4 0 is not on the grid of (4, 4) tokens" in capsys.readouterr().err
+
+
+def test_each_model_gets_pixels_in_its_own_normalisation(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A model with another mean and deviation has the same numbers and pictures beside another model as alone."""
+    tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    tree["data"] |= {"mean": [0.2], "std": [0.9]}
+    other = tmp_path / "other" / "config.yaml"
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    flags = ("--samples", "8", "--shown", "2", *CPU)
+    alone, both = (
+        ask(["inspect", *models, *flags, "--out", str(tmp_path / f"{len(models)}")])["models"]
+        for models in ([str(other)], [str(run / "config.yaml"), str(other)])
+    )
+    (name,) = alone
+    assert json.dumps(both[name]) == json.dumps(alone[name])
+    pictures = (Image.open(tmp_path / file).convert("RGB") for file in ("1/maps.png", "2/maps_2.png"))
+    assert ImageChops.difference(*pictures).getbbox() is None
 
 
 def test_an_encoder_alone_has_the_measures_of_an_encoder(build: Callable[..., MaskedModel]) -> None:
