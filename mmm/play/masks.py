@@ -94,8 +94,9 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
         scores: scores of the tokens, (1, N), for a masker that needs them.
 
     Raises:
-        ValueError: the masker cannot draw for this grid.
+        ValueError: the masker cannot draw for this grid, or a whole number among its options is above the number of tokens.
     """
+    _check_counts(config, math.prod(grid))
     masker = maskers.build(config)
     if frame_by_frame and len(grid) == 3:
         if masker.needs_scores:
@@ -105,6 +106,19 @@ def draw(config: MaskerConfig, grid: Grid, seed: int, *, frame_by_frame: bool = 
         hidden = torch.ones(grid[0], math.prod(grid[1:]), dtype=torch.bool).scatter(1, visible, False)
         return Drawing(grid, (~hidden).flatten().nonzero()[:, 0], drawn=True)
     return drawing_of(masker(sample_keys(seed, 0, torch.arange(1)), grid, scores=scores), config, grid)
+
+
+def _check_counts(config: MaskerConfig, tokens: int) -> None:
+    """Raises ValueError if an option counts more than there are tokens. The memory of a masker grows with the whole numbers of its
+    options; defaults are allowed on the smallest grid."""
+    for own in fields(config):
+        value = getattr(config, own.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if value != own.default and all(type(number) is int for number in numbers) and sum(numbers) > tokens:
+            total = f", in total {sum(numbers)}," if len(numbers) > 1 else ""
+            raise ValueError(
+                f"masker.{own.name} {' '.join(map(str, numbers))}{total} is above {tokens}, the number of tokens; lower it"
+            )
 
 
 def drawing_of(mask: Mask, config: MaskerConfig, grid: Grid) -> Drawing:

@@ -175,6 +175,25 @@ def test_maskers_draw_as_they_do_elsewhere() -> None:
         config_of("block", 0.5, {"smallest": "much"})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("multi_block", {"targets": "65"}, r"masker\.targets 65 is above 64, the number of tokens"),
+        ("block_union", {"blocks": "63 2"}, r"masker\.blocks 63 2, in total 65, is above 64"),
+        ("block_union", {"blocks": "1 " * 65, "scale": "0.1 " * 65}, r"masker\.blocks 1 1 .*, in total 65, is above 64"),
+        ("inverse_block", {"side": "65"}, r"masker\.side 65 is above 64"),
+    ],
+)
+def test_counts_above_the_number_of_tokens_are_refused(name: str, options: dict[str, str], words: str, save: Save) -> None:
+    """The memory for 20,000,000 blocks is not asked for; seeds, ratios of sides and defaults may be larger than the grid."""
+    player = Player(Models([save("a")]))
+    player.open("me", builtin("coffee"), "a")
+    with pytest.raises(ValueError, match=words):
+        player.draw("me", "a", name, 0.75, 0, options)
+    player.draw("me", "a", "multi_block", 0.9, 10**12, {"targets": "64", "aspect": "0.5 200"})
+    assert draw(config_of("block_union", None, {}), (3, 3), 0).hidden.any()
+
+
 @pytest.mark.parametrize("name", sorted(maskers.parts))
 def test_every_masker_has_its_options_on_the_page(name: str) -> None:
     options = options_of(name)
