@@ -29,16 +29,20 @@ def last_attention(encoder: nn.Module) -> Iterator[Callable[[int], Tensor]]:
     if not layers:
         raise ValueError(f"{type(encoder).__name__} has no attention that could be followed")
     seen: list[tuple[Tensor, Tensor]] = []
+    biases: list[Tensor | None] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append((inputs[0], inputs[1]))
+        biases.append(inputs[5] if len(inputs) > 5 else None)
 
     def look(prefix: int) -> Tensor:
         query, key = (rearrange(one, "b n (h c) -> b h n c", h=layers[-1].heads) for one in seen[-1])
         query, key = (one if one.dtype.itemsize >= 4 else one.float() for one in (query, key))
-        asking = query[:, :, :1] if prefix else query
-        weights = (asking @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)  # (B, h, 1 or N, R + N)
-        return weights.mean((1, 2))[:, prefix:]
+        asking = slice(1) if prefix else slice(None)
+        scores = query[:, :, asking] @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, h, 1 or N, R + N)
+        if biases[-1] is not None:
+            scores = scores + biases[-1][:, :, asking]
+        return scores.softmax(-1).mean((1, 2))[:, prefix:]
 
     hook = layers[-1].register_forward_pre_hook(keep)
     try:

@@ -21,6 +21,7 @@ from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.encoders import VisionTransformer
+from mmm.evaluate.attention.decoder_attention import attention_weights, watching
 from mmm.targets import LatentTarget
 from mmm.tokenizers import Patches
 
@@ -260,6 +261,19 @@ def test_a_frozen_teacher_of_timm(build: Build, tmp_path: Path, blocks: tuple[in
     last = model.target.teach(x.flip(3), clip, GRID).tokens
     assert torch.allclose(clips.target.teach(clip, clip, (2, *GRID)).tokens, torch.cat([found, last], dim=1), atol=1e-6)
     assert not [name for name in model.state_dict() if name.startswith("target.")]
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_scores_have_the_bias_of_relative_positions(class_token: bool, build: Build) -> None:
+    encoder = VisionTransformer.Config(width=24, depth=2, heads=2, class_token=class_token, relative_bias="blocks")
+    model = build(target=LatentTarget.Config(), encoder=encoder)
+    teacher, x, seen = model.target.teacher, torch.randn(2, 3, 12, 16), []
+    torch.nn.init.normal_(teacher.encoder.blocks[1].attn.relative_position_bias_table)
+    patches = model.tokenizer.split(x)
+    with torch.no_grad(), watching(teacher, lambda name, layer, inputs: seen.append(attention_weights(layer, inputs))):
+        teacher(patches, GRID, None)
+    expected = seen[-1][:, :, 0, 1:] if class_token else seen[-1].mean(2)  # (B, h, N)
+    assert torch.allclose(model.target.scores(x, patches, GRID), expected.mean(1), atol=1e-6)
 
 
 def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
