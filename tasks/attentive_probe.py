@@ -7,6 +7,7 @@ python recipes/video_linear_probe.py --help                  values for videos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmm.core.registry import PartConfig
 from mmm.evaluate.probes.heads import Optimizer
 from mmm.evaluate.probes.run import run_probe
 from mmm.evaluate.probes.setup import ProbeConfig
+from mmm.objectives.adapt_encoder import run_data
 from mmm.pools import AttentivePool
 from mmm.train.config import TrainConfig
 
@@ -29,6 +31,12 @@ class Config(ProbeConfig):
     """Optimizer: lars, with the trust ratio on matrices only, or adamw."""
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=1e-3)
     """Training of pool and head. micro_batch_size is the number of samples that the encoder processes at once."""
+
+
+def defaults(flags: Mapping[str, list[str]]) -> Config:
+    """Returns the config that the flags change. If the model is from a run, the data is that of the run; see `run_data`."""
+    data = run_data(flags)
+    return Config() if data is None else Config(data=data)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mmm.classifier import Classifier
@@ -46,17 +46,9 @@ class Config(FineTuneConfig):
 
 
 def defaults(flags: Mapping[str, list[str]]) -> Config:
-    """Returns the config that the flags change. If the model is from a run, the data is that of the run. With another source, only
-    the size and normalisation of the pixels are those of the run."""
-    model = flags.get("model")
-    data = run_data(model[-1]) if model else None
-    if data is None:
-        return Config()
-    if "data.source" in flags:  # another source has its own splits and columns
-        column = data.medium.flag.removeprefix("data.")
-        names: dict[str, Any] = dict.fromkeys(("eval_split", "eval_source", "root", "label_column", column)) | {"split": "train"}
-        data = replace(data, **names)
-    return Config(data=data)
+    """Returns the config that the flags change. If the model is from a run, the data is that of the run; see `run_data`."""
+    data = run_data(flags)
+    return Config() if data is None else Config(data=data)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -8,12 +8,14 @@ python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmm.evaluate.probes.logistic_sweep import SweepConfig
 from mmm.evaluate.probes.run import run_probe
 from mmm.evaluate.probes.setup import ProbeConfig
+from mmm.objectives.adapt_encoder import run_data
 
 POSITIONAL = "model"
 
@@ -26,6 +28,12 @@ class Config(ProbeConfig):
     """trained: gradient descent on augmented samples (options train, rates, optimizer). exact: logistic regression on features."""
     exact: SweepConfig = SweepConfig()
     """Options of the exact method."""
+
+
+def defaults(flags: Mapping[str, list[str]]) -> Config:
+    """Returns the config that the flags change. If the model is from a run, the data is that of the run; see `run_data`."""
+    data = run_data(flags)
+    return Config() if data is None else Config(data=data)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def run_knn(config: Config) -> dict[str, Any]:
     if config.model is None:
         raise ValueError("--knn needs features: give --model, or the config.yaml of a run for its model with random weights")
     frozen = LoadedModelConfig(model=config.model, source=config.data.source, device="cpu")
-    model = load_model(frozen).model.to(choose_device(None))
+    model = load_model(frozen, source_flag="--data.source").model.to(choose_device(None))
     config, train, test = open_parts(config)
     problems: list[Any] = []
     found, _, _ = patch_knn(model, train, test, most=config.knn_patches, problems=problems)

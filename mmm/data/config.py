@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mmm.core.checks import AboveZero, CheckedConfig, Count, Positive, Rate, Share, ZeroToOne
 from mmm.core.types import Input
 from mmm.data.media import IMAGES, Medium
 from mmm.data.transforms.augment import check_policy
+
+# options that describe a source, and not the samples
+OF_SOURCE = (
+    *("source", "root", "list_columns", "weights", "split", "eval_split", "eval_source", "holdout"),
+    *("label_column", "image_column", "video_column"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +136,11 @@ class DataConfig(CheckedConfig):
     def column(self) -> str | None:
         """Name of the table's column of samples; None if it is not given."""
         return None
+
+    def source_options(self) -> dict[str, Any]:
+        """Returns the options that describe the source: where it is, its splits and its columns."""
+        names = {field.name for field in fields(self)}
+        return {name: getattr(self, name) for name in OF_SOURCE if name in names}
 
     def input(self) -> Input:
         """The properties of the data that the parts of a model need.

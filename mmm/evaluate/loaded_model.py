@@ -164,11 +164,12 @@ class LoadedModel:
         return record(self.run, kind, self.step, found, changes)
 
 
-def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> LoadedModel:
+def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None, source_flag: str = "--source") -> LoadedModel:
     """Loads the model, and determines its data.
 
     Args:
         norm_pix: see `mmm.load`.
+        source_flag: the flag of the task that names the source, for messages.
 
     Raises:
         ValueError: there is no model, or no data is given.
@@ -182,7 +183,7 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None) -> Lo
     else:
         trained = load_masked(path, norm_pix=norm_pix).to(device)
         parts, step = model_config(trained), None if run is None else step_at(path, run)
-    data = _data(config, None if run is None else run / CONFIG, trained)
+    data = _data(config, None if run is None else run / CONFIG, trained, source_flag)
     seed = 0 if run is None else int(read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("seed", 0))
     untrained = MaskedModel.build(parts, data.input(), seed=seed).to(device)
     return LoadedModel(trained, untrained, data, path, run, step)
@@ -221,7 +222,7 @@ def _uncached(data: DataConfig) -> DataConfig:
     return replace(data, cache=False) if isinstance(data, ImagesConfig) else data
 
 
-def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None) -> DataConfig:
+def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | None, source_flag: str) -> DataConfig:
     """Returns the data of the run or of the weights, with the options of the user."""
     data = data_of_weights(model) if saved is None else read_data(saved)
     names = ["source", "root", "holdout", "image_size", "label_column", "workers"]
@@ -240,7 +241,7 @@ def _data(config: LoadedModelConfig, saved: Path | None, model: MaskedModel | No
             raise ValueError(f"--{name} is for videos, and this is a model of images")
     data = replace(data, **values)
     if not data.source:
-        raise ValueError(f"--source is not set, and published weights do not state a source; give {data.medium.noun}")
+        raise ValueError(f"{source_flag} is not set, and published weights do not state a source; give {data.medium.noun}")
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -111,17 +112,27 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     return model
 
 
-def run_data(path: str | Path) -> DataConfig | None:
-    """Returns the data of the run at a path: source, sizes and normalisation. None: the path is not in a run.
+def run_data(flags: Mapping[str, list[str]]) -> DataConfig | None:
+    """Returns the data of the run that --model names, as the default of a task that trains on labelled samples. None: --model names
+    no run.
+
+    With --data.source, the splits and columns of the run are left out, because another source has its own. Samples are not packed.
 
     Raises:
         ValueError: the run's config.yaml cannot be read.
     """
-    run = run_of(Path(path).expanduser())
+    model = flags.get("model")
+    if not model:
+        return None
+    path = Path(model[-1]).expanduser()
+    run = run_of(path.parent if path.name == CONFIG else path)
     if run is None:
         return None
     read_parts(run / CONFIG)  # raises an error if it is not the config of a run
-    return read_data(run / CONFIG)
+    data = replace(read_data(run / CONFIG), pack=False, keep_aspect=False)
+    if "data.source" in flags:
+        data = replace(data, **type(data)().source_options() | {"holdout": data.holdout})
+    return data
 
 
 def adapt_encoder(model: MaskedModel, data: Input, *, drop_path: float, last_norm: bool) -> Encoder:

@@ -300,6 +300,8 @@ def test_a_frozen_linear_head_on_a_pretrained_model(build: Callable[..., MaskedM
     assert scores["samples"] == 4
     assert scores["unreadable"] == 1
     assert 0 < scores["miou"] <= 1
+    with pytest.raises(ValueError, match="^--data.source is not set"):
+        segment.run(replace(config, knn=True, data=replace(config.data, source=None)))
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,20 @@ from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 from mmm import MaskedModel
 from mmm.classifier import Classifier, HeadConfig
 from mmm.config.diff import differences, flatten
+from mmm.config.serialize import load
 from mmm.core.types import Shape
+from mmm.data import ClipsConfig
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
 from mmm.evaluate.probes.run import format_probe
-from mmm.evaluate.probes.setup import ProbeSetup
+from mmm.evaluate.probes.setup import ProbeSetup, open_probe_setup
 from mmm.evaluate.protocol import weights_fingerprint
 from mmm.pools import ClassPool, MeanPool
 from mmm.train.config import TrainConfig
+from mmm.train.distributed.setup import start
 from mmm.train.schedule import set_learning_rate
-from tasks import linear_probe
+from tasks import attentive_probe, finetune, linear_probe
 
 HEAD = HeadConfig(norm="batch", std=0.01)
 TRAINING = TrainConfig(
@@ -269,6 +272,37 @@ def test_one_rate_is_trained_on_everything_and_wrong_values_are_said(setting: li
         linear_probe.run(replace(setting, data=replace(setting.data, mean=(0.5,))))
     with pytest.raises(ValueError, match="held_back 0.001 of 120 samples is 0"):
         linear_probe.run(replace(setting, held_back=0.001))
+
+
+@pytest.mark.parametrize("task", [linear_probe, attentive_probe, finetune], ids=lambda task: task.__name__)
+def test_a_run_s_data_is_the_default(task: Any, setting: linear_probe.Config, tmp_path: Path) -> None:
+    """With another source, a probe took the size of the defaults; a packed run could not be probed by training."""
+    packed = replace(setting.data, sides=(8, 12), pack=True, eval_split="test", holdout=0.3)
+    saved = Path(write_config(tmp_path / "run", packed))
+    for model in (saved, saved.parent):
+        assert task.defaults({"model": [str(model)]}) == task.Config(data=replace(packed, pack=False))
+    other = task.defaults({"model": [str(saved.parent)], "data.source": ["other"]}).data
+    assert (other.image_size, other.channels, other.mean, other.holdout) == (8, 1, (0.3,), 0.3)
+    assert (other.source, other.eval_split) == (None, None)
+    assert task.defaults({"model": ["published.pth"]}) == task.Config()
+
+
+def test_a_preset_s_data_is_used_with_the_source_of_the_run(
+    setting: linear_probe.Config, tmp_path: Path, build: Callable[..., MaskedModel]
+) -> None:
+    """Without a source, the values of a preset were ignored, but config.yaml stated them."""
+    model = write_config(tmp_path / "untrained", replace(setting.data, eval_split="test", holdout=0.3, flip=0.1))
+    data = replace(setting.data, source=None, crop_scale=(0.5, 1.0), flip=0.25)
+    config = replace(setting, model=model, data=data, train=replace(TRAINING, steps=1), folder=str(tmp_path / "run"))
+    protocol = linear_probe.run(config)["trained"]["protocol"]
+    assert (protocol["sampling"]["crop_scale"], protocol["sampling"]["flip"]) == ([0.5, 1.0], 0.25)
+    saved = load(linear_probe.Config, tmp_path / "run" / "config.yaml").data
+    assert saved == replace(data, source=setting.data.source, eval_split="test", holdout=0.3)
+    with pytest.raises(ValueError, match="was trained on images; give videos"):
+        linear_probe.run(replace(config, data=ClipsConfig()))
+    build((8, 8), 1).save_pretrained(tmp_path / "published")
+    with pytest.raises(ValueError, match="^--data.source is not set"):
+        open_probe_setup(replace(config, model=str(tmp_path / "published")), start(config.train))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mmm.config.serialize import to_dict
@@ -35,6 +35,7 @@ def run_probe(
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     setup = open_probe_setup(config, accelerator)
+    config = replace(config, data=setup.data)  # so that config.yaml states the source of the run
     weights = weights_fingerprint(setup.model.encoder)
     training = ProbeTraining.prepare(config, setup, weights=weights) if "trained" in methods else None
     if config.dry_run:

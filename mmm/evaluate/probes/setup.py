@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +36,7 @@ class ProbeConfig(RunConfig):
     """The pretrained model: a run folder, a checkpoint or a file of weights in one, or published weights. The config.yaml of a run
     selects its model with random weights."""
     data: DataConfig = field(default_factory=ImagesConfig)
+    """Options of the samples. If `source` is None, the source, splits and columns are those of the model's run."""
     pool: PartConfig = MeanPool.Config()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig(epochs=10, batch_size=256, learning_rate=0.1)
@@ -94,16 +95,32 @@ class ProbeSetup:
 
 
 def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetup:
-    """Loads the model and opens its samples.
+    """Loads the model and opens its samples. If the config names no source, it is that of the model's run.
 
     Raises:
         ValueError: there is no model, no data or no label, or the normalisation differs from that of the training of the model.
     """
     device = accelerator.device
-    loaded = load_model(LoadedModelConfig(model=config.model, source=config.data.source, device=str(device)))
-    data = loaded.data if config.data.source is None else config.data
+    frozen = LoadedModelConfig(model=config.model, source=config.data.source, device=str(device))
+    loaded = load_model(frozen, source_flag="--data.source")
+    data = with_run_source(config.data, loaded) if config.data.source is None else config.data
     if loaded.run is not None:
         data.input().check_trained_with(loaded.data.input(), "the model")
     splits = open_labelled_splits(data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
     model = loaded.model.requires_grad_(False)
     return ProbeSetup(accelerator, model, loaded, data, splits, DTYPES[precision_of(accelerator)])
+
+
+def with_run_source(data: DataConfig, loaded: LoadedModel) -> DataConfig:
+    """Returns the data with the source of the model's run, and with the splits and columns of the run where `data` has the
+    defaults.
+
+    Raises:
+        ValueError: the run was trained on the other kind of data.
+    """
+    if type(data) is not type(loaded.data):
+        nouns = loaded.data.medium.noun, data.medium.noun
+        raise ValueError(f"--data.source is not set, and {loaded.path} was trained on {nouns[0]}; give {nouns[1]}")
+    defaults = type(data)().source_options()
+    unset = [name for name, value in data.source_options().items() if value == defaults[name]]
+    return replace(data, **{name: getattr(loaded.data, name) for name in unset})
