@@ -201,6 +201,7 @@ def test_the_demonstration_probes_a_run(run_recipe: Callable[..., Any], tmp_path
     assert "this is the demonstration" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert (lines[-1]["kind"], lines[-1]["step"]) == ("linear_probe", 2)
+    assert "changes" not in lines[-1]
     assert lines[-1]["trained"]["top1"] == found["trained"]["top1"]
     assert found["trained"]["protocol"]["step"] == 2
     with pytest.raises(SystemExit) as end:

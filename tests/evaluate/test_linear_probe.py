@@ -32,17 +32,19 @@ from mmm.config.diff import differences, flatten
 from mmm.config.serialize import load
 from mmm.core.types import Shape
 from mmm.data import ClipsConfig
+from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
 from mmm.evaluate.probes.logistic_sweep import SweepConfig, fit_penalties
 from mmm.evaluate.probes.run import format_probe
 from mmm.evaluate.probes.setup import ProbeSetup, open_probe_setup
 from mmm.evaluate.protocol import weights_fingerprint
+from mmm.evaluate.run_results import Record
 from mmm.pools import ClassPool, MeanPool
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
 from mmm.train.schedule import set_learning_rate
-from tasks import attentive_probe, finetune, linear_probe
+from tasks import attentive_probe, finetune, linear_probe, pretrain
 
 HEAD = HeadConfig(norm="batch", std=0.01)
 TRAINING = TrainConfig(
@@ -303,6 +305,26 @@ def test_a_preset_s_data_is_used_with_the_source_of_the_run(
     build((8, 8), 1).save_pretrained(tmp_path / "published")
     with pytest.raises(ValueError, match="^--data.source is not set"):
         open_probe_setup(replace(config, model=str(tmp_path / "published")), start(config.train))
+
+
+def test_scores_on_other_data_are_not_the_run_s_own(setting: linear_probe.Config, tmp_path: Path) -> None:
+    """The card of the run showed the accuracy on another source as one on the run's data."""
+    model = load(pretrain.Config, write_config(tmp_path / "untrained", setting.data))
+    pretrain.run(replace(model, evaluate=EvaluatorSet.of(), folder=str(tmp_path / "pretrained")))
+    config = replace(setting, model=str(tmp_path / "pretrained"), train=replace(TRAINING, steps=1))
+    other = str(write_digits(tmp_path / "other"))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"data": replace(setting.data, source=other)},
+        {"data": replace(setting.data, image_size=12)},
+        {"test_split": "train"},
+    ]
+    for number, change in enumerate(changes):
+        reset_accelerate()
+        linear_probe.run(replace(config, folder=str(tmp_path / str(number)), **change))
+    found = [json.loads(line) for line in (tmp_path / "pretrained" / "evaluations.jsonl").read_text().splitlines()]
+    assert [line.get("changes") for line in found] == [None, {"source": other}, {"size": [12, 12]}, {"test_split": "train"}]
+    assert Record.read(tmp_path / "pretrained").evaluations["linear_probe"]["run"] == str(tmp_path / "0")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

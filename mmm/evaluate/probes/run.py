@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from mmm.config.serialize import to_dict
@@ -11,11 +12,11 @@ from mmm.evaluate.probes.logistic_sweep import SweepConfig, sweep
 from mmm.evaluate.probes.setup import ProbeConfig, ProbeSetup, open_probe_setup
 from mmm.evaluate.probes.train import ProbeTraining
 from mmm.evaluate.protocol import evaluation_protocol, weights_fingerprint
-from mmm.evaluate.run_results import record
 from mmm.system.files import write_json
 from mmm.train.config import identity
 from mmm.train.distributed.setup import precision_of, start, with_precision
 from mmm.train.run.folder import RESULT, RunFolder
+from mmm.weights.formats.run import CONFIG, read_data
 
 
 def run_probe(
@@ -55,11 +56,19 @@ def run_probe(
         result = {"run": str(folder.path), "classes": setup.splits.names} | found
         if accelerator.is_main_process:
             write_json(folder.path / RESULT, result)
-            loaded = setup.loaded
-            if loaded.run is not None and loaded.trained is not None and loaded.step is not None:
-                record(loaded.run, task, loaded.step, result)
+            run = setup.loaded.run
+            setup.loaded.record(task, result, {} if run is None else data_changes(config, run))
     text = f"{format_probe(result)}\nscores and protocol: {folder.path / RESULT}"
     return result, text if accelerator.is_main_process else ""
+
+
+def data_changes(config: ProbeConfig, run: Path) -> dict[str, Any]:
+    """Returns the options in which the data of a probe differs from that of a run, by name; see `LoadedModel.record`."""
+    data, own = config.data, read_data(run / CONFIG)
+    names = (*data.source_options(), "size", "eval_clips", "eval_crops")
+    changes = {name: getattr(data, name, None) for name in names if getattr(data, name, None) != getattr(own, name, None)}
+    usual = own.eval_split if own.eval_source is None else None
+    return changes | ({} if config.test_split in (None, usual) else {"test_split": config.test_split})
 
 
 def protocol_of(config: ProbeConfig, setup: ProbeSetup, *, weights: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
