@@ -20,7 +20,7 @@ from mmm.evaluate.run_results import Record
 from mmm.train.checkpoint.reader import step_at
 from mmm.weights.export import export
 from mmm.weights.formats import find_format
-from mmm.weights.formats.run import CONFIG, run_of
+from mmm.weights.formats.run import CONFIG, is_average, run_of
 from mmm.weights.load import load
 from mmm.weights.model_card import Origin
 
@@ -73,7 +73,8 @@ def origin_of(path: Path, license: str) -> Origin:
     if run is None:
         return Origin(path.name, license=license)
     config = read_yaml((run / CONFIG).read_text(encoding="utf-8"))
-    return Origin(run.resolve().name, config, step_at(path, run), Record.read(run, trained=False).evaluations, license=license)
+    evaluations = Record.read(run, trained=False, averaged=is_average(path)).evaluations
+    return Origin(run.resolve().name, config, step_at(path, run), evaluations, license=license)
 
 
 def _out(config: Config, path: Path) -> Path:

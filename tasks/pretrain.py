@@ -174,7 +174,7 @@ def finish(session: Session, evaluations: Evaluations) -> dict[str, Any]:
             results[result.name] = result.found
             session.log(training.step, result.figures)
             if session.main:
-                result.record(folder.path, training.step)
+                result.record(folder.path, training.step, averaged=training.ema is not None)
                 print(result.text)
     if session.main:
         logger.info("loss curve: %s", draw_loss(folder.path, folder.pictures / "loss.png"))

@@ -200,9 +200,9 @@ class Result:
     figures: dict[str, float]
     text: str
 
-    def record(self, run: Path, step: int) -> Path:
-        """Appends the result to evaluations.jsonl in a run folder, and returns the path of that file."""
-        return record(run, self.name, step, self.found | {"figures": self.figures})
+    def record(self, run: Path, step: int, *, averaged: bool) -> Path:
+        """Appends the result to evaluations.jsonl in a run folder, and returns the path of that file; see `run_results.record`."""
+        return record(run, self.name, step, self.found | {"figures": self.figures}, averaged=averaged)
 
 
 class Evaluations:

@@ -21,7 +21,7 @@ from mmm.evaluate.run_results import output_name, record
 from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
 from mmm.train.checkpoint.reader import step_at
-from mmm.weights.formats.run import CONFIG, read_config, read_data, run_of
+from mmm.weights.formats.run import CONFIG, is_average, read_config, read_data, run_of
 from mmm.weights.load import load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
@@ -161,7 +161,7 @@ class LoadedModel:
         """Appends a result to the evaluations of the run, and returns the file. None: the weights do not come from a run."""
         if self.run is None or self.trained is None or self.step is None:
             return None
-        return record(self.run, kind, self.step, found, changes)
+        return record(self.run, kind, self.step, found, changes, averaged=is_average(self.path))
 
 
 def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None, source_flag: str = "--source") -> LoadedModel:

@@ -1,6 +1,7 @@
 """Results of a run, read from its folder: config, metrics, and evaluations.
 
-Evaluations are lines of `evaluations.jsonl`: {"kind": "features", "step": 1000, "figures": {...}, ...}.
+Evaluations are lines of `evaluations.jsonl`: {"kind": "features", "step": 1000, "averaged": false, "figures": {...}, ...}.
+`averaged` states whether the moving average of the weights (`train.ema`) was evaluated.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ OF_TRAINING = frozenset(
 )
 
 
-def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Path:
+def record(
+    run: Path,
+    kind: str,
+    step: int,
+    found: Mapping[str, Any],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    averaged: bool = False,
+) -> Path:
     """Appends the result of an evaluation to a run's folder, and returns the file.
 
     Args:
@@ -39,9 +48,11 @@ def record(run: Path, kind: str, step: int, found: Mapping[str, Any], changes: M
         step: number of updates of the weights.
         found: the result, as plain values. `mmm compare` compares its `figures`.
         changes: options that differ from those of the run. `mmm compare` ignores a result with such changes.
+        averaged: whether the moving average of the weights was evaluated.
     """
+    line = {"kind": kind, "step": step, "averaged": averaged} | ({"changes": dict(changes)} if changes else {})
     with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, "step": step, **({"changes": dict(changes)} if changes else {}), **found}) + "\n")
+        file.write(json.dumps(line | dict(found)) + "\n")
     return run / EVALUATIONS
 
 
@@ -61,7 +72,7 @@ class Record:
         path: the folder.
         config: values by dotted names.
         metrics: the lines of metrics.jsonl.
-        evaluations: the last result of each kind on the data of the run.
+        evaluations: the last result of each kind on the data of the run and of the weights that `read` selects.
     """
 
     path: Path
@@ -70,12 +81,15 @@ class Record:
     evaluations: dict[str, dict[str, Any]]
 
     @classmethod
-    def read(cls, path: str | Path, *, trained: bool = True) -> Record:
+    def read(cls, path: str | Path, *, trained: bool = True, averaged: bool | None = None) -> Record:
         """Reads a run folder. The run may still be in progress.
 
         Args:
             trained: whether the folder must be that of a training run. Otherwise it may also be an exported model, which has no
                 training options.
+            averaged: whether to read the results of the moving average of the weights instead of those of the trained weights.
+                None: those of the weights that the run evaluates at its end, which are the average if the run has one. A result
+                that does not state its weights counts as one of these.
 
         Raises:
             ValueError: the folder is not a run folder, or a file in it cannot be read.
@@ -89,7 +103,10 @@ class Record:
             raise ValueError(f"{path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
         if trained and not isinstance(config.get("train.batch_size"), int):
             raise ValueError(f"{path} is not a run folder: its config.yaml has no train.batch_size")
-        found = {line["kind"]: line for line in _lines(path / EVALUATIONS) if "changes" not in line}
+        usual = config.get("train.ema") is not None
+        wanted = usual if averaged is None else averaged
+        own = [line for line in _lines(path / EVALUATIONS) if "changes" not in line and line.get("averaged", usual) == wanted]
+        found = {line["kind"]: line for line in own}
         return cls(path, config, _lines(path / "metrics.jsonl"), found)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

@@ -39,7 +39,7 @@ class Origin:
         name: name of the run folder or of the file. None: not known.
         config: config of the run. None: the weights do not come from a run.
         step: number of updates of the weights. None: not known.
-        evaluations: results in the run's folder, by kind.
+        evaluations: results in the run's folder, by kind; those of another step are left out.
         results: other results of these weights, by name.
         license: identifier of a licence on the hub.
     """

@@ -33,7 +33,7 @@ from mmm.core.types import Features, RequiredFeatures, Shape
 from mmm.data import ImagesConfig, open_images
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
-from mmm.evaluate.run_results import record
+from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.pools import pools
 from mmm.weights.formats import FORMATS
@@ -173,6 +173,28 @@ def test_a_card_says_what_the_run_says_and_no_more(run: Path, tmp_path: Path, mo
     exec(code, names)  # the code that the card shows
     assert names["features"].shape == (4, 16, 24)
     assert names["loss"].isfinite()
+
+
+def test_results_of_the_average_are_not_those_of_the_trained_weights(run: Path, tmp_path: Path) -> None:
+    """The card of the weights as they were trained showed the results of their moving average, and mmm knn replaced these."""
+    recipe, folder = load_recipe("image_mae"), tmp_path / "averaged"
+    argv = ["--config", str(run / "config.yaml"), "--train.ema", "0.5", "--evaluate", "features", "--evaluate.features.k", "3"]
+    cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=[*argv, "--folder", str(folder)])
+    reset_accelerate()
+    average = folder / "checkpoints" / "step_00000002" / "ema.safetensors"
+    for model, shown in ((folder, False), (average, True)):
+        ask(["export", str(model), "--out", str(tmp_path / f"given-{shown}")])
+        assert ("| features |" in (tmp_path / f"given-{shown}" / "README.md").read_text()) == shown
+    own = Record.read(folder).evaluations["features"]
+    ask(["knn", str(folder), "--k", "5", "--device", "cpu"])
+    assert Record.read(folder).evaluations["features"] == own
+    assert Record.read(folder, averaged=False).evaluations["features"]["k"] == 5
+    ask(["knn", str(average), "--k", "5", "--device", "cpu"])
+    assert Record.read(folder).evaluations["features"]["k"] == 5
+    record(run, "features", 2, {"k": 7})  # a run without an average
+    lines = (run / "evaluations.jsonl").read_text()
+    (run / "evaluations.jsonl").write_text(lines.replace('"averaged": false, ', ""))  # as before this was recorded
+    assert Record.read(run).evaluations["features"] == {"kind": "features", "step": 2, "k": 7}
 
 
 def test_timm_takes_the_folder_that_is_written(run: Path, tmp_path: Path) -> None:

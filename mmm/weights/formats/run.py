@@ -132,6 +132,11 @@ def run_of(path: Path) -> Path | None:
     return run
 
 
+def is_average(path: Path) -> bool:
+    """Returns whether a path in a run folder is that of the moving average of the weights."""
+    return path.is_file() and f"{stem_of(path)}.safetensors" == AVERAGE
+
+
 def read_config(path: Path) -> tuple[ModelConfig, Input]:
     """Returns the parts of a masked model and the size and normalisation of its samples, from a config.yaml.
 
