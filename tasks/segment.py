@@ -153,12 +153,14 @@ def run_knn(config: Config) -> dict[str, Any]:
     """Labels the patches of the test images by their neighbours, and prints the scores.
 
     Raises:
-        ValueError: no model is named.
+        ValueError: no model is named, or its run had another normalisation of pixels.
     """
     if config.model is None:
         raise ValueError("--knn needs features: give --model, or the config.yaml of a run for its model with random weights")
     frozen = LoadedModelConfig(model=config.model, source=config.data.source, device="cpu")
-    model = load_model(frozen, source_flag="--data.source").model.to(choose_device(None))
+    loaded = load_model(frozen, source_flag="--data.source")
+    loaded.check_pixels(config.data.input())
+    model = loaded.model.to(choose_device(None))
     config, train, test = open_parts(config)
     problems: list[Any] = []
     found, _, _ = patch_knn(model, train, test, most=config.knn_patches, problems=problems)

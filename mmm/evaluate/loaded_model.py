@@ -12,6 +12,7 @@ import torch
 
 from mmm.config.serialize import read_yaml
 from mmm.core.checks import CheckedConfig, Count, Positive, Rate
+from mmm.core.types import Input
 from mmm.data import Clips, ClipsConfig, DataConfig, Images, ImagesConfig, open_data
 from mmm.data.sources.base import EVALUATION
 from mmm.data.sources.resolve import find_source
@@ -22,7 +23,7 @@ from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
 from mmm.train.checkpoint.reader import step_at
 from mmm.weights.formats.run import CONFIG, is_average, read_config, read_data, run_of
-from mmm.weights.load import load_masked
+from mmm.weights.load import compare_pixels, load_masked
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
 # options that change the data; a result with one of them is not a result of the run itself
@@ -129,6 +130,17 @@ class LoadedModel:
     def name(self) -> str:
         """The title with the step."""
         return self.title if self.step is None else f"{self.title}, step {self.step:,}"
+
+    def check_pixels(self, data: Input) -> None:
+        """Compares the pixels of other data with those of the model's training. Published weights with another normalisation get a
+        warning.
+
+        Raises:
+            ValueError: the model's run had another normalisation, or the model another number of channels.
+        """
+        if self.run is not None:
+            data.check_trained_with(self.data.input(), "the model")
+        compare_pixels(self.model, data, str(self.path))
 
     def context(self, config: LoadedModelConfig) -> Context:
         """Returns the context for evaluations of this model. Pictures are written to the run folder, or to the working

@@ -20,7 +20,7 @@ from mmm.model import MaskedModel
 from mmm.tokenizers import GridTokenizer, Patches, tokenizers
 from mmm.train.config import RunConfig
 from mmm.weights.formats.run import CONFIG, read_data, read_parts, run_of
-from mmm.weights.load import load_masked
+from mmm.weights.load import compare_pixels, load_masked
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +104,7 @@ def load_pretrained(path: str | Path, data: Input) -> MaskedModel:
     if run is not None:
         data.check_trained_with(read_parts(run / CONFIG)[1], str(run))
     model = load_masked(path)
-    own = model.data or data
-    if (own.mean, own.std) != (data.mean, data.std):
-        logger.warning("data.mean %s and data.std %s are not those of %s, %s and %s", data.mean, data.std, path, own.mean, own.std)
-    if model.tokenizer.channels != data.channels:
-        raise ValueError(f"data.channels {data.channels}: {path} is a model of {model.tokenizer.channels} channels")
+    compare_pixels(model, data, str(path))
     return model
 
 

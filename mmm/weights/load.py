@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from mmm.core.types import Input
 from mmm.maskers import MaskerConfig, RandomMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
@@ -15,7 +16,7 @@ from mmm.weights.hub import NAME, pull_folder
 from mmm.weights.matching import shorten_list
 from mmm.weights.safe_load import PICKLES
 
-__all__ = ["find_stored", "load", "load_as", "load_masked", "read_stored", "without_head"]
+__all__ = ["compare_pixels", "find_stored", "load", "load_as", "load_masked", "read_stored", "without_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,22 @@ def without_head(model: Model, source: str) -> MaskedModel:
     target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
     masker = maskers.build(RandomMasker.Config())
     return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
+
+
+def compare_pixels(model: MaskedModel, data: Input, path: str) -> None:
+    """Warns if the normalisation of samples is not that of a model's training.
+
+    Args:
+        path: path of the model, for messages.
+
+    Raises:
+        ValueError: the samples have another number of channels.
+    """
+    own = model.data or data
+    if (own.mean, own.std) != (data.mean, data.std):
+        logger.warning("data.mean %s and data.std %s are not those of %s, %s and %s", data.mean, data.std, path, own.mean, own.std)
+    if model.tokenizer.channels != data.channels:
+        raise ValueError(f"data.channels {data.channels}: {path} is a model of {model.tokenizer.channels} channels")
 
 
 def load_as(kind: type[M], path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> M:

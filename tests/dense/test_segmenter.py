@@ -302,6 +302,8 @@ def test_a_frozen_linear_head_on_a_pretrained_model(build: Callable[..., MaskedM
     assert 0 < scores["miou"] <= 1
     with pytest.raises(ValueError, match="^--data.source is not set"):
         segment.run(replace(config, knn=True, data=replace(config.data, source=None)))
+    with pytest.raises(ValueError, match=r"give --data\.mean 0\.5 0\.5 0\.5"):
+        segment.run(replace(config, knn=True, data=replace(config.data, mean=(0.4,) * 3)))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from mmm.config.diff import differences, flatten
 from mmm.config.serialize import load
 from mmm.core.types import Shape
 from mmm.data import ClipsConfig
+from mmm.encoders import VisionTransformer
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.metrics import Tally, mean_of_views, ranks
 from mmm.evaluate.probes.heads import Probes, make_probe_optimizer, probes_loss
@@ -325,6 +326,19 @@ def test_scores_on_other_data_are_not_the_run_s_own(setting: linear_probe.Config
     found = [json.loads(line) for line in (tmp_path / "pretrained" / "evaluations.jsonl").read_text().splitlines()]
     assert [line.get("changes") for line in found] == [None, {"source": other}, {"size": [12, 12]}, {"test_split": "train"}]
     assert Record.read(tmp_path / "pretrained").evaluations["linear_probe"]["run"] == str(tmp_path / "0")
+
+
+def test_published_weights_with_another_normalisation_get_a_warning(
+    setting: linear_probe.Config, tmp_path: Path, build: Callable[..., MaskedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "encoder.pth"
+    weights = build((8, 8), encoder=VisionTransformer.Config(size="tiny", depth=1)).encoder.state_dict()
+    torch.save({"model": weights}, file)  # its format states no normalisation, so that ImageNet's is assumed
+    data = replace(setting.data, channels=3, mean=(0.3,) * 3, std=(0.4,) * 3)
+    open_probe_setup(replace(setting, model=str(file), data=data), start(setting.train))
+    assert f"data.std (0.4, 0.4, 0.4) are not those of {file}" in caplog.text
+    with pytest.raises(ValueError, match="is a model of 3 channels"):
+        open_probe_setup(replace(setting, model=str(file)), start(setting.train))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -98,14 +98,13 @@ def open_probe_setup(config: ProbeConfig, accelerator: Accelerator) -> ProbeSetu
     """Loads the model and opens its samples. If the config names no source, it is that of the model's run.
 
     Raises:
-        ValueError: there is no model, no data or no label, or the normalisation differs from that of the training of the model.
+        ValueError: there is no model, no data or no label, or the normalisation differs from that of the model's run.
     """
     device = accelerator.device
     frozen = LoadedModelConfig(model=config.model, source=config.data.source, device=str(device))
     loaded = load_model(frozen, source_flag="--data.source")
     data = with_run_source(config.data, loaded) if config.data.source is None else config.data
-    if loaded.run is not None:
-        data.input().check_trained_with(loaded.data.input(), "the model")
+    loaded.check_pixels(data.input())
     splits = open_labelled_splits(data, test_split=config.test_split, held_back=config.held_back, seed=config.seed)
     model = loaded.model.requires_grad_(False)
     return ProbeSetup(accelerator, model, loaded, data, splits, DTYPES[precision_of(accelerator)])
