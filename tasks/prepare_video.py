@@ -98,7 +98,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def target_paths(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
     """Returns the path of each encoded video."""
-    top = out if isinstance(source, ListFile) or source.splits == ("train",) else out / split
+    has_paths = isinstance(clips.table.column, FileColumn)  # the path of a file begins with the folder of its split
+    top = out if has_paths or source.splits == ("train",) else out / split
     names = [_relative(clips, index) for index in range(len(clips))]
     stems = [Path(name).with_suffix("").as_posix() for name in names]
     taken = Counter(stems)  # a.avi beside a.mp4 becomes a.avi.mp4
@@ -106,7 +107,8 @@ def target_paths(clips: Clips, source: Source, split: str, out: Path) -> list[Pa
 
 
 def _relative(clips: Clips, index: int) -> str:
-    """Returns the path of a video below the folder of its split, with its old extension."""
+    """Returns the path of a video below the folder of the source, with its old extension. For a row of a table, it consists of the
+    name of the class and the number of the row."""
     labels = clips.table.labels
     if isinstance(clips.table.column, FileColumn):
         return "/".join(part for part in Path(clips.name(index)).parts if part not in ("/", "..", "."))

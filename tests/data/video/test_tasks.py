@@ -188,6 +188,20 @@ def test_lists_and_tables_and_names_that_meet(tmp_path: Path) -> None:
     assert (HEIGHT, WIDTH) == (64, 96)
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("train",)])
+def test_splits_and_classes_of_a_folder_stay_as_they_are(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        for label in ("jump", "run"):
+            (tmp_path / "in" / split / label).mkdir(parents=True)
+            write(tmp_path / "in" / split / label / f"{split}.mp4", count=3)
+    prepared(tmp_path / "in", tmp_path / "out")
+    before, after = ({path.relative_to(tmp_path / top) for path in (tmp_path / top).rglob("*.mp4")} for top in ("in", "out"))
+    assert after == before
+    for split in splits:
+        clips = open_data(ClipsConfig(source=str(tmp_path / "out"), holdout=0.0), split)
+        assert (clips.classes, clips.labels().tolist()) == (("jump", "run"), [0, 1])
+
+
 def test_a_decoder_is_not_needed_to_know_the_backends() -> None:
     assert list(BACKENDS)[:3] == ["av", "decord", "torchcodec"]
     with pytest.raises(ValueError, match="out is not set"):
