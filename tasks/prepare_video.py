@@ -25,6 +25,7 @@ from mmm.data import Clips, ClipsConfig, open_data
 from mmm.data.decode.video import require
 from mmm.data.decode.video.encode import EncodeConfig, reencode
 from mmm.data.loading.scan import Finding, map_inputs
+from mmm.data.loading.worker_pool import TIMEOUT
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Source
 from mmm.data.sources.file_list import ListFile, RangeColumn
@@ -86,7 +87,8 @@ def run(config: Config) -> dict[str, Any]:
                 f"source {config.source} lists parts of videos, and this task encodes whole videos; give a list of their paths"
             )
         targets = target_paths(clips, source, split, out)
-        findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), workers=config.workers, title=split))
+        options: dict[str, Any] = {"workers": config.workers, "title": split, "timeout": config.deadline + TIMEOUT}
+        findings = list(map_inputs(clips.name, _work(clips, targets, config), len(clips), **options))
         report["splits"][split] = found = summarise(findings)
         if isinstance(source, ListFile):
             _write_list(out / f"{split}.csv", clips, targets, findings)

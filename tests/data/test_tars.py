@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,15 @@ def test_an_index_is_made_once_and_anew_for_what_changed(
     assert len(walked) == 5
     with pytest.raises(Unreadable, match="changed after it was indexed"):  # another process changes the file during a run
         first.raw(3)
+
+
+def test_an_index_may_take_any_time(tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    make = module.make_index
+    monkeypatch.setitem(module.map_inputs.__kwdefaults__, "timeout", 0.2)
+    monkeypatch.setattr("mmm.data.loading.worker_pool.POLL_INTERVAL", 0.2)
+    monkeypatch.setattr("mmm.data.loading.worker_pool.os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(module, "make_index", lambda *arguments: (time.sleep(0.9), make(*arguments))[1])
+    assert len(opened(shards(tmp_path / "set", COUNTS, pictures))) == 7
 
 
 def test_a_tar_that_is_changed_while_it_is_read_is_noticed(tmp_path: Path, pictures: list[bytes]) -> None:

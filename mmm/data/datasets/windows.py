@@ -19,6 +19,7 @@ from mmm.data.datasets.clips import Clips
 from mmm.data.decode.video.reader import OpenVideo
 from mmm.data.errors import Unreadable
 from mmm.data.loading.scan import map_inputs
+from mmm.data.loading.worker_pool import TIMEOUT
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
 
@@ -77,7 +78,8 @@ def open_windows(clips: Clips, every: float) -> Windows:
         with watched(index, config.deadline), OpenVideo(clips.raw(index), config.backend) as video:
             return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
-    findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos")
+    timeout = config.deadline + TIMEOUT
+    findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos", timeout=timeout)
     counts = torch.tensor([finding.facts.get("windows", 1) for finding in findings])  # an unreadable video is reported later
     rows = clips.rows.repeat_interleave(counts)
     times = np.concatenate([np.arange(count) * every for count in counts.tolist()])

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple, Protocol
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from mmm.data.config import DataConfig
 from mmm.data.errors import Unreadable
-from mmm.data.loading.worker_pool import cores, load
+from mmm.data.loading.worker_pool import TIMEOUT, cores, load
 
 PREFETCH = 8  # inputs that each worker gets in advance: they take unequal times, and results are returned in order
 
 
 class Inspectable(Protocol):
     """A data set that can be scanned: images or clips."""
+
+    @property
+    def config(self) -> DataConfig: ...
 
     def __len__(self) -> int: ...
 
@@ -52,7 +56,13 @@ class _Inputs(Dataset[Any]):
 
 
 def map_inputs(
-    name: Callable[[int], str], work: Callable[[int], dict[str, Any]], count: int, *, workers: int | None, title: str
+    name: Callable[[int], str],
+    work: Callable[[int], dict[str, Any]],
+    count: int,
+    *,
+    workers: int | None,
+    title: str,
+    timeout: float | None = TIMEOUT,
 ) -> Iterator[Finding]:
     """Yields the findings for all inputs in order, behind a progress bar.
 
@@ -63,13 +73,17 @@ def map_inputs(
         workers: number of worker processes. 0: this process, without deadlines. None: one for each core, or this process if one
             is enough.
         title: label of the bar.
+        timeout: largest number of seconds between two findings, which must exceed the time for an input. None: no limit.
+
+    Raises:
+        RuntimeError: no finding arrives for `timeout` seconds.
     """
     bad = 0
     if workers is None:
         workers = min(cores(), count) if min(cores(), count) > 1 else 0
     with tqdm(total=count, desc=title, unit="", dynamic_ncols=True) as bar:
         requests = lambda: ([index] for index in range(count))  # noqa: E731
-        for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH):
+        for findings in load(_Inputs(name, work), requests, workers, prefetch=PREFETCH, timeout=timeout):
             for finding in findings:
                 bad += finding.reason is not None
                 bar.set_postfix(unreadable=bad, refresh=False)
@@ -89,7 +103,8 @@ def scan(samples: Inspectable, *, workers: int) -> dict[str, Any]:
         the readable inputs: the count of each text or truth value, and the least, median (`middle`) and largest value of each
         number.
     """
-    findings = list(map_inputs(samples.name, samples.inspect, len(samples), workers=workers, title="scan"))
+    timeout = samples.config.deadline + TIMEOUT
+    findings = list(map_inputs(samples.name, samples.inspect, len(samples), workers=workers, title="scan", timeout=timeout))
     bad = [finding for finding in findings if finding.reason is not None]
     return {
         "inputs": len(findings),

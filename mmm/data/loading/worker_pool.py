@@ -32,7 +32,7 @@ from mmm.data.loading.worker_watchdog import IDLE, InitWorker
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 600  # seconds without a batch after which the run ends
+TIMEOUT = 600.0  # seconds without a batch after which the run ends, although all workers are alive
 POLL_INTERVAL = 1.0  # seconds between two checks of whether the workers are alive
 SHUTDOWN_TIMEOUT = 20.0  # seconds for a worker to end after its connections are closed: it frees its memory first
 MAX_DEATHS = 3  # number of times that workers may be killed from outside, without a batch in between, before the run ends
@@ -49,7 +49,14 @@ def _warn_of_many(workers: int) -> None:
     logger.warning("data.workers %d are more than the %d cores that this process may use; fewer are as fast", workers, cores())
 
 
-def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: int, *, prefetch: int = 2) -> Iterator[Any]:
+def load(
+    views: Dataset[Any],
+    requests: Callable[[], Iterable[Any]],
+    workers: int,
+    *,
+    prefetch: int = 2,
+    timeout: float | None = TIMEOUT,
+) -> Iterator[Any]:
     """Yields the batches that `views` makes of the requests (`__getitems__`), in order.
 
     Args:
@@ -57,10 +64,11 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
         requests: returns the same sequence of requests at each call.
         workers: number of processes. 0: the batches are made in this process.
         prefetch: number of requests that each worker gets in advance.
+        timeout: largest number of seconds between two batches. None: as long as all workers are alive.
 
     Raises:
         ValueError: workers are killed repeatedly, or `views` returns a ValueError.
-        RuntimeError: no batch arrives for ten minutes.
+        RuntimeError: no batch arrives for `timeout` seconds.
     """
     if workers > cores():
         _warn_of_many(workers)
@@ -68,7 +76,7 @@ def load(views: Dataset[Any], requests: Callable[[], Iterable[Any]], workers: in
     lost: dict[int, str] = {}
     done = deaths = 0
     while True:
-        pool = WorkerPool(views, _Requests(requests, done), workers, prefetch, lost)
+        pool = WorkerPool(views, _Requests(requests, done), workers, prefetch, lost, timeout)
         for batch in pool:
             if isinstance(batch, ValueError):
                 raise batch
@@ -90,10 +98,19 @@ class WorkerPool:
         failure: description of how workers failed, or "".
     """
 
-    def __init__(self, views: Dataset[Any], requests: _Requests, workers: int, prefetch: int, lost: dict[int, str]) -> None:
+    def __init__(
+        self,
+        views: Dataset[Any],
+        requests: _Requests,
+        workers: int,
+        prefetch: int,
+        lost: dict[int, str],
+        timeout: float | None,
+    ) -> None:
         self.reports = torch.full((max(1, workers), 2), IDLE).share_memory_()
         self.processes: list[Any] = []
         self.failure = ""
+        self.timeout = timeout
         parallel: dict[str, Any] = {}
         if workers > 0:
             # with fork, a worker need not import modules again, and shares data that is cached in memory
@@ -130,7 +147,7 @@ class WorkerPool:
                 self.failure = self._find_failure(seconds)
                 if self.failure:
                     return
-                if not timed_out or time.monotonic() - last > TIMEOUT:
+                if not timed_out or (self.timeout is not None and time.monotonic() - last > self.timeout):
                     raise
                 continue  # all workers are alive
             yield batch

@@ -19,9 +19,11 @@ from torch.utils.data import Dataset
 from video_files import write
 
 from mmm.data import Batch, Clips, ClipsConfig, eval_batches, open_data, train_batches
+from mmm.data.datasets import windows
 from mmm.data.decode.video import BACKENDS, Video
 from mmm.data.decode.video.reader import Source
-from mmm.data.loading import worker_pool
+from mmm.data.loading import scan, worker_pool
+from tasks import prepare_video
 
 CONFIG = ClipsConfig(image_size=16, frames=2, stride=1, workers=2, holdout=0.0, max_bad=1.0, deadline=0.7)
 
@@ -164,10 +166,28 @@ def test_workers_that_always_die_end_the_run_with_a_clear_message() -> None:
 
 def test_a_batch_that_takes_longer_than_a_glance_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks torch itself: its loader can be called again after a timeout, which raises this message."""
-    assert list(worker_pool.load(Slow(), numbers(3), 1)) == [[0], [1], [2]]
-    monkeypatch.setattr(worker_pool, "TIMEOUT", 0.2)
+    assert list(worker_pool.load(Slow(), numbers(3), 1, timeout=None)) == [[0], [1], [2]]
     with pytest.raises(RuntimeError, match="timed out"):
-        list(worker_pool.load(Slow(), numbers(3), 1))
+        list(worker_pool.load(Slow(), numbers(3), 1, timeout=0.2))
+
+
+@pytest.mark.parametrize("job", ["scan", "windows", "prepare_video"])
+def test_an_input_may_take_as_long_as_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """The time after which a run ends is added to the deadline of an input."""
+    monkeypatch.setitem(scan.map_inputs.__kwdefaults__, "timeout", 0.2)
+    for module in (scan, windows, prepare_video):
+        monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    plain = Clips.raw
+    monkeypatch.setattr(Clips, "raw", lambda clips, index: (time.sleep(0.9), plain(clips, index))[1])
+    write(tmp_path / "in.mp4", count=6, size=(24, 32))
+    clips = opened(tmp_path / "in.mp4", replace(CONFIG, workers=1, deadline=30.0))
+    if job == "scan":
+        assert scan.scan(clips, workers=1)["unreadable"] == 0
+    elif job == "windows":
+        assert len(windows.open_windows(clips, 9.0)) == 1
+    else:
+        config = prepare_video.Config(source=str(tmp_path / "in.mp4"), out=str(tmp_path / "out"), workers=1, deadline=30.0)
+        assert prepare_video.run(config)["splits"]["train"]["encoded"] == 1
 
 
 def test_errors_of_our_own_are_not_taken_for_a_death() -> None:

@@ -75,7 +75,8 @@ def _make(files: TarFiles, selection: Selection, paths: list[Path], stamps: list
         return files.addresses[numbers[place]]
 
     workers = None if files.is_local else min(len(numbers), WORKERS)
-    for finding in map_inputs(name, work, len(numbers), workers=workers, title="indexing tars"):
+    # no timeout: a tar may take hours, and the requests of a remote one have timeouts
+    for finding in map_inputs(name, work, len(numbers), workers=workers, title="indexing tars", timeout=None):
         if finding.reason is not None:
             raise ValueError(f"data.source {finding.name}: {finding.reason}")
 
