@@ -95,10 +95,10 @@ class RangeColumn:
 class ListFile:
     """Lines of a path and, in all or in none of them, a label: a whole number, which keeps its value, or a name.
 
-    Columns are separated by a tab, a comma, or else by spaces. A path that contains such a character must be in quotes. Empty lines
-    and lines that start with # are ignored. A header (`path,label`) names the columns, and columns of other names are ignored.
-    Without a header, `data.list_columns` names them. Without either, the format is found from their number and content, if only one
-    format fits.
+    An empty cell is no label. Columns are separated by a tab, a comma, or else by spaces. A path that contains such a character
+    must be in quotes. Empty lines and lines that start with # are ignored. A header (`path,label`) names the columns, and columns
+    of other names are ignored. Without a header, `data.list_columns` names them. Without either, the format is found from their
+    number and content, if only one format fits.
 
     A row with a start and an end, or with a start and a number of frames, is a sample of that part of the video (VideoMAE V2's
     `path start total label`; a number below 0 selects the rest of the video). Frames are counted from 0 in a file, and by the
@@ -194,8 +194,12 @@ def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
         if len(words) != width:
             problem = f"{len(words)} columns, not {width}" if width > 2 or names else "a label in some lines but not in all"
             raise ValueError(f"{where}: {problem}: {line!r}")
-        label = None if columns.label is None else words[columns.label]
+        label = None if columns.label is None else words[columns.label] or None
         found.append(Row(words[columns.path], label, _range(words, columns, where)))
+    unlabelled = [number for number, row in zip(rows, found, strict=True) if row.label is None]
+    if 0 < len(unlabelled) < len(found):
+        number = unlabelled[0]
+        raise ValueError(f"data.source {file}, line {number}: a label in some lines but not in all: {lines[number][:80]!r}")
     return found
 
 

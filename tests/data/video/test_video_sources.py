@@ -191,6 +191,8 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
     assert_readable(train)
     (lists / "plain.list").write_text(f"{videos}/c.mp4\n")
     assert opened(lists / "plain.list").labels() is None
+    (lists / "empty.csv").write_text("path,label\n../videos/c.mp4,\n../videos/c.mp4,\n")
+    assert opened(lists / "empty.csv").labels() is None
     (lists / "gone.txt").write_text("nowhere.mp4 0\n")
     (batch,) = eval_batches(opened(lists / "gone.txt"), CONFIG, batch_size=1)
     assert batch.problems[0].reason == "there is no such file"
@@ -201,6 +203,7 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
     [
         ("my video.mp4 0\n", r"line 1 has 3 columns: 'my video.mp4 0'; .* in quotes"),
         ("a.mp4 0\nb.mp4\n", "line 2: a label in some lines but not in all"),
+        ("path,label\na.mp4,0\nb.mp4,2\nc.mp4,\n", r"line 4: a label in some lines but not in all: 'c\.mp4,'"),
         ("a.mp4 -1\n", "-1 is not a label"),
         ("a 5 20 1\n", "third column may be the last frame of a range, or the number of its frames; say which column is which"),
         ("a 0 20\nb 7 20\n", "third may be the number of its frames or a label; say which column is which"),
