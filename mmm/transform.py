@@ -58,12 +58,12 @@ class Transform:
         """
         try:
             clips = [self._frames(sample) for sample in self._listed(samples)]
+            if not clips:
+                raise ValueError("there are no samples; give at least one image or clip")
+            keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
+            pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
         except Unreadable as error:
             raise ValueError(f"a sample cannot be read: {error}") from error
-        if not clips:
-            raise ValueError("there are no samples; give at least one image or clip")
-        keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
-        pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
         x = normalise(flip(pixels, keys, FLIP) if self.training else pixels, self.data.mean, self.data.std)
         return x if len(self.data.size) == 3 else x[:, :, 0]
 

@@ -68,5 +68,7 @@ def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:
         Transform(CLIP)(photograph)
     with pytest.raises(ValueError, match="has 2 frames"):
         Transform(CLIP)([photograph] * 2)
+    with pytest.raises(ValueError, match="cannot be read: 1 x 20000 pixels become 64 x 1280000"):
+        Transform(Input(size=(64, 64)))(torch.zeros(1, 20000, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="from 0 to 1"):
         Transform(DATA)(torch.randn(3, 20, 20))

@@ -15,6 +15,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from mmm.core.rng import sample_keys
+from mmm.data.errors import Unreadable
+from mmm.data.transforms import clip_crop
 from mmm.data.transforms.crop import (
     SMALL_SIDE,
     center_crop,
@@ -120,6 +122,18 @@ def test_small_samples_are_evaluated_without_a_margin() -> None:
     assert torch.equal(center_crop(image, (32, 32)), torch.from_numpy(image).permute(2, 0, 1))
     assert center_crop(image[:, :20], (24, 48)).shape == (3, 24, 48)
     assert center_crop(image[:3], (128, 64)).shape == (3, 128, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 20000), (20000, 1)])
+def test_an_elongated_image_is_refused_before_it_is_resized(height: int, width: int) -> None:
+    """The image is resized as a whole: a side of 1 pixel to 64, and a side of 20,000 to 1,280,000."""
+    large = f"{64 * height} x {64 * width}"
+    reason = f"{height} x {width} pixels become {large} when they are resized, more than the limit of 50,000,000 pixels"
+    with pytest.raises(Unreadable, match=reason):
+        center_crop(np.zeros((height, width, 3), np.uint8), (64, 64))
+    with pytest.raises(Unreadable, match=reason):
+        clip_crop.covering_size(height, width, (64, 64))
+    assert center_crop(np.zeros((height, width, 3), np.uint8), (16, 16)).shape == (3, 16, 16)
 
 
 def test_a_hinted_image_is_never_enlarged_by_its_smallest_crop() -> None:

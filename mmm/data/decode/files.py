@@ -4,6 +4,7 @@ reason."""
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from pathlib import Path
@@ -60,6 +61,13 @@ def check_pixels(height: int, width: int) -> None:
     """Raises Unreadable for an image with too many pixels; callers read the size from its header."""
     if height * width > MAX_PIXELS:
         raise Unreadable(f"{height} x {width} pixels, more than the {MAX_PIXELS:,} that are decoded")
+
+
+def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    """Raises Unreadable for an image or a frame that has too many pixels after it is resized. Both sizes are height and width."""
+    if math.prod(resized) > MAX_PIXELS:
+        whole, large = (f"{height} x {width}" for height, width in (size, resized))
+        raise Unreadable(f"{whole} pixels become {large} when they are resized, more than the limit of {MAX_PIXELS:,} pixels")
 
 
 def open_error(error: OSError | ValueError) -> str:

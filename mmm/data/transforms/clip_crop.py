@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmm.core.rng import Stream, integers, stream
+from mmm.data.decode.files import check_resized
 from mmm.data.transforms import resize as resizing
 
 SNAP = 3  # pixels; a side that differs from the sample's by at most this is made equal to it, and not resized
@@ -59,9 +60,15 @@ def even_boxes(height: int, width: int, size: tuple[int, int], count: int) -> li
 
 
 def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the smallest size in pixels, with the video's aspect ratio, that covers the sample."""
+    """Returns the smallest size in pixels, with the video's aspect ratio, that covers the sample.
+
+    Raises:
+        Unreadable: the video is so elongated that the size is too large.
+    """
     scale = max(size[0] / height, size[1] / width)
-    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    resized = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    check_resized((height, width), resized)
+    return resized
 
 
 def resize(clip: Tensor, size: tuple[int, int]) -> Tensor:

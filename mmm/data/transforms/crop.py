@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmm.core.rng import Stream, stream, uniform
+from mmm.data.decode.files import check_resized
 from mmm.data.transforms.resize import resize, resize_into
 
 TRIES = 10  # as in torchvision's RandomResizedCrop
@@ -78,16 +79,26 @@ def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
     """Returns the size to which evaluation resizes an image before the centre crop: the smallest that covers the sample.
 
     Samples of 128 to 224 pixels per side get a margin of 256/224. Heights and widths are in pixels.
+
+    Raises:
+        Unreadable: the image is so elongated that the size is too large.
     """
     margin = margin_of(size)
     target = [round(side * margin) for side in size]
     if target[0] * width >= target[1] * height:  # the height limits the size
-        return target[0], max(target[1], int(target[0] * width / height))
-    return max(target[0], int(target[1] * height / width)), target[1]
+        resized = target[0], max(target[1], int(target[0] * width / height))
+    else:
+        resized = max(target[0], int(target[1] * height / width)), target[1]
+    check_resized((height, width), resized)
+    return resized
 
 
 def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """Resizes an image to `covering_size` and crops it at the centre, for evaluation. uint8 (H, W, C) -> (C, h, w)."""
+    """Resizes an image to `covering_size` and crops it at the centre, for evaluation. uint8 (H, W, C) -> (C, h, w).
+
+    Raises:
+        Unreadable: see `covering_size`.
+    """
     pixels = torch.from_numpy(image).permute(2, 0, 1)  # (C, H, W)
     resized = resize(pixels[None], covering_size(image.shape[0], image.shape[1], size), "bicubic")[0]
     top, left = (round((have - want) / 2) for have, want in zip(resized.shape[1:], size, strict=True))

@@ -155,6 +155,12 @@ def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
     assert "a folder of frames has no times" in batch.problems[0].reason
 
 
+def test_an_elongated_video_is_reported_and_left_out(tmp_path: Path) -> None:
+    frames(tmp_path / "v1", 2, (1, 20000))
+    (batch,) = eval_batches(opened(tmp_path, image_size=64), CONFIG, batch_size=4)
+    assert (len(batch), batch.problems[0].reason[:46]) == (0, "1 x 20000 pixels become 64 x 1280000 when they")
+
+
 @pytest.mark.parametrize(
     "lines",
     [
