@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from malformed import bomb_png_header
 from PIL import Image
 from safetensors.torch import load_file
 
 from mmm.data import Batch, Images, ImagesConfig, open_images, train_batches
-from mmm.data.decode.image import image_size
+from mmm.data.decode.image import decode_image, image_size
+from mmm.data.errors import Unreadable
 from mmm.data.loading.sizes import size_of, train_sizes
 
 CONFIG = ImagesConfig(image_size=24, workers=0, holdout=0.0, size_step=4)
@@ -98,9 +100,18 @@ def test_the_size_of_an_image_is_read_upright_from_its_header(tmp_path: Path) ->
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.tif", exif=turned)
     np.save(tmp_path / "array.npy", np.zeros((20, 30, 3), np.uint8))
-    assert image_size(tmp_path / "turned.jpg", 3) == (30, 20)
-    assert image_size(tmp_path / "array.npy", 3) == (20, 30)
+    for name, size in (("turned.jpg", (30, 20)), ("turned.tif", (30, 20)), ("array.npy", (20, 30))):
+        assert image_size(tmp_path / name, 3) == decode_image(tmp_path / name, 3).shape[:2] == size
+
+
+def test_an_image_above_pillows_limit_is_unreadable(tmp_path: Path) -> None:
+    """Pillow raises an error of its own when it opens an image of more than 178,956,970 pixels."""
+    (tmp_path / "0.png").write_bytes(bomb_png_header(0)[0])
+    with pytest.raises(Unreadable, match=r"400,000,000 pixels, more than the 50,000,000"):
+        image_size(tmp_path / "0.png", 3)
+    assert opened(tmp_path).aspect(0) == 1.0
 
 
 def test_an_aspect_keeps_the_area_of_the_square_and_never_exceeds_it() -> None:

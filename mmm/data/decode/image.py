@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from mmm.data.decode.files import MAX_PIXELS, check_pixels, read_file
@@ -78,9 +79,10 @@ def image_size(source: bytes | str | Path | Image.Image | NDArray[Any] | Tensor,
     if isinstance(source, (bytes, str, Path)):
         try:
             with Image.open(io.BytesIO(source if isinstance(source, bytes) else read_file(source)), formats=_formats()) as image:
-                width, height = image.size
+                # the stored size; from version 11 on, Pillow's `size` of a TIFF is the upright one
+                width, height = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
                 return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
-        except (OSError, SyntaxError, ValueError):  # not a format that Pillow reads
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # not read by Pillow, or too large
             pass
     height, width, _ = decode_image(source, channels).shape
     return height, width
