@@ -422,7 +422,7 @@ MUTANTS = [
         "data/video/test_clips.py -k short_video",
     ),
     Mutant("mmm/data/transforms/clip_crop.py", "abs(pair[0] - pair[1]) <= 1", "True", "data/video/test_clips.py -k videomaes"),
-    Mutant("mmm/data/transforms/clip_crop.py", "< SNAP and target <= short", "< SNAP", "data/video/test_clips.py -k inside"),
+    Mutant("mmm/data/transforms/clip_crop.py", "< SNAP and target <= largest", "< SNAP", "data/video/test_clips.py -k inside"),
     Mutant(
         "mmm/data/loading/loader.py", "batches * r // world", "(batches * r + r) // world", "data/test_loader.py -k each_sample"
     ),

@@ -46,11 +46,12 @@ class ClipsConfig(DataConfig):
     """Difference between the samples of one decoded video (data.repeats). crop: they differ in the crop only. clip: also in the
     frames."""
     crop: Literal["multi_scale", "random_resized"] = "multi_scale"
-    """multi_scale: height and width are shares of the short side (`crop_sides`), at one of 13 places. random_resized: area
-    (`crop_scale`), ratio (`crop_ratio`) and place are random."""
+    """multi_scale: height and width are shares (`crop_sides`) of those of the largest box with the sample's aspect ratio, which is
+    a square of the short side for square samples; the box is at one of 13 places. random_resized: area (`crop_scale`), ratio
+    (`crop_ratio`) and place are random."""
     crop_sides: tuple[Share, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Possible heights and widths of a multi_scale crop as shares of the short side, in falling order. Height and width of a
-    crop are equal, or neighbours in this list."""
+    """Possible heights and widths of a multi_scale crop as shares of the largest ones, in falling order. The shares of height and
+    width are equal, or neighbours in this list."""
     flip: ZeroToOne = 0.0
     """Probability that a training clip is flipped horizontally. Leave it at 0 if left and right have a meaning."""
     eval_clips: Positive = 1

@@ -23,13 +23,14 @@ PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2)
 def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int], sides: tuple[float, ...]) -> Tensor:
     """Draws VideoMAE's multi-scale crops, which are TSN's (Wang et al., "Temporal Segment Networks", ECCV 2016, section 3.3).
 
-    Height and width are shares of the short side, equal or neighbours in `sides` (10 pairs of 4); the place is one of 13.
+    Height and width are shares of those of the largest box that has the aspect ratio of the sample, equal or neighbours in `sides`
+    (10 pairs of 4); the place is one of 13. The box of a square sample has the short side of the video, as in the publications.
 
     Args:
         keys: (B,).
         heights, widths: heights and widths of the videos, pixels, int64 (B,).
         size: h, w.
-        sides: shares of the short side, in falling order.
+        sides: shares, in falling order.
 
     Returns:
         int64 (B, 4): top, left, height, width.
@@ -38,16 +39,17 @@ def multi_scale_boxes(keys: Tensor, heights: Tensor, widths: Tensor, size: tuple
     draws = integers(stream(keys, Stream.CROP), torch.tensor([len(pairs), len(PLACES)]), 2).tolist()  # (B, 2)
     boxes = []
     for (pair, place), *whole in zip(draws, heights.tolist(), widths.tolist(), strict=True):
-        cuts = [_cut_side(min(whole), sides[i], target) for i, target in zip(pairs[pair], size, strict=True)]
+        largest = min(whole[0], whole[1] * size[0] // size[1]), min(whole[1], whole[0] * size[1] // size[0])
+        cuts = [_cut_side(most, sides[i], target) for i, most, target in zip(pairs[pair], largest, size, strict=True)]
         steps = [(side - cut) // 4 for side, cut in zip(whole, cuts, strict=True)]
         boxes.append([*(step * quarters for step, quarters in zip(steps, PLACES[place], strict=True)), *cuts])
     return torch.tensor(boxes)
 
 
-def _cut_side(short: int, share: float, target: int) -> int:
-    """Returns the side of a crop in pixels: a share of the video's short side."""
-    side = max(1, int(short * share))
-    return target if abs(side - target) < SNAP and target <= short else side
+def _cut_side(largest: int, share: float, target: int) -> int:
+    """Returns the side of a crop in pixels: a share of the largest one."""
+    side = max(1, int(largest * share))
+    return target if abs(side - target) < SNAP and target <= largest else side
 
 
 def even_boxes(height: int, width: int, size: tuple[int, int], count: int) -> list[list[int]]:

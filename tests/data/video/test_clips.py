@@ -118,6 +118,20 @@ def test_multi_scale_crops_are_videomaes(height: int, width: int, size: int) -> 
     assert torch.equal(again[0], boxes[7])
 
 
+@pytest.mark.parametrize("size", [(112, 224), (224, 112), (96, 128)])
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (480, 270)])
+def test_multi_scale_crops_have_about_the_aspect_ratio_of_the_sample(height: int, width: int, size: tuple[int, int]) -> None:
+    """They are stretched by one step of the shares at most, as those of square samples."""
+    drawn = keys(2000)
+    boxes = multi_scale_boxes(drawn, torch.full_like(drawn, height), torch.full_like(drawn, width), size, SIDES)
+    stretch = boxes[:, 3] / boxes[:, 2] * size[0] / size[1]
+    assert 0.84 < stretch.min() < 0.89
+    assert 1 / 0.89 < stretch.max() < 1 / 0.84
+    assert (boxes[:, 0] + boxes[:, 2] <= height).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= width).all()
+    assert (boxes[:, 2:] == torch.tensor([height, width])).any(1).any()  # the largest box reaches two borders
+
+
 @pytest.mark.parametrize(("height", "width"), [(223, 300), (3, 2), (1, 1), (224, 224)])
 def test_multi_scale_crops_lie_inside(height: int, width: int) -> None:
     drawn = keys(500)
