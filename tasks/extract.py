@@ -29,6 +29,8 @@ from mmm.train.distributed.setup import start
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "model"
+# seconds that a process waits for the others, which may compute a shard for hours; torchrun ends all processes if one fails
+TIMEOUT = 7 * 24 * 3600.0
 COVERED = 0.1  # if the clips of evaluation cover a smaller share of the videos, this is reported
 
 
@@ -46,7 +48,8 @@ class Config(ExtractConfig, LoadedModelConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Extracts the missing features, writes the file, and returns the manifest without the names."""
-    accelerator = start(TrainConfig(epochs=1, batch_size=config.batch_size, learning_rate=1.0, precision=config.precision))
+    options: dict[str, Any] = {"batch_size": config.batch_size, "precision": config.precision, "timeout": TIMEOUT}
+    accelerator = start(TrainConfig(epochs=1, learning_rate=1.0, **options))
     loaded = load_model(replace(config, device=config.device or str(accelerator.device)))
     part = open_shown(config, loaded.data)
     if config.every is not None:

@@ -27,6 +27,8 @@ from mmm.data.decode.video import read_clip
 from mmm.data.transforms.crop import normalise
 from mmm.evaluate.features.store import Store, read_features
 from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
+from mmm.train.config import TrainConfig
+from tasks import extract
 from tasks.__main__ import run_task
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
@@ -298,10 +300,22 @@ def test_two_processes_write_what_one_does(run: Path, tiles: Path, tmp_path: Pat
     together = [*argv, "--out", str(tmp_path / "two.parquet")]
     subprocess.run([sys.executable, "-c", TOGETHER, port, *together], cwd=REPOSITORY, check=True, timeout=300)
     one, two = (read_features(tmp_path / name) for name in ("one.parquet", "two.parquet"))
-    assert one.first.index.tolist() == two.first.index.tolist()
+    assert one.table.index.tolist() == two.table.index.tolist()
     assert one.names == two.names
-    assert one.first.problems == two.first.problems
-    torch.testing.assert_close(one.first.values, two.first.values, atol=1e-6, rtol=1e-5)
+    assert one.table.problems == two.table.problems
+    torch.testing.assert_close(one.table.values, two.table.values, atol=1e-6, rtol=1e-5)
+
+
+def test_processes_wait_for_each_other_as_long_as_a_shard_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with fewer shards waits at the end for the others, which may need hours; a training waits for ten minutes."""
+
+    def start(config: TrainConfig) -> None:
+        raise InterruptedError(config.timeout)
+
+    monkeypatch.setattr(extract, "start", start)
+    with pytest.raises(InterruptedError) as ended:
+        extract.run(extract.Config(model="model"))
+    assert ended.value.args[0] >= 24 * 3600 > 100 * TrainConfig.timeout
 
 
 def test_a_file_of_the_held_out_part_says_so(run: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
