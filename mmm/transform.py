@@ -94,7 +94,10 @@ class Transform:
     def _film(self, source: Path | bytes, frames: int) -> list[np.ndarray[Any, Any]]:
         """Returns the frames of the middle clip of a video. If the stride of the model is not known, they are evenly spaced."""
         from mmm.data.decode.video import OpenVideo
+        from mmm.data.decode.video.frame_folder import check_times
 
+        if self.data.fps is not None:
+            check_times(source, f"this model reads {self.data.fps:g} frames per second: give a video, or the frames of a clip")
         with OpenVideo(source) as video:
             numbers = _even(len(video), frames) if self.data.stride is None else even_frames(video.times, self._clip())[0]
             return list(video.read(numbers, self.data.channels))  # (T, h, w, C)

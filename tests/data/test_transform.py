@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,14 @@ def test_every_form_of_a_clip(tmp_path: Path) -> None:
     assert transform([array, array]).shape == (2, 3, 4, 16, 16)
     film = write(tmp_path / "film.mp4", count=8, options={"crf": "1"})
     assert (transform(film) - expected).abs().mean() < 0.1  # the encoding of the video is lossy
+
+
+def test_a_folder_of_frames_has_no_times(tmp_path: Path) -> None:
+    for number, frame in enumerate(pictures(8)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    assert Transform(replace(CLIP, stride=2))(tmp_path).shape == (1, 3, 4, 16, 16)
+    with pytest.raises(ValueError, match="a folder of frames has no times; this model reads 10 frames per second"):
+        Transform(replace(CLIP, stride=2, fps=10.0))(tmp_path)
 
 
 def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:

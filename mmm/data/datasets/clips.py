@@ -21,7 +21,7 @@ from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import Frames, Times, even_frames, random_frames
 from mmm.data.datasets.dataset import Dataset, select_rows
 from mmm.data.decode.video.backends import require
-from mmm.data.decode.video.frame_folder import doubt, image_sizes
+from mmm.data.decode.video.frame_folder import check_times, doubt, image_sizes
 from mmm.data.decode.video.info import inspect, probe
 from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
@@ -215,9 +215,8 @@ class Clips(Dataset[ClipsConfig]):
 
     def _source(self, index: int) -> Source | FrameRange:
         source: Source | FrameRange = self.raw(index)
-        whole = source.source if isinstance(source, FrameRange) else source
-        if self.config.fps is not None and isinstance(whole, Path) and whole.is_dir():
-            raise Unreadable("a folder of frames has no times; set data.stride, not data.fps")
+        if self.config.fps is not None:
+            check_times(source, "set data.stride, not data.fps")
         return source
 
 

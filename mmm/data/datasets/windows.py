@@ -16,13 +16,15 @@ from torch import Tensor
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import last_start, window_frames
 from mmm.data.datasets.clips import Clips
-from mmm.data.decode.video.reader import OpenVideo
+from mmm.data.decode.video.frame_folder import check_times
+from mmm.data.decode.video.reader import FrameRange, OpenVideo, Source
 from mmm.data.errors import Unreadable
 from mmm.data.loading.scan import map_inputs
 from mmm.data.loading.worker_pool import TIMEOUT
 from mmm.data.loading.worker_watchdog import watched
 from mmm.data.sources.base import Table
 
+HINT = "leave out --every, because windows start at times"  # for folders of frames
 TOGETHER = 8  # windows of a video that are decoded together: neighbours share frames, and all stay in memory after resizing
 
 
@@ -59,6 +61,11 @@ class Windows(Clips):
                     views[some] = 0
         return views.flatten(0, 1).permute(0, 4, 1, 2, 3), failed
 
+    def _source(self, index: int) -> Source | FrameRange:
+        source: Source | FrameRange = self.raw(index)
+        check_times(source, HINT)
+        return source
+
 
 def open_windows(clips: Clips, every: float) -> Windows:
     """Returns the windows of videos. Each window fits into its video; a video shorter than a window has one.
@@ -75,8 +82,11 @@ def open_windows(clips: Clips, every: float) -> Windows:
         raise ValueError("sliding windows are dense clips: set data.sampling dense and eval_clips 1")
 
     def work(index: int) -> dict[str, Any]:
-        with watched(index, config.deadline), OpenVideo(clips.raw(index), config.backend) as video:
-            return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
+        with watched(index, config.deadline):
+            source = clips.raw(index)
+            check_times(source, HINT)
+            with OpenVideo(source, config.backend) as video:
+                return {"windows": 1 + int(last_start(video.times, config) / every + 1e-6)}
 
     timeout = config.deadline + TIMEOUT
     findings = map_inputs(clips.name, work, len(clips), workers=config.workers, title="lengths of videos", timeout=timeout)

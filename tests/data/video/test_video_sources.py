@@ -13,6 +13,7 @@ from PIL import Image
 from video_files import pictures, write
 
 from mmm.data import Clips, ClipsConfig, ImagesConfig, eval_batches, open_data
+from mmm.data.datasets.windows import open_windows
 from mmm.data.decode.video import OpenVideo, read_clip
 from tasks import prepare_video
 from tasks.scan import Config as ScanConfig
@@ -153,6 +154,16 @@ def test_frames_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
     by_time = opened(tmp_path, fps=10.0)
     (batch,) = eval_batches(by_time, by_time.config, batch_size=4)
     assert "a folder of frames has no times" in batch.problems[0].reason
+
+
+def test_windows_start_at_times_that_folders_of_frames_do_not_have(tmp_path: Path, video: bytes) -> None:
+    frames(tmp_path / "v1")
+    tree(tmp_path, video, "v2.mp4")
+    (tmp_path / "list.txt").write_text("v1\nv2.mp4\n")
+    windows = open_windows(opened(tmp_path / "list.txt"), 9.0)
+    (batch,) = eval_batches(windows, CONFIG, batch_size=4)
+    assert batch.index.tolist() == [1]
+    assert batch.problems == [(0, "v1", "a folder of frames has no times; leave out --every, because windows start at times")]
 
 
 def test_an_elongated_video_is_reported_and_left_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmm.data.decode.image import Pixels, decode_image
-from mmm.data.decode.video.reader import Source
+from mmm.data.decode.video.reader import FrameRange, Source
 from mmm.data.errors import Unreadable
 from mmm.data.media import IMAGE_SUFFIXES
 
@@ -51,6 +51,13 @@ class FrameFolder:
         return np.stack(images)  # (T, H, W, C)
 
     def close(self) -> None: ...
+
+
+def check_times(source: Source | FrameRange, hint: str) -> None:
+    """Raises Unreadable, with a hint what to do instead, for a folder of frames, which does not contain the times of its frames."""
+    whole = source.source if isinstance(source, FrameRange) else source
+    if isinstance(whole, Path) and whole.is_dir():
+        raise Unreadable(f"a folder of frames has no times; {hint}")
 
 
 def doubt(folder: Path) -> str | None:
