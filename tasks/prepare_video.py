@@ -5,7 +5,7 @@
 
 The structure of folders is kept. For a list file, a new list is written next to the videos. For a table, a folder is made for each
 class. Videos that are already encoded are skipped, so that the same command continues after an interruption. Videos that cannot be
-decoded are left out and reported.
+decoded are left out and reported. If a video cannot be encoded or written, the task ends.
 """
 
 from __future__ import annotations

@@ -52,13 +52,22 @@ def write(
     return path
 
 
-def remux(source: Path, path: Path, drop: Callable[[int], bool] = lambda number: False, container: str | None = None) -> Path:
-    """Copies packets into another file, except for those whose number `drop` selects."""
+def remux(
+    source: Path,
+    path: Path,
+    drop: Callable[[int], bool] = lambda number: False,
+    container: str | None = None,
+    stamps: Sequence[int] | None = None,
+) -> Path:
+    """Copies packets into another file, except for those whose number `drop` selects. `stamps` are their new times, in units of
+    the source."""
     with av.open(str(source)) as old, av.open(str(path), "w", format=container) as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
             if not drop(number):
                 packet.stream = stream
+                if stamps is not None:
+                    packet.pts = packet.dts = stamps[number]
                 new.mux(packet)
     return path
 

@@ -45,8 +45,13 @@ class _Inputs(Dataset[Any]):
     def __init__(self, name: Callable[[int], str], work: Callable[[int], dict[str, Any]]) -> None:
         self.name, self.work = name, work
 
-    def __getitems__(self, request: list[int]) -> list[Finding]:
-        return [self._find(index) for index in request]
+    def __getitems__(self, request: list[int]) -> list[Finding] | ValueError:
+        """Processes inputs in a worker. Returns an error that ends the work instead of raising it, because the parent would get a
+        raised error as a traceback."""
+        try:
+            return [self._find(index) for index in request]
+        except ValueError as error:
+            return error
 
     def _find(self, index: int) -> Finding:
         try:
@@ -68,7 +73,8 @@ def map_inputs(
 
     Args:
         name: returns an input's name by its number.
-        work: processes an input by its number and returns facts; may raise Unreadable.
+        work: processes an input by its number and returns facts. May raise Unreadable, which becomes a finding, and ValueError,
+            which is raised here.
         count: number of inputs.
         workers: number of worker processes. 0: this process, without deadlines. None: one for each core, or this process if one
             is enough.

@@ -7,15 +7,16 @@ import json
 import re
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, pictures, write
+from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, pictures, remux, write
 
 from mmm.data import ClipsConfig, open_data
-from mmm.data.decode.video import BACKENDS, probe, read_clip
+from mmm.data.decode.video import BACKENDS, OpenVideo, encode, probe, read_clip
 from mmm.data.decode.video.reader import resize
 from tasks import prepare_video, scan
 from tasks.__main__ import main
@@ -174,6 +175,15 @@ def test_preparing_goes_on_where_it_stopped(tree: Path, tmp_path: Path) -> None:
         prepared(tree, out, crf=20)
 
 
+def test_a_time_that_occurs_twice_is_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    video = write(tmp_path / "plain.mkv", "mjpeg", pixels="yuvj420p", count=5)
+    remux(video, tmp_path / "in" / "a.mkv", stamps=[0, 40, 40, 40, 120])
+    assert prepared(tmp_path / "in", tmp_path / "out")["train"]["encoded"] == 1
+    with OpenVideo(tmp_path / "out" / "a.mp4") as after:
+        assert after.times.round(3).tolist() == [0.0, 0.04, 0.041, 0.042, 0.12]
+
+
 def test_lists_and_tables_and_names_that_meet(tmp_path: Path) -> None:
     video = write(tmp_path / "in" / "a.mp4" if (tmp_path / "in").mkdir() is None else tmp_path, count=3)
     (tmp_path / "in" / "a.avi").write_bytes(video.read_bytes())
@@ -208,3 +218,23 @@ def test_a_decoder_is_not_needed_to_know_the_backends() -> None:
         prepare_video.run(prepare_video.Config(source="x"))
     with pytest.raises(ValueError, match="--crf 99 is not a whole number from 0 to 51"):
         prepare_video.Config(source="x", out="y", crf=99)
+    with pytest.raises(ValueError, match="--preset 'meduim' is not ultrafast, .* or placebo; did you mean 'medium'"):
+        prepare_video.Config(source="x", out="y", preset="meduim")  # type: ignore
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="every write to this file fails; not all systems have it")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_the_video(
+    tmp_path: Path, kind: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in" / "v1"
+    folder.mkdir(parents=True)
+    if kind == "frames":
+        Image.fromarray(next(iter(pictures(1)))).save(folder / "0.png")
+    else:
+        folder.rmdir()
+        write(folder.with_suffix(".mp4"), count=3)
+    monkeypatch.setattr(encode, "replacing", lambda path: nullcontext(Path("/dev/full")))
+    with pytest.raises(ValueError, match=r"^/\S*/out/v1\.mp4 cannot be written: No space left on device$"):
+        prepared(tmp_path / "in", tmp_path / "out", workers=workers)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 from mmm.core.checks import AboveZero, CheckedConfig, Limit, Positive
 from mmm.data.decode.image import Pixels
-from mmm.data.decode.video.info import open_av
+from mmm.data.decode.video.info import open_file
 from mmm.data.decode.video.reader import OpenVideo, Source
+from mmm.data.decode.video.validate import reasons
 from mmm.system.files import replacing
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
+    from mmm.data.decode.video.pyav import AvVideo
+
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"]
 MILLISECOND = Fraction(1, 1000)
 COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")  # attributes of a frame that are kept
 
@@ -37,7 +42,7 @@ class EncodeConfig(CheckedConfig):
     crf: Annotated[int, Limit("from 0 to 51", lambda value: 0 <= value <= 51)] = 23
     """Constant rate factor of libx264, from 0 (lossless) to 51. At 18, a video looks like its source."""
 
-    preset: str = "medium"
+    preset: Preset = "medium"
     """Preset of libx264. Slower presets make smaller files."""
 
     fast_decode: bool = True
@@ -60,6 +65,9 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
 
     Returns:
         The number of frames.
+
+    Raises:
+        Unreadable: a frame cannot be resized. Errors of writing and encoding are raised unchanged.
     """
     import av
 
@@ -74,15 +82,16 @@ def encode(frames: Iterable[tuple[VideoFrame, int]], path: Path, config: EncodeC
                 stream.codec_context.time_base = unit
                 for name in COLOURS:
                     setattr(stream.codec_context, name, getattr(frame, name))
-            small = frame.reformat(
-                stream.width,
-                stream.height,
-                format="yuv420p",
-                interpolation="BICUBIC",
-                src_color_range=frame.color_range,
-                dst_color_range=frame.color_range,
-                threads=1,
-            )
+            with reasons("a frame cannot be resized"):
+                small = frame.reformat(
+                    stream.width,
+                    stream.height,
+                    format="yuv420p",
+                    interpolation="BICUBIC",
+                    src_color_range=frame.color_range,
+                    dst_color_range=frame.color_range,
+                    threads=1,
+                )
             small.pts, small.time_base, small.pict_type = moment, unit, 0  # the encoder chooses the keyframes
             container.mux(stream.encode(small))
             count += 1
@@ -108,20 +117,40 @@ def reencode(source: Source, path: Path, config: EncodeConfig) -> dict[str, Any]
 
     Raises:
         Unreadable: a frame cannot be decoded.
+        ValueError: the video cannot be encoded or written; the message gives the reason.
     """
     if isinstance(source, Path) and source.is_dir():
-        with OpenVideo(source) as video:
+        with OpenVideo(source) as video, _errors_of(path):
             images = (video.read([number])[0] for number in range(len(video)))
             count = write_video(path, images, fps=config.fps, config=config)
         before = sum(file.stat().st_size for file in source.iterdir() if file.is_file())
         return {"frames": count, "bytes_before": before, "bytes_after": path.stat().st_size}
-    with open_av(source) as opened:
+    with closing(open_file(source)) as opened, _errors_of(path):
         unit = opened.stream.time_base if opened.packets.ordered and opened.stream.time_base else MILLISECOND
         rate = Fraction(opened.stream.average_rate or 30).limit_denominator(1001)
-        moments = [round(float(time) / float(unit)) for time in opened.times]
-        count = encode(zip(_upright(opened.frames()), moments, strict=True), path, config, unit, rate)
+        count = encode(_decoded(opened, unit), path, config, unit, rate)
     before = len(source) if isinstance(source, bytes) else source.stat().st_size
     return {"frames": count, "bytes_before": before, "bytes_after": path.stat().st_size}
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Converts errors of encoding and writing a file to ValueError. Errors of decoding are Unreadable already."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _decoded(opened: AvVideo, unit: Fraction) -> Iterator[tuple[VideoFrame, int]]:
+    """Yields the upright frames of a video with their times in multiples of `unit`. Only errors of decoding become Unreadable."""
+    count = np.arange(len(opened.times))
+    rounded = np.round(opened.times / float(unit)).astype(np.int64)
+    moments = (np.maximum.accumulate(rounded - count) + count).tolist()  # the encoder refuses a time that occurs twice
+    with reasons("cannot be decoded"):
+        yield from zip(_upright(opened.frames()), moments, strict=True)
 
 
 def _upright(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:

@@ -55,18 +55,27 @@ class VideoInfo:
     open_group: bool
 
 
-@contextmanager
-def open_av(source: Source) -> Iterator[AvVideo]:
-    """Opens a video file with PyAV.
+def open_file(source: Source) -> AvVideo:
+    """Opens a video file with PyAV. The errors of its methods are not converted.
 
     Raises:
-        Unreadable: reading fails; the message gives the reason.
+        Unreadable: it cannot be opened; the message gives the reason.
     """
     from mmm.data.decode.video.pyav import AvVideo
 
     with reasons("cannot be opened"):
         check_file(source)
-        video = AvVideo(source)
+        return AvVideo(source)
+
+
+@contextmanager
+def open_av(source: Source) -> Iterator[AvVideo]:
+    """Opens a video file with PyAV. Every error in the `with` block becomes Unreadable.
+
+    Raises:
+        Unreadable: reading fails; the message gives the reason.
+    """
+    video = open_file(source)
     try:
         with reasons("cannot be decoded"):
             yield video
