@@ -68,11 +68,17 @@ def opened(source: Path | str, part: str = "train", **options: object) -> Images
 
 
 def test_sub_folders_are_classes_and_deeper_ones_are_not(tmp_path: Path) -> None:
-    images = opened(tree(tmp_path, "b/2.png", "a/x/y/1.PNG", "a/0.png"))
+    images = opened(tree(tmp_path, "b/2.png", "a/x/y/1.PNG", "a/0.png", ".git/x.png", "__MACOSX/b/2.png"))
     assert images.classes == ("a", "b")
     assert [images.name(i) for i in range(3)] == ["a/0.png", "a/x/y/1.PNG", "b/2.png"]
     assert reds(images) == [2, 1, 0]
     assert images.labels().tolist() == [0, 0, 1]
+
+
+def test_a_class_may_begin_with_two_underscores(tmp_path: Path) -> None:
+    images = opened(tree(tmp_path, "__unknown__/0.png", "cat/1.png"))
+    assert images.classes == ("__unknown__", "cat")
+    assert images.labels().tolist() == [0, 1]
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:

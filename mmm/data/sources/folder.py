@@ -20,6 +20,7 @@ from mmm.system.files import digest
 
 logger = logging.getLogger(__name__)
 
+HIDDEN = (".", "__MACOSX")  # first characters of the names of files and folders that are left out
 SIZES = 1000  # files whose size enters the fingerprint; the sizes of a million files on a network take minutes
 
 
@@ -76,7 +77,7 @@ class LocalTree:
     def folders(self, below: str = "") -> list[str]:
         """Lists the names of the sub-folders of a folder that are not hidden, sorted."""
         with os.scandir(self.root / below) as entries:
-            return sorted(entry.name for entry in entries if _is(entry.is_dir) and not entry.name.startswith((".", "__")))
+            return sorted(entry.name for entry in entries if _is(entry.is_dir) and not entry.name.startswith(HIDDEN))
 
     def files(self, below: str = "") -> Iterator[str]:
         """Lists the relative paths of all files below a folder, including broken links and pipes, so that they are counted."""
@@ -215,7 +216,7 @@ def files_below(root: Path, below: str = "", seen: frozenset[str] = frozenset(),
         raise ValueError(f"data.source {here} cannot be listed: {error.strerror}") from error
     with entries:
         for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
+            if entry.name.startswith(HIDDEN):
                 continue
             if _is(entry.is_dir):
                 yield from files_below(root, f"{below}{entry.name}/", seen | {real}, every=every)
