@@ -113,6 +113,7 @@ class MaskedModel(Pretrained, nn.Module):
         required = config.decoder.required_features(shape)
         if required.hidden and not (config.masker.blank or config.masker.echoes_only):
             raise ValueError(f"decoder.name {config.decoder.name} needs features of hidden tokens; set masker.blank")
+        check_grid(config.encoder, config.masker)
         if config.masker.unit % shape.unit:
             raise ValueError(f"encoder.name {config.encoder.name} has units of {shape.unit} x {shape.unit} tokens; set masker.unit")
         if not required.last and shape.depth not in required.blocks:  # an unused output gets no gradient, and DDP waits for it
@@ -216,13 +217,26 @@ class MaskedModel(Pretrained, nn.Module):
             keys: keys of the samples, int64 (B,). None: keys are drawn with torch's generator, for samples outside a training run.
             masker: used instead of the masker of the model.
             step, steps: the current update, and the number of updates.
+
+        Raises:
+            ValueError: the masks do not fit the encoder or the grid.
         """
         masker, grid = masker or self.masker, self.tokenizer.grid(x)
+        check_grid(self.encoder.config, masker.config)
         if keys is None:
             keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(x.shape[0], device=x.device))
         if not masker.needs_scores:
             return masker(keys, grid, step=step, steps=steps)
         return masker(keys, grid, step=step, steps=steps, scores=self.target.scores(x, self.tokenizer.split(x), grid))
+
+
+def check_grid(encoder: EncoderConfig, masker: MaskerConfig) -> None:
+    """Raises ValueError if an encoder needs a whole grid, and masks drop tokens so that the others form none."""
+    if encoder.shape.whole and not (masker.blank or masker.keeps_grid):
+        raise ValueError(
+            f"{masker.name or 'painted'} masks leave no whole grid, which encoder.name {encoder.name} needs: set masker.blank, or "
+            "for swin masker.name uniform with masker.unit 1"
+        )
 
 
 def mean_over_samples(losses: Iterable[Tensor], inputs: list[Tensor]) -> Tensor:

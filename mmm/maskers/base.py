@@ -77,6 +77,11 @@ class MaskerConfig(PartConfig):
         return self.blank
 
     @property
+    def keeps_grid(self) -> bool:
+        """True if exactly one of each 2 x 2 tokens is visible or a mask token, so that these tokens form a grid."""
+        return False
+
+    @property
     def pads(self) -> bool:
         """True if rows of different lengths are padded."""
         return False

@@ -62,7 +62,7 @@ class PaintedMasker(Masker):
 
     def __init__(self, hidden: Any, config: MaskerConfig) -> None:
         """Keeps the pixels. Units and blank tokens are those of `config`, which is the config of the replaced masker."""
-        super().__init__(config)
+        super().__init__(MaskerConfig(unit=config.unit, blank=config.blank))
         self.hidden = torch.as_tensor(hidden)
 
     def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:

@@ -38,6 +38,10 @@ class UniformMasker(Masker):
         def leaves_blanks(self) -> bool:
             return self.blank or self.secondary > 0
 
+        @property
+        def keeps_grid(self) -> bool:
+            return self.unit == 1  # larger units leave squares of 2 x 2 tokens and more
+
     config: Config
 
     def forward(self, keys: Tensor, grid: Grid, *, step: int = 0, steps: int = 1, scores: Tensor | None = None) -> Mask:

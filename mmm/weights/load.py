@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmm.core.types import Input
-from mmm.maskers import MaskerConfig, RandomMasker, maskers
+from mmm.maskers import MaskerConfig, RandomMasker, UniformMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.weights.formats import FORMATS, Model, Options, Stored
@@ -102,7 +102,8 @@ def without_head(model: Model, source: str) -> MaskedModel:
     data = model.data
     assert data is not None
     target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
-    masker = maskers.build(RandomMasker.Config())
+    # an untrained copy of the model is built with a masker that fits the encoder, here without mask tokens
+    masker = maskers.build(UniformMasker.Config(secondary=0.0) if model.encoder.shape.whole else RandomMasker.Config())
     return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
 
 

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinForMaskedImageModeling
 
 from mmm import Mask, MaskedModel
+from mmm.classifier import Classifier
 from mmm.core.rng import sample_keys
-from mmm.core.types import RequiredFeatures
+from mmm.core.types import Input, RequiredFeatures
 from mmm.decoders import LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import Swin
-from mmm.maskers import RandomMasker, UniformMasker
+from mmm.evaluate.loaded_model import model_config
+from mmm.maskers import RandomMasker, UniformMasker, maskers
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
+from mmm.weights.load import without_head
 
 Build = Callable[..., MaskedModel]
 SMALL = {"width": 8, "heads": 1, "stages": (1, 2, 2), "patch": 2, "window": 4}  # tokens of 8 pixels
@@ -223,15 +226,45 @@ def test_umae_learns_from_a_part_of_them_as_blanks(build: Build) -> None:
     assert torch.equal(model.encoder(noise, (8, 8), mask).last, model.encoder(split(x), (8, 8), mask).last)
 
 
-def test_what_does_not_fit_is_refused(build: Build) -> None:
+def test_masks_that_leave_no_grid_are_refused(build: Build) -> None:
+    """Without the check, a random quarter of the tokens would be encoded in a wrong order on a GPU."""
     small: dict[str, Any] = {"tokenizer": Patches.Config(size=8), "encoder": Swin.Config(**SMALL)}
+    for masker in (RandomMasker.Config(), UniformMasker.Config(unit=2)):
+        with pytest.raises(ValueError, match=rf"{masker.name} masks leave no whole grid.* set masker\.blank, or .*uniform"):
+            build((64, 64), masker=masker, **small)
+    build((64, 64), masker=UniformMasker.Config(unit=2, blank=True), **small)
+    model, x = build((64, 64), masker=UniformMasker.Config(), **small), torch.randn(2, 3, 64, 64)
+    painted = torch.ones(64, 64)
+    painted[:32, :32] = 0  # a quarter of the tokens is visible
+    for name, draw in {
+        "random": lambda: model.draw_masks(x, masker=maskers.build(RandomMasker.Config())),
+        "random ": lambda: model.reconstruct(x, ratio=0.75),
+        "painted": lambda: model.reconstruct(x, hidden=painted),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name.strip()} masks leave no whole grid"):
+            draw()
+
+
+def test_the_encoder_of_a_classifier_has_an_untrained_copy(build: Build) -> None:
+    """The masker of a model without a head leaves a grid."""
+    encoder, tokenizer = ours((8, 8), timms((64, 64)).state_dict()).float(), Patches(Patches.Config(size=8), channels=3)
+    data = Input(size=(64, 64))
+    found = without_head(Classifier.build(tokenizer, encoder, classes=2, data=data), "it")
+    untrained = MaskedModel.build(model_config(found), data)
+    assert untrained.encoder.state_dict().keys() == found.encoder.state_dict().keys()
+
+
+def test_what_does_not_fit_is_refused(build: Build) -> None:
+    small: dict[str, Any] = {"encoder": Swin.Config(**SMALL), "masker": UniformMasker.Config()}
     x = torch.randn(2, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"masker\.blank"):
-        build((64, 64), **small)(x)
     with pytest.raises(ValueError, match=r"tokenizer\.size 4"):
-        build((64, 64), encoder=Swin.Config(**SMALL))
+        build((64, 64), **small)
     with pytest.raises(ValueError, match="for images"):
-        build((4, 64, 64), encoder=Swin.Config(**SMALL))
+        build((4, 64, 64), **small)
+    small["tokenizer"] = Patches.Config(size=8)
     tokens = torch.arange(64).expand(2, -1)
+    for seen, words in ((32, r"shows 32 of 64 tokens; .*masker\.blank"), (16, "one of each 2 x 2")):
+        with pytest.raises(ValueError, match=words):
+            build((64, 64), **small)(x, mask=Mask(tokens[:, :seen], tokens[:, seen:]))
     with pytest.raises(ValueError, match="one of each 2 x 2"):
         build((64, 64), **small)(x, mask=Mask(tokens[:, :16], tokens[:, 16:]))

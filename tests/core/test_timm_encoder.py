@@ -15,7 +15,7 @@ from mmm.core.rng import sample_keys
 from mmm.decoders import LinearDecoder, SelfAttentionDecoder
 from mmm.encoders import TimmEncoder
 from mmm.encoders.timm_model import describe
-from mmm.maskers import RandomMasker
+from mmm.maskers import RandomMasker, UniformMasker
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
 
@@ -110,8 +110,11 @@ def test_what_cannot_be_replaced_is_refused(build: Build) -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.size 32"):
         model_of(build, "test_vit", 32)
     drops = {"masker": RandomMasker.Config(), "decoder": SelfAttentionDecoder.Config(width=16, depth=1, heads=2)}
+    with pytest.raises(ValueError, match=r"random masks leave no whole grid.* masker\.blank"):
+        build((64, 64), tokenizer=Patches.Config(size=16), encoder=TimmEncoder.Config(model="test_vit"), **drops)
+    drops["masker"] = UniformMasker.Config(secondary=0.0)
     dropping = build((64, 64), tokenizer=Patches.Config(size=16), encoder=TimmEncoder.Config(model="test_vit"), **drops)
-    with pytest.raises(ValueError, match=r"masker\.blank"):
+    with pytest.raises(ValueError, match=r"encodes all 16 tokens.* set masker\.blank"):
         dropping(torch.randn(1, 3, 64, 64))
     evaluated = build((64, 64), tokenizer=Patches.Config(size=32), encoder=TimmEncoder.Config(model="resnet18"), **drops)
     assert evaluated.encode(torch.randn(1, 3, 64, 64)).tokens.shape == (1, 4, 512)
