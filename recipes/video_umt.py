@@ -35,7 +35,12 @@ KINETICS = pretrain.Config(
     encoder=VisionTransformer.Config(size="base", class_token=False, positions="flat_sine_cosine", qkv_bias="qv", drop_path=0.1),
     decoder=LinearDecoder.Config(levels=LAST, positions="flat_sine_cosine", norm=True),
     target=LatentTarget.Config(
-        teacher="timm:vit_base_patch16_clip_224.openai", blocks=LAST, join=True, block_norm="final", norm="none", loss="cosine"
+        teacher="timm:vit_base_patch16_clip_quickgelu_224.openai",  # CLIP was trained with QuickGELU
+        blocks=LAST,
+        join=True,
+        block_norm="final",
+        norm="none",
+        loss="cosine",
     ),
     train=TrainConfig(
         epochs=201,

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
+import timm
+import torch
 from conftest import load_recipe
 
 from mmm.train.config import TrainConfig
@@ -139,6 +141,17 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert (config.target.standardise, config.target.pixels, config.target.epsilon_inside) == ("channel", "unit", True)
     assert (config.encoder.size, config.encoder.class_token, config.encoder.drop_path) == ("base", False, 0.0)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (384, 4, 16)
+
+
+def test_umts_teacher_is_clip_with_its_activation() -> None:
+    """CLIP's weights were trained with QuickGELU; timm also loads them into a model with GELU."""
+    name = load_recipe("video_umt").PRESETS["kinetics"].target.teacher.removeprefix("timm:")
+    published = timm.get_pretrained_cfg(name)
+    assert published is not None
+    assert published.hf_hub_id == "timm/vit_base_patch16_clip_224.openai"
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    assert {type(block.mlp.act).__name__ for block in network.blocks} == {"QuickGELU"}
 
 
 class VideoFineTuning(NamedTuple):
