@@ -54,8 +54,8 @@ SSV2_IMAGENET = pretrain.Config(
     ),
     tokenizer=Tubes.Config(size=16, frames=2),
     masker=RandomMasker.Config(ratio=0.9),
-    encoder=VisionTransformer.Config(size="base", class_token=False),
-    decoder=SelfAttentionDecoder.Config(width=384, depth=4, heads=16, qkv_bias="none"),
+    encoder=VisionTransformer.Config(size="base", class_token=False, resize_positions="recompute"),
+    decoder=SelfAttentionDecoder.Config(width=384, depth=4, heads=16, qkv_bias="none", resize_positions="recompute"),
     target=PixelTarget.Config(standardise="channel", pixels="unit"),
     train=TrainConfig(
         epochs=200,  # passes over the videos: 800 of the authors' epochs
@@ -71,6 +71,8 @@ SSV2_IMAGENET = pretrain.Config(
 # the updates of the demonstrations of videos and of images alternate
 DEMO = replace(
     MOTION,
+    encoder=VisionTransformer.Config(width=128, depth=4, heads=4, resize_positions="recompute"),
+    decoder=SelfAttentionDecoder.Config(width=64, depth=1, heads=4, resize_positions="recompute"),
     second=SecondSource(data=replace(PHOTOGRAPHS.data, mean=MOTION.data.mean, std=MOTION.data.std), masker=PHOTOGRAPHS.masker),
     evaluate=EvaluatorSet.of(*MOTION.evaluate, FrozenFeatures.Config(labels_per_class=20)),
 )

@@ -14,6 +14,8 @@ import timm
 import torch
 from conftest import load_recipe
 
+from mmm.decoders.attention import place
+from mmm.model import MaskedModel, ModelConfig
 from mmm.train.config import TrainConfig
 from mmm.train.schedule import make_plan
 
@@ -141,6 +143,23 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert (config.target.standardise, config.target.pixels, config.target.epsilon_inside) == ("channel", "unit", True)
     assert (config.encoder.size, config.encoder.class_token, config.encoder.drop_path) == ("base", False, 0.0)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (384, 4, 16)
+
+
+@pytest.mark.parametrize("preset", ["ssv2_imagenet", "demo"])
+def test_an_image_has_the_positions_of_the_first_time(preset: str) -> None:
+    """OmniMAE takes the positions of the first tube of a clip; an interpolated table would have those of the middle."""
+    config = load_recipe("joint_mae").PRESETS[preset]
+    parts = {kind: getattr(config, kind) for kind in ("tokenizer", "masker", "encoder", "decoder", "target")}
+    parts |= {"encoder": replace(config.encoder, size="tiny", depth=1), "decoder": replace(config.decoder, depth=1)}
+    model = MaskedModel.build(ModelConfig(**parts), config.data.input())
+    decoder, clip = model.decoder, model.encoder.home
+    image = model.tokenizer.grid(torch.zeros(1, config.data.channels, *config.second.data.size))
+    assert image == (1, *clip[1:])
+    in_encoder = [model.encoder.positions_of(grid) for grid in (clip, image)]
+    in_decoder = [place(decoder.pos_embed, decoder.config, clip, grid, model.encoder.shape.prefix) for grid in (clip, image)]
+    for whole, first in (in_encoder, in_decoder):
+        assert torch.allclose(first, whole[:, : first.shape[1]], atol=1e-6)
+        assert not torch.allclose(first[:, -1], whole[:, -1], atol=0.1)
 
 
 def test_umts_teacher_is_clip_with_its_activation() -> None:
