@@ -25,6 +25,8 @@ from mmm.layers.attention_map import last_attention
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("timm", "transformers")
+# names of what timm's attention layers add to a joint qkv layer: rotations, biases of queries, biases of relative positions
+MORE_ATTENTION = ("rope", "q_bias", "relative_position_bias_table", "rel_pos")
 
 
 class Frozen(nn.Module):
@@ -172,15 +174,20 @@ class FrozenTimm(FrozenImages):
 
     def attention(self, pictures: Tensor, grid: Grid) -> Tensor:
         network: Any = self.network
-        layer, seen = network.blocks[-1].attn, list[Tensor]()
-        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        layer, seen = network.blocks[-1].attn, list[tuple[Any, ...]]()
+        hook = layer.register_forward_pre_hook(lambda _, inputs, named: seen.append((*inputs, *named.values())), with_kwargs=True)
         try:
             network.forward_features(pictures)
         finally:
             hook.remove()
-        if not isinstance(getattr(layer, "qkv", None), nn.Linear) or getattr(layer, "rope", None) is not None:
-            raise ValueError(f"the attention of timm's {type(layer).__name__} cannot be followed; use one with a joint qkv layer")
-        q, k, _ = layer.qkv(seen[0]).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, c) each
+        x, *given = seen[0]  # (B, L, D), and rotations or biases that all layers share
+        plain = isinstance(getattr(layer, "qkv", None), nn.Linear) and all(one is None or one is False for one in given)
+        if not plain or any(getattr(layer, name, None) is not None for name in MORE_ATTENTION):
+            raise ValueError(
+                f"the attention of timm's {type(layer).__name__} cannot be followed; use one with a joint qkv layer, and without "
+                "rotary positions, relative positions and a separate bias of queries"
+            )
+        q, k, _ = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, c) each
         return attended(layer.q_norm(q), layer.k_norm(k), grid[-2] * grid[-1])
 
 

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from mmm import Mask, MaskedModel
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
+from mmm.core.types import Input
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.attention.decoder_attention import attention_weights, watching
 from mmm.targets import LatentTarget
+from mmm.targets.teachers import FrozenTimm
 from mmm.tokenizers import Patches
 
 Build = Callable[..., MaskedModel]
@@ -274,6 +276,25 @@ def test_scores_have_the_bias_of_relative_positions(class_token: bool, build: Bu
         teacher(patches, GRID, None)
     expected = seen[-1][:, :, 0, 1:] if class_token else seen[-1].mean(2)  # (B, h, N)
     assert torch.allclose(model.target.scores(x, patches, GRID), expected.mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("eva02_tiny_patch14_224", {"qkv_bias": False}),
+        ("eva02_tiny_patch14_224", {"use_rot_pos_emb": False}),
+        ("test_vit_relpos", {}),
+        ("test_vit_relpos", {"shared_rel_pos": True}),
+    ],
+    ids=["rotary positions", "a bias of queries", "relative positions", "shared relative positions"],
+)
+def test_attention_that_is_more_than_a_joint_layer_is_refused(name: str, options: dict[str, Any]) -> None:
+    import timm
+
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4, "img_size": (12, 16)}
+    teacher = FrozenTimm(timm.create_model(name, num_classes=0, **sizes, **options), Input(size=(12, 16)), 1, GRID)
+    with pytest.raises(ValueError, match="cannot be followed; use one with a joint qkv layer, and without rotary positions"):
+        teacher.scores(torch.randn(2, 3, 12, 16), GRID)
 
 
 def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
