@@ -145,6 +145,14 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (384, 4, 16)
 
 
+def test_bootmaes_schedule_is_the_authors() -> None:
+    """The sources are scripts/pretrain/bash_pre_BootMAE_Base_800.sh and create_adamw_optimizer, which sets the betas."""
+    config = load_recipe("image_selfdistill").PRESETS["imagenet_bootmae"]
+    expected = {"epochs": 800, "batch": 4096, "warmup": 40, "peak": 1.5e-4 * 16, "final": 1e-4, "decay": 0.05}
+    assert schedule(config.train) == pytest.approx(expected | {"beta1": 0.9, "beta2": 0.95})
+    assert (config.decoder.second.width, config.decoder.second.heads) == (768, 12)
+
+
 @pytest.mark.parametrize("preset", ["ssv2_imagenet", "demo"])
 def test_an_image_has_the_positions_of_the_first_time(preset: str) -> None:
     """OmniMAE takes the positions of the first tube of a clip; an interpolated table would have those of the middle."""
