@@ -8,7 +8,11 @@ the decoder predicts the teacher's features of the hidden tokens instead of thei
     python recipes/image_selfdistill.py --preset cifar10 --data.source uoft-cs/cifar10
 
 `imagenet_sdae` follows SdAE (Chen et al., ECCV 2022): the teacher gets only the hidden tokens, and the loss is the cosine
-distance. SdAE's authors split the hidden tokens into several sequences, and compute the cosine over another axis.
+distance. Batch size, learning rate, warm-up, drop path and weight decay are those of the authors' command; their code has an
+option for a final weight decay of 0.4, and does not use it. SdAE's authors update the teacher once per epoch, with a momentum
+that rises along a cosine from 0.96 to 0.99. Here it is updated after each of the 1,668 updates of an epoch, with a momentum that
+has the same effect over an epoch and rises linearly. The authors split the hidden tokens into several sequences, and compute the
+cosine over another axis.
 `imagenet_bootmae` follows BootMAE (Dong et al., ECCV 2022): two decoders predict pixels and features. Both read the encoder's last
 features; the pixel decoder attends to the output of the first block, and the feature decoder to that of the last one. The weight
 of the second loss rises over a quarter of the run, and tokens inside blocks weigh up to twice as much. BootMAE's authors hide 120
@@ -22,6 +26,7 @@ from dataclasses import replace
 
 from mmm.config.cli import main
 from mmm.decoders import CrossAttentionDecoder, PairDecoder
+from mmm.encoders import VisionTransformer
 from mmm.maskers import BlockMasker
 from mmm.targets import LatentTarget, PairTarget, PixelTarget
 from recipes.image_mae import CIFAR10, DEMO
@@ -30,7 +35,17 @@ from tasks import pretrain
 
 IMAGENET = replace(MAE, target=LatentTarget.Config(decay=0.996, norm="layer", loss="mse"), train=replace(MAE.train, epochs=300))
 
-SDAE = replace(IMAGENET, target=LatentTarget.Config(decay=0.996, view="hidden", norm="layer", loss="cosine"))
+SDAE_BATCH = 768  # 96 images on each of 8 GPUs
+SDAE_EPOCH = 1_281_167 / SDAE_BATCH  # updates
+
+SDAE = replace(
+    IMAGENET,
+    encoder=VisionTransformer.Config(size="base", drop_path=0.25),
+    target=LatentTarget.Config(
+        decay=0.96 ** (1 / SDAE_EPOCH), decay_end=0.99 ** (1 / SDAE_EPOCH), view="hidden", norm="layer", loss="cosine"
+    ),
+    train=replace(IMAGENET.train, batch_size=SDAE_BATCH, learning_rate=2.666e-4, warmup_epochs=60, weight_decay=0.04),
+)
 
 READER = CrossAttentionDecoder.Config(depth=2, self_attention=True, encoded_queries=True, fusion="linear", fusion_input=False)
 

@@ -145,6 +145,20 @@ def test_joint_pretraining_is_omnimaes() -> None:
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (384, 4, 16)
 
 
+def test_sdaes_schedule_is_the_authors() -> None:
+    """The sources are the command in SdAE's README.md and main_pretrain.py, which does not use its option of a final weight decay.
+
+    The momentum of the teacher is that of an epoch.
+    """
+    config = load_recipe("image_selfdistill").PRESETS["imagenet_sdae"]
+    expected = {"epochs": 300, "batch": 96 * 8, "warmup": 60, "peak": 2.666e-4 * 3, "final": 0.0, "decay": 0.04}
+    assert schedule(config.train) == pytest.approx(expected | {"beta1": 0.9, "beta2": 0.95})
+    assert (config.encoder.drop_path, config.train.weight_decay_end) == (0.25, None)
+    updates = 1_281_167 / (96 * 8)
+    assert config.target.decay**updates == pytest.approx(0.96)
+    assert config.target.decay_end**updates == pytest.approx(0.99)
+
+
 def test_bootmaes_schedule_is_the_authors() -> None:
     """The sources are scripts/pretrain/bash_pre_BootMAE_Base_800.sh and create_adamw_optimizer, which sets the betas."""
     config = load_recipe("image_selfdistill").PRESETS["imagenet_bootmae"]
