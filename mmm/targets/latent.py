@@ -168,7 +168,8 @@ class LatentTarget(Target):
         """Returns the values of the predicted tokens, (kmB, Q, K), and with `class_weight` those of each class token, (mB, K)."""
         if self.config.view == "hidden":
             x, patches, grid = token_targets.tokens
-            return self._encode(x, patches, grid, Mask(mask.predict, mask.predict, valid=mask.valid_predict))
+            seen = Mask(mask.predict, mask.predict, valid=mask.valid_predict, valid_predict=mask.valid_predict)
+            return self._encode(x, patches, grid, seen)
         target = take(token_targets.tokens, mask.predict)
         return (target, repeat_rows(token_targets.tokens.mean(1), len(mask.visible))) if self.config.class_weight else target
 

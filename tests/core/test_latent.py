@@ -23,6 +23,7 @@ from mmm.core.tokens import take
 from mmm.core.types import Input
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.attention.decoder_attention import attention_weights, watching
+from mmm.maskers import BernoulliMasker
 from mmm.targets import LatentTarget
 from mmm.targets.teachers import FrozenTimm
 from mmm.tokenizers import Patches
@@ -138,6 +139,19 @@ def test_a_teacher_of_hidden_tokens_sees_nothing_else(build: Build) -> None:
     assert (output.target - standard(alone, -1)).abs().max() < 1e-12
     other = patches.scatter(1, mask.visible[..., None].expand(-1, -1, patches.shape[2]), 3.0)
     assert torch.equal(model(model.tokenizer.join(other, GRID), mask=mask).target, output.target)
+
+
+def test_a_teacher_of_hidden_tokens_leaves_out_padding(build: Build) -> None:
+    """Masks of Bernoulli draws are padded; each sample has the targets that it has alone."""
+    model = build(target=LatentTarget.Config(view="hidden", loss="mse"), masker=BernoulliMasker.Config(ratio=0.5)).double()
+    x = torch.randn(4, 3, 12, 16, dtype=torch.float64)
+    mask = model.masker(sample_keys(0, 0, torch.arange(4)), GRID)
+    assert not mask.valid_predict.all()
+    output, patches = model(x, mask=mask), model.tokenizer.split(x)
+    for row, (predict, valid) in enumerate(zip(mask.predict, mask.valid_predict, strict=True)):
+        own = predict[valid][None]
+        alone = model.target.teacher.encoder(patches[row : row + 1], GRID, Mask(own, own)).tokens
+        assert (output.target[row, valid] - standard(alone, -1)[0]).abs().max() < 1e-12
 
 
 def test_the_average_follows_its_schedule(build: Build) -> None:
