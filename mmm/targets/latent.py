@@ -74,7 +74,8 @@ class LatentTarget(Target):
         """Loss per token."""
 
         class_weight: NonNegative = 0.0
-        """Weight of the loss between the encoder's class token and the mean target of all tokens (data2vec 2.0)."""
+        """Weight of the loss between the encoder's class token, or the mean of several, and the mean target of all tokens
+        (data2vec 2.0)."""
 
         def validate(self) -> None:
             super().validate()
@@ -185,7 +186,7 @@ class LatentTarget(Target):
         loss = mean_loss(self.config.loss, prediction, tokens, weight)
         if pooled is None:
             return loss
-        return loss + self.config.class_weight * mean_loss(self.config.loss, features.last[:, :1], pooled[:, None], None)
+        return loss + self.config.class_weight * mean_loss(self.config.loss, features.class_token[:, None], pooled[:, None], None)
 
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
         """Updates the moving average from the encoder."""

@@ -82,6 +82,20 @@ def test_data2vec_wants_the_mean_of_blocks_and_pulls_at_the_class_token(build: B
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_the_mean_of_several_class_tokens_predicts_the_tokens_mean(build: Build) -> None:
+    encoder = VisionTransformer.Config(width=24, depth=2, heads=2, class_tokens=3, registers=1)
+    model = build(encoder=encoder, target=LatentTarget.Config(loss="mse", class_weight=0.5)).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    mask = model.masker(sample_keys(0, 0, torch.arange(2)), GRID)
+    output = model(x, mask=mask)
+    tokens, pooled = output.target
+    every = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
+    assert torch.equal(pooled, every.mean(1))
+    seen = model.encoder(model.tokenizer.split(x), GRID, mask).last[:, :3].mean(1)
+    expected = F.mse_loss(output.prediction, tokens) + 0.5 * F.mse_loss(seen, pooled)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_several_blocks_are_wanted_side_by_side(build: Build) -> None:
     model, x, mask = model_of(build, blocks=(1, 2), join=True, block_norm="layer", norm="none", loss="l1")
     expected = torch.cat([standard(one, -1) for one in blocks_of(model.target.teacher.encoder, x)], dim=-1)
