@@ -175,7 +175,8 @@ class DalleVocabulary(PublishedVocabulary):
         self.frozen = Frozen(network, self.own, [-0.125] * 3, [1.25] * 3)
 
     def forward(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        codes = self.network.get_codebook_indices(self.pictures(x, grid, 8))  # (B T', H', W')
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 the largest of 8192 values would often be another one
+            codes = self.network.get_codebook_indices(self.pictures(x, grid, 8))  # (B T', H', W')
         return codes.view(len(x), -1)
 
 

@@ -214,6 +214,11 @@ def test_dalles_codes_are_those_of_transformers(build: Build, tmp_path: Path) ->
     clip = torch.stack([x, x.flip(0), x.flip(3), x], dim=2)
     found = clips.target.teach(clip, clips.tokenizer.split(clip), (2, 3, 4)).tokens
     assert torch.equal(found, torch.cat([codes, model.target.teach(x.flip(3), clip, GRID).tokens], dim=1))
+    with torch.no_grad():
+        model.target.vocabulary.network.blocks.output.conv.bias.fill_(100)  # in bf16, numbers near 100 differ by 0.5
+    codes = model.target.teach(x, model.tokenizer.split(x), GRID).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.target.teach(x, model.tokenizer.split(x), GRID).tokens, codes)
 
 
 def test_beit_v2s_codes_are_the_nearest_to_projected_features(build: Build, tmp_path: Path) -> None:
