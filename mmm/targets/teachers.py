@@ -25,6 +25,7 @@ from mmm.layers.attention_map import last_attention
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("timm", "transformers")
+FINAL_NORMS = ("norm", "fc_norm", "layernorm", "post_layernorm", "post_layer_norm")  # names of the norm after the last block
 # names of what timm's attention layers add to a joint qkv layer: rotations, biases of queries, biases of relative positions
 MORE_ATTENTION = ("rope", "q_bias", "relative_position_bias_table", "rel_pos")
 
@@ -82,11 +83,16 @@ class FrozenEncoder(Frozen, ABC):
         Raises:
             ValueError: the network has no final norm.
         """
-        for name in ("norm", "fc_norm", "layernorm", "post_layernorm", "post_layer_norm"):
-            layer = getattr(self.network, name, None)
-            if isinstance(layer, nn.Module) and not isinstance(layer, nn.Identity):
-                return layer(tokens)
-        raise ValueError(f"target.block_norm final: {type(self.network).__name__} has no norm after its last block")
+        layer = self.final_norm
+        if layer is None:
+            raise ValueError(f"target.block_norm final: {type(self.network).__name__} has no norm after its last block")
+        return layer(tokens)
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The network's norm after its last block, or None."""
+        layers = (getattr(self.network, name, None) for name in FINAL_NORMS)
+        return next((one for one in layers if isinstance(one, nn.Module) and not isinstance(one, nn.Identity)), None)
 
     @abstractmethod
     def scores(self, x: Tensor, grid: Grid) -> Tensor:
@@ -197,11 +203,14 @@ class FrozenTransformers(FrozenImages):
     def __init__(self, network: Any, own: Input, mean: Any, std: Any, frames: int) -> None:
         super().__init__(network, own, mean, std, patch=network.config.patch_size, frames=frames)
         self.width, self.depth = network.config.hidden_size, network.config.num_hidden_layers
+        network.config.tie_last_hidden_states = False  # the last hidden state is the last block's output, before the norm
 
     def tokens(self, pictures: Tensor, grid: Grid, blocks: tuple[int, ...] | None) -> list[Tensor]:
         network: Any = self.network
         found = network(pixel_values=pictures, output_hidden_states=True, **self._size(pictures))
         chosen = [found.last_hidden_state] if blocks is None else [found.hidden_states[block] for block in blocks]
+        if blocks is None and self.final_norm is not None and found.last_hidden_state is found.hidden_states[-1]:
+            chosen = [self.norm(found.last_hidden_state)]  # CLIP's model norms only its class token
         return [one[:, one.shape[1] - grid[-2] * grid[-1] :] for one in chosen]  # prefix tokens come first
 
     def attention(self, pictures: Tensor, grid: Grid) -> Tensor:

@@ -344,6 +344,28 @@ def test_a_frozen_teacher_of_transformers(build: Build, tmp_path: Path) -> None:
     assert torch.allclose(model.target.teach(x, model.tokenizer.split(x), GRID).tokens, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["clip", "vit", "tied"])
+def test_the_last_output_of_a_teacher_of_transformers_is_normed_once(kind: str, build: Build, tmp_path: Path) -> None:
+    """CLIP norms only its class token; ViT norms all tokens, also where its last hidden state is its normed output."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"image_size": 12, "patch_size": 4} | ({"tie_last_hidden_states": True} if kind == "tied" else {})
+    teacher = CLIPVisionModel(CLIPVisionConfig(**sizes)) if kind == "clip" else ViTModel(ViTConfig(**sizes))
+    norm = teacher.post_layernorm if kind == "clip" else teacher.layernorm
+    torch.nn.init.normal_(norm.weight)
+    teacher.eval().save_pretrained(tmp_path)
+    model = build((12, 12), target=LatentTarget.Config(teacher=f"transformers:{tmp_path}", teacher_width=32, norm="none"))
+    model.target.begin(model, unread, no_samples)
+    x, last = torch.randn(2, 3, 12, 12), teacher.encoder.layers[-1] if kind == "clip" else teacher.layers[-1]
+    raw: list[Tensor] = []
+    last.register_forward_hook(lambda _, inputs, output: raw.append(output if isinstance(output, Tensor) else output[0]))
+    with torch.no_grad():
+        teacher(pixel_values=x)
+        expected = norm(raw[0])[:, 1:]
+    assert torch.allclose(model.target.teach(x, model.tokenizer.split(x), (3, 3)).tokens, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("teacher", ["timm:resnet18_of_nobody", "timm:./nothing", "transformers:./nothing"])
 def test_a_library_s_teacher_that_is_not_there_is_refused(teacher: str, build: Build) -> None:
     model = build(target=LatentTarget.Config(teacher=teacher))
