@@ -63,6 +63,7 @@ def run(config: Config) -> dict[str, Any]:
     model = build_model(config)  # first, so that parts that do not fit together are refused before any data is opened
     check_own_parts(model)
     check_sizes(config, model)
+    check_repeats(config, model)
     accelerator = start(config.train)
     config = with_precision(config, accelerator)
     # ------------------------------------------------------------------------------------------------- data, model and optimizer
@@ -132,6 +133,20 @@ def check_sizes(config: Config, model: MaskedModel) -> None:
             raise ValueError(
                 f"{name}.pack: the lengths of a sequence change in each update, so train.compile would never finish; leave one out"
             )
+
+
+def check_repeats(config: Config, model: MaskedModel) -> None:
+    """Refuses a second source with another number of samples of an input if the target compares these samples.
+
+    Raises:
+        ValueError: the numbers differ; the message names the flags.
+    """
+    second, repeats = config.second, config.data.repeats
+    if second is not None and second.data.repeats != repeats and model.target.compares_repeats:
+        raise ValueError(
+            f"second.data.repeats {second.data.repeats} is not data.repeats {repeats}, but target.class_weight compares the "
+            f"samples of an input; set second.data.repeats {repeats}, or target.class_weight 0"
+        )
 
 
 def named_sources(config: Config) -> list[tuple[str, DataConfig, Masker]]:

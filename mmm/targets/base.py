@@ -65,6 +65,11 @@ class Target(nn.Module):
         return False
 
     @property
+    def compares_repeats(self) -> bool:
+        """True if the target of a sample depends on the other samples of the same input (data.repeats)."""
+        return False
+
+    @property
     def may_collapse(self) -> bool:
         """True if the training also learns the targets, so that they may all become equal (collapse); the run then monitors it."""
         return False

@@ -73,6 +73,11 @@ class PairTarget(Target):
         return self.first.across_batch or self.second.across_batch
 
     @property
+    def compares_repeats(self) -> bool:
+        """True if at least one of the two compares the samples of an input."""
+        return self.first.compares_repeats or self.second.compares_repeats
+
+    @property
     def may_collapse(self) -> bool:
         """True if at least one of the two may collapse."""
         return self.first.may_collapse or self.second.may_collapse

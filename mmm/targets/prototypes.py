@@ -113,6 +113,11 @@ class PrototypeTarget(Target):
         return True
 
     @property
+    def compares_repeats(self) -> bool:
+        """True if class tokens are compared."""
+        return self.config.class_weight > 0
+
+    @property
     def may_collapse(self) -> bool:
         """True, because the teacher follows the encoder."""
         return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import load_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +17,9 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.data import ImagesConfig
 from mmm.encoders import VisionTransformer
-from mmm.targets import PrototypeTarget, TokenTargets
+from mmm.objectives.masked import SecondSource
+from mmm.targets import PairTarget, PrototypeTarget, TokenTargets
+from tasks import pretrain
 
 Build = Callable[..., MaskedModel]
 GRID, YES, NO = (3, 4), torch.tensor(True), torch.tensor(False)
@@ -79,6 +83,20 @@ def test_class_tokens_are_compared_between_the_views_of_an_input(build: Build) -
     bare = VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False)
     with pytest.raises(ValueError, match=r"target\.class_weight needs a class token"):
         build(encoder=bare, target=target.config)
+
+
+def test_both_sources_of_a_training_have_the_same_number_of_views() -> None:
+    """With another number, class tokens of the second source would be compared between different images."""
+    one, demo = (
+        PrototypeTarget.Config(prototypes=7, hidden=10, bottleneck=5, class_weight=1.0),
+        load_recipe("image_mae").PRESETS["demo"],
+    )
+    config = replace(demo, data=replace(demo.data, repeats=2), second=SecondSource(data=demo.data), target=one, dry_run=True)
+    for target in (one, PairTarget.Config(second=one)):
+        with pytest.raises(ValueError, match=r"second\.data\.repeats 1 is not data\.repeats 2.*set second\.data\.repeats 2"):
+            pretrain.run(replace(config, target=target))
+    for fits in (replace(config, second=SecondSource(data=config.data)), replace(config, target=replace(one, class_weight=0.0))):
+        pretrain.check_repeats(fits, pretrain.build_model(fits))
 
 
 def test_centre_temperature_and_averages_move(build: Build) -> None:
