@@ -5,8 +5,8 @@ predicts histograms of oriented gradients of hidden tokens.
     python recipes/image_maskfeat.py --data.source /data/imagenet      ViT-B/16
     python recipes/image_maskfeat.py --preset cifar10 --data.source uoft-cs/cifar10
 
-The initial and the final learning rate for 256 images, warm-up, crops, clipping, ratio and target are the authors'. The batch size
-is our choice. A token of 4 pixels is one cell, with 9 values for each channel.
+The learning rates for 256 images (peak, start of the warm-up and end), warm-up, crops, clipping, ratio and target are the authors'.
+The batch size is our choice. A token of 4 pixels is one cell, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
 been run on ImageNet yet. `cifar10` has not been measured either."""
@@ -37,7 +37,8 @@ IMAGENET = pretrain.Config(
         batch_size=2048,
         learning_rate=2e-4,  # for 256 images
         warmup_epochs=30,
-        final_learning_rate=1e-6 / 1.6e-3,
+        warmup_start=1e-6 / 2e-4,  # the authors' code scales all three with the batch
+        final_learning_rate=1e-6 / 2e-4,
         weight_decay=0.05,
         betas=(0.9, 0.999),
         clip_norm=0.02,
