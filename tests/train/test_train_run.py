@@ -97,6 +97,19 @@ def test_a_start_that_failed_before_its_first_update_does_not_block_the_next(tmp
     assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
 
 
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_a_run_that_died_before_its_first_checkpoint_is_made_again(tmp_path, open_run, resume):
+    """A tracker has written its files, and a first resume has removed the metrics."""
+    with open_run(tmp_path / "a") as run:
+        (run.path / "tracker.json").write_text("{}")
+        (run.path / "a").mkdir()
+        (run.path / "a" / "events").touch()
+        run.log(1, {"loss": 1.0})
+        run.cut_metrics(0)
+    with open_run(tmp_path / "a", resume=resume) as run:
+        assert (run.path / "tracker.json").exists()
+
+
 def test_the_command_that_goes_on(tmp_path, open_run, monkeypatch, caplog):
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)

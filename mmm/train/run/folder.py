@@ -45,7 +45,7 @@ CLOCK = ("samples_per_second", "data_wait", "seconds")
 
 
 RESULT = "result.json"  # scores of a run, if its task measures any
-# files that a start makes before its first update; a folder with no other files does not contain a run yet
+# files that a start makes before its first update; a folder without a run may contain only these
 EARLY = frozenset({"lock", ".lock", "environment.json", "config.yaml", "micro_batch.json", "bad_inputs.jsonl"})
 
 
@@ -174,7 +174,8 @@ def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
         raise ValueError(f"--resume: {path} holds no run; leave --resume out to start one there, or give --resume auto")
     if holds_run and has_trained(path) and not resume:
         raise ValueError(f"--folder {path} already contains a run; give another --folder, or --resume to continue it")
-    if path.exists() and not has_trained(path) and not _started_only(path):
+    begun = holds_run and (path / "environment.json").exists()  # then the other files are of this run, a tracker's among them
+    if path.exists() and not begun and not has_trained(path) and not _started_only(path):
         raise ValueError(f"--folder {path} exists and is not a run; give another")
     path.mkdir(parents=True, exist_ok=True)
     return path
