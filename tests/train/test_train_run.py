@@ -58,6 +58,9 @@ def test_a_run_that_goes_on_with_other_choices_says_so(tmp_path, accelerator, op
     assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
     (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())
     assert (start["step"], start["changed"]) == (7, ["train.learning_rate was 0.1, is 0.3"])
+    with open_run(tmp_path / "a", resume=True) as run:  # it died before its next checkpoint
+        run.record_changes(["train.learning_rate was 0.1, is 0.5"], 7, replace(CONFIG, learning_rate=0.5))
+    assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
 
 
 def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_run):

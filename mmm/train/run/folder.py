@@ -131,11 +131,11 @@ class RunFolder:
         """
         if self.lock is None or not changed:
             return
-        record, chosen = self.path / "environment.json", self.path / "config.yaml"
+        record = self.path / "environment.json"
         starts = json.loads(record.read_text())
         write_json(record, [*starts[:-1], starts[-1] | {"step": step, "changed": list(changed)}])
-        replace_text(self.path / f"config_until_{step:08d}.yaml", chosen.read_text())
-        with replacing(chosen) as temporary:
+        _keep_config(self.path, step)
+        with replacing(self.path / "config.yaml") as temporary:
             save(config, temporary)
 
     def close(self) -> None:
@@ -161,6 +161,13 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     if not has_trained(folder):
         with replacing(folder / "config.yaml") as temporary:
             save(config, temporary)  # last, because a folder with this file is a run folder
+
+
+def _keep_config(folder: Path, step: int) -> None:
+    """Copies config.yaml before it is replaced. A copy of the same step is kept: the run died before its next checkpoint."""
+    kept = folder / f"config_until_{step:08d}.yaml"
+    if not kept.exists():
+        replace_text(kept, (folder / "config.yaml").read_text())
 
 
 def resolve_folder(path: Path | None, name: str, resume: Resume) -> Path:
