@@ -63,6 +63,22 @@ def test_a_run_that_goes_on_with_other_choices_says_so(tmp_path, accelerator, op
     assert (tmp_path / "a" / "config_until_00000007.yaml").read_text() == before
 
 
+def test_a_resume_without_a_checkpoint_saves_its_options(tmp_path, accelerator, open_run):
+    """The run begins again. The metrics of the first start, and with them its options, are kept until the resume drops them."""
+    other = replace(CONFIG, learning_rate=0.3)
+    with open_run(tmp_path / "a") as run:
+        run.log(1, {"loss": 1.0})
+        before = (run.path / "config.yaml").read_text()
+    open_run(tmp_path / "a", resume=True).close()
+    assert not (tmp_path / "a" / "config_until_00000000.yaml").exists()
+    RunFolder.open(tmp_path / "a", "pretrain", other, accelerator=accelerator, resume=True).close()
+    assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+    assert (tmp_path / "a" / "config_until_00000000.yaml").read_text() == before
+    (tmp_path / "a" / "checkpoints" / "step_00000001").mkdir()
+    open_run(tmp_path / "a", resume=True).close()
+    assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+
+
 def test_folders_are_numbered_where_none_is_named(tmp_path, monkeypatch, open_run):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):

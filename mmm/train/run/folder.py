@@ -1,6 +1,7 @@
 """The run folder: all files of one training.
 
     config.yaml         everything that is needed to repeat the run
+    config_until_*.yaml the config up to a step, if the run was resumed from this step with other options
     environment.json    versions, machine and command, one entry for each start
     metrics.jsonl       one line for each log line or evaluation
     skipped.jsonl       skipped updates and their samples, if there are any
@@ -29,6 +30,7 @@ from mmm.config.diff import flatten
 from mmm.config.serialize import save, to_dict
 from mmm.system.files import Journal, replace_text, replacing, write_json
 from mmm.system.redact import refuse_secrets
+from mmm.train.checkpoint import reader
 from mmm.train.config import Resume
 from mmm.train.distributed.processes import on_main
 from mmm.train.metrics import Skipped
@@ -158,9 +160,13 @@ def _fill(folder: Path, config: Any, accelerator: Accelerator) -> None:
     record = folder / "environment.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     write_json(record, [*starts, describe_environment(accelerator)])
-    if not has_trained(folder):
-        with replacing(folder / "config.yaml") as temporary:
-            save(config, temporary)  # last, because a folder with this file is a run folder
+    if reader.found(folder / "checkpoints"):
+        return
+    chosen = folder / "config.yaml"
+    with replacing(chosen) as temporary:  # last, because a folder with this file is a run folder
+        save(config, temporary)
+        if has_trained(folder) and chosen.exists() and chosen.read_text() != temporary.read_text():
+            _keep_config(folder, 0)  # the run begins again, with these options
 
 
 def _keep_config(folder: Path, step: int) -> None:
