@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 from torch import nn
@@ -47,10 +48,12 @@ class BestWeights:
             return
         self.step, self.score = self.training.step, score
         weights = {plain(name): value for name, value in self.training.unwrapped.state_dict().items()}
-        on_main(
-            self.training.accelerator,
-            lambda: checkpoint.write(self.path, self.training.step, {"model": weights}, {"score": score}, 1),
-        )
+
+        def write() -> None:
+            shutil.rmtree(self.path / f"step_{self.step:08d}", ignore_errors=True)  # of an earlier start
+            checkpoint.write(self.path, self.training.step, {"model": weights}, {"score": score}, 1)
+
+        on_main(self.training.accelerator, write)
 
     def load(self, model: nn.Module) -> None:
         """Copies the best weights into the unwrapped model."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ from mmm.objectives.adapt_encoder import adapt_encoder
 from mmm.objectives.finetune import build_classifier
 from mmm.pools import ClassPool, MeanPool
 from mmm.tokenizers import Patches, Tubes
+from mmm.train.best_weights import BestWeights
 from mmm.train.config import TrainConfig
+from mmm.train.distributed.setup import start
 from mmm.train.mixup import SoftConfig
 from mmm.train.optimizer import make_optimizer
 from mmm.train.schedule import make_plan
@@ -360,6 +363,17 @@ def test_samples_held_back_choose_the_weights_and_the_test_part_never_does(image
         assert all(torch.equal(loaded[name], best[name]) for name in best)
     last = mmm.load(tmp_path / "run" / "checkpoints").state_dict()
     assert not all(torch.equal(last[name], best[name]) for name in best)
+
+
+def test_the_best_weights_of_an_earlier_start_are_replaced(tmp_path: Path) -> None:
+    """A start with other options has its best score at the same step."""
+    training = SimpleNamespace(accelerator=start(TRAIN), step=3, unwrapped=torch.nn.Linear(1, 1))
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(training.unwrapped.weight, value)
+        best = BestWeights(SimpleNamespace(path=tmp_path), training, "top1")  # type: ignore[arg-type]
+        best.offer(50.0)
+    best.load(loaded := torch.nn.Linear(1, 1))
+    assert loaded.weight.item() == 2.0
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------------
