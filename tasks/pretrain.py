@@ -86,7 +86,7 @@ def run(config: Config) -> dict[str, Any]:
     opened = RunFolder.open(config.folder, "pretrain", config, accelerator=accelerator, resume=config.resume)
     count = evaluations.inputs
     with opened as folder, open_session(folder, config, training, objective, data, plan, evaluated=count, unit=unit) as session:
-        objective.connect(model, accelerator)
+        objective.connect(training)
         evaluations.write_to(folder.path.name, folder.pictures if session.main else None)
         followed = model.target.has_update
         for update in session:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,10 @@ from mmm.targets import Target
 from mmm.train.distributed.fsdp import DDP, is_sharded
 from mmm.train.distributed.processes import EveryProcess
 from mmm.train.schedule import Plan
+from mmm.train.state import Training
 from mmm.weights.fit import Inflation
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +120,14 @@ class MaskedObjective:
         return model(x, mask=mask).loss * stream.weight
 
     @staticmethod
-    def connect(model: MaskedModel, accelerator: Accelerator) -> None:
+    def connect(training: Training) -> None:
         """Connects all processes for targets that depend on the whole batch."""
+        model: Any = training.unwrapped
         if model.masker.needs_scores and any(map(is_sharded, model.parameters())):
             raise ValueError(f"masker.name {model.masker.config.name} asks the teacher outside the sharded forward; {DDP}")
-        for part in model.modules():
+        for part in (*model.modules(), *training.model.modules()):  # a compiled model contains copies
             if isinstance(part, Target):
-                part.collective = EveryProcess() if accelerator.num_processes > 1 else Alone()
+                part.collective = EveryProcess() if training.accelerator.num_processes > 1 else Alone()
 
     def count_tokens(self, seed: int) -> dict[str, int]:
         """Returns the numbers of visible, predicted and all tokens of a sample of the first source."""

@@ -53,6 +53,9 @@ class Target(nn.Module):
         width: number of predicted values per token, K.
         collective: communication between the processes of a training. Used only in training mode, because processes may have
             different numbers of batches in an evaluation.
+
+    With `train.compile`, the methods of the forward may be called on a shallow copy. What they pass to `update` must be in a tensor
+    or a list that is changed in place.
     """
 
     config: TargetConfig

@@ -105,7 +105,9 @@ class PrototypeTarget(Target):
         self.register_buffer("temperature", torch.tensor(config.temperature))
         if config.class_weight:
             self.register_buffer("class_centre", torch.zeros(config.prototypes))
-        self.sums: Tensor | None = None  # in this update, for each centre: sums of similarities, (K,), and their number
+        # at most one tensor, of this update: for each centre, sums of similarities, (K,), and their number. The list is changed in
+        # place, because with `train.compile` a shallow copy of this module teaches
+        self.sums: list[Tensor] = []
 
     @property
     def across_batch(self) -> bool:
@@ -141,7 +143,7 @@ class PrototypeTarget(Target):
         if self.training:
             flat = [one.flatten(0, -2) for one in found]
             now = torch.cat([part for one in flat for part in (one.sum(0), one.new_tensor([len(one)]))])
-            self.sums = now if self.sums is None else self.sums + now
+            self.sums.append(self.sums.pop() + now if self.sums else now)
         return TokenTargets(tuple(found))
 
     @torch.no_grad()
@@ -169,8 +171,8 @@ class PrototypeTarget(Target):
     def update(self, model: Any, step: int, steps: int, made: Tensor) -> None:
         """Updates the centres from the similarities of this update on all processes, and the teacher from encoder and head."""
         config = self.config
-        if self.sums is not None:
-            sums, self.sums = self.collective.sum(self.sums), None
+        if self.sums:
+            sums = self.collective.sum(self.sums.pop())
             centres = [self.centre, self.class_centre] if config.class_weight else [self.centre]
             for centre, own in zip(centres, sums.split(config.prototypes + 1), strict=True):
                 moved = centre.lerp((own[:-1] / own[-1]).to(centre.dtype), 1 - config.centre_decay)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import compile_regions
 from conftest import load_recipe
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,8 +19,9 @@ from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.data import ImagesConfig
 from mmm.encoders import VisionTransformer
-from mmm.objectives.masked import SecondSource
+from mmm.objectives.masked import MaskedObjective, SecondSource
 from mmm.targets import PairTarget, PrototypeTarget, TokenTargets
+from mmm.train.distributed.processes import EveryProcess
 from tasks import pretrain
 
 Build = Callable[..., MaskedModel]
@@ -107,7 +110,7 @@ def test_centre_temperature_and_averages_move(build: Build) -> None:
     assert target.temperature.item() == pytest.approx(0.04)
     every = similarities(target.teacher_head, target.teacher.encoder(patches, GRID, None).tokens)
     model.eval().target.teach(x, patches, GRID)
-    assert target.sums is None
+    assert not target.sums
     model.train()
     slow, fast = target.teacher_head.prototypes, target.head.prototypes
     with torch.no_grad():
@@ -124,6 +127,22 @@ def test_centre_temperature_and_averages_move(build: Build) -> None:
     assert target.temperature.item() == pytest.approx(0.07)
     assert target.across_batch
     assert target.may_collapse
+
+
+def test_the_centre_moves_in_a_compiled_training(build: Build) -> None:
+    """Accelerate compiles blocks and copies the modules that contain them, the target among them."""
+    model, x = model_of(build)
+    mask = model.masker(sample_keys(0, 0, torch.arange(4)), GRID)
+    compiled = compile_regions(model, backend="eager")
+    assert compiled.target is not model.target
+    compiled.train()(x, mask=mask)
+    model.target.update(model, 1, 10, YES)
+    assert model.target.centre.abs().max() > 0
+    assert not compiled.target.sums
+    training: Any = SimpleNamespace(unwrapped=model, model=compiled, accelerator=SimpleNamespace(num_processes=2))
+    MaskedObjective.connect(training)
+    assert isinstance(model.target.collective, EveryProcess)
+    assert isinstance(compiled.target.collective, EveryProcess)
 
 
 def test_a_training_begins_with_a_teacher_equal_to_encoder_and_head(build: Build) -> None:

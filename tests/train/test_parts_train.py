@@ -46,7 +46,7 @@ def train(folder: Path, kind: str, name: str, *, until: int | None = None, resum
     model = model_of(kind, name)
     training = Training.prepare(accelerator, model, make_optimizer(model, config), identity={})
     whole: MaskedModel = training.unwrapped  # type: ignore[assignment]
-    MaskedObjective.connect(whole, accelerator)
+    MaskedObjective.connect(training)
     assert model.data is not None
     x = torch.randn(STEPS, SAMPLES, 3, *model.data.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     first = plan.accumulation * accelerator.process_index

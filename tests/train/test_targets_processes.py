@@ -79,7 +79,7 @@ def train(folder: Path, name: str, sharded: bool = False, until: int | None = No
     model = model_of(TARGETS[name])
     initialise(model, None, own_samples(), accelerator.device)
     training = Training.prepare(accelerator, model, make_optimizer(model, SETTINGS), identity={}, sharded=sharded)
-    MaskedObjective.connect(training.unwrapped, accelerator)  # type: ignore
+    MaskedObjective.connect(training)
     x = torch.randn(STEPS, SAMPLES, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     share = plan.micro_batch_size
     mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
