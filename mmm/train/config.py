@@ -25,8 +25,10 @@ class TrainConfig(CheckedConfig):
     batch_size: Positive
     """Samples for one update, over all processes together."""
     micro_batch_size: Positive | None = None
-    """Samples that one process computes at once. Gradients are accumulated up to `batch_size`. None: the largest number that
-    fits into memory, at most batch_size / processes; it is determined when the run begins, and then kept."""
+    """Samples that one process computes at once. Gradients are accumulated up to `batch_size`. Another number changes results by
+    rounding, and by more if samples are mixed, if the model draws noise (drop path, dropout), or if a loss or a norm joins samples.
+    None: the largest number that fits into memory, at most batch_size / processes; it is determined when the run begins, and then
+    kept."""
     checkpoint_blocks: bool = False
     """Keep only the input of each block for the backward pass, and recompute the rest. Needs less memory and about a third more
     computation."""
@@ -80,7 +82,8 @@ class TrainConfig(CheckedConfig):
     """Compile the model with torch.compile. The first step then takes longer."""
     strict: bool = False
     """Get the same bits on 1, 2 and 4 processes: gradients are summed in one fixed order over the micro-batches. Needs
-    `micro_batch_size` and `threads`, and is slower. False: runs on different numbers of processes differ by rounding."""
+    `micro_batch_size` and `threads`, and is slower. False: runs on different numbers of processes, with the same
+    `micro_batch_size`, differ by rounding."""
     threads: Positive | None = None
     """CPU threads of each process. None: on a CPU, the processes share the cores that they may use."""
     log_every: Positive = 20
@@ -136,7 +139,8 @@ class RunConfig(CheckedConfig):
     """Print parameters, tokens, steps, memory and the estimated time, and exit without training."""
 
 
-# These options do not change results beyond rounding: a resumed run may use other values.
+# A resumed run may use other values of these options, which do not change results beyond rounding. micro_batch_size may (see its
+# text), and a resume logs a change of it.
 RUNTIME = frozenset(("folder", "resume", "allow", "dry_run")) | frozenset(
     f"train.{name}"
     for name in (

@@ -181,6 +181,7 @@ def open_session(
     with Watchdog(training, train.timeout):
         if train.micro_batch_size is None and unit is not None:
             plan = fitting_plan(training, objective, data, plan, unit=unit, folder=folder.path)
+        training.micro_batch_size = plan.micro_batch_size
         with advise_on_memory(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
             if config.resume:
                 folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)

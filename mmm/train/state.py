@@ -51,6 +51,8 @@ class Training:
         step: number of updates so far.
         partial_metrics: the part of the next line of metrics that is known so far.
         meta_copy: a copy of a sharded model without values.
+        micro_batch_size: samples that one process computes at once. A resume logs a change, because noise is drawn for each
+            micro-batch, and samples are mixed within one. None: unknown.
     """
 
     accelerator: Accelerator
@@ -61,6 +63,7 @@ class Training:
     step: int = 0
     partial_metrics: PartialMetrics = field(default_factory=PartialMetrics)
     meta_copy: nn.Module | None = None
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         self.writer = AsyncWriter(self.accelerator, self.meta_copy is not None)
@@ -284,7 +287,8 @@ class Training:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Returns the environment, whose differences a resume reports."""
-        return {**fingerprint(self.accelerator), "sharded": self.meta_copy is not None}
+        own = {"sharded": self.meta_copy is not None, "micro_batch_size": self.micro_batch_size}
+        return {**fingerprint(self.accelerator), **own}
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: plain(name) for name, parameter in self.unwrapped.named_parameters()}

@@ -96,6 +96,15 @@ def test_a_saved_config_runs_again_to_the_same(run_recipe: Run, tmp_path: Path) 
     assert first["held_out_loss"] == second["held_out_loss"]
 
 
+def test_a_resume_with_another_micro_batch_size_says_so(run_recipe: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Noise is drawn for each micro-batch, so that another size changes more than the rounding."""
+    flags = (*SMALL, "--encoder.drop_path", "0.3", "--folder", str(tmp_path / "run"))
+    run_recipe("image_mae", *flags)
+    assert "micro_batch_size was" not in caplog.text
+    run_recipe("image_mae", *flags, "--train.micro_batch_size", "4", "--resume")
+    assert "only in the same environment: micro_batch_size was 8, is 4" in caplog.text
+
+
 def test_init_starts_from_the_weights(run_recipe: Run, tmp_path: Path) -> None:
     run_recipe("image_mae", *SMALL, "--folder", str(tmp_path / "a"))
     run_recipe(

@@ -137,7 +137,7 @@ def memory_advice(plan: Plan, error: BaseException, *, checkpointed: bool, unit:
         return "a process that reads data ran out of memory; lower data.workers"
     micro = plan.micro_batch_size
     smaller = next((size for size in sizes(micro * plan.accumulation, unit) if size <= micro // 2), None)
-    advice = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which gives the same updates"]
+    advice = [] if smaller is None else [f"set train.micro_batch_size {smaller}, which keeps the batch of an update"]
     advice += [] if checkpointed else ["set train.checkpoint_blocks true, which computes each block twice"]
     advice += [] if advice else ["choose a smaller model or smaller samples, or distribute the run over more GPUs"]
     return f"micro-batches of {micro} samples a process do not fit; {', or '.join(advice)}"
