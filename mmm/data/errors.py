@@ -80,7 +80,9 @@ class BadInputs:
     def check(self) -> None:
         """Raises ValueError if more than the allowed share of the data is unreadable."""
         if self._exceeds(self.found.keys()):
-            raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; repair them or raise it")
+            # a resume counts the listed inputs again, without reading them
+            repair = "repair them" if self.path is None else f"repair them and delete {self.path}"
+            raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; {repair}, or raise it")
 
     def finish(self) -> None:
         """Shares and checks the problems at the end of a run, and logs their summary; all processes call it together."""

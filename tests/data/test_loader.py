@@ -191,8 +191,12 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     assert resumed.report() == f"2 of 100 inputs cannot be read (a.jpg: the file is empty, all in {path})"
     resumed.check()
     resumed.add([Problem(9, "c.jpg", "not an image")])
-    with pytest.raises(ValueError, match=r"^3 of 100 inputs cannot be read .* more than data\.max_bad 0\.02 allows"):
+    with pytest.raises(
+        ValueError, match=rf"^3 of 100 inputs .* more than data\.max_bad 0\.02 allows; repair them and delete {path}, or raise it$"
+    ):
         resumed.check()
+    path.unlink()  # the inputs were repaired
+    BadInputs(path, total=100, max_bad=0.02).check()
 
 
 def test_a_run_stops_at_the_batch_that_shows_too_many(damaged: Images, tmp_path: Path) -> None:
