@@ -243,7 +243,8 @@ class Training:
             A line for each option that differs.
 
         Raises:
-            ValueError: all checkpoints are damaged, or the newest is from a run with other options.
+            ValueError: all checkpoints are damaged, or the newest is from a run with other options, or with another optimizer, even
+                if this is allowed.
         """
         path = on_main(self.accelerator, lambda: reader.newest(checkpoints))
         if path is None:
@@ -251,6 +252,8 @@ class Training:
         tensors, state = reader.read(path)
         changed = changes(state["identity"], self.identity)
         check_allowed(changed, state["identity"].keys() | self.identity.keys(), allow)
+        if "train.optimizer" in changed:
+            raise ValueError(f"{changed['train.optimizer']}; the checkpoint has no state for this optimizer, so start a new run")
         if changed:
             logger.warning("this run continues with other options: %s", "; ".join(changed.values()))
         if notes := differences(state["written_by"], self._fingerprint()):
@@ -270,10 +273,12 @@ class Training:
         for name, value in self.unwrapped.state_dict().items():
             copy_into(value, tensors["model"][plain(name)])
         load_optimizer(self.optimizer, self._names(), tensors["optimizer"], state["optimizer"])
+        # an allowed change may add an average, which starts from the weights, or a scaler
         if self.ema is not None:
+            averages = tensors.get("ema", tensors["model"])
             for name, average in self.ema.averages.items():
-                copy_into(average, tensors["ema"][plain(name)])
-        if self.accelerator.scaler is not None:
+                copy_into(average, averages[plain(name)])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _refuse_other_shapes(self, found: Mapping[str, Tensor], changed: Mapping[str, str]) -> None:

@@ -244,6 +244,20 @@ def test_a_run_with_other_choices_is_not_resumed_unless_they_are_named(tmp_path,
     assert "continues with other options: seed was not set, is 1; train.learning_rate was 0.5, is 0.1" in caplog.text
 
 
+def test_allowed_changes_of_what_a_checkpoint_holds(tmp_path):
+    """A new average starts from the restored weights, and fp16 from a new scaler; another optimizer is refused."""
+    train(tmp_path, replace(CONFIG, ema=None), until=3)
+    accelerator = start(CONFIG)
+    training = build(accelerator, CONFIG)
+    accelerator.scaler = scaler = torch.amp.GradScaler("cpu")
+    fresh = scaler.state_dict()
+    assert len(training.restore(tmp_path / "checkpoints", ["train.ema"])) == 1
+    assert_same(training.ema.averages, training.unwrapped.state_dict())
+    assert scaler.state_dict() == fresh
+    with pytest.raises(ValueError, match=r"^train\.optimizer was adamw, is sgd; the checkpoint has no state .* start a new run$"):
+        train(tmp_path, replace(CONFIG, ema=None, optimizer="sgd"), resume=True, allow=("train.optimizer",))
+
+
 def test_another_set_up_is_said(tmp_path, caplog, monkeypatch):
     """If versions of code or libraries, device, processes or threads differ, the run continues and logs the differences."""
     from mmm.train.run import environment
