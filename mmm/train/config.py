@@ -72,7 +72,8 @@ class TrainConfig(CheckedConfig):
     """Largest norm of the gradient of all weights; larger gradients are scaled down to it. None: no clipping."""
     max_skipped: Count = 5
     """Largest number of successive updates that are skipped because a loss or a gradient is not finite. If one more must be
-    skipped, the run stops."""
+    skipped, the run stops. With fp16, the first 16 successive gradients that are not finite do not count: each halves the factor by
+    which the loss is scaled, 65,536 at first."""
     ema: Fraction | None = None
     """Decay per update of an exponential moving average of the weights, which is saved with them. None: no average."""
     precision: Precision = "auto"

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 NameSamples = Callable[[int], list[int]]
 
+HALVINGS = 16  # from the first scale of fp16's gradient scaler, 65,536, to 1
+
 MUCH = 0.1  # share of the time spent waiting for data above which advice is given
 ADVICE = (
     "To wait less: more data.workers where cores are idle; data.repeats, several samples of a decoded input; smaller inputs "
@@ -77,12 +79,14 @@ class PartialMetrics:
         losses, norms: means over the samples of each update that was made.
         skipped: number of skipped updates.
         row: number of successive skipped updates up to now.
+        rescaled: number of successive updates up to now for which fp16's scaler halved its scale. They do not count as skipped.
     """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
     row: int = 0
+    rescaled: int = 0
 
     def plain(self) -> dict[str, Any]:
         """Returns the values for JSON; floats are stored exactly."""
@@ -127,7 +131,7 @@ class MetricsAccumulator:
             if losses[:, offset].isfinite().all() and norms[offset].isfinite():
                 partial.losses.append(losses[:, offset].flatten().mean().item())  # in an order independent of processes
                 partial.norms.append(norms[offset].item())
-                partial.row = 0
+                partial.row = partial.rescaled = 0
             elif skipped := self._count_skipped(first + offset, losses[:, offset]):
                 found.append(skipped)
         self.steps += len(norms)
@@ -158,10 +162,11 @@ class MetricsAccumulator:
         return metrics
 
     def _count_skipped(self, step: int, losses: Tensor) -> Skipped | None:
-        """Counts a skipped update with losses (P, A)."""
+        """Counts a skipped update with losses (P, A). None: only fp16's scale was too large for its gradients."""
         bad = ~losses.isfinite()
-        if not bad.any() and self.accelerator.scaler is not None:
-            return None  # infinite gradients are normal with fp16's scaler
+        if not bad.any() and self.accelerator.scaler is not None and self.partial.rescaled < HALVINGS:
+            self.partial.rescaled += 1
+            return None
         ids = self.name_samples(step)
         if bad.any():
             ids = torch.tensor(ids).view(*bad.shape, -1)[bad].flatten().tolist()  # (P, A, micro-batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from test_loop import CONFIG, Bend, Net, assert_same, ids, lines, loss_of, loss_
 from mmm.train import loop
 from mmm.train.ema import EMA
 from mmm.train.loop import nan_if_nonfinite, step_if_finite
-from mmm.train.metrics import NonFiniteError
+from mmm.train.metrics import MetricsAccumulator, NonFiniteError, PartialMetrics
 
 FLAT = replace(CONFIG, log_every=4, save_every=4)
 
@@ -75,6 +76,26 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path):
     assert [one["step"] for one in skipped(tmp_path)] == [6, 7]
     train(tmp_path, config, resume=True)
     assert [one["step"] for one in skipped(tmp_path)] == [6, 7]
+
+
+def test_gradients_that_no_scale_of_fp16_makes_finite_stop_the_run():
+    """The scaler needs a few skipped updates to find its scale, at most 16 from 65,536 to 1."""
+    accelerator = SimpleNamespace(gather=lambda losses: losses, scaler=object(), is_main_process=True)
+
+    def sync(norms, partial):
+        metrics = MetricsAccumulator(accelerator, None, ids, 2, partial)
+        metrics.norms = [torch.tensor(norm) for norm in norms]
+        metrics.losses = [torch.zeros(1) for _ in norms]
+        return [skipped.step for skipped in metrics.sync(len(norms))]
+
+    inf, partial = float("inf"), PartialMetrics()
+    assert sync([inf] * 15 + [1.0] + [inf] * 16 + [1.0], partial) == []
+    assert partial.skipped == 0
+    assert sync([inf] * 10, partial) == []
+    partial = PartialMetrics(**partial.plain())  # in a checkpoint
+    assert sync([inf] * 8, partial) == [6, 7]
+    with pytest.raises(NonFiniteError, match=r"gradient of step 0 is not finite.* more than train.max_skipped 2 in a row"):
+        sync([inf], partial)
 
 
 def test_the_guard_changes_no_bit_of_a_run_without_such_numbers(tmp_path, monkeypatch):
