@@ -316,9 +316,7 @@ MUTANTS = [
         "torch.tensor(1 - decay).to(dtype)",
         "train/test_guard.py -k moves",
     ),
-    Mutant(
-        "mmm/train/metrics.py", "self.partial.row > self.max_skipped", "self.partial.row > 99", "train/test_guard.py -k too_many"
-    ),
+    Mutant("mmm/train/metrics.py", "partial.row > self.max_skipped", "partial.row > 99", "train/test_guard.py -k too_many"),
     Mutant("mmm/train/state.py", 'PartialMetrics(**state["metrics"])', "PartialMetrics()", "train/test_signals.py -k every_step"),
     Mutant("mmm/train/loop.py", "save = stop or due(", "save = due(", "train/test_signals.py -k every_step"),
     Mutant(

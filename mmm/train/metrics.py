@@ -9,7 +9,7 @@ the exchange of gradients.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,17 @@ class NonFiniteError(ValueError):
     Attributes:
         step: the last of these updates.
         samples: ids of the samples of its affected micro-batches.
+        skipped: the skipped updates since the last call of `MetricsAccumulator.sync`, which have not been recorded.
     """
 
-    def __init__(self, last: Skipped, row: int) -> None:
+    def __init__(self, skipped: Sequence[Skipped], row: int) -> None:
+        last = skipped[-1]
         super().__init__(
             f"{last}. It was skipped like the {row - 1} before it, more than train.max_skipped {row - 1} in a row; the weights "
             "were not changed. The same samples would fail again, so they are not tried again: look at them, lower "
             "train.learning_rate or set train.clip_norm, and --resume from the last checkpoint"
         )
-        self.step, self.samples = last.step, last.samples
+        self.step, self.samples, self.skipped = last.step, last.samples, tuple(skipped)
 
 
 @dataclass
@@ -134,6 +136,10 @@ class MetricsAccumulator:
                 partial.row = partial.rescaled = 0
             elif skipped := self._count_skipped(first + offset, losses[:, offset]):
                 found.append(skipped)
+                if partial.row > self.max_skipped:
+                    raise NonFiniteError(found, partial.row)
+                if self.accelerator.is_main_process:
+                    logger.warning("%s. This update was left out, on all processes", skipped)
         self.steps += len(norms)
         self.losses, self.norms = [], []
         return tuple(found)
@@ -170,14 +176,9 @@ class MetricsAccumulator:
         ids = self.name_samples(step)
         if bad.any():
             ids = torch.tensor(ids).view(*bad.shape, -1)[bad].flatten().tolist()  # (P, A, micro-batch)
-        skipped = Skipped(step, "loss" if bad.any() else "gradient", ids)
         self.partial.skipped += 1
         self.partial.row += 1
-        if self.partial.row > self.max_skipped:
-            raise NonFiniteError(skipped, self.partial.row)
-        if self.accelerator.is_main_process:
-            logger.warning("%s. This update was left out, on all processes", skipped)
-        return skipped
+        return Skipped(step, "loss" if bad.any() else "gradient", ids)
 
 
 class DataWait:

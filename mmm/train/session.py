@@ -185,7 +185,7 @@ def open_session(
         with advise_on_memory(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
             if config.resume:
                 folder.record_changes(training.restore(folder.checkpoints, config.allow), training.step, config)
-                folder.cut_metrics(training.step)  # also if the run was killed before its first checkpoint
+            folder.cut_metrics(training.step)  # also if the run died before its first checkpoint, and is started again
             tracker = Tracker(
                 accelerator, train.tracker, folder.path, training.identity, options=train.tracker_options, step=training.step
             )

@@ -71,9 +71,10 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path):
     config = replace(FLAT, max_skipped=4)
     with pytest.raises(NonFiniteError, match=r"loss of step 10 is .* more than train.max_skipped 4 in a row"):
         train(tmp_path, config, loss=loss)
+    assert [one["step"] for one in skipped(tmp_path)] == [6, 7, 8, 9, 10]
     with pytest.raises(NonFiniteError, match="step 10"):  # resumes from step 8; two of the skipped updates came before it
         train(tmp_path, config, loss=loss, resume=True)
-    assert [one["step"] for one in skipped(tmp_path)] == [6, 7]
+    assert [one["step"] for one in skipped(tmp_path)] == [6, 7, 8, 9, 10]
     train(tmp_path, config, resume=True)
     assert [one["step"] for one in skipped(tmp_path)] == [6, 7]
 

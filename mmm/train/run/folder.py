@@ -33,7 +33,7 @@ from mmm.system.redact import refuse_secrets
 from mmm.train.checkpoint import reader
 from mmm.train.config import Resume
 from mmm.train.distributed.processes import on_main
-from mmm.train.metrics import Skipped
+from mmm.train.metrics import NonFiniteError, Skipped
 from mmm.train.run.environment import describe_environment
 from mmm.train.run.lock import RunLock
 
@@ -149,6 +149,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, NonFiniteError):
+            self.note_skipped(error.skipped)
         self.close()
         if isinstance(error, SystemExit) and self.lock is not None:  # a stop was requested, or another process is lost
             logger.warning("to continue this run: %s", resume_command(self.path))
