@@ -341,7 +341,7 @@ MUTANTS = [
     Mutant("mmm/system/redact.py", "if found := [", "if found := [] and [", "house/test_security.py -k refused_by_name"),
     Mutant(
         "mmm/train/run/environment.py",
-        "[redact(word) for word in sys.argv]",
+        "redact_command(sys.argv)",
         "list(sys.argv)",
         "house/test_security.py -k no_secret",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
@@ -15,7 +15,10 @@ SECRETS = re.compile(
     r"|(?<=Bearer )\S+|\b(?:AKIA|ghp_|github_pat_|glpat-|sk-)[\w-]{12,}",
     re.IGNORECASE,
 )
-NAMES = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
+WORDS = "(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)"
+NAMES = re.compile(rf"(?:^|_){WORDS}(?:_|$)", re.IGNORECASE)
+# NAME=VALUE, but not a flag such as --encoder.class_token=true
+ASSIGNED = re.compile(rf"(?<![\w.-])((?:\w+_)?{WORDS}(?:_\w+)?)=.+", re.IGNORECASE | re.DOTALL)
 SHORTEST = 8  # characters of a secret, at least; shorter values could be ordinary words
 
 
@@ -30,6 +33,11 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     for value in {value for name, value in environment.items() if NAMES.search(name) and len(value) >= SHORTEST}:
         text = text.replace(value, HIDDEN)
     return SECRETS.sub(HIDDEN, text)
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """Replaces the secrets in the words of a command, and the values in NAME=VALUE with the name of a secret (api_key=...)."""
+    return [ASSIGNED.sub(rf"\1={HIDDEN}", redact(word)) for word in words]
 
 
 def refuse_secrets(flat: Mapping[str, Any]) -> None:

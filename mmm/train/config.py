@@ -103,7 +103,8 @@ class TrainConfig(CheckedConfig):
     """Experiment tracker that Accelerate supports, for instance tensorboard, wandb, trackio, mlflow or swanlab. It also gets
     the pictures of the run. None: only metrics.jsonl is written."""
     tracker_options: tuple[str, ...] = ()
-    """Arguments of the tracker as NAME=VALUE, for instance project=cells mode=offline."""
+    """Arguments of the tracker as NAME=VALUE, for instance project=cells mode=offline. They are saved, so secrets are refused; set
+    them in the environment, for instance WANDB_API_KEY."""
 
     @property
     def flag(self) -> str:

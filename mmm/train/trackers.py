@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from mmm.config.diff import flatten
 from mmm.config.serialize import read_yaml
 from mmm.system.files import write_json
+from mmm.system.redact import NAMES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,7 +49,7 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
     """Returns the arguments that `train.tracker_options` names; values are read as YAML.
 
     Raises:
-        ValueError: an option is not NAME=VALUE.
+        ValueError: an option is not NAME=VALUE, or has the name of a secret, which the saved config must not contain.
     """
     found: dict[str, Any] = {}
     for option in options:
@@ -55,6 +57,12 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
         if not (equals and name.isidentifier()):
             raise ValueError(f"train.tracker_options {option}: give NAME=VALUE, for instance project=cells or mode=offline")
         found[name] = read_yaml(value)
+    for name in flatten(found):
+        if any(NAMES.search(part) for part in name.split(".")):
+            raise ValueError(
+                f"train.tracker_options {name}: a run's config is saved and must not hold a secret; set the tracker's variable in "
+                "the environment instead, for instance WANDB_API_KEY, COMET_API_KEY or SWANLAB_API_KEY"
+            )
     return found
 
 

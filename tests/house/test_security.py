@@ -15,7 +15,7 @@ import pytest
 from test_house import FILES, REPOSITORY, called, imports, within
 
 from mmm.config.cli import main
-from mmm.system.redact import HIDDEN, Redacting, redact, refuse_secrets
+from mmm.system.redact import HIDDEN, Redacting, redact, redact_command, refuse_secrets
 
 HOSTS = (
     "requests",
@@ -158,6 +158,13 @@ def test_a_secret_in_the_config_is_refused_by_name(tmp_path, run_recipe, capsys)
 )
 def test_what_is_hidden_and_what_is_not(said: str, shown: str) -> None:
     assert redact(said, {"MY_SECRET": "swordfish-9", "TOKENIZER": "tokenizer", "SHORT_KEY": "is"}) == shown
+
+
+def test_a_command_is_recorded_without_the_values_of_secrets() -> None:
+    words = ["mmm", "--train.tracker_options", "project=cells", "api_key=a b", "--train.tracker_options=[mode=x, WANDB_API_KEY=k]"]
+    shown = ["mmm", "--train.tracker_options", "project=cells", "api_key=***", "--train.tracker_options=[mode=x, WANDB_API_KEY=***"]
+    kept = ["--encoder.class_token=false", "keys=3", "monkey=1", "hf_abcDEF123"]
+    assert redact_command([*words, *kept]) == [*shown, *kept[:-1], "***"]
 
 
 def test_whatever_logs_and_whatever_fails(tmp_path: Path, monkeypatch, capsys) -> None:

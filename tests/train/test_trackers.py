@@ -125,6 +125,10 @@ def test_options_are_read_or_refused() -> None:
     }
     with pytest.raises(ValueError, match="train.tracker_options cells: give NAME=VALUE"):
         read_options(["cells"])
+    for option in ("api_key=k3y", "settings={login: {password: k3y}}"):
+        with pytest.raises(ValueError, match=r"must not hold a secret; set .* in the environment instead.* WANDB_API_KEY") as error:
+            check_tracker("tensorboard", ["project=cells", option])
+        assert "k3y" not in str(error.value)
     with pytest.raises(ValueError, match="without train.tracker"):
         check_tracker(None, ["project=cells"])
 

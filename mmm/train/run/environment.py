@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mmm
-from mmm.system.redact import redact
+from mmm.system.redact import redact_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,7 +28,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [redact(word) for word in sys.argv],
+        "command": redact_command(sys.argv),
         **fingerprint(accelerator),
         "system": platform.platform(),
         "precision": precision_of(accelerator),
