@@ -180,7 +180,8 @@ def open_session(
     data.check(plan.micro_batch_size)
     with Watchdog(training, train.timeout):
         if train.micro_batch_size is None and unit is not None:
-            plan = fitting_plan(training, objective, data, plan, unit=unit, folder=folder.path)
+            checkpointed = train.checkpoint_blocks
+            plan = fitting_plan(training, objective, data, plan, unit=unit, folder=folder.path, checkpointed=checkpointed)
         training.micro_batch_size = plan.micro_batch_size
         with advise_on_memory(plan, checkpointed=train.checkpoint_blocks, unit=math.lcm(unit or 1, data.unit)):
             if config.resume:
@@ -199,11 +200,23 @@ def open_session(
 
 
 def fitting_plan(
-    training: Training, objective: Objective, data: Mixture, plan: Plan, *, unit: int, folder: Path | None = None
+    training: Training,
+    objective: Objective,
+    data: Mixture,
+    plan: Plan,
+    *,
+    unit: int,
+    folder: Path | None = None,
+    checkpointed: bool = False,
 ) -> Plan:
-    """Returns the plan with the largest micro-batch size that fits in memory, tried with one batch of each source."""
+    """Returns the plan with the largest micro-batch size that fits in memory, tried with one batch of each source.
+
+    Args:
+        unit, folder, checkpointed: see `find_micro_batch_size`.
+    """
     trials = [Trial(partial(data.sample_batch, source), objective.loss) for source in range(len(data.parts))]
-    return find_micro_batch_size(training, plan, trials, unit=math.lcm(unit, data.unit), folder=folder)
+    unit = math.lcm(unit, data.unit)
+    return find_micro_batch_size(training, plan, trials, unit=unit, folder=folder, checkpointed=checkpointed)
 
 
 def preview(

@@ -135,6 +135,17 @@ def test_what_was_found_is_kept_for_a_resume_on_the_same_machine(training, tmp_p
     kept = json.loads((tmp_path / module.FILE).read_text())
     (tmp_path / module.FILE).write_text(json.dumps(kept | {"for": kept["for"] | {"device": "another"}}))
     assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
+    rule["limit"] = 1
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
+    training.identity["train.steps"] = 9  # the memory does not depend on it
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
+    training.identity["data.image_size"] = [64, 64]  # another run in the same folder, whose first start died early
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 1
+    rule["limit"] = 6
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path, checkpointed=True).micro_batch_size == 6
+    training.unwrapped.more = nn.Parameter(torch.zeros(1))
+    rule["limit"] = 3
+    assert find_micro_batch_size(training, PLAN, [], folder=tmp_path, checkpointed=True).micro_batch_size == 3
     (tmp_path / module.FILE).write_text("{torn")
     assert find_micro_batch_size(training, PLAN, [], folder=tmp_path).micro_batch_size == 3
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmm.system.files import write_json
+from mmm.system.files import digest, write_json
 from mmm.train.distributed.fsdp import is_sharded
 from mmm.train.distributed.processes import on_main
 from mmm.train.loop import LossOf
@@ -53,7 +53,13 @@ class Trial:
 
 
 def find_micro_batch_size(
-    training: Training, plan: Plan, trials: Sequence[Trial], *, unit: int = 1, folder: Path | None = None
+    training: Training,
+    plan: Plan,
+    trials: Sequence[Trial],
+    *,
+    unit: int = 1,
+    folder: Path | None = None,
+    checkpointed: bool = False,
 ) -> Plan:
     """Returns the plan with the largest micro-batch size that fits; the same plan if the weights are sharded.
 
@@ -62,7 +68,9 @@ def find_micro_batch_size(
         plan: a plan whose micro-batch is a process's whole share of the batch.
         trials: kinds of micro-batches, all of which must fit.
         unit: the micro-batch size is a multiple of this.
-        folder: run folder, which stores the size. A resume on the same number of processes and the same device uses it again.
+        folder: run folder, which stores the size. A resume on the same number of processes and the same device, with the same model
+            and samples, uses it again.
+        checkpointed: whether the blocks are recomputed.
 
     Raises:
         ValueError: even the smallest size does not fit.
@@ -72,8 +80,8 @@ def find_micro_batch_size(
     accelerator, share = training.accelerator, plan.micro_batch_size * plan.accumulation
     if share % unit or any(is_sharded(weight) for weight in training.unwrapped.parameters()):
         return plan
-    machine = _machine(accelerator)
-    found = on_main(accelerator, lambda: _read(folder, machine))
+    conditions = _machine(accelerator) | {"computation": _computation(training, checkpointed)}
+    found = on_main(accelerator, lambda: _read(folder, conditions))
     if found not in (known := sizes(share, unit)):
         if accelerator.is_main_process:
             logger.info("looking for the largest micro-batch that fits into memory")
@@ -82,7 +90,7 @@ def find_micro_batch_size(
             fits = rule(training, trials)
             found = first_that_fits(known, lambda size: all(gather_object([fits(size)])))
         if folder is not None:
-            on_main(accelerator, lambda: write_json(folder / FILE, {"micro_batch_size": found, "for": machine}))
+            on_main(accelerator, lambda: write_json(folder / FILE, {"micro_batch_size": found, "for": conditions}))
     if accelerator.is_main_process:
         logger.info(
             "micro-batch: %d of the %d samples of a process, the most that fits into memory (train.micro_batch_size sets it)",
@@ -200,9 +208,18 @@ def _machine(accelerator: Accelerator) -> dict[str, Any]:
     return {"processes": accelerator.num_processes, "device": device.name, "memory": device.total_memory}
 
 
-def _read(folder: Path | None, machine: dict[str, Any]) -> int | None:
+def _computation(training: Training, checkpointed: bool) -> str:
+    """Returns a hash of the options and weights on which the memory of a micro-step depends."""
+    others = ("train.", "data.fingerprint")
+    options = {name: value for name, value in training.identity.items() if not name.startswith(others)}
+    weights = [(name, tuple(weight.shape), weight.requires_grad) for name, weight in training.unwrapped.named_parameters()]
+    optimizer = training.identity.get("train.optimizer")
+    return digest([sorted(options.items()), weights, training.accelerator.mixed_precision, optimizer, checkpointed])
+
+
+def _read(folder: Path | None, conditions: dict[str, Any]) -> int | None:
     try:
         found = json.loads((folder / FILE).read_text()) if folder is not None else {}
-        return int(found["micro_batch_size"]) if found["for"] == machine else None
+        return int(found["micro_batch_size"]) if found["for"] == conditions else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
