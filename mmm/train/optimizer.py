@@ -31,7 +31,8 @@ LAYERS: dict[str, Any] = {
     ],
 }
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
-UNDECAYED = tuple(f"encoder.{name}" for name in TOKENS if name != "mask_token")  # MAE's main_finetune.py; nor vectors
+# names in our encoders and in timm's: see MAE's main_finetune.py; vectors are not decayed either
+UNDECAYED = tuple(f"encoder.{inner}{name}" for inner in ("", "backbone.") for name in TOKENS if name != "mask_token")
 
 
 ADAMW_BETAS = (0.9, 0.999)

@@ -79,6 +79,9 @@ def test_layers_of_other_encoders(config: EncoderConfig, grid: tuple[int, int], 
     assert len(scales) == layers + 1
     first = [scale for name, scale in found.items() if "patch_embed" in name or "pos_embed" in name]
     assert set(first) == {scales[0]}
+    decays = settings(model, layer_groups(model, 1.0, 0.5), "weight_decay")
+    assert not any(decay for name, decay in decays.items() if name.endswith(("cls_token", "reg_token", "pos_embed")))
+    assert any(decays.values())
 
 
 def test_every_parameter_has_the_scale_of_its_layer() -> None:
