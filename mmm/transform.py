@@ -35,6 +35,9 @@ class Transform:
     first axis; the bytes of a video are given one at a time. A single sample becomes a batch of one. Without `training` the pixels
     are those of evaluation.
 
+    Methods of models, such as `encode`, take a floating-point tensor with a batch axis as already normalised: (B, C, H, W) for a
+    model of images, (B, C, T, H, W) for a model of clips. Everything else they pass through this class.
+
     Example:
         x = model.transform(Image.open("cat.jpg"))              # (1, 3, 224, 224)
         x = model.transform([first, second, third])             # (3, 3, 224, 224)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mmm.transform import Transform
 
 
+def is_normalised(x: Any) -> bool:
+    """Returns whether the input counts as a batch of normalised samples."""
+    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 4
+
+
 class Pretrained:
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a model.
 
@@ -43,15 +48,29 @@ class Pretrained:
         return Transform(self._known_data())
 
     def prepared(self, x: Any) -> Tensor:
-        """Returns normalised samples on the model's device.
+        """Returns normalised samples, (B, C, H, W) or (B, C, T, H, W).
 
         Args:
-            x: floating-point tensors (B, C, H, W) or (B, C, T, H, W) count as already normalised. Anything else is passed through
-                `transform`.
+            x: a floating-point tensor with a batch axis counts as normalised and is returned unchanged: (B, C, H, W) for a model of
+                images, (B, C, T, H, W) for a model of clips. Anything else is passed through `transform`, and the result is on the
+                model's device.
+
+        Raises:
+            ValueError: a floating-point tensor has at least 4 axes, but not those of this model's batches, or `transform` does not
+                accept the samples.
         """
         model: Any = self
-        ready = isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 4
-        return x if ready else self.transform(x).to(next(model.parameters()).device)
+        if not is_normalised(x):
+            return self.transform(x).to(next(model.parameters()).device)
+        token = model.tokenizer.size
+        size = token if self.data is None else self.data.size  # images may be encoded as tubes
+        if not len(size) + 2 <= x.ndim <= len(token) + 2:
+            expected = "(B, C, H, W)" if len(size) == 2 else "(B, C, T, H, W)"
+            raise ValueError(
+                f"a floating-point tensor {tuple(x.shape)} is not accepted: this model takes normalised samples {expected}; "
+                "put a single sample with values from 0 to 1 into a list, [x]"
+            )
+        return x
 
     def _known_data(self) -> Input:
         if self.data is None:

@@ -67,7 +67,7 @@ class GridTokenizer(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         """Returns the raw values of every token, (B, C, s...) -> (B, N, P), with the channel varying fastest."""
         self.grid(x)  # raises a clear error if the size is not valid
-        return rearrange(self._lift(x), f"{self._image} -> {self._patches}", **self._sizes)
+        return rearrange(self.lift(x), f"{self._image} -> {self._patches}", **self._sizes)
 
     def join(self, patches: Tensor, grid: Grid) -> Tensor:
         """Joins tokens to samples, the inverse of `split`: (B, N, P) -> (B, C, s...)."""
@@ -78,8 +78,9 @@ class GridTokenizer(nn.Module):
         """Returns the size that the tokenizer uses for a sample of `size`: for tubes, an image has the length of one tube."""
         return self.size[: max(0, len(self.size) - len(size))] + size if len(size) > 1 else size
 
-    def _lift(self, x: Tensor) -> Tensor:
-        """Repeats an image (B, C, H, W) along the leading axes of a token; for tubes, the result is one tube without motion."""
+    def lift(self, x: Tensor) -> Tensor:
+        """Repeats images (B, C, H, W) along the leading axes of a token, for tubes to clips (B, C, T, H, W) of one tube without
+        motion. Other inputs are returned unchanged."""
         missing = len(self.size) + 2 - x.dim()
         for length in reversed(self.size[:missing]) if missing > 0 else ():
             x = x.unsqueeze(2).expand(-1, -1, length, *x.shape[2:])

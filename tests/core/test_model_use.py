@@ -34,6 +34,21 @@ def test_encode_takes_images_and_names_what_it_returns(build: Callable[..., Mask
     assert visible.tokens.shape[1] == 2
 
 
+def test_a_float_tensor_with_a_batch_axis_is_normalised(build: Callable[..., MaskedModel]) -> None:
+    """A clip (T, C, H, W) of floats was encoded as T normalised images."""
+    model, clip = build((4, 8, 8)).eval(), torch.rand(4, 3, 8, 8)
+    assert torch.equal(model.encode([clip]).last, model.encode(model.transform(clip)).last)
+    with pytest.raises(ValueError, match=r"\(4, 3, 8, 8\) is not accepted: this model takes normalised samples \(B, C, T, H, W\)"):
+        model.encode(clip)
+    with pytest.raises(ValueError, match=r"takes normalised samples \(B, C, H, W\)"):
+        build().encode(torch.rand(1, 3, 4, 12, 16))
+    assert build().encode(torch.rand(2, 3, 16, 24)).tokens.shape == (2, 24, 24)  # another size
+    with pytest.raises(ValueError, match="height 18 is not a multiple of the token's 4; use 16 or 20"):
+        build().encode(torch.rand(2, 3, 18, 24))
+    tubes = build(tokenizer=mmm.tokenizers.Tubes.Config(size=4, frames=2))  # a model of images as tubes
+    assert torch.equal(tubes.encode(x := torch.randn(1, 3, 12, 16)).last, tubes.encode(tubes.tokenizer.lift(x)).last)
+
+
 def test_a_model_without_a_class_token_says_so(build: Callable[..., MaskedModel]) -> None:
     features = build(encoder=mmm.encoders.VisionTransformer.Config(width=24, depth=1, heads=2, class_token=False)).encode(
         torch.randn(2, 3, 12, 16)

@@ -80,7 +80,7 @@ def read_patches(model: MaskedModel, part: LabelledPixels[Any], problems: list[P
         squashed = resize(torch.from_numpy(image).permute(2, 0, 1)[None], config.frame_size, "bicubic")
         x = normalise(squashed.to(device), config.mean, config.std)
         with inference(model):
-            encoded = model.encode(x)
+            encoded = model.encode(model.tokenizer.lift(x))
         grid = model.tokenizer.grid(x)
         tokens = encoded.tokens[0].unflatten(0, grid)
         features.append((tokens if len(grid) == 2 else tokens.mean(0)).flatten(0, 1).float().cpu())

@@ -58,7 +58,7 @@ def frame_features(model: MaskedModel, frames: Tensor) -> tuple[Tensor, tuple[in
     found = []
     for frame in frames:
         with inference(model):
-            tokens = model.encode(frame[None]).tokens
+            tokens = model.encode(model.tokenizer.lift(frame[None])).tokens
         grid = model.tokenizer.grid(frame[None])
         found.append(tokens.unflatten(1, (-1, grid[-2] * grid[-1])).mean(1)[0].float())  # (N, D)
     return F.normalize(torch.stack(found), dim=2), (grid[-2], grid[-1])

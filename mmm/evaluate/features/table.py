@@ -79,7 +79,7 @@ def encoded(model: MaskedModel, pooling: Pooling, dtype: torch.dtype | None = No
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
-            return model.encode(x).pooled(pooling)
+            return model.encode(model.tokenizer.lift(x)).pooled(pooling)
 
     return extract
 

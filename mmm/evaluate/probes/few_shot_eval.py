@@ -139,7 +139,7 @@ def _tokens(model: MaskedModel, dtype: torch.dtype | None, *, still: bool) -> Ex
 
     def extract(x: Tensor) -> Tensor:
         with inference(model, dtype):
-            return model.encode(_middle(x) if still else x).last.float().flatten(1)
+            return model.encode(model.tokenizer.lift(_middle(x) if still else x)).last.float().flatten(1)
 
     return extract
 

@@ -84,7 +84,7 @@ class ProbeSetup:
     def tokens(self, x: Tensor) -> Tensor:
         """Encodes normalised pixels: (B, C, ..., h, w) -> (B, R + N, D), without a gradient."""
         with inference(self.model, self.dtype):
-            return self.model.encode(x).last
+            return self.model.encode(self.model.tokenizer.lift(x)).last
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
         """Returns tokens and labels of a batch, on the device. Training samples are flipped, and their lighting is changed,
