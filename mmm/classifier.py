@@ -161,10 +161,22 @@ class Classifier(Pretrained, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (B, K) of normalised pixels (B, C, H, W) or (B, C, T, H, W)."""
-        return self.classify(self.encode(x))
+        return self.classify(self._tokens(x))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Returns all tokens, prefix first, (B, R + N, D). With a frozen encoder they can be stored instead of the pixels."""
+    def encode(self, x: Any) -> Tensor:
+        """Returns all tokens, prefix first, (B, R + N, D). With a frozen encoder they can be stored instead of the pixels.
+
+        `classify` turns them into logits, and `pool` into one vector per sample, (B, D').
+
+        Args:
+            x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
+
+        Raises:
+            ValueError: a sample has a form that the model does not accept.
+        """
+        return self._tokens(self.prepared(x))
+
+    def _tokens(self, x: Tensor) -> Tensor:
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), None).last
 

@@ -87,6 +87,13 @@ def test_predict_names_classes(build: Callable[..., MaskedModel], photographs: l
     assert list(Classifier.of(build(), classes=2).predict(photographs[0])[0]) in (["0", "1"], ["1", "0"])
 
 
+def test_a_classifier_encodes_images(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    classifier = Classifier.of(build(), classes=3).eval()
+    tokens = classifier.encode(photographs)
+    assert torch.equal(classifier.classify(tokens), classifier(classifier.transform(photographs)))
+    assert classifier.pool(tokens).shape == (3, 24)
+
+
 def test_a_model_that_does_not_know_its_data_says_so(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
     whole = build()
     model = MaskedModel(whole.tokenizer, whole.masker, whole.encoder, whole.decoder, whole.target)
