@@ -5,9 +5,9 @@ Shapes: B samples, C channels, (H, W) of a sample, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from mmm.core.rng import sample_keys
 from mmm.core.types import Input
 from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import even_frames
-from mmm.data.decode.image import decode_image
+from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
 from mmm.data.transforms import clip_crop
 from mmm.data.transforms.crop import center_crop, covering_size, crop_boxes, flip, normalise, resized_crop
+
+T = TypeVar("T")
 
 SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # the crop of MAE's pretraining
 
@@ -60,15 +62,31 @@ class Transform:
             ValueError: the model does not accept the form, the number of channels or the number of frames of a sample.
         """
         try:
-            clips = [self._frames(sample) for sample in self._listed(samples)]
-            if not clips:
-                raise ValueError("there are no samples; give at least one image or clip")
+            clips = self._read(samples, self._frames)
             keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
             pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
-        except Unreadable as error:
-            raise ValueError(f"a sample cannot be read: {error}") from error
+        except Unreadable as error:  # for instance an image that would be huge after it is resized
+            raise ValueError(f"a sample cannot be used: {error}") from error
         x = normalise(flip(pixels, keys, FLIP) if self.training else pixels, self.data.mean, self.data.std)
         return x if len(self.data.size) == 3 else x[:, :, 0]
+
+    def images(self, samples: Any) -> list[Pixels]:
+        """Returns images at their own size, uint8 (H, W, C) each, for models that score pixels or find objects.
+
+        Raises:
+            ValueError: an image has a form or a number of channels that the model does not accept.
+        """
+        return self._read(samples, lambda sample: decode_image(sample, self.data.channels))
+
+    def _read(self, samples: Any, read: Callable[[Any], T]) -> list[T]:
+        """Returns what `read` makes of each sample."""
+        try:
+            found = [read(sample) for sample in self._listed(samples)]
+        except Unreadable as error:
+            raise ValueError(f"a sample cannot be read: {error}") from error
+        if not found:
+            raise ValueError("there are no samples; give at least one image or clip")
+        return found
 
     def _listed(self, samples: Any) -> list[Any]:
         """Returns a list of the samples."""

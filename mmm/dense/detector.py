@@ -35,6 +35,7 @@ class Detector(Pretrained, nn.Module):
         detector = Detector.build(model.tokenizer, model.encoder, MaskRCNN.Config(), classes=80, data=model.data)
         losses = detector.train()(x, targets)       # x: normalised (B, C, H, W); targets as torchvision takes them
         found = detector.eval()(x)                  # boxes, labels from 1, scores and masks of 28 x 28 pixels of each image
+        found = detector.predict("street.jpg")      # the objects of the image by name, with boxes and masks in its pixels
     """
 
     __call__: Callable[..., Any]
@@ -115,3 +116,22 @@ class Detector(Pretrained, nn.Module):
         grid, stages = self.tokenizer.grid(x), self.encoder.shape.stages
         features = self.encoder(patches, grid, None, blocks=tuple(stage.block for stage in stages))
         return self.layers(stage_maps(features, grid, stages), size, targets)
+
+    def predict(self, x: Any, *, least: float = 0.5) -> list[list[dict[str, Any]]]:
+        """Finds the objects in images.
+
+        Args:
+            x: normalised (B, C, H, W), or images in any form that `transform` takes.
+            least: smallest score of an object.
+
+        Returns:
+            For each image its objects in falling order of their scores: `class`, its name (without names, its number), `score`,
+            `box`, (left, top, right, bottom) in pixels of the image, and, if the model predicts masks, `mask`, bool (H, W) on the
+            CPU.
+
+        Raises:
+            ValueError: an image has a form that the model does not accept.
+        """
+        from mmm.evaluate.dense.predict import predict_objects
+
+        return predict_objects(self, x, least=least)

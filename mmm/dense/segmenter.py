@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Segmenter(Pretrained, nn.Module):
         segmenter = Segmenter.build(model.tokenizer, model.encoder, LinearHead.Config(), classes=150, frozen=True, data=model.data)
         scores = segmenter.segment(x)               # x: normalised (B, C, H, W) of any size -> (B, K, H, W)
         labels = scores.argmax(1)
+        found = segmenter.predict("street.jpg")     # the class of each pixel of the image, and the classes by name
     """
 
     __call__: Callable[..., tuple[Tensor, ...]]
@@ -128,6 +129,24 @@ class Segmenter(Pretrained, nn.Module):
             return score_image(self._full_size, x, (height, width), (self.tokenizer.size[-2], self.tokenizer.size[-1]), whole=whole)
         finally:
             self.train(training)
+
+    def predict(self, x: Any, *, whole: bool = False) -> list[dict[str, Any]]:
+        """Predicts the classes of the pixels of images, at the size of each image.
+
+        Args:
+            x: normalised (B, C, H, W), or images in any form that `transform` takes.
+            whole: see `segment`.
+
+        Returns:
+            For each image `labels`, the number of the class of each pixel, int64 (H, W) on the CPU, and `classes`, the share of the
+            pixels of each class that occurs, by name, in falling order. Classes without names are numbers.
+
+        Raises:
+            ValueError: an image has a form that the model does not accept.
+        """
+        from mmm.evaluate.dense.predict import predict_classes
+
+        return predict_classes(self, x, whole=whole)
 
     def _full_size(self, x: Tensor) -> Tensor:
         """Returns logits at the size of the pixels, float32 (B, K, H, W)."""

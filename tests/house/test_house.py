@@ -23,8 +23,9 @@ ORDER = (
     *("model", "contract", "classifier", "dense", "data", "transform", "train", "weights", "evaluate", "objectives", "play"),
 )
 LOOSE = {"__init__.py", "model.py", "classifier.py", "transform.py", "contract.py"}
-# files whose public names and methods import, when called, the code for saving, loading, transforms and pictures
+# files whose public names and methods import, when called, the code for saving, loading, transforms, predictions and pictures
 PUBLIC = {Path("mmm/__init__.py"), Path("mmm/core/pretrained.py"), Path("mmm/model.py")}
+PUBLIC |= {Path("mmm/dense/segmenter.py"), Path("mmm/dense/detector.py")}
 # packages that parts may import
 CORE = {"core", "layers", "model", "__init__"}
 # first words that hide the subject of a sentence

@@ -139,17 +139,28 @@ def test_masks_and_objects(build: Callable[..., MaskedModel], folder: Path, tmp_
             mean, std = (torch.tensor(values)[:, None, None] for values in (built.data.mean, built.data.std))
             x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
             assert (segmenter.segment(x).argmax(1)[0].numpy() == mask).mean() > 0.999
+            (own,) = segmenter.predict(folder / Path(row["name"]).name)
+            assert (own["labels"].numpy() == mask).all()
+            assert own["classes"] == pytest.approx(row["classes"])
+    assert [one["labels"].shape for one in segmenter.predict(torch.randn(2, 3, 20, 30))] == [(20, 30)] * 2
     files = ["predict", str(tmp_path / "segmenter"), *[str(folder / "0.png")] * 2, "--masks", str(tmp_path / "twice"), *CPU]
     assert len({row["files"][0] for row in ask(files)["predictions"]}) == 2  # sources may contain files of the same name
     small = MaskRCNN.Config(window=2, channels=8, hidden=8, convolutions=1, proposals=10, detections=4)
     other = build((16, 16))  # another model, because the detector adds relative positions to its attention
-    Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data).save_pretrained(tmp_path / "detector")
+    detector = Detector.build(other.tokenizer, other.encoder, small, classes=2, data=other.data)
+    detector.save_pretrained(tmp_path / "detector")
     out = tmp_path / "objects.csv"
     found = ask(["predict", str(tmp_path / "detector"), *arguments, "--least", "0", "--out", str(out)])["predictions"]
     boxes = np.array([one["box"] for row in found for one in row.get("objects", ())])
     assert len(boxes)
     assert (boxes >= 0).all()
     assert (boxes <= [20, 30, 20, 30]).all()
+    for row in found:
+        if "problem" not in row:
+            (own,) = detector.predict([Image.open(folder / Path(row["name"]).name)], least=0)
+            assert [{name: value for name, value in one.items() if name != "mask"} for one in own] == row["objects"]
+            assert all(one["mask"].shape == (30, 20) for one in own)
+    assert len(detector.predict(torch.randn(2, 3, 16, 16), least=0)) == 2
     with out.open() as file:
         assert len(list(csv.DictReader(file))) == len(boxes) + 1  # plus the row of the unreadable input
     Classifier.of(built, classes=2).save_pretrained(tmp_path / "classifier")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmm.core.pretrained import is_normalised
 from mmm.data.annotated.detection import empty_canvas, fitted, paint
-from mmm.data.annotated.objects import paste_masks
+from mmm.data.annotated.objects import Placement, paste_masks
 from mmm.data.decode.image import Pixels
 from mmm.data.transforms.crop import normalise
 from mmm.dense.detector import Detector
@@ -54,12 +55,58 @@ def find_objects(model: Detector, image: Pixels, *, least: float = 0.5) -> Found
     paint(sample, image, placement)
     x = normalise(sample[None].to(next(model.parameters()).device), data.mean, data.std)
     (found,) = detect(model, x)
+    return _moved(found, placement, size, least)
+
+
+def _moved(found: Found, placement: Placement, size: tuple[int, int], least: float) -> Found:
+    """Returns the objects with a score of at least `least`, moved from a canvas into its image of this size (H, W)."""
     likely = found["scores"] >= least
     found = {name: value[likely].cpu() for name, value in found.items()}
     found["boxes"] = placement.original(found["boxes"], size)
     if "masks" in found:
         found["masks"] = paste_masks(found["masks"], found["boxes"], size)
     return found
+
+
+def predict_classes(model: Segmenter, x: Any, *, whole: bool = False) -> list[dict[str, Any]]:
+    """Predicts the classes of the pixels of images; see `Segmenter.predict`."""
+    if is_normalised(x):
+        maps = list(model.segment(model.prepared(x), whole=whole).argmax(1).cpu())  # (H, W) each
+    else:
+        maps = [find_classes(model, image, whole=whole) for image in model.transform.images(x)]
+    return [{"labels": labels, "classes": class_shares(model, labels)} for labels in maps]
+
+
+def predict_objects(model: Detector, x: Any, *, least: float = 0.5) -> list[list[dict[str, Any]]]:
+    """Finds the objects in images; see `Detector.predict`."""
+    if is_normalised(x):
+        x = model.prepared(x)
+        size = (x.shape[-2], x.shape[-1])
+        found = [_moved(one, fitted(size, size), size, least) for one in detect(model, x)]
+    else:
+        found = [find_objects(model, image, least=least) for image in model.transform.images(x)]
+    return [named_objects(model, one, masks="masks" in one) for one in found]
+
+
+def class_names(model: Segmenter | Detector) -> tuple[str, ...]:
+    """Returns the names of the classes, in order. Classes without names are numbers."""
+    return model.labels or tuple(str(number) for number in range(model.classes))
+
+
+def class_shares(model: Segmenter, labels: Tensor) -> dict[str, float]:
+    """Returns the share of the pixels (H, W) of each class that occurs, by name, in falling order."""
+    shares, names = labels.flatten().bincount(minlength=model.classes).double() / labels.numel(), class_names(model)
+    order = shares.argsort(descending=True, stable=True).tolist()
+    return {names[number]: shares[number].item() for number in order if shares[number]}
+
+
+def named_objects(model: Detector, found: Found, *, masks: bool = False) -> list[dict[str, Any]]:
+    """Returns for each object its `class`, `score` and `box` (left, top, right, bottom) as plain values, and its `mask` if
+    requested."""
+    names = class_names(model)
+    values = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+    objects: list[dict[str, Any]] = [{"class": names[label], "score": score, "box": box} for label, score, box in values]
+    return [one | {"mask": mask} for one, mask in zip(objects, found["masks"], strict=True)] if masks else objects
 
 
 def dense_row(model: Segmenter | Detector, image: Pixels, stem: Path | None, *, least: float, top: int) -> dict[str, Any]:
@@ -75,17 +122,13 @@ def dense_row(model: Segmenter | Detector, image: Pixels, stem: Path | None, *, 
         `classes` with their shares of the pixels, or `objects` with `class`, `score` and `box` (left, top, right, bottom).
     """
     count = model.classes
-    names = model.labels or tuple(str(number) for number in range(count))
     if isinstance(model, Segmenter):
         labels = find_classes(model, image)
-        shares = labels.flatten().bincount(minlength=count).double() / labels.numel()
-        order = shares.argsort(descending=True, stable=True)[:top].tolist()
-        row: dict[str, Any] = {"classes": {names[number]: shares[number].item() for number in order if shares[number]}}
+        row: dict[str, Any] = {"classes": dict(list(class_shares(model, labels).items())[:top])}
         numbers, picture = labels, paint_classes(image, labels, count)
     else:
         found = find_objects(model, image, least=least)
-        values = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
-        row = {"objects": [{"class": names[label], "score": score, "box": box} for label, score, box in values]}
+        row = {"objects": named_objects(model, found)}
         numbers, picture = torch.zeros(image.shape[:2], dtype=torch.int64), paint_objects(image, found, count)
         for number in reversed(range(len(found["labels"]) if "masks" in found else 0)):  # the highest score last
             numbers[found["masks"][number]] = number + 1
