@@ -9,6 +9,7 @@ mmm export mae_visualize_vit_base.pth --norm_pix false --to transformers --out v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from mmm.classifier import Classifier
 from mmm.config.serialize import read_yaml
 from mmm.core.checks import CheckedConfig
 from mmm.evaluate.run_results import Record
-from mmm.train.checkpoint.reader import step_at
+from mmm.train.checkpoint.reader import BEST, checkpoint_at, step_at
 from mmm.weights.export import export
 from mmm.weights.formats import find_format
-from mmm.weights.formats.run import CONFIG, is_average, run_of
+from mmm.weights.formats.run import CONFIG, is_average, read_result, run_of
 from mmm.weights.load import load
 from mmm.weights.model_card import Origin
 
@@ -74,7 +75,17 @@ def origin_of(path: Path, license: str) -> Origin:
         return Origin(path.name, license=license)
     config = read_yaml((run / CONFIG).read_text(encoding="utf-8"))
     evaluations = Record.read(run, trained=False, averaged=is_average(path)).evaluations
+    if scored(path, run, config):
+        evaluations = evaluations | {"test": read_result(run)}
     return Origin(run.resolve().name, config, step_at(path, run), evaluations, license=license)
+
+
+def scored(path: Path, run: Path, config: Mapping[str, Any]) -> bool:
+    """Returns whether result.json contains scores of weights of this kind: of the best weights of the run, or of the moving average
+    if the run has one. `Origin` compares the steps."""
+    checkpoint = checkpoint_at(path, run)
+    best = checkpoint is not None and checkpoint.parent.name == BEST
+    return best or is_average(path) == ((config.get("train") or {}).get("ema") is not None)
 
 
 def _out(config: Config, path: Path) -> Path:

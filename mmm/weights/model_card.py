@@ -26,7 +26,20 @@ LICENCE = """## Licence
 
 Not stated. Whoever publishes this model replaces `license: unknown` at the top, within what the licences of its data and of the
 weights that it started from allow."""
-MEASURES = (".top1", ".top5")  # suffixes of the names of results that a card lists, in addition to `psnr.`
+ACCURACY = "top1 and top5 are accuracies, from 0 to 1"
+PIXELS = "miou is the mean intersection over union of the classes, and pixel_accuracy the share of correct pixels, from 0 to 1"
+PRECISION = "ap is COCO's average precision over overlaps from 0.5 to 0.95, and ap50 and ap75 at one overlap, from 0 to 1"
+# the measures of evaluations that a card lists: type of the metric on the hub, and explanation
+MEASURES = {
+    "psnr": ("psnr", "psnr is in dB"),
+    "top1": ("accuracy", ACCURACY),
+    "top5": ("accuracy", ACCURACY),
+    "miou": ("mean_iou", PIXELS),
+    "pixel_accuracy": ("accuracy", PIXELS),
+    "ap": ("mean_average_precision", PRECISION),
+    "ap50": ("mean_average_precision", PRECISION),
+    "ap75": ("mean_average_precision", PRECISION),
+}
 LOAD = ["import mmm", 'model = mmm.load("user/name")  # the name of this repository, or a folder with its files']
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target", "pool", "head")
 
@@ -83,8 +96,9 @@ def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float
     pipeline = f"{'video' if clips else 'image'}-classification" if headed else encodes
     pipeline = {"Segmenter": "image-segmentation", "Detector": "object-detection"}.get(type(model).__name__, pipeline)
     source = _source(((origin.config or {}).get("data") or {}).get("source"))
+    types = {name: MEASURES.get(_measure(name), (name, ""))[0] for _, name in results}
     found = [
-        EvalResult(pipeline, "custom", source, "accuracy" if "top" in name else "psnr", value, metric_name=f"{kind} {name}".strip())
+        EvalResult(pipeline, "custom", source, types[name], value, metric_name=f"{kind} {name}".strip())
         for (kind, name), value in results.items()
     ]
     return ModelCardData(
@@ -92,7 +106,7 @@ def _front(model: Model, origin: Origin, results: Mapping[tuple[str, str], float
         license=origin.license,
         pipeline_tag=pipeline,
         tags=["masked-autoencoder", "self-supervised-learning", "video" if clips else "image"],
-        metrics=["accuracy"] if any("top" in name for _, name in results) else None,
+        metrics=list(dict.fromkeys(types.values())) or None,
         model_name=_plain(origin.name or "model") if found else None,
         eval_results=found or None,
     )
@@ -158,15 +172,21 @@ def _results(origin: Origin) -> dict[tuple[str, str], float]:
     for kind, line in origin.evaluations.items():
         if line.get("step") != origin.step or origin.step is None:
             continue
-        values = flatten({name: value for name, value in line.items() if name not in ("kind", "step")})
-        kept = {name: value for name, value in values.items() if name.endswith(MEASURES) or name.startswith("psnr.")}
+        values = flatten({name: value for name, value in line.items() if name not in ("kind", "step", "figures")})
+        kept = {name: value for name, value in values.items() if _measure(name) in MEASURES}
         found |= {(_plain(kind), _plain(name)): value for name, value in kept.items() if isinstance(value, (int, float))}
     return found
+
+
+def _measure(name: str) -> str:
+    """Returns the measure of a result: `top1` of neighbours.trained.top1, `psnr` of psnr.model."""
+    return "psnr" if name.startswith("psnr.") else name.rpartition(".")[2]
 
 
 def _table(results: Mapping[tuple[str, str], float]) -> str:
     if not results:
         return ""
     rows = [f"| {kind} | {name} | {value:.4g} |" for (kind, name), value in results.items()]
-    said = "Results from `evaluations.jsonl` of the run, or as stated by its author; psnr in dB, top1 and top5 from 0 to 1."
-    return f"## Results\n\n{said}\n\n" + "\n".join(["| evaluation | measure | value |", "| --- | --- | --- |", *rows])
+    meanings = dict.fromkeys(MEASURES[measure][1] for _, name in results if (measure := _measure(name)) in MEASURES)
+    said = ". ".join(["Results from `evaluations.jsonl` and `result.json` of the run, or as stated by its author", *meanings])
+    return f"## Results\n\n{said}.\n\n" + "\n".join(["| evaluation | measure | value |", "| --- | --- | --- |", *rows])

@@ -35,7 +35,9 @@ from mmm.objectives.segment import pixel_cross_entropy
 from mmm.tokenizers import Patches as PatchTokens
 from mmm.train.config import TrainConfig
 from mmm.weights.export import write_files
+from mmm.weights.model_card import model_card
 from tasks import segment
+from tasks.export import origin_of
 
 HEADS = {
     "linear": LinearHead.Config(),
@@ -275,6 +277,7 @@ def test_a_run_is_resumed_and_loaded(pairs: Path, tmp_path: Path, caplog: Any) -
 
     model = mmm.load(tmp_path / "run")
     assert isinstance(model, Segmenter)
+    assert f"| test | miou | {result['miou']:.4g} |" in str(model_card(model, origin_of(tmp_path / "run", "mit"), []))
     x = torch.randn(1, 3, 24, 32)
     model.save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(Segmenter.from_pretrained(tmp_path / "saved").segment(x), model.segment(x))

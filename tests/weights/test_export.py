@@ -197,6 +197,26 @@ def test_results_of_the_average_are_not_those_of_the_trained_weights(run: Path, 
     assert Record.read(run).evaluations["features"] == {"kind": "features", "step": 2, "k": 7}
 
 
+@pytest.mark.parametrize(("changes", "average", "shown"), [({}, None, True), ({"step": 1}, None, False), ({}, 0.5, False)])
+def test_scores_of_a_run_are_in_its_card(run: Path, tmp_path: Path, changes: Any, average: float | None, shown: bool) -> None:
+    """The card of a fine-tuned model had no scores, because they are in result.json. If the run has a moving average, they are the
+    scores of the average."""
+    scores = {"step": 2, "top1": 0.75, "miou": 0.25, "iou": [0.25, None], "box": {"ap": 0.5, "ap50": None}} | changes
+    (run / "result.json").write_text(json.dumps(scores))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"]["ema"] = average
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    ask(["export", str(run), "--out", str(tmp_path / "given")])
+    _, front, body = (tmp_path / "given" / "README.md").read_text().split("---\n", 2)
+    found = yaml.safe_load(front)
+    types = [one["metrics"][0]["type"] for one in found.get("model-index", [{"results": []}])[0]["results"]]
+    assert sorted(found.get("metrics", [])) == (["accuracy", "mean_average_precision", "mean_iou"] if shown else [])
+    assert bool(types) == shown
+    assert ("| test | box.ap | 0.5 |" in body) == shown
+    assert ("miou is the mean intersection over union" in body) == shown
+    assert "psnr is in dB" not in body
+
+
 def test_timm_takes_the_folder_that_is_written(run: Path, tmp_path: Path) -> None:
     found = ask(["export", str(run), "--to", "timm", "--out", str(tmp_path / "encoder")])
     names: dict[str, Any] = {}

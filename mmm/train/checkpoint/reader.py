@@ -31,8 +31,14 @@ def step_of(checkpoint: Path) -> int:
 
 def step_at(path: Path, run: Path) -> int | None:
     """Returns the step of the checkpoint at a path in a run folder. None: there is no checkpoint at this path."""
+    folder = checkpoint_at(path, run)
+    return None if folder is None else step_of(folder)
+
+
+def checkpoint_at(path: Path, run: Path) -> Path | None:
+    """Returns the checkpoint at a path in a run folder: the run, a checkpoint or a file in one. None: there is none."""
     folder = path.parent if path.is_file() else path if path.name.startswith("step_") else checkpoint_of(path, run)
-    return step_of(folder) if folder is not None and folder.name.startswith("step_") else None
+    return folder if folder is not None and folder.name.startswith("step_") else None
 
 
 def checkpoint_of(path: Path, run: Path) -> Path | None:

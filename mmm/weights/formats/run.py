@@ -213,12 +213,21 @@ def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tup
 def _labels(run: Path) -> tuple[str, ...] | None:
     """Returns the names of a classifier's classes, from the config.yaml of a saved model or the result of a run."""
     found = read_yaml((run / CONFIG).read_text(encoding="utf-8")).get("labels")
-    if found is None and (run / RESULT).is_file():
-        try:
-            found = json.loads((run / RESULT).read_text(encoding="utf-8")).get("classes")
-        except (ValueError, RecursionError, AttributeError) as error:
-            raise ValueError(f"{run / RESULT} cannot be read: {error}") from error
+    found = read_result(run).get("classes") if found is None else found
     return tuple(map(str, found)) if isinstance(found, list) else None
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Returns the content of result.json of a run, its scores. Empty: there is none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    file = run / RESULT
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _tree(model: Model) -> dict[str, Any]:
