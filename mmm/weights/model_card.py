@@ -50,7 +50,7 @@ class Origin:
 
     Attributes:
         name: name of the run folder or of the file. None: not known.
-        config: config of the run. None: the weights do not come from a run.
+        config: config of the run. None: not known.
         step: number of updates of the weights. None: not known.
         evaluations: results in the run's folder, by kind; those of another step are left out.
         results: other results of these weights, by name.
@@ -142,7 +142,7 @@ def _training(origin: Origin) -> str:
     """Returns the section on training, from the run's config."""
     if origin.config is None:
         return (
-            "## How it was trained\n\nNot known, because the weights do not come from a run."
+            "## How it was trained\n\nNot stated. `mmm export RUN` writes the data and the options of a run's training here."
             if origin.name is None
             else ("## How it was trained\n\nThe weights come from a file without this information.")
         )
