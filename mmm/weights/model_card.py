@@ -5,16 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mmm.classifier import Classifier
 from mmm.config.diff import flatten
-from mmm.config.serialize import to_dict
 from mmm.model import MaskedModel
-from mmm.weights.formats.base import Model
+from mmm.weights.formats.base import Model, public_config, without_folders
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
@@ -131,7 +129,7 @@ def _parts(model: Model) -> str:
     sizes = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count)
     data = {} if model.data is None else {name: value for name, value in vars(model.data).items() if value is not None}
     enters = ", ".join(f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in data.items())
-    chosen = {name: to_dict(getattr(part, "config", None)) for name, part in parts.items()}
+    chosen = {name: public_config(part) for name, part in parts.items()}
     choices = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
     labels = None if isinstance(model, MaskedModel) else model.labels
     classes = [f"Classes: {_plain(', '.join(labels))}."] if labels else []
@@ -154,11 +152,10 @@ def _training(origin: Origin) -> str:
 
 
 def _source(source: Any) -> str:
-    """Returns the name of a source of data. A path is shortened to its last part."""
+    """Returns the name of a source of data, without the folders of this machine."""
     if source is None:
         return "not stated"
-    local = str(source).startswith(("/", "~", ".")) or Path(str(source)).exists()
-    return _plain(Path(str(source)).name if local else source)
+    return _plain(without_folders(str(source)))
 
 
 def _plain(value: Any) -> str:

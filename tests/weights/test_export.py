@@ -36,6 +36,7 @@ from mmm.encoders import Encoder, EncoderConfig, VisionTransformer, encoders
 from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.pools import pools
+from mmm.targets import CodeTarget, LatentTarget, PairTarget
 from mmm.weights.formats import FORMATS
 from mmm.weights.formats.build import VIDEOMAE_TARGET
 
@@ -390,6 +391,22 @@ def test_a_classifier_is_saved_and_loaded_in_a_line_each(build: Callable[..., Ma
     assert "pipeline_tag: image-classification" in card
     assert "Not stated. `mmm export RUN` writes" in card  # the weights may come from a run
     assert MaskedModel.from_pretrained(tmp_path).decoder is None
+
+
+def test_the_path_of_a_teacher_is_not_published(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
+    """Targets name the runs that they are trained with by paths; the last name of a path remains."""
+    runs = tmp_path / "private"
+    codes = CodeTarget.Config(codes=8, source=f"timm:{runs / 'codes'}")
+    target = PairTarget.Config(first=LatentTarget.Config(teacher=str(runs / "teacher")), second=codes)
+    model = build(target=target)
+    model.save_pretrained(tmp_path / "mine")
+    written = [" ".join((tmp_path / "mine" / name).read_text().split()) for name in ("config.yaml", "README.md")]
+    assert all("teacher: teacher" in text and "source: timm:codes" in text for text in written)
+    assert not [text for text in written if str(tmp_path) in text]
+    again = MaskedModel.from_pretrained(tmp_path / "mine")
+    assert same(model, again)
+    assert again.target.config.first.teacher == "teacher"
+    assert model.target.config == target
 
 
 def test_a_model_that_does_not_know_its_data_is_told_so(build: Callable[..., MaskedModel], tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm.classifier import Classifier
+from mmm.config.serialize import to_dict
 from mmm.core.checks import nearest
 from mmm.core.types import Input
 from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
 from mmm.system.files import write_json
+from mmm.targets.teachers import LIBRARIES
 from mmm.weights.matching import shorten_list
 from mmm.weights.safe_load import read_weights
 
@@ -33,6 +35,7 @@ Model = MaskedModel | Classifier | Segmenter | Detector
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"  # names of files of weights in a folder, as on the hub
+PATHS = ("teacher", "source")  # options of parts that may be paths of this machine
 FILE = "checkpoint.pth"  # name of the file of weights in official layouts; that of I-JEPA ends with .tar
 NAMES = (WEIGHTS, PICKLED, FILE, f"{FILE}.tar")
 
@@ -231,6 +234,26 @@ def data_of(model: Model) -> Input:
             f"this model lacks the properties of its data; build it as {type(model).__name__}(..., data=Input(size=...))"
         )
     return model.data
+
+
+def public_config(part: Any) -> Any:
+    """Returns the config of a part as plain values, to be published: paths of teachers and vocabularies lack the folders of this
+    machine. Only a training reads these files, and `mmm.load` does not."""
+    return _published(to_dict(getattr(part, "config", None)))
+
+
+def _published(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _published(one, key) for key, one in value.items()}
+    return without_folders(value) if name in PATHS and isinstance(value, str) else value
+
+
+def without_folders(name: str) -> str:
+    """Returns the last name of a path of this machine, also in `timm:PATH`. Other names are returned unchanged."""
+    library, _, rest = name.partition(":")
+    path = rest if library in LIBRARIES else name
+    local = path.startswith(("/", "~", ".")) or Path(path).exists()
+    return name.removesuffix(path) + Path(path).name if local else name
 
 
 def find_format(name: str) -> Format:

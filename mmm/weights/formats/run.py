@@ -35,7 +35,7 @@ from mmm.train.checkpoint.reader import BEST, CHECKPOINTS, checkpoint_of, damage
 from mmm.train.checkpoint.shards import stem_of
 from mmm.train.run.folder import RESULT
 from mmm.weights.dense_parts import DenseParts, build_stored, dense_tree, is_dense, read_dense
-from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, register, shape_of
+from mmm.weights.formats.base import WEIGHTS, Format, Model, Options, Stored, data_of, public_config, register, shape_of
 from mmm.weights.matching import fill
 from mmm.weights.safe_load import read_weights
 
@@ -246,7 +246,7 @@ def _tree(model: Model) -> dict[str, Any]:
         config = getattr(part, "config", None)
         if part is not None and config is None:
             raise ValueError(f"the {name} {type(part).__name__} has no `config`, so that it cannot be saved")
-        tree[name] = None if part is None else to_dict(config)
+        tree[name] = None if part is None else public_config(part)
     if isinstance(model, (Segmenter, Detector)):
         tree |= dense_tree(model)
     return tree if isinstance(model, MaskedModel) or model.labels is None else tree | {"labels": list(model.labels)}
