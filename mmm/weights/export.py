@@ -11,6 +11,8 @@ from typing import Any
 from mmm.classifier import Classifier
 from mmm.core.types import Input
 from mmm.data.transforms.crop import margin_of
+from mmm.dense.detector import Detector
+from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
 from mmm.system.files import write_json
 from mmm.weights.formats import Model, find_format
@@ -66,7 +68,7 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
         raise ValueError(f"--to {to} does not support a {type(model).__name__.lower()}; use --to folder")
     lines = find_format(to).write(model, folder)
     if model.data is not None:
-        write_json(folder / PROCESSOR, processor_config(model.data))
+        write_json(folder / PROCESSOR, processor_config(model, model.data))
     return lines
 
 
@@ -76,24 +78,34 @@ def refuse_full(folder: Path) -> None:
         raise ValueError(f"--out {folder} exists already; give another, or delete it")
 
 
-def processor_config(data: Input) -> dict[str, Any]:
+def processor_config(model: Model, data: Input) -> dict[str, Any]:
     """Returns the content of preprocessor_config.json, with which transformers prepares samples as in evaluation.
 
-    Samples are resized to cover the crop (images with a margin), cropped at the centre, scaled to [0, 1] and normalised.
+    Samples are resized to cover the crop (images with a margin), cropped at the centre, scaled to [0, 1] and normalised. For a
+    detector, the whole image is fitted into the top left of the canvas; transformers rounds its size down, and `mmm` to the
+    nearest. For a segmenter, images keep their size, because `Segmenter.segment` resizes them and scores them in windows.
     """
     *frames, height, width = data.size
-    margin = 1.0 if frames else margin_of((height, width))
-    kind = {"video_processor_type": "VideoMAEVideoProcessor"} if frames else {}
-    return kind | {
-        "image_processor_type": "VideoMAEImageProcessor" if frames else "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": round(max(height, width) * margin)},
-        "resample": 2 if frames else 3,  # clips are resized bilinear, images bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
+    pixels = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(data.mean),
         "image_std": list(data.std),
     }
+    if isinstance(model, Segmenter):
+        return {"image_processor_type": "BitImageProcessor", "do_resize": False, "do_center_crop": False} | pixels
+    if isinstance(model, Detector):
+        size = {"size": {"max_height": height, "max_width": width}, "pad_size": {"height": height, "width": width}}
+        return {"image_processor_type": "DetrImageProcessor", "do_resize": True, "do_pad": True, "resample": 3} | size | pixels
+    margin = 1.0 if frames else margin_of((height, width))
+    kind = {"video_processor_type": "VideoMAEVideoProcessor"} if frames else {}
+    shape = {
+        "image_processor_type": "VideoMAEImageProcessor" if frames else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(max(height, width) * margin)},
+        "resample": 2 if frames else 3,  # clips are resized bilinear, images bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+    }
+    return kind | shape | pixels
