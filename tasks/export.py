@@ -4,6 +4,7 @@ mmm export runs/pretrain-1                                             runs/pret
 mmm export runs/pretrain-1 --encoder_only --out my-encoder
 mmm export runs/pretrain-1/checkpoints/step_00000500 --to timm --out my-encoder-timm
 mmm export runs/finetune-1 --to transformers --license mit             for ViTForImageClassification
+mmm export runs/finetune-1 --to onnx                                   runs/finetune-1-onnx/model.onnx, for onnxruntime
 mmm export mae_visualize_vit_base.pth --norm_pix false --to transformers --out vit-mae
 """
 
@@ -36,7 +37,8 @@ class Config(CheckedConfig):
     """A run folder, a checkpoint or a file of weights in one (ema.safetensors: the moving average), or published weights."""
 
     to: str = "folder"
-    """Format: folder (for mmm.load), timm, transformers, the official layouts mae, crossmae and videomae, or your own (--use)."""
+    """Format: folder (for mmm.load), timm, transformers, onnx, the official layouts mae, crossmae and videomae, or your own
+    (--use)."""
 
     encoder_only: bool = False
     """Export without the decoder."""
@@ -48,7 +50,7 @@ class Config(CheckedConfig):
     """Identifier of a licence on the hub, for instance mit or cc-by-nc-4.0."""
 
     out: str | None = None
-    """Folder to write. None: the name of the run folder or of the file, followed by -export, -timm, -transformers and so on."""
+    """Folder to write. None: the name of the run folder or of the file, followed by -export, -timm, -onnx and so on."""
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Segmenter(Pretrained, nn.Module):
         height, width = data.size[-2:]
         self.eval()
         try:
-            return score_image(self._full_size, x, (height, width), (self.tokenizer.size[-2], self.tokenizer.size[-1]), whole=whole)
+            return score_image(self.full_size, x, (height, width), (self.tokenizer.size[-2], self.tokenizer.size[-1]), whole=whole)
         finally:
             self.train(training)
 
@@ -148,8 +148,8 @@ class Segmenter(Pretrained, nn.Module):
 
         return predict_classes(self, x, whole=whole)
 
-    def _full_size(self, x: Tensor) -> Tensor:
-        """Returns logits at the size of the pixels, float32 (B, K, H, W)."""
+    def full_size(self, x: Tensor) -> Tensor:
+        """Returns logits of normalised pixels (B, C, H, W) at their size, float32 (B, K, H, W)."""
         return F.interpolate(self(x)[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)
 
     def train(self, mode: bool = True) -> Self:

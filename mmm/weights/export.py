@@ -64,7 +64,7 @@ def write_files(model: Model, to: str, folder: Path) -> list[str]:
     Raises:
         ValueError: the format does not support the model.
     """
-    if to != "folder" and not isinstance(model, (MaskedModel, Classifier)):
+    if not find_format(to).dense and not isinstance(model, (MaskedModel, Classifier)):
         raise ValueError(f"--to {to} does not support a {type(model).__name__.lower()}; use --to folder")
     lines = find_format(to).write(model, folder)
     if model.data is not None:

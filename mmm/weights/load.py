@@ -11,7 +11,7 @@ from mmm.core.types import Input
 from mmm.maskers import MaskerConfig, RandomMasker, UniformMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
-from mmm.weights.formats import FORMATS, Model, Options, Stored
+from mmm.weights.formats import FORMATS, Format, Model, Options, Stored
 from mmm.weights.hub import NAME, pull_folder
 from mmm.weights.matching import shorten_list
 from mmm.weights.safe_load import PICKLES
@@ -162,7 +162,7 @@ def read_stored(stored: Stored, options: Options) -> Model:
     if form is None:
         other = next((layout for mark, layout in OTHERS.items() if any(name.startswith(mark) for name in stored.tensors)), None)
         seen = f"looks like {other}" if other else "has no known format"
-        titles = ", ".join(form.title for form in FORMATS.values())
+        titles = ", ".join(form.title for form in FORMATS.values() if type(form).read is not Format.read)
         raise ValueError(f"{stored} {seen}; what can be read: {titles}. Its first names: {shorten_list(stored.tensors)}")
     for name, value in options.given().items():
         if name not in form.options:

@@ -6,10 +6,10 @@ MAE, and at the end timm, whose names occur in other formats too.
 
 # isort: off
 from mmm.weights.formats.base import FORMATS, Format, Model, Options, Stored, find_format, register
-from mmm.weights.formats import run, transformers, hiera, timm_backbone, beit, dinov2, dinov3, pixio, vjepa2, capi, crossmae
-from mmm.weights.formats import videomae, mae_st, mae, timm, ijepa, transformers_model
+from mmm.weights.formats import run, transformers, onnx, hiera, timm_backbone, beit, dinov2, dinov3, pixio, vjepa2, capi
+from mmm.weights.formats import crossmae, videomae, mae_st, mae, timm, ijepa, transformers_model
 # isort: on
 
 __all__ = ["FORMATS", "Format", "Model", "Options", "Stored", "find_format", "register"]
-__all__ += ["beit", "capi", "crossmae", "dinov2", "dinov3", "hiera", "ijepa", "mae", "mae_st", "pixio", "run", "timm"]
-__all__ += ["timm_backbone", "transformers", "transformers_model", "videomae", "vjepa2"]
+__all__ += ["beit", "capi", "crossmae", "dinov2", "dinov3", "hiera", "ijepa", "mae", "mae_st", "onnx", "pixio", "run"]
+__all__ += ["timm", "timm_backbone", "transformers", "transformers_model", "videomae", "vjepa2"]

@@ -139,11 +139,13 @@ class Format:
         name: name in the list.
         title: name in messages, for instance "MAE's layout".
         options: names of the `Options` that `read` uses; other options are refused.
+        dense: whether `write` supports models with an output for each pixel or object.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     options: ClassVar[frozenset[str]] = frozenset()
+    dense: ClassVar[bool] = False
 
     def detect(self, stored: Stored) -> bool:
         """Returns whether the weights have this format."""
@@ -155,7 +157,7 @@ class Format:
         Raises:
             ValueError: tensors are missing, unexpected or have a wrong shape; one line names them.
         """
-        raise NotImplementedError
+        raise ValueError(f"{stored} is {self.title}, which can be exported, but not loaded")
 
     def leave_out(
         self, stored: Stored, *beginnings: str, reason: str, what: str = "head", tensors: Mapping[str, Tensor] | None = None

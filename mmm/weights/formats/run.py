@@ -80,6 +80,7 @@ class RunFolder(Format):
     """A run folder, a checkpoint in it, or a folder that `save_pretrained` or `mmm export` wrote."""
 
     title = "a folder of mmm's"
+    dense = True
 
     def detect(self, stored: Stored) -> bool:
         """Returns whether there is a config.yaml of mmm."""
