@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,8 +22,16 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "mmm"  # project if `train.tracker_options` names none
 RECORD = "tracker.json"  # in the run folder: the id of the run by the tracker's name
-MOVING = (".gif", ".mp4")
+MOVING = (".webp", ".mp4", ".gif")
 PICTURES = (".png", *MOVING)
+# the pictures that each tracker gets; a run writes each animation as .webp, which is converted to .gif, and as .mp4
+TAKES = {
+    "tensorboard": (".png", ".webp", ".gif"),
+    "swanlab": (".png", ".webp", ".gif"),
+    "wandb": (".png", ".mp4", ".gif"),
+    "trackio": (".png", ".mp4", ".gif"),
+    "mlflow": PICTURES,
+}
 
 
 def check_tracker(name: str | None, options: Sequence[str] = ()) -> None:
@@ -161,24 +170,34 @@ def run_id(name: str, accelerator: Accelerator, arguments: Mapping[str, Any]) ->
 
 
 def log_picture(name: str, run: Any, path: Path, step: int) -> None:
-    """Sends a picture or an animation. Trackers that are not named here get only numbers."""
-    title = f"pictures/{path.stem.rstrip('0123456789').rstrip('_') or path.stem}{path.suffix if path.suffix in MOVING else ''}"
-    if name == "tensorboard":
-        if path.suffix == ".mp4":
-            return
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(encoded_image_string=path.read_bytes())  # a GIF is animated
-        run._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=title, image=image)]), step)
-    elif name in ("wandb", "trackio", "swanlab"):
-        from importlib import import_module
-
-        library = import_module(name)
-        if name == "swanlab" and path.suffix == ".mp4":
-            return
-        kind = library.Video if path.suffix in MOVING else library.Image
-        run.log({title: kind(str(path))}, step=step)
-    elif name == "mlflow":
+    """Sends a picture or an animation, if the tracker takes files of its kind. Trackers that are not in TAKES get only numbers."""
+    if path.suffix not in TAKES.get(name, ()):
+        return
+    if name == "mlflow":
         import mlflow
 
         mlflow.log_artifact(str(path), "pictures")
+        return
+    with TemporaryDirectory() as folder:
+        file = path if path.suffix != ".webp" else write_gif(path, Path(folder) / f"{path.stem}.gif")
+        title = f"pictures/{path.stem.rstrip('0123456789').rstrip('_') or path.stem}{file.suffix if file.suffix in MOVING else ''}"
+        if name == "tensorboard":
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            image = Summary.Image(encoded_image_string=file.read_bytes())  # a GIF is animated
+            run._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=title, image=image)]), step)
+        else:
+            from importlib import import_module
+
+            library = import_module(name)
+            kind = library.Video if file.suffix in MOVING else library.Image
+            run.log({title: kind(str(file))}, step=step)
+
+
+def write_gif(source: Path, path: Path) -> Path:
+    """Converts an animated picture to a GIF file, with the same durations of its frames. Returns the file."""
+    from PIL import Image
+
+    with Image.open(source) as moving:
+        moving.save(path, save_all=True, loop=0)
+    return path

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mmm.evaluate.reconstruction.video import animate
 from mmm.train.config import TrainConfig
 from mmm.train.distributed.setup import start
-from mmm.train.trackers import Tracker, check_tracker, read_options
+from mmm.train.trackers import Tracker, check_tracker, log_picture, read_options
 
 CONFIG = TrainConfig(steps=2, batch_size=1, learning_rate=1.0, precision="fp32")
 FLAT = {"train.betas": [0.9, 0.999], "train.steps": 3, "name": None}
@@ -26,11 +31,18 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def draw(folder: Path, name: str, shade: int) -> None:
-    path = folder / "pictures" / name
+def draw(folder: Path, step: int) -> None:
+    """Writes a still picture, and the animations that a run of clips writes."""
+    pytest.importorskip("av")
+    path = folder / "pictures" / f"reconstruction_{step}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [Image.fromarray(np.full((8, 8, 3), shade + number, np.uint8)) for number in range(3)]
-    frames[0].save(path, save_all=path.suffix == ".gif", **({"append_images": frames[1:]} if path.suffix == ".gif" else {}))
+    Image.fromarray(np.full((8, 8, 3), 10 * step, np.uint8)).save(path)
+    animate([("original", torch.linspace(0, 1, 3).view(1, 1, 3, 1, 1).expand(1, 3, 3, 8, 8))], path, title="clips")
+
+
+def check_gif(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as found:
+        assert (found.format, found.n_frames, found.info["duration"]) == ("GIF", 3, 120)  # 125 ms, in hundredths of a second
 
 
 def run_twice(name: str, folder: Path, *options: str) -> str:
@@ -41,8 +53,7 @@ def run_twice(name: str, folder: Path, *options: str) -> str:
     for step in (1, 3):
         accelerator = start(CONFIG)
         tracker = Tracker(accelerator, name, folder, FLAT, options=options, step=step - 1)
-        draw(folder, f"reconstruction_{step}.png", 10 * step)
-        draw(folder, f"reconstruction_{step}.gif", 10 * step)
+        draw(folder, step)
         tracker.log({"loss": 1.0 / step}, step)
         tracker.log({"loss": 1.0 / (step + 1)}, step + 1)
         tracker.log_pictures(step + 1)
@@ -65,7 +76,9 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path: Path) -> None:
     images = read.Images("pictures/reconstruction")
     assert [one.step for one in images] == [1, 3]
     assert images[0].encoded_image_string == (tmp_path / "mine" / "pictures" / "reconstruction_1.png").read_bytes()
-    assert read.Images("pictures/reconstruction.gif")[1].encoded_image_string[:3] == b"GIF"
+    moving = read.Images("pictures/reconstruction.gif")
+    assert [one.step for one in moving] == [1, 3]
+    check_gif(moving[1].encoded_image_string)
 
 
 def test_mlflow_has_one_run(tmp_path: Path) -> None:
@@ -85,7 +98,7 @@ def test_mlflow_has_one_run(tmp_path: Path) -> None:
         (4, 0.25),
     ]
     names = {Path(one.path).name for one in client.list_artifacts(known, "pictures")}
-    assert names == {f"reconstruction_{step}.{kind}" for step in (1, 3) for kind in ("png", "gif")}
+    assert names == {f"reconstruction_{step}.{kind}" for step in (1, 3) for kind in ("png", "webp", "mp4")}
 
 
 def test_wandb_has_one_run(tmp_path: Path) -> None:
@@ -94,7 +107,7 @@ def test_wandb_has_one_run(tmp_path: Path) -> None:
     assert len(folders) == 2, folders  # one folder per start, with the same id
     pictures = [path.suffix for folder in folders for path in (folder / "files" / "media").rglob("*.*")]
     assert pictures.count(".png") == 2
-    assert pictures.count(".gif") == 2
+    assert pictures.count(".mp4") == 2
 
 
 def test_trackio_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +120,19 @@ def test_trackio_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_swanlab_starts_and_resumes(tmp_path: Path) -> None:
     run_twice("swanlab", tmp_path / "mine", "project=cells", "mode=offline")
     assert any((tmp_path / "mine" / "swanlab").rglob("*")), "no files in the run folder"
+
+
+def test_swanlab_gets_animations_as_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swanlab.Video takes only the path of a GIF file, and reads it at once."""
+    seen: dict[str, tuple[str, bytes]] = {}
+    monkeypatch.setitem(sys.modules, "swanlab", SimpleNamespace(Video=lambda path: (Path(path).suffix, Path(path).read_bytes())))
+    draw(tmp_path, 1)
+    for path in sorted((tmp_path / "pictures").glob("*_1.[wm]*")):
+        log_picture("swanlab", SimpleNamespace(log=lambda found, step: seen.update(found)), path, 1)
+    assert list(seen) == ["pictures/reconstruction.gif"]
+    suffix, data = seen["pictures/reconstruction.gif"]
+    assert suffix == ".gif"
+    check_gif(data)
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path: Path) -> None:
