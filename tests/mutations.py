@@ -994,7 +994,7 @@ MUTANTS = [
     ),
     Mutant(
         "mmm/data/sources/file_list.py",
-        "    columns = _header(file, rows[first], [rows[number] for number in others])",
+        "    columns = _header(file, rows[first], [rows[number] for number in others], names)",
         "    columns = None",
         "data/video/test_video_sources.py -k header_is_no",
     ),

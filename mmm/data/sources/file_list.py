@@ -59,8 +59,14 @@ class Columns(NamedTuple):
 
     def format(self) -> str:
         """The names of the columns in their order."""
-        places = {place: name for name, place in self._asdict().items() if place is not None}
-        return " ".join(places[place] for place in sorted(places))
+        return " ".join(name for _, name in self._ordered())
+
+    def example(self, words: Sequence[str]) -> str:
+        """Returns the values of a line with the names of their columns: "path a.mp4, start 0, total 20"."""
+        return ", ".join(f"{name} {words[place]}" for place, name in self._ordered())
+
+    def _ordered(self) -> list[tuple[int, str]]:
+        return sorted((place, name) for name, place in self._asdict().items() if place is not None)
 
 
 class RangeColumn:
@@ -174,7 +180,7 @@ def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
     if not rows:
         return []
     first, *others = rows
-    columns = _header(file, rows[first], [rows[number] for number in others])
+    columns = _header(file, rows[first], [rows[number] for number in others], names)
     if columns is not None:
         _announce_header(file, first, lines[first][:80])
         del rows[first]
@@ -183,8 +189,6 @@ def read_list(file: Path, names: Sequence[str] = ()) -> list[Row]:
         columns = Columns.named(names)
     elif columns is None:
         columns = _columns_of(file, list(rows.values()))
-        if columns is not None and width > 2:
-            _announce_columns(file, columns.format())
     found = []
     for number, words in rows.items():
         where, line = f"data.source {file}, line {number}", lines[number][:80]
@@ -216,7 +220,7 @@ def _range(words: list[str], columns: Columns, where: str) -> tuple[int, int | N
     count = total if end is None or end < 0 else end - first + 1
     if first < 0 or (count is not None and count == 0) or (end is not None and 0 <= end < first):
         listed = ", ".join(f"{name} {words[place]}" for name, place in named.items() if place is not None)
-        raise ValueError(f"{where} holds no frame: {listed}")
+        raise ValueError(f"{where} holds no frame: {listed}{f'; {HINT}' if total == 0 else ''}")  # perhaps it is a label
     count = None if count is None or count < 0 else count
     return None if first == 0 and count is None else (first, count)
 
@@ -227,12 +231,13 @@ def _announce_header(file: Path, line: int, text: str) -> None:
 
 
 @cache
-def _announce_columns(file: Path, columns: str) -> None:
-    logger.info("%s: its columns are read as `%s`; set data.list_columns if this is wrong", file, columns)
+def _announce_columns(file: Path, columns: str, first: str) -> None:
+    text = "%s: by their content, the columns are read as `%s`, and the first line as %s; if this is wrong, name the columns, for "
+    logger.info(text + "instance data.list_columns path start label", file, columns, first)
 
 
-def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Columns | None:
-    """Returns the columns that a first line names, or None if the line is a sample."""
+def _header(file: Path, words: list[str], others: Sequence[list[str]], given: Sequence[str]) -> Columns | None:
+    """Returns the columns that a first line names, or None if the line is a sample. `given` are the names in data.list_columns."""
     lower = [word.lower() for word in words]
     names = [next((name for name, known in HEADERS.items() if word in known), "ignore") for word in lower]
     columns = Columns.named(names)
@@ -240,12 +245,21 @@ def _header(file: Path, words: list[str], others: Sequence[list[str]]) -> Column
         return columns
     numbers = bool(others) and all(_is_number(row[-1]) for row in others)
     if numbers and len(words) > 1 and not _is_number(words[-1]) and not os.path.splitext(words[0])[1]:
-        return _columns_of(file, others)
+        return Columns.named(given) if given else _columns_of(file, others)
     return None
 
 
 def _columns_of(file: Path, rows: Sequence[list[str]]) -> Columns | None:
-    """Returns the columns of lines without a header, by their number and content; None if they have no known format.
+    """Returns the columns of lines whose names are not known, by their number and content, and logs what was found; see
+    `_find_columns`."""
+    columns = _find_columns(file, rows)
+    if columns is not None and len(rows[0]) > 2:
+        _announce_columns(file, columns.format(), columns.example(rows[0]))
+    return columns
+
+
+def _find_columns(file: Path, rows: Sequence[list[str]]) -> Columns | None:
+    """Returns the columns of lines by their number and content; None if they have no known format.
 
     Raises:
         ValueError: the content fits two formats.

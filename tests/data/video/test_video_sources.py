@@ -226,7 +226,7 @@ def test_lists_with_names_absolute_paths_and_no_labels(tmp_path: Path, video: by
         ("a 0 20\nb 7 20\n", "third may be the number of its frames or a label; say which column is which"),
         ("a 20 3\na 40 3\n", "third may be the number of its frames or a label"),
         ("path,start_frame,end_frame\na,9,5\n", "line 2 holds no frame: start 9, end 5"),
-        ("a 0 0\n", "line 1 holds no frame: start 0, total 0"),
+        ("a 0 0\n", "line 1 holds no frame: start 0, total 0; say which column is which"),  # path start label
         ("path,start,label\na,1.5,2\n", "line 2: start '1.5' is not a whole number"),
         ("a 0 -1\nb 0\n", "line 2: 2 columns, not 3"),
         ("\n# nothing\n", "names no videos"),
@@ -314,6 +314,25 @@ def test_a_row_with_a_start_is_that_part_of_the_video(
     (tmp_path / "late.txt").write_text("v.mp4 90 -1\n")
     (batch,) = eval_batches(opened(tmp_path / "late.txt"), CONFIG, batch_size=1)
     assert "has no frames 90; its 40 frames have the numbers 0 to 39" in batch.problems[0].reason
+
+
+def test_the_log_says_how_each_column_is_read(tmp_path: Path, video: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers alone do not show whether a column is a label or a number of frames: these lists may also be `path start label`."""
+    tree(tmp_path, video, "a.mp4", "b.mp4")
+    for name, lines, said in (
+        ("one", "a.mp4 0 5\nb.mp4 0 7\n", "read as `path start total`, and the first line as path a.mp4, start 0, total 5; if"),
+        ("two", "a.mp4 3 1\nb.mp4 9 0\n", "read as `path total label`, and the first line as path a.mp4, total 3, label 1; if"),
+        ("header", "name,x,y\na.mp4,3,1\nb.mp4,9,0\n", "the first line as path a.mp4, total 3, label 1; if this is wrong, name"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(lines)
+        with caplog.at_level(logging.INFO, "mmm.data.sources.file_list"):
+            opened(tmp_path / f"{name}.txt")
+        assert said in caplog.text
+    clips = opened(tmp_path / "two.txt", list_columns=("path", "start", "label"))
+    assert names(clips) == ["a.mp4, frames from 3", "b.mp4, frames from 9"]
+    assert clips.labels().tolist() == [1, 0]
+    (tmp_path / "named.txt").write_text("name,x,y\na.mp4,0,2\nb.mp4,7,2\n")  # its content fits two formats
+    assert opened(tmp_path / "named.txt", list_columns=("path", "start", "label")).labels().tolist() == [2, 2]
 
 
 def test_starts_without_ends_and_names_that_are_wrong(tmp_path: Path, video: bytes) -> None:
