@@ -50,6 +50,7 @@ PRESETS: dict[str, pretrain.Config] = {
         masker=BlockMasker.Config(ratio=0.4, duration="random", blank=True),
         decoder=LinearDecoder.Config(),
         target=HogTarget.Config(cell=4),
+        train=replace(DEMO.train, learning_rate=5e-4),
     ),
 }
 

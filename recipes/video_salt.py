@@ -42,7 +42,7 @@ PRESETS: dict[str, pretrain.Config] = {
     "videos": VIDEOS,
     "videos_teacher": VIDEOS_TEACHER,
     "demo": DEMO_TEACHER,
-    "demo_student": replace(DEMO_TEACHER, decoder=VJEPA["demo"].decoder, target=FEATURES),
+    "demo_student": replace(DEMO_TEACHER, decoder=VJEPA["demo"].decoder, target=FEATURES, train=VJEPA["demo"].train),
 }
 
 if __name__ == "__main__":

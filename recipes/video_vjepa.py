@@ -109,6 +109,7 @@ PRESETS: dict[str, pretrain.Config] = {
         encoder=VisionTransformer.Config(width=128, depth=4, heads=4, class_token=False),
         decoder=SelfAttentionDecoder.Config(width=64, depth=2, heads=4),
         target=LatentTarget.Config(norm="layer", loss="l1", decay=0.99, decay_end=1.0),
+        train=replace(DEMO.train, learning_rate=5e-4),
     ),
 }
 

@@ -9,11 +9,14 @@ library with a recipe's settings has the library's name after an at sign, and ru
 --methods image_mae image_mae@lightly (lightly is not installed by this project),
 --videos --methods video_mae video_mae@transformers.
 
-Time is processor time of this process. The time of one update is measured first, as the difference of two short runs; then each
-method trains for as many updates as fit, the same number for every seed, with a warm-up of a twentieth of them and one learning
-rate for all methods, which was tuned for none. Frozen features are evaluated by 20 nearest neighbours and by a linear classifier on
-100 labels per class, and compared with those of the same encoder with random weights and with raw pixels. All results are kept in
-one JSON file, which is updated after each method: a run that was stopped continues."""
+Equal time is an equal product of updates and seconds of processor time per update. The times of all methods are measured first, in
+turns, because the speed of a machine changes from minute to minute. From then on the number of updates of each method is fixed:
+it does not matter how fast the machine is later, or whether it is another one. Each method trains with the same number of updates
+for every seed, with a warm-up of a twentieth of them. The peak learning rate is that of the recipe's demonstration for videos, and
+one rate for all methods for images, which was tuned for none. Frozen features are evaluated by 20 nearest neighbours and by a
+linear classifier on 100 labels per class, and compared with those of the same encoder with random weights and with raw pixels. All
+results are kept in one JSON file, which is updated after each method: a run that was stopped continues, and several processes with
+different methods or seeds may run at once."""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import mmm
 from benchmarks.evaluate.other_loops import LOOPS
@@ -38,7 +44,7 @@ from mmm.encoders import EncoderConfig, Hiera, Swin
 from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.features.frozen_eval import FeatureEvalConfig, evaluate_features
-from mmm.targets import LatentTarget, PixelTarget
+from mmm.targets import LatentTarget
 from recipes.image_mae import CIFAR10
 from tasks import pretrain
 
@@ -53,14 +59,20 @@ ENCODERS: dict[str, EncoderConfig] = {  # of methods with a plus in their name; 
 }
 BATCH, RATE = 64, 1.2e-3  # images of an update, and its peak learning rate
 MEASURED = ("neighbours", "linear")
-PACE = (8, 72)  # updates of the two runs whose difference gives the time of an update
+ROUNDS, TIMED = 3, 24  # turns in which the time of an update is measured, and the updates of each
 
 
-def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> pretrain.Config:
-    """Returns the demonstration of a recipe, on CIFAR-10 or on clips, with the given number of updates."""
+def config_of(
+    name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path, *, teacher: bool = False
+) -> pretrain.Config:
+    """Returns the demonstration of a recipe, on CIFAR-10 or on clips, with the given number of updates.
+
+    Args:
+        teacher: return the config of the frozen teacher of a method, and not that of its student.
+    """
     recipe, _, encoder = name.partition("@")[0].partition("+")
     presets = importlib.import_module(f"recipes.{recipe}").PRESETS
-    preset: pretrain.Config = presets.get("demo_student", presets["demo"])
+    preset: pretrain.Config = presets["demo"] if teacher else presets.get("demo_student", presets["demo"])
     changes: dict[str, Any] = {"data": replace(preset.data, workers=0)}  # so that reading counts
     if not options.videos:
         changes["data"] = replace(CIFAR10.data, source=options.source, workers=0)
@@ -86,43 +98,64 @@ def config_of(name: str, options: argparse.Namespace, steps: int, seed: int, fol
     return replace(preset, **changes, train=train, seed=seed, folder=str(folder), evaluate=evaluate)
 
 
-def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> tuple[float, int]:
-    """Trains a model and returns processor seconds and the number of the model's updates. For a frozen latent target, the first
-    sixth of the updates trains the teacher."""
+def train(name: str, options: argparse.Namespace, steps: int, seed: int, folder: Path) -> int:
+    """Trains a model and returns the number of its updates. For a frozen latent target, the first sixth of the updates trains the
+    teacher."""
     config = config_of(name, options, steps, seed, folder)
-    began = time.process_time()
     if library := name.partition("@")[2]:
         torch.manual_seed(seed)
         LOOPS[library](config, folder)
-        return time.process_time() - began, steps
+        return steps
     if isinstance(config.target, LatentTarget.Config) and config.target.teacher.endswith("-teacher"):
         first = max(1, steps // 6)
-        pixels = PixelTarget.Config(standardise="none")
-        teacher = replace(
-            config, target=pixels, folder=config.target.teacher, train=replace(config.train, steps=first, save_every=first)
-        )
-        pretrain.run(teacher)
+        pretrain.run(config_of(name, options, first, seed, Path(config.target.teacher), teacher=True))
         steps -= first
-        config = replace(config, train=replace(config.train, steps=steps, save_every=steps))
+        config = config_of(name, options, steps, seed, folder)
     pretrain.run(config)
-    return time.process_time() - began, steps
+    return steps
+
+
+def time_update(name: str, options: argparse.Namespace, folder: Path) -> float:
+    """Returns the processor time of an update in seconds, without what precedes the first one and follows the last one."""
+    times: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: times.append(time.process_time()))
+    try:
+        train(name, options, TIMED, 0, folder)
+    finally:
+        hook.remove()
+    spans = [after - before for before, after in pairwise(times)]
+    return mean(span for span in spans if span < 3 * median(spans))  # one span may contain the preparation of a second training
+
+
+def measure_paces(names: Sequence[str], options: argparse.Namespace, known: dict[str, float]) -> dict[str, float]:
+    """Returns the seconds per update of methods, measured in turns.
+
+    Args:
+        names: the methods.
+        known: times that were measured earlier, maybe on another machine. New times are then given in proportion to the first of
+            these, which is measured again with them.
+    """
+    reference = next(iter(known), None)
+    taken: dict[str, list[float]] = {name: [] for name in dict.fromkeys([*([reference] if reference else []), *names])}
+    for _ in range(ROUNDS):
+        for name, found in taken.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                found.append(time_update(name, options, Path(scratch) / "run"))
+    paces = {name: median(found) for name, found in taken.items()}
+    factor = 1.0 if reference is None else known[reference] / paces[reference]
+    return {name: factor * paces[name] for name in names}
 
 
 def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Returns the result of one method and seed.
 
     Args:
-        found: all earlier results. The seconds of an update of this method, and the features of random weights of the same
-            encoder, are not measured again if they are there; otherwise they are added.
+        found: all earlier results, with the seconds of an update of this method. The features of random weights of the same
+            encoder are not evaluated again if they are there; otherwise they are added.
     """
-    pace = found["paces"].get(name)
-    if pace is None:
-        train(name, options, 2, seed, scratch / f"{name}-{seed}-2")  # imports; two updates, the first of which may be a teacher's
-        few, more = (train(name, options, steps, seed, scratch / f"{name}-{seed}-{steps}")[0] for steps in PACE)
-        pace = found["paces"][name] = (more - few) / (PACE[1] - PACE[0])
-    steps = max(1, round(60 * options.minutes / pace))
+    steps = max(1, round(60 * options.minutes / found["paces"][name]))
     folder = scratch / f"{name}-{seed}"
-    seconds, updates = train(name, options, steps, seed, folder)
+    updates = train(name, options, steps, seed, folder)
     config = config_of(name, options, steps, seed, folder)
     data = replace(config.data, cache=False) if not options.videos else config.data  # type: ignore[call-arg]
     parts = open_data(data, "train"), open_data(data, "eval")
@@ -136,21 +169,29 @@ def measure(name: str, options: argparse.Namespace, seed: int, scratch: Path, fo
     if baseline is None:
         baseline = {measured: {model: top[measured][model] for model in ("untrained", "raw_pixels")} for measured in MEASURED}
         found["baselines"][key] = baseline
-    figures = {measured: {"trained": top[measured]["trained"], **baseline[measured]} for measured in MEASURED}
-    return {"updates": updates, "seconds": seconds, **figures}
+    return {"updates": updates, **{measured: {"trained": top[measured]["trained"], **baseline[measured]} for measured in MEASURED}}
 
 
 def describe(found: dict[str, Any]) -> str:
     """Formats the table of all methods. With several seeds, ± is half of the range of their values."""
-    rows = []
-    for name, seeds in found["methods"].items():
-        runs = list(seeds.values())
-        row = [f"`{name}`", f"{mean(run['updates'] for run in runs):,.0f}", f"{mean(run['seconds'] for run in runs):.0f}"]
+    rows, order = [], [f"{medium}_{name}" for medium, names in (("image", IMAGES), ("video", VIDEOS)) for name in names]
+    for name in sorted(found["methods"], key=lambda one: (order.index(one) if one in order else len(order), one)):
+        runs = list(found["methods"][name].values())
+        row = [f"`{name}`", f"{mean(run['updates'] for run in runs):,.0f}"]
         for measured in MEASURED:
             row += [spread([run[measured][model] for run in runs]) for model in ("trained", "untrained")]
         rows.append(row)
-    head = ["recipe", "updates", "seconds", "neighbours, %", "random weights", "linear, %", "random weights"]
+    head = ["recipe", "updates", "neighbours, %", "random weights", "linear, %", "random weights"]
     return table(head, rows)
+
+
+def save(found: dict[str, Any], file: Path) -> None:
+    """Writes the JSON file, with the results that other processes have added to it."""
+    other = json.loads(file.read_text()) if file.exists() else {}
+    for name, seeds in other.get("methods", {}).items():
+        found["methods"][name] = seeds | found["methods"].get(name, {})
+    found["baselines"] = other.get("baselines", {}) | found["baselines"]
+    file.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def spread(values: list[float]) -> str:
@@ -180,13 +221,18 @@ def main() -> None:
     begun = {"machine": machine(torch.device("cpu")), "paces": {}, "baselines": {}, "methods": {}}
     found = json.loads(file.read_text()) if file.exists() else begun
     prefix, known = ("video_", VIDEOS) if options.videos else ("image_", IMAGES)
-    for method in options.methods or [f"{prefix}{one}" for one in known]:
-        for seed in options.seeds:
-            if str(seed) in found["methods"].setdefault(method, {}):
+    methods = options.methods or [f"{prefix}{one}" for one in known]
+    if new := [method for method in methods if method not in found["paces"]]:
+        found["paces"] |= measure_paces(new, options, found["paces"])
+        save(found, file)
+    for seed in options.seeds:
+        for method in methods:
+            if str(seed) in found["methods"].get(method, {}):
                 continue
             with tempfile.TemporaryDirectory() as scratch:
-                found["methods"][method][str(seed)] = result = measure(method, options, seed, Path(scratch), found)
-            file.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+                result = measure(method, options, seed, Path(scratch), found)
+            found["methods"].setdefault(method, {})[str(seed)] = result
+            save(found, file)
             print(f"{method}, seed {seed}: {result}", flush=True)
     kind = "builtin:motion" if options.videos else "CIFAR-10"
     raw = [spread([one[measured]["raw_pixels"] for one in found["baselines"].values()]) for measured in MEASURED]
