@@ -125,7 +125,8 @@ class Classifier(Pretrained, nn.Module):
             head: None: `HeadConfig()`.
             frozen: see `__init__`.
             seed: random seed of the new weights. With a seed, torch's generator is not changed.
-            data, labels: see `__init__`.
+            data: see `__init__`.
+            labels: see `__init__`.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
             if seed is not None:

@@ -216,7 +216,8 @@ class MaskedModel(Pretrained, nn.Module):
             x: normalised pixels, (B, C, H, W) or (B, C, T, H, W).
             keys: keys of the samples, int64 (B,). None: keys are drawn with torch's generator, for samples outside a training run.
             masker: used instead of the masker of the model.
-            step, steps: the current update, and the number of updates.
+            step: the current update, for a ratio that changes during the run.
+            steps: the number of updates of the run.
 
         Raises:
             ValueError: the masks do not fit the encoder or the grid.

@@ -124,7 +124,8 @@ class Pretrained:
             repo: `user/name`; created if it does not exist.
             private: whether a new repository is private.
             message: message of the commit.
-            license, results: see `save_pretrained`.
+            license: see `save_pretrained`.
+            results: see `save_pretrained`.
 
         Raises:
             ValueError: the hub refuses the upload or cannot be reached.

@@ -81,7 +81,11 @@ class Segmenter(Pretrained, nn.Module):
         """Builds the head for an encoder, and adds a bias of relative positions to the encoder if requested.
 
         Args:
-            classes, frozen, relative_bias, data, labels: see `__init__`.
+            classes: see `__init__`.
+            frozen: see `__init__`.
+            relative_bias: see `__init__`.
+            data: see `__init__`.
+            labels: see `__init__`.
             seed: random seed of the new weights, which does not change torch's generator. None: torch's generator is used.
         """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):

@@ -84,7 +84,7 @@ class Context:
         untrained: builds the same model with its initial random weights.
         pictures: folder for pictures. None: no pictures, as in processes other than the main one.
         changes: options, by name, in which the data differs from that of the model's run. They become part of the names of
-        pictures.
+            pictures.
         source: empty for the first source of a run, else the name of the source, which is appended to the names of results.
         step: number of updates of the weights. None: not known.
         steps: number of updates of the whole run, for maskers with a schedule.
@@ -147,7 +147,7 @@ class Evaluator(ABC):
         config: the user's choices.
         needs_labels: whether the samples must have labels.
         online: whether it runs during training even if `every` is None: every `train.evaluate_every` updates, and after the last
-        update.
+            update.
         columns: title and format of its numbers in `mmm compare`, by name. Other numbers are shown under their names.
     """
 

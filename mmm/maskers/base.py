@@ -121,8 +121,8 @@ class Masker(nn.Module):
         Args:
             keys: int64 (B,), of the samples; the mask is on their device.
             grid: (H', W') or (T', H', W').
-            step, steps: the current update and the number of updates, for a ratio that changes and for sizes that all samples of an
-                update share.
+            step: the current update, for a ratio that changes and for sizes that all samples of an update share.
+            steps: the number of updates of the run.
             scores: (B, N), a number of at least 0 for each token, if the masker `needs_scores`.
 
         Raises:
